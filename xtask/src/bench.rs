@@ -1,0 +1,90 @@
+//! `./x bench NAME`: each benchmark is a program of `kata-cc-tests` that measures ours and a peer in the same
+//! run, on the host where virtual machines can run. It prints JSON rows; the table and the file
+//! `target/bench/NAME.json` are made here.
+
+use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::shell::{output, step};
+use crate::{binaries, guest_image, lab, paths};
+
+/// Name, what it measures, whether it needs a virtual machine.
+const BENCHMARKS: &[(&str, &str)] =
+    &[("boot", "VMM exec to guest init and agent ready, memory beyond guest RAM; peer: QEMU microvm")];
+
+/// One measured figure.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Row {
+    /// What was measured.
+    metric: String,
+    /// Unit of `ours` and `peer`.
+    unit: String,
+    /// Median of ours.
+    ours: f64,
+    /// Smallest of ours.
+    ours_min: f64,
+    /// Median of the peer; none when there is nothing to compare with.
+    peer: Option<f64>,
+    /// Smallest of the peer.
+    peer_min: Option<f64>,
+    /// Who the peer is, with its version.
+    peer_name: String,
+    /// `ours / peer` of the medians.
+    ratio: Option<f64>,
+    /// What is aimed at, in words (`ratio <= 1.0`).
+    target: String,
+    /// Whether the target was met.
+    met: bool,
+    /// How often each was measured.
+    repeated: u32,
+}
+
+/// Run one benchmark, or list them.
+pub(crate) fn bench(name: Option<&str>) -> anyhow::Result<()> {
+    let Some(name) = name else {
+        for (name, what) in BENCHMARKS {
+            println!("{name:<8} {what}");
+        }
+        return Ok(());
+    };
+    if !BENCHMARKS.iter().any(|(known, _)| *known == name) {
+        bail!("there is no benchmark {name:?}: `./x bench` lists them");
+    }
+    binaries::build()?;
+    guest_image::build()?;
+    let host = lab::choose()?;
+    step(&format!("measuring {name}"));
+    let program = paths::binaries().join("kata-cc-bench");
+    let printed = output(&mut host.command(&program, &[name], 30))?;
+    let rows: Vec<Row> = serde_json::from_str(&printed).context("the benchmark printed no rows")?;
+    print_table(&rows);
+    let path = paths::root().join("target/bench").join(format!("{name}.json"));
+    std::fs::create_dir_all(path.parent().expect("has a parent"))?;
+    std::fs::write(&path, serde_json::to_vec_pretty(&rows)?)?;
+    println!("written to {}", path.display());
+    Ok(())
+}
+
+fn print_table(rows: &[Row]) {
+    println!(
+        "{:<34} {:>6} {:>12} {:>12} {:>7}  {:<16} met",
+        "metric", "unit", "ours", "peer", "ratio", "target"
+    );
+    for row in rows {
+        let number = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"));
+        println!(
+            "{:<34} {:>6} {:>12.3} {:>12} {:>7}  {:<16} {}",
+            row.metric,
+            row.unit,
+            row.ours,
+            number(row.peer),
+            number(row.ratio),
+            row.target,
+            if row.met { "yes" } else { "NO" }
+        );
+    }
+    if let Some(row) = rows.first() {
+        println!("medians of {} runs; peer: {}", row.repeated, row.peer_name);
+    }
+}

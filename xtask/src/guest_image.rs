@@ -1,0 +1,167 @@
+//! The guest image: kernel (`guest-image/kernel/build`), initramfs (made here) and their manifest.
+//!
+//! The initramfs holds the static agent as `/init`, its default policies and empty mount points. It is not
+//! compressed: unpacking costs the guest more than reading a few more MiB costs the host. The same inputs
+//! give the same bytes; `./x reproduce` shows it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, ensure};
+use aws_lc_rs::digest::{SHA256, SHA384, digest};
+use serde::Serialize;
+
+use crate::cpio::{Archive, Kind};
+use crate::paths;
+use crate::shell::{command, output, run, step};
+
+/// What `manifest.json` says of the guest image.
+#[derive(Serialize)]
+struct Manifest {
+    /// Form of this file.
+    version: u32,
+    kernel: Measured,
+    initramfs: Measured,
+    /// Command line (without the device words that the VMM adds) by tier.
+    command_lines: Vec<CommandLine>,
+}
+
+#[derive(Serialize)]
+struct Measured {
+    file: String,
+    bytes: usize,
+    sha256: String,
+    sha384: String,
+}
+
+#[derive(Serialize)]
+struct CommandLine {
+    tier: &'static str,
+    text: String,
+    sha256: String,
+    sha384: String,
+}
+
+/// Build what is not there yet around the agent of [`crate::binaries`]; gives the folder with `vmlinux`, `initramfs` and `manifest.json`.
+pub(crate) fn build() -> anyhow::Result<PathBuf> {
+    let kernel = kernel()?;
+    let initramfs = initramfs(&paths::binaries().join("kata-cc-agent"))?;
+    let share = paths::share();
+    std::fs::create_dir_all(&share)?;
+    replace(&share.join("vmlinux"), &std::fs::read(kernel.join("vmlinux"))?)?;
+    replace(&share.join("bzImage"), &std::fs::read(kernel.join("bzImage"))?)?;
+    replace(&share.join("initramfs"), &initramfs)?;
+    let manifest = Manifest {
+        version: 1,
+        kernel: measured("vmlinux", &std::fs::read(kernel.join("vmlinux"))?),
+        initramfs: measured("initramfs", &initramfs),
+        command_lines: ["vm", "sim-snp"].map(command_line).into(),
+    };
+    replace(&share.join("manifest.json"), &serde_json::to_vec_pretty(&manifest)?)?;
+    step(&format!("guest image: {} (initramfs {} KiB)", share.display(), initramfs.len() / 1024));
+    Ok(share)
+}
+
+/// Build the workspace twice, each time from nothing, and compare the two images.
+///
+/// The whole workspace, since cargo unites the features of what is built together: an agent built alone is
+/// another agent.
+pub(crate) fn reproduce() -> anyhow::Result<()> {
+    let mut images = Vec::new();
+    for round in 0..2 {
+        step(&format!("building from nothing, round {}", round + 1));
+        let target = paths::cache().join("reproduce");
+        let _ = std::fs::remove_dir_all(&target);
+        let mut build = command("cargo", &["build", "--release", "--locked", "--workspace", "--bins"]);
+        run(build.env("CARGO_TARGET_DIR", &target).env_remove("CARGO_INCREMENTAL"))?;
+        images.push(initramfs(&target.join(paths::TARGET).join("release/kata-cc-agent"))?);
+        std::fs::remove_dir_all(&target)?;
+    }
+    let digests: Vec<String> = images.iter().map(|image| hex::encode(digest(&SHA256, image))).collect();
+    println!("initramfs sha256: {} and {}", digests[0], digests[1]);
+    ensure!(digests[0] == digests[1], "two builds of the same inputs differ");
+    Ok(())
+}
+
+fn kernel() -> anyhow::Result<PathBuf> {
+    let script = paths::root().join("guest-image/kernel/build");
+    let printed = output(&mut command(script, &[])).context("the guest kernel was not built")?;
+    Ok(PathBuf::from(printed.lines().last().unwrap_or_default()))
+}
+
+/// The initramfs around an agent binary.
+fn initramfs(agent: &Path) -> anyhow::Result<Vec<u8>> {
+    let stripped = tempfile_beside(agent);
+    let agent_text = agent.to_string_lossy();
+    let to = stripped.to_string_lossy();
+    run(&mut command("strip", &["--strip-all", "-o", &to, &agent_text])).context("cannot strip the agent")?;
+    let init = std::fs::read(&stripped)?;
+    std::fs::remove_file(&stripped)?;
+
+    let mut archive = Archive::default();
+    for dir in ["dev", "etc", "etc/kata-cc", "etc/ssl", "etc/ssl/certs", "proc", "root", "run", "sys", "tmp"]
+    {
+        archive.add(dir, 0o755, &Kind::Directory);
+    }
+    // The kernel opens the console before init can mount devtmpfs.
+    archive.add("dev/console", 0o600, &Kind::CharacterDevice(5, 1));
+    archive.add("dev/null", 0o666, &Kind::CharacterDevice(1, 3));
+    for (from, to) in [("default.rego", "default-policy.rego"), ("plain.rego", "plain-policy.rego")] {
+        let path = paths::root().join("agent/policy").join(from);
+        let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        archive.add(&format!("etc/kata-cc/{to}"), 0o444, &Kind::File(&text));
+    }
+    archive.add("etc/ssl/certs/ca-certificates.crt", 0o444, &Kind::File(&public_roots()?));
+    archive.add("init", 0o755, &Kind::File(&init));
+    archive.add("kata-cc-agent", 0o777, &Kind::Link("init"));
+    Ok(archive.finish())
+}
+
+/// Roots of public registries: those of Debian's package, never what this machine added to them.
+fn public_roots() -> anyhow::Result<Vec<u8>> {
+    let dir = Path::new("/usr/share/ca-certificates/mozilla");
+    let entries =
+        std::fs::read_dir(dir).with_context(|| format!("no {}: install ca-certificates", dir.display()))?;
+    let mut files: Vec<PathBuf> =
+        entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?;
+    files.sort();
+    let mut bundle = Vec::new();
+    for file in files {
+        bundle.extend(std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?);
+        bundle.push(b'\n');
+    }
+    Ok(bundle)
+}
+
+fn tempfile_beside(path: &Path) -> PathBuf {
+    path.with_extension(format!("stripped-{}", std::process::id()))
+}
+
+fn measured(file: &str, bytes: &[u8]) -> Measured {
+    Measured {
+        file: file.to_owned(),
+        bytes: bytes.len(),
+        sha256: hex::encode(digest(&SHA256, bytes)),
+        sha384: hex::encode(digest(&SHA384, bytes)),
+    }
+}
+
+fn command_line(tier: &'static str) -> CommandLine {
+    let text = kata_cc_vmm_api::command_line(tier);
+    CommandLine {
+        tier,
+        sha256: hex::encode(digest(&SHA256, text.as_bytes())),
+        sha384: hex::encode(digest(&SHA384, text.as_bytes())),
+        text,
+    }
+}
+
+/// Write a file whole or not at all, and leave it alone when it already holds these bytes.
+fn replace(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    if std::fs::read(path).is_ok_and(|old| old == bytes) {
+        return Ok(());
+    }
+    let new = path.with_extension("new");
+    std::fs::write(&new, bytes)
+        .and_then(|()| std::fs::rename(&new, path))
+        .with_context(|| format!("cannot write {}", path.display()))
+}

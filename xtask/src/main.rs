@@ -1,0 +1,67 @@
+//! What `./x` runs, after it has installed the Debian packages.
+//!
+//! Every step prints one line that says what it does; a step whose result is cached says so and takes no
+//! time. Paths: see [`paths`]. Exit code 0 when all went well, 1 when a step failed (the last line names it).
+#![forbid(unsafe_code)]
+
+mod bench;
+mod binaries;
+mod checks;
+mod cpio;
+mod guest_image;
+mod lab;
+mod paths;
+mod run;
+mod shell;
+mod suites;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "x", about = "Build, show, test and measure kata-cc", disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Build everything, then show an encrypted image run after attestation, and be refused.
+    Run,
+    /// Format, lint and unit checks, then the end-to-end tests.
+    Test {
+        /// Run only the tests whose name contains this.
+        name: Option<String>,
+        /// Leave out what needs a virtual machine.
+        #[arg(long)]
+        no_vm: bool,
+    },
+    /// Measure against a peer in the same run.
+    Bench {
+        /// Which benchmark; without it the names are listed.
+        name: Option<String>,
+    },
+    /// Format the sources.
+    Fmt,
+    /// Remove what was built and cached.
+    Clean,
+    /// Build the binaries only.
+    Build,
+    /// Build the binaries and the guest image.
+    Image,
+    /// Build the guest image twice from nothing and compare the bytes.
+    Reproduce,
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().command {
+        Command::Run => run::run(),
+        Command::Test { name, no_vm } => suites::test(name.as_deref(), no_vm),
+        Command::Bench { name } => bench::bench(name.as_deref()),
+        Command::Fmt => checks::format(),
+        Command::Clean => paths::clean(),
+        Command::Build => binaries::build(),
+        Command::Image => binaries::build().and_then(|()| guest_image::build().map(drop)),
+        Command::Reproduce => guest_image::reproduce(),
+    }
+}

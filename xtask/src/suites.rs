@@ -1,0 +1,109 @@
+//! `./x test`: checks, then unit and integration tests here, then the end-to-end tests where virtual
+//! machines can run, all of them in one lab session.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+
+use crate::shell::{command, output, run, step};
+use crate::{binaries, checks, guest_image, lab, paths};
+
+/// Version of cargo-nextest that is installed when there is none.
+const NEXTEST: &str = "0.9.143";
+
+/// How long the end-to-end tests may take, in minutes.
+const END_TO_END_MINUTES: u32 = 50;
+
+/// Run everything, or only the tests whose name contains `name`.
+pub(crate) fn test(name: Option<&str>, no_vm: bool) -> anyhow::Result<()> {
+    if name.is_none() {
+        checks::all()?;
+    }
+    binaries::build()?;
+    unit(name)?;
+    if no_vm {
+        step("end-to-end tests were left out (--no-vm)");
+        return Ok(());
+    }
+    guest_image::build()?;
+    end_to_end(name)
+}
+
+fn unit(name: Option<&str>) -> anyhow::Result<()> {
+    install_nextest()?;
+    step("unit and integration tests");
+    let mut nextest = command("cargo", &["nextest", "run", "--release", "--locked", "--workspace"]);
+    nextest.args(["--exclude", "kata-cc-tests", "--no-fail-fast", "--no-tests", "pass"]);
+    nextest.env("KATA_CC_BIN_DIR", paths::binaries()).env("KATA_CC_SHARE_DIR", paths::share());
+    run(nextest.args(name)).context("a unit or integration test failed")
+}
+
+fn install_nextest() -> anyhow::Result<()> {
+    let there = std::process::Command::new("cargo").args(["nextest", "--version"]).output();
+    if there.is_ok_and(|output| output.status.success()) {
+        return Ok(());
+    }
+    step("installing cargo-nextest (once)");
+    let install = ["install", "--quiet", "--locked", "cargo-nextest", "--version", NEXTEST];
+    // From /, so that this project's static linking does not apply to it.
+    run(command("cargo", &install).current_dir("/").env_remove("CARGO_TARGET_DIR"))
+}
+
+fn end_to_end(name: Option<&str>) -> anyhow::Result<()> {
+    let host = lab::choose()?;
+    step("building the end-to-end tests");
+    let tests = test_programs()?;
+    prepare_material()?;
+    fetch_containerds();
+    let script = paths::target().join("end-to-end.sh");
+    std::fs::write(&script, end_to_end_script(&tests, name))
+        .with_context(|| format!("cannot write {}", script.display()))?;
+    step(&format!("end-to-end tests ({} programs)", tests.len()));
+    run(&mut host.command("bash".as_ref(), &[&script.to_string_lossy()], END_TO_END_MINUTES))
+        .context("an end-to-end test failed")
+}
+
+/// Keys, certificates and images that are slow to make in the lab.
+pub(crate) fn prepare_material() -> anyhow::Result<()> {
+    step("preparing keys, certificates and an image");
+    let material = paths::material();
+    run(&mut command(paths::binaries().join("kata-cc-demo"), &["prepare", &material.to_string_lossy()]))
+}
+
+/// containerd 1.7 and 2.x from other Debian releases. Where they cannot be had, their tests skip and say so.
+fn fetch_containerds() {
+    for release in ["trixie", "sid"] {
+        let fetch = command(paths::root().join("tests/lab/fetch-containerd"), &[release]).status();
+        if !fetch.is_ok_and(|status| status.success()) {
+            println!("x: containerd of {release} cannot be fetched: it is NOT tested");
+        }
+    }
+}
+
+/// Runs each program to its end, also after a failure; one at a time inside, since they share a machine.
+fn end_to_end_script(tests: &[PathBuf], name: Option<&str>) -> String {
+    let mut script = String::from("failed=0\n");
+    for test in tests {
+        let filter = name.unwrap_or_default();
+        script += &format!("'{}' --test-threads=1 --nocapture '{filter}' || failed=1\n", test.display());
+    }
+    script + "exit $failed\n"
+}
+
+/// The test programs of `kata-cc-tests`, from cargo's own messages.
+fn test_programs() -> anyhow::Result<Vec<PathBuf>> {
+    let build = ["test", "--release", "--locked", "--package", "kata-cc-tests", "--tests", "--no-run"];
+    let mut build = command("cargo", &build);
+    let messages = output(build.arg("--message-format=json"))?;
+    let mut programs: Vec<PathBuf> = messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|message| message["target"]["kind"][0] == "test" && message["profile"]["test"] == true)
+        .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .collect();
+    programs.sort();
+    if programs.is_empty() {
+        bail!("cargo built no end-to-end test");
+    }
+    Ok(programs)
+}
