@@ -1,0 +1,347 @@
+//! Request, Challenge, Attestation, Response: the handshake and the errors.
+//!
+//! Source: kbs-types 0.18 and Trustee `kbs_attestation_protocol.md`. Two spellings meet here: members of
+//! `tee-evidence` are written with underscores, all others with hyphens.
+//!
+//! The report data that evidence must carry is a hash over the canonical form (RFC 8785) of nonce, public key and
+//! the text of the additional evidence: [`RuntimeData::canonical_primary`]. Members of the key that this type does not
+//! know are dropped when it is parsed, on both sides, so a key with extra members does not verify.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// A trusted execution environment as it is named on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tee {
+    /// AMD SEV-SNP on hardware.
+    Snp,
+    /// Intel TDX on hardware.
+    Tdx,
+    /// SEV-SNP played by our VMM under a throw-away root. Protects nothing. Not known to Trustee.
+    SimSnp,
+    /// Trustee's sample: made-up evidence without any signature.
+    Sample,
+    /// SEV-SNP behind Azure's vTPM.
+    AzSnpVtpm,
+    /// TDX behind Azure's vTPM.
+    AzTdxVtpm,
+    /// Intel SGX.
+    Sgx,
+    /// Arm CCA.
+    Cca,
+    /// Hygon CSV.
+    Csv,
+    /// IBM Secure Execution.
+    Se,
+    /// Hygon DCU.
+    Hygondcu,
+    /// Nvidia GPU.
+    Nvidia,
+    /// Nvidia DPU.
+    #[serde(alias = "nvidiadpu")]
+    NvidiaDpu,
+    /// TPM.
+    Tpm,
+    /// Trustee's sample device.
+    Sampledevice,
+}
+
+impl Tee {
+    /// Name on the wire, in tokens and in logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Snp => "snp",
+            Self::Tdx => "tdx",
+            Self::SimSnp => "sim-snp",
+            Self::Sample => "sample",
+            Self::AzSnpVtpm => "az-snp-vtpm",
+            Self::AzTdxVtpm => "az-tdx-vtpm",
+            Self::Sgx => "sgx",
+            Self::Cca => "cca",
+            Self::Csv => "csv",
+            Self::Se => "se",
+            Self::Hygondcu => "hygondcu",
+            Self::Nvidia => "nvidia",
+            Self::NvidiaDpu => "nvidia-dpu",
+            Self::Tpm => "tpm",
+            Self::Sampledevice => "sampledevice",
+        }
+    }
+
+    /// The name back to the value; `None` when unknown.
+    pub fn from_name(name: &str) -> Option<Self> {
+        serde_json::from_value(Value::String(name.to_owned())).ok()
+    }
+}
+
+impl std::fmt::Display for Tee {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// `POST /auth`: who asks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Request {
+    /// Protocol version, [`crate::PROTOCOL_VERSION`].
+    pub version: String,
+    /// What the guest runs in.
+    pub tee: Tee,
+    /// Anything; `{"supported-hash-algorithms": [...]}` from newer clients, `""` from older ones.
+    pub extra_params: Value,
+}
+
+/// Answer to [`Request`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Challenge {
+    /// 32 random bytes in b64.
+    pub nonce: String,
+    /// `""`, or `{"selected-hash-algorithm": "sha512"}`.
+    pub extra_params: Value,
+}
+
+/// Hash that binds the runtime data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HashAlgorithm {
+    /// SHA-256.
+    Sha256,
+    /// SHA-384, used when nothing is said.
+    Sha384,
+    /// SHA-512.
+    Sha512,
+}
+
+impl HashAlgorithm {
+    /// Reads the name, without regard to case.
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name.to_ascii_lowercase().as_str() {
+            "sha256" => Some(Self::Sha256),
+            "sha384" => Some(Self::Sha384),
+            "sha512" => Some(Self::Sha512),
+            _ => None,
+        }
+    }
+
+    /// Hashes `bytes`.
+    pub fn digest(self, bytes: &[u8]) -> Vec<u8> {
+        use aws_lc_rs::digest::{SHA256, SHA384, SHA512, digest};
+        let algorithm = match self {
+            Self::Sha256 => &SHA256,
+            Self::Sha384 => &SHA384,
+            Self::Sha512 => &SHA512,
+        };
+        digest(algorithm, bytes).as_ref().to_vec()
+    }
+}
+
+impl Challenge {
+    /// Which hash the server selected: sha384 unless it names another.
+    /// `Err` holds what was found when that is not a hash name we know.
+    pub fn hash_algorithm(&self) -> Result<HashAlgorithm, String> {
+        match self.extra_params.get("selected-hash-algorithm") {
+            None => Ok(HashAlgorithm::Sha384),
+            Some(Value::String(name)) => HashAlgorithm::from_name(name).ok_or_else(|| format!("{name:.32}")),
+            Some(other) => Err(format!("{other:.32}")),
+        }
+    }
+}
+
+/// Public key of the guest, to which answers are encrypted. A JWK reduced to the members that are hashed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kty")]
+pub enum TeePubKey {
+    /// Elliptic curve key; `alg` is `ECDH-ES+A256KW`.
+    EC {
+        /// `P-256` or `P-521`.
+        crv: String,
+        /// Key management algorithm.
+        alg: String,
+        /// x, big-endian, fixed length, b64url.
+        x: String,
+        /// y, big-endian, fixed length, b64url.
+        y: String,
+    },
+    /// RSA key; `alg` is `RSA-OAEP-256`.
+    RSA {
+        /// Key management algorithm.
+        alg: String,
+        /// Modulus, big-endian, b64url.
+        n: String,
+        /// Exponent, big-endian, b64url.
+        e: String,
+    },
+}
+
+/// What the evidence binds: nonce and key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RuntimeData {
+    /// The challenge's nonce, verbatim.
+    pub nonce: String,
+    /// Public key of the guest.
+    pub tee_pubkey: TeePubKey,
+}
+
+impl RuntimeData {
+    /// What the report data of the main evidence is the hash of. `additional_evidence` is the text exactly as it is
+    /// sent, also when it is empty.
+    pub fn canonical_primary(&self, additional_evidence: &str) -> Vec<u8> {
+        canonical(&serde_json::json!({
+            "additional-evidence": additional_evidence,
+            "nonce": self.nonce,
+            "tee-pubkey": self.tee_pubkey,
+        }))
+    }
+
+    /// What the report data of a device's evidence is the hash of.
+    pub fn canonical_device(&self) -> Vec<u8> {
+        canonical(&serde_json::json!({"nonce": self.nonce, "tee-pubkey": self.tee_pubkey}))
+    }
+}
+
+/// RFC 8785 form of a JSON value.
+pub fn canonical(value: &Value) -> Vec<u8> {
+    // Fails only for what a `Value` cannot hold: numbers that are not finite and keys that are not strings.
+    serde_json_canonicalizer::to_vec(value).unwrap_or_default()
+}
+
+/// Init-data as it travels with the evidence.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InitDataBody {
+    /// `toml`.
+    pub format: String,
+    /// The document, byte for byte.
+    pub body: String,
+}
+
+/// Evidence of the guest and its devices.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CompositeEvidence {
+    /// Evidence of the CPU, in the TEE's own shape.
+    pub primary_evidence: Value,
+    /// `""`, or JSON text of an object from TEE name to evidence.
+    pub additional_evidence: String,
+}
+
+/// `POST /attest`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Attestation {
+    /// Init-data, when the guest has any.
+    #[serde(default)]
+    pub init_data: Option<InitDataBody>,
+    /// Nonce and key.
+    pub runtime_data: RuntimeData,
+    /// Evidence.
+    pub tee_evidence: CompositeEvidence,
+}
+
+/// Answer to [`Attestation`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttestationResponse {
+    /// EAR token, a JWT.
+    pub token: String,
+}
+
+/// Flattened JWE that carries a resource. Everything is b64url.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JweResponse {
+    /// Protected header.
+    pub protected: String,
+    /// Content key, wrapped.
+    pub encrypted_key: String,
+    /// Additional authenticated data; never sent by servers known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aad: Option<String>,
+    /// 12 bytes.
+    pub iv: String,
+    /// Resource, encrypted.
+    pub ciphertext: String,
+    /// 16 bytes.
+    pub tag: String,
+}
+
+/// Body of every error answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorInformation {
+    /// `https://github.com/confidential-containers/kbs/errors/<Name>`.
+    #[serde(rename = "type")]
+    pub error_type: String,
+    /// What happened.
+    pub detail: String,
+}
+
+impl ErrorInformation {
+    /// Start of every error type.
+    pub const TYPE_PREFIX: &str = "https://github.com/confidential-containers/kbs/errors/";
+
+    /// Makes one from the bare name.
+    pub fn new(name: &str, detail: impl Into<String>) -> Self {
+        Self { error_type: format!("{}{name}", Self::TYPE_PREFIX), detail: detail.into() }
+    }
+
+    /// The name without the prefix, e.g. `PolicyDeny`.
+    pub fn name(&self) -> &str {
+        self.error_type.rsplit('/').next().unwrap_or("")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn names_of_tees_are_those_of_the_wire() {
+        for name in [
+            "az-snp-vtpm",
+            "az-tdx-vtpm",
+            "nvidia",
+            "sgx",
+            "snp",
+            "tdx",
+            "cca",
+            "csv",
+            "se",
+            "hygondcu",
+            "nvidia-dpu",
+            "tpm",
+            "sample",
+            "sampledevice",
+            "sim-snp",
+        ] {
+            assert_eq!(Tee::from_name(name).map(Tee::name), Some(name));
+        }
+        assert_eq!(Tee::from_name("nvidiadpu"), Some(Tee::NvidiaDpu));
+        assert_eq!(Tee::from_name("SNP"), None);
+    }
+
+    #[test]
+    fn attest_body_has_the_documented_names() {
+        let body = json!({
+            "init-data": null,
+            "runtime-data": {"nonce": "bm9uY2U=", "tee-pubkey":
+                {"kty": "EC", "crv": "P-256", "alg": "ECDH-ES+A256KW", "x": "AA", "y": "BB", "kid": "dropped"}},
+            "tee-evidence": {"primary_evidence": {"svn": "1"}, "additional_evidence": ""}
+        });
+        let parsed: Attestation = serde_json::from_value(body).unwrap();
+        let text = String::from_utf8(parsed.runtime_data.canonical_primary("")).unwrap();
+        assert_eq!(
+            text,
+            r#"{"additional-evidence":"","nonce":"bm9uY2U=","tee-pubkey":{"alg":"ECDH-ES+A256KW","crv":"P-256","kty":"EC","x":"AA","y":"BB"}}"#
+        );
+    }
+
+    #[test]
+    fn challenge_selects_a_hash() {
+        let challenge = |extra| Challenge { nonce: String::new(), extra_params: extra };
+        assert_eq!(challenge(json!("")).hash_algorithm(), Ok(HashAlgorithm::Sha384));
+        let named = challenge(json!({"selected-hash-algorithm": "SHA512"}));
+        assert_eq!(named.hash_algorithm(), Ok(HashAlgorithm::Sha512));
+        assert!(challenge(json!({"selected-hash-algorithm": "md5"})).hash_algorithm().is_err());
+        assert!(challenge(json!({"selected-hash-algorithm": 1})).hash_algorithm().is_err());
+    }
+}
