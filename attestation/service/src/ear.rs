@@ -1,0 +1,193 @@
+//! EAR: the claims of an attestation result (draft-ietf-rats-ear) and the AR4SI trustworthiness vector.
+//!
+//! A vector has eight signed 8-bit claims. Each falls into a tier (draft-ietf-rats-ar4si, 2.3.2); the status is the
+//! worst tier of the claims that were set. Member names and profile are Trustee's, so that its resource policies read
+//! our tokens.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+/// `eat_profile` of the token.
+pub const PROFILE: &str = "tag:github.com,2024:confidential-containers/Trustee";
+/// Issuer that Trustee's tokens name.
+pub const DEFAULT_ISSUER: &str = "CoCo-Attestation-Service";
+/// Member of a submod that lists what the attestation policy found. Ours.
+pub const FINDINGS: &str = "ear.kata-cc.findings";
+
+/// Names of the vector's members, in the order of AR4SI.
+pub const MEMBERS: [&str; 8] = [
+    "instance-identity",
+    "configuration",
+    "executables",
+    "file-system",
+    "hardware",
+    "runtime-opaque",
+    "storage-opaque",
+    "sourced-data",
+];
+
+/// How far a claim, or all of them, can be trusted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tier {
+    /// Nothing is known.
+    None,
+    /// As it should be.
+    Affirming,
+    /// Not known to be as it should be.
+    Warning,
+    /// Known to be wrong, or not what it says it is.
+    Contraindicated,
+}
+
+impl Tier {
+    /// Tier of one claim.
+    pub fn of(value: i8) -> Self {
+        match value {
+            -1..=1 => Self::None,
+            2..=31 | -32..=-2 => Self::Affirming,
+            32..=95 | -96..=-33 => Self::Warning,
+            96..=127 | -128..=-97 => Self::Contraindicated,
+        }
+    }
+
+    /// Word in `ear.status`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Affirming => "affirming",
+            Self::Warning => "warning",
+            Self::Contraindicated => "contraindicated",
+        }
+    }
+}
+
+/// The trustworthiness vector; only members that were set.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TrustVector(BTreeMap<&'static str, i8>);
+
+impl TrustVector {
+    /// Sets a member by its name, with `-` or `_`. False when there is no such member.
+    pub fn set(&mut self, name: &str, value: i8) -> bool {
+        let name = name.replace('_', "-");
+        let Some(member) = MEMBERS.iter().find(|m| **m == name) else {
+            return false;
+        };
+        self.0.insert(member, value);
+        true
+    }
+
+    /// Value of a member.
+    pub fn get(&self, name: &str) -> Option<i8> {
+        self.0.get(name).copied()
+    }
+
+    /// Worst tier of the members that were set.
+    pub fn status(&self) -> Tier {
+        self.0.values().map(|v| Tier::of(*v)).max().unwrap_or(Tier::None)
+    }
+
+    /// As JSON.
+    pub fn to_json(&self) -> Value {
+        json!(self.0)
+    }
+}
+
+/// One thing that an attestation policy compared.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Finding {
+    /// Claim, e.g. `measurement`.
+    pub claim: String,
+    /// Its value in the evidence.
+    pub seen: Value,
+    /// What it should have been: reference values, or a single value.
+    pub expected: Value,
+    /// Name of the reference value, when there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
+}
+
+impl std::fmt::Display for Finding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let short = |value: &Value| {
+            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            match text.char_indices().nth(400) {
+                Some((end, _)) => format!("{}...", &text[..end]),
+                None => text,
+            }
+        };
+        let (seen, claim) = (short(&self.seen), &self.claim);
+        match (&self.reference, &self.expected) {
+            (Some(name), Value::Null) => {
+                write!(f, "{claim} {seen} cannot be judged: no reference value {name} is registered")
+            }
+            (Some(name), expected) => {
+                write!(f, "{claim} {seen} is not among the reference values {name} {}", short(expected))
+            }
+            (None, expected) => write!(f, "{claim} is {seen}, expected {}", short(expected)),
+        }
+    }
+}
+
+/// What an attestation policy made of one piece of evidence.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Appraisal {
+    /// Trust vector.
+    pub vector: TrustVector,
+    /// What did not match; empty when everything did, or when the policy does not explain itself.
+    pub findings: Vec<Finding>,
+    /// Extension claims by name.
+    pub extensions: BTreeMap<String, Value>,
+}
+
+impl Appraisal {
+    /// The submod of the token.
+    pub fn submod(&self, policy_id: &str, evidence: Value) -> Value {
+        let mut submod = json!({
+            "ear.status": self.vector.status().name(),
+            "ear.trustworthiness-vector": self.vector.to_json(),
+            "ear.appraisal-policy-id": policy_id,
+            "ear.veraison.annotated-evidence": evidence,
+        });
+        if !self.findings.is_empty() {
+            submod[FINDINGS] = json!(self.findings);
+        }
+        for (name, value) in &self.extensions {
+            if submod.get(name).is_none() {
+                submod[name.as_str()] = value.clone();
+            }
+        }
+        submod
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiers_agree_with_the_vectors() {
+        let Some(folder) = crate::test_utils::vectors("coco/ear") else { return };
+        let cases: BTreeMap<String, Tier> =
+            serde_json::from_slice(&std::fs::read(folder.join("ar4si-tiers.json")).unwrap()).unwrap();
+        for (value, tier) in cases {
+            assert_eq!(Tier::of(value.parse().unwrap()), tier, "{value}");
+        }
+    }
+
+    #[test]
+    fn status_is_the_worst_tier_of_those_set() {
+        let mut vector = TrustVector::default();
+        assert_eq!(vector.status(), Tier::None);
+        assert!(vector.set("instance_identity", 0));
+        assert!(vector.set("hardware", 2));
+        assert_eq!(vector.status(), Tier::Affirming);
+        assert!(vector.set("executables", 33));
+        assert_eq!(vector.status(), Tier::Warning);
+        assert!(vector.set("configuration", -97));
+        assert_eq!(vector.status(), Tier::Contraindicated);
+        assert!(!vector.set("colour", 2));
+    }
+}

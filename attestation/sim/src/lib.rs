@@ -1,0 +1,343 @@
+//! A throw-away SEV-SNP platform in software: certificate chain, report signing, and the answer to
+//! a guest that asks for a report.
+//!
+//! Purpose: the whole attestation path runs on any KVM machine. Reports have the real format
+//! (version 3) and real signatures, under a root that exists only here. The names in its
+//! certificates say so (`ARK-Simulated`), and a verifier accepts it only when that root is configured
+//! by hand, and then calls the result `sim-snp`. Nothing here protects memory: the host sees
+//! everything.
+//!
+//! Files of a platform ([`SimPlatform::create`]): `ark.pem`, `ask.pem`, `vcek.pem` and `vcek.key`
+//! (PKCS#8, mode 0600). The private keys of root and intermediate are dropped after use and
+//! never stored, so a platform cannot issue anything later.
+//!
+//! Sources: SNP firmware ABI (reports), AMD 57230 (certificate extensions), `docs/design.md`
+//! (the exchange on vsock port 1027, [`service`]).
+#![forbid(unsafe_code)]
+
+mod certs;
+pub mod service;
+
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use aws_lc_rs::rand::{SecureRandom, SystemRandom};
+use aws_lc_rs::signature::{ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair};
+use kata_cc_snp::certs::{CertError, Certificate};
+use kata_cc_snp::report::{CpuId, FirmwareVersion, SIGNATURE_ALGO_ECDSA_P384, SIGNED_LEN, Signature};
+use kata_cc_snp::{CertKind, CertTable, GuestPolicy, KeyInfo, PlatformInfo, REPORT_LEN, Report, Tcb};
+use zeroize::Zeroizing;
+
+pub use service::{SimLaunch, SimService};
+
+/// Name under which evidence of this platform travels; never `snp`.
+pub const TEE_NAME: &str = "sim-snp";
+
+/// Firmware versions that the platform claims; fixed when it is created, as its key is derived for them.
+pub const TCB: Tcb = Tcb { fmc: None, bootloader: 4, tee: 0, snp: 24, microcode: 219 };
+
+/// Processor that the platform claims to be (family 0x19: the TCB layout follows from it).
+const CPU: CpuId = CpuId { family: 0x19, model: 0x01, stepping: 0x01 };
+
+const FIRMWARE: FirmwareVersion = FirmwareVersion { major: 1, minor: 55, build: 29 };
+
+const ARK_FILE: &str = "ark.pem";
+const ASK_FILE: &str = "ask.pem";
+const VCEK_FILE: &str = "vcek.pem";
+const KEY_FILE: &str = "vcek.key";
+
+/// The platform cannot be made, loaded or used.
+#[derive(Debug, thiserror::Error)]
+pub enum SimError {
+    /// There is something already.
+    #[error("{path} exists and is not empty: remove it to make a new simulated platform")]
+    Exists {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A file operation failed.
+    #[error("cannot {action} {path}: {source}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The private key may be read by others.
+    #[error("{path} has mode {mode:o}, expected 600: others may have read the key, make a new platform")]
+    KeyMode {
+        /// The key file.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// A stored certificate is not usable.
+    #[error("{path} is not a certificate of a simulated platform: {source}")]
+    Certificate {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: CertError,
+    },
+    /// The stored key does not belong to the stored certificate, or is no key.
+    #[error("{path} is not the key of the VCEK certificate beside it: make a new platform")]
+    Key {
+        /// The key file.
+        path: PathBuf,
+    },
+    /// A certificate could not be encoded.
+    #[error("cannot encode a certificate: {0}")]
+    Encode(#[from] x509_cert::der::Error),
+    /// The cryptographic library refused.
+    #[error("cryptographic operation failed: {operation}")]
+    Crypto {
+        /// Which.
+        operation: &'static str,
+    },
+    /// Privilege levels are 0 to 3.
+    #[error("VMPL {seen} does not exist, expected 0 to 3")]
+    Vmpl {
+        /// Level asked for.
+        seen: u32,
+    },
+}
+
+/// What a report is to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReportRequest {
+    /// Bytes of the guest's choice.
+    pub report_data: [u8; 64],
+    /// Privilege level of the request, 0 to 3.
+    pub vmpl: u32,
+    /// Launch digest.
+    pub measurement: [u8; 48],
+    /// Bytes of the host's choice at launch (digest of the init-data).
+    pub host_data: [u8; 32],
+    /// Guest policy.
+    pub policy: u64,
+    /// Guest's instance id.
+    pub report_id: [u8; 32],
+    /// Security version of the guest, from an ID block.
+    pub guest_svn: u32,
+}
+
+impl Default for ReportRequest {
+    fn default() -> Self {
+        Self {
+            report_data: [0; 64],
+            vmpl: 0,
+            measurement: [0; 48],
+            host_data: [0; 32],
+            policy: GuestPolicy::DEFAULT.0,
+            report_id: [0; 32],
+            guest_svn: 0,
+        }
+    }
+}
+
+/// A loaded platform: certificates and the key that signs reports.
+pub struct SimPlatform {
+    ark: Certificate,
+    ask: Certificate,
+    vcek: Certificate,
+    chip_id: [u8; 64],
+    key: EcdsaKeyPair,
+}
+
+impl std::fmt::Debug for SimPlatform {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SimPlatform").field("vcek", &self.vcek.subject_cn()).finish_non_exhaustive()
+    }
+}
+
+impl SimPlatform {
+    /// Makes a platform in `dir`, which must not exist or be empty. Takes seconds: two RSA-4096 keys.
+    ///
+    /// # Errors
+    /// [`SimError`]; nothing is left behind then.
+    pub fn create(dir: &Path) -> Result<Self, SimError> {
+        if std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some()) {
+            return Err(SimError::Exists { path: dir.to_owned() });
+        }
+        let mut chip_id = [0; 64];
+        fill_random(&mut chip_id)?;
+        let issued = certs::issue(&chip_id, &TCB)?;
+        // Written beside and renamed: whoever finds the folder finds it whole.
+        let mut suffix = [0; 8];
+        fill_random(&mut suffix)?;
+        let staged = dir.with_extension(format!("new-{:016x}", u64::from_le_bytes(suffix)));
+        let result = store(&staged, &issued).and_then(|()| {
+            std::fs::rename(&staged, dir).map_err(|source| match source.kind() {
+                std::io::ErrorKind::DirectoryNotEmpty | std::io::ErrorKind::AlreadyExists => {
+                    SimError::Exists { path: dir.to_owned() }
+                }
+                _ => SimError::Io { action: "move the platform to", path: dir.to_owned(), source },
+            })
+        });
+        if let Err(error) = result {
+            // Best effort: the first error is the one to report.
+            std::fs::remove_dir_all(&staged).ok();
+            return Err(error);
+        }
+        Self::load(dir)
+    }
+
+    /// Loads a platform that was made before.
+    ///
+    /// # Errors
+    /// [`SimError`] says which file is missing or wrong.
+    pub fn load(dir: &Path) -> Result<Self, SimError> {
+        let (ark, ask, vcek) =
+            (load_cert(dir, ARK_FILE)?, load_cert(dir, ASK_FILE)?, load_cert(dir, VCEK_FILE)?);
+        let path = dir.join(KEY_FILE);
+        let io = |action, source| SimError::Io { action, path: path.clone(), source };
+        let mode =
+            std::fs::metadata(&path).map_err(|source| io("open", source))?.permissions().mode() & 0o7777;
+        if mode & 0o077 != 0 {
+            return Err(SimError::KeyMode { path, mode });
+        }
+        let pkcs8 = Zeroizing::new(std::fs::read(&path).map_err(|source| io("read", source))?);
+        let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P384_SHA384_FIXED_SIGNING, &pkcs8)
+            .map_err(|_| SimError::Key { path: path.clone() })?;
+        let in_vcek = |source| SimError::Certificate { path: dir.join(VCEK_FILE), source };
+        let public = aws_lc_rs::signature::KeyPair::public_key(&key).as_ref();
+        if public != vcek.p384_public_key().map_err(in_vcek)? {
+            return Err(SimError::Key { path });
+        }
+        let extensions = vcek.vek_extensions().map_err(in_vcek)?;
+        let chip_id = extensions
+            .hw_id
+            .and_then(|id| <[u8; 64]>::try_from(id).ok())
+            .ok_or_else(|| in_vcek(CertError::BadExtension { name: "hwID" }))?;
+        Ok(Self { ark, ask, vcek, chip_id, key })
+    }
+
+    /// Loads the platform in `dir`, or makes it when there is none.
+    ///
+    /// # Errors
+    /// As [`Self::load`] and [`Self::create`].
+    pub fn load_or_create(dir: &Path) -> Result<Self, SimError> {
+        if dir.join(KEY_FILE).exists() {
+            return Self::load(dir);
+        }
+        match Self::create(dir) {
+            // Another process was faster.
+            Err(SimError::Exists { .. }) if dir.join(KEY_FILE).exists() => Self::load(dir),
+            other => other,
+        }
+    }
+
+    /// A signed report.
+    ///
+    /// # Errors
+    /// [`SimError::Vmpl`] for a level that does not exist, [`SimError::Crypto`] when signing fails.
+    pub fn report(&self, request: &ReportRequest) -> Result<[u8; REPORT_LEN], SimError> {
+        if request.vmpl > 3 {
+            return Err(SimError::Vmpl { seen: request.vmpl });
+        }
+        let mut report = self.unsigned(request);
+        let signed = report.to_bytes();
+        let signature = signed
+            .get(..SIGNED_LEN)
+            .and_then(|part| self.key.sign(&SystemRandom::new(), part).ok())
+            .and_then(|signature| <[u8; 96]>::try_from(signature.as_ref()).ok())
+            .ok_or(SimError::Crypto { operation: "signing a report" })?;
+        report.signature = Signature::from_fixed(&signature);
+        Ok(report.to_bytes())
+    }
+
+    /// What the host supplies beside a report: VCEK, ASK, ARK.
+    #[must_use]
+    pub fn certificate_table(&self) -> Vec<u8> {
+        let entry = |kind, cert: &Certificate| (kind, cert.der().to_vec());
+        let entries = vec![
+            entry(CertKind::Vcek, &self.vcek),
+            entry(CertKind::Ask, &self.ask),
+            entry(CertKind::Ark, &self.ark),
+        ];
+        CertTable { entries }.to_bytes()
+    }
+
+    /// The root, to be configured where simulated evidence is to be accepted.
+    ///
+    /// # Errors
+    /// [`SimError::Encode`] when it cannot be encoded, which for a loaded root does not happen.
+    pub fn ark_pem(&self) -> Result<String, SimError> {
+        certs::pem(self.ark.der())
+    }
+
+    /// The root as a certificate.
+    #[must_use]
+    pub const fn ark(&self) -> &Certificate {
+        &self.ark
+    }
+
+    fn unsigned(&self, request: &ReportRequest) -> Report {
+        Report {
+            version: 3,
+            guest_svn: request.guest_svn,
+            policy: GuestPolicy(request.policy),
+            family_id: [0; 16],
+            image_id: [0; 16],
+            vmpl: request.vmpl,
+            signature_algo: SIGNATURE_ALGO_ECDSA_P384,
+            current_tcb: TCB,
+            platform_info: PlatformInfo(1),
+            key_info: KeyInfo(0),
+            report_data: request.report_data,
+            measurement: request.measurement,
+            host_data: request.host_data,
+            id_key_digest: [0; 48],
+            author_key_digest: [0; 48],
+            report_id: request.report_id,
+            report_id_ma: [0xFF; 32],
+            reported_tcb: TCB,
+            cpuid: Some(CPU),
+            chip_id: self.chip_id,
+            committed_tcb: TCB,
+            current_version: FIRMWARE,
+            committed_version: FIRMWARE,
+            launch_tcb: TCB,
+            launch_mit_vector: None,
+            current_mit_vector: None,
+            signature: Signature::ZERO,
+        }
+    }
+}
+
+fn fill_random(bytes: &mut [u8]) -> Result<(), SimError> {
+    SystemRandom::new().fill(bytes).map_err(|_| SimError::Crypto { operation: "drawing random bytes" })
+}
+
+fn load_cert(dir: &Path, name: &str) -> Result<Certificate, SimError> {
+    let path = dir.join(name);
+    let bytes =
+        std::fs::read(&path).map_err(|source| SimError::Io { action: "read", path: path.clone(), source })?;
+    Certificate::from_der_or_pem(&bytes).map_err(|source| SimError::Certificate { path, source })
+}
+
+/// Writes all files of a platform into a new folder.
+fn store(dir: &Path, issued: &certs::Issued) -> Result<(), SimError> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o755).create(dir).map_err(|source| SimError::Io {
+        action: "make the folder",
+        path: dir.to_owned(),
+        source,
+    })?;
+    let write = |name: &str, mode: u32, bytes: &[u8]| {
+        let path = dir.join(name);
+        std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(&path)
+            .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+            .map_err(|source| SimError::Io { action: "write", path, source })
+    };
+    write(ARK_FILE, 0o644, certs::pem(&issued.ark)?.as_bytes())?;
+    write(ASK_FILE, 0o644, certs::pem(&issued.ask)?.as_bytes())?;
+    write(VCEK_FILE, 0o644, certs::pem(&issued.vcek)?.as_bytes())?;
+    write(KEY_FILE, 0o600, &issued.vcek_key)
+}

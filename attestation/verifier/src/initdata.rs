@@ -1,0 +1,88 @@
+//! Init-data at the verifier: is this the document that the guest was launched with, and what does it say.
+//!
+//! The digest (by the document's own algorithm, over its exact bytes) is fitted to SNP's 32-byte
+//! `HOST_DATA`. Published as `init_data_claims`: `aa.toml` and `cdh.toml` as JSON, `policy.rego` only
+//! as `agent_policy_claims`, and only when it holds a line with `policy_data := {` followed by a JSON object;
+//! other entries as text. The format itself is [`kata_cc_kbs_protocol::initdata`].
+
+use kata_cc_kbs_protocol::initdata::{InitData, fit};
+use serde_json::{Map, Value};
+
+use crate::Refusal;
+
+/// Names of entries whose text is TOML.
+const TOML_ENTRIES: [&str; 2] = ["aa.toml", "cdh.toml"];
+
+const POLICY_ENTRY: &str = "policy.rego";
+
+const POLICY_DATA_MARKER: &str = "policy_data := {";
+
+/// What the guest says, or somebody else knows, it was launched with.
+#[derive(Clone, Copy, Debug)]
+pub enum ExpectedInitData<'a> {
+    /// The document; its contents become claims.
+    Toml(&'a str),
+    /// Its digest only.
+    Digest(&'a [u8]),
+}
+
+impl ExpectedInitData<'_> {
+    /// Compares with the field of the report and gives the claims, if the document is there.
+    pub(crate) fn check(&self, host_data: &[u8; 32]) -> Result<Option<Value>, Refusal> {
+        match self {
+            Self::Digest(digest) => compare(host_data, digest).map(|()| None),
+            Self::Toml(text) => {
+                let document = InitData::parse(text)?;
+                compare(host_data, &document.digest())?;
+                Ok(Some(claims(&document)))
+            }
+        }
+    }
+}
+
+fn compare(seen: &[u8; 32], digest: &[u8]) -> Result<(), Refusal> {
+    let expected: [u8; 32] = fit(digest);
+    if *seen == expected {
+        return Ok(());
+    }
+    Err(Refusal::InitData { seen: hex::encode(seen), expected: hex::encode(expected) })
+}
+
+/// Contents of the document as claims. TOML that does not parse is published as text: the policy decides.
+#[must_use]
+pub fn claims(document: &InitData) -> Value {
+    let mut out = Map::new();
+    for (name, text) in document.data() {
+        if name == POLICY_ENTRY {
+            if let Some(data) = policy_data(text) {
+                out.insert("agent_policy_claims".to_owned(), data);
+            }
+        } else if TOML_ENTRIES.contains(&name.as_str()) {
+            let value = toml::from_str::<Value>(text).unwrap_or_else(|_| text.as_str().into());
+            out.insert(name.clone(), value);
+        } else {
+            out.insert(name.clone(), text.as_str().into());
+        }
+    }
+    out.into()
+}
+
+/// The JSON object behind the marker; what follows it in the policy is not looked at.
+fn policy_data(policy: &str) -> Option<Value> {
+    let (_, rest) = policy.split_once(POLICY_DATA_MARKER)?;
+    let object = format!("{{{rest}");
+    serde_json::Deserializer::from_str(&object).into_iter::<Value>().next()?.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn policy_data_is_found_in_the_middle() {
+        let policy = "package agent_policy\npolicy_data := {\"a\": [1, {\"b\": \"}\"}]}\nallow { true }\n";
+        assert_eq!(policy_data(policy), Some(serde_json::json!({"a": [1, {"b": "}"}]})));
+        assert_eq!(policy_data("policy_data := {a: 1}"), None, "not JSON");
+        assert_eq!(policy_data("allow := true"), None);
+    }
+}

@@ -1,0 +1,209 @@
+//! Why evidence was refused: typed, with claim, seen and expected where values were compared.
+//!
+//! Everything in a refusal may be shown to the guest and logged; nothing in it is secret.
+
+use kata_cc_kbs_protocol::Tee;
+use kata_cc_kbs_protocol::initdata::InitDataError;
+use kata_cc_snp::VerifyError;
+use kata_cc_snp::verify::{Blame, Role};
+
+/// Kinds of refusal with stable names, for logs, metrics and tests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    /// The evidence cannot be parsed.
+    Malformed,
+    /// No verifier for this TEE.
+    TeeNotSupported,
+    /// Simulated evidence, but no simulated root is configured.
+    SimulatedNotConfigured,
+    /// Signed under a root that is not trusted.
+    UntrustedRoot,
+    /// A certificate or the signature over the evidence is wrong.
+    Signature,
+    /// The report data is not the hash of this nonce and key.
+    ReportData,
+    /// The init-data is not what the guest was launched with.
+    InitData,
+    /// A kind of report that is never accepted.
+    Unacceptable,
+}
+
+impl Reason {
+    /// Stable name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::TeeNotSupported => "tee-not-supported",
+            Self::SimulatedNotConfigured => "simulated-not-configured",
+            Self::UntrustedRoot => "untrusted-root",
+            Self::Signature => "signature",
+            Self::ReportData => "report-data",
+            Self::InitData => "init-data",
+            Self::Unacceptable => "unacceptable",
+        }
+    }
+}
+
+/// A refusal.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Evidence of a TEE that has no verifier here.
+    #[error("no verifier for evidence of '{tee}', there are those for snp and sim-snp")]
+    TeeNotSupported {
+        /// TEE named.
+        tee: Tee,
+    },
+    /// Simulated evidence where only hardware is trusted.
+    #[error(
+        "simulated evidence but no simulated root configured: sim-snp protects nothing, configure the root of the simulated platform (ark.pem) only for tests"
+    )]
+    SimulatedNotConfigured,
+    /// Not evidence in Trustee's form.
+    #[error("evidence is malformed: {what}")]
+    Malformed {
+        /// What the parser says.
+        what: String,
+    },
+    /// Version 2 reports do not name their processor and are no longer accepted.
+    #[error("report version is {seen}, expected 3 to 5: update the platform's SNP firmware")]
+    ReportVersion {
+        /// Version seen.
+        seen: u32,
+    },
+    /// No root is known for the processor.
+    #[error("report names processor family/model {seen}, expected one of Milan, Genoa or Turin")]
+    UnknownProduct {
+        /// Family and model seen.
+        seen: String,
+    },
+    /// Chain, signature or their binding.
+    #[error(transparent)]
+    Snp(VerifyError),
+    /// The report was asked for from a less trusted level of the guest.
+    #[error("report comes from VMPL {seen}, expected at most {expected}")]
+    Vmpl {
+        /// Level seen.
+        seen: u32,
+        /// Highest level accepted.
+        expected: u32,
+    },
+    /// Another nonce or key than this exchange's.
+    #[error("report data is {seen}, expected {expected}: the evidence was made for another nonce or key")]
+    ReportData {
+        /// Hex of the field.
+        seen: String,
+        /// Hex of what it should be.
+        expected: String,
+    },
+    /// The guest was launched with other init-data.
+    #[error("host data is {seen}, expected {expected}: the guest was launched with other init-data")]
+    InitData {
+        /// Hex of the field.
+        seen: String,
+        /// Hex of what it should be.
+        expected: String,
+    },
+    /// The init-data document is not one.
+    #[error("init-data cannot be read: {0}")]
+    InitDataDocument(#[from] InitDataError),
+}
+
+impl From<VerifyError> for Refusal {
+    fn from(error: VerifyError) -> Self {
+        Self::Snp(error)
+    }
+}
+
+impl Refusal {
+    /// The kind.
+    #[must_use]
+    pub const fn reason(&self) -> Reason {
+        match self {
+            Self::TeeNotSupported { .. } => Reason::TeeNotSupported,
+            Self::SimulatedNotConfigured => Reason::SimulatedNotConfigured,
+            Self::Malformed { .. } => Reason::Malformed,
+            Self::ReportVersion { .. } | Self::UnknownProduct { .. } | Self::Vmpl { .. } => {
+                Reason::Unacceptable
+            }
+            Self::Snp(error) => snp_reason(error),
+            Self::ReportData { .. } => Reason::ReportData,
+            Self::InitData { .. } | Self::InitDataDocument(_) => Reason::InitData,
+        }
+    }
+
+    /// Name of the claim that was compared.
+    #[must_use]
+    pub const fn claim(&self) -> &'static str {
+        match self {
+            Self::TeeNotSupported { .. } | Self::SimulatedNotConfigured => "tee",
+            Self::Malformed { .. } => "evidence",
+            Self::ReportVersion { .. } => "version",
+            Self::UnknownProduct { .. } => "cpuid",
+            Self::Vmpl { .. } => "vmpl",
+            Self::ReportData { .. } => "report_data",
+            Self::InitData { .. } | Self::InitDataDocument(_) => "init_data",
+            Self::Snp(error) => match error {
+                VerifyError::Report(_) => "attestation_report",
+                VerifyError::Unsigned | VerifyError::SigningKey { .. } => "key_info",
+                VerifyError::SignatureAlgorithm { .. } => "sig_algo",
+                VerifyError::Signature { .. } => "signature",
+                VerifyError::Product { .. } => "cpuid",
+                VerifyError::Tcb { .. } => "reported_tcb",
+                VerifyError::ChipId { .. } => "chip_id",
+                _ => "cert_chain",
+            },
+        }
+    }
+
+    /// What was seen, where values were compared.
+    #[must_use]
+    pub fn seen(&self) -> Option<String> {
+        self.compared().map(|(seen, _)| seen)
+    }
+
+    /// What was expected, where values were compared.
+    #[must_use]
+    pub fn expected(&self) -> Option<String> {
+        self.compared().map(|(_, expected)| expected)
+    }
+
+    fn compared(&self) -> Option<(String, String)> {
+        Some(match self {
+            Self::TeeNotSupported { tee } => (tee.to_string(), "snp or sim-snp".to_owned()),
+            Self::SimulatedNotConfigured => ("sim-snp".to_owned(), "snp".to_owned()),
+            Self::ReportVersion { seen } => (seen.to_string(), "3 to 5".to_owned()),
+            Self::UnknownProduct { seen } => (seen.clone(), "Milan, Genoa or Turin".to_owned()),
+            Self::Vmpl { seen, expected } => (seen.to_string(), format!("at most {expected}")),
+            Self::ReportData { seen, expected } | Self::InitData { seen, expected } => {
+                (seen.clone(), expected.clone())
+            }
+            Self::Malformed { .. } | Self::InitDataDocument(_) => return None,
+            Self::Snp(error) => match error {
+                VerifyError::Root { seen, expected }
+                | VerifyError::Issuer { seen, expected, .. }
+                | VerifyError::ChipId { seen, expected } => (seen.clone(), expected.clone()),
+                VerifyError::Product { seen, expected } => (seen.clone(), (*expected).to_owned()),
+                VerifyError::Tcb { seen, expected } => (seen.to_string(), expected.to_string()),
+                VerifyError::SigningKey { seen, expected } => (format!("{seen:?}"), expected.to_string()),
+                VerifyError::SignatureAlgorithm { seen } => (seen.to_string(), "1".to_owned()),
+                _ => return None,
+            },
+        })
+    }
+}
+
+/// A chain that ends elsewhere is told from one that is broken or a report that was changed.
+const fn snp_reason(error: &VerifyError) -> Reason {
+    match error {
+        VerifyError::Root { .. }
+        | VerifyError::Issuer { role: Role::Ark | Role::Ask, .. }
+        | VerifyError::ChainSignature { role: Role::Ark | Role::Ask, .. } => Reason::UntrustedRoot,
+        VerifyError::Report(_) => Reason::Malformed,
+        _ => match error.blame() {
+            Blame::Report => Reason::Unacceptable,
+            Blame::Endorsements | Blame::Binding => Reason::Signature,
+        },
+    }
+}
