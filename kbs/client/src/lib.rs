@@ -1,0 +1,93 @@
+//! Clients of the key broker.
+//!
+//! - [`KbsClient`]: for guests. Runs the handshake (request, challenge, attestation, response) with an ephemeral key,
+//!   then fetches resources, which arrive encrypted to that key.
+//! - [`AdminClient`]: for operators. Resources, policies, reference values.
+//!
+//! Both speak Trustee's protocol 0.4.0 and read its errors; our server's status codes say more (403, 404), Trustee's
+//! answer nearly everything with 401. TLS trusts exactly the certificates that are given: a guest must not believe a
+//! host's certificate store, nor its clock. Resources are `Zeroizing` and never logged.
+
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
+
+mod admin;
+mod http;
+pub mod jwe;
+mod key;
+mod rcar;
+
+pub use admin::{AdminAuth, AdminClient};
+pub use http::Endpoint;
+pub use key::{KeyAlgorithm, TeeKey};
+pub use rcar::{Attested, EvidenceProvider, GuestEvidence, KbsClient, KbsConfig};
+
+use thiserror::Error;
+
+/// Why a call to the key broker failed.
+#[derive(Debug, Error, Clone, PartialEq, Eq)]
+pub enum ClientError {
+    /// The client is configured wrongly.
+    #[error("key broker client cannot be set up: {0}")]
+    Config(String),
+    /// The key broker was not reached.
+    #[error("key broker {url} was not reached: {why}")]
+    Transport {
+        /// Its address.
+        url: String,
+        /// What failed.
+        why: String,
+    },
+    /// The guest has no evidence.
+    #[error("no evidence for the key broker: {0}")]
+    Evidence(String),
+    /// The key broker refused the guest's evidence, or its request for a challenge.
+    #[error("attestation was refused by the key broker: {detail}")]
+    Attestation {
+        /// HTTP status.
+        status: u16,
+        /// Name of the error, e.g. `AttestationError`.
+        name: String,
+        /// Its text.
+        detail: String,
+    },
+    /// The policy does not let this guest have the resource.
+    #[error("key broker denies {what}: {detail}")]
+    Denied {
+        /// What was asked for.
+        what: String,
+        /// Its text.
+        detail: String,
+    },
+    /// The resource does not exist.
+    #[error("key broker has no {what}: {detail}")]
+    NotFound {
+        /// What was asked for.
+        what: String,
+        /// Its text.
+        detail: String,
+    },
+    /// Another error answer.
+    #[error("key broker answered {status} {name} to {what}: {detail}")]
+    Refused {
+        /// What was asked for.
+        what: String,
+        /// HTTP status.
+        status: u16,
+        /// Name of the error.
+        name: String,
+        /// Its text.
+        detail: String,
+    },
+    /// The answer is not what the protocol says.
+    #[error("key broker's answer to {what} is not understood: {why}")]
+    Protocol {
+        /// What was asked for.
+        what: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// The answer cannot be decrypted.
+    #[error("resource cannot be decrypted: {0}")]
+    Decrypt(#[from] jwe::JweError),
+}

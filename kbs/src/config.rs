@@ -1,0 +1,411 @@
+//! The configuration file: TOML, with Trustee's names where Trustee has them. Unknown members are refused.
+//!
+//! Relative paths are relative to the folder of the file. Nothing is open by default: TLS is required unless
+//! `insecure_http` says otherwise, no administrator is let in, simulated and sample evidence is refused.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use thiserror::Error;
+
+/// Why the configuration was refused.
+#[derive(Debug, Error)]
+pub(crate) enum ConfigError {
+    /// The file cannot be read.
+    #[error("configuration file {path} cannot be read: {source}")]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is no configuration.
+    #[error("configuration file {path} is not understood: {source}")]
+    Parse {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: Box<toml::de::Error>,
+    },
+    /// A value that does not go.
+    #[error("configuration: {0}")]
+    Value(String),
+}
+
+/// All of it.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Config {
+    pub(crate) http_server: HttpServer,
+    pub(crate) attestation_token: AttestationToken,
+    pub(crate) attestation_service: AttestationServiceConfig,
+    pub(crate) attestation: AttestationConfig,
+    pub(crate) admin: Admin,
+    pub(crate) storage_backend: StorageBackend,
+    pub(crate) log: Log,
+    /// Folder that relative paths start from.
+    #[serde(skip)]
+    pub(crate) base: PathBuf,
+}
+
+/// `[http_server]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct HttpServer {
+    /// Addresses to listen on.
+    pub(crate) sockets: Vec<SocketAddr>,
+    /// Plain HTTP. Secrets stay encrypted to the guest, but admin tokens and uploads do not.
+    pub(crate) insecure_http: bool,
+    /// PEM, PKCS#8 or SEC1.
+    pub(crate) private_key: Option<PathBuf>,
+    /// PEM, leaf first.
+    pub(crate) certificate: Option<PathBuf>,
+    /// Largest request in MiB.
+    pub(crate) payload_request_size: u32,
+}
+
+impl Default for HttpServer {
+    fn default() -> Self {
+        Self {
+            sockets: vec![SocketAddr::from(([127, 0, 0, 1], 8080))],
+            insecure_http: false,
+            private_key: None,
+            certificate: None,
+            payload_request_size: 2,
+        }
+    }
+}
+
+/// `[attestation_token]`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct AttestationToken {
+    /// JWKS files (paths or `file://`) whose tokens are trusted besides our own.
+    pub(crate) trusted_jwk_sets: Vec<String>,
+    /// JSON pointers to the guest's key in the claims, tried before the known ones.
+    pub(crate) extra_teekey_paths: Vec<String>,
+}
+
+/// `[attestation_service]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct AttestationServiceConfig {
+    /// `coco_as_builtin`.
+    #[serde(rename = "type")]
+    pub(crate) kind: String,
+    /// Minutes that a session lives.
+    pub(crate) timeout: u32,
+    pub(crate) attestation_token_broker: TokenBrokerConfig,
+}
+
+impl Default for AttestationServiceConfig {
+    fn default() -> Self {
+        Self {
+            kind: "coco_as_builtin".to_owned(),
+            timeout: 5,
+            attestation_token_broker: TokenBrokerConfig::default(),
+        }
+    }
+}
+
+/// `[attestation_service.attestation_token_broker]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct TokenBrokerConfig {
+    /// Minutes that a token is valid.
+    pub(crate) duration_min: u32,
+    /// `iss`.
+    pub(crate) issuer_name: String,
+    pub(crate) signer: Signer,
+}
+
+impl Default for TokenBrokerConfig {
+    fn default() -> Self {
+        Self {
+            duration_min: 5,
+            issuer_name: kata_cc_attestation_service::ear::DEFAULT_ISSUER.to_owned(),
+            signer: Signer::default(),
+        }
+    }
+}
+
+/// `[attestation_service.attestation_token_broker.signer]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Signer {
+    /// PKCS#8 PEM; made at the first start when it is absent.
+    pub(crate) key_path: PathBuf,
+    /// Ours: `ES256` or `ES384`, for the key that is made.
+    pub(crate) algorithm: String,
+}
+
+impl Default for Signer {
+    fn default() -> Self {
+        Self { key_path: "token.key".into(), algorithm: "ES256".to_owned() }
+    }
+}
+
+/// `[attestation]`, ours: which evidence is accepted besides that of hardware.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct AttestationConfig {
+    /// Trustee's sample TEE, which anybody can make up.
+    pub(crate) allow_sample: bool,
+    /// Highest VMPL that a report may come from.
+    pub(crate) max_vmpl: u32,
+    pub(crate) simulated: Option<Simulated>,
+}
+
+/// `[attestation.simulated]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Simulated {
+    /// Root of a simulated platform (`ark.pem`). Whoever has its key can make up any evidence.
+    pub(crate) trust_anchor: PathBuf,
+}
+
+/// `[admin]`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Admin {
+    pub(crate) authorization_mode: AuthorizationMode,
+    pub(crate) authentication: Authentication,
+    pub(crate) authorization: Authorization,
+}
+
+/// Who may administrate.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+pub(crate) enum AuthorizationMode {
+    /// Everybody. For tests on loopback.
+    InsecureAllowAll,
+    /// Nobody.
+    #[default]
+    DenyAll,
+    /// Bearers of a signed token, by role.
+    AuthenticatedAuthorization,
+}
+
+/// `[admin.authentication]`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Authentication {
+    pub(crate) bearer_jwt: BearerJwt,
+}
+
+/// `[admin.authentication.bearer_jwt]`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct BearerJwt {
+    pub(crate) identity_providers: Vec<IdentityProvider>,
+}
+
+/// One identity provider.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct IdentityProvider {
+    /// `iss` that its tokens must carry.
+    pub(crate) issuer: Option<String>,
+    /// `aud` that its tokens must contain.
+    pub(crate) audience: Option<String>,
+    /// Path or `file://` of a PEM public key.
+    pub(crate) public_key_uri: Option<String>,
+    /// Path or `file://` of a JWKS.
+    pub(crate) jwk_set_uri: Option<String>,
+}
+
+/// `[admin.authorization]`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Authorization {
+    pub(crate) regex_acl: RegexAcl,
+}
+
+/// `[admin.authorization.regex_acl]`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RegexAcl {
+    pub(crate) acls: Vec<Acl>,
+}
+
+/// What a role may call.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Acl {
+    pub(crate) role: String,
+    /// Regular expression over path and query; starts with `^/kbs`, ends with `$`.
+    pub(crate) allowed_endpoints: String,
+}
+
+/// `[storage_backend]`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct StorageBackend {
+    pub(crate) storage_type: StorageType,
+    pub(crate) backends: Backends,
+}
+
+/// Where things are kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+pub(crate) enum StorageType {
+    /// Ours: an SQLite file with sealed values.
+    #[default]
+    #[serde(alias = "sqlite")]
+    Sqlite,
+    /// Forgotten at the end.
+    #[serde(alias = "memory")]
+    Memory,
+}
+
+/// `[storage_backend.backends]`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Backends {
+    pub(crate) sqlite: Sqlite,
+}
+
+/// `[storage_backend.backends.sqlite]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Sqlite {
+    pub(crate) file_path: PathBuf,
+    /// Key of the store, 64 hexadecimal digits, mode 0600; made at the first start. `KBS_STORE_KEY` wins.
+    pub(crate) key_path: PathBuf,
+}
+
+impl Default for Sqlite {
+    fn default() -> Self {
+        Self { file_path: "kbs.db".into(), key_path: "store.key".into() }
+    }
+}
+
+/// `[log]`, ours.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Log {
+    /// `text` or `json`.
+    pub(crate) format: LogFormat,
+    /// Filter, e.g. `info` or `kbs=debug`. `RUST_LOG` wins.
+    pub(crate) level: String,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: LogFormat::Text, level: "info".to_owned() }
+    }
+}
+
+/// Form of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogFormat {
+    /// For people.
+    Text,
+    /// One object a line.
+    Json,
+}
+
+impl Config {
+    /// Reads a file.
+    pub(crate) fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let mut config: Self = toml::from_str(&text)
+            .map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })?;
+        config.base = path.parent().map(Path::to_owned).unwrap_or_default();
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let refuse = |why: &str| Err(ConfigError::Value(why.to_owned()));
+        let http = &self.http_server;
+        if http.sockets.is_empty() {
+            return refuse("http_server.sockets is empty, name at least one address");
+        }
+        if !http.insecure_http && (http.private_key.is_none() || http.certificate.is_none()) {
+            return refuse("http_server needs private_key and certificate, or insecure_http = true");
+        }
+        if http.payload_request_size == 0 || http.payload_request_size > 64 {
+            return refuse("http_server.payload_request_size must be 1 to 64 (MiB)");
+        }
+        if self.attestation_service.kind != "coco_as_builtin" {
+            return refuse("attestation_service.type must be coco_as_builtin, others are not supported");
+        }
+        let minutes = 1..=24 * 60;
+        if !minutes.contains(&self.attestation_service.timeout)
+            || !minutes.contains(&self.attestation_service.attestation_token_broker.duration_min)
+        {
+            return refuse("timeout and duration_min must be 1 to 1440 (minutes)");
+        }
+        if !matches!(
+            self.attestation_service.attestation_token_broker.signer.algorithm.as_str(),
+            "ES256" | "ES384"
+        ) {
+            return refuse("signer.algorithm must be ES256 or ES384");
+        }
+        Ok(())
+    }
+
+    /// A path of the configuration, as it is to be opened.
+    pub(crate) fn path(&self, path: &Path) -> PathBuf {
+        self.base.join(path)
+    }
+
+    /// Contents of a path or `file://` address of the configuration.
+    pub(crate) fn read_uri(&self, uri: &str) -> Result<Vec<u8>, ConfigError> {
+        let path = uri.strip_prefix("file://").unwrap_or(uri);
+        if path.contains("://") {
+            return Err(ConfigError::Value(format!("{uri}: only files are read")));
+        }
+        let path = self.path(Path::new(path));
+        std::fs::read(&path).map_err(|source| ConfigError::Read { path, source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Config, ConfigError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("kbs.toml");
+        std::fs::write(&path, text).unwrap();
+        Config::read(&path)
+    }
+
+    #[test]
+    fn nothing_is_open_by_default() {
+        let error = read("").unwrap_err().to_string();
+        assert!(error.contains("needs private_key and certificate"), "{error}");
+        let config = read("[http_server]\ninsecure_http = true").unwrap();
+        assert_eq!(config.admin.authorization_mode, AuthorizationMode::DenyAll);
+        assert!(!config.attestation.allow_sample && config.attestation.simulated.is_none());
+    }
+
+    #[test]
+    fn trustees_names_are_read_and_others_refused() {
+        let text = r#"
+            [http_server]
+            sockets = ["0.0.0.0:8443"]
+            private_key = "k"
+            certificate = "c"
+            [attestation_service]
+            type = "coco_as_builtin"
+            timeout = 10
+            [attestation_service.attestation_token_broker]
+            duration_min = 7
+            signer = { key_path = "t.key" }
+            [admin]
+            authorization_mode = "AuthenticatedAuthorization"
+            [admin.authentication.bearer_jwt]
+            identity_providers = [{ public_key_uri = "file:///x.pub" }]
+            [admin.authorization.regex_acl]
+            acls = [{ role = "admin", allowed_endpoints = "^/kbs/.+$" }]
+        "#;
+        assert_eq!(read(text).unwrap().attestation_service.timeout, 10);
+        assert!(read(&format!("{text}\n[colour]")).is_err());
+        assert!(read(&text.replace("\"0.0.0.0:8443\"", "")).is_err());
+        assert!(read(&text.replace("coco_as_builtin", "intel_ta")).is_err());
+    }
+}

@@ -1,0 +1,139 @@
+//! The resource policy: who may have which resource.
+//!
+//! Rego, package `policy`; `data.policy.allow` must be true, anything else is a denial. `input` is the token's claims, `data`
+//! is `{"plugin", "resource-path", "query"}`. Ours: texts in `data.policy.reasons` are told to the guest on a denial,
+//! together with what the attestation policy found.
+
+use std::sync::Arc;
+
+use kata_cc_attestation_service::ear::{FINDINGS, Finding};
+use kata_cc_attestation_service::store::Store;
+use kata_cc_kbs_protocol::ResourcePath;
+use kata_cc_policy::engine::{EngineError, Limits, Program};
+use serde_json::{Value, json};
+use tokio::sync::RwLock;
+
+use crate::error::ApiError;
+
+/// Namespace of the policy in the store.
+const NAMESPACE: &str = "kbs";
+/// Its name there.
+pub(crate) const NAME: &str = "resource-policy";
+/// The built-in one.
+pub(crate) const DEFAULT: &str = include_str!("default_resource_policy.rego");
+/// Most reasons in an answer.
+const MAX_REASONS: usize = 8;
+
+fn compile(text: &str) -> Result<Program, EngineError> {
+    Program::compile(NAME, text, &Limits::default())
+}
+
+/// The policy in force.
+pub(crate) struct ResourcePolicy {
+    store: Store,
+    program: RwLock<Arc<Program>>,
+}
+
+impl ResourcePolicy {
+    /// Takes the stored policy, or the default one.
+    pub(crate) async fn load(store: Store) -> Result<Self, ApiError> {
+        let policy = Self { program: RwLock::new(Arc::new(compile(DEFAULT).map_err(parse)?)), store };
+        let (text, default) = policy.text().await?;
+        if !default {
+            *policy.program.write().await = Arc::new(compile(&text).map_err(parse)?);
+        }
+        Ok(policy)
+    }
+
+    /// Text, and whether it is the built-in one.
+    pub(crate) async fn text(&self) -> Result<(String, bool), ApiError> {
+        Ok(match self.store.get(NAMESPACE, NAME).await? {
+            Some(text) => (String::from_utf8_lossy(&text).into_owned(), false),
+            None => (DEFAULT.to_owned(), true),
+        })
+    }
+
+    /// Replaces the policy, if it compiles.
+    pub(crate) async fn set(&self, text: &str) -> Result<(), ApiError> {
+        let program = compile(text).map_err(parse)?;
+        let mut current = self.program.write().await;
+        self.store.put(NAMESPACE, NAME, text.as_bytes()).await?;
+        *current = Arc::new(program);
+        Ok(())
+    }
+
+    /// Whether a guest with these claims may have `path`. A denial says why.
+    pub(crate) async fn check(&self, claims: &Value, path: &ResourcePath) -> Result<(), ApiError> {
+        let program = Arc::clone(&*self.program.read().await);
+        let data = json!({"plugin": "resource", "resource-path": path.segments(), "query": {}});
+        let run = |rule: &str| program.evaluate(&format!("data.policy.{rule}"), claims, &data);
+        let allow = run("allow").map_err(|e| ApiError::PolicyEngine(e.to_string()))?;
+        if allow.is_true() {
+            return Ok(());
+        }
+        let reasons = run("reasons").ok().and_then(|e| e.value);
+        Err(ApiError::PolicyDeny(explain(path, claims, reasons.as_ref())))
+    }
+}
+
+fn parse(error: EngineError) -> ApiError {
+    ApiError::ParsePolicy(error.to_string())
+}
+
+fn explain(path: &ResourcePath, claims: &Value, reasons: Option<&Value>) -> String {
+    let mut parts = vec![format!("rule data.policy.allow of {NAME} does not hold for {}", path.uri())];
+    let reasons = reasons.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
+    parts.extend(reasons.take(MAX_REASONS).map(|r| r.chars().take(300).collect()));
+    let cpu = &claims["submods"]["cpu0"];
+    if let Some(status) = cpu["ear.status"].as_str() {
+        parts.push(format!("the guest is {status}"));
+    }
+    let findings = cpu[FINDINGS].as_array().into_iter().flatten();
+    let findings = findings.filter_map(|f| serde_json::from_value::<Finding>(f.clone()).ok());
+    parts.extend(findings.take(MAX_REASONS).map(|f| f.to_string()));
+    parts.join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kata_cc_attestation_service::store::StoreKey;
+
+    fn claims(tee: &str, status: &str) -> Value {
+        json!({"submods": {"cpu0": {"ear.status": status, "ear.veraison.annotated-evidence": {tee: {"x": 1}}}}})
+    }
+
+    #[tokio::test]
+    async fn the_default_wants_real_and_affirming_evidence() {
+        let store = Store::in_memory(StoreKey::ephemeral()).await.unwrap();
+        let policy = ResourcePolicy::load(store).await.unwrap();
+        let path = ResourcePath::new("a", "b", "c").unwrap();
+        policy.check(&claims("snp", "affirming"), &path).await.unwrap();
+        for (tee, status, expected) in [
+            ("snp", "warning", "ear.status is warning"),
+            ("sim-snp", "affirming", "the evidence is sim-snp"),
+            ("sample", "affirming", "the evidence is sample"),
+        ] {
+            let error = policy.check(&claims(tee, status), &path).await.unwrap_err().to_string();
+            assert!(error.contains(expected) && error.contains("data.policy.allow"), "{error}");
+        }
+        assert!(policy.check(&json!({}), &path).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_policy_is_stored_when_it_compiles() {
+        let store = Store::in_memory(StoreKey::ephemeral()).await.unwrap();
+        let policy = ResourcePolicy::load(store.clone()).await.unwrap();
+        let path = ResourcePath::new("a", "b", "c").unwrap();
+        assert!(policy.set("package policy\nallow if {").await.is_err());
+        assert!(policy.text().await.unwrap().1);
+        policy.set("package policy\nallow if data[\"resource-path\"][2] == \"c\"").await.unwrap();
+        policy.check(&json!({}), &path).await.unwrap();
+        let again = ResourcePolicy::load(store).await.unwrap();
+        again.check(&json!({}), &path).await.unwrap();
+        assert!(again.check(&json!({}), &ResourcePath::new("a", "b", "d").unwrap()).await.is_err());
+        // A text "true" is not true.
+        policy.set("package policy\nallow := \"true\"").await.unwrap();
+        assert!(policy.check(&json!({}), &path).await.is_err());
+    }
+}

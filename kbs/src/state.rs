@@ -1,0 +1,113 @@
+//! Everything that the handlers share.
+
+use std::sync::Arc;
+
+use kata_cc_attestation_service::service::{AttestationService, signing_key};
+use kata_cc_attestation_service::store::{Store, StoreKey};
+use kata_cc_attestation_service::token::{TokenBroker, TokenVerifier};
+use kata_cc_attestation_service::verify::{SampleVerifier, Verifiers};
+use tracing::warn;
+
+use crate::admin::AdminGate;
+use crate::config::{AuthorizationMode, Config, StorageType};
+use crate::metrics::Metrics;
+use crate::policy::ResourcePolicy;
+use crate::session::Sessions;
+
+/// Environment variable with the store's key in hex.
+const STORE_KEY: &str = "KBS_STORE_KEY";
+
+/// Shared state.
+pub(crate) struct Kbs {
+    pub(crate) store: Store,
+    pub(crate) service: AttestationService,
+    pub(crate) policy: ResourcePolicy,
+    pub(crate) sessions: Sessions,
+    pub(crate) tokens: TokenVerifier,
+    pub(crate) gate: AdminGate,
+    pub(crate) metrics: Metrics,
+    /// Seconds that a session lives.
+    pub(crate) session_seconds: i64,
+    /// JSON pointers to the guest's key in a token.
+    pub(crate) key_paths: Vec<String>,
+    /// Most bytes of a request.
+    pub(crate) max_request: usize,
+}
+
+/// Where Trustee's tokens, of all ages, name the guest's key.
+const KEY_PATHS: [&str; 5] = [
+    "/submods/cpu0/ear.veraison.annotated-evidence/runtime_data_claims/tee-pubkey",
+    "/tdx/attester_runtime_data/tee-pubkey",
+    "/tdx/attester_user_data/tee-pubkey",
+    "/customized_claims/runtime_data/tee-pubkey",
+    "/tee-pubkey",
+];
+
+impl Kbs {
+    /// Opens store and keys, compiles policies.
+    pub(crate) async fn new(config: &Config) -> anyhow::Result<Arc<Self>> {
+        let store = open_store(config).await?;
+        let broker = &config.attestation_service.attestation_token_broker;
+        let key = signing_key(&config.path(&broker.signer.key_path), &broker.signer.algorithm)?;
+        let broker = TokenBroker::new(key, &broker.issuer_name, broker.duration_min);
+        let service = AttestationService::new(store.clone(), Box::new(verifiers(config)?), broker).await?;
+        let mut tokens = TokenVerifier::default();
+        tokens.trust_jwks(&service.jwks());
+        for uri in &config.attestation_token.trusted_jwk_sets {
+            let set = serde_json::from_slice(&config.read_uri(uri)?)?;
+            anyhow::ensure!(tokens.trust_jwks(&set) > 0, "{uri} holds no key that can be used");
+        }
+        if config.admin.authorization_mode == AuthorizationMode::InsecureAllowAll {
+            warn!(
+                "everybody who reaches this key broker is administrator: [admin] authorization_mode is InsecureAllowAll"
+            );
+        }
+        let extra = config.attestation_token.extra_teekey_paths.iter().cloned();
+        Ok(Arc::new(Self {
+            policy: ResourcePolicy::load(store.clone()).await?,
+            gate: AdminGate::new(config)?,
+            sessions: Sessions::default(),
+            metrics: Metrics::new(),
+            session_seconds: i64::from(config.attestation_service.timeout) * 60,
+            key_paths: extra.chain(KEY_PATHS.map(str::to_owned)).collect(),
+            max_request: (config.http_server.payload_request_size as usize) << 20,
+            tokens,
+            service,
+            store,
+        }))
+    }
+}
+
+async fn open_store(config: &Config) -> anyhow::Result<Store> {
+    let from_environment = std::env::var(STORE_KEY).ok().map(zeroize::Zeroizing::new);
+    let sqlite = &config.storage_backend.backends.sqlite;
+    Ok(match config.storage_backend.storage_type {
+        StorageType::Memory => Store::in_memory(StoreKey::ephemeral()).await?,
+        StorageType::Sqlite => {
+            let key = match from_environment {
+                Some(text) => StoreKey::from_hex(&text)?,
+                None => StoreKey::from_file(&config.path(&sqlite.key_path))?,
+            };
+            Store::open(&config.path(&sqlite.file_path), key).await?
+        }
+    })
+}
+
+fn verifiers(config: &Config) -> anyhow::Result<Verifiers> {
+    let attestation = &config.attestation;
+    let mut verifier =
+        kata_cc_verifier::VerifierConfig { max_vmpl: attestation.max_vmpl, ..Default::default() };
+    if let Some(simulated) = &attestation.simulated {
+        let path = config.path(&simulated.trust_anchor);
+        let anchor = std::fs::read(&path)
+            .map_err(|e| anyhow::anyhow!("simulated trust anchor {} cannot be read: {e}", path.display()))?;
+        verifier
+            .add_simulated_root(&anchor)
+            .map_err(|e| anyhow::anyhow!("simulated trust anchor {}: {e}", path.display()))?;
+        warn!(anchor = %path.display(), "simulated evidence (sim-snp) is accepted: it protects nothing");
+    }
+    if attestation.allow_sample {
+        warn!("sample evidence is accepted: anybody can make it up");
+    }
+    Ok(Verifiers { config: verifier, sample: SampleVerifier { enabled: attestation.allow_sample } })
+}
