@@ -1,0 +1,337 @@
+//! Encrypted layers as ocicrypt makes them.
+//!
+//! Sources: OCI image-spec draft on encryption, `containers/ocicrypt` `docs/`. A layer is AES-256-CTR over the
+//! (compressed) archive; the 16-byte nonce is the first counter block. HMAC-SHA256 with the same key covers the
+//! ciphertext and stands in the public options. Key, nonce and the digest of the source blob are the
+//! private options, wrapped once per recipient: [`packet`] for the key broker, [`jwe`] for a key pair.
+//! The `digest` in the private options is not enforced: skopeo fills in that of the blob before compression.
+//!
+//! CTR alone lets anyone flip plaintext bits, so nothing decrypted is used before the HMAC of the whole layer
+//! is known to be right; [`DecryptReader`] checks it again as it reads.
+
+pub mod jwe;
+pub mod packet;
+
+use std::fmt;
+use std::io::{self, Read};
+
+use aws_lc_rs::cipher::{
+    AES_256, DecryptionContext, EncryptionContext, StreamingDecryptingKey, StreamingEncryptingKey,
+    UnboundCipherKey,
+};
+use aws_lc_rs::hmac;
+use aws_lc_rs::iv::FixedLength;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize, Zeroizing};
+
+/// Annotation with the public options.
+pub const PUBOPTS: &str = "org.opencontainers.image.enc.pubopts";
+/// Annotation with packets for the key broker.
+pub const KEYS_PROVIDER: &str = "org.opencontainers.image.enc.keys.provider.attestation-agent";
+/// Annotation with JWE-wrapped keys.
+pub const KEYS_JWE: &str = "org.opencontainers.image.enc.keys.jwe";
+/// What all key annotations begin with.
+pub const KEYS_PREFIX: &str = "org.opencontainers.image.enc.keys.";
+const CIPHER: &str = "AES_256_CTR_HMAC_SHA256";
+const PIECE: usize = 64 << 10;
+
+/// What can be wrong with the encryption of a layer.
+#[derive(Debug, thiserror::Error)]
+pub enum CryptoError {
+    /// An annotation or packet cannot be read.
+    #[error("{what} cannot be read: {why}")]
+    Malformed {
+        /// Which one.
+        what: &'static str,
+        /// What is wrong with it; never a secret.
+        why: String,
+    },
+    /// A cipher, wrapping or curve that is not supported.
+    #[error("{what} {seen:?} is not supported; supported: {known}")]
+    Unsupported {
+        /// What it is about.
+        what: &'static str,
+        /// The name seen.
+        seen: String,
+        /// The names known.
+        known: &'static str,
+    },
+    /// The wrapped key does not open with the key given: another key, or a changed packet.
+    #[error("{what} does not open with this key: the key is another one or the packet was changed")]
+    Unwrap {
+        /// Which packet.
+        what: &'static str,
+    },
+    /// The layer's bytes do not have the HMAC of the public options.
+    #[error("the layer's hmac is wrong: the layer was changed, or its key is another one")]
+    Hmac,
+    /// The crypto library refused; a bug or a broken machine.
+    #[error("the cryptographic library failed at {0}")]
+    Library(&'static str),
+}
+
+pub(crate) fn malformed(what: &'static str, why: impl fmt::Display) -> CryptoError {
+    CryptoError::Malformed { what, why: why.to_string() }
+}
+
+/// Public options of an encrypted layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublicOptions {
+    /// HMAC-SHA256 of the ciphertext.
+    pub hmac: [u8; 32],
+}
+
+#[derive(Serialize, Deserialize)]
+struct WireOptions {
+    cipher: String,
+    #[serde(default)]
+    hmac: String,
+    #[serde(default)]
+    cipheroptions: serde_json::Map<String, serde_json::Value>,
+}
+
+impl PublicOptions {
+    /// Reads the annotation [`PUBOPTS`].
+    ///
+    /// # Errors
+    /// When it is no base64 JSON, names another cipher, or the HMAC has not 32 bytes.
+    pub fn from_annotation(text: &str) -> Result<Self, CryptoError> {
+        const WHAT: &str = "annotation enc.pubopts";
+        let json = STANDARD.decode(text).map_err(|e| malformed(WHAT, e))?;
+        let wire: WireOptions = serde_json::from_slice(&json).map_err(|e| malformed(WHAT, e))?;
+        if wire.cipher != CIPHER {
+            return Err(CryptoError::Unsupported { what: "layer cipher", seen: wire.cipher, known: CIPHER });
+        }
+        let hmac = STANDARD.decode(&wire.hmac).map_err(|e| malformed(WHAT, e))?;
+        let hmac = <[u8; 32]>::try_from(hmac).map_err(|_| malformed(WHAT, "hmac has not 32 bytes"))?;
+        Ok(Self { hmac })
+    }
+
+    /// The annotation's text.
+    pub fn to_annotation(&self) -> String {
+        let json = format!(
+            "{{\"cipher\":\"{CIPHER}\",\"hmac\":\"{}\",\"cipheroptions\":{{}}}}",
+            STANDARD.encode(self.hmac)
+        );
+        STANDARD.encode(json)
+    }
+}
+
+/// Key and nonce of one layer.
+#[derive(Clone)]
+pub struct LayerKey {
+    key: Zeroizing<[u8; 32]>,
+    nonce: [u8; 16],
+}
+
+impl fmt::Debug for LayerKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LayerKey(redacted)")
+    }
+}
+
+#[derive(Deserialize)]
+struct PrivateOptions<'a> {
+    #[serde(borrow)]
+    symkey: &'a str,
+    #[serde(borrow)]
+    cipheroptions: PrivateCipherOptions<'a>,
+}
+
+#[derive(Deserialize)]
+struct PrivateCipherOptions<'a> {
+    #[serde(borrow)]
+    nonce: &'a str,
+}
+
+impl LayerKey {
+    /// Makes a random key and nonce.
+    ///
+    /// # Errors
+    /// When the system gives no random bytes.
+    pub fn generate() -> Result<Self, CryptoError> {
+        let mut key = Zeroizing::new([0; 32]);
+        let mut nonce = [0; 16];
+        aws_lc_rs::rand::fill(key.as_mut()).map_err(|_| CryptoError::Library("random"))?;
+        aws_lc_rs::rand::fill(&mut nonce).map_err(|_| CryptoError::Library("random"))?;
+        Ok(Self { key, nonce })
+    }
+
+    /// Reads the private options, the JSON that is wrapped for each recipient.
+    ///
+    /// # Errors
+    /// When it is not that JSON, or key and nonce have other lengths.
+    pub fn from_private_options(json: &[u8]) -> Result<Self, CryptoError> {
+        const WHAT: &str = "private options of the layer";
+        // The parser's own message could quote the key: only its position is passed on.
+        let wire: PrivateOptions<'_> = serde_json::from_slice(json)
+            .map_err(|e| malformed(WHAT, format!("no JSON of that form at {}", e.column())))?;
+        let bytes =
+            Zeroizing::new(STANDARD.decode(wire.symkey).map_err(|_| malformed(WHAT, "symkey is no base64"))?);
+        let mut key = Zeroizing::new([0; 32]);
+        if bytes.len() != key.len() {
+            return Err(malformed(WHAT, "symkey has not 32 bytes"));
+        }
+        key.copy_from_slice(&bytes);
+        let nonce =
+            STANDARD.decode(wire.cipheroptions.nonce).map_err(|_| malformed(WHAT, "nonce is no base64"))?;
+        let nonce = <[u8; 16]>::try_from(nonce).map_err(|_| malformed(WHAT, "nonce has not 16 bytes"))?;
+        Ok(Self { key, nonce })
+    }
+
+    /// The private options to be wrapped; `source` is the digest of the blob before encryption.
+    pub fn to_private_options(&self, source: &str) -> Zeroizing<Vec<u8>> {
+        let key = Zeroizing::new(STANDARD.encode(self.key.as_ref()));
+        let nonce = STANDARD.encode(self.nonce);
+        let mut json = Zeroizing::new(Vec::with_capacity(256 + source.len()));
+        for part in [
+            "{\"symkey\":\"",
+            key.as_str(),
+            "\",\"digest\":\"",
+            source,
+            "\",\"cipheroptions\":{\"nonce\":\"",
+            nonce.as_str(),
+            "\"}}",
+        ] {
+            json.extend_from_slice(part.as_bytes());
+        }
+        json
+    }
+
+    /// The HMAC to feed the ciphertext to.
+    pub fn mac(&self) -> hmac::Context {
+        hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, self.key.as_ref()))
+    }
+
+    fn cipher_key(&self) -> Result<UnboundCipherKey, CryptoError> {
+        UnboundCipherKey::new(&AES_256, self.key.as_ref()).map_err(|_| CryptoError::Library("cipher key"))
+    }
+
+    fn decryptor(&self) -> Result<StreamingDecryptingKey, CryptoError> {
+        let context = DecryptionContext::Iv128(FixedLength::from(self.nonce));
+        StreamingDecryptingKey::ctr(self.cipher_key()?, context).map_err(|_| CryptoError::Library("AES-CTR"))
+    }
+
+    fn encryptor(&self) -> Result<StreamingEncryptingKey, CryptoError> {
+        let context = EncryptionContext::Iv128(FixedLength::from(self.nonce));
+        StreamingEncryptingKey::less_safe_ctr(self.cipher_key()?, context)
+            .map_err(|_| CryptoError::Library("AES-CTR"))
+    }
+}
+
+/// Whether `tag` is the right HMAC, compared in constant time.
+///
+/// # Errors
+/// [`CryptoError::Hmac`] when it is not.
+pub fn verify_mac(context: hmac::Context, tag: &[u8; 32]) -> Result<(), CryptoError> {
+    let seen = context.sign();
+    aws_lc_rs::constant_time::verify_slices_are_equal(seen.as_ref(), tag).map_err(|_| CryptoError::Hmac)
+}
+
+/// Decrypts while reading, and fails at the end when the HMAC is wrong.
+pub struct DecryptReader<R> {
+    inner: R,
+    cipher: StreamingDecryptingKey,
+    mac: Option<hmac::Context>,
+    tag: [u8; 32],
+    sealed: Vec<u8>,
+    open: Vec<u8>,
+    from: usize,
+    to: usize,
+}
+
+impl<R: Read> DecryptReader<R> {
+    /// Reads ciphertext from `inner`.
+    ///
+    /// # Errors
+    /// When the cipher cannot be set up.
+    pub fn new(inner: R, key: &LayerKey, options: &PublicOptions) -> Result<Self, CryptoError> {
+        Ok(Self {
+            inner,
+            cipher: key.decryptor()?,
+            mac: Some(key.mac()),
+            tag: options.hmac,
+            sealed: vec![0; PIECE],
+            open: vec![0; PIECE + 16],
+            from: 0,
+            to: 0,
+        })
+    }
+}
+
+impl<R: Read> Read for DecryptReader<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        if self.from == self.to {
+            let count = self.inner.read(&mut self.sealed)?;
+            if count == 0 {
+                if let Some(mac) = self.mac.take() {
+                    verify_mac(mac, &self.tag).map_err(io::Error::other)?;
+                }
+                return Ok(0);
+            }
+            let sealed = &self.sealed[..count];
+            if let Some(mac) = self.mac.as_mut() {
+                mac.update(sealed);
+            }
+            let update = self
+                .cipher
+                .update(sealed, &mut self.open)
+                .map_err(|_| io::Error::other(CryptoError::Library("AES-CTR")))?;
+            self.from = 0;
+            self.to = update.written().len();
+        }
+        let count = out.len().min(self.to - self.from);
+        out[..count].copy_from_slice(&self.open[self.from..self.from + count]);
+        self.from += count;
+        Ok(count)
+    }
+}
+
+impl<R> Drop for DecryptReader<R> {
+    fn drop(&mut self) {
+        self.open.zeroize();
+    }
+}
+
+/// Encrypts while copying; gives the public options.
+pub struct Encryptor {
+    cipher: StreamingEncryptingKey,
+    mac: hmac::Context,
+    sealed: Vec<u8>,
+}
+
+impl Encryptor {
+    /// Begins a layer.
+    ///
+    /// # Errors
+    /// When the cipher cannot be set up.
+    pub fn new(key: &LayerKey) -> Result<Self, CryptoError> {
+        Ok(Self { cipher: key.encryptor()?, mac: key.mac(), sealed: Vec::new() })
+    }
+
+    /// Encrypts the next piece.
+    ///
+    /// # Errors
+    /// When the library fails.
+    pub fn update(&mut self, plain: &[u8]) -> Result<&[u8], CryptoError> {
+        self.sealed.resize(plain.len() + 16, 0);
+        let count = self
+            .cipher
+            .update(plain, &mut self.sealed)
+            .map_err(|_| CryptoError::Library("AES-CTR"))?
+            .written()
+            .len();
+        let sealed = &self.sealed[..count];
+        self.mac.update(sealed);
+        Ok(sealed)
+    }
+
+    /// Ends the layer.
+    pub fn finish(self) -> PublicOptions {
+        let mut hmac = [0; 32];
+        hmac.copy_from_slice(self.mac.sign().as_ref());
+        PublicOptions { hmac }
+    }
+}

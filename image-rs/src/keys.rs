@@ -1,0 +1,152 @@
+//! Where the keys of encrypted layers come from.
+//!
+//! A layer carries one packet per recipient. The guest opens the key broker's packet with a resource it fetches
+//! after attestation ([`BrokerKeys`] over a [`SecretSource`]); tools and tests open packets with keys they hold
+//! ([`HeldKeys`]). Nothing here keeps a key longer than the call that needs it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use async_trait::async_trait;
+use zeroize::Zeroizing;
+
+use crate::crypto::jwe;
+use crate::crypto::packet::Packet;
+use crate::crypto::{CryptoError, KEYS_JWE, KEYS_PREFIX, KEYS_PROVIDER};
+
+/// Why no layer key was had.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// This provider cannot open packets of that kind.
+    #[error("packets of kind {scheme:?} cannot be opened here")]
+    Scheme {
+        /// The annotation's name after `enc.keys.`.
+        scheme: String,
+    },
+    /// The key that wraps the layer key is not at hand.
+    #[error("no key {kid:?} is at hand")]
+    Missing {
+        /// Its name.
+        kid: String,
+    },
+    /// The key broker did not release the key: denied, unknown, or not reachable.
+    #[error("key {kid} was not released: {source}")]
+    Refused {
+        /// Its resource URI.
+        kid: String,
+        /// What the broker, or the way to it, said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The packet is broken or does not open.
+    #[error(transparent)]
+    Crypto(#[from] CryptoError),
+}
+
+/// Gets a resource of the key broker, for instance `kbs:///default/image-key/1`.
+#[async_trait]
+pub trait SecretSource: Send + Sync {
+    /// The resource's bytes.
+    async fn get(&self, uri: &str) -> Result<Zeroizing<Vec<u8>>, Box<dyn std::error::Error + Send + Sync>>;
+}
+
+/// One wrapped layer key.
+#[derive(Clone)]
+pub struct KeyPacket {
+    /// The annotation it stood in.
+    pub annotation: String,
+    /// Its bytes, base64 taken off.
+    pub bytes: Vec<u8>,
+}
+
+impl fmt::Debug for KeyPacket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KeyPacket({}, {} bytes)", self.annotation, self.bytes.len())
+    }
+}
+
+impl KeyPacket {
+    /// The kind of packet: the annotation's name after `enc.keys.`.
+    pub fn scheme(&self) -> &str {
+        self.annotation.strip_prefix(KEYS_PREFIX).unwrap_or(&self.annotation)
+    }
+
+    /// The key id the packet names, where its kind has one.
+    pub fn key_id(&self) -> Option<String> {
+        if self.annotation != KEYS_PROVIDER {
+            return None;
+        }
+        Packet::parse(&self.bytes).ok().map(|packet| packet.kid)
+    }
+}
+
+/// Opens packets.
+#[async_trait]
+pub trait KeyProvider: Send + Sync {
+    /// The private options wrapped in `packet`.
+    ///
+    /// # Errors
+    /// [`KeyError::Scheme`] or [`KeyError::Missing`] when another packet of the layer may do; anything else ends the pull.
+    async fn unwrap_key(&self, packet: &KeyPacket) -> Result<Zeroizing<Vec<u8>>, KeyError>;
+}
+
+/// No keys: encrypted images are refused.
+pub struct NoKeys;
+
+#[async_trait]
+impl KeyProvider for NoKeys {
+    async fn unwrap_key(&self, packet: &KeyPacket) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+        Err(KeyError::Scheme { scheme: packet.scheme().to_owned() })
+    }
+}
+
+/// Keys held by the key broker.
+pub struct BrokerKeys<S>(pub S);
+
+#[async_trait]
+impl<S: SecretSource> KeyProvider for BrokerKeys<S> {
+    async fn unwrap_key(&self, packet: &KeyPacket) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+        if packet.annotation != KEYS_PROVIDER {
+            return Err(KeyError::Scheme { scheme: packet.scheme().to_owned() });
+        }
+        let packet = Packet::parse(&packet.bytes)?;
+        let key = self
+            .0
+            .get(&packet.kid)
+            .await
+            .map_err(|source| KeyError::Refused { kid: packet.kid.clone(), source })?;
+        Ok(packet.unwrap(&key)?)
+    }
+}
+
+/// Keys at hand: wrapping keys by their id, and private keys for JWE.
+#[derive(Default)]
+pub struct HeldKeys {
+    /// 32-byte wrapping keys by resource URI.
+    pub by_id: BTreeMap<String, Zeroizing<Vec<u8>>>,
+    /// Private keys (PEM) for packets made for a key pair.
+    pub private_pem: Vec<Zeroizing<Vec<u8>>>,
+}
+
+#[async_trait]
+impl KeyProvider for HeldKeys {
+    async fn unwrap_key(&self, packet: &KeyPacket) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+        match packet.annotation.as_str() {
+            KEYS_PROVIDER => {
+                let packet = Packet::parse(&packet.bytes)?;
+                match self.by_id.get(&packet.kid) {
+                    Some(key) => Ok(packet.unwrap(key)?),
+                    None => Err(KeyError::Missing { kid: packet.kid }),
+                }
+            }
+            KEYS_JWE => {
+                for pem in &self.private_pem {
+                    if let Ok(options) = jwe::open(&packet.bytes, pem) {
+                        return Ok(options);
+                    }
+                }
+                Err(KeyError::Missing { kid: "private key of one of the recipients".to_owned() })
+            }
+            _ => Err(KeyError::Scheme { scheme: packet.scheme().to_owned() }),
+        }
+    }
+}

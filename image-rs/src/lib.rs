@@ -1,0 +1,40 @@
+//! Container images in a place that trusts neither the registry nor the network: pull, verify, decrypt, unpack.
+//!
+//! [`ImageClient::pull`] turns a reference into a root folder. Digests of manifest, configuration, layers and unpacked layers
+//! are all checked; encrypted layers (ocicrypt) are decrypted with keys a [`KeyProvider`] opens, in the guest through the key
+//! broker ([`BrokerKeys`]). `encrypt` makes such images, `inspect` tells what one is, `scratch` gives the guest
+//! encrypted space to unpack onto.
+//!
+//! Limits: Linux images of OCI or Docker schema 2 form. Signatures of images are not checked here. What an
+//! encrypted image's layers hold is secret; its configuration and manifest are not.
+
+#![deny(unsafe_code)]
+
+pub mod crypto;
+pub mod digest;
+pub mod encrypt;
+pub mod inspect;
+pub mod keys;
+mod layer;
+mod limits;
+pub mod manifest;
+pub mod media;
+mod pull;
+pub mod registry;
+pub mod scratch;
+mod store;
+pub mod tier;
+pub mod unpack;
+
+pub use encrypt::{EncryptError, EncryptOptions, EncryptedImage, LayerSelection, encrypt_image};
+pub use inspect::{Summary, inspect};
+pub use keys::{BrokerKeys, HeldKeys, KeyError, KeyPacket, KeyProvider, NoKeys, SecretSource};
+pub use limits::Limits;
+pub use manifest::Platform;
+pub use pull::{
+    ClientConfig, ImageClient, LayerInfo, OnProgress, Progress, PullError, PullTarget, PulledImage,
+};
+pub use registry::{DockerAuth, DockerAuthConfig, Registry, RegistryConfig, RegistryError, parse_reference};
+pub use scratch::{Scratch, ScratchError};
+pub use store::StoreError;
+pub use tier::{RequiredTier, RunningTier, TierError, check_tier, required_tier};

@@ -1,0 +1,401 @@
+//! Turns the entries of one layer into files.
+//!
+//! Order of the metadata matters: ownership first (it clears set-user-id bits and capabilities), then mode, then extended
+//! attributes, then times; times of folders last of all, since filling them changes them. Whiteouts act on lower
+//! layers only (image-spec, `layer.md`): what this layer made is known by device and inode and survives them.
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+use std::rc::Rc;
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::sys::stat::{
+    FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmodat, makedev, mkdirat, mknodat, utimensat,
+};
+use nix::sys::time::TimeSpec;
+use nix::unistd::{Gid, Uid, fchownat, linkat, symlinkat};
+
+use super::entry::{Entry, Kind, TarStream};
+use super::root::{self, FileId, Root, name, write_error};
+use super::{Budget, UnpackError, show};
+
+const WHITEOUT: &[u8] = b".wh.";
+const OPAQUE: &[u8] = b".wh..wh..opq";
+const PIECE: usize = 128 << 10;
+const HOLE: usize = 4096;
+/// Folders deeper than this are not walked when they are to be removed.
+const MAX_REMOVE_DEPTH: usize = 512;
+
+/// What to do with the owners an archive names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// Set them (needs root).
+    Preserve,
+    /// Leave all files to the caller; device nodes are left out. For inspection and fuzzing without root.
+    Caller,
+}
+
+/// What applying one layer did.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct LayerStats {
+    /// Entries applied.
+    pub entries: u64,
+    /// Bytes of file data, holes included.
+    pub bytes: u64,
+    /// Extended attributes the file system cannot hold, which were left out.
+    pub attributes_left_out: u64,
+}
+
+/// Applies the layer `archive` onto `root`, and reads it to its end.
+///
+/// # Errors
+/// See [`UnpackError`]. What was applied until then stays; the caller throws the whole root away.
+pub fn apply(
+    archive: impl Read,
+    root: &Path,
+    owner: Owner,
+    budget: &mut Budget,
+) -> Result<LayerStats, UnpackError> {
+    let mut stream = TarStream::new(archive, budget.limits());
+    let mut applier = Applier {
+        root: Root::open(root)?,
+        owner,
+        budget,
+        made: HashSet::new(),
+        folders: Vec::new(),
+        stats: LayerStats::default(),
+        buffer: vec![0; PIECE],
+    };
+    while let Some(entry) = stream.next_entry()? {
+        applier.budget.take_file()?;
+        applier.entry(&mut stream, &entry)?;
+        applier.stats.entries += 1;
+    }
+    applier.finish()?;
+    let mut rest = stream.into_inner();
+    loop {
+        let count = rest.read(&mut applier.buffer).map_err(UnpackError::Read)?;
+        if count == 0 {
+            return Ok(applier.stats);
+        }
+        applier.budget.take_bytes(count as u64)?;
+    }
+}
+
+struct Applier<'a> {
+    root: Root,
+    owner: Owner,
+    budget: &'a mut Budget,
+    made: HashSet<FileId>,
+    folders: Vec<(Vec<u8>, TimeSpec, TimeSpec)>,
+    stats: LayerStats,
+    buffer: Vec<u8>,
+}
+
+/// Where an entry goes.
+struct Place<'p> {
+    parent: Rc<OwnedFd>,
+    name: &'p OsStr,
+    path: &'p [u8],
+}
+
+/// Cuts a path into components: a leading `/` and `.` components mean nothing, `..` is refused.
+fn components<'p>(path: &'p [u8], limits: &crate::Limits) -> Result<Vec<&'p [u8]>, UnpackError> {
+    let refuse = |why| UnpackError::Path { path: show(path), why };
+    if path.len() > limits.max_path {
+        return Err(UnpackError::Limit { limit: "max_path", max: limits.max_path as u64 });
+    }
+    if path.contains(&0) {
+        return Err(refuse("it holds a zero byte"));
+    }
+    let mut parts = Vec::new();
+    for part in path.split(|byte| *byte == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => return Err(refuse("it climbs out with ..")),
+            _ if part.len() > 255 => return Err(refuse("a component is longer than 255 bytes")),
+            _ => parts.push(part),
+        }
+    }
+    if parts.len() > limits.max_depth {
+        return Err(UnpackError::Limit { limit: "max_depth", max: limits.max_depth as u64 });
+    }
+    Ok(parts)
+}
+
+impl Applier<'_> {
+    fn entry(&mut self, stream: &mut TarStream<impl Read>, entry: &Entry) -> Result<(), UnpackError> {
+        let parts = components(&entry.path, self.budget.limits())?;
+        let Some((last, parents)) = parts.split_last() else {
+            return self.root_itself(entry);
+        };
+        if last.starts_with(WHITEOUT) {
+            return self.whiteout(entry, last, parents);
+        }
+        let place = Place { parent: self.root.folder(parents, true)?, name: name(last), path: &entry.path };
+        if self.make_way(&place, entry.kind)? {
+            self.make(stream, entry, &place)?;
+        }
+        if entry.kind == Kind::HardLink {
+            return Ok(());
+        }
+        self.metadata(entry, &place)
+    }
+
+    fn root_itself(&mut self, entry: &Entry) -> Result<(), UnpackError> {
+        if entry.kind != Kind::Dir {
+            return Err(UnpackError::Path {
+                path: show(&entry.path),
+                why: "it names the root, which is a folder",
+            });
+        }
+        let place = Place { parent: self.root.fd(), name: OsStr::new("."), path: &entry.path };
+        self.metadata(entry, &place)
+    }
+
+    fn whiteout(&mut self, entry: &Entry, last: &[u8], parents: &[&[u8]]) -> Result<(), UnpackError> {
+        let fail = write_error("applying the whiteout", &entry.path);
+        self.root.forget();
+        if last == OPAQUE {
+            let folder = self.root.folder(parents, true)?;
+            // A descriptor opened as O_PATH cannot be listed.
+            let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+            let folder = openat(&folder, ".", flags, Mode::empty()).map_err(&fail)?;
+            root::clear(&folder, &self.made, MAX_REMOVE_DEPTH).map_err(&fail)?;
+            return Ok(());
+        }
+        let target = &last[WHITEOUT.len()..];
+        match target {
+            b"" | b"." | b".." => {
+                return Err(UnpackError::Path {
+                    path: show(&entry.path),
+                    why: "it is a whiteout of the folder it stands in",
+                });
+            }
+            // AUFS keeps its own records under such names; they are no content.
+            _ if target.starts_with(WHITEOUT) => return Ok(()),
+            _ => {}
+        }
+        let folder = self.root.folder(parents, true)?;
+        root::remove(&folder, name(target), &self.made, MAX_REMOVE_DEPTH).map_err(&fail)?;
+        Ok(())
+    }
+
+    /// Removes what stands at the place; tells whether something has to be made there (a folder stays a folder).
+    fn make_way(&mut self, place: &Place<'_>, kind: Kind) -> Result<bool, UnpackError> {
+        let fail = write_error("replacing", place.path);
+        let Some(stat) = root::stat(&place.parent, place.name).map_err(&fail)? else {
+            return Ok(true);
+        };
+        if root::is_dir(&stat) && kind == Kind::Dir {
+            return Ok(false);
+        }
+        self.root.forget();
+        root::remove(&place.parent, place.name, &HashSet::new(), MAX_REMOVE_DEPTH).map_err(&fail)?;
+        Ok(true)
+    }
+
+    fn make(
+        &mut self,
+        stream: &mut TarStream<impl Read>,
+        entry: &Entry,
+        place: &Place<'_>,
+    ) -> Result<(), UnpackError> {
+        let fail = write_error("making", place.path);
+        let secret = Mode::from_bits_truncate(0o600);
+        match entry.kind {
+            Kind::File => return self.file(stream, entry, place),
+            Kind::HardLink => return self.hard_link(entry, place),
+            Kind::Dir => mkdirat(&place.parent, place.name, Mode::from_bits_truncate(0o700)).map_err(fail)?,
+            Kind::Symlink => {
+                if entry.link.is_empty() || entry.link.contains(&0) || entry.link.len() > 4095 {
+                    return Err(UnpackError::Path {
+                        path: show(place.path),
+                        why: "its link target is empty, too long, or holds a zero byte",
+                    });
+                }
+                symlinkat(name(&entry.link), &place.parent, place.name).map_err(fail)?;
+            }
+            Kind::Fifo => mknodat(&place.parent, place.name, SFlag::S_IFIFO, secret, 0).map_err(fail)?,
+            Kind::Char | Kind::Block => {
+                if self.owner == Owner::Caller {
+                    return Ok(());
+                }
+                let kind = if entry.kind == Kind::Char { SFlag::S_IFCHR } else { SFlag::S_IFBLK };
+                let device = makedev(entry.device.0.into(), entry.device.1.into());
+                mknodat(&place.parent, place.name, kind, secret, device).map_err(fail)?;
+            }
+        }
+        self.root.forget();
+        Ok(())
+    }
+
+    fn hard_link(&mut self, entry: &Entry, place: &Place<'_>) -> Result<(), UnpackError> {
+        let refuse =
+            |why: String| UnpackError::HardLink { path: show(&entry.path), target: show(&entry.link), why };
+        let parts = components(&entry.link, self.budget.limits())?;
+        let Some((last, parents)) = parts.split_last() else {
+            return Err(refuse("its target is the root".to_owned()));
+        };
+        let parent = self.root.folder(parents, false).map_err(|error| refuse(error.to_string()))?;
+        match root::stat(&parent, name(last)) {
+            Ok(Some(stat)) if root::is_dir(&stat) => return Err(refuse("its target is a folder".to_owned())),
+            Ok(Some(stat)) => {
+                self.made.insert(root::id(&stat));
+            }
+            Ok(None) => return Err(refuse("its target is not there".to_owned())),
+            Err(errno) => return Err(refuse(errno.desc().to_owned())),
+        }
+        linkat(&parent, name(last), &place.parent, place.name, AtFlags::empty())
+            .map_err(|errno| refuse(errno.desc().to_owned()))
+    }
+
+    fn file(
+        &mut self,
+        stream: &mut TarStream<impl Read>,
+        entry: &Entry,
+        place: &Place<'_>,
+    ) -> Result<(), UnpackError> {
+        self.budget.take_bytes(entry.size)?;
+        self.stats.bytes += entry.size;
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let fd = openat(&place.parent, place.name, flags, Mode::from_bits_truncate(0o600))
+            .map_err(write_error("making", place.path))?;
+        let mut file = File::from(fd);
+        let fail = |source| UnpackError::Write { doing: "writing", path: show(place.path), source };
+        match &entry.sparse {
+            None => self.copy(stream, &mut file, entry.size, place)?,
+            Some(map) => {
+                for (offset, length) in &map.pieces {
+                    file.seek(SeekFrom::Start(*offset)).map_err(fail)?;
+                    self.copy(stream, &mut file, *length, place)?;
+                }
+            }
+        }
+        file.set_len(entry.size).map_err(fail)
+    }
+
+    /// Copies `left` bytes of data; blocks of zeros become holes.
+    fn copy(
+        &mut self,
+        stream: &mut TarStream<impl Read>,
+        file: &mut File,
+        mut left: u64,
+        place: &Place<'_>,
+    ) -> Result<(), UnpackError> {
+        let fail = |source| UnpackError::Write { doing: "writing", path: show(place.path), source };
+        while left > 0 {
+            let want = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
+            let mut have = 0;
+            while have < want {
+                let count = stream.read_data(&mut self.buffer[have..want])?;
+                if count == 0 {
+                    return Err(UnpackError::Malformed {
+                        at: 0,
+                        why: "a file has less data than its size says",
+                    });
+                }
+                have += count;
+            }
+            let piece = &self.buffer[..want];
+            if want >= HOLE && piece.iter().all(|byte| *byte == 0) {
+                file.seek_relative(i64::try_from(want).unwrap_or(0)).map_err(fail)?;
+            } else {
+                file.write_all(piece).map_err(fail)?;
+            }
+            left -= want as u64;
+        }
+        Ok(())
+    }
+
+    fn metadata(&mut self, entry: &Entry, place: &Place<'_>) -> Result<(), UnpackError> {
+        if self.owner == Owner::Caller && matches!(entry.kind, Kind::Char | Kind::Block) {
+            return Ok(());
+        }
+        let fail = |doing| write_error(doing, place.path);
+        let parent: &OwnedFd = &place.parent;
+        if self.owner == Owner::Preserve {
+            let id = |value: u64| {
+                u32::try_from(value).ok().filter(|id| *id != u32::MAX).ok_or(UnpackError::Path {
+                    path: show(place.path),
+                    why: "its owner or group does not fit 32 bits",
+                })
+            };
+            let (uid, gid) = (Uid::from_raw(id(entry.uid)?), Gid::from_raw(id(entry.gid)?));
+            fchownat(parent, place.name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)
+                .map_err(fail("setting the owner of"))?;
+        }
+        if entry.kind != Kind::Symlink {
+            let mode = Mode::from_bits_truncate(entry.mode);
+            fchmodat(parent, place.name, mode, FchmodatFlags::FollowSymlink)
+                .map_err(fail("setting the mode of"))?;
+        }
+        self.attributes(entry, place)?;
+        let stat = root::stat(parent, place.name).map_err(fail("reading"))?;
+        if let Some(stat) = stat {
+            self.made.insert(root::id(&stat));
+        }
+        let mtime = TimeSpec::new(entry.mtime.0, entry.mtime.1.into());
+        let atime = entry.atime.map_or(mtime, |(seconds, nanos)| TimeSpec::new(seconds, nanos.into()));
+        if entry.kind == Kind::Dir {
+            self.folders.push((entry.path.clone(), atime, mtime));
+            return Ok(());
+        }
+        utimensat(parent, place.name, &atime, &mtime, UtimensatFlags::NoFollowSymlink)
+            .map_err(fail("setting the times of"))
+    }
+
+    fn attributes(&mut self, entry: &Entry, place: &Place<'_>) -> Result<(), UnpackError> {
+        for (key, value) in &entry.xattrs {
+            // The guest's own overlay mounts obey these: a layer could make them show other files.
+            if key.starts_with(b"trusted.overlay.") || key.starts_with(b"user.overlay.") {
+                return Err(UnpackError::Attribute { path: show(place.path), name: show(key) });
+            }
+            // The parent is named by its descriptor; the last component is not followed (lsetxattr).
+            let path = Path::new("/proc/self/fd").join(place.parent.as_raw_fd().to_string()).join(place.name);
+            if let Err(source) = xattr::set(&path, name(key), value) {
+                let code = source.raw_os_error().map(Errno::from_raw);
+                let cannot_hold = matches!(code, Some(Errno::EOPNOTSUPP));
+                let needs_root = code == Some(Errno::EPERM)
+                    && (self.owner == Owner::Caller || entry.kind == Kind::Symlink);
+                if !cannot_hold && !needs_root {
+                    return Err(UnpackError::Write {
+                        doing: "setting an extended attribute of",
+                        path: show(place.path),
+                        source,
+                    });
+                }
+                self.stats.attributes_left_out += 1;
+                tracing::warn!(path = %show(place.path), attribute = %show(key), "the file system cannot hold an extended attribute; left out");
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets the times of folders, the deepest last made first.
+    fn finish(&mut self) -> Result<(), UnpackError> {
+        let folders = std::mem::take(&mut self.folders);
+        self.root.forget();
+        for (path, atime, mtime) in folders.iter().rev() {
+            let parts = components(path, self.budget.limits())?;
+            let (parent, last): (_, &[u8]) = match parts.split_last() {
+                None => (self.root.fd(), b"."),
+                // A later entry may have put something else here.
+                Some((last, parents)) => match self.root.folder(parents, false) {
+                    Ok(parent) => (parent, last),
+                    Err(_) => continue,
+                },
+            };
+            match utimensat(&*parent, name(last), atime, mtime, UtimensatFlags::NoFollowSymlink) {
+                Ok(()) | Err(Errno::ENOENT | Errno::ENOTDIR) => {}
+                Err(errno) => return Err(write_error("setting the times of", path)(errno)),
+            }
+        }
+        Ok(())
+    }
+}
