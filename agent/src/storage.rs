@@ -1,0 +1,278 @@
+//! Storages: what the host asks to be mounted, by driver (`docs` of Kata: `Storage.driver`).
+//!
+//! Here are `blk`/`mmioblk` (a block device), `overlayfs`, `ephemeral` (memory), `local` (a folder) and, through
+//! [`crate::image`], `image_guest_pull`. A block device with a read-only file system (EROFS, squashfs) that is a
+//! container's root becomes the lower layer of an overlay whose upper layer is in memory: [`mount_rootfs`].
+//!
+//! Mount points must lie below Kata's folder; the policy decides which of them a container may have.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use kata_cc_agent_protocol::agent::Storage;
+use nix::mount::{MntFlags, umount2};
+use thiserror::Error;
+
+use crate::mounts;
+use crate::paths;
+
+/// Kata's mark for "make upper and work folders yourself".
+const OVERLAY_RW: &str = "io.katacontainers.fs-opt.overlay-rw";
+/// Kata's driver option that names a folder to make before an overlay is mounted.
+const OVERLAY_CREATE: &str = "io.katacontainers.volume.overlayfs.create_directory=";
+/// How long a block device may take to show a capacity (`agent.hotplug_timeout` is 3 s; emulation is slower).
+const DEVICE_PATIENCE: Duration = Duration::from_secs(20);
+/// Drivers of this module, for GetGuestDetails.
+pub(crate) const DRIVERS: [&str; 6] =
+    ["blk", "mmioblk", "overlayfs", "ephemeral", "local", "image_guest_pull"];
+
+/// Why a storage was refused or failed.
+#[derive(Debug, Error)]
+pub(crate) enum StorageError {
+    /// No such driver.
+    #[error("storage driver {0:?} is not supported: use one of {DRIVERS:?}")]
+    Driver(String),
+    /// A mount point outside of where mounts may be.
+    #[error("mount point {0:?} must be absolute, below {base}, and have no `..`", base = paths::BASE)]
+    MountPoint(String),
+    /// A source that is not what the driver takes.
+    #[error("storage source {source_name:?} is not usable by driver {driver}: {why}")]
+    Source {
+        /// The driver.
+        driver: String,
+        /// The source.
+        source_name: String,
+        /// What is wrong.
+        why: &'static str,
+    },
+    /// The device never showed up or stayed empty.
+    #[error("block device {device} has no capacity after {seconds} s: {seen}")]
+    Device {
+        /// The device.
+        device: String,
+        /// How long it was awaited.
+        seconds: u64,
+        /// What was found instead.
+        seen: String,
+    },
+    /// A system call failed.
+    #[error("{what} for storage {driver} at {mount_point}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// The driver.
+        driver: String,
+        /// Where.
+        mount_point: String,
+        /// The system's reason.
+        source: io::Error,
+    },
+}
+
+impl StorageError {
+    fn io(storage: &Storage, what: &'static str) -> impl Fn(io::Error) -> Self {
+        let (driver, mount_point) = (storage.driver.clone(), storage.mount_point.clone());
+        move |source| Self::Io { what, driver: driver.clone(), mount_point: mount_point.clone(), source }
+    }
+}
+
+/// Checks where a storage is to be mounted.
+pub(crate) fn check_mount_point(path: &str) -> Result<PathBuf, StorageError> {
+    let below = Path::new(path).strip_prefix(paths::BASE);
+    let inside = below.is_ok_and(|rest| {
+        rest.components().count() > 0
+            && rest.components().all(|c| matches!(c, std::path::Component::Normal(_)))
+    });
+    if inside && !path.contains('\0') {
+        return Ok(PathBuf::from(path));
+    }
+    Err(StorageError::MountPoint(path.to_owned()))
+}
+
+/// Mounts one storage; `rootfs` is the container's root path, when it is a container's storage.
+pub(crate) async fn mount(storage: &Storage, rootfs: Option<&str>) -> Result<(), StorageError> {
+    let target = check_mount_point(&storage.mount_point)?;
+    match storage.driver.as_str() {
+        "blk" | "mmioblk" => {
+            let device = block_device(storage).await?;
+            let is_root = rootfs == Some(storage.mount_point.as_str());
+            let marked = storage.options.iter().any(|o| o == OVERLAY_RW);
+            let readonly = matches!(storage.fstype.as_str(), "erofs" | "squashfs");
+            if marked || is_root && readonly {
+                return mount_rootfs(storage, &device, &target);
+            }
+            mounts::mount_at(&device, &target, &storage.fstype, &storage.options)
+                .map_err(StorageError::io(storage, "mount the block device"))?;
+        }
+        "overlayfs" => overlay(storage, &target)?,
+        "ephemeral" => {
+            let fstype = if storage.fstype.is_empty() { "tmpfs" } else { &storage.fstype };
+            if !matches!(fstype, "tmpfs" | "hugetlbfs") {
+                return Err(StorageError::Source {
+                    driver: storage.driver.clone(),
+                    source_name: storage.fstype.clone(),
+                    why: "ephemeral storage is tmpfs or hugetlbfs",
+                });
+            }
+            let options: Vec<&String> = storage.options.iter().filter(|o| !o.starts_with("fsgid=")).collect();
+            mounts::mount_at("tmpfs", &target, fstype, &options)
+                .map_err(StorageError::io(storage, "mount memory"))?;
+        }
+        "local" => {
+            fs::create_dir_all(&target).map_err(StorageError::io(storage, "make the folder"))?;
+            let mode = storage.options.iter().find_map(|o| o.strip_prefix("mode="));
+            let mode = mode.and_then(|m| u32::from_str_radix(m, 8).ok()).unwrap_or(0o777);
+            fs::set_permissions(&target, fs::Permissions::from_mode(mode & 0o7777))
+                .map_err(StorageError::io(storage, "set the mode"))?;
+        }
+        other => return Err(StorageError::Driver(other.to_owned())),
+    }
+    own_by_group(storage, &target)
+}
+
+/// `fs_group` and the option `fsgid=`: the folder belongs to the group and passes it on.
+fn own_by_group(storage: &Storage, target: &Path) -> Result<(), StorageError> {
+    let option = storage.options.iter().find_map(|o| o.strip_prefix("fsgid=")?.parse().ok());
+    let Some(gid) = storage.fs_group.as_ref().map(|g| g.group_id).or(option) else {
+        return Ok(());
+    };
+    let set = || {
+        chown(target, None, Some(gid))?;
+        let mode = fs::metadata(target)?.permissions().mode();
+        fs::set_permissions(target, fs::Permissions::from_mode(mode | 0o2770))
+    };
+    set().map_err(StorageError::io(storage, "give it to the group"))
+}
+
+/// Waits for the device to have a capacity: a spare slot is empty until the host attaches a file.
+async fn block_device(storage: &Storage) -> Result<String, StorageError> {
+    let device = storage.source.as_str();
+    let refuse =
+        |why| StorageError::Source { driver: storage.driver.clone(), source_name: device.to_owned(), why };
+    let name =
+        device.strip_prefix("/dev/").ok_or_else(|| refuse("only /dev/… is taken: this VM has no PCI"))?;
+    let plain = name.starts_with("vd")
+        && (3..=8).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric());
+    if !plain {
+        return Err(refuse("only virtio disks (/dev/vdX) are taken"));
+    }
+    let start = std::time::Instant::now();
+    loop {
+        let node = fs::metadata(device).is_ok_and(|m| m.file_type().is_block_device());
+        let size = fs::read_to_string(format!("/sys/class/block/{name}/size")).unwrap_or_default();
+        let sectors: u64 = size.trim().parse().unwrap_or(0);
+        if node && sectors > 0 {
+            return Ok(device.to_owned());
+        }
+        if start.elapsed() > DEVICE_PATIENCE {
+            return Err(StorageError::Device {
+                device: device.to_owned(),
+                seconds: DEVICE_PATIENCE.as_secs(),
+                seen: format!("node present: {node}, sectors: {sectors}"),
+            });
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A container's root from a read-only device: the device below, memory above.
+fn mount_rootfs(storage: &Storage, device: &str, target: &Path) -> Result<(), StorageError> {
+    let base = target.parent().unwrap_or(target).join(".rootfs");
+    let [lower, upper, work] = ["lower", "upper", "work"].map(|n| base.join(n));
+    let mut options: Vec<String> = storage.options.iter().filter(|o| *o != OVERLAY_RW).cloned().collect();
+    options.push("ro".to_owned());
+    let all = || -> io::Result<()> {
+        fs::create_dir_all(&base)?;
+        // Its own mount: the upper layer of one container must not be seen by, nor fill /run for, another.
+        mounts::mount_at("tmpfs", &base, "tmpfs", &["mode=0755", "size=90%"])?;
+        mounts::mount_at(device, &lower, &storage.fstype, &options)?;
+        fs::create_dir_all(&upper)?;
+        fs::create_dir_all(&work)?;
+        let layers =
+            format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
+        mounts::mount_at("overlay", target, "overlay", &[layers])
+    };
+    all().map_err(StorageError::io(storage, "mount the root file system"))
+}
+
+fn overlay(storage: &Storage, target: &Path) -> Result<(), StorageError> {
+    let make = |path: &str| -> Result<(), StorageError> {
+        fs::create_dir_all(check_mount_point(path)?).map_err(StorageError::io(storage, "make a layer folder"))
+    };
+    for option in &storage.driver_options {
+        if let Some(path) = option.strip_prefix(OVERLAY_CREATE) {
+            make(path)?;
+        }
+    }
+    let mut options = storage.options.clone();
+    if options.iter().any(|o| o == OVERLAY_RW) {
+        let base = target.parent().unwrap_or(target);
+        let [upper, work] = ["upper", "work"].map(|n| base.join(n).display().to_string());
+        make(&upper)?;
+        make(&work)?;
+        options.push(format!("upperdir={upper},workdir={work}"));
+    }
+    mounts::mount_at("overlay", target, "overlay", &options)
+        .map_err(StorageError::io(storage, "mount the overlay"))
+}
+
+/// Unmounts what [`mount`] made. What cannot be unmounted now goes when its last user does.
+pub(crate) fn unmount(mount_point: &str) {
+    let target = Path::new(mount_point);
+    let detach = |path: &Path| {
+        if let Err(e) = umount2(path, MntFlags::MNT_DETACH)
+            && e != nix::errno::Errno::EINVAL
+            && e != nix::errno::Errno::ENOENT
+        {
+            tracing::warn!(path = %path.display(), error = %e, "unmount failed");
+        }
+    };
+    detach(target);
+    let base = target.parent().unwrap_or(target).join(".rootfs");
+    if base.is_dir() {
+        detach(&base.join("lower"));
+        detach(&base);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_points_stay_below_the_base() {
+        for bad in [
+            "",
+            "/etc",
+            "/run/kata-containers",
+            "/run/kata-containers/../x",
+            "/run/kata-containers/a/../../x",
+            "run/kata-containers/a",
+            "/run/kata-containersx/a",
+        ] {
+            assert!(check_mount_point(bad).is_err(), "{bad}");
+        }
+        check_mount_point("/run/kata-containers/c1/rootfs").unwrap();
+    }
+
+    #[tokio::test]
+    async fn odd_sources_and_drivers_are_refused() {
+        let mut storage = Storage::new();
+        storage.mount_point = "/run/kata-containers/c1/rootfs".to_owned();
+        storage.driver = "nfs".to_owned();
+        assert!(matches!(mount(&storage, None).await, Err(StorageError::Driver(_))));
+        storage.driver = "mmioblk".to_owned();
+        for source in ["/dev/../etc/passwd", "/dev/mem", "/dev/vd", "02/00/01", "/dev/vda/../x"] {
+            storage.source = source.to_owned();
+            let error = mount(&storage, None).await.unwrap_err();
+            assert!(matches!(error, StorageError::Source { .. }), "{source}: {error}");
+        }
+        storage.driver = "ephemeral".to_owned();
+        storage.fstype = "proc".to_owned();
+        assert!(mount(&storage, None).await.is_err());
+    }
+}
