@@ -1,0 +1,228 @@
+//! What the shim, the command line and the VMM say to each other: the VMM's configuration file and
+//! the messages of its control socket. Types only; no I/O.
+//!
+//! The configuration is one JSON (or TOML) document, read once at start and never again. The control
+//! socket is a Unix stream socket: one JSON [`ControlRequest`] per line, one JSON [`ControlReply`] per
+//! line back, in order, any number per connection.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Everything a microVM is made of. Unknown fields are refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmConfig {
+    /// Sandbox id: 1 to 128 characters of `[A-Za-z0-9_.-]`. It names threads and log lines.
+    pub id: String,
+    /// Number of vCPUs, 1 to 64.
+    pub vcpus: u8,
+    /// Guest memory in MiB, 64 to 1 TiB.
+    pub memory_mib: u64,
+    /// What is booted.
+    pub boot: BootConfig,
+    /// Which trusted execution environment protects the guest.
+    #[serde(default)]
+    pub tee: TeeConfig,
+    /// File (or FIFO) that the serial console is appended to; nothing is kept without it.
+    #[serde(default)]
+    pub console: Option<PathBuf>,
+    /// Unix socket of the control interface; created mode 0600, removed at exit.
+    pub control_socket: PathBuf,
+    /// virtio-blk devices in the order in which the guest names them (`/dev/vda`, `/dev/vdb`, ...).
+    #[serde(default)]
+    pub block: Vec<BlockConfig>,
+    /// virtio-net devices in the order in which the guest sees them.
+    #[serde(default)]
+    pub net: Vec<NetConfig>,
+    /// virtio-vsock device.
+    #[serde(default)]
+    pub vsock: Option<VsockConfig>,
+    /// Whether there is a virtio-rng device.
+    #[serde(default)]
+    pub rng: bool,
+}
+
+/// Kernel, initramfs and command line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BootConfig {
+    /// `vmlinux` (ELF) or `bzImage`.
+    pub kernel: PathBuf,
+    /// cpio archive, compressed or not.
+    #[serde(default)]
+    pub initramfs: Option<PathBuf>,
+    /// Command line, without the `virtio_mmio.device=` words that the VMM adds for each device.
+    #[serde(default)]
+    pub cmdline: String,
+}
+
+/// The trusted execution environment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum TeeConfig {
+    /// A plain microVM: the host can read the guest's memory.
+    #[default]
+    None,
+    /// A simulated SEV-SNP: the launch is measured with the real algorithm and reports are signed in the
+    /// real format, under a throw-away root. It protects nothing.
+    SimSnp {
+        /// Folder made by `kata_cc_sim_tee::SimPlatform::create`: the chip's key and certificates.
+        platform: PathBuf,
+        /// SNP `HOST_DATA`, 32 bytes in hex: the digest of the init-data.
+        host_data: String,
+        /// SNP guest policy (ABI, GUEST_POLICY); `0x30000` when absent.
+        #[serde(default)]
+        policy: Option<u64>,
+    },
+}
+
+/// One virtio-blk device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BlockConfig {
+    /// Name for logs and [`ControlRequest::AttachBlock`]; also the serial number that the guest reads
+    /// (at most 20 bytes).
+    pub id: String,
+    /// Raw file or block device; without it the slot starts empty (capacity 0).
+    #[serde(default)]
+    pub path: Option<PathBuf>,
+    /// Whether the guest may only read.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// One virtio-net device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetConfig {
+    /// Name for logs.
+    pub id: String,
+    /// Name of an existing tap interface in the network namespace that the VMM is started in.
+    pub tap: String,
+    /// Guest's MAC address, `aa:bb:cc:dd:ee:ff`.
+    pub mac: String,
+}
+
+/// The virtio-vsock device, in user space.
+///
+/// Host to guest: connect to `uds`, send `CONNECT <port>\n`, read `OK <hostport>\n`. Guest to host: the
+/// device connects to `<uds>_<port>`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockConfig {
+    /// Guest's context id, 3 or more.
+    pub cid: u32,
+    /// Path of the host's Unix socket.
+    pub uds: PathBuf,
+}
+
+/// The guest's command line for a tier (`vm` or `sim-snp`), without the `virtio_mmio.device=` words.
+///
+/// It is measured: the launcher, `kata-cc measure` and the guest image's manifest all take it from here.
+#[must_use]
+pub fn command_line(tier: &str) -> String {
+    const BASE: &str = "console=ttyS0 reboot=k panic=-1 quiet loglevel=4 agent.log=info";
+    match tier {
+        "vm" => BASE.to_owned(),
+        tee => format!("{BASE} kata_cc.tee={tee}"),
+    }
+}
+
+/// A question to a running VMM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ControlRequest {
+    /// What is the VM doing?
+    State,
+    /// Stop the vCPUs until `resume`.
+    Pause,
+    /// Let the vCPUs go on.
+    Resume,
+    /// End the VM at once; the VMM exits after answering.
+    Stop,
+    /// Counters of the VMM and its devices.
+    Metrics,
+    /// Put a file behind an empty block slot; the guest is told by a configuration change.
+    AttachBlock {
+        /// The slot's `id`.
+        slot: String,
+        /// Raw file or block device.
+        path: PathBuf,
+    },
+    /// Empty a block slot again.
+    DetachBlock {
+        /// The slot's `id`.
+        slot: String,
+    },
+}
+
+/// The answer to a [`ControlRequest`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ControlReply {
+    /// Done; nothing more to say.
+    Done,
+    /// Answer to [`ControlRequest::State`].
+    State(VmState),
+    /// Answer to [`ControlRequest::Metrics`]: a flat map of counters, names in snake case.
+    Metrics(std::collections::BTreeMap<String, u64>),
+    /// The request was refused or failed.
+    Error {
+        /// What failed, what was seen, what to do.
+        message: String,
+    },
+}
+
+/// State of a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmState {
+    /// Phase of its life.
+    pub phase: Phase,
+    /// Launch digest in hex, when a TEE measured it.
+    #[serde(default)]
+    pub launch_digest: Option<String>,
+    /// `none` or `sim-snp`.
+    pub tee: String,
+}
+
+/// Phase of a VM's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// vCPUs run.
+    Running,
+    /// vCPUs are stopped and can be resumed.
+    Paused,
+    /// The VM has ended, or is about to.
+    Stopped,
+}
+
+/// Exit codes of the `kata-cc-vmm` process.
+pub mod exit {
+    /// The guest shut down or `stop` was asked.
+    pub const OK: i32 = 0;
+    /// The VMM itself failed; the log says where.
+    pub const FAILED: i32 = 1;
+    /// The configuration or the command line was refused; nothing was started.
+    pub const BAD_CONFIG: i32 = 2;
+    /// The guest reset itself (a panic of its kernel does that).
+    pub const GUEST_RESET: i32 = 3;
+    /// KVM is missing or cannot run the guest.
+    pub const NO_KVM: i32 = 4;
+    /// The guest broke a device's contract so that it cannot go on (a triple fault, a bad virtqueue).
+    pub const GUEST_FAULT: i32 = 5;
+}
+
+/// virtio-vsock ports that have a meaning.
+pub mod port {
+    /// Agent's ttrpc API: the guest listens (Kata's number).
+    pub const AGENT: u32 = 1024;
+    /// Agent's log, JSON lines: the host listens on `<uds>_1025`.
+    pub const LOG: u32 = 1025;
+    /// Egress: an HTTP proxy (CONNECT and absolute-form) that the host offers on `<uds>_1026`.
+    pub const EGRESS: u32 = 1026;
+    /// The simulated security processor, served inside the VMM.
+    pub const SIM_TEE: u32 = 1027;
+}

@@ -1,0 +1,35 @@
+//! Launch plan: which bytes start at which guest address, in which state each vCPU starts, and the
+//! command line. A pure function of its input, so that the VMM (which writes the plan into guest
+//! memory) and `kata-cc measure` (which only hashes it) cannot disagree.
+//!
+//! Boot protocol: Linux's 64-bit entry (kernel documentation, `arch/x86/boot.rst`, "64-bit boot
+//! protocol"), for `vmlinux` (ELF, entered where its header says) as for `bzImage` (entered 0x200
+//! after its load address). It is the one protocol that an SNP guest's first VMSA can enter without
+//! firmware; PVH would add a second path through a note that the image controls (GHSA-52h2-m2cf-9jh6)
+//! and gain nothing, so notes are not read at all.
+//!
+//! No ACPI: an MP table tells the kernel of vCPUs and interrupts, `virtio_mmio.device=` words of the
+//! devices. Both are measured; tables written in AML would be code.
+//!
+//! Why not linux-loader's loaders: they write into guest memory as they parse. Here the bytes must
+//! exist before there is a guest, in one order, page by page, since that order is what is measured.
+//!
+//! Limits: see the constants of [`layout`]; everything the plan places lies in the first GiB but the
+//! initramfs, which lies below 3 GiB.
+#![forbid(unsafe_code)]
+
+mod bzimage;
+mod cmdline;
+mod digest;
+mod elf;
+mod kernel;
+pub mod layout;
+mod mptable;
+mod params;
+mod plan;
+mod start;
+
+pub use cmdline::CmdlineError;
+pub use kernel::{Kernel, KernelError, KernelFormat};
+pub use plan::{LaunchInput, LaunchPlan, PlanError, Region};
+pub use start::{DescriptorTable, Segment, StartState};

@@ -1,0 +1,104 @@
+//! Kernel and initramfs files: mapped, not read, since most of the bytes are copied exactly once, from
+//! the page cache into guest memory.
+//!
+//! A mapped file that is cut short meanwhile kills the process by SIGBUS. That is the host
+//! administrator's doing and harms the one VM that was about to start. Under a TEE the file is read
+//! instead: what is measured must be what is loaded, whatever happens to the file in between.
+
+use std::fs::File;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{FileOffset, MmapRegion};
+
+use crate::error::VmmError;
+
+/// Largest kernel or initramfs.
+const MAX_BYTES: u64 = 2 << 30;
+
+/// Content of a file.
+pub enum Content {
+    /// Mapped read-only.
+    Mapped(MmapRegion<()>),
+    /// Read.
+    Owned(Vec<u8>),
+}
+
+impl Content {
+    /// Maps the file, or reads it when `stable` demands that later changes are not seen.
+    ///
+    /// # Errors
+    /// When it is not a readable regular file of reasonable size.
+    pub fn open(what: &str, path: &Path, stable: bool) -> Result<Self, VmmError> {
+        let failed = |source| VmmError::File { what: what.into(), path: path.into(), source };
+        let other = |reason: &str| failed(std::io::Error::other(reason.to_owned()));
+        let file = File::open(path).map_err(failed)?;
+        let metadata = file.metadata().map_err(failed)?;
+        if !metadata.is_file() {
+            return Err(other("not a regular file"));
+        }
+        let length = metadata.len();
+        if length == 0 || length > MAX_BYTES {
+            return Err(other("is empty or larger than 2 GiB"));
+        }
+        if stable {
+            return std::fs::read(path).map(Self::Owned).map_err(failed);
+        }
+        let bytes = usize::try_from(length).map_err(|_| other("too large"))?;
+        MmapRegionBuilder::new_with_bitmap(bytes, ())
+            .with_file_offset(FileOffset::new(file, 0))
+            .with_mmap_prot(libc::PROT_READ)
+            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE)
+            .build()
+            .map(Self::Mapped)
+            .map_err(|e| other(&e.to_string()))
+    }
+
+    /// The bytes.
+    #[must_use]
+    #[allow(unsafe_code)]
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Owned(bytes) => bytes,
+            // SAFETY: the mapping is private, readable, `size()` bytes long and lives as long as `self`;
+            // nobody in this process writes to it.
+            Self::Mapped(map) => unsafe { std::slice::from_raw_parts(map.as_ptr(), map.size()) },
+        }
+    }
+}
+
+/// Opens a block device's file. Never a FIFO or a folder, which would block or make no sense.
+///
+/// # Errors
+/// What the system said.
+pub fn open_block(path: &Path, read_only: bool) -> std::io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let file = File::options()
+        .read(true)
+        .write(!read_only)
+        // a FIFO must not make us wait
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open(path)?;
+    let kind = file.metadata()?.file_type();
+    if kind.is_file() || kind.is_block_device() {
+        return Ok(file);
+    }
+    Err(std::io::Error::other("neither a regular file nor a block device"))
+}
+
+/// Opens the console's file for appending; a FIFO so that it never blocks, with or without a reader.
+///
+/// # Errors
+/// What the system said.
+pub fn open_console(path: &Path) -> std::io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let fifo = std::fs::metadata(path).is_ok_and(|m| m.file_type().is_fifo());
+    File::options()
+        .append(true)
+        .read(fifo)
+        .create(!fifo)
+        .mode(0o600)
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOCTTY)
+        .open(path)
+}

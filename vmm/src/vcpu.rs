@@ -1,0 +1,92 @@
+//! A vCPU's thread: enter the guest, serve what it comes out for, until it must not go on.
+
+use std::sync::Arc;
+
+use kvm_bindings::KVM_SYSTEM_EVENT_RESET;
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use crate::bus::Bus;
+use crate::threads::{Gate, Go};
+use crate::vm::Outcome;
+
+/// Why a vCPU came out for good.
+pub(crate) fn run(vcpu: &mut VcpuFd, bus: &Bus, gate: &Gate) -> Option<Outcome> {
+    loop {
+        match gate.pass() {
+            Go::Run => {}
+            Go::Stop => return None,
+            Go::RunAfterPause => {
+                // tells the guest's watchdog that it slept; a guest without kvm-clock has none to tell
+                let _ = vcpu.kvmclock_ctrl();
+            }
+        }
+        match vcpu.run() {
+            Ok(VcpuExit::IoOut(port, data)) => {
+                if bus.port_write(port, data) {
+                    return Some(Outcome::GuestReset);
+                }
+            }
+            Ok(VcpuExit::IoIn(port, data)) => bus.port_read(port, data),
+            Ok(VcpuExit::MmioRead(address, data)) => bus.memory_read(address, data),
+            Ok(VcpuExit::MmioWrite(address, data)) => bus.memory_write(address, data),
+            Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => {}
+            // in-kernel APICs keep halted vCPUs in KVM
+            Ok(VcpuExit::Hlt) => return Some(Outcome::GuestShutdown),
+            Ok(VcpuExit::Shutdown) => {
+                return Some(Outcome::GuestFault("triple fault".into()));
+            }
+            Ok(VcpuExit::SystemEvent(kind, _)) => return Some(system_event(kind)),
+            Ok(VcpuExit::FailEntry(reason, cpu)) => {
+                return Some(Outcome::KvmFault(format!(
+                    "kvm cannot enter the guest: hardware reason {reason:#x} on cpu {cpu}"
+                )));
+            }
+            Ok(VcpuExit::InternalError) => return Some(internal_error(vcpu)),
+            Ok(other) => {
+                return Some(Outcome::KvmFault(format!("unexpected exit: {other:?}")));
+            }
+            Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => {}
+            Err(e) => return Some(Outcome::KvmFault(format!("KVM_RUN: {e}"))),
+        }
+    }
+}
+
+fn system_event(kind: u32) -> Outcome {
+    match kind {
+        KVM_SYSTEM_EVENT_RESET => Outcome::GuestReset,
+        kvm_bindings::KVM_SYSTEM_EVENT_SHUTDOWN => Outcome::GuestShutdown,
+        _ => Outcome::GuestFault(format!("system event {kind}")),
+    }
+}
+
+/// KVM gave up on an instruction: says which, so that a host that cannot run guests is recognised.
+#[allow(unsafe_code)]
+fn internal_error(vcpu: &mut VcpuFd) -> Outcome {
+    // SAFETY: the exit reason says that this member of the union is the valid one.
+    let suberror = unsafe { vcpu.get_kvm_run().__bindgen_anon_1.internal.suberror };
+    let rip = vcpu.get_regs().map_or(0, |regs| regs.rip);
+    Outcome::KvmFault(format!(
+        "kvm internal error {suberror} (1: cannot emulate an instruction) at rip {rip:#x}"
+    ))
+}
+
+/// Starts the thread of vCPU `id`. It waits at the gate; `ended` is called when it comes out for good.
+pub(crate) fn spawn(
+    id: u8,
+    mut vcpu: VcpuFd,
+    bus: Arc<Bus>,
+    gate: Arc<Gate>,
+    ended: impl Fn(Outcome) + Send + 'static,
+) -> std::io::Result<()> {
+    let own_gate = Arc::clone(&gate);
+    let handle =
+        std::thread::Builder::new().name(format!("vcpu{id}")).stack_size(256 << 10).spawn(move || {
+            if let Some(outcome) = run(&mut vcpu, &bus, &own_gate) {
+                tracing::debug!(vcpu = id, ?outcome, "vcpu ended");
+                ended(outcome);
+            }
+            own_gate.leave();
+        })?;
+    gate.add(handle);
+    Ok(())
+}
