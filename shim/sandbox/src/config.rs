@@ -1,0 +1,264 @@
+//! The node's configuration: `/etc/kata-cc/config.toml`, or the file that `KATA_CC_CONFIG` names.
+//!
+//! Everything has a default, so no file is needed; an unknown key is refused by name, since a misspelt security
+//! setting must not be passed over. Example:
+//!
+//! ```toml
+//! auto_order = ["snp", "tdx", "vm"]
+//!
+//! [tee]
+//! simulated = "sim-snp"                 # never on a node with real secrets
+//!
+//! [egress]
+//! allow = ["kbs.example:8080", "registry.example:443"]
+//!
+//! [kbs]
+//! url = "https://kbs.example:8080"
+//! certificate = "/etc/kata-cc/kbs.pem"
+//! ```
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::sizing::Overhead;
+use crate::tier::Tier;
+use crate::{paths, tier};
+
+/// Why a configuration was refused.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// It is not what is expected.
+    #[error("configuration {path}: {message}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What and where.
+        message: String,
+    },
+}
+
+/// The node's configuration.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NodeConfig {
+    /// `kata-cc-vmm`; beside the running program or in `PATH` when absent.
+    pub vmm: Option<PathBuf>,
+    /// Guest kernel; `vmlinux` of the guest image when absent.
+    pub kernel: Option<PathBuf>,
+    /// Guest initramfs; `initramfs` of the guest image when absent.
+    pub initramfs: Option<PathBuf>,
+    /// Words added to the guest's command line; they are measured.
+    pub cmdline_append: String,
+    /// Order of tiers for class `kata-cc-auto`, the first that can run is taken.
+    pub auto_order: Vec<Tier>,
+    /// Trusted execution environment.
+    pub tee: TeeSettings,
+    /// Size of VMs.
+    pub vm: Overhead,
+    /// The guest's way out.
+    pub egress: EgressSettings,
+    /// Key broker for pods that bring no init-data of their own.
+    pub kbs: Option<KbsSettings>,
+    /// Image settings for pods that bring no init-data of their own.
+    pub image: ImageSettings,
+    /// Seconds that a guest may take until its agent answers.
+    pub agent_timeout_s: u64,
+    /// MiB of the scratch disk (sparse) on which images are unpacked; 0 for memory only.
+    pub scratch_mib: u64,
+}
+
+impl Default for NodeConfig {
+    fn default() -> Self {
+        Self {
+            vmm: None,
+            kernel: None,
+            initramfs: None,
+            cmdline_append: String::new(),
+            auto_order: vec![Tier::Snp, Tier::Tdx, Tier::Vm],
+            tee: TeeSettings::default(),
+            vm: Overhead::default(),
+            egress: EgressSettings::default(),
+            kbs: None,
+            image: ImageSettings::default(),
+            agent_timeout_s: 120,
+            scratch_mib: 4096,
+        }
+    }
+}
+
+/// Trusted execution environment.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TeeSettings {
+    /// `sim-snp` lets class `kata-cc` run under the simulated TEE where there is no real one.
+    pub simulated: Option<Simulated>,
+    /// Its throw-away platform; the state folder's `sim` when absent.
+    pub platform: Option<PathBuf>,
+}
+
+/// Which TEE is simulated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Simulated {
+    /// AMD SEV-SNP.
+    SimSnp,
+}
+
+/// Where the guest may connect through the shim.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EgressSettings {
+    /// `host:port`, or `*:port` for any host. Empty: nowhere.
+    pub allow: Vec<String>,
+}
+
+/// A key broker.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KbsSettings {
+    /// `https://host:port`.
+    pub url: String,
+    /// PEM of the certificates that the guest pins.
+    #[serde(default)]
+    pub certificate: Option<PathBuf>,
+}
+
+/// How the guest pulls images.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImageSettings {
+    /// PEM files of further roots for registries.
+    pub registry_roots: Vec<PathBuf>,
+    /// Registries spoken to without TLS, by `host:port`.
+    pub insecure_registries: Vec<String>,
+    /// Whether the simulated TEE may open what demands confidentiality; for trying things out.
+    pub allow_simulated_tee: bool,
+    /// Agent policy (Rego) that replaces the guest image's.
+    pub agent_policy: Option<PathBuf>,
+}
+
+impl NodeConfig {
+    /// Read the node's file; the defaults when there is none.
+    ///
+    /// # Errors
+    /// When a file is there and cannot be read or is not as expected, or `KATA_CC_CONFIG` names one that is not there.
+    pub fn load() -> Result<Self, ConfigError> {
+        let path = paths::config_file();
+        if !path.exists() && std::env::var_os("KATA_CC_CONFIG").is_none() {
+            return Ok(Self::default());
+        }
+        Self::read(&path)
+    }
+
+    /// Read one file.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        toml::from_str(&text).map_err(|error: toml::de::Error| ConfigError::Parse {
+            path: path.to_owned(),
+            message: error.to_string().trim_end().to_owned(),
+        })
+    }
+
+    /// The guest kernel.
+    #[must_use]
+    pub fn kernel(&self) -> PathBuf {
+        self.kernel.clone().unwrap_or_else(|| paths::share_dir().join("vmlinux"))
+    }
+
+    /// The guest initramfs.
+    #[must_use]
+    pub fn initramfs(&self) -> PathBuf {
+        self.initramfs.clone().unwrap_or_else(|| paths::share_dir().join("initramfs"))
+    }
+
+    /// The monitor.
+    #[must_use]
+    pub fn vmm(&self) -> PathBuf {
+        self.vmm.clone().unwrap_or_else(|| paths::program("kata-cc-vmm"))
+    }
+
+    /// The throw-away platform of the simulated TEE.
+    #[must_use]
+    pub fn sim_platform(&self) -> PathBuf {
+        self.tee.platform.clone().unwrap_or_else(paths::sim_platform)
+    }
+
+    /// What this node can do. Looks at files only: whether KVM really runs a guest shows when one is launched, and
+    /// `kata-cc doctor` tries it.
+    #[must_use]
+    pub fn ability(&self) -> tier::NodeAbility {
+        use tier::Availability::{Available, Missing};
+        let kvm =
+            if Path::new("/dev/kvm").exists() { Available } else { Missing("there is no /dev/kvm".into()) };
+        let sim_snp = match self.tee.simulated {
+            None => Missing("the node's configuration does not name a simulated TEE".into()),
+            Some(Simulated::SimSnp) if self.sim_platform().join("ark.pem").exists() => Available,
+            Some(Simulated::SimSnp) => {
+                Missing(format!("there is no platform in {}", self.sim_platform().display()))
+            }
+        };
+        tier::NodeAbility {
+            kvm,
+            snp: Missing("launching on SEV-SNP hardware is not built yet".into()),
+            tdx: Missing("launching on TDX hardware is not built yet".into()),
+            sim_snp,
+            sentry: Missing("the sentry is not built yet".into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<NodeConfig, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.toml");
+        std::fs::write(&path, text).unwrap();
+        NodeConfig::read(&path)
+    }
+
+    #[test]
+    fn an_empty_file_gives_the_defaults() {
+        let config = parse("").unwrap();
+        assert!(config.egress.allow.is_empty() && config.tee.simulated.is_none());
+        assert!(matches!(config.ability().sim_snp, tier::Availability::Missing(_)));
+    }
+
+    #[test]
+    fn the_example_of_the_documentation_is_read() {
+        let text = include_str!("config.rs");
+        let example: String = text
+            .lines()
+            .skip_while(|line| *line != "//! ```toml")
+            .skip(1)
+            .take_while(|line| *line != "//! ```")
+            .map(|line| format!("{}\n", line.trim_start_matches("//!").trim_start()))
+            .collect();
+        let config = parse(&example).unwrap();
+        assert_eq!(config.tee.simulated, Some(Simulated::SimSnp));
+        assert_eq!(config.auto_order, [Tier::Snp, Tier::Tdx, Tier::Vm]);
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_by_name() {
+        let error = parse("[tee]\nsimulatd = \"sim-snp\"\n").unwrap_err().to_string();
+        assert!(error.contains("simulatd"), "{error}");
+        let error = parse("[tee]\nsimulated = \"snp\"\n").unwrap_err().to_string();
+        assert!(error.contains("sim-snp"), "{error}");
+    }
+}

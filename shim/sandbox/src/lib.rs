@@ -1,0 +1,33 @@
+//! Starts and drives one sandbox, for the containerd shim and for the `kata-cc` command alike.
+//!
+//! Rooms: [`tier`] decides what protects the sandbox (one pure function), [`config`] and [`paths`] say where things
+//! are, [`vm_shape`] what the virtual machine is made of, [`sizing`] how large it is, [`initdata`] what a confidential
+//! guest is started with, `vmm` runs the monitor, `channel` speaks to the agent, [`egress`] is the guest's way out,
+//! [`network`] joins it to the pod's network, [`rootfs`] hands in a root file system, [`oci`] turns a container's
+//! specification into an agent request, and [`sandbox`] puts them together. [`record`] and [`log`] keep what happened.
+//!
+//! Whatever process dies at whatever moment, no call hangs: each is raced against the end of the VM.
+
+mod channel;
+pub mod config;
+mod container;
+pub mod egress;
+mod guest_log;
+pub mod initdata;
+pub mod log;
+pub mod network;
+pub mod oci;
+pub mod paths;
+mod process;
+mod processes;
+pub mod record;
+pub mod rootfs;
+pub mod sandbox;
+pub mod sizing;
+pub mod tier;
+pub mod vm_shape;
+mod vmm;
+
+pub use config::NodeConfig;
+pub use sandbox::{ContainerSpec, Output, Rootfs, Sandbox, SandboxError, SandboxSpec, cleanup_leftovers};
+pub use tier::{Class, Tier};

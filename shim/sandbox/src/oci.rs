@@ -1,0 +1,473 @@
+//! A container's `config.json` as the agent's request message (Kata's `grpc.Spec`), and what of it stays on the host.
+//!
+//! Read from JSON, field by field: what has no place in the message is not sent. Namespace paths and cgroup parents of
+//! the host mean nothing in the guest and are cleared. Bind mounts of the host become files copied into the guest
+//! ([`Copy`]) where a copy is the same thing (small, read-only or one of the pod's own files), and are refused otherwise:
+//! a copy of a writable volume would lose what is written.
+
+use std::path::{Path, PathBuf};
+
+use kata_cc_agent_protocol::oci as wire;
+use serde_json::Value;
+use thiserror::Error;
+
+/// Guest folder of copied files (Kata's path).
+pub const SHARED: &str = "/run/kata-containers/shared/containers";
+/// Guest's shared memory of the sandbox.
+pub const SANDBOX_SHM: &str = "/run/kata-containers/sandbox/shm";
+/// Largest file that is copied.
+pub const MAX_COPY: u64 = 1 << 20;
+/// Most files of one mount.
+pub const MAX_COPIED_FILES: usize = 256;
+
+/// Files that a pod's runtime writes for the container; a copy is as good, although they are mounted writable.
+const POD_FILES: [&str; 5] =
+    ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/dev/termination-log", "/etc/machine-id"];
+
+/// Why a specification cannot be given to the guest.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum SpecError {
+    /// A bind mount that cannot become a copy.
+    #[error(
+        "mount {destination} from {source_path}: {why}; volumes of the host come with virtio-fs, which is not built yet"
+    )]
+    Mount {
+        /// Where in the container.
+        destination: String,
+        /// The host's path.
+        source_path: String,
+        /// Why a copy will not do.
+        why: String,
+    },
+}
+
+/// A file or folder to copy into the guest before the container is created.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Copy {
+    /// On the host.
+    pub from: PathBuf,
+    /// In the guest.
+    pub to: String,
+}
+
+/// What a specification becomes.
+#[derive(Clone, Debug, Default)]
+pub struct Converted {
+    /// For the agent.
+    pub spec: wire::Spec,
+    /// To be copied first.
+    pub copies: Vec<Copy>,
+}
+
+fn text(value: &Value, key: &str) -> String {
+    value[key].as_str().unwrap_or_default().to_owned()
+}
+
+fn texts(value: &Value, key: &str) -> Vec<String> {
+    list(value, key).iter().filter_map(|item| item.as_str().map(str::to_owned)).collect()
+}
+
+fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
+    value[key].as_array().map_or(&[], Vec::as_slice)
+}
+
+fn unsigned(value: &Value, key: &str) -> u64 {
+    value[key].as_u64().unwrap_or_default()
+}
+
+fn small(value: &Value, key: &str) -> u32 {
+    u32::try_from(unsigned(value, key)).unwrap_or(u32::MAX)
+}
+
+fn signed(value: &Value, key: &str) -> i64 {
+    value[key].as_i64().or_else(|| value[key].as_u64().map(|_| i64::MAX)).unwrap_or_default()
+}
+
+fn map(value: &Value, key: &str) -> std::collections::HashMap<String, String> {
+    let pairs = value[key].as_object().into_iter().flatten();
+    pairs.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
+}
+
+/// Convert a container's specification. `rootfs` is its root in the guest.
+///
+/// # Errors
+/// When a mount cannot be had in the guest.
+pub fn convert(id: &str, spec: &Value, rootfs: &str) -> Result<Converted, SpecError> {
+    let mut annotations = map(spec, "annotations");
+    // The guest has its own copy, and its digest is measured; this one is only large.
+    annotations.remove(kata_cc_kbs_protocol::initdata::ANNOTATION);
+    let mut copies = Vec::new();
+    let mut mounts = Vec::new();
+    for (index, mount) in list(spec, "mounts").iter().enumerate() {
+        mounts.push(convert_mount(id, index, mount, &mut copies)?);
+    }
+    let spec = wire::Spec {
+        Version: text(spec, "ociVersion"),
+        Process: Some(process(&spec["process"])).into(),
+        Root: Some(wire::Root {
+            Path: rootfs.to_owned(),
+            Readonly: spec["root"]["readonly"].as_bool().unwrap_or_default(),
+            ..Default::default()
+        })
+        .into(),
+        Hostname: text(spec, "hostname"),
+        Mounts: mounts,
+        Hooks: spec["hooks"]
+            .as_object()
+            .filter(|hooks| !hooks.is_empty())
+            .map(|_| hooks(&spec["hooks"]))
+            .into(),
+        Annotations: annotations,
+        Linux: Some(linux(id, &spec["linux"])).into(),
+        ..Default::default()
+    };
+    Ok(Converted { spec, copies })
+}
+
+/// A process, of a container or an exec.
+#[must_use]
+pub fn process(value: &Value) -> wire::Process {
+    let caps = &value["capabilities"];
+    let user = &value["user"];
+    wire::Process {
+        Terminal: value["terminal"].as_bool().unwrap_or_default(),
+        ConsoleSize: value["consoleSize"]
+            .as_object()
+            .map(|_| wire::Box {
+                Height: small(&value["consoleSize"], "height"),
+                Width: small(&value["consoleSize"], "width"),
+                ..Default::default()
+            })
+            .into(),
+        User: Some(wire::User {
+            UID: small(user, "uid"),
+            GID: small(user, "gid"),
+            AdditionalGids: list(user, "additionalGids")
+                .iter()
+                .filter_map(|gid| u32::try_from(gid.as_u64()?).ok())
+                .collect(),
+            Username: text(user, "username"),
+            ..Default::default()
+        })
+        .into(),
+        Args: texts(value, "args"),
+        Env: texts(value, "env"),
+        Cwd: text(value, "cwd"),
+        Capabilities: caps
+            .as_object()
+            .map(|_| wire::LinuxCapabilities {
+                Bounding: texts(caps, "bounding"),
+                Effective: texts(caps, "effective"),
+                Inheritable: texts(caps, "inheritable"),
+                Permitted: texts(caps, "permitted"),
+                Ambient: texts(caps, "ambient"),
+                ..Default::default()
+            })
+            .into(),
+        Rlimits: list(value, "rlimits")
+            .iter()
+            .map(|limit| wire::POSIXRlimit {
+                Type: text(limit, "type"),
+                Hard: unsigned(limit, "hard"),
+                Soft: unsigned(limit, "soft"),
+                ..Default::default()
+            })
+            .collect(),
+        NoNewPrivileges: value["noNewPrivileges"].as_bool().unwrap_or_default(),
+        ApparmorProfile: String::new(),
+        OOMScoreAdj: signed(value, "oomScoreAdj"),
+        SelinuxLabel: String::new(),
+        ..Default::default()
+    }
+}
+
+fn hooks(value: &Value) -> wire::Hooks {
+    let of = |key: &str| {
+        let hook = |hook: &Value| wire::Hook {
+            Path: text(hook, "path"),
+            Args: texts(hook, "args"),
+            Env: texts(hook, "env"),
+            Timeout: signed(hook, "timeout"),
+            ..Default::default()
+        };
+        list(value, key).iter().map(hook).collect()
+    };
+    wire::Hooks {
+        Prestart: of("prestart"),
+        Poststart: of("poststart"),
+        Poststop: of("poststop"),
+        CreateRuntime: of("createRuntime"),
+        CreateContainer: of("createContainer"),
+        StartContainer: of("startContainer"),
+        ..Default::default()
+    }
+}
+
+fn linux(id: &str, value: &Value) -> wire::Linux {
+    let mappings = |key: &str| {
+        let mapping = |mapping: &Value| wire::LinuxIDMapping {
+            HostID: small(mapping, "hostID"),
+            ContainerID: small(mapping, "containerID"),
+            Size: small(mapping, "size"),
+            ..Default::default()
+        };
+        list(value, key).iter().map(mapping).collect()
+    };
+    wire::Linux {
+        UIDMappings: mappings("uidMappings"),
+        GIDMappings: mappings("gidMappings"),
+        Sysctl: map(value, "sysctl"),
+        Resources: Some(resources(&value["resources"])).into(),
+        // the host's cgroup means nothing in the guest
+        CgroupsPath: format!("/{id}"),
+        Namespaces: list(value, "namespaces")
+            .iter()
+            // the guest has one network, the pod's
+            .filter(|namespace| namespace["type"] != "network" && namespace["type"] != "cgroup")
+            .map(|namespace| wire::LinuxNamespace { Type: text(namespace, "type"), ..Default::default() })
+            .collect(),
+        Devices: list(value, "devices")
+            .iter()
+            .map(|device| wire::LinuxDevice {
+                Path: text(device, "path"),
+                Type: text(device, "type"),
+                Major: signed(device, "major"),
+                Minor: signed(device, "minor"),
+                FileMode: small(device, "fileMode"),
+                UID: small(device, "uid"),
+                GID: small(device, "gid"),
+                ..Default::default()
+            })
+            .collect(),
+        Seccomp: value["seccomp"].as_object().map(|_| seccomp(&value["seccomp"])).into(),
+        RootfsPropagation: text(value, "rootfsPropagation"),
+        MaskedPaths: texts(value, "maskedPaths"),
+        ReadonlyPaths: texts(value, "readonlyPaths"),
+        ..Default::default()
+    }
+}
+
+/// Limits, of a new container or an update.
+#[must_use]
+pub fn resources(value: &Value) -> wire::LinuxResources {
+    let (memory, cpu, pids) = (&value["memory"], &value["cpu"], &value["pids"]);
+    wire::LinuxResources {
+        Devices: list(value, "devices")
+            .iter()
+            .map(|device| wire::LinuxDeviceCgroup {
+                Allow: device["allow"].as_bool().unwrap_or_default(),
+                Type: text(device, "type"),
+                Major: device["major"].as_i64().unwrap_or(-1),
+                Minor: device["minor"].as_i64().unwrap_or(-1),
+                Access: text(device, "access"),
+                ..Default::default()
+            })
+            .collect(),
+        Memory: memory
+            .as_object()
+            .map(|_| wire::LinuxMemory {
+                Limit: signed(memory, "limit"),
+                Reservation: signed(memory, "reservation"),
+                Swap: signed(memory, "swap"),
+                Swappiness: unsigned(memory, "swappiness"),
+                DisableOOMKiller: memory["disableOOMKiller"].as_bool().unwrap_or_default(),
+                ..Default::default()
+            })
+            .into(),
+        CPU: cpu
+            .as_object()
+            .map(|_| wire::LinuxCPU {
+                Shares: unsigned(cpu, "shares"),
+                Quota: signed(cpu, "quota"),
+                Period: unsigned(cpu, "period"),
+                // numbers of the host's CPUs mean nothing in the guest
+                ..Default::default()
+            })
+            .into(),
+        Pids: pids
+            .as_object()
+            .map(|_| wire::LinuxPids { Limit: signed(pids, "limit"), ..Default::default() })
+            .into(),
+        ..Default::default()
+    }
+}
+
+fn seccomp(value: &Value) -> wire::LinuxSeccomp {
+    let argument = |argument: &Value| wire::LinuxSeccompArg {
+        Index: unsigned(argument, "index"),
+        Value: unsigned(argument, "value"),
+        ValueTwo: unsigned(argument, "valueTwo"),
+        Op: text(argument, "op"),
+        ..Default::default()
+    };
+    let syscall = |syscall: &Value| wire::LinuxSyscall {
+        Names: texts(syscall, "names"),
+        Action: text(syscall, "action"),
+        Args: list(syscall, "args").iter().map(argument).collect(),
+        ErrnoRet: syscall["errnoRet"]
+            .as_u64()
+            .and_then(|errno| u32::try_from(errno).ok())
+            .map(wire::linux_syscall::ErrnoRet::Errnoret),
+        ..Default::default()
+    };
+    wire::LinuxSeccomp {
+        DefaultAction: text(value, "defaultAction"),
+        Architectures: texts(value, "architectures"),
+        Flags: texts(value, "flags"),
+        Syscalls: list(value, "syscalls").iter().map(syscall).collect(),
+        ..Default::default()
+    }
+}
+
+fn convert_mount(
+    id: &str,
+    index: usize,
+    mount: &Value,
+    copies: &mut Vec<Copy>,
+) -> Result<wire::Mount, SpecError> {
+    let mut converted = wire::Mount {
+        destination: text(mount, "destination"),
+        source: text(mount, "source"),
+        type_: text(mount, "type"),
+        options: texts(mount, "options"),
+        ..Default::default()
+    };
+    let bind = converted.type_ == "bind" || converted.options.iter().any(|o| o == "bind" || o == "rbind");
+    if !bind {
+        return Ok(converted);
+    }
+    if converted.destination == "/dev/shm" {
+        SANDBOX_SHM.clone_into(&mut converted.source);
+        return Ok(converted);
+    }
+    let from = PathBuf::from(&converted.source);
+    let readonly = converted.options.iter().any(|option| option == "ro");
+    let refuse = |why: String| SpecError::Mount {
+        destination: converted.destination.clone(),
+        source_path: converted.source.clone(),
+        why,
+    };
+    if !readonly && !POD_FILES.contains(&converted.destination.as_str()) {
+        return Err(refuse("it is writable, and a copy would lose what is written".into()));
+    }
+    check_copy(&from).map_err(refuse)?;
+    let base = from.file_name().map_or_else(|| "root".into(), |name| name.to_string_lossy().into_owned());
+    // Kata's form: container id, 16 hex digits, base name
+    let to = format!("{SHARED}/{id}-{index:016x}-{base}");
+    copies.push(Copy { from, to: to.clone() });
+    converted.source = to;
+    Ok(converted)
+}
+
+/// Whether a path is small enough, and made of regular files, folders and links only.
+fn check_copy(from: &Path) -> Result<(), String> {
+    let mut queue = vec![from.to_owned()];
+    let (mut files, mut bytes) = (0, 0);
+    while let Some(path) = queue.pop() {
+        let metadata =
+            std::fs::symlink_metadata(&path).map_err(|error| format!("cannot be looked at: {error}"))?;
+        files += 1;
+        if metadata.is_dir() {
+            let entries = std::fs::read_dir(&path).map_err(|error| format!("cannot be read: {error}"))?;
+            queue.extend(entries.filter_map(Result::ok).map(|entry| entry.path()));
+        } else if metadata.is_file() {
+            bytes += metadata.len();
+        } else if !metadata.is_symlink() {
+            return Err("it holds a device, socket or pipe".into());
+        }
+        if files > MAX_COPIED_FILES || bytes > MAX_COPY {
+            return Err(format!("it is larger than {MAX_COPIED_FILES} files or {MAX_COPY} bytes"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn spec() -> Value {
+        json!({
+            "ociVersion": "1.0.2",
+            "process": {"terminal": true, "user": {"uid": 1000, "gid": 1000, "additionalGids": [5]},
+                "args": ["sh", "-c", "true"], "env": ["A=b"], "cwd": "/", "noNewPrivileges": true,
+                "capabilities": {"bounding": ["CAP_KILL"]}, "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 9, "soft": 8}]},
+            "root": {"path": "rootfs", "readonly": true},
+            "hostname": "h",
+            "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"},
+                       {"destination": "/dev/shm", "type": "bind", "source": "/run/x/shm", "options": ["rbind", "rw"]}],
+            "annotations": {"a": "b", "io.katacontainers.config.hypervisor.cc_init_data": "large"},
+            "linux": {
+                "cgroupsPath": "/system.slice/x",
+                "resources": {"memory": {"limit": 1048576}, "cpu": {"shares": 2, "quota": -1, "period": 100000, "cpus": "0-3"},
+                              "pids": {"limit": 7}, "devices": [{"allow": false, "access": "rwm"}]},
+                "namespaces": [{"type": "pid"}, {"type": "network", "path": "/run/netns/x"}, {"type": "mount"}],
+                "maskedPaths": ["/proc/kcore"],
+                "seccomp": {"defaultAction": "SCMP_ACT_ERRNO", "architectures": ["SCMP_ARCH_X86_64"],
+                    "syscalls": [{"names": ["clone"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38,
+                                  "args": [{"index": 0, "value": 2114060288, "op": "SCMP_CMP_MASKED_EQ"}]}]},
+            },
+        })
+    }
+
+    #[test]
+    fn a_specification_becomes_the_agents_message() {
+        let converted = convert("c1", &spec(), "/guest/rootfs").unwrap();
+        let wire = converted.spec;
+        assert_eq!((wire.Root.Path.as_str(), wire.Root.Readonly), ("/guest/rootfs", true));
+        assert_eq!(wire.Process.Args, ["sh", "-c", "true"]);
+        assert_eq!((wire.Process.User.UID, wire.Process.User.AdditionalGids.as_slice()), (1000, &[5][..]));
+        assert_eq!(wire.Process.Rlimits[0].Soft, 8);
+        assert!(wire.Process.NoNewPrivileges && wire.Process.Terminal);
+        assert_eq!(wire.Linux.Resources.Memory.Limit, 1 << 20);
+        assert_eq!(wire.Linux.Resources.Pids.Limit, 7);
+        let device = &wire.Linux.Resources.Devices[0];
+        assert_eq!((device.Allow, device.Major, device.Minor), (false, -1, -1));
+        assert_eq!(wire.Linux.MaskedPaths, ["/proc/kcore"]);
+        let syscall = &wire.Linux.Seccomp.Syscalls[0];
+        assert_eq!(syscall.ErrnoRet, Some(wire::linux_syscall::ErrnoRet::Errnoret(38)));
+        assert_eq!(syscall.Args[0].Value, 2_114_060_288);
+        assert!(wire.Hooks.is_none());
+    }
+
+    #[test]
+    fn what_belongs_to_the_host_stays_there() {
+        let wire = convert("c1", &spec(), "/guest/rootfs").unwrap().spec;
+        assert_eq!(wire.Linux.CgroupsPath, "/c1");
+        let kinds: Vec<&str> =
+            wire.Linux.Namespaces.iter().map(|namespace| namespace.Type.as_str()).collect();
+        assert_eq!(kinds, ["pid", "mount"]);
+        assert!(wire.Linux.Namespaces.iter().all(|namespace| namespace.Path.is_empty()));
+        assert_eq!(wire.Mounts[1].source, SANDBOX_SHM);
+        assert_eq!(wire.Annotations.len(), 1);
+        assert!(wire.Linux.Resources.CPU.Cpus.is_empty());
+    }
+
+    #[test]
+    fn small_read_only_mounts_become_copies() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("secret");
+        std::fs::write(&file, "x").unwrap();
+        let spec = json!({"mounts": [{"destination": "/s", "type": "bind", "source": file, "options": ["rbind", "ro"]}]});
+        let converted = convert("c1", &spec, "/r").unwrap();
+        let to = format!("{SHARED}/c1-0000000000000000-secret");
+        assert_eq!(converted.copies, [Copy { from: file, to: to.clone() }]);
+        assert_eq!(converted.spec.Mounts[0].source, to);
+    }
+
+    #[test]
+    fn mounts_that_a_copy_cannot_stand_for_are_refused_with_the_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let big = dir.path().join("big");
+        std::fs::write(&big, vec![0; usize::try_from(MAX_COPY).unwrap() + 1]).unwrap();
+        let refused = |source: &Path, options: &[&str]| {
+            let spec = json!({"mounts": [{"destination": "/d", "type": "bind", "source": source, "options": options}]});
+            convert("c", &spec, "/r").unwrap_err().to_string()
+        };
+        assert!(refused(dir.path(), &["rbind", "rw"]).contains("writable"));
+        assert!(refused(&big, &["ro"]).contains("larger"));
+        assert!(refused(Path::new("/dev/null"), &["ro"]).contains("device"));
+        assert!(refused(Path::new("/nonexistent"), &["ro"]).contains("cannot be looked at"));
+    }
+}

@@ -1,0 +1,136 @@
+//! What every VM is made of: always the same devices, in the same order, so that the command line, and with it the
+//! launch digest, depends on nothing but tier and size. Launching and `kata-cc measure` both take the shape from here.
+
+use std::path::{Path, PathBuf};
+
+use kata_cc_vmm_api::{BlockConfig, BootConfig, NetConfig, TeeConfig, VmConfig, VsockConfig};
+
+use crate::config::NodeConfig;
+use crate::sizing::Size;
+use crate::tier::Tier;
+
+/// Spare block devices for root file systems: `rootfs-0` is `/dev/vdc`.
+pub const ROOTFS_SLOTS: usize = 6;
+/// Virtual network interfaces.
+pub const NETWORK_SLOTS: usize = 2;
+/// Devices of every VM: vsock, rng, init-data, scratch, root file systems, network.
+pub const DEVICES: usize = 2 + 2 + ROOTFS_SLOTS + NETWORK_SLOTS;
+/// The guest's context id; it means nothing outside of its own VMM.
+pub const GUEST_CID: u32 = 3;
+
+/// What differs between VMs of one tier and size.
+#[derive(Clone, Debug)]
+pub struct Instance<'a> {
+    /// Sandbox id.
+    pub id: &'a str,
+    /// Run-time folder.
+    pub dir: &'a Path,
+    /// Block image with the init-data.
+    pub initdata: Option<PathBuf>,
+    /// Its digest: SNP `HOST_DATA`.
+    pub host_data: [u8; 32],
+    /// Scratch disk.
+    pub scratch: Option<PathBuf>,
+    /// Tap interfaces, at most [`NETWORK_SLOTS`].
+    pub taps: &'a [Tap],
+}
+
+/// One tap interface for the VMM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tap {
+    /// Interface name.
+    pub name: String,
+    /// MAC address of the guest's side.
+    pub mac: String,
+}
+
+/// The guest's command line without device words.
+#[must_use]
+pub fn command_line(config: &NodeConfig, tier: Tier) -> String {
+    let base = kata_cc_vmm_api::command_line(tier.name());
+    match config.cmdline_append.trim() {
+        "" => base,
+        more => format!("{base} {more}"),
+    }
+}
+
+/// Device name in the guest of a root file system slot.
+#[must_use]
+pub fn rootfs_device(slot: usize) -> String {
+    format!("/dev/vd{}", char::from(b'c' + u8::try_from(slot % ROOTFS_SLOTS).unwrap_or(0)))
+}
+
+/// Name of a root file system slot.
+#[must_use]
+pub fn rootfs_slot(slot: usize) -> String {
+    format!("rootfs-{slot}")
+}
+
+/// The VM's configuration.
+#[must_use]
+pub fn vm_config(config: &NodeConfig, tier: Tier, size: Size, instance: &Instance<'_>) -> VmConfig {
+    let mut block = vec![
+        BlockConfig { id: "initdata".into(), path: instance.initdata.clone(), read_only: true },
+        BlockConfig { id: "scratch".into(), path: instance.scratch.clone(), read_only: false },
+    ];
+    block.extend((0..ROOTFS_SLOTS).map(|slot| BlockConfig {
+        id: rootfs_slot(slot),
+        path: None,
+        read_only: true,
+    }));
+    let net = instance.taps.iter().enumerate().map(|(n, tap)| NetConfig {
+        id: format!("net-{n}"),
+        tap: tap.name.clone(),
+        mac: tap.mac.clone(),
+    });
+    VmConfig {
+        id: instance.id.to_owned(),
+        vcpus: size.vcpus,
+        memory_mib: size.memory_mib,
+        boot: BootConfig {
+            kernel: config.kernel(),
+            initramfs: Some(config.initramfs()),
+            cmdline: command_line(config, tier),
+        },
+        tee: if tier == Tier::SimSnp {
+            TeeConfig::SimSnp {
+                platform: config.sim_platform(),
+                host_data: hex::encode(instance.host_data),
+                policy: None,
+            }
+        } else {
+            TeeConfig::None
+        },
+        console: Some(instance.dir.join("console")),
+        control_socket: instance.dir.join("vmm.sock"),
+        block,
+        net: net.collect(),
+        vsock: Some(VsockConfig { cid: GUEST_CID, uds: instance.dir.join("vsock") }),
+        rng: true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shape_has_as_many_devices_as_is_measured() {
+        let taps: Vec<Tap> = (0..NETWORK_SLOTS)
+            .map(|n| Tap { name: format!("t{n}"), mac: "02:00:00:00:00:01".into() })
+            .collect();
+        let instance = Instance {
+            id: "x",
+            dir: Path::new("/run/x"),
+            initdata: None,
+            host_data: [0; 32],
+            scratch: None,
+            taps: &taps,
+        };
+        let size = Size { vcpus: 1, memory_mib: 256 };
+        let vm = vm_config(&NodeConfig::default(), Tier::SimSnp, size, &instance);
+        assert_eq!(vm.block.len() + vm.net.len() + 2, DEVICES);
+        assert!(vm.boot.cmdline.ends_with("kata_cc.tee=sim-snp"));
+        assert_eq!(rootfs_device(0), "/dev/vdc");
+    }
+}
