@@ -1,0 +1,481 @@
+//! Rego evaluation with limits: compile a policy text once, evaluate one of its rules many times.
+//!
+//! This is the only place that touches the Rego interpreter (regorus). It knows nothing of what a policy is
+//! about: the agent's policy, the KBS resource policy and the attestation policy are built on it.
+//!
+//! Limits: text, line and line-length limits are checked before parsing; an evaluation that runs longer than
+//! [`Limits::time`] is stopped (checked by the interpreter between steps); prints are cut at
+//! [`MAX_PRINTS`] lines. Rego has no recursion and no I/O here (the `http` and `opa-runtime` built-ins are not
+//! compiled in), so a policy can do nothing but compute.
+//!
+//! Both dialects are read: Rego v1 first, and, where that does not parse, v0 (`allow { ... }` without `if`), because
+//! policies of both kinds are in circulation. The v1 error is reported when neither parses.
+//!
+//! "Undefined" (no rule body holds, or the package has no such rule) is `None`, never an error and never `false`:
+//! what absence means is the caller's decision. Callers that gate access must treat it as denial.
+
+use std::collections::BTreeMap;
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::sync::Arc;
+use std::time::Duration;
+
+use regorus::utils::limits::ExecutionTimerConfig;
+use regorus::{PolicyLengthConfig, Value};
+use thiserror::Error;
+
+/// Most lines of `print` output that one evaluation returns.
+pub const MAX_PRINTS: usize = 64;
+/// Most characters of one `print` line that are kept.
+pub const MAX_PRINT_CHARS: usize = 512;
+
+/// Why a policy text was refused or could not be evaluated.
+#[derive(Debug, Error, Clone, PartialEq, Eq)]
+pub enum EngineError {
+    /// The text exceeds a limit; it was not parsed.
+    #[error("policy {name} exceeds a limit: {what} is {seen}, at most {limit} are read")]
+    TooLarge {
+        /// Name of the policy.
+        name: String,
+        /// What was counted: bytes, lines or columns.
+        what: &'static str,
+        /// How many there are.
+        seen: usize,
+        /// How many are allowed.
+        limit: usize,
+    },
+    /// The text is not valid Rego.
+    #[error("policy {name} does not compile{}: {message}", at(*line, *column))]
+    Compile {
+        /// Name of the policy.
+        name: String,
+        /// Line of the text, from 1, when known.
+        line: Option<u32>,
+        /// Column of that line, from 1, when known.
+        column: Option<u32>,
+        /// What the compiler says.
+        message: String,
+    },
+    /// Evaluation failed: conflicting values, an unknown function, or the time limit.
+    #[error("policy {name} failed in {rule}{}: {message}", at(*line, *column))]
+    Evaluate {
+        /// Name of the policy.
+        name: String,
+        /// Rule that was asked for.
+        rule: String,
+        /// Line of the text, from 1, when known.
+        line: Option<u32>,
+        /// Column of that line, from 1, when known.
+        column: Option<u32>,
+        /// What the interpreter says.
+        message: String,
+    },
+    /// Input, data or result cannot be carried between JSON and Rego.
+    #[error("policy {name}: {what} is not JSON that a policy can read: {message}")]
+    Convert {
+        /// Name of the policy.
+        name: String,
+        /// Which document.
+        what: &'static str,
+        /// Why.
+        message: String,
+    },
+}
+
+fn at(line: Option<u32>, column: Option<u32>) -> String {
+    match (line, column) {
+        (Some(line), Some(column)) => format!(" at line {line}, column {column}"),
+        (Some(line), None) => format!(" at line {line}"),
+        _ => String::new(),
+    }
+}
+
+/// Bounds on a policy's text and on its evaluation.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Bytes of text.
+    pub bytes: usize,
+    /// Lines of text.
+    pub lines: usize,
+    /// Bytes of one line.
+    pub columns: usize,
+    /// Time of one evaluation. It guards against runaway policies, it is no latency promise.
+    pub time: Duration,
+}
+
+impl Default for Limits {
+    /// 1 MiB, 20,000 lines, 16 KiB a line (generated policies have long lines), 5 s.
+    fn default() -> Self {
+        Self { bytes: 1 << 20, lines: 20_000, columns: 16 << 10, time: Duration::from_secs(5) }
+    }
+}
+
+/// A function of one argument that a policy may call besides the built-in ones: JSON in, JSON out,
+/// `None` for undefined.
+pub type Function = Arc<dyn Fn(&serde_json::Value) -> Option<serde_json::Value> + Send + Sync>;
+
+/// What an evaluation yields.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Evaluation {
+    /// Value of the rule; `None` when undefined.
+    pub value: Option<serde_json::Value>,
+    /// What the policy printed, in order, at most [`MAX_PRINTS`] lines.
+    pub prints: Vec<String>,
+}
+
+impl Evaluation {
+    /// Whether the rule is the boolean `true`. Anything else, also a string `"true"`, is not.
+    pub fn is_true(&self) -> bool {
+        self.value == Some(serde_json::Value::Bool(true))
+    }
+}
+
+/// A compiled policy text. Cheap to clone, shareable between threads; evaluations do not influence each other.
+#[derive(Clone)]
+pub struct Program {
+    name: String,
+    package: String,
+    engine: regorus::Engine,
+    functions: Vec<String>,
+}
+
+impl std::fmt::Debug for Program {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Program")
+            .field("name", &self.name)
+            .field("package", &self.package)
+            .field("functions", &self.functions)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Program {
+    /// Compiles `text`. `name` appears in errors only.
+    pub fn compile(name: &str, text: &str, limits: &Limits) -> Result<Self, EngineError> {
+        Self::compile_with(name, text, limits, &[])
+    }
+
+    /// Compiles `text`, which may call the one-argument `functions`; each evaluation must then bring them
+    /// ([`Program::evaluate_with`]).
+    pub fn compile_with(
+        name: &str,
+        text: &str,
+        limits: &Limits,
+        functions: &[&str],
+    ) -> Result<Self, EngineError> {
+        check_size(name, text, limits)?;
+        let first = match Self::parse(name, text, limits, functions, false) {
+            Ok(program) => return Ok(program),
+            Err(e) => e,
+        };
+        if !may_be_v0(text) {
+            return Err(first);
+        }
+        Self::parse(name, text, limits, functions, true).map_err(|_| first)
+    }
+
+    fn parse(
+        name: &str,
+        text: &str,
+        limits: &Limits,
+        functions: &[&str],
+        v0: bool,
+    ) -> Result<Self, EngineError> {
+        let fail = |e: &dyn std::fmt::Display| {
+            let (line, column, message) = locate(&e.to_string());
+            EngineError::Compile { name: name.to_owned(), line, column, message }
+        };
+        let mut engine = regorus::Engine::new();
+        engine.set_rego_v0(v0);
+        engine.set_gather_prints(true);
+        engine.set_strict_builtin_errors(false);
+        engine.set_policy_length_config(PolicyLengthConfig {
+            max_col: u32::try_from(limits.columns).ok().and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MIN),
+            max_file_bytes: NonZeroUsize::new(limits.bytes).unwrap_or(NonZeroUsize::MIN),
+            max_lines: NonZeroUsize::new(limits.lines).unwrap_or(NonZeroUsize::MIN),
+        });
+        engine.set_execution_timer_config(ExecutionTimerConfig {
+            limit: limits.time,
+            check_interval: NonZeroU32::new(256).unwrap_or(NonZeroU32::MIN),
+        });
+        let package = engine.add_policy(name.to_owned(), text.to_owned()).map_err(|e| fail(&e))?;
+        // Scheduling problems and unsafe variables are found when the interpreter prepares itself,
+        // which a query on nothing triggers. The stubs stand in for the caller's functions.
+        let mut probe = engine.clone();
+        for function in functions {
+            probe
+                .add_extension((*function).to_owned(), 1, Box::new(|_| Ok(Value::Undefined)))
+                .map_err(|e| fail(&e))?;
+        }
+        probe.eval_query("true".to_owned(), false).map_err(|e| fail(&e))?;
+        Ok(Self {
+            name: name.to_owned(),
+            package,
+            // Without functions the prepared engine can be reused as it is.
+            engine: if functions.is_empty() { probe } else { engine },
+            functions: functions.iter().map(|f| (*f).to_owned()).collect(),
+        })
+    }
+
+    /// Name given at compilation.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Package of the text with `data.` in front, e.g. `data.policy`.
+    pub fn package(&self) -> &str {
+        &self.package
+    }
+
+    /// Evaluates the rule at `path` (`data.policy.allow`).
+    pub fn evaluate(
+        &self,
+        path: &str,
+        input: &serde_json::Value,
+        data: &serde_json::Value,
+    ) -> Result<Evaluation, EngineError> {
+        self.evaluate_with(path, input, data, &BTreeMap::new())
+    }
+
+    /// Like [`Program::evaluate`], with the functions that were declared at compilation. One that is missing is
+    /// undefined for every argument.
+    pub fn evaluate_with(
+        &self,
+        path: &str,
+        input: &serde_json::Value,
+        data: &serde_json::Value,
+        functions: &BTreeMap<String, Function>,
+    ) -> Result<Evaluation, EngineError> {
+        let convert = |what: &'static str, message: String| EngineError::Convert {
+            name: self.name.clone(),
+            what,
+            message,
+        };
+        let mut engine = self.engine.clone();
+        for declared in &self.functions {
+            let function = functions.get(declared).cloned();
+            let extension = move |arguments: Vec<Value>| Ok(call(function.as_ref(), &arguments));
+            engine
+                .add_extension(declared.clone(), 1, Box::new(extension))
+                .map_err(|e| convert("function", e.to_string()))?;
+        }
+        if !data.is_null() {
+            engine.add_data(Value::from(data.clone())).map_err(|e| convert("data", e.to_string()))?;
+        }
+        engine.set_input(Value::from(input.clone()));
+        let value = match engine.eval_rule(path.to_owned()) {
+            Ok(Value::Undefined) => None,
+            Ok(value) => Some(serde_json::to_value(&value).map_err(|e| convert("result", e.to_string()))?),
+            Err(e) if e.to_string().contains("not a valid rule path") => None,
+            Err(e) => {
+                let (line, column, message) = locate(&e.to_string());
+                return Err(EngineError::Evaluate {
+                    name: self.name.clone(),
+                    rule: path.to_owned(),
+                    line,
+                    column,
+                    message,
+                });
+            }
+        };
+        let mut prints = engine.take_prints().unwrap_or_default();
+        prints.truncate(MAX_PRINTS);
+        for line in &mut prints {
+            if let Some((end, _)) = line.char_indices().nth(MAX_PRINT_CHARS) {
+                line.truncate(end);
+            }
+        }
+        Ok(Evaluation { value, prints })
+    }
+}
+
+fn call(function: Option<&Function>, arguments: &[Value]) -> Value {
+    let (Some(function), Some(argument)) = (function, arguments.first()) else {
+        return Value::Undefined;
+    };
+    match serde_json::to_value(argument) {
+        Ok(argument) => function(&argument).map_or(Value::Undefined, Value::from),
+        Err(_) => Value::Undefined,
+    }
+}
+
+/// Whether a text that is not v1 may be read as v0. Not when it uses a v1 keyword that it does not import: v0 takes
+/// `allow if { ... }` for a rule `allow` without a body, which always holds, so a typing error in a v1 policy would
+/// open what the policy guards.
+fn may_be_v0(text: &str) -> bool {
+    let lines = || text.lines().map(|line| line.split('#').next().unwrap_or("").trim());
+    let imported = |word: &str| {
+        lines().any(|line| {
+            line.strip_prefix("import ").map(str::trim).is_some_and(|path| {
+                path == "future.keywords" || path.strip_prefix("future.keywords.") == Some(word)
+            })
+        })
+    };
+    let uses = |word: &str| {
+        lines().filter(|line| !line.starts_with("import ")).any(|line| {
+            line.match_indices(word).any(|(start, _)| {
+                let part_of_name = |c: char| c.is_alphanumeric() || c == '_' || c == '.';
+                let before = line[..start].chars().next_back();
+                let rest = &line[start + word.len()..];
+                let is_word =
+                    !before.is_some_and(part_of_name) && !rest.chars().next().is_some_and(part_of_name);
+                // `contains(a, b)` is a function of both dialects.
+                is_word && !(word == "contains" && rest.trim_start().starts_with('('))
+            })
+        })
+    };
+    ["if", "contains", "every"].iter().all(|word| imported(word) || !uses(word))
+        && !lines().any(|line| line == "import rego.v1")
+}
+
+fn check_size(name: &str, text: &str, limits: &Limits) -> Result<(), EngineError> {
+    let too_large =
+        |what, seen, limit| Err(EngineError::TooLarge { name: name.to_owned(), what, seen, limit });
+    if text.len() > limits.bytes {
+        return too_large("bytes", text.len(), limits.bytes);
+    }
+    let lines = text.lines().count();
+    if lines > limits.lines {
+        return too_large("lines", lines, limits.lines);
+    }
+    let columns = text.lines().map(str::len).max().unwrap_or(0);
+    if columns > limits.columns {
+        return too_large("columns", columns, limits.columns);
+    }
+    Ok(())
+}
+
+/// Takes line, column and the last sentence out of the interpreter's picture of an error
+/// (`--> file:3:7`, source line, caret, `error: ...`).
+fn locate(text: &str) -> (Option<u32>, Option<u32>, String) {
+    let mut position = (None, None);
+    let mut message = Vec::new();
+    for line in text.lines() {
+        let line = line.trim();
+        if let Some(place) = line.strip_prefix("--> ") {
+            let mut parts = place.rsplitn(3, ':');
+            let column = parts.next().and_then(|c| c.parse().ok());
+            let row = parts.next().and_then(|l| l.parse().ok());
+            position = (row, column);
+        } else if let Some(rest) = line.strip_prefix("error: ") {
+            message.push(rest.to_owned());
+        }
+    }
+    let message = if message.is_empty() {
+        text.split_whitespace().collect::<Vec<_>>().join(" ")
+    } else {
+        message.join("; ")
+    };
+    (position.0, position.1, message)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn compile(text: &str) -> Result<Program, EngineError> {
+        Program::compile("test.rego", text, &Limits::default())
+    }
+
+    #[test]
+    fn evaluates_both_dialects() {
+        for text in [
+            "package policy\nimport rego.v1\ndefault allow := false\nallow if input.x == data.y",
+            "package policy\ndefault allow = false\nallow {\n input.x == data.y\n}",
+        ] {
+            let program = compile(text).unwrap();
+            assert_eq!(program.package(), "data.policy");
+            let rule = "data.policy.allow";
+            assert!(program.evaluate(rule, &json!({"x": 1}), &json!({"y": 1})).unwrap().is_true());
+            assert!(!program.evaluate(rule, &json!({"x": 1}), &json!({"y": 2})).unwrap().is_true());
+        }
+    }
+
+    #[test]
+    fn undefined_is_not_an_error_and_not_true() {
+        let program = compile("package policy\nallow if input.x").unwrap();
+        for rule in ["data.policy.allow", "data.policy.nothing", "data.other.allow"] {
+            let result = program.evaluate(rule, &json!({}), &json!(null)).unwrap();
+            assert_eq!(result.value, None);
+            assert!(!result.is_true());
+        }
+    }
+
+    #[test]
+    fn prints_are_collected_and_do_not_leak_into_the_next_evaluation() {
+        let program = compile("package policy\nallow if { print(\"seen\", input.x); input.x == 2 }").unwrap();
+        for x in [1, 2] {
+            let result = program.evaluate("data.policy.allow", &json!({"x": x}), &json!({})).unwrap();
+            assert_eq!(result.prints.len(), 1);
+            assert!(result.prints[0].contains(&format!("seen {x}")), "{:?}", result.prints);
+        }
+    }
+
+    #[test]
+    fn compile_errors_carry_the_line() {
+        let error = compile("package policy\n\nallow if {\n  input.x ==\n}\n").unwrap_err();
+        assert!(matches!(error, EngineError::Compile { line: Some(4 | 5), .. }), "{error:?}");
+        // An unknown function is only found where it is called.
+        let program = compile("package policy\nallow if no_such_function(1)\n").unwrap();
+        let error = program.evaluate("data.policy.allow", &json!({}), &json!({})).unwrap_err();
+        assert!(matches!(error, EngineError::Evaluate { line: Some(2), .. }), "{error:?}");
+    }
+
+    #[test]
+    fn a_broken_v1_text_is_not_taken_for_v0() {
+        for text in [
+            "package policy\nallow if { input.x == }",
+            "package policy\nallow if\n{ input.x ==\n}",
+            "package policy\nimport future.keywords.in\nallow if { input.x in [1] }\nbad {",
+            "package policy\ndeny contains x { x := 1 }",
+        ] {
+            assert!(compile(text).is_err(), "{text}");
+        }
+        let old = "package policy\nimport future.keywords.if\nallow if { contains(input.x, \"a\") }\nother { true }";
+        let program = compile(old).unwrap();
+        let rule = "data.policy.allow";
+        assert!(program.evaluate(rule, &json!({"x": "bab"}), &json!({})).unwrap().is_true());
+        assert!(!program.evaluate(rule, &json!({"x": "b"}), &json!({})).unwrap().is_true());
+    }
+
+    #[test]
+    fn limits_are_checked_before_parsing() {
+        let limits = Limits { bytes: 10, ..Limits::default() };
+        let error = Program::compile("p", "package policy", &limits).unwrap_err();
+        assert!(matches!(error, EngineError::TooLarge { what: "bytes", seen: 14, limit: 10, .. }));
+    }
+
+    #[test]
+    fn a_runaway_policy_is_stopped() {
+        let limits = Limits { time: Duration::from_millis(50), ..Limits::default() };
+        let text = "package policy\nallow if { some i in numbers.range(1, 100000); some j in numbers.range(1, 100000); i * j == -1 }";
+        let program = Program::compile("p", text, &limits).unwrap();
+        let error = program.evaluate("data.policy.allow", &json!({}), &json!({})).unwrap_err();
+        assert!(error.to_string().contains("time limit"), "{error}");
+    }
+
+    #[test]
+    fn functions_are_called_per_evaluation() {
+        let text = "package policy\nvalue := query_reference_value(\"svn\")\nallow if input.svn in query_reference_value(\"svn\")";
+        let program =
+            Program::compile_with("p", text, &Limits::default(), &["query_reference_value"]).unwrap();
+        for known in [json!([1, 2]), json!([3])] {
+            let answer = known.clone();
+            let function: Function = Arc::new(move |name| (name == "svn").then(|| answer.clone()));
+            let functions = BTreeMap::from([("query_reference_value".to_owned(), function)]);
+            let run = |rule| program.evaluate_with(rule, &json!({"svn": 3}), &json!({}), &functions).unwrap();
+            assert_eq!(run("data.policy.value").value, Some(known.clone()));
+            assert_eq!(run("data.policy.allow").is_true(), known == json!([3]));
+        }
+    }
+
+    #[test]
+    fn large_numbers_survive() {
+        let program = compile("package policy\nvalue := input.x").unwrap();
+        for x in [json!(u64::MAX), json!(i64::MIN), json!("a\u{0}b"), json!([1, {"a": null}])] {
+            let result = program.evaluate("data.policy.value", &json!({"x": x}), &json!({})).unwrap();
+            assert_eq!(result.value, Some(x));
+        }
+    }
+}
