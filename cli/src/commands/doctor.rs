@@ -1,0 +1,278 @@
+//! `kata-cc doctor`: what this machine can do, why, and what to change.
+//!
+//! It looks, and starts nothing but the VMM's probe (a tiny guest with a time limit). Exit code 0 when at
+//! least one tier can run.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde::Serialize;
+
+use crate::output::{Output, Tone};
+
+/// One finding.
+#[derive(Debug, Serialize)]
+struct Finding {
+    /// What was looked at.
+    check: &'static str,
+    /// `ok`, `warning` or `missing`.
+    state: State,
+    /// What was seen.
+    seen: String,
+    /// What to do about it; empty when all is well.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    advice: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum State {
+    Ok,
+    Warning,
+    Missing,
+}
+
+/// Which tiers can run, and all findings.
+#[derive(Debug, Serialize)]
+struct Report {
+    /// Tiers that can run here.
+    tiers: Vec<&'static str>,
+    findings: Vec<Finding>,
+}
+
+/// Print the report.
+pub(crate) fn doctor(output: &Output) -> anyhow::Result<u8> {
+    let report = report();
+    if output.json {
+        output.document(&report)?;
+    } else {
+        for finding in &report.findings {
+            let (tone, mark) = match finding.state {
+                State::Ok => (Tone::Good, "ok     "),
+                State::Warning => (Tone::Doubtful, "warning"),
+                State::Missing => (Tone::Bad, "missing"),
+            };
+            println!("{} {:<22} {}", output.paint(tone, mark), finding.check, finding.seen);
+            if !finding.advice.is_empty() {
+                println!("{:31}{}", "", output.paint(Tone::Quiet, &finding.advice));
+            }
+        }
+        println!(
+            "tiers that can run here: {}",
+            if report.tiers.is_empty() { "none".into() } else { report.tiers.join(", ") }
+        );
+    }
+    Ok(u8::from(report.tiers.is_empty()))
+}
+
+fn report() -> Report {
+    let kvm = kvm();
+    let image = guest_image();
+    let snp = sev_snp();
+    let tdx = tdx();
+    let simulated = simulated_tee();
+    let machines = kvm.state == State::Ok && image.state == State::Ok;
+    let mut tiers = Vec::new();
+    if machines {
+        tiers.push("vm");
+        if simulated.state == State::Ok {
+            tiers.push("sim-snp");
+        }
+    }
+    let findings =
+        vec![processor(), kvm, snp, tdx, simulated, image, cgroups(), tun(), erofs(), containerd()];
+    Report { tiers, findings }
+}
+
+fn found(check: &'static str, seen: impl Into<String>) -> Finding {
+    Finding { check, state: State::Ok, seen: seen.into(), advice: String::new() }
+}
+
+fn lacking(check: &'static str, state: State, seen: impl Into<String>, advice: impl Into<String>) -> Finding {
+    Finding { check, state, seen: seen.into(), advice: advice.into() }
+}
+
+fn processor() -> Finding {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = text.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or(": unknown");
+    found("processor", model.trim_start_matches([' ', '\t', ':']))
+}
+
+/// Run the VMM's probe: `/dev/kvm` being there does not mean that it runs an unmodified kernel.
+fn kvm() -> Finding {
+    const CHECK: &str = "KVM";
+    if !Path::new("/dev/kvm").exists() {
+        let advice =
+            "load kvm_amd or kvm_intel, or enable virtualisation in the firmware; ./x uses the lab instead";
+        return lacking(CHECK, State::Missing, "there is no /dev/kvm", advice);
+    }
+    let vmm = kata_cc_sandbox::paths::program("kata-cc-vmm");
+    let Ok(probe) = Command::new(&vmm).arg("--probe").output() else {
+        return lacking(
+            CHECK,
+            State::Missing,
+            format!("{} cannot be started", vmm.display()),
+            "install kata-cc-vmm",
+        );
+    };
+    let answer: serde_json::Value = serde_json::from_slice(&probe.stdout).unwrap_or_default();
+    let reason = answer["reason"].as_str().unwrap_or("the probe gave no reason").to_owned();
+    if answer["usable"] == true {
+        return found(CHECK, reason);
+    }
+    lacking(
+        CHECK,
+        State::Missing,
+        reason,
+        "this machine's KVM cannot run an unmodified kernel: use another, or the lab (tests/lab)",
+    )
+}
+
+fn sev_snp() -> Finding {
+    const CHECK: &str = "AMD SEV-SNP";
+    let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    if !flags.split_whitespace().any(|flag| flag == "sev_snp") {
+        return lacking(
+            CHECK,
+            State::Warning,
+            "the processor (or this kernel) does not offer SEV-SNP",
+            "a 3rd generation EPYC or later, with SNP enabled in the firmware and Linux 6.11 or later",
+        );
+    }
+    let parameter = std::fs::read_to_string("/sys/module/kvm_amd/parameters/sev_snp").unwrap_or_default();
+    if !matches!(parameter.trim(), "Y" | "1") {
+        return lacking(
+            CHECK,
+            State::Warning,
+            "the processor has SEV-SNP, but kvm_amd does not use it",
+            "set kvm_amd.sev_snp=1 and reserve the RMP in the firmware's settings",
+        );
+    }
+    lacking(
+        CHECK,
+        State::Warning,
+        "the hardware and kernel are ready",
+        "launching on SEV-SNP hardware is not built yet",
+    )
+}
+
+fn tdx() -> Finding {
+    const CHECK: &str = "Intel TDX";
+    let parameter = std::fs::read_to_string("/sys/module/kvm_intel/parameters/tdx").unwrap_or_default();
+    if matches!(parameter.trim(), "Y" | "1") {
+        return lacking(
+            CHECK,
+            State::Warning,
+            "the hardware and kernel are ready",
+            "launching on TDX hardware is not built yet",
+        );
+    }
+    lacking(
+        CHECK,
+        State::Warning,
+        "the processor (or this kernel) does not offer TDX",
+        "a 5th generation Xeon or later, with TDX enabled in the firmware and kvm_intel.tdx=1",
+    )
+}
+
+fn simulated_tee() -> Finding {
+    const CHECK: &str = "simulated TEE";
+    let dir = kata_cc_sandbox::paths::sim_platform();
+    if dir.join("vcek.key").exists() || dir.join("ark.pem").exists() {
+        return found(CHECK, format!("throw-away platform in {} (protects nothing)", dir.display()));
+    }
+    lacking(
+        CHECK,
+        State::Warning,
+        format!("no platform in {}", dir.display()),
+        "kata-cc measure --create-sim-platform makes one, for trying things out",
+    )
+}
+
+fn guest_image() -> Finding {
+    const CHECK: &str = "guest image";
+    let dir = kata_cc_sandbox::paths::share_dir();
+    let manifest = dir.join("manifest.json");
+    let Ok(text) = std::fs::read(&manifest) else {
+        return lacking(
+            CHECK,
+            State::Missing,
+            format!("{} cannot be read", manifest.display()),
+            "./x image builds the guest image; KATA_CC_SHARE_DIR names its folder",
+        );
+    };
+    let manifest: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+    for part in ["kernel", "initramfs"] {
+        let file = dir.join(manifest[part]["file"].as_str().unwrap_or(part));
+        let digest = std::fs::read(&file).map(|bytes| sha256(&bytes)).unwrap_or_default();
+        if Some(digest.as_str()) != manifest[part]["sha256"].as_str() {
+            return lacking(
+                CHECK,
+                State::Missing,
+                format!("{} is not what manifest.json names", file.display()),
+                "build the guest image again: ./x image",
+            );
+        }
+    }
+    found(CHECK, format!("{} (matches its manifest)", dir.display()))
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    hex::encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes))
+}
+
+fn cgroups() -> Finding {
+    const CHECK: &str = "cgroup v2";
+    if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        return found(CHECK, "mounted on /sys/fs/cgroup");
+    }
+    lacking(
+        CHECK,
+        State::Warning,
+        "not mounted on /sys/fs/cgroup",
+        "boot with systemd.unified_cgroup_hierarchy=1; without it the host cannot bound the VMM",
+    )
+}
+
+fn tun() -> Finding {
+    if Path::new("/dev/net/tun").exists() {
+        return found("tap devices", "/dev/net/tun");
+    }
+    lacking(
+        "tap devices",
+        State::Warning,
+        "there is no /dev/net/tun",
+        "modprobe tun; without it containers have no network of the pod",
+    )
+}
+
+fn erofs() -> Finding {
+    match find("mkfs.erofs") {
+        Some(path) => found("mkfs.erofs", path.display().to_string()),
+        None => lacking(
+            "mkfs.erofs",
+            State::Warning,
+            "not found",
+            "install erofs-utils: plain microVMs get their root file system by it",
+        ),
+    }
+}
+
+fn containerd() -> Finding {
+    let version = Command::new("containerd").arg("--version").output();
+    let version = version.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    match version {
+        Ok(version) if !version.is_empty() => found("containerd", version),
+        _ => lacking(
+            "containerd",
+            State::Warning,
+            "not found",
+            "kata-cc run works without it; Kubernetes does not",
+        ),
+    }
+}
+
+fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file())
+}

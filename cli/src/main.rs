@@ -1,0 +1,97 @@
+//! `kata-cc`: the user's command.
+//!
+//! Exit codes: 0 done; 1 failed or refused (the last line of standard error says what, why and what to do);
+//! 2 wrong usage; `run` gives the container's own exit code. `--json` prints one JSON document (or one object a
+//! line for streams) on standard output and nothing else there. Colour and progress only on a terminal.
+#![forbid(unsafe_code)]
+
+mod commands;
+mod output;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::output::Output;
+
+/// Run containers in confidential microVMs.
+#[derive(Parser)]
+#[command(name = "kata-cc", version, about, max_term_width = 100)]
+struct Arguments {
+    /// Print JSON instead of text.
+    #[arg(long, global = true)]
+    json: bool,
+    /// Say more on standard error; `RUST_LOG` sets it finer.
+    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run an image in a microVM, without containerd.
+    Run(commands::run::Arguments),
+    /// Tell what this machine can do, with the reason and what to change.
+    Doctor,
+    /// Predict the launch digest of a guest, offline.
+    Measure(commands::measure::Arguments),
+    /// Encrypt and inspect images.
+    #[command(subcommand)]
+    Image(commands::image::Command),
+    /// Keep secrets in a key broker.
+    #[command(subcommand)]
+    Secret(commands::secret::Command),
+    /// Set and show the policies of a key broker.
+    #[command(subcommand)]
+    Policy(commands::policy::Command),
+    /// List sandboxes, running and ended.
+    Ps(commands::ps::Arguments),
+    /// Print the log of a sandbox.
+    Logs(commands::logs::Arguments),
+    /// Show how a sandbox started: its stages with their times, and for a refusal what differed.
+    Explain(commands::explain::Arguments),
+    /// Print completions for a shell.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+fn main() -> std::process::ExitCode {
+    let arguments = Arguments::parse();
+    let output = Output::new(arguments.json);
+    output::start_log(arguments.verbose);
+    // Every TLS connection of this process uses the one provider.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let result = match arguments.command {
+        Command::Run(arguments) => commands::run::run(arguments, &output),
+        Command::Doctor => commands::doctor::doctor(&output),
+        Command::Measure(arguments) => commands::measure::measure(&arguments, &output),
+        Command::Image(command) => commands::image::run(command, &output),
+        Command::Secret(command) => commands::secret::run(command, &output),
+        Command::Policy(command) => commands::policy::run(command, &output),
+        Command::Ps(arguments) => commands::ps::ps(&arguments, &output),
+        Command::Logs(arguments) => commands::logs::logs(&arguments, &output),
+        Command::Explain(arguments) => commands::explain::explain(&arguments, &output),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "kata-cc", &mut std::io::stdout());
+            Ok(0)
+        }
+    };
+    match result {
+        Ok(code) => std::process::ExitCode::from(code),
+        Err(error) => {
+            output.error(&error);
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Arguments::command().debug_assert();
+    }
+}

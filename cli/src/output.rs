@@ -1,0 +1,175 @@
+//! How the command speaks: text or JSON, colour and progress only on a terminal.
+
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// The user's choice of form, and what the terminal allows.
+#[derive(Debug)]
+pub(crate) struct Output {
+    /// JSON on standard output.
+    pub(crate) json: bool,
+    colour: bool,
+    progress: bool,
+}
+
+/// A colour that says good, doubtful or bad.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tone {
+    Good,
+    Doubtful,
+    Bad,
+    Quiet,
+}
+
+impl Output {
+    /// Look at the terminal once.
+    pub(crate) fn new(json: bool) -> Self {
+        let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        Self {
+            json,
+            colour: !json && !plain && std::io::stdout().is_terminal(),
+            progress: !json && std::io::stderr().is_terminal(),
+        }
+    }
+
+    /// Print one JSON document.
+    pub(crate) fn document(&self, value: &impl Serialize) -> anyhow::Result<()> {
+        let mut out = std::io::stdout().lock();
+        serde_json::to_writer_pretty(&mut out, value)?;
+        writeln!(out)?;
+        Ok(())
+    }
+
+    /// Print one JSON object on a line.
+    pub(crate) fn line(&self, value: &impl Serialize) -> anyhow::Result<()> {
+        let mut out = std::io::stdout().lock();
+        serde_json::to_writer(&mut out, value)?;
+        writeln!(out)?;
+        Ok(())
+    }
+
+    /// Text in a colour, when standard output is a terminal.
+    pub(crate) fn paint(&self, tone: Tone, text: &str) -> String {
+        if !self.colour {
+            return text.to_owned();
+        }
+        let code = match tone {
+            Tone::Good => "32",
+            Tone::Doubtful => "33",
+            Tone::Bad => "31",
+            Tone::Quiet => "2",
+        };
+        format!("\x1b[{code}m{text}\x1b[0m")
+    }
+
+    /// Tell what failed on standard error, with every cause; as JSON when that was asked for.
+    pub(crate) fn error(&self, error: &anyhow::Error) {
+        let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
+        if self.json {
+            eprintln!("{}", serde_json::json!({"error": causes.join(": "), "causes": causes}));
+        } else {
+            eprintln!("kata-cc: {}", causes.join(": "));
+        }
+    }
+
+    /// A progress line for long work: a spinner on a terminal, plain lines otherwise, nothing with `--json`.
+    pub(crate) fn progress(&self, what: &str) -> Progress {
+        if !self.progress {
+            if !self.json {
+                eprintln!("{what}");
+            }
+            return Progress { bar: None, plain: !self.json };
+        }
+        let bar = indicatif::ProgressBar::new_spinner();
+        bar.set_message(what.to_owned());
+        bar.enable_steady_tick(Duration::from_millis(100));
+        Progress { bar: Some(bar), plain: false }
+    }
+}
+
+/// Running progress; it goes away when dropped.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    bar: Option<indicatif::ProgressBar>,
+    /// Lines of text where there is no terminal.
+    plain: bool,
+}
+
+impl Progress {
+    /// Say what is being done now.
+    pub(crate) fn say(&self, what: &str) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(what.to_owned());
+        } else if self.plain {
+            eprintln!("{what}");
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// Logging to standard error: warnings, and more with `-v`.
+pub(crate) fn start_log(verbose: u8) {
+    use tracing_subscriber::EnvFilter;
+    let level = ["warn", "info", "debug", "trace"][usize::from(verbose).min(3)];
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .try_init();
+}
+
+/// Text without control characters: what a guest says must not steer the terminal.
+pub(crate) fn printable(text: &str) -> String {
+    let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(escape).collect()
+}
+
+/// Rows in aligned columns.
+pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+    let mut widths: Vec<usize> = head.iter().map(|cell| cell.chars().count()).collect();
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let line = |cells: Vec<&str>| {
+        let mut line = String::new();
+        for (width, cell) in widths.iter().zip(cells) {
+            line += cell;
+            line += &" ".repeat(width - cell.chars().count() + 2);
+        }
+        line.trim_end().to_owned() + "\n"
+    };
+    let mut text = line(head.to_vec());
+    for row in rows {
+        text += &line(row.iter().map(String::as_str).collect());
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        let rows = [vec!["a".to_owned(), "long cell".to_owned()], vec!["bcd".to_owned(), "x".to_owned()]];
+        assert_eq!(table(&["1", "2"], &rows), "1    2\na    long cell\nbcd  x\n");
+    }
+
+    #[test]
+    fn no_colour_where_there_is_no_terminal() {
+        let output = Output { json: false, colour: false, progress: false };
+        assert_eq!(output.paint(Tone::Bad, "x"), "x");
+    }
+}
