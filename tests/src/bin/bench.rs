@@ -1,0 +1,194 @@
+//! `kata-cc-bench NAME`: measures ours and a peer in turn, in the same run, and prints JSON rows for `./x bench`.
+//!
+//! `boot`: from the monitor's exec to the guest's init, to the agent's API being served, with the same
+//! kernel, initramfs and command line, one vCPU and 256 MiB; and the monitor's memory beyond the guest's. The peer is
+//! `qemu-system-x86_64 -M microvm`. Both write the guest's console to a file in which the agent's two lines are
+//! waited for. Runs alternate, so that a drift of the machine's speed hits both.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use kata_cc_vmm_api::{BlockConfig, BootConfig, TeeConfig, VmConfig, VsockConfig};
+use serde_json::{Value, json};
+
+const REPEATED: usize = 10;
+const MEMORY_MIB: u64 = 256;
+/// What the agent prints as soon as it runs, and when it serves its API.
+const INIT_LINE: &str = "agent started";
+const READY_LINE: &str = "agent ready";
+
+fn main() -> anyhow::Result<()> {
+    match std::env::args().nth(1).as_deref() {
+        Some("boot") => boot(),
+        other => bail!("usage: kata-cc-bench boot (got {other:?})"),
+    }
+}
+
+/// One boot: seconds to init, seconds to ready, KiB of the monitor beyond guest memory.
+struct Boot {
+    init: f64,
+    ready: f64,
+    overhead_kib: f64,
+}
+
+fn boot() -> anyhow::Result<()> {
+    let _ = Command::new("modprobe").arg("vhost_vsock").stdout(Stdio::null()).status();
+    let dir = tempfile::Builder::new().prefix("kata-cc-bench").tempdir_in("/run")?;
+    let (mut ours, mut peers) = (Vec::new(), Vec::new());
+    for round in 0..=REPEATED {
+        let (our, peer) = (boot_ours(dir.path())?, boot_qemu(dir.path())?);
+        eprintln!("round {round}: ours {:.3} s, peer {:.3} s to init", our.init, peer.init);
+        // the first warms the page cache
+        if round > 0 {
+            ours.push(our);
+            peers.push(peer);
+        }
+    }
+    let version = Command::new("qemu-system-x86_64").arg("--version").output()?;
+    let version = String::from_utf8_lossy(&version.stdout);
+    let peer_name = format!("{} -M microvm", version.lines().next().unwrap_or("QEMU"));
+    let row = |metric: &str, unit: &str, pick: fn(&Boot) -> f64, target: f64| -> Value {
+        let (ours, ours_min) = median_and_least(ours.iter().map(pick));
+        let (peer, peer_min) = median_and_least(peers.iter().map(pick));
+        let ratio = ours / peer;
+        json!({
+            "metric": metric, "unit": unit, "ours": ours, "ours_min": ours_min, "peer": peer, "peer_min": peer_min,
+            "peer_name": peer_name, "ratio": ratio, "target": format!("ratio <= {target}"), "met": ratio <= target,
+            "repeated": REPEATED,
+        })
+    };
+    let rows = [
+        row("exec to guest init", "s", |boot| boot.init, 1.0),
+        row("exec to agent ready", "s", |boot| boot.ready, 1.0),
+        row("monitor memory beyond guest RAM", "KiB", |boot| boot.overhead_kib, 0.5),
+    ];
+    println!("{}", serde_json::to_string(&rows)?);
+    Ok(())
+}
+
+fn median_and_least(values: impl Iterator<Item = f64>) -> (f64, f64) {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    let median = if values.len().is_multiple_of(2) {
+        f64::midpoint(values[middle - 1], values[middle])
+    } else {
+        values[middle]
+    };
+    (median, values[0])
+}
+
+fn boot_ours(dir: &Path) -> anyhow::Result<Boot> {
+    let console = dir.join("console-ours");
+    let config = VmConfig {
+        id: "bench".into(),
+        vcpus: 1,
+        memory_mib: MEMORY_MIB,
+        boot: BootConfig {
+            kernel: kata_cc_tests::share().join("vmlinux"),
+            initramfs: Some(kata_cc_tests::share().join("initramfs")),
+            cmdline: kata_cc_vmm_api::command_line("vm"),
+        },
+        tee: TeeConfig::None,
+        console: Some(console.clone()),
+        control_socket: dir.join("control"),
+        block: vec![BlockConfig { id: "disk".into(), path: None, read_only: true }],
+        net: Vec::new(),
+        vsock: Some(VsockConfig { cid: 3, uds: dir.join("vsock") }),
+        rng: true,
+    };
+    let path = dir.join("vmm.json");
+    std::fs::write(&path, serde_json::to_vec(&config)?)?;
+    let mut command = Command::new(kata_cc_tests::binaries().join("kata-cc-vmm"));
+    command.arg("--config").arg(&path);
+    measure(&mut command, &console, dir)
+}
+
+fn boot_qemu(dir: &Path) -> anyhow::Result<Boot> {
+    let console = dir.join("console-qemu");
+    let mut command = Command::new("qemu-system-x86_64");
+    command.args([
+        "-M",
+        "microvm,acpi=off,isa-serial=on",
+        "-accel",
+        "kvm",
+        "-cpu",
+        "host",
+        "-smp",
+        "1",
+        "-m",
+    ]);
+    command.arg(MEMORY_MIB.to_string()).args([
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-no-reboot",
+    ]);
+    command.arg("-kernel").arg(kata_cc_tests::share().join("vmlinux"));
+    command.arg("-initrd").arg(kata_cc_tests::share().join("initramfs"));
+    command.arg("-append").arg(kata_cc_vmm_api::command_line("vm"));
+    command.arg("-serial").arg(format!("file:{}", console.display()));
+    command.args(["-device", "virtio-rng-device"]);
+    if Path::new("/dev/vhost-vsock").exists() {
+        command.args(["-device", "vhost-vsock-device,guest-cid=3"]);
+    }
+    measure(&mut command, &console, dir)
+}
+
+/// Start, wait for both lines on the console, read the memory, end it.
+fn measure(command: &mut Command, console: &Path, dir: &Path) -> anyhow::Result<Boot> {
+    let _ = std::fs::remove_file(console);
+    let log: PathBuf = dir.join("monitor.log");
+    let errors = std::fs::File::create(&log)?;
+    let start = Instant::now();
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors).spawn()?;
+    let mut init = None;
+    let result = loop {
+        let text = std::fs::read(console).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        if init.is_none() && text.contains(INIT_LINE) {
+            init = Some(start.elapsed().as_secs_f64());
+        }
+        if text.contains(READY_LINE) {
+            let ready = start.elapsed().as_secs_f64();
+            let overhead_kib = memory_beyond_guest(child.id());
+            break overhead_kib.map(|overhead_kib| Boot { init: init.unwrap_or(ready), ready, overhead_kib });
+        }
+        if let Some(status) = child.try_wait()? {
+            let log = std::fs::read_to_string(&log).unwrap_or_default();
+            bail!("{command:?} ended with {status} before the agent was ready:\n{log}\n{text}");
+        }
+        if start.elapsed() > Duration::from_secs(120) {
+            break Err(anyhow::anyhow!("the agent was not ready after 120 s:\n{text}"));
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    };
+    let _ = child.kill();
+    let _ = child.wait();
+    for left in ["control", "vsock"] {
+        let _ = std::fs::remove_file(dir.join(left));
+    }
+    result
+}
+
+/// Resident KiB of a process outside the one mapping that is the guest's memory (the largest).
+fn memory_beyond_guest(pid: u32) -> anyhow::Result<f64> {
+    let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).context("cannot read smaps")?;
+    let field = |line: &str, name: &str| -> Option<f64> {
+        line.strip_prefix(name)?.trim().strip_suffix("kB")?.trim().parse().ok()
+    };
+    let (mut total, mut size) = (0.0, 0.0);
+    for line in smaps.lines() {
+        if let Some(kib) = field(line, "Size:") {
+            size = kib;
+        } else if let Some(kib) = field(line, "Rss:")
+            && size < (MEMORY_MIB * 1024) as f64 * 0.9
+        {
+            total += kib;
+        }
+    }
+    Ok(total)
+}

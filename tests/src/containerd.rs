@@ -1,0 +1,234 @@
+//! A real containerd of the test's own, and what is left on the machine after it.
+//!
+//! Everything lives in one folder under `/run`: root, state, sockets, records. Runtimes are found by links in the
+//! folder's `bin`, one for each class.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Context;
+
+use crate::process::{Daemon, Finished, run};
+use crate::{binaries, image, share};
+
+/// The image that [`Containerd::start`] imports.
+pub const IMAGE: &str = "docker.io/library/kata-cc-busybox:latest";
+/// The plain microVM's runtime type.
+pub const VM: &str = "io.containerd.kata-cc-vm.v2";
+/// The confidential runtime type.
+pub const CONFIDENTIAL: &str = "io.containerd.kata-cc.v2";
+
+/// How long one `ctr` call may take: a microVM in the lab is slow.
+const LIMIT: u64 = 900;
+
+/// A running containerd.
+#[derive(Debug)]
+pub struct Containerd {
+    folder: tempfile::TempDir,
+    _daemon: Daemon,
+}
+
+impl Containerd {
+    /// Start the machine's containerd, or the one in the folder `KATA_CC_CONTAINERD_BIN` names, with the image imported.
+    /// `node` is the node configuration (TOML).
+    pub fn start(node: &str) -> anyhow::Result<Self> {
+        let folder = tempfile::Builder::new().prefix("kata-cc-tests-").tempdir_in("/run")?;
+        let path = folder.path();
+        let bin = path.join("bin");
+        std::fs::create_dir(&bin)?;
+        for class in ["", "-vm", "-auto"] {
+            let link = bin.join(format!("containerd-shim-kata-cc{class}-v2"));
+            std::os::unix::fs::symlink(binaries().join("containerd-shim-kata-cc-v2"), link)?;
+        }
+        std::fs::write(path.join("node.toml"), node)?;
+        std::fs::write(path.join("config.toml"), config(path))?;
+        let program = program("containerd");
+        let mut command = Command::new(&program);
+        command.arg("--config").arg(path.join("config.toml"));
+        command.env("PATH", search_path(&bin)?);
+        command.env("KATA_CC_CONFIG", path.join("node.toml")).env("KATA_CC_SHARE_DIR", share());
+        command.env("KATA_CC_RUN_DIR", path.join("kata")).env("KATA_CC_STATE_DIR", path.join("records"));
+        let mut daemon = Daemon::start("containerd", path, &mut command)?;
+        let socket = path.join("c.sock");
+        daemon.wait_until(120, || {
+            let version =
+                Command::new(self::program("ctr")).arg("--address").arg(&socket).arg("version").output();
+            version.is_ok_and(|output| output.status.success())
+        })?;
+        let containerd = Self { folder, _daemon: daemon };
+        containerd.import()?;
+        Ok(containerd)
+    }
+
+    fn import(&self) -> anyhow::Result<()> {
+        let layout = self.folder.path().join("layout");
+        std::fs::create_dir(&layout)?;
+        image::busybox_layout(&layout)?;
+        let archive = self.folder.path().join("image.tar");
+        run(Command::new("tar").arg("-cf").arg(&archive).arg("-C").arg(&layout).arg("."), 60)?.ok()?;
+        let base = IMAGE.trim_end_matches(":latest");
+        self.ctr(&["image", "import", "--base-name", base, &archive.to_string_lossy()])?.ok()?;
+        Ok(())
+    }
+
+    /// The folder everything lives in.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// containerd's log, and what each sandbox has left of its own.
+    #[must_use]
+    pub fn log(&self) -> String {
+        let mut text = std::fs::read_to_string(self.folder.path().join("containerd.log")).unwrap_or_default();
+        let records = self.folder.path().join("records/sandboxes");
+        for id in names(&records) {
+            let log = std::fs::read_to_string(records.join(&id).join("log.jsonl")).unwrap_or_default();
+            text += &format!("--- {id}\n{log}");
+        }
+        text
+    }
+
+    /// A `ctr` command, not yet run.
+    #[must_use]
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program("ctr"));
+        command.arg("--address").arg(self.folder.path().join("c.sock")).args(arguments);
+        command
+    }
+
+    /// Run `ctr`.
+    pub fn ctr(&self, arguments: &[&str]) -> anyhow::Result<Finished> {
+        run(&mut self.command(arguments), LIMIT)
+    }
+
+    /// `ctr run` in the foreground, removed afterwards.
+    pub fn run(
+        &self,
+        runtime: &str,
+        id: &str,
+        options: &[&str],
+        command: &[&str],
+    ) -> anyhow::Result<Finished> {
+        let mut arguments = vec!["run", "--rm", "--runtime", runtime];
+        arguments.extend(options);
+        arguments.extend([IMAGE, id]);
+        arguments.extend(command);
+        self.ctr(&arguments)
+    }
+
+    /// `ctr run --detach`.
+    pub fn detach(&self, runtime: &str, id: &str, command: &[&str]) -> anyhow::Result<()> {
+        let mut arguments = vec!["run", "--detach", "--runtime", runtime, IMAGE, id];
+        arguments.extend(command);
+        self.ctr(&arguments)?.ok()?;
+        Ok(())
+    }
+
+    /// Kill, delete task and container, whatever state they are in.
+    pub fn remove(&self, id: &str) -> anyhow::Result<()> {
+        let _ = self.ctr(&["task", "kill", "--signal", "SIGKILL", id]);
+        let _ = self.ctr(&["task", "delete", "--force", id]);
+        self.ctr(&["container", "delete", id])?;
+        Ok(())
+    }
+
+    /// Status column of a task, none when there is no such task.
+    pub fn status(&self, id: &str) -> anyhow::Result<Option<String>> {
+        let listed = self.ctr(&["task", "list"])?.ok()?;
+        let line = listed.stdout.lines().find(|line| line.split_whitespace().next() == Some(id));
+        Ok(line.and_then(|line| line.split_whitespace().nth(2)).map(str::to_owned))
+    }
+
+    /// Process id of the server of a container.
+    pub fn shim_pid(&self, id: &str) -> anyhow::Result<u32> {
+        let path =
+            self.folder.path().join(format!("state/io.containerd.runtime.v2.task/default/{id}/shim.pid"));
+        let text =
+            std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        Ok(text.trim().parse()?)
+    }
+}
+
+fn config(folder: &Path) -> String {
+    let folder = folder.display();
+    format!(
+        r#"version = 2
+root = "{folder}/root"
+state = "{folder}/state"
+disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt", "io.containerd.snapshotter.v1.btrfs",
+  "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.aufs"]
+[grpc]
+address = "{folder}/c.sock"
+[debug]
+level = "info"
+"#
+    )
+}
+
+fn program(name: &str) -> PathBuf {
+    match std::env::var_os("KATA_CC_CONTAINERD_BIN") {
+        Some(folder) => PathBuf::from(folder).join(name),
+        None => name.into(),
+    }
+}
+
+fn search_path(first: &Path) -> anyhow::Result<std::ffi::OsString> {
+    let inherited = std::env::var_os("PATH").unwrap_or_default();
+    Ok(std::env::join_paths(std::iter::once(first.to_owned()).chain(std::env::split_paths(&inherited)))?)
+}
+
+/// What a pod may leave on a machine. Taken before and after, the difference must be nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Traces(BTreeSet<String>);
+
+impl Traces {
+    /// Look at the machine now.
+    #[must_use]
+    pub fn take(folder: &Path) -> Self {
+        let mut found = BTreeSet::new();
+        processes(&mut found);
+        mounts(folder, &mut found);
+        for (kind, path) in
+            [("interface", "/sys/class/net"), ("netns", "/run/netns"), ("shim socket", "/run/containerd/s")]
+        {
+            found.extend(names(Path::new(path)).map(|name| format!("{kind} {name}")));
+        }
+        found.extend(names(&folder.join("kata")).map(|name| format!("run-time folder {name}")));
+        found.extend(names(Path::new("/sys/fs/cgroup")).map(|name| format!("cgroup {name}")));
+        Self(found)
+    }
+
+    /// What is there now and was not before.
+    #[must_use]
+    pub fn new_since(&self, before: &Self) -> Vec<String> {
+        self.0.difference(&before.0).cloned().collect()
+    }
+}
+
+fn processes(found: &mut BTreeSet<String>) {
+    for pid in names(Path::new("/proc")).filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())) {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        if line.contains("shim-kata-cc") || line.contains("kata-cc-vmm") {
+            found.insert(format!("process {pid} {line}"));
+        }
+    }
+}
+
+fn mounts(folder: &Path, found: &mut BTreeSet<String>) {
+    let folder = folder.to_string_lossy().into_owned();
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4));
+    found.extend(
+        points
+            .filter(|point| point.starts_with(&folder) || point.contains("kata-cc"))
+            .map(|point| format!("mount {point}")),
+    );
+}
+
+fn names(folder: &Path) -> impl Iterator<Item = String> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned())
+}

@@ -1,0 +1,263 @@
+//! Everything that an encrypted image needs to run: registry, key broker, policy, reference values, a node.
+//!
+//! [`prepare`] makes what is slow and needs no virtual machine (keys, certificates, an image); [`World::start`] starts the
+//! services and does what a user would do by hand, with the `kata-cc` command. [`World::run`] then runs the image, and each
+//! field of [`Tampering`] changes one thing that must make the run fail.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, ensure};
+use kata_cc_sim_tee::SimPlatform;
+
+use crate::kbs::Kbs;
+use crate::pki::Pki;
+use crate::process::{Finished, run};
+use crate::registry::{Registry, RegistryOptions};
+use crate::{binaries, image, share};
+
+/// Where the layer key lies in the key broker.
+pub const KEY_PATH: &str = "default/key/demo";
+/// Longest that one run may take, in seconds; the lab is slow.
+const RUN_SECONDS: u64 = 240;
+
+/// The resource policy: only an affirmed simulated guest, and only with the init-data whose digest is filled in.
+pub const RESOURCE_POLICY: &str = r#"package policy
+import rego.v1
+default allow := false
+evidence := input.submods.cpu0["ear.veraison.annotated-evidence"]
+allow if {
+    data.plugin == "resource"
+    input.submods.cpu0["ear.status"] == "affirming"
+    evidence["sim-snp"]
+    evidence.init_data == "@INIT_DATA@"
+}
+"#;
+
+/// Make keys, certificates and the image in `dir`, once.
+pub fn prepare(dir: &Path) -> anyhow::Result<()> {
+    if dir.join("ready").exists() {
+        return Ok(());
+    }
+    let _ = std::fs::remove_dir_all(dir);
+    std::fs::create_dir_all(dir)?;
+    Pki::create(dir)?;
+    for name in ["sim", "other-sim"] {
+        let platform = SimPlatform::create(&dir.join(name)).context("cannot make a simulated platform")?;
+        std::fs::write(dir.join(format!("{name}.ark.pem")), platform.ark_pem()?)?;
+    }
+    image::busybox_layout(&dir.join("image"))?;
+    std::fs::write(dir.join("ready"), "")?;
+    Ok(())
+}
+
+/// What differs from the run that works.
+#[derive(Clone, Debug, Default)]
+pub struct Tampering {
+    /// Guest image from another folder.
+    pub share: Option<PathBuf>,
+    /// Words added to the guest's command line.
+    pub cmdline: Option<String>,
+    /// Simulated platform from another folder: another root.
+    pub platform: Option<PathBuf>,
+    /// Other image settings in the node's configuration: other init-data.
+    pub insecure_registry: Option<String>,
+    /// Tier.
+    pub tier: Option<String>,
+    /// Image reference.
+    pub image: Option<String>,
+}
+
+/// Registry, key broker and a node that uses them.
+#[derive(Debug)]
+pub struct World {
+    /// What [`prepare`] made.
+    pub material: PathBuf,
+    /// Folder of this world, below `/run`: sockets live here.
+    pub dir: PathBuf,
+    /// The registry.
+    pub registry: Registry,
+    /// The key broker.
+    pub kbs: Kbs,
+    /// The encrypted image.
+    pub image: String,
+}
+
+impl World {
+    /// Start the services, encrypt and push the image, and give key, policy and reference values to the key broker.
+    pub fn start(material: &Path, dir: &Path) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(dir)?;
+        let pki = Pki::at(material);
+        let options = RegistryOptions { tls: Some(&pki), basic: None };
+        let registry = Registry::start(&dir.join("registry"), &options)?;
+        let kbs = Kbs::start(&dir.join("kbs"), Some(&material.join("sim.ark.pem")))?;
+        let image = format!("{}/demo/secret:1", registry.host);
+        let world = Self { material: material.to_owned(), dir: dir.to_owned(), registry, kbs, image };
+        world.encrypt(&world.image, &[])?;
+        world.put_key()?;
+        let digest = world.register()?;
+        world.set_resource_policy(&RESOURCE_POLICY.replace("@INIT_DATA@", &digest))?;
+        Ok(world)
+    }
+
+    /// The layer key's file on the user's side.
+    #[must_use]
+    pub fn key_file(&self) -> PathBuf {
+        self.dir.join("layer.key")
+    }
+
+    /// Encrypt the plain image into the registry under another name or with further options.
+    pub fn encrypt(&self, to: &str, options: &[&str]) -> anyhow::Result<Finished> {
+        let source = format!("oci:{}:latest", self.material.join("image").display());
+        let target = format!("docker://{to}");
+        let key_id = format!("kbs:///{KEY_PATH}");
+        let mut command = self.kata_cc(&Tampering::default())?;
+        command.args(["image", "encrypt", &source, &target, "--key-id", &key_id, "--key-file"]);
+        command.arg(self.key_file()).arg("--registry-ca").arg(Pki::at(&self.material).ca).args(options);
+        run(&mut command, 120)?.ok().context("image encrypt")
+    }
+
+    /// Put the layer key into the key broker.
+    pub fn put_key(&self) -> anyhow::Result<Finished> {
+        let mut command = self.kata_cc(&Tampering::default())?;
+        command.args(["secret", "put", KEY_PATH, "--file"]).arg(self.key_file());
+        run(&mut command, 60)?.ok().context("secret put")
+    }
+
+    /// Remove the layer key from the key broker.
+    pub fn remove_key(&self) -> anyhow::Result<Finished> {
+        run(self.kata_cc(&Tampering::default())?.args(["secret", "rm", KEY_PATH]), 60)?.ok()
+    }
+
+    /// Register the launch digest that `kata-cc measure` predicts; gives the init-data's digest.
+    fn register(&self) -> anyhow::Result<String> {
+        let mut command = self.kata_cc(&Tampering::default())?;
+        let measured =
+            run(command.args(["--json", "measure", "--register"]), 120)?.ok().context("measure")?;
+        let measured: serde_json::Value = serde_json::from_str(&measured.stdout)
+            .with_context(|| format!("measure printed {:?}", measured.stdout))?;
+        let digest = measured["host_data"].as_str().context("measure gave no host_data")?;
+        Ok(digest.to_owned())
+    }
+
+    /// Set the key broker's resource policy.
+    pub fn set_resource_policy(&self, text: &str) -> anyhow::Result<()> {
+        let file = self.dir.join("resource.rego");
+        std::fs::write(&file, text)?;
+        run(
+            self.kata_cc(&Tampering::default())?.args(["policy", "set", "resource", "--file"]).arg(&file),
+            60,
+        )?
+        .ok()
+        .map(drop)
+    }
+
+    /// The `kata-cc` command with this world's node and key broker.
+    pub fn kata_cc(&self, tampering: &Tampering) -> anyhow::Result<Command> {
+        let config = self.dir.join("config.toml");
+        std::fs::write(&config, self.config(tampering))?;
+        let mut command = Command::new(binaries().join("kata-cc"));
+        command
+            .env("KATA_CC_CONFIG", &config)
+            .env("KATA_CC_RUN_DIR", self.dir.join("run"))
+            .env("KATA_CC_STATE_DIR", self.state_dir())
+            .env("KATA_CC_SHARE_DIR", tampering.share.clone().unwrap_or_else(share))
+            .env("KATA_CC_KBS", &self.kbs.url)
+            .env("KATA_CC_KBS_CERT", self.kbs.dir.join("tls.crt"))
+            .env("KATA_CC_KBS_ADMIN_KEY", self.kbs.dir.join("admin.key"));
+        Ok(command)
+    }
+
+    /// Records of this world's sandboxes.
+    #[must_use]
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.join("state")
+    }
+
+    fn config(&self, tampering: &Tampering) -> String {
+        let platform = tampering.platform.clone().unwrap_or_else(|| self.material.join("sim"));
+        let insecure =
+            tampering.insecure_registry.iter().map(|host| format!("\"{host}\"")).collect::<String>();
+        format!(
+            "cmdline_append = \"{cmdline}\"\n\
+             [tee]\nsimulated = \"sim-snp\"\nplatform = \"{platform}\"\n\
+             [egress]\nallow = [\"{registry}\", \"{kbs}\"]\n\
+             [kbs]\nurl = \"{url}\"\ncertificate = \"{certificate}\"\n\
+             [image]\nregistry_roots = [\"{ca}\"]\ninsecure_registries = [{insecure}]\nallow_simulated_tee = true\n",
+            cmdline = tampering.cmdline.as_deref().unwrap_or_default(),
+            platform = platform.display(),
+            registry = self.registry.host,
+            kbs = self.kbs.authority(),
+            url = self.kbs.url,
+            certificate = self.kbs.dir.join("tls.crt").display(),
+            ca = Pki::at(&self.material).ca.display(),
+        )
+    }
+
+    /// `kata-cc run` of the image with a command (the image's own without).
+    pub fn run(&self, name: &str, tampering: &Tampering, command: &[&str]) -> anyhow::Result<Finished> {
+        run(&mut self.run_command(name, tampering, command)?, RUN_SECONDS)
+    }
+
+    /// The command that [`World::run`] runs.
+    pub fn run_command(&self, name: &str, tampering: &Tampering, words: &[&str]) -> anyhow::Result<Command> {
+        let mut command = self.kata_cc(tampering)?;
+        let tier = tampering.tier.as_deref().unwrap_or("confidential");
+        command.args(["run", "--tier", tier, "--name", name]);
+        command.arg(tampering.image.as_ref().unwrap_or(&self.image)).args(words);
+        Ok(command)
+    }
+
+    /// A copy of the guest image in which one byte differs: the first of `pattern` in `file`, changed in its case.
+    pub fn tampered_share(&self, file: &str, pattern: &[u8]) -> anyhow::Result<PathBuf> {
+        let dir = self.dir.join(format!("share-{file}"));
+        std::fs::create_dir_all(&dir)?;
+        for name in ["vmlinux", "initramfs", "manifest.json"] {
+            std::fs::copy(share().join(name), dir.join(name))
+                .with_context(|| format!("cannot copy {name}"))?;
+        }
+        let path = dir.join(file);
+        let mut bytes = std::fs::read(&path)?;
+        let at = bytes.windows(pattern.len()).position(|window| window == pattern);
+        let at =
+            at.with_context(|| format!("{file} does not hold {:?}", String::from_utf8_lossy(pattern)))?;
+        bytes[at] ^= 0x20;
+        std::fs::write(&path, bytes)?;
+        Ok(dir)
+    }
+
+    /// Change one byte of the image's layer in the registry's own storage; gives back what undoes it.
+    pub fn tamper_blob(&self, digest: &str) -> anyhow::Result<Restore> {
+        let path = self.registry.blob(digest);
+        let original = std::fs::read(&path).with_context(|| format!("no blob {}", path.display()))?;
+        ensure!(!original.is_empty(), "the blob is empty");
+        let mut changed = original.clone();
+        let middle = changed.len() / 2;
+        changed[middle] ^= 1;
+        std::fs::write(&path, changed)?;
+        Ok(Restore { path, original })
+    }
+
+    /// Digests of the image's manifest and of its first layer, as the registry holds them.
+    pub fn digests(&self) -> anyhow::Result<(String, String)> {
+        let mut skopeo = Command::new("skopeo");
+        skopeo.args(["inspect", "--raw", "--tls-verify=false", &format!("docker://{}", self.image)]);
+        let raw = run(&mut skopeo, 60)?.ok()?.stdout;
+        let manifest: serde_json::Value = serde_json::from_str(&raw)?;
+        let layer = manifest["layers"][0]["digest"].as_str().context("the manifest has no layer")?;
+        Ok((image::sha256(raw.as_bytes()), layer.to_owned()))
+    }
+}
+
+/// Puts a file back as it was.
+#[derive(Debug)]
+pub struct Restore {
+    path: PathBuf,
+    original: Vec<u8>,
+}
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        let _ = std::fs::write(&self.path, &self.original);
+    }
+}

@@ -1,0 +1,120 @@
+//! The confidential path, end to end, with the real programs: an encrypted image runs after attestation, and in no
+//! other case; while it runs, neither its key nor its plaintext is anywhere on the host.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use kata_cc_tests::image::MARKER;
+use kata_cc_tests::search::{self, Patterns};
+use kata_cc_tests::world::{self, Tampering, World};
+use kata_cc_tests::{machines_run_here, refusals};
+
+/// Keys and certificates are slow to make where the tests run: `./x test` makes them before.
+fn material() -> PathBuf {
+    std::env::var_os("KATA_CC_MATERIAL")
+        .map_or_else(|| std::env::temp_dir().join("kata-cc-material"), PathBuf::from)
+}
+
+fn world(name: &str) -> anyhow::Result<World> {
+    world::prepare(&material())?;
+    let dir = PathBuf::from(format!("/run/kct-{name}-{}", std::process::id()));
+    World::start(&material(), &dir)
+}
+
+fn nothing_is_left(world: &World) {
+    let run = world.dir.join("run");
+    let left: Vec<_> =
+        std::fs::read_dir(&run).into_iter().flatten().filter_map(Result::ok).map(|e| e.path()).collect();
+    assert!(left.is_empty(), "left behind: {left:?}");
+    assert!(search::processes("kata-cc-vmm").is_empty(), "a monitor is left");
+    let netns = Command::new("ip").args(["netns", "list"]).output().expect("ip");
+    let netns = String::from_utf8_lossy(&netns.stdout).into_owned();
+    assert!(!netns.contains("kata-cc-"), "network namespaces left: {netns}");
+}
+
+#[test]
+fn the_encrypted_image_runs_after_attestation_and_in_no_other_case() -> anyhow::Result<()> {
+    if !machines_run_here() {
+        return Ok(());
+    }
+    let mut world = world("refusals")?;
+    let good = world.run("attested", &Tampering::default(), &[])?;
+    ensure!(good.code == 0 && good.stdout.contains(MARKER), "the attested run failed:\n{}", good.text());
+    let explained = world.kata_cc(&Tampering::default())?.args(["explain", "attested"]).output()?;
+    let explained = String::from_utf8_lossy(&explained.stdout).into_owned();
+    for stage in ["sim-snp", "measured", "attested", "key-released", "pulled", "container-started"] {
+        assert!(explained.contains(stage), "explain does not tell {stage}:\n{explained}");
+    }
+    let mut failures = Vec::new();
+    for (number, case) in refusals::cases().iter().enumerate() {
+        let outcome = case.run(&mut world, &format!("refused-{number}"))?;
+        println!("{}: {}", case.name, outcome.reason);
+        if !outcome.as_expected {
+            failures
+                .push(format!("{}: expected one of {:?}, seen:\n{}", case.name, case.expected, outcome.text));
+        }
+        nothing_is_left(&world);
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n\n"));
+    // and after all of it, the run that works still does
+    let again = world.run("again", &Tampering::default(), &[])?;
+    ensure!(again.code == 0, "the last run failed:\n{}", again.text());
+    std::fs::remove_dir_all(&world.dir)?;
+    Ok(())
+}
+
+#[test]
+fn neither_key_nor_plaintext_is_on_the_host_while_the_container_runs() -> anyhow::Result<()> {
+    if !machines_run_here() {
+        return Ok(());
+    }
+    let world = world("search")?;
+    let key = std::fs::read(world.key_file())?;
+    let patterns = Patterns::new(MARKER, &key);
+    let words = ["sh", "-c", "sha256sum /secret.txt; echo reading-done; exec sleep 600"];
+    let mut command = world.run_command("searched", &Tampering::default(), &words)?;
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let log = world.state_dir().join("sandboxes/searched/log.jsonl");
+    let start = Instant::now();
+    let read = || std::fs::read_to_string(&log).unwrap_or_default();
+    while !read().contains("reading-done") {
+        ensure!(child.try_wait()?.is_none(), "the container did not run:\n{}", read());
+        ensure!(start.elapsed() < Duration::from_secs(240), "the container did not start:\n{}", read());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+
+    let mut found = Vec::new();
+    let monitors = search::processes("kata-cc-vmm");
+    ensure!(monitors.len() == 1, "monitors: {monitors:?}");
+    let mut searched = patterns.in_process(monitors[0], true, &mut found)?;
+    searched += patterns.in_process(child.id(), false, &mut found)?;
+    // the user's own copies: the key file; what the image was made of lies outside of these folders
+    let own = [world.key_file()];
+    for dir in [world.dir.as_path(), "/var/lib/kata-cc".as_ref(), "/var/lib/containerd".as_ref()] {
+        searched += patterns.in_files(dir, &own, &mut found);
+    }
+    println!("searched {} MiB of files and memory", searched >> 20);
+    // the search itself works: the guest's RAM does hold the plaintext
+    let mut inside = Vec::new();
+    patterns.in_process(monitors[0], false, &mut inside)?;
+
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id())?);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
+    let start = Instant::now();
+    while child.try_wait().context("kata-cc run")?.is_none() {
+        if start.elapsed() > Duration::from_secs(60) {
+            child.kill()?;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert!(found.is_empty(), "found outside of the guest: {found:#?}");
+    assert!(
+        inside.iter().any(|place| place.contains("marker")),
+        "the search finds nothing even in the guest's RAM"
+    );
+    nothing_is_left(&world);
+    std::fs::remove_dir_all(&world.dir)?;
+    Ok(())
+}
