@@ -1,0 +1,6 @@
+//! virtio-mmio registers: any access, any width, any order. See `kata_cc_devices::fuzzing`.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| kata_cc_devices::fuzzing::mmio(data));
