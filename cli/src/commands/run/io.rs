@@ -94,9 +94,10 @@ pub(super) async fn attach(
     let out = carry(sandbox, container, Stream::Stdout, json);
     let err = async { if tty { Ok(()) } else { carry(sandbox, container, Stream::Stderr, json).await } };
     let ended = async {
-        let (out, err, code) = tokio::join!(out, err, sandbox.wait(container, ""));
-        out.and(err)?;
-        Ok::<u32, anyhow::Error>(code?)
+        // An output that nobody takes any more (`| head`) ends the run; it does not wait for the program.
+        let exit = async { Ok(sandbox.wait(container, "").await?) };
+        let ((), (), code) = tokio::try_join!(out, err, exit)?;
+        Ok::<u32, anyhow::Error>(code)
     };
     tokio::pin!(ended);
     let mut asked = 0;
