@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
@@ -26,13 +27,62 @@ const LIMIT: u64 = 900;
 #[derive(Debug)]
 pub struct Containerd {
     folder: tempfile::TempDir,
-    _daemon: Daemon,
+    daemon: Daemon,
+    programs: Programs,
+}
+
+/// Whose `containerd` and `ctr` are meant: this machine's, or those of another release that
+/// `tests/lab/fetch-containerd` unpacked (its `run`).
+#[derive(Clone, Debug, Default)]
+pub struct Programs(Option<PathBuf>);
+
+impl Programs {
+    /// Other releases, by the name of their folder below `KATA_CC_CONTAINERDS`.
+    #[must_use]
+    pub fn other_releases() -> Vec<(String, Self)> {
+        let Some(folder) = std::env::var_os("KATA_CC_CONTAINERDS").map(PathBuf::from) else {
+            return Vec::new();
+        };
+        let mut found: Vec<_> = names(&folder)
+            .map(|name| (name.clone(), folder.join(name).join("run")))
+            .filter(|(_, run)| run.is_file())
+            .map(|(name, run)| (name, Self(Some(run))))
+            .collect();
+        found.sort_by(|one, other| one.0.cmp(&other.0));
+        found
+    }
+
+    fn command(&self, name: &str) -> Command {
+        match &self.0 {
+            Some(run) => {
+                let mut command = Command::new(run);
+                command.arg(name);
+                command
+            }
+            None => Command::new(name),
+        }
+    }
 }
 
 impl Containerd {
-    /// Start the machine's containerd, or the one in the folder `KATA_CC_CONTAINERD_BIN` names, with the image imported.
-    /// `node` is the node configuration (TOML).
+    /// Start this machine's containerd with the image imported. `node` is the node configuration (TOML).
     pub fn start(node: &str) -> anyhow::Result<Self> {
+        Self::start_release(node, Programs::default())
+    }
+
+    /// The same without any image: nothing of the plain image's content is in its stores.
+    pub fn start_empty(node: &str) -> anyhow::Result<Self> {
+        Self::start_daemon(node, Programs::default())
+    }
+
+    /// The same with another release's programs.
+    pub fn start_release(node: &str, programs: Programs) -> anyhow::Result<Self> {
+        let containerd = Self::start_daemon(node, programs)?;
+        containerd.import()?;
+        Ok(containerd)
+    }
+
+    fn start_daemon(node: &str, programs: Programs) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("kata-cc-tests-").tempdir_in("/run")?;
         let path = folder.path();
         let bin = path.join("bin");
@@ -43,8 +93,7 @@ impl Containerd {
         }
         std::fs::write(path.join("node.toml"), node)?;
         std::fs::write(path.join("config.toml"), config(path))?;
-        let program = program("containerd");
-        let mut command = Command::new(&program);
+        let mut command = programs.command("containerd");
         command.arg("--config").arg(path.join("config.toml"));
         command.env("PATH", search_path(&bin)?);
         command.env("KATA_CC_CONFIG", path.join("node.toml")).env("KATA_CC_SHARE_DIR", share());
@@ -52,13 +101,10 @@ impl Containerd {
         let mut daemon = Daemon::start("containerd", path, &mut command)?;
         let socket = path.join("c.sock");
         daemon.wait_until(120, || {
-            let version =
-                Command::new(self::program("ctr")).arg("--address").arg(&socket).arg("version").output();
+            let version = programs.command("ctr").arg("--address").arg(&socket).arg("version").output();
             version.is_ok_and(|output| output.status.success())
         })?;
-        let containerd = Self { folder, _daemon: daemon };
-        containerd.import()?;
-        Ok(containerd)
+        Ok(Self { folder, daemon, programs })
     }
 
     fn import(&self) -> anyhow::Result<()> {
@@ -70,6 +116,24 @@ impl Containerd {
         let base = IMAGE.trim_end_matches(":latest");
         self.ctr(&["image", "import", "--base-name", base, &archive.to_string_lossy()])?.ok()?;
         Ok(())
+    }
+
+    /// containerd's process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.daemon.pid()
+    }
+
+    /// The stages that a sandbox has come to.
+    #[must_use]
+    pub fn stages(&self, id: &str) -> Vec<String> {
+        let record = self.folder.path().join("records/sandboxes").join(id).join("record.jsonl");
+        let text = std::fs::read_to_string(record).unwrap_or_default();
+        let stage = |line: &str| {
+            let line: serde_json::Value = serde_json::from_str(line).ok()?;
+            Some(line["stage"].as_str()?.to_owned())
+        };
+        text.lines().filter_map(stage).collect()
     }
 
     /// The folder everything lives in.
@@ -93,7 +157,7 @@ impl Containerd {
     /// A `ctr` command, not yet run.
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(program("ctr"));
+        let mut command = self.programs.command("ctr");
         command.arg("--address").arg(self.folder.path().join("c.sock")).args(arguments);
         command
     }
@@ -167,13 +231,6 @@ level = "info"
     )
 }
 
-fn program(name: &str) -> PathBuf {
-    match std::env::var_os("KATA_CC_CONTAINERD_BIN") {
-        Some(folder) => PathBuf::from(folder).join(name),
-        None => name.into(),
-    }
-}
-
 fn search_path(first: &Path) -> anyhow::Result<std::ffi::OsString> {
     let inherited = std::env::var_os("PATH").unwrap_or_default();
     Ok(std::env::join_paths(std::iter::once(first.to_owned()).chain(std::env::split_paths(&inherited)))?)
@@ -205,6 +262,23 @@ impl Traces {
     pub fn new_since(&self, before: &Self) -> Vec<String> {
         self.0.difference(&before.0).cloned().collect()
     }
+}
+
+/// Wait until the machine is as it was before; what stays for a minute is a panic.
+///
+/// # Panics
+/// When something is left behind.
+pub fn nothing_left(containerd: &Containerd, before: &Traces) {
+    let mut left = Vec::new();
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(60) {
+        left = Traces::take(containerd.folder()).new_since(before);
+        if left.is_empty() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    panic!("left behind: {left:#?}\n{}", containerd.log());
 }
 
 fn processes(found: &mut BTreeSet<String>) {

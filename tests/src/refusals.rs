@@ -99,6 +99,14 @@ pub fn cases() -> Vec<Case> {
             },
         },
         Case {
+            name: "report of an earlier nonce replayed",
+            expected: &["made for another nonce or key"],
+            run: |world, name| {
+                let platform = world.replaying_platform()?;
+                with(world, name, &Tampering { platform: Some(platform), ..Default::default() })
+            },
+        },
+        Case {
             name: "policy denies",
             expected: &["Access denied by policy"],
             run: |world, name| {

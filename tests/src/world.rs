@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, ensure};
-use kata_cc_sim_tee::SimPlatform;
+use kata_cc_sim_tee::{REPLAY_FILE, ReportRequest, SimPlatform};
 
 use crate::kbs::Kbs;
 use crate::pki::Pki;
@@ -81,6 +81,8 @@ pub struct World {
     pub kbs: Kbs,
     /// The encrypted image.
     pub image: String,
+    /// What `kata-cc measure` predicts for the node's guest: launch digest and digest of the init-data, in hex.
+    pub measured: (String, String),
 }
 
 impl World {
@@ -92,11 +94,13 @@ impl World {
         let registry = Registry::start(&dir.join("registry"), &options)?;
         let kbs = Kbs::start(&dir.join("kbs"), Some(&material.join("sim.ark.pem")))?;
         let image = format!("{}/demo/secret:1", registry.host);
-        let world = Self { material: material.to_owned(), dir: dir.to_owned(), registry, kbs, image };
+        let measured = Default::default();
+        let mut world =
+            Self { material: material.to_owned(), dir: dir.to_owned(), registry, kbs, image, measured };
         world.encrypt(&world.image, &[])?;
         world.put_key()?;
-        let digest = world.register()?;
-        world.set_resource_policy(&RESOURCE_POLICY.replace("@INIT_DATA@", &digest))?;
+        world.measured = world.register()?;
+        world.set_resource_policy(&RESOURCE_POLICY.replace("@INIT_DATA@", &world.measured.1))?;
         Ok(world)
     }
 
@@ -129,15 +133,17 @@ impl World {
         run(self.kata_cc(&Tampering::default())?.args(["secret", "rm", KEY_PATH]), 60)?.ok()
     }
 
-    /// Register the launch digest that `kata-cc measure` predicts; gives the init-data's digest.
-    fn register(&self) -> anyhow::Result<String> {
+    /// Register the launch digest that `kata-cc measure` predicts; gives it and the init-data's digest.
+    fn register(&self) -> anyhow::Result<(String, String)> {
         let mut command = self.kata_cc(&Tampering::default())?;
         let measured =
             run(command.args(["--json", "measure", "--register"]), 120)?.ok().context("measure")?;
         let measured: serde_json::Value = serde_json::from_str(&measured.stdout)
             .with_context(|| format!("measure printed {:?}", measured.stdout))?;
-        let digest = measured["host_data"].as_str().context("measure gave no host_data")?;
-        Ok(digest.to_owned())
+        let field = |name: &str| {
+            measured[name].as_str().map(str::to_owned).with_context(|| format!("measure gave no {name}"))
+        };
+        Ok((field("launch_digest")?, field("host_data")?))
     }
 
     /// Set the key broker's resource policy.
@@ -174,7 +180,9 @@ impl World {
         self.dir.join("state")
     }
 
-    fn config(&self, tampering: &Tampering) -> String {
+    /// The node's configuration (TOML).
+    #[must_use]
+    pub fn config(&self, tampering: &Tampering) -> String {
         let platform = tampering.platform.clone().unwrap_or_else(|| self.material.join("sim"));
         let insecure =
             tampering.insecure_registry.iter().map(|host| format!("\"{host}\"")).collect::<String>();
@@ -206,6 +214,23 @@ impl World {
         command.args(["run", "--tier", tier, "--name", name]);
         command.arg(tampering.image.as_ref().unwrap_or(&self.image)).args(words);
         Ok(command)
+    }
+
+    /// A copy of the simulated platform that answers every request with one genuine report of this very guest, made for
+    /// an earlier nonce.
+    pub fn replaying_platform(&self) -> anyhow::Result<PathBuf> {
+        let own = self.material.join("sim");
+        let dir = self.dir.join("sim-replay");
+        std::fs::create_dir_all(&dir)?;
+        for entry in std::fs::read_dir(&own)? {
+            let file = entry?;
+            std::fs::copy(file.path(), dir.join(file.file_name()))?;
+        }
+        let mut request = ReportRequest { report_data: [0x5A; 64], ..Default::default() };
+        hex::decode_to_slice(&self.measured.0, &mut request.measurement)?;
+        hex::decode_to_slice(&self.measured.1, &mut request.host_data)?;
+        std::fs::write(dir.join(REPLAY_FILE), SimPlatform::load(&own)?.report(&request)?)?;
+        Ok(dir)
     }
 
     /// A copy of the guest image in which one byte differs: the first of `pattern` in `file`, changed in its case.

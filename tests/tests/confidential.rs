@@ -1,12 +1,14 @@
 //! The confidential path, end to end, with the real programs: an encrypted image runs after attestation, and in no
 //! other case; while it runs, neither its key nor its plaintext is anywhere on the host.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use kata_cc_tests::containerd::{self, CONFIDENTIAL, Containerd, Traces};
 use kata_cc_tests::image::MARKER;
+use kata_cc_tests::pki::Pki;
 use kata_cc_tests::search::{self, Patterns};
 use kata_cc_tests::world::{self, Tampering, World};
 use kata_cc_tests::{machines_run_here, refusals};
@@ -65,6 +67,85 @@ fn the_encrypted_image_runs_after_attestation_and_in_no_other_case() -> anyhow::
     Ok(())
 }
 
+/// What a search found outside of the guest, and in its RAM.
+struct Search {
+    outside: Vec<String>,
+    inside: Vec<String>,
+}
+
+impl Search {
+    fn judge(&self) {
+        assert!(self.outside.is_empty(), "found outside of the guest: {:#?}", self.outside);
+        let seen = self.inside.iter().any(|place| place.contains("marker"));
+        assert!(seen, "the search finds nothing even in the guest's RAM: it proves nothing");
+    }
+}
+
+/// Every file of this world, of the node and of containerd; the memory of the monitor outside of the guest's RAM, and of
+/// `processes`.
+fn search_the_host(
+    world: &World,
+    patterns: &Patterns,
+    processes: &[u32],
+    folders: &[&Path],
+) -> anyhow::Result<Search> {
+    let (mut outside, mut inside) = (Vec::new(), Vec::new());
+    let monitors = search::processes("kata-cc-vmm");
+    ensure!(monitors.len() == 1, "monitors: {monitors:?}");
+    let mut searched = patterns.in_process(monitors[0], true, &mut outside)?;
+    for pid in processes {
+        searched += patterns.in_process(*pid, false, &mut outside)?;
+    }
+    // The user's own copy of the key; what the image was made of lies outside of these folders.
+    let own = [world.key_file()];
+    let node = [world.dir.as_path(), "/var/lib/kata-cc".as_ref(), "/var/lib/containerd".as_ref()];
+    for dir in node.into_iter().chain(folders.iter().copied()) {
+        searched += patterns.in_files(dir, &own, &mut outside);
+    }
+    println!("searched {} MiB of files and memory", searched >> 20);
+    patterns.in_process(monitors[0], false, &mut inside)?;
+    Ok(Search { outside, inside })
+}
+
+/// The encrypted image through containerd: it holds the encrypted layers in its content store, the guest pulls and decrypts
+/// them itself.
+#[test]
+fn containerd_runs_the_encrypted_image_and_learns_nothing() -> anyhow::Result<()> {
+    if !machines_run_here() {
+        return Ok(());
+    }
+    let world = world("containerd")?;
+    let patterns = Patterns::new(MARKER, &std::fs::read(world.key_file())?);
+    let containerd = Containerd::start_empty(&world.config(&Tampering::default()))?;
+    let ca = Pki::at(&material()).ca;
+    containerd.ctr(&["content", "fetch", "--tlscacert", &ca.to_string_lossy(), &world.image])?.ok()?;
+    let before = Traces::take(containerd.folder());
+    let empty = containerd.folder().join("empty");
+    std::fs::create_dir(&empty)?;
+    let (image, empty) = (format!("dev.kata-cc.image={}", world.image), empty.to_string_lossy());
+    let script = "sha256sum /secret.txt; echo reading-done; exec sleep 600";
+    let detach = ["run", "--detach", "--runtime", CONFIDENTIAL, "--rootfs", "--annotation"];
+    let words = [&detach[..], &[&image, &empty, "secret", "sh", "-c", script]].concat();
+    let started = containerd.ctr(&words)?;
+    ensure!(started.code == 0, "{}\n{}", started.text(), containerd.log());
+    let start = Instant::now();
+    while !containerd.log().contains("reading-done") {
+        ensure!(start.elapsed() < Duration::from_secs(240), "no output:\n{}", containerd.log());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let stages = containerd.stages("secret");
+    for stage in ["measured", "attested", "key-released", "pulled", "container-started"] {
+        assert!(stages.iter().any(|seen| seen == stage), "{stage} is not in {stages:?}");
+    }
+    let processes = [containerd.shim_pid("secret")?, containerd.pid()];
+    let outcome = search_the_host(&world, &patterns, &processes, &[containerd.folder()])?;
+    containerd.remove("secret")?;
+    outcome.judge();
+    containerd::nothing_left(&containerd, &before);
+    std::fs::remove_dir_all(&world.dir)?;
+    Ok(())
+}
+
 #[test]
 fn neither_key_nor_plaintext_is_on_the_host_while_the_container_runs() -> anyhow::Result<()> {
     if !machines_run_here() {
@@ -85,21 +166,7 @@ fn neither_key_nor_plaintext_is_on_the_host_while_the_container_runs() -> anyhow
         std::thread::sleep(Duration::from_millis(200));
     }
 
-    let mut found = Vec::new();
-    let monitors = search::processes("kata-cc-vmm");
-    ensure!(monitors.len() == 1, "monitors: {monitors:?}");
-    let mut searched = patterns.in_process(monitors[0], true, &mut found)?;
-    searched += patterns.in_process(child.id(), false, &mut found)?;
-    // the user's own copies: the key file; what the image was made of lies outside of these folders
-    let own = [world.key_file()];
-    for dir in [world.dir.as_path(), "/var/lib/kata-cc".as_ref(), "/var/lib/containerd".as_ref()] {
-        searched += patterns.in_files(dir, &own, &mut found);
-    }
-    println!("searched {} MiB of files and memory", searched >> 20);
-    // the search itself works: the guest's RAM does hold the plaintext
-    let mut inside = Vec::new();
-    patterns.in_process(monitors[0], false, &mut inside)?;
-
+    let outcome = search_the_host(&world, &patterns, &[child.id()], &[])?;
     let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id())?);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
     let start = Instant::now();
@@ -109,11 +176,7 @@ fn neither_key_nor_plaintext_is_on_the_host_while_the_container_runs() -> anyhow
         }
         std::thread::sleep(Duration::from_millis(100));
     }
-    assert!(found.is_empty(), "found outside of the guest: {found:#?}");
-    assert!(
-        inside.iter().any(|place| place.contains("marker")),
-        "the search finds nothing even in the guest's RAM"
-    );
+    outcome.judge();
     nothing_is_left(&world);
     std::fs::remove_dir_all(&world.dir)?;
     Ok(())

@@ -8,7 +8,7 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
-use kata_cc_tests::containerd::{Containerd, IMAGE, Traces, VM};
+use kata_cc_tests::containerd::{Containerd, IMAGE, Programs, Traces, VM, nothing_left};
 use kata_cc_tests::machines_run_here;
 
 /// Limits of one container: small, so that many fit into the lab's memory.
@@ -36,19 +36,6 @@ fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(start.elapsed() < Duration::from_secs(120), "{what} did not come");
         std::thread::sleep(Duration::from_millis(200));
     }
-}
-
-fn nothing_left(containerd: &Containerd, before: &Traces) {
-    let mut left = Vec::new();
-    let start = Instant::now();
-    while start.elapsed() < Duration::from_secs(60) {
-        left = Traces::take(containerd.folder()).new_since(before);
-        if left.is_empty() {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(200));
-    }
-    panic!("left behind: {left:#?}\n{}", containerd.log());
 }
 
 fn kill(pid: u32) {
@@ -187,36 +174,72 @@ fn killed_monitors_and_servers_leave_nothing() {
     }
 }
 
-/// During a start, after each of these pauses.
+/// The stages of a plain start (`docs/design.md`): each one is waited for, then the victim is killed.
+const STAGES: [&str; 4] = ["created", "vmm-started", "agent-ready", "container-started"];
+
 #[test]
-fn a_kill_at_any_moment_of_a_start_leaves_nothing_and_hangs_nobody() {
+fn a_kill_at_each_stage_of_a_start_leaves_nothing_and_hangs_nobody() {
     let Some(containerd) = containerd() else { return };
     let before = Traces::take(containerd.folder());
     for victim in ["containerd-shim-kata-cc", "kata-cc-vmm"] {
-        for after in [0, 300, 1000, 3000] {
-            let id = format!("early-{}-{after}", &victim[..4]);
-            let mut command =
-                containerd.command(&["run", "--rm", "--runtime", VM, SMALL[0], SMALL[1], IMAGE, &id, "true"]);
+        for stage in STAGES.into_iter().filter(|stage| *stage != "created" || victim != "kata-cc-vmm") {
+            let id = format!("at-{stage}-{}", &victim[..4]);
+            let mut command = containerd.command(&[
+                "run",
+                "--rm",
+                "--runtime",
+                VM,
+                SMALL[0],
+                SMALL[1],
+                IMAGE,
+                &id,
+                "sleep",
+                "1000",
+            ]);
             let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-            let mut done = false;
-            let mut killed = false;
-            eventually("the victim or the end", || {
-                done = child.try_wait().unwrap().is_some();
-                let found = Traces::take(containerd.folder()).new_since(&before);
-                let pid = found.iter().find(|trace| trace.starts_with("process ") && trace.contains(victim));
-                if let Some(pid) =
-                    pid.and_then(|trace| trace.split(' ').nth(1)).and_then(|pid| pid.parse().ok())
-                {
-                    std::thread::sleep(Duration::from_millis(after));
-                    let raw = nix::unistd::Pid::from_raw(pid);
-                    killed = nix::sys::signal::kill(raw, nix::sys::signal::Signal::SIGKILL).is_ok();
-                }
-                killed || done
-            });
+            eventually(stage, || containerd.stages(&id).iter().any(|seen| seen == stage));
+            let found = Traces::take(containerd.folder()).new_since(&before);
+            let pid = found
+                .iter()
+                .filter_map(|trace| trace.strip_prefix("process "))
+                .find(|process| process.split(' ').nth(1).is_some_and(|program| program.contains(victim)))
+                .and_then(|process| process.split(' ').next()?.parse().ok())
+                .unwrap_or_else(|| panic!("no {victim} at {stage}: {found:?}"));
+            kill(pid);
+            println!("killed {victim} at {stage}");
             eventually("ctr's end", || child.try_wait().unwrap().is_some());
             containerd.remove(&id).unwrap();
             nothing_left(&containerd, &before);
         }
+    }
+}
+
+/// Other releases of containerd speak other versions of the protocol: the same short round with each.
+#[test]
+fn other_releases_of_containerd_run_the_same() {
+    if !machines_run_here() {
+        return;
+    }
+    let releases = Programs::other_releases();
+    if releases.is_empty() {
+        println!("skipped: no other release of containerd is there (tests/lab/fetch-containerd)");
+    }
+    for (name, programs) in releases {
+        let containerd = Containerd::start_release("agent_timeout_s = 900\n", programs).unwrap();
+        let version = containerd.ctr(&["version"]).unwrap().ok().unwrap();
+        println!("{name}: {}", version.stdout.split_whitespace().collect::<Vec<_>>().join(" "));
+        let before = Traces::take(containerd.folder());
+        let ran = containerd.run(VM, "codes", &SMALL, &["sh", "-c", "echo out; exit 7"]).unwrap();
+        assert_eq!((ran.code, ran.stdout.as_str()), (7, "out\n"), "{}\n{}", ran.text(), containerd.log());
+        containerd.detach(VM, "long", &["sleep", "100000"]).unwrap();
+        let exec =
+            containerd.ctr(&["task", "exec", "--exec-id", "e1", "long", "sh", "-c", "echo in; exit 5"]);
+        let exec = exec.unwrap();
+        assert_eq!((exec.code, exec.stdout.as_str()), (5, "in\n"), "{}\n{}", exec.text(), containerd.log());
+        let metrics = containerd.ctr(&["task", "metrics", "long"]).unwrap().ok().unwrap();
+        assert!(metrics.stdout.contains("memory"), "{}", metrics.text());
+        containerd.remove("long").unwrap();
+        nothing_left(&containerd, &before);
     }
 }
 

@@ -8,7 +8,8 @@
 //! everything.
 //!
 //! Files of a platform ([`SimPlatform::create`]): `ark.pem`, `ask.pem`, `vcek.pem` and `vcek.key`
-//! (PKCS#8, mode 0600). The private keys of root and intermediate are dropped after use and
+//! (PKCS#8, mode 0600). A recorded report beside them (`replay.bin`) makes a platform that answers
+//! every request with it, as a hostile host would: to show that a replay is refused. The private keys of root and intermediate are dropped after use and
 //! never stored, so a platform cannot issue anything later.
 //!
 //! Sources: SNP firmware ABI (reports), AMD 57230 (certificate extensions), `docs/design.md`
@@ -46,6 +47,9 @@ const ARK_FILE: &str = "ark.pem";
 const ASK_FILE: &str = "ask.pem";
 const VCEK_FILE: &str = "vcek.pem";
 const KEY_FILE: &str = "vcek.key";
+
+/// Where a platform that replays keeps its recorded report.
+pub const REPLAY_FILE: &str = "replay.bin";
 
 /// The platform cannot be made, loaded or used.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +91,14 @@ pub enum SimError {
     Key {
         /// The key file.
         path: PathBuf,
+    },
+    /// The recorded report has another length than a report.
+    #[error("{path} has {seen} bytes, a report has {REPORT_LEN}")]
+    Replay {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        seen: usize,
     },
     /// A certificate could not be encoded.
     #[error("cannot encode a certificate: {0}")]
@@ -145,6 +157,7 @@ pub struct SimPlatform {
     vcek: Certificate,
     chip_id: [u8; 64],
     key: EcdsaKeyPair,
+    replay: Option<[u8; REPORT_LEN]>,
 }
 
 impl std::fmt::Debug for SimPlatform {
@@ -212,7 +225,7 @@ impl SimPlatform {
             .hw_id
             .and_then(|id| <[u8; 64]>::try_from(id).ok())
             .ok_or_else(|| in_vcek(CertError::BadExtension { name: "hwID" }))?;
-        Ok(Self { ark, ask, vcek, chip_id, key })
+        Ok(Self { ark, ask, vcek, chip_id, key, replay: load_replay(dir)? })
     }
 
     /// Loads the platform in `dir`, or makes it when there is none.
@@ -230,13 +243,16 @@ impl SimPlatform {
         }
     }
 
-    /// A signed report.
+    /// A signed report; of a platform that replays, the recorded one.
     ///
     /// # Errors
     /// [`SimError::Vmpl`] for a level that does not exist, [`SimError::Crypto`] when signing fails.
     pub fn report(&self, request: &ReportRequest) -> Result<[u8; REPORT_LEN], SimError> {
         if request.vmpl > 3 {
             return Err(SimError::Vmpl { seen: request.vmpl });
+        }
+        if let Some(recorded) = self.replay {
+            return Ok(recorded);
         }
         let mut report = self.unsigned(request);
         let signed = report.to_bytes();
@@ -317,6 +333,17 @@ fn load_cert(dir: &Path, name: &str) -> Result<Certificate, SimError> {
     let bytes =
         std::fs::read(&path).map_err(|source| SimError::Io { action: "read", path: path.clone(), source })?;
     Certificate::from_der_or_pem(&bytes).map_err(|source| SimError::Certificate { path, source })
+}
+
+fn load_replay(dir: &Path) -> Result<Option<[u8; REPORT_LEN]>, SimError> {
+    let path = dir.join(REPLAY_FILE);
+    let bytes = match std::fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(SimError::Io { action: "read", path, source }),
+    };
+    let seen = bytes.len();
+    bytes.try_into().map(Some).map_err(|_| SimError::Replay { path, seen })
 }
 
 /// Writes all files of a platform into a new folder.

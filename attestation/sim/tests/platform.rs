@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair};
 use kata_cc_sim_tee::service::{REQUEST_LEN, RESPONSE_HEADER_LEN, STATUS_INVALID_PARAM};
-use kata_cc_sim_tee::{ReportRequest, SimError, SimLaunch, SimPlatform, SimService};
+use kata_cc_sim_tee::{REPLAY_FILE, ReportRequest, SimError, SimLaunch, SimPlatform, SimService};
 use kata_cc_snp::certs::CertError;
 use kata_cc_snp::report::{ReportError, SIGNED_LEN, Signature};
 use kata_cc_snp::verify::{AnchorKind, Product, Role, VekKind};
@@ -43,6 +43,7 @@ fn a_platform_signs_what_its_own_root_verifies() {
     reports_do_not_verify_under_another_root(platform);
     service_answers(platform);
     the_endorsement_key_is_bound_to_tcb_chip_and_kind(&dir.path().join("sim"), platform);
+    a_replaying_platform_replays(dir.path(), platform);
     files_are_safe(dir.path(), platform);
 }
 
@@ -155,6 +156,25 @@ fn service_answers(platform: &Arc<SimPlatform>) {
     request[64] = 0;
     request[95] = 1;
     assert_eq!(service.respond(&request), invalid, "reserved bytes");
+}
+
+/// The report is genuine, and not about what was asked: whoever compares the report data sees it.
+fn a_replaying_platform_replays(parent: &std::path::Path, platform: &SimPlatform) {
+    let dir = parent.join("replay");
+    std::fs::create_dir(&dir).unwrap();
+    for name in ["ark.pem", "ask.pem", "vcek.pem", "vcek.key"] {
+        std::fs::copy(parent.join("sim").join(name), dir.join(name)).unwrap();
+    }
+    let recorded = platform.report(&ReportRequest { report_data: [1; 64], ..Default::default() }).unwrap();
+    std::fs::write(dir.join(REPLAY_FILE), recorded).unwrap();
+    let replaying = SimPlatform::load(&dir).unwrap();
+    let asked = ReportRequest { report_data: [2; 64], ..Default::default() };
+    assert_eq!(replaying.report(&asked).unwrap(), recorded);
+    let given = endorsements(&replaying.certificate_table());
+    assert_eq!(verify(&recorded, &given, &anchor(platform), now()).unwrap().report.report_data, [1; 64]);
+    std::fs::write(dir.join(REPLAY_FILE), &recorded[1..]).unwrap();
+    assert!(matches!(SimPlatform::load(&dir), Err(SimError::Replay { seen: 1183, .. })));
+    std::fs::remove_dir_all(&dir).unwrap();
 }
 
 fn files_are_safe(parent: &std::path::Path, platform: &SimPlatform) {
