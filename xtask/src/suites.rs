@@ -109,7 +109,7 @@ fn test_programs() -> anyhow::Result<Vec<PathBuf>> {
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
         .filter(|message| message["target"]["kind"][0] == "test" && message["profile"]["test"] == true)
-        .filter(|message| needs_a_machine(message))
+        .filter(needs_a_machine)
         .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
         .collect();
     programs.sort();
