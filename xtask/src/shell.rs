@@ -1,12 +1,16 @@
 //! Running other programs: what is run is said, and a failure names it.
 
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::time::Instant;
 
 use anyhow::{Context, bail};
 
-/// Say what is being done, in one line.
+/// Say what is being done, in one line with the time since the start.
 pub(crate) fn step(what: &str) {
-    println!("x: {what}");
+    static START: OnceLock<Instant> = OnceLock::new();
+    let seconds = START.get_or_init(Instant::now).elapsed().as_secs();
+    println!("x: {:>3}:{:02} {what}", seconds / 60, seconds % 60);
 }
 
 /// A command in the checkout's root with no standard input.
