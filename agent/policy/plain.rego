@@ -29,6 +29,7 @@ RemoveStaleVirtiofsShareMountsRequest := true
 ReseedRandomDevRequest := true
 ResizeVolumeRequest := true
 ResumeContainerRequest := true
+RunImageRequest := true
 SetGuestDateTimeRequest := true
 SetIPTablesRequest := true
 SetPolicyRequest := true

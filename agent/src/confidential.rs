@@ -9,6 +9,7 @@
 
 use std::io::Read;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use async_trait::async_trait;
@@ -71,6 +72,8 @@ pub(crate) struct Image {
     pub(crate) allow_simulated_tee: bool,
     /// Resource with docker's `config.json`.
     pub(crate) authenticated_registry_credentials_uri: Option<String>,
+    /// The only images that may be pulled, `host/repository@sha256:…`; any without.
+    pub(crate) allowed: Option<Vec<String>>,
 }
 
 /// `aa.toml`, as far as it is used.
@@ -120,15 +123,15 @@ fn read_image() -> Result<Option<InitData>> {
 /// Reads the init-data and checks it against the launch.
 pub(crate) async fn load(tee: Tee) -> Result<Settings> {
     let document = tokio::task::spawn_blocking(read_image).await??;
-    let Some(document) = document else {
-        if tee.is_confidential() {
-            info!("no init-data: the measured default policy holds, there is no key broker");
-        }
-        return Ok(Settings::default());
-    };
     if tee.is_confidential() {
-        check_launch(tee, &document).await?;
+        let launched = attester::report_host_data(attested_tee(tee)).await;
+        check_launch(launched.context("ask for a report to check the init-data by")?, document.as_ref())?;
     }
+    settings(document)
+}
+
+fn settings(document: Option<InitData>) -> Result<Settings> {
+    let Some(document) = document else { return Ok(Settings::default()) };
     let table = |name: &str| document.get(name).unwrap_or_default().to_owned();
     Ok(Settings {
         policy: document.get("policy.rego").map(str::to_owned),
@@ -138,24 +141,35 @@ pub(crate) async fn load(tee: Tee) -> Result<Settings> {
     })
 }
 
-async fn check_launch(tee: Tee, document: &InitData) -> Result<()> {
-    let measured = attester::report_host_data(attested_tee(tee)).await;
-    let measured = measured.context("ask for a report to check the init-data by")?;
-    let expected: [u8; 32] = initdata::fit(&document.digest());
-    if measured == expected {
-        info!(digest = hex::encode(expected), "init-data is what the guest was launched with");
-        return Ok(());
+/// Whether the init-data, or that there is none, is what the guest was launched with. A host that withholds a document must
+/// not get the default policy under the name of the owner's: `HOST_DATA` is what the key broker sees.
+fn check_launch(launched: [u8; 32], document: Option<&InitData>) -> Result<()> {
+    let seen: [u8; 32] = document.map_or([0; 32], |d| initdata::fit(&d.digest()));
+    match (launched == seen, document) {
+        (true, Some(_)) => {
+            info!(digest = hex::encode(seen), "init-data is what the guest was launched with");
+            return Ok(());
+        }
+        (true, None) => {
+            info!("no init-data: the measured default policy holds, there is no key broker");
+            return Ok(());
+        }
+        (false, _) => {}
     }
+    let reason = match document {
+        Some(_) => "the init-data is not what the guest was launched with",
+        None => "the guest was launched with init-data and there is none",
+    };
     tracing::error!(
         stage = "refused",
         by = "agent",
-        reason = "the init-data is not what the guest was launched with",
-        expected = hex::encode(measured),
-        seen = hex::encode(expected),
-        what_to_do = "launch with the digest of this very init-data as HOST_DATA",
+        reason,
+        expected = hex::encode(launched),
+        seen = hex::encode(seen),
+        what_to_do = "launch with the digest of this very init-data as HOST_DATA (zeros without init-data)",
         "init-data refused"
     );
-    bail!("the init-data is not what the guest was launched with");
+    bail!(reason);
 }
 
 struct Evidence(attester::Tee);
@@ -184,7 +198,42 @@ pub(crate) struct Broker(Arc<Inner>);
 struct Inner {
     client: KbsClient,
     tee: Tee,
-    attested: Mutex<bool>,
+    attested: Mutex<Attested>,
+}
+
+/// How long before its end a token is not handed out any more.
+const TOKEN_MARGIN: Duration = Duration::from_secs(30);
+/// Life of a token that does not say: short.
+const TOKEN_LIFE: Duration = Duration::from_secs(60);
+
+/// The attestation's token, kept so that a container which asks in a loop does not have the guest attested in a loop (the
+/// security processor limits its reports, and the key broker has others to serve).
+#[derive(Default)]
+struct Attested(Option<(Zeroizing<String>, Instant)>);
+
+impl std::fmt::Debug for Attested {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Attested").field(&self.0.is_some()).finish()
+    }
+}
+
+impl Attested {
+    fn keep(&mut self, token: String, now: Instant) {
+        let until = now + token_life(&token).unwrap_or(TOKEN_LIFE);
+        self.0 = Some((Zeroizing::new(token), until));
+    }
+
+    fn token(&self, now: Instant) -> Option<String> {
+        let (token, until) = self.0.as_ref()?;
+        (now + TOKEN_MARGIN < *until).then(|| token.as_str().to_owned())
+    }
+}
+
+/// From issue to expiry: the guest's own clock, which the host set, has no part in it.
+fn token_life(token: &str) -> Option<Duration> {
+    let claims = claims(token)?;
+    let at = |name: &str| claims.get(name)?.as_u64();
+    at("exp")?.checked_sub(at("iat")?).map(Duration::from_secs)
 }
 
 type Refusal = Box<dyn std::error::Error + Send + Sync>;
@@ -212,20 +261,26 @@ impl Broker {
             ..KbsConfig::default()
         };
         let client = KbsClient::new(config, Arc::new(Evidence(source))).context("key broker client")?;
-        Ok(Some(Self(Arc::new(Inner { client, tee, attested: Mutex::new(false) }))))
+        Ok(Some(Self(Arc::new(Inner { client, tee, attested: Mutex::default() }))))
     }
 
     async fn attest_once(&self) -> Result<(), Refusal> {
         let mut attested = self.0.attested.lock().await;
-        if *attested {
+        // The client attests anew by itself when the key broker wants that.
+        if attested.0.is_some() {
             return Ok(());
         }
+        self.attest(&mut attested).await
+    }
+
+    async fn attest(&self, attested: &mut Attested) -> Result<(), Refusal> {
         let tee = self.0.tee.name();
+        let asked = Instant::now();
         match self.0.client.attest().await {
             Ok(done) => {
                 let verdict = verdict(&done.token).unwrap_or_else(|| "accepted".to_owned());
                 info!(stage = "attested", tee, verdict, "the key broker accepts this guest");
-                *attested = true;
+                attested.keep(done.token, asked);
                 Ok(())
             }
             Err(e) => {
@@ -253,7 +308,12 @@ impl Broker {
 
     /// The attestation token.
     pub(crate) async fn token(&self) -> Result<String, Refusal> {
-        Ok(self.0.client.attest().await?.token)
+        let mut attested = self.0.attested.lock().await;
+        if attested.token(Instant::now()).is_none() {
+            self.attest(&mut attested).await?;
+        }
+        // One that is nearly over when it comes is all there is.
+        Ok(attested.0.as_ref().map(|(token, _)| token.as_str().to_owned()).unwrap_or_default())
     }
 }
 
@@ -273,14 +333,19 @@ fn refused(what: &str, tee: &str, error: &dyn std::error::Error) {
 
 /// `ear.status` of the first submodule of a token; the broker has checked it, this is for the record.
 fn verdict(token: &str) -> Option<String> {
-    let payload = token.split('.').nth(1)?;
-    let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(payload).ok()?;
-    let claims: serde_json::Value = serde_json::from_slice(&bytes).ok()?;
+    let claims = claims(token)?;
     let module = claims.get("submods")?.as_object()?.values().next()?;
     Some(match module.get("ear.status")? {
         serde_json::Value::String(text) => text.clone(),
         other => other.to_string(),
     })
+}
+
+/// The claims of a token whose signature the caller need not check: it came from the key broker itself, over TLS.
+fn claims(token: &str) -> Option<serde_json::Value> {
+    let payload = token.split('.').nth(1)?;
+    let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(payload).ok()?;
+    serde_json::from_slice(&bytes).ok()
 }
 
 #[async_trait]
@@ -295,6 +360,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn init_data_is_neither_changed_nor_withheld() {
+        let text = "algorithm = \"sha256\"\nversion = \"0.1.0\"\n[data]\n\"policy.rego\" = \"package agent_policy\"\n";
+        let document = InitData::parse(text).unwrap();
+        let digest: [u8; 32] = initdata::fit(&document.digest());
+        check_launch(digest, Some(&document)).unwrap();
+        check_launch([0; 32], None).unwrap();
+        let withheld = check_launch(digest, None).unwrap_err();
+        assert!(withheld.to_string().contains("there is none"), "{withheld}");
+        assert!(check_launch([0; 32], Some(&document)).is_err());
+        assert!(check_launch([1; 32], Some(&document)).is_err());
+    }
+
+    #[test]
     fn trustees_files_are_read() {
         let cdh: Cdh = toml::from_str(
             "[kbc]\nname='cc_kbc'\nurl='https://k'\nkbs_cert='PEM'\n[image]\nallow_simulated_tee=true\ninsecure_registries=['r:5000']",
@@ -305,6 +383,22 @@ mod tests {
         let aa: Aa = toml::from_str("[token_configs.kbs]\nurl='https://k'\ncert='PEM'").unwrap();
         assert_eq!(aa.token_configs.kbs.unwrap().cert.as_deref(), Some("PEM"));
         toml::from_str::<Cdh>("").unwrap();
+    }
+
+    #[test]
+    fn a_token_is_kept_until_shortly_before_its_end() {
+        let token =
+            |claims: &str| format!("h.{}.s", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(claims));
+        let (mut kept, start) = (Attested::default(), Instant::now());
+        assert_eq!(kept.token(start), None);
+        let long = token(r#"{"iat": 1000, "exp": 1300}"#);
+        kept.keep(long.clone(), start);
+        assert_eq!(kept.token(start + Duration::from_secs(269)), Some(long));
+        assert_eq!(kept.token(start + Duration::from_secs(270)), None);
+        for odd in [token(r#"{"iat": 5, "exp": 1}"#), token("{}"), "nonsense".to_owned()] {
+            kept.keep(odd, start);
+            assert_eq!(kept.token(start + TOKEN_LIFE), None);
+        }
     }
 
     #[test]

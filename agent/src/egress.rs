@@ -3,10 +3,8 @@
 //! Each TCP connection is carried to vsock port 1026 of the host, where the shim serves HTTP CONNECT for what the
 //! node allows. The host sees bytes only: TLS ends in the guest.
 
-use std::net::Ipv4Addr;
-
 use tokio::io::copy_bidirectional;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio_vsock::{VMADDR_CID_HOST, VsockAddr, VsockStream};
 
 /// Host port of the proxy.
@@ -23,7 +21,7 @@ pub(crate) fn url() -> String {
 
 /// Starts listening.
 pub(crate) async fn start() -> std::io::Result<()> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, GUEST_PORT)).await?;
+    let listener = crate::net::listen_on_loopback(GUEST_PORT)?;
     tokio::spawn(async move {
         let room = std::sync::Arc::new(tokio::sync::Semaphore::new(MAX_CONNECTIONS));
         loop {

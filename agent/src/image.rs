@@ -1,13 +1,13 @@
 //! Glue to image-rs: the storage driver `image_guest_pull`.
 //!
 //! The image is pulled into a file system of its own (encrypted scratch space, else memory) below the container's
-//! bundle. What the host's configuration leaves open (program, environment, folder, user) comes from the image; a
-//! policy decides whether it may leave it open, and whether what it says is right.
+//! bundle. What the host's configuration leaves open (program, environment, folder, user) comes from the image; the
+//! policy is then asked whether what is to run is what the image says (see [`crate::gate`]).
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use kata_cc_agent_protocol::agent::Storage;
+use kata_cc_agent_protocol::agent::{Storage, StringUser};
 use kata_cc_agent_protocol::oci;
 use kata_cc_image::{
     BrokerKeys, ClientConfig, DockerAuthConfig, ImageClient, KeyProvider, NoKeys, Progress, PullTarget,
@@ -18,6 +18,8 @@ use tracing::{debug, info};
 
 use crate::confidential::{Broker, Settings};
 use crate::config::Tee;
+use crate::container::spec;
+use crate::stage::users;
 
 /// Why an image was not pulled.
 #[derive(Debug, Error)]
@@ -85,6 +87,10 @@ impl Pulled {
                 ids.Username = user;
             }
         }
+        // The search path that runtimes write where they were told of none says nothing: the image's own holds.
+        if config.env().iter().flatten().any(|e| e.starts_with("PATH=")) {
+            process.Env.retain(|e| e != RUNTIMES_PATH);
+        }
         // The host's values win one by one: it may add to the environment without repeating the image's.
         for entry in config.env().iter().flatten() {
             let name = entry.split('=').next().unwrap_or_default();
@@ -97,6 +103,56 @@ impl Pulled {
             process.Cwd =
                 config.working_dir().clone().filter(|d| !d.is_empty()).unwrap_or_else(|| "/".to_owned());
         }
+    }
+}
+
+/// `PATH` that containerd and docker give to a container that brings none.
+const RUNTIMES_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+impl Pulled {
+    /// What the policy is asked about a completed process: what the image says, and what is to run. `None` for the pause
+    /// program: it is the agent's own, and [`Pulled::complete`] has overwritten whatever the host said of it.
+    pub(crate) fn question(
+        &self,
+        container: &str,
+        reference: &str,
+        process: &oci::Process,
+        names: Option<&StringUser>,
+    ) -> Option<serde_json::Value> {
+        let image = self.image.as_ref()?;
+        let config = image.config.config().clone().unwrap_or_default();
+        let args: Vec<&String> =
+            [config.entrypoint(), config.cmd()].into_iter().flatten().flatten().collect();
+        let cwd = config.working_dir().clone().filter(|d| !d.is_empty()).unwrap_or_else(|| "/".to_owned());
+        let named = config.user().clone().unwrap_or_default();
+        // A user that the image does not know has no numbers, and none are right.
+        let ids = users::resolve_below(&self.rootfs, &named).ok();
+        let user = process.User.clone().unwrap_or_default();
+        Some(serde_json::json!({
+            "container_id": container,
+            "image": {
+                "reference": reference,
+                "manifest_digest": image.manifest_digest.to_string(),
+                "args": args,
+                "env": config.env().clone().unwrap_or_default(),
+                "cwd": cwd,
+                "user": named,
+                "uid": ids.as_ref().map(|i| i.uid),
+                "gid": ids.as_ref().map(|i| i.gid),
+                "groups": ids.map(|i| i.groups).unwrap_or_default(),
+            },
+            "process": {
+                "Args": process.Args,
+                "Env": process.Env,
+                "Cwd": process.Cwd,
+                "User": {
+                    "Username": spec::user_name(process, names),
+                    "UID": user.UID,
+                    "GID": user.GID,
+                    "AdditionalGids": user.AdditionalGids,
+                },
+            },
+        }))
     }
 }
 
@@ -190,6 +246,7 @@ impl Images {
             insecure_registries: image.insecure_registries.clone(),
             auth: self.auth().await?,
             running_tier: Some(self.tier()),
+            allowed: image.allowed.clone(),
             ..ClientConfig::default()
         };
         let client = ImageClient::new(config).map_err(|e| chain(&e))?;
@@ -219,17 +276,13 @@ impl Images {
             tokio::task::spawn_blocking(|| {
                 let dir = Path::new(crate::paths::IMAGES);
                 let disk = Path::new(SCRATCH);
-                match Scratch::setup(Some(disk), dir, scratch_size()) {
-                    Ok(scratch) => {
-                        info!(encrypted_disk = scratch.has_disk(), "space for images");
-                        Ok(scratch)
-                    }
-                    // Memory keeps what the disk would have: less room, not less secret.
-                    Err(e) => {
-                        tracing::warn!(error = %chain(&e), "no scratch disk: images go to memory");
-                        Scratch::setup(None, dir, scratch_size()).map_err(std::io::Error::other)
-                    }
+                let made = prefer_disk(memory_size(), disk_size(), |disk_wanted, size| {
+                    Scratch::setup(disk_wanted.then_some(disk), dir, size)
+                });
+                if let Ok(scratch) = &made {
+                    info!(encrypted_disk = scratch.has_disk(), "space for images");
                 }
+                made.map_err(std::io::Error::other)
             })
             .await
             .map_err(std::io::Error::other)?
@@ -238,14 +291,142 @@ impl Images {
     }
 }
 
-/// Memory and scratch disk, less what the guest needs itself.
-fn scratch_size() -> u64 {
+/// Sets up space with the disk of `disk_size` bytes, else in memory alone.
+///
+/// Why a disk that fails does not end the guest, in no tier: nothing can reach the host that way. Swap header
+/// and pages are written to the dm-crypt device, never to the disk itself, so each failing step (opening, keying, header,
+/// swapon) leaves a disk without plaintext, and the tmpfs that follows keeps to the
+/// guest's memory, which the TEE encrypts. A host that breaks the disk on purpose gains what it has anyhow: it can stop the
+/// guest. What is lost is room, and that must not be silent: it is an error with its reason, and the tmpfs is no larger
+/// than memory, so that an image which no longer fits fails as "no space left on device", not by a guest out of memory. It
+/// is no `refused` stage: no decision was taken, and the start goes on.
+fn prefer_disk<T, E: std::error::Error>(
+    memory_size: u64,
+    disk_size: u64,
+    setup: impl Fn(bool, u64) -> Result<T, E>,
+) -> Result<T, E> {
+    setup(true, memory_size.saturating_add(disk_size)).or_else(|e| {
+        tracing::error!(
+            reason = %chain(&e),
+            lost_mib = disk_size >> 20,
+            left_mib = memory_size >> 20,
+            what_to_do = "images that do not fit in memory will not be pulled: give the pod more memory, or see why the \
+                          scratch disk fails (dm-crypt in the guest's kernel, the host's disk)",
+            "the scratch disk failed: images go to memory alone"
+        );
+        setup(false, memory_size)
+    })
+}
+
+/// Memory, less what the guest needs itself.
+fn memory_size() -> u64 {
     let memory = fs::read_to_string("/proc/meminfo").ok().and_then(|t| {
         let line = t.lines().find_map(|l| l.strip_prefix("MemTotal:"))?;
         line.split_whitespace().next()?.parse::<u64>().ok()
     });
+    memory.unwrap_or(256 << 10).saturating_mul(1024) / 10 * 8
+}
+
+fn disk_size() -> u64 {
     let sectors = fs::read_to_string("/sys/class/block/vdb/size");
     let sectors: u64 = sectors.ok().and_then(|t| t.trim().parse().ok()).unwrap_or(0);
-    let memory = memory.unwrap_or(256 << 10).saturating_mul(1024);
-    (memory / 10 * 8).saturating_add(sectors.saturating_mul(512))
+    sectors.saturating_mul(512)
+}
+
+#[cfg(test)]
+mod space_tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    const MEMORY: u64 = 100 << 20;
+    const DISK: u64 = 4 << 30;
+
+    fn tried(disk_works: bool) -> Vec<(bool, u64)> {
+        let tried = RefCell::new(Vec::new());
+        let made = prefer_disk(MEMORY, DISK, |disk, size| {
+            tried.borrow_mut().push((disk, size));
+            if disk && !disk_works { Err(std::io::Error::other("no dm-crypt")) } else { Ok(()) }
+        });
+        made.unwrap();
+        tried.into_inner()
+    }
+
+    #[test]
+    fn without_its_disk_the_space_is_no_larger_than_memory() {
+        assert_eq!(tried(true), [(true, MEMORY + DISK)]);
+        assert_eq!(tried(false), [(true, MEMORY + DISK), (false, MEMORY)]);
+    }
+
+    #[test]
+    fn a_disk_that_fails_is_an_error_with_its_reason_and_no_refusal() {
+        use tracing_subscriber::fmt::MakeWriter;
+        #[derive(Clone, Default)]
+        struct Lines(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+        impl std::io::Write for Lines {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                self.0.lock().unwrap().extend_from_slice(bytes);
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        impl MakeWriter<'_> for Lines {
+            type Writer = Self;
+            fn make_writer(&self) -> Self {
+                self.clone()
+            }
+        }
+        let lines = Lines::default();
+        let log = tracing_subscriber::fmt().with_writer(lines.clone()).with_ansi(false).finish();
+        tracing::subscriber::with_default(log, || tried(false));
+        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        assert!(
+            text.contains("ERROR") && text.contains("reason=no dm-crypt") && text.contains("lost_mib=4096")
+        );
+        assert!(!text.contains("stage="), "{text}");
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// An image with this configuration, pulled to `rootfs`.
+    pub(crate) fn pulled(config: &serde_json::Value, rootfs: &Path) -> Pulled {
+        let config = serde_json::json!({
+            "architecture": "amd64", "os": "linux", "config": config,
+            "rootfs": {"type": "layers", "diff_ids": []},
+        });
+        let image = PulledImage {
+            manifest_digest: kata_cc_image::digest::Digest::sha256(b"manifest"),
+            index_digest: None,
+            config: serde_json::from_value(config).unwrap(),
+            rootfs: rootfs.to_owned(),
+            layers: Vec::new(),
+            encrypted: true,
+            required_tier: None,
+            bytes: 0,
+            unpacked_bytes: 0,
+        };
+        Pulled { rootfs: rootfs.to_owned(), image: Some(image) }
+    }
+
+    /// The pause program.
+    pub(crate) fn pause() -> Pulled {
+        Pulled { rootfs: PathBuf::from("/nowhere"), image: None }
+    }
+
+    #[test]
+    fn the_search_path_of_runtimes_gives_way_to_the_images_own() {
+        let image =
+            |env: &[&str]| pulled(&serde_json::json!({"Env": env, "Cmd": ["x"]}), Path::new("/nowhere"));
+        let mut spec = oci::Spec::new();
+        spec.Process.mut_or_insert_default().Env = vec![RUNTIMES_PATH.to_owned()];
+        image(&[]).complete(&mut spec);
+        assert_eq!(spec.Process.Env, [RUNTIMES_PATH]);
+        image(&["PATH=/bin"]).complete(&mut spec);
+        assert_eq!(spec.Process.Env, ["PATH=/bin"]);
+    }
 }

@@ -14,8 +14,10 @@ mod confidential;
 mod config;
 mod container;
 mod egress;
+mod gate;
 mod image;
 mod json;
+mod listener;
 mod log;
 mod mounts;
 mod net;
@@ -53,7 +55,7 @@ fn main() {
     let mounted = match first {
         true => {
             pid1::open_console();
-            pid1::mount_all()
+            pid1::mount_all().and_then(|()| sys::lock_memory())
         }
         false => Ok(()),
     };
@@ -69,7 +71,9 @@ fn main() {
             pid1::power_off("the agent panicked");
         }
     }));
-    let outcome = mounted.context("mount the guest's file systems").and_then(|()| run(&config, &log));
+    let outcome = mounted
+        .context("mount the guest's file systems and lock the agent's memory")
+        .and_then(|()| run(&config, &log));
     match outcome {
         Ok(()) => pid1::power_off("the sandbox is destroyed"),
         Err(e) => {
@@ -100,6 +104,7 @@ async fn serve(config: &Config, log: &Log) -> Result<()> {
     if config.server_addr.starts_with("vsock") {
         log.send_to_host();
     }
+    container::process::open_program().context("open the agent's own program")?;
     nix::sys::prctl::set_child_subreaper(true).context("become the reaper of orphans")?;
     let reaper = reaper::Reaper::default();
     reaper.run().context("watch for exits")?;
@@ -140,8 +145,10 @@ async fn serve(config: &Config, log: &Log) -> Result<()> {
     let agent: Arc<dyn AgentService + Send + Sync> = service.clone();
     let health: Arc<dyn Health + Send + Sync> = service;
     let mut server = ttrpc::r#async::Server::new()
-        .bind(&config.server_addr)
-        .with_context(|| format!("listen on {}", config.server_addr))?
+        .add_listener(
+            listener::listen(&config.server_addr)
+                .with_context(|| format!("listen on {}", config.server_addr))?,
+        )
         .register_service(create_agent_service(agent))
         .register_service(create_health(health));
     server.start().await.context("start the server")?;

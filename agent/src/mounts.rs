@@ -3,11 +3,50 @@
 //! Source: mount(8) "filesystem-independent mount options" and OCI runtime-spec `config.md`, mounts. Options that
 //! are none of these go to the file system as they are.
 
-use std::path::Path;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Component, Path};
 
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::mount::{MsFlags, mount};
+use nix::sys::stat::{Mode, mkdirat};
+use thiserror::Error;
 
 use crate::stage::message::Mount;
+
+/// Why a mount of an OCI configuration or a storage's option is refused.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub(crate) enum OptionError {
+    /// A policy compares whole options: what hides a second one behind a comma is not taken apart.
+    #[error("mount option {0:?} has a comma: give one option at a time")]
+    Comma(String),
+    /// An option that turns a mount into another operation than its type says.
+    #[error("mount option {option:?} does not go with type {kind:?}")]
+    Operation {
+        /// The option.
+        option: String,
+        /// Type of the mount, or driver of the storage.
+        kind: String,
+    },
+}
+
+/// Types of a mount whose options may say that it is a bind mount.
+const BIND_TYPES: [&str; 3] = ["bind", "none", ""];
+
+/// Refuses options that [`parse`] would read otherwise than a policy, which sees them as they are.
+pub(crate) fn check_options(kind: &str, options: &[String]) -> Result<(), OptionError> {
+    for option in options {
+        if option.contains(',') {
+            return Err(OptionError::Comma(option.clone()));
+        }
+        let bind = matches!(option.as_str(), "bind" | "rbind") && !BIND_TYPES.contains(&kind);
+        if bind || matches!(option.as_str(), "remount" | "move") {
+            return Err(OptionError::Operation { option: option.clone(), kind: kind.to_owned() });
+        }
+    }
+    Ok(())
+}
 
 const SET: [(&str, MsFlags); 14] = [
     ("ro", MsFlags::MS_RDONLY),
@@ -56,7 +95,7 @@ pub(crate) fn parse<S: AsRef<str>>(options: &[S]) -> Options {
     let mut flags = MsFlags::empty();
     let mut propagation = Vec::new();
     let mut data: Vec<&str> = Vec::new();
-    for option in options.iter().flat_map(|o| o.as_ref().split(',')) {
+    for option in options.iter().map(AsRef::as_ref) {
         if let Some((_, flag)) = SET.iter().find(|(name, _)| *name == option) {
             flags |= *flag;
         } else if let Some((_, flag)) = CLEAR.iter().find(|(name, _)| *name == option) {
@@ -110,6 +149,37 @@ pub(crate) fn from_oci(m: &kata_cc_agent_protocol::oci::Mount) -> Mount {
     }
 }
 
+/// Makes the folder `path` below `base` and opens it as a mount point. No symbolic link is followed on the way: a
+/// container may have put one into a volume, an image into its root.
+pub(crate) fn make_point(base: &Path, path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let how =
+        OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+    std::fs::create_dir_all(base)?;
+    let mut folder = open(base, flags, Mode::empty())?;
+    for part in path.strip_prefix(base).map_err(io::Error::other)?.components() {
+        let Component::Normal(name) = part else {
+            return Err(io::Error::other("a mount point has plain components only"));
+        };
+        folder = match openat2(&folder, name, how) {
+            Err(Errno::ENOENT) => {
+                match mkdirat(&folder, name, Mode::from_bits_truncate(0o755)) {
+                    Ok(()) | Err(Errno::EEXIST) => {}
+                    Err(e) => return Err(e.into()),
+                }
+                openat2(&folder, name, how)?
+            }
+            other => other?,
+        };
+    }
+    Ok(folder)
+}
+
+/// The path by which the kernel mounts on, or reaches, what a descriptor stands for.
+pub(crate) fn by_descriptor(fd: &OwnedFd) -> std::path::PathBuf {
+    format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
+}
+
 /// Mounts in the guest's own view; makes the mount point.
 pub(crate) fn mount_at<S: AsRef<str>>(
     source: &str,
@@ -148,11 +218,43 @@ mod tests {
 
     #[test]
     fn options_are_sorted_into_flags_and_data() {
-        let seen = parse(&["rbind", "ro", "nosuid", "rprivate", "size=64k,mode=755"]);
+        let seen = parse(&["rbind", "ro", "nosuid", "rprivate", "size=64k", "mode=755"]);
         let flags = MsFlags::MS_BIND | MsFlags::MS_REC | MsFlags::MS_RDONLY | MsFlags::MS_NOSUID;
         assert_eq!(seen.flags, flags.bits());
         assert_eq!(seen.propagation, [(MsFlags::MS_PRIVATE | MsFlags::MS_REC).bits()]);
         assert_eq!(seen.data, "size=64k,mode=755");
+    }
+
+    #[test]
+    fn an_option_means_the_same_to_policy_and_kernel() {
+        let check = |kind: &str, option: &str| check_options(kind, &[option.to_owned()]);
+        for (kind, option) in [
+            ("tmpfs", "ro,bind"),
+            ("tmpfs", "rbind"),
+            ("proc", "bind"),
+            ("bind", "ro,rbind"),
+            ("tmpfs", "remount"),
+        ] {
+            assert!(check(kind, option).is_err(), "{kind} {option}");
+        }
+        for (kind, option) in [("bind", "rbind"), ("", "bind"), ("none", "rbind"), ("tmpfs", "size=64k")] {
+            assert_eq!(check(kind, option), Ok(()));
+        }
+        // And nothing behind a comma is an option for whoever forgets to check.
+        assert_eq!(parse(&["ro,rbind"]).flags, 0);
+    }
+
+    #[test]
+    fn a_mount_point_is_not_made_through_a_link() {
+        let base = std::env::temp_dir().join(format!("kata-cc-point-{}", std::process::id()));
+        std::fs::create_dir_all(base.join("volume")).unwrap();
+        std::os::unix::fs::symlink("/tmp", base.join("volume/link")).unwrap();
+        assert!(make_point(&base, &base.join("volume/link/x")).is_err());
+        assert!(make_point(&base, &base.join("volume/link")).is_err());
+        assert!(make_point(&base, Path::new("/etc")).is_err());
+        make_point(&base, &base.join("volume/a/b")).unwrap();
+        assert!(base.join("volume/a/b").is_dir());
+        std::fs::remove_dir_all(&base).unwrap();
     }
 
     #[test]

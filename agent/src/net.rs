@@ -24,6 +24,17 @@ const NOARP: u32 = 0x80;
 /// `IFNAMSIZ` - 1.
 const MAX_NAME: usize = 15;
 
+/// Listens on `port` of 127.0.0.1 for connections that come by the loopback device.
+///
+/// By address alone it would depend on a parameter (`route_localnet`) whether packets of the host for 127.0.0.1 arrive.
+pub(crate) fn listen_on_loopback(port: u16) -> std::io::Result<tokio::net::TcpListener> {
+    let socket = tokio::net::TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind_device(Some(b"lo"))?;
+    socket.bind((std::net::Ipv4Addr::LOCALHOST, port).into())?;
+    socket.listen(1024)
+}
+
 /// Why a network request was refused or failed.
 #[derive(Debug, Error)]
 pub(crate) enum NetError {
@@ -438,6 +449,17 @@ mod tests {
         assert_eq!(at(&wanted, 9), Some(3));
         wanted.name = "lo".to_owned();
         assert_eq!(at(&wanted, 0), Some(3));
+    }
+
+    #[tokio::test]
+    async fn services_of_the_guest_are_reached_by_the_loopback_device_only() {
+        let listener = listen_on_loopback(0).unwrap();
+        let device =
+            nix::sys::socket::getsockopt(&listener, nix::sys::socket::sockopt::BindToDevice).unwrap();
+        assert_eq!(device.to_string_lossy().trim_end_matches('\0'), "lo");
+        let address = listener.local_addr().unwrap();
+        let (client, server) = tokio::join!(tokio::net::TcpStream::connect(address), listener.accept());
+        client.and(server).unwrap();
     }
 
     #[test]

@@ -1,9 +1,18 @@
 //! The policies that lie in the initramfs, against requests as the shim makes them and as an attacker would.
 
-use kata_cc_agent_protocol::agent::{CreateContainerRequest, ExecProcessRequest, SetPolicyRequest, Storage};
+use std::path::Path;
+
+use kata_cc_agent_protocol::agent::{
+    AddARPNeighborsRequest, CreateContainerRequest, ExecProcessRequest, SetPolicyRequest, Storage,
+    WriteStreamRequest,
+};
 use kata_cc_agent_protocol::oci;
 use kata_cc_policy::AgentPolicy;
 use protobuf::MessageDyn;
+use serde_json::json;
+
+use crate::image::Pulled;
+use crate::image::tests::{pause, pulled};
 
 fn policy(text: &str) -> AgentPolicy {
     AgentPolicy::new("test.rego", text).unwrap()
@@ -18,27 +27,304 @@ fn check(policy: &mut AgentPolicy, request: &dyn MessageDyn) -> Result<(), Strin
     policy.check(&name, &crate::json::message(request)).map_err(|e| e.to_string())
 }
 
-fn container() -> CreateContainerRequest {
+const SHM: &str = "/run/kata-containers/sandbox/shm";
+
+/// A container's `config.json` as the shim sends it.
+fn sent(spec: &str, image: &str) -> CreateContainerRequest {
+    let root = "/run/kata-containers/c1/rootfs";
+    let mut spec: serde_json::Value = serde_json::from_str(spec).unwrap();
+    // The shim copies files of the host: one is enough, of any machine that runs tests.
+    for mount in spec["mounts"].as_array_mut().unwrap() {
+        if mount["destination"] == "/etc/resolv.conf" {
+            mount["source"] = "/etc/hostname".into();
+        }
+    }
     let mut request = CreateContainerRequest::new();
     request.container_id = "c1".to_owned();
-    let spec = request.OCI.mut_or_insert_default();
-    spec.Root.mut_or_insert_default().Path = "/run/kata-containers/c1/rootfs".to_owned();
-    spec.Linux.mut_or_insert_default();
-    let mut proc = oci::Mount::new();
-    proc.type_ = "proc".to_owned();
-    proc.destination = "/proc".to_owned();
-    spec.Mounts.push(proc);
+    request.OCI = Some(kata_cc_sandbox::oci::convert("c1", &spec, root).unwrap().spec).into();
     let mut storage = Storage::new();
     storage.driver = "image_guest_pull".to_owned();
-    storage.source = "registry/image:1".to_owned();
-    storage.mount_point = "/run/kata-containers/c1/rootfs".to_owned();
+    storage.source = image.to_owned();
+    storage.mount_point = root.to_owned();
+    request.storages.push(storage);
+    request
+}
+
+fn kata_cc_run() -> CreateContainerRequest {
+    sent(include_str!("../tests/data/kata-cc-run.json"), "registry/image:1")
+}
+
+fn ctr_run() -> CreateContainerRequest {
+    sent(include_str!("../tests/data/ctr-run-rootfs.json"), "registry/image:1")
+}
+
+fn cri_pause() -> CreateContainerRequest {
+    sent(include_str!("../tests/data/cri-pause.json"), "pause")
+}
+
+fn container() -> CreateContainerRequest {
+    kata_cc_run()
+}
+
+/// Both questions about a container whose image is `pulled`.
+fn start(
+    policy: &mut AgentPolicy,
+    mut request: CreateContainerRequest,
+    pulled: &Pulled,
+) -> Result<(), String> {
+    check(policy, &request)?;
+    let spec = request.OCI.mut_or_insert_default();
+    pulled.complete(spec);
+    let names = request.string_user.as_ref();
+    match pulled.question("c1", "registry/image:1", &spec.Process, names) {
+        Some(input) => policy.check("RunImageRequest", &input).map_err(|e| e.to_string()),
+        None => Ok(()),
+    }
+}
+
+/// The image of the end-to-end tests.
+fn busybox() -> Pulled {
+    let config = json!({"Env": ["PATH=/bin"], "Cmd": ["cat", "/secret.txt"], "WorkingDir": "/"});
+    pulled(&config, Path::new("/nowhere"))
+}
+
+/// A change to what the host sends.
+type Change<'a> = &'a dyn Fn(&mut oci::Spec);
+
+#[test]
+fn what_the_host_sends_by_default_is_allowed() {
+    start(&mut default(), kata_cc_run(), &busybox()).unwrap();
+    start(&mut default(), ctr_run(), &busybox()).unwrap();
+    start(&mut default(), cri_pause(), &pause()).unwrap();
+    check(&mut default(), &ephemeral(SHM)).unwrap();
+    let exec = include_str!("../policy/exec.rego");
+    start(&mut policy(exec), kata_cc_run(), &busybox()).unwrap();
+}
+
+/// A sandbox container with the sandbox's shared memory.
+fn ephemeral(mount_point: &str) -> CreateContainerRequest {
+    let mut request = cri_pause();
+    let mut storage = Storage::new();
+    (storage.driver, storage.fstype) = ("ephemeral".to_owned(), "tmpfs".to_owned());
+    storage.mount_point = mount_point.to_owned();
     request.storages.push(storage);
     request
 }
 
 #[test]
-fn a_pulled_container_is_allowed() {
-    check(&mut default(), &container()).unwrap();
+fn another_program_than_the_images_own_is_refused() {
+    let refused = |change: Change<'_>, parts: [&str; 3]| {
+        let mut request = ctr_run();
+        change(request.OCI.mut_or_insert_default());
+        let text = start(&mut default(), request, &busybox()).unwrap_err();
+        for part in
+            parts.iter().chain(&["RunImageRequest is blocked by policy", "policy.rego in its init-data"])
+        {
+            assert!(text.contains(part), "{part} not in {text}");
+        }
+    };
+    let program = |s: &mut oci::Spec, words: &[&str]| {
+        s.Process.mut_or_insert_default().Args = words.iter().map(|w| (*w).to_owned()).collect();
+    };
+    let own = "the image's own program";
+    refused(&|s| program(s, &["cat", "/etc/passwd"]), [own, "process.Args", "/etc/passwd"]);
+    refused(&|s| program(s, &["sh"]), [own, "process.Args", "sh"]);
+    refused(&|s| program(s, &["cat", "/secret.txt", "/x"]), [own, "process.Args", "/x"]);
+    for entry in [
+        "LD_PRELOAD=/etc/hosts",
+        "PATH=/tmp:/bin",
+        "HOME=/tmp",
+        "NODE_OPTIONS=--require=/x",
+        "PYTHONPATH=/tmp",
+        "LD_SERVICE_HOST=x",
+        "TERM=../../tmp/x",
+        "X_PORT=$(id)",
+    ] {
+        let set = |s: &mut oci::Spec| s.Process.mut_or_insert_default().Env.push(entry.to_owned());
+        refused(&set, ["the image's own environment", "process.Env[0]", entry]);
+    }
+    let cwd = |s: &mut oci::Spec| s.Process.mut_or_insert_default().Cwd = "/tmp".to_owned();
+    refused(&cwd, ["the image's own folder", "process.Cwd", "/tmp"]);
+    let user = |s: &mut oci::Spec| s.Process.mut_or_insert_default().User.mut_or_insert_default().UID = 7;
+    refused(&user, ["the image's own user", "process.User", "7"]);
+    let group = |s: &mut oci::Spec| {
+        s.Process.mut_or_insert_default().User.mut_or_insert_default().AdditionalGids.push(6);
+    };
+    refused(&group, ["the image's own groups", "process.User.AdditionalGids[0]", "6"]);
+}
+
+#[test]
+fn what_kubernetes_adds_to_the_environment_is_allowed() {
+    let mut request = ctr_run();
+    request.OCI.mut_or_insert_default().Process.mut_or_insert_default().Env = [
+        "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOSTNAME=web-0",
+        "TERM=xterm-256color",
+        "KUBERNETES_SERVICE_HOST=10.96.0.1",
+        "KUBERNETES_SERVICE_PORT=443",
+        "KUBERNETES_SERVICE_PORT_HTTPS=443",
+        "KUBERNETES_PORT=tcp://10.96.0.1:443",
+        "KUBERNETES_PORT_443_TCP=tcp://10.96.0.1:443",
+        "KUBERNETES_PORT_443_TCP_PROTO=tcp",
+        "KUBERNETES_PORT_443_TCP_ADDR=10.96.0.1",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    start(&mut default(), request.clone(), &busybox()).unwrap();
+    // What the image says itself, it has decided.
+    let decided = pulled(
+        &json!({"Env": ["PATH=/bin", "KUBERNETES_SERVICE_HOST=own"], "Cmd": ["cat", "/secret.txt"]}),
+        Path::new("/nowhere"),
+    );
+    assert!(start(&mut default(), request, &decided).unwrap_err().contains("KUBERNETES_SERVICE_HOST"));
+}
+
+#[test]
+fn a_pods_own_copy_adds_programs() {
+    let mut request = ctr_run();
+    let words = ["sh", "-c", "true"].map(str::to_owned).to_vec();
+    request.OCI.mut_or_insert_default().Process.mut_or_insert_default().Args = words;
+    let text =
+        concat!(include_str!("../policy/default.rego"), "\nprograms contains [\"sh\", \"-c\", \"true\"]\n");
+    start(&mut policy(text), request, &busybox()).unwrap();
+    start(&mut policy(text), kata_cc_run(), &busybox()).unwrap();
+}
+
+/// The file for tests differs from the default in what its head says, and in nothing else.
+#[test]
+fn the_exec_policy_is_the_default_one_otherwise() {
+    let body = |text: &str| text.split_once("package agent_policy").unwrap().1.to_owned();
+    let mut expected = body(include_str!("../policy/default.rego"));
+    for name in ["ExecProcessRequest", "WriteStreamRequest", "RunImageRequest"] {
+        expected = expected.replace(&format!("default {name} := false"), &format!("default {name} := true"));
+    }
+    assert_eq!(body(include_str!("../policy/exec.rego")), expected);
+}
+
+#[test]
+fn standard_input_is_closed() {
+    let mut write = WriteStreamRequest::new();
+    write.container_id = "c1".to_owned();
+    check(&mut default(), &write).unwrap();
+    write.data = b"cat /secret.txt\n".to_vec();
+    let text = check(&mut default(), &write).unwrap_err();
+    assert!(text.contains("no standard input") && text.contains("policy.rego in its init-data"), "{text}");
+    check(&mut policy(include_str!("../policy/exec.rego")), &write).unwrap();
+    check(&mut default(), &AddARPNeighborsRequest::new()).unwrap_err();
+}
+
+#[test]
+fn what_gives_the_host_a_hand_in_the_container_is_refused() {
+    let refused = |change: Change<'_>, parts: [&str; 3]| {
+        let mut request = ctr_run();
+        change(request.OCI.mut_or_insert_default());
+        let text = check(&mut default(), &request).unwrap_err();
+        for part in parts.iter().chain(&["policy.rego in its init-data"]) {
+            assert!(text.contains(part), "{part} not in {text}");
+        }
+    };
+    let capability = |s: &mut oci::Spec| {
+        let process = s.Process.mut_or_insert_default();
+        process.Capabilities.mut_or_insert_default().Bounding.push("CAP_SYS_ADMIN".to_owned());
+    };
+    refused(&capability, ["capabilities", "OCI.Process.Capabilities.Bounding", "CAP_SYS_ADMIN"]);
+    let sysctl = |s: &mut oci::Spec| {
+        let linux = s.Linux.mut_or_insert_default();
+        linux.Sysctl.insert("net.ipv4.conf.all.route_localnet".to_owned(), "1".to_owned());
+    };
+    refused(&sysctl, ["kernel parameters", "OCI.Linux.Sysctl", "route_localnet"]);
+    let device = |s: &mut oci::Spec| {
+        let mut device = oci::LinuxDevice::new();
+        (device.Path, device.Type) = ("/dev/sev-guest".to_owned(), "c".to_owned());
+        s.Linux.mut_or_insert_default().Devices.push(device);
+    };
+    refused(&device, ["no devices", "OCI.Linux.Devices[0]", "sev-guest"]);
+    let rule = |s: &mut oci::Spec| {
+        let mut rule = oci::LinuxDeviceCgroup::new();
+        (rule.Allow, rule.Access) = (true, "rwm".to_owned());
+        s.Linux.mut_or_insert_default().Resources.mut_or_insert_default().Devices.push(rule);
+    };
+    refused(&rule, ["device rules", "OCI.Linux.Resources.Devices[10]", "rwm"]);
+    let masks = |s: &mut oci::Spec| s.Linux.mut_or_insert_default().MaskedPaths.clear();
+    refused(&masks, ["masked paths", "OCI.Linux.MaskedPaths", "/proc/kcore"]);
+    let readonly = |s: &mut oci::Spec| s.Linux.mut_or_insert_default().ReadonlyPaths.clear();
+    refused(&readonly, ["read-only paths", "OCI.Linux.ReadonlyPaths", "/proc/sys"]);
+    let seccomp = |s: &mut oci::Spec| {
+        let mut call = oci::LinuxSyscall::new();
+        call.Names = vec!["setuid".to_owned()];
+        call.ErrnoRet = Some(oci::linux_syscall::ErrnoRet::Errnoret(0));
+        s.Linux.mut_or_insert_default().Seccomp.mut_or_insert_default().Syscalls.push(call);
+    };
+    refused(&seccomp, ["seccomp answers truly", "OCI.Linux.Seccomp.Syscalls[0]", "setuid"]);
+}
+
+#[test]
+fn mounts_and_storages_are_what_they_say() {
+    let refused = |mount: (&str, &str, &str, &str), parts: [&str; 3]| {
+        let mut request = ctr_run();
+        let spec = request.OCI.mut_or_insert_default();
+        let mut added = oci::Mount::new();
+        (added.type_, added.source) = (mount.0.to_owned(), mount.1.to_owned());
+        (added.destination, added.options) = (mount.2.to_owned(), vec![mount.3.to_owned()]);
+        spec.Mounts.push(added);
+        let text = check(&mut default(), &request).unwrap_err();
+        for part in parts {
+            assert!(text.contains(part), "{part} not in {text}");
+        }
+    };
+    let shared = "/run/kata-containers/shared/containers/evil";
+    refused(
+        ("tmpfs", shared, "/dev/shm", "ro,rbind"),
+        ["one option at a time", "OCI.Mounts[7].options", "ro,rbind"],
+    );
+    refused(("tmpfs", shared, "/etc/hosts", "rbind"), ["mount types", "OCI.Mounts[7].type_", "tmpfs"]);
+    refused(("tmpfs", "tmpfs", "/app", "ro"), ["mount destinations", "OCI.Mounts[7].destination", "/app"]);
+    refused(("bind", shared, "/usr/bin/app", "rbind"), ["bind destinations", "destination", "/usr/bin/app"]);
+    refused(("bind", SHM, "/usr/bin", "rbind"), ["bind destinations", "destination", "/usr/bin"]);
+    let other = "/run/kata-containers/sandbox/p";
+    refused(("bind", other, "/dev/shm", "rbind"), ["bind sources", "OCI.Mounts[7].source", other]);
+    for point in
+        ["/proc", "/run/kata-containers/shared/containers/p", "/run/kata-containers/sandbox/../c2/rootfs"]
+    {
+        let text = check(&mut default(), &ephemeral(point)).unwrap_err();
+        assert!(text.contains("places of storages") && text.contains(point), "{text}");
+        let mut request = ctr_run();
+        let mut second = request.storages[0].clone();
+        second.mount_point = point.to_owned();
+        request.storages.push(second);
+        let text = check(&mut default(), &request).unwrap_err();
+        assert!(text.contains("places of storages") && text.contains("storages[1].mount_point"), "{text}");
+    }
+}
+
+#[test]
+fn the_policy_of_the_documentation_pins_image_program_and_environment() {
+    let page = include_str!("../../docs/security.md");
+    let (_, addition) = page.split_once("```rego\n# policy.rego\n").unwrap();
+    let (addition, _) = addition.split_once("```").unwrap();
+    let pinned = format!("{}\n{addition}", include_str!("../policy/default.rego"));
+    let good = {
+        let mut request = container();
+        request.storages[0].source = format!("registry.example/shop@sha256:{}", "0".repeat(64));
+        let process = request.OCI.mut_or_insert_default().Process.mut_or_insert_default();
+        process.Args = ["/shop", "serve"].map(str::to_owned).to_vec();
+        process.Env = vec!["SHOP=1".to_owned()];
+        request
+    };
+    check(&mut policy(&pinned), &good).unwrap();
+    let refused = |change: &dyn Fn(&mut CreateContainerRequest), rule: &str| {
+        let mut request = good.clone();
+        change(&mut request);
+        check(&mut default(), &request).unwrap();
+        let text = check(&mut policy(&pinned), &request).unwrap_err();
+        assert!(text.contains(rule), "{rule} not in {text}");
+    };
+    let process = |request: &mut CreateContainerRequest, change: &dyn Fn(&mut oci::Process)| {
+        change(request.OCI.mut_or_insert_default().Process.mut_or_insert_default());
+    };
+    refused(&|r| r.storages[0].source = "registry.example/shop:latest".to_owned(), "pinned image");
+    refused(&|r| process(r, &|p| p.Args = vec!["/bin/sh".to_owned()]), "pinned program");
+    refused(&|r| process(r, &|p| p.Env.push("LD_PRELOAD=/x".to_owned())), "pinned environment");
 }
 
 #[test]
@@ -74,7 +360,7 @@ fn what_the_host_made_is_refused_by_rule_field_and_value() {
             (mount.type_, mount.source) = ("bind".to_owned(), "/dev".to_owned());
             r.OCI.mut_or_insert_default().Mounts.push(mount);
         },
-        ["bind sources", "OCI.Mounts[1].source", "/dev"],
+        ["bind sources", "OCI.Mounts[7].source", "/dev"],
     );
     refused(
         &|r| r.OCI.mut_or_insert_default().Root.mut_or_insert_default().Path = "/".to_owned(),

@@ -4,12 +4,11 @@
 //! attestation token. Loopback only: containers share the guest's network, so every container of the sandbox may
 //! ask, and nobody outside can. One request a connection, answered and closed; the head is read up to [`MAX_HEAD`].
 
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
@@ -26,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Starts serving.
 pub(crate) async fn start(broker: Broker) -> std::io::Result<()> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, PORT)).await?;
+    let listener = crate::net::listen_on_loopback(PORT)?;
     tokio::spawn(async move {
         let room = Arc::new(Semaphore::new(MAX_REQUESTS));
         loop {

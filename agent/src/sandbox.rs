@@ -55,6 +55,9 @@ pub(crate) enum SandboxError {
     /// The configuration is refused.
     #[error(transparent)]
     Spec(#[from] SpecError),
+    /// The policy does not let this program run.
+    #[error(transparent)]
+    Denied(#[from] kata_cc_policy::Denial),
     /// A storage failed.
     #[error(transparent)]
     Storage(#[from] StorageError),
@@ -175,7 +178,7 @@ impl Sandbox {
             (state.ipc, state.uts) = (Some(ipc), Some(uts));
         }
         for storage in &request.storages {
-            self.hold(storage, None).await?;
+            self.hold(storage, None, None).await?;
         }
         if !request.dns.is_empty() {
             let text: String = request.dns.iter().map(|line| format!("{line}\n")).collect();
@@ -191,7 +194,12 @@ impl Sandbox {
     }
 
     /// Mounts a storage or counts one more user of it. True when it is this container's to release.
-    async fn hold(&self, storage: &Storage, rootfs: Option<&str>) -> Result<(), SandboxError> {
+    async fn hold(
+        &self,
+        storage: &Storage,
+        rootfs: Option<&str>,
+        container: Option<&str>,
+    ) -> Result<(), SandboxError> {
         let point = storage.mount_point.clone();
         if let Some(users) = self.state.write().await.storages.get_mut(&point) {
             if let Some(users) = users {
@@ -199,7 +207,7 @@ impl Sandbox {
             }
             return Ok(());
         }
-        storage::mount(storage, rootfs).await?;
+        storage::mount(storage, rootfs, container).await?;
         let users = (!storage.shared).then_some(1);
         self.state.write().await.storages.insert(point, users);
         Ok(())
@@ -224,6 +232,7 @@ impl Sandbox {
         &self,
         request: CreateContainerRequest,
         images: &crate::image::Images,
+        policy: &crate::gate::Gate,
     ) -> Result<(), SandboxError> {
         spec::check_id(&request.container_id)?;
         let _making = self.making.lock().await;
@@ -238,7 +247,7 @@ impl Sandbox {
         }
         let id = request.container_id.clone();
         let mut held = Vec::new();
-        let made = self.build(request, images, &mut held).await;
+        let made = self.build(request, images, policy, &mut held).await;
         match made {
             Ok(container) => {
                 let mut state = self.state.write().await;
@@ -263,6 +272,7 @@ impl Sandbox {
         &self,
         mut request: CreateContainerRequest,
         images: &crate::image::Images,
+        policy: &crate::gate::Gate,
         held: &mut Vec<String>,
     ) -> Result<Container, SandboxError> {
         let id = request.container_id.clone();
@@ -272,19 +282,25 @@ impl Sandbox {
         let bundle = paths::bundle(&id);
         fs::create_dir_all(&bundle).map_err(io("make the bundle"))?;
         let root_path = oci.Root.as_ref().map(|r| r.Path.clone()).unwrap_or_default();
+        let mut images_seen = 0;
         for storage in &request.storages {
             if storage.driver == "image_guest_pull" {
+                let rootfs = storage::check_image(storage, &bundle, images_seen > 0)?;
+                images_seen += 1;
                 let pulled = images.pull(storage, &bundle).await?;
                 pulled.complete(oci);
-                if pulled.rootfs != Path::new(&storage.mount_point) {
-                    let rootfs = pulled.rootfs.display().to_string();
-                    crate::mounts::mount_at(&rootfs, Path::new(&storage.mount_point), "none", &["bind"])
-                        .map_err(io("bind the pulled root"))?;
+                let names = request.string_user.as_ref();
+                let process = oci.Process.as_ref().ok_or(SpecError::Missing("Process"))?;
+                if let Some(question) = pulled.question(&id, &storage.source, process, names) {
+                    policy.check_image(&question).await?;
                 }
+                let source = pulled.rootfs.display().to_string();
+                crate::mounts::mount_at(&source, &rootfs, "none", &["bind"])
+                    .map_err(io("bind the pulled root"))?;
                 let mut state = self.state.write().await;
                 state.storages.insert(storage.mount_point.clone(), Some(1));
             } else {
-                self.hold(storage, Some(&root_path)).await?;
+                self.hold(storage, Some(&root_path), Some(&id)).await?;
             }
             held.push(storage.mount_point.clone());
         }

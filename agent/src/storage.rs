@@ -4,7 +4,9 @@
 //! [`crate::image`], `image_guest_pull`. A block device with a read-only file system (EROFS, squashfs) that is a
 //! container's root becomes the lower layer of an overlay whose upper layer is in memory: [`mount_rootfs`].
 //!
-//! Mount points must lie below Kata's folder; the policy decides which of them a container may have.
+//! A storage of a container is mounted in that container's bundle or below `sandbox/`, one of the sandbox below
+//! `sandbox/` only, and no symbolic link is followed on the way: nothing that the host names can hide or alias the guest's
+//! own folders, copied files, or another container's. What may lie there is the policy's business.
 
 use std::fs;
 use std::io;
@@ -38,6 +40,26 @@ pub(crate) enum StorageError {
     /// A mount point outside of where mounts may be.
     #[error("mount point {0:?} must be absolute, below {base}, and have no `..`", base = paths::BASE)]
     MountPoint(String),
+    /// A mount point that is another's.
+    #[error(
+        "mount point {point:?} is not this storage's: a container's storages go to {base}/<container>/… or {base}/sandbox/…, the sandbox's to {base}/sandbox/…, an image to {base}/<container>/rootfs",
+        base = paths::BASE
+    )]
+    NotOwn {
+        /// What was given.
+        point: String,
+    },
+    /// Two images for one container.
+    #[error("a container has one image: {0:?} is the second")]
+    SecondImage(String),
+    /// An option that a policy would read otherwise.
+    #[error("storage {driver}: {error}")]
+    Option {
+        /// The driver.
+        driver: String,
+        /// What is wrong.
+        error: mounts::OptionError,
+    },
     /// A source that is not what the driver takes.
     #[error("storage source {source_name:?} is not usable by driver {driver}: {why}")]
     Source {
@@ -85,6 +107,8 @@ pub(crate) fn check_mount_point(path: &str) -> Result<PathBuf, StorageError> {
     let inside = below.is_ok_and(|rest| {
         rest.components().count() > 0
             && rest.components().all(|c| matches!(c, std::path::Component::Normal(_)))
+            // One spelling a path: users of a mount point are counted by it.
+            && Path::new(paths::BASE).join(rest).components().as_path().as_os_str() == path
     });
     if inside && !path.contains('\0') {
         return Ok(PathBuf::from(path));
@@ -92,9 +116,49 @@ pub(crate) fn check_mount_point(path: &str) -> Result<PathBuf, StorageError> {
     Err(StorageError::MountPoint(path.to_owned()))
 }
 
-/// Mounts one storage; `rootfs` is the container's root path, when it is a container's storage.
-pub(crate) async fn mount(storage: &Storage, rootfs: Option<&str>) -> Result<(), StorageError> {
+/// Checks that a mount point is one of `container`'s own, or of the sandbox's.
+fn check_owner(path: &str, container: Option<&str>) -> Result<PathBuf, StorageError> {
+    let target = check_mount_point(path)?;
+    let refuse = || StorageError::NotOwn { point: path.to_owned() };
+    let rest = target.strip_prefix(paths::BASE).map_err(|_| refuse())?;
+    let mut parts = rest.components().map(|c| c.as_os_str().to_string_lossy());
+    let (first, second) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let own = container.is_some_and(|id| first == id && id != "sandbox");
+    // Names with a dot in front and the sandbox's files are the agent's.
+    let taken = second.is_empty() || second.starts_with('.') || target == Path::new(paths::RESOLV_CONF);
+    if (own || first == "sandbox") && !taken {
+        return Ok(target);
+    }
+    Err(refuse())
+}
+
+/// Checks the place of a container's image: its bundle's root, and only one.
+pub(crate) fn check_image(storage: &Storage, bundle: &Path, earlier: bool) -> Result<PathBuf, StorageError> {
     let target = check_mount_point(&storage.mount_point)?;
+    if target != bundle.join("rootfs") {
+        return Err(StorageError::NotOwn { point: storage.mount_point.clone() });
+    }
+    if earlier {
+        return Err(StorageError::SecondImage(storage.source.clone()));
+    }
+    Ok(target)
+}
+
+/// Mounts on `target`, which is made, without following a link on the way to it.
+fn mount_on<S: AsRef<str>>(source: &str, target: &Path, fstype: &str, options: &[S]) -> io::Result<()> {
+    let point = mounts::make_point(Path::new(paths::BASE), target)?;
+    mounts::mount_at(source, &mounts::by_descriptor(&point), fstype, options)
+}
+
+/// Mounts one storage; `rootfs` is the container's root path and `container` its name, when it is a container's storage.
+pub(crate) async fn mount(
+    storage: &Storage,
+    rootfs: Option<&str>,
+    container: Option<&str>,
+) -> Result<(), StorageError> {
+    let target = check_owner(&storage.mount_point, container)?;
+    mounts::check_options(&storage.driver, &storage.options)
+        .map_err(|error| StorageError::Option { driver: storage.driver.clone(), error })?;
     match storage.driver.as_str() {
         "blk" | "mmioblk" => {
             let device = block_device(storage).await?;
@@ -104,7 +168,7 @@ pub(crate) async fn mount(storage: &Storage, rootfs: Option<&str>) -> Result<(),
             if marked || is_root && readonly {
                 return mount_rootfs(storage, &device, &target);
             }
-            mounts::mount_at(&device, &target, &storage.fstype, &storage.options)
+            mount_on(&device, &target, &storage.fstype, &storage.options)
                 .map_err(StorageError::io(storage, "mount the block device"))?;
         }
         "overlayfs" => overlay(storage, &target)?,
@@ -118,14 +182,15 @@ pub(crate) async fn mount(storage: &Storage, rootfs: Option<&str>) -> Result<(),
                 });
             }
             let options: Vec<&String> = storage.options.iter().filter(|o| !o.starts_with("fsgid=")).collect();
-            mounts::mount_at("tmpfs", &target, fstype, &options)
+            mount_on("tmpfs", &target, fstype, &options)
                 .map_err(StorageError::io(storage, "mount memory"))?;
         }
         "local" => {
-            fs::create_dir_all(&target).map_err(StorageError::io(storage, "make the folder"))?;
+            let point = mounts::make_point(Path::new(paths::BASE), &target);
+            let folder = point.map_err(StorageError::io(storage, "make the folder"))?;
             let mode = storage.options.iter().find_map(|o| o.strip_prefix("mode="));
             let mode = mode.and_then(|m| u32::from_str_radix(m, 8).ok()).unwrap_or(0o777);
-            fs::set_permissions(&target, fs::Permissions::from_mode(mode & 0o7777))
+            fs::set_permissions(mounts::by_descriptor(&folder), fs::Permissions::from_mode(mode & 0o7777))
                 .map_err(StorageError::io(storage, "set the mode"))?;
         }
         other => return Err(StorageError::Driver(other.to_owned())),
@@ -140,9 +205,12 @@ fn own_by_group(storage: &Storage, target: &Path) -> Result<(), StorageError> {
         return Ok(());
     };
     let set = || {
-        chown(target, None, Some(gid))?;
-        let mode = fs::metadata(target)?.permissions().mode();
-        fs::set_permissions(target, fs::Permissions::from_mode(mode | 0o2770))
+        // Opened anew: what was mounted on it is meant.
+        let opened = mounts::make_point(Path::new(paths::BASE), target)?;
+        let target = mounts::by_descriptor(&opened);
+        chown(&target, None, Some(gid))?;
+        let mode = fs::metadata(&target)?.permissions().mode();
+        fs::set_permissions(&target, fs::Permissions::from_mode(mode | 0o2770))
     };
     set().map_err(StorageError::io(storage, "give it to the group"))
 }
@@ -194,7 +262,7 @@ fn mount_rootfs(storage: &Storage, device: &str, target: &Path) -> Result<(), St
         fs::create_dir_all(&work)?;
         let layers =
             format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
-        mounts::mount_at("overlay", target, "overlay", &[layers])
+        mount_on("overlay", target, "overlay", &[layers])
     };
     all().map_err(StorageError::io(storage, "mount the root file system"))
 }
@@ -209,6 +277,15 @@ fn overlay(storage: &Storage, target: &Path) -> Result<(), StorageError> {
         }
     }
     let mut options = storage.options.clone();
+    for option in &options {
+        let Some((name, folders)) = option.split_once('=') else { continue };
+        if !matches!(name, "lowerdir" | "lowerdir+" | "datadir+" | "upperdir" | "workdir") {
+            continue;
+        }
+        for folder in folders.split(':').filter(|f| !f.is_empty()) {
+            check_mount_point(folder)?;
+        }
+    }
     if options.iter().any(|o| o == OVERLAY_RW) {
         let base = target.parent().unwrap_or(target);
         let [upper, work] = ["upper", "work"].map(|n| base.join(n).display().to_string());
@@ -216,8 +293,7 @@ fn overlay(storage: &Storage, target: &Path) -> Result<(), StorageError> {
         make(&work)?;
         options.push(format!("upperdir={upper},workdir={work}"));
     }
-    mounts::mount_at("overlay", target, "overlay", &options)
-        .map_err(StorageError::io(storage, "mount the overlay"))
+    mount_on("overlay", target, "overlay", &options).map_err(StorageError::io(storage, "mount the overlay"))
 }
 
 /// Unmounts what [`mount`] made. What cannot be unmounted now goes when its last user does.
@@ -253,10 +329,51 @@ mod tests {
             "/run/kata-containers/a/../../x",
             "run/kata-containers/a",
             "/run/kata-containersx/a",
+            "/run/kata-containers//a",
+            "/run/kata-containers/a/",
+            "/run/kata-containers/./a",
         ] {
             assert!(check_mount_point(bad).is_err(), "{bad}");
         }
         check_mount_point("/run/kata-containers/c1/rootfs").unwrap();
+    }
+
+    #[test]
+    fn a_storage_goes_to_a_place_of_its_own() {
+        let base = "/run/kata-containers";
+        for (point, container) in [
+            ("shared/containers/p", Some("c1")),
+            ("image/c1", Some("c1")),
+            ("c2/rootfs", Some("c1")),
+            ("c2/.pause", Some("c1")),
+            ("c1/.pause", Some("c1")),
+            ("c1", Some("c1")),
+            ("sandbox", Some("c1")),
+            ("sandbox/resolv.conf", Some("c1")),
+            ("c1/rootfs", None),
+            ("shared/containers/p", None),
+        ] {
+            let point = format!("{base}/{point}");
+            let seen = check_owner(&point, container);
+            assert!(matches!(seen, Err(StorageError::NotOwn { .. })), "{point} {seen:?}");
+        }
+        check_owner("/run/kata-containers/c1/rootfs", Some("c1")).unwrap();
+        check_owner("/run/kata-containers/sandbox/shm", None).unwrap();
+    }
+
+    #[test]
+    fn an_image_goes_to_the_bundles_root_once() {
+        let bundle = Path::new("/run/kata-containers/c1");
+        let mut storage = Storage::new();
+        for bad in
+            ["/proc", "/etc", "/run/kata-containers/c2/rootfs", "/run/kata-containers/c1/rootfs/bin", ""]
+        {
+            storage.mount_point = bad.to_owned();
+            assert!(check_image(&storage, bundle, false).is_err(), "{bad}");
+        }
+        storage.mount_point = "/run/kata-containers/c1/rootfs".to_owned();
+        check_image(&storage, bundle, false).unwrap();
+        assert!(matches!(check_image(&storage, bundle, true), Err(StorageError::SecondImage(_))));
     }
 
     #[tokio::test]
@@ -264,15 +381,22 @@ mod tests {
         let mut storage = Storage::new();
         storage.mount_point = "/run/kata-containers/c1/rootfs".to_owned();
         storage.driver = "nfs".to_owned();
-        assert!(matches!(mount(&storage, None).await, Err(StorageError::Driver(_))));
+        let c1 = Some("c1");
+        assert!(matches!(mount(&storage, None, c1).await, Err(StorageError::Driver(_))));
         storage.driver = "mmioblk".to_owned();
         for source in ["/dev/../etc/passwd", "/dev/mem", "/dev/vd", "02/00/01", "/dev/vda/../x"] {
             storage.source = source.to_owned();
-            let error = mount(&storage, None).await.unwrap_err();
+            let error = mount(&storage, None, c1).await.unwrap_err();
             assert!(matches!(error, StorageError::Source { .. }), "{source}: {error}");
         }
         storage.driver = "ephemeral".to_owned();
         storage.fstype = "proc".to_owned();
-        assert!(mount(&storage, None).await.is_err());
+        assert!(mount(&storage, None, c1).await.is_err());
+        (storage.driver, storage.fstype) = ("ephemeral".to_owned(), "tmpfs".to_owned());
+        storage.options = vec!["ro,bind".to_owned()];
+        assert!(matches!(mount(&storage, None, c1).await, Err(StorageError::Option { .. })));
+        storage.driver = "overlayfs".to_owned();
+        storage.options = vec!["lowerdir=/etc:/run/kata-containers/c1/l".to_owned()];
+        assert!(matches!(mount(&storage, None, c1).await, Err(StorageError::MountPoint(_))));
     }
 }

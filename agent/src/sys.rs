@@ -25,6 +25,34 @@ pub(crate) fn fork_single_threaded() -> io::Result<ForkResult> {
     unsafe { nix::unistd::fork() }.map_err(io::Error::from)
 }
 
+/// Makes `command` run the program behind `program`, with these arguments and no environment, whatever its name says.
+pub(crate) fn run_descriptor(
+    command: &mut std::process::Command,
+    program: &'static OwnedFd,
+    arguments: [&'static std::ffi::CStr; 2],
+) {
+    use std::os::unix::process::CommandExt;
+    let run = move || {
+        let argv = [arguments[0].as_ptr(), arguments[1].as_ptr(), std::ptr::null()];
+        let envp = [std::ptr::null::<libc::c_char>()];
+        // SAFETY: both arrays end with null, hold static strings and outlive the call, which returns on failure only.
+        unsafe {
+            let fd = program.as_raw_fd();
+            libc::syscall(
+                libc::SYS_execveat,
+                fd,
+                c"".as_ptr(),
+                argv.as_ptr(),
+                envp.as_ptr(),
+                libc::AT_EMPTY_PATH,
+            );
+        }
+        Err(io::Error::last_os_error())
+    };
+    // SAFETY: the closure allocates nothing and makes one system call, so it may run between fork and exec.
+    unsafe { command.pre_exec(run) };
+}
+
 /// A process descriptor for `pid`.
 pub(crate) fn pidfd_open(pid: Pid) -> io::Result<OwnedFd> {
     // SAFETY: two integers; the result is a new descriptor owned by nobody else.
@@ -202,8 +230,35 @@ pub(crate) fn set_rlimit(resource: u32, soft: u64, hard: u64) -> io::Result<()> 
     check(unsafe { libc::setrlimit64(resource, &limit) }.into()).map(drop)
 }
 
+/// Keeps this process's memory out of swap, which lies on the host's disk: encrypted, but the host could change it or bring
+/// an older state back. Pages are locked as they are used: locking all that is mapped would fill stacks nobody uses.
+pub(crate) fn lock_memory() -> io::Result<()> {
+    // SAFETY: takes flags only, changes nothing that a program sees.
+    check(unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT) }.into())
+        .map(drop)
+}
+
 /// Lets the runtime watch a descriptor.
 pub(crate) fn watch(fd: OwnedFd) -> io::Result<tokio::io::unix::AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd is open and always gives the same number for as long as it lives.
     Ok(unsafe { tokio::io::unix::AsyncFd::register(fd) }?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn locked_memory_is_counted() {
+        let locked = || {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            let line = status.lines().find_map(|l| l.strip_prefix("VmLck:")).unwrap();
+            line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+        };
+        match lock_memory() {
+            Ok(()) => assert!(locked() > 0),
+            // Without the privilege there is a limit of some pages.
+            Err(e) => eprintln!("skipped: {e}"),
+        }
+    }
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use kata_cc_agent_protocol::agent::{
     CloseStdinRequest, CreateContainerRequest, CreateSandboxRequest, DestroySandboxRequest,
     ExecProcessRequest, GuestDetailsRequest, ReadStreamRequest, RemoveContainerRequest, SignalProcessRequest,
-    StartContainerRequest, StatsContainerRequest, TtyWinResizeRequest, WaitProcessRequest,
+    StartContainerRequest, StatsContainerRequest, Storage, TtyWinResizeRequest, WaitProcessRequest,
     WriteStreamRequest,
 };
 use kata_cc_agent_protocol::agent_ttrpc::AgentServiceClient;
@@ -215,6 +215,45 @@ async fn a_container_runs_isolated() {
     assert!(err.contains("err") && err.contains("Read-only file system"), "{err}");
     assert!(!out.contains("lost+found"), "{out}");
     agent.remove("c1").await;
+    agent.end().await;
+}
+
+fn pause_on(mount_point: &str) -> Storage {
+    let mut storage = Storage::new();
+    storage.driver = "image_guest_pull".to_owned();
+    storage.source = "pause".to_owned();
+    storage.mount_point = mount_point.to_owned();
+    storage
+}
+
+/// An image is bound to the root of its container's bundle and to no other place of the guest.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_is_mounted_nowhere_else() {
+    let Some(agent) = Agent::start("storages").await else { return };
+    agent.sandbox().await;
+    let table = || std::fs::read_to_string(format!("/proc/{}/mountinfo", agent.child.id())).unwrap();
+    let before = table();
+    let base = "/run/kata-containers";
+    for point in ["/proc", "/etc", "/tmp"]
+        .map(str::to_owned)
+        .into_iter()
+        .chain(["c2/.pause", "shared/containers/p", "sandbox/p", "image/c3"].map(|p| format!("{base}/{p}")))
+    {
+        let mut r = CreateContainerRequest::new();
+        r.container_id = "c3".to_owned();
+        r.OCI = Some(spec("true")).into();
+        r.storages = vec![pause_on(&point)];
+        let error = agent.client.create_container(context(), &r).await.unwrap_err().to_string();
+        assert!(error.contains("is not this storage's") || error.contains("mount point"), "{point}: {error}");
+        assert_eq!(table(), before, "{point}");
+    }
+    let mut r = CreateContainerRequest::new();
+    r.container_id = "c3".to_owned();
+    r.OCI = Some(spec("true")).into();
+    r.storages = vec![pause_on(&format!("{base}/c3/rootfs"))];
+    agent.client.create_container(context(), &r).await.unwrap();
+    agent.remove("c3").await;
+    assert_eq!(table(), before);
     agent.end().await;
 }
 

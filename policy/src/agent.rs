@@ -9,7 +9,7 @@
 //! is honoured only when the policy itself sets it to true.
 //!
 //! A denial names rule, request field and value. A policy can say which by a rule
-//! `explain contains {"rule": …, "field": …, "value": …} if {…}`; for policies without it the printed lines and
+//! `explain contains {"rule": …, "field": …, "value": …, "advice": …} if {…}`, where `advice` (what to do) may be left out; for policies without it the printed lines and
 //! the request's own identifying fields are given.
 
 use serde_json::{Value, json};
@@ -30,7 +30,7 @@ const FIELDS: [&str; 6] = ["exec_id", "container_id", "path", "source", "hostnam
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
 pub enum Denial {
     /// The policy says no, or does not say yes.
-    #[error("{request} is blocked by policy: rule {rule}, field {field}, value {value}{prints}")]
+    #[error("{request} is blocked by policy: rule {rule}, field {field}, value {value}{more}")]
     Refused {
         /// Request message.
         request: String,
@@ -40,8 +40,8 @@ pub enum Denial {
         field: String,
         /// What that field holds, shortened.
         value: String,
-        /// What the policy printed, after ": ", or nothing.
-        prints: String,
+        /// What the policy printed, after ": ", and what to do, after "; ", as far as there is either.
+        more: String,
     },
     /// The policy could not be evaluated.
     #[error("{request} is blocked by policy: {error}")]
@@ -93,6 +93,11 @@ impl AgentPolicy {
         self.program.name()
     }
 
+    /// Whether the policy has a rule of this name, whatever it says.
+    pub fn has_rule(&self, rule: &str) -> bool {
+        self.program.has_rule(&format!("{PACKAGE}.{rule}"))
+    }
+
     /// Decides on a request message (`CreateContainerRequest`) and takes over the state change of a consent.
     pub fn check(&mut self, request: &str, input: &Value) -> Result<(), Denial> {
         let failed = |error| Denial::Failed { request: request.to_owned(), error };
@@ -135,15 +140,15 @@ impl AgentPolicy {
     }
 
     fn explain(&self, request: &str, input: &Value, prints: &[String]) -> Denial {
-        let refused = |rule: &str, field: &str, value: String| Denial::Refused {
+        let refused = |rule: &str, field: &str, value: String, advice: Option<&str>| Denial::Refused {
             request: request.to_owned(),
             rule: rule.to_owned(),
             field: field.to_owned(),
             value,
-            prints: match prints {
+            more: match prints {
                 [] => String::new(),
                 lines => format!(": {}", lines.join("; ")),
-            },
+            } + &advice.map(|text| format!("; {text}")).unwrap_or_default(),
         };
         let with_name = merged(input, request);
         let explained = self.evaluate("explain", &with_name).ok().and_then(|e| e.value);
@@ -156,18 +161,19 @@ impl AgentPolicy {
                 None => "?".to_owned(),
             };
             let value = reason.get("value").map_or_else(|| "?".to_owned(), show);
-            return refused(&text("rule"), &text("field"), value);
+            let advice = reason.get("advice").and_then(Value::as_str);
+            return refused(&text("rule"), &text("field"), value, advice);
         }
         let rule = format!("{PACKAGE}.{request}");
         for field in FIELDS {
             match input.get(field) {
                 Some(Value::String(text)) if !text.is_empty() => {
-                    return refused(&rule, field, show(&Value::String(text.clone())));
+                    return refused(&rule, field, show(&Value::String(text.clone())), None);
                 }
                 _ => {}
             }
         }
-        refused(&rule, "(whole request)", show(input))
+        refused(&rule, "(whole request)", show(input), None)
     }
 }
 
@@ -287,6 +293,28 @@ mod tests {
             denial.to_string(),
             "ExecProcessRequest is blocked by policy: rule exec_commands, field process.Args, value [\"sh\"]"
         );
+    }
+
+    #[test]
+    fn a_denial_says_what_to_do_where_the_policy_does() {
+        let mut p = policy(
+            "default ExecProcessRequest := false\n\
+             explain contains {\"rule\": \"r\", \"field\": \"f\", \"value\": 1, \"advice\": \"ask\"} if true",
+        );
+        let denial = p.check("ExecProcessRequest", &json!({})).unwrap_err().to_string();
+        assert!(denial.ends_with("rule r, field f, value 1; ask"), "{denial}");
+    }
+
+    #[test]
+    fn a_rule_is_there_whatever_it_says() {
+        let p = policy(
+            "default RunImageRequest := false\nExecProcessRequest if input.x == 1\n\
+             StartContainerRequest := {\"allowed\": input.y}",
+        );
+        for rule in ["RunImageRequest", "ExecProcessRequest", "StartContainerRequest"] {
+            assert!(p.has_rule(rule), "{rule}");
+        }
+        assert!(!p.has_rule("RunImage") && !p.has_rule("CreateContainerRequest"));
     }
 
     #[test]

@@ -226,6 +226,11 @@ impl Program {
         &self.package
     }
 
+    /// Whether there is a rule at `path`, also one that is undefined or fails for every input.
+    pub fn has_rule(&self, path: &str) -> bool {
+        !matches!(self.engine.clone().eval_rule(path.to_owned()), Err(e) if no_such_rule(&e))
+    }
+
     /// Evaluates the rule at `path` (`data.policy.allow`).
     pub fn evaluate(
         &self,
@@ -265,7 +270,7 @@ impl Program {
         let value = match engine.eval_rule(path.to_owned()) {
             Ok(Value::Undefined) => None,
             Ok(value) => Some(serde_json::to_value(&value).map_err(|e| convert("result", e.to_string()))?),
-            Err(e) if e.to_string().contains("not a valid rule path") => None,
+            Err(e) if no_such_rule(&e) => None,
             Err(e) => {
                 let (line, column, message) = locate(&e.to_string());
                 return Err(EngineError::Evaluate {
@@ -286,6 +291,10 @@ impl Program {
         }
         Ok(Evaluation { value, prints })
     }
+}
+
+fn no_such_rule(error: &impl std::fmt::Display) -> bool {
+    error.to_string().contains("not a valid rule path")
 }
 
 fn call(function: Option<&Function>, arguments: &[Value]) -> Value {

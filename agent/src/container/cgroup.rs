@@ -1,8 +1,9 @@
 //! cgroup v2: one folder a container under `/sys/fs/cgroup/kata-cc`, its limits, statistics, freezer, kill and
 //! out-of-memory counter. Device access is in [`super::devices`].
 //!
-//! Conversions follow the OCI runtime-spec and crun's table: CPU shares 2…262144 map to weight 1…10000, memory
-//! `swap` counts memory plus swap in the configuration and swap alone in the kernel.
+//! Conversions follow the OCI runtime-spec and crun's table: CPU shares 2…262144 map to weight 1…10000. Memory `swap` is
+//! not taken: containers are never swapped, since the only swap there is lies on the host's disk, where the host could
+//! change pages or bring older ones back unseen. It serves the file system of pulled images alone.
 //!
 //! I/O limits are best effort: a controller or a device that is absent is logged, not refused. All else that was
 //! asked for and cannot be set is an error: a limit that is silently missing is worse than a failed start.
@@ -24,6 +25,8 @@ const ROOT: &str = "/sys/fs/cgroup";
 const PARENT: &str = "kata-cc";
 /// Magic of the cgroup2 file system (`CGROUP2_SUPER_MAGIC`).
 const MAGIC: i64 = 0x6367_7270;
+/// Limit of what is swapped out of a cgroup.
+const SWAP: &str = "memory.swap.max";
 /// Controllers to pass down, as far as the kernel has them.
 const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
 
@@ -98,7 +101,17 @@ impl Cgroup {
             value: String::new(),
             source,
         })?;
-        Ok(Some(Self { path }))
+        let cgroup = Self { path };
+        cgroup.keep_from_swap()?;
+        Ok(Some(cgroup))
+    }
+
+    fn keep_from_swap(&self) -> Result<(), CgroupError> {
+        // A kernel without the file has no swap.
+        match self.path.join(SWAP).exists() {
+            true => self.write(SWAP, 0),
+            false => Ok(()),
+        }
     }
 
     /// The folder.
@@ -296,13 +309,6 @@ fn plan(resources: &LinuxResources) -> Vec<(String, String, bool)> {
         if memory.Reservation != 0 {
             put("memory.low", limit(memory.Reservation), true);
         }
-        if memory.Swap != 0 {
-            let swap = match (memory.Swap, memory.Limit) {
-                (s, _) if s < 0 => "max".to_owned(),
-                (s, l) => s.saturating_sub(l.max(0)).max(0).to_string(),
-            };
-            put("memory.swap.max", swap, false);
-        }
     }
     if let Some(pids) = resources.Pids.as_ref()
         && pids.Limit != 0
@@ -363,8 +369,19 @@ mod tests {
         let value = |f: &str| plan.iter().find(|p| p.0 == f).map(|p| p.1.as_str());
         assert_eq!(value("cpu.max"), Some("50000 100000"));
         assert_eq!(value("memory.max"), Some("1048576"));
-        assert_eq!(value("memory.swap.max"), Some("2097152"));
+        // Nothing of the host's makes a container's memory go to the host's disk.
+        assert_eq!(value(SWAP), None);
         assert_eq!(value("pids.max"), Some("max"));
+    }
+
+    #[test]
+    fn a_container_is_not_swapped() {
+        let path = std::env::temp_dir().join(format!("kata-cc-cgroup-{}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        fs::write(path.join(SWAP), "max").unwrap();
+        Cgroup { path: path.clone() }.keep_from_swap().unwrap();
+        assert_eq!(fs::read_to_string(path.join(SWAP)).unwrap(), "0");
+        fs::remove_dir_all(&path).unwrap();
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use thiserror::Error;
@@ -21,6 +21,25 @@ use crate::sys;
 const PATIENCE: Duration = Duration::from_secs(120);
 /// How long output is awaited after the exit when somebody else still holds the stream open.
 const DRAIN: Duration = Duration::from_millis(500);
+
+/// The agent's own program, opened before the host could say anything. A path to it, `/proc/self/exe` too, is only as
+/// good as the mounts on the way.
+static PROGRAM: OnceLock<OwnedFd> = OnceLock::new();
+
+/// Opens the agent's program for the stages that [`prepare`] starts.
+pub(crate) fn open_program() -> io::Result<()> {
+    // A second call finds it opened.
+    let _ = PROGRAM.set(std::fs::File::open("/proc/self/exe")?.into());
+    Ok(())
+}
+
+fn start_stage(stdin: Stdio) -> io::Result<std::process::Child> {
+    let program = PROGRAM.get().ok_or_else(|| io::Error::other("the agent's program is not open"))?;
+    let mut command = Command::new("kata-cc-agent");
+    command.stdin(stdin).stdout(Stdio::null()).stderr(Stdio::inherit()).current_dir("/");
+    sys::run_descriptor(&mut command, program, [c"kata-cc-agent", c"init"]);
+    command.spawn()
+}
 
 /// Why a process could not be started.
 #[derive(Debug, Error)]
@@ -98,18 +117,8 @@ pub(crate) fn prepare(
         true => None,
         false => Some(pipes().map_err(io_error("make pipes"))?),
     };
-    let (_, outer_exit) = reaper
-        .spawn(|| {
-            Command::new("/proc/self/exe")
-                .arg("init")
-                .env_clear()
-                .stdin(Stdio::from(theirs))
-                .stdout(Stdio::null())
-                .stderr(Stdio::inherit())
-                .current_dir("/")
-                .spawn()
-        })
-        .map_err(io_error("start the stage"))?;
+    let (_, outer_exit) =
+        reaper.spawn(|| start_stage(Stdio::from(theirs))).map_err(io_error("start the stage"))?;
     drop(outer_exit);
     let mut fds: Vec<BorrowedFd<'_>> = Vec::new();
     if let Some(pipes) = &streams {

@@ -50,8 +50,18 @@ pub(crate) enum SpecError {
     #[error("hooks are refused in a confidential sandbox: {0}")]
     Hooks(String),
     /// A kernel parameter that is not the container's own.
-    #[error("sysctl {0:?} is not namespaced: it would change the whole guest")]
+    #[error(
+        "sysctl {0:?} is not one that acts on containers alone: it could change the whole guest, or open it"
+    )]
     Sysctl(String),
+    /// A mount whose options a policy would read otherwise.
+    #[error("mount on {destination}: {error}")]
+    Mount {
+        /// Where.
+        destination: String,
+        /// What is wrong.
+        error: mounts::OptionError,
+    },
     /// A path that is not absolute or leads upwards.
     #[error("{what} {path:?} must be absolute and have no `..`")]
     Path {
@@ -107,6 +117,8 @@ pub(crate) fn create(spec: &oci::Spec, rootfs: &Path, around: &Surroundings) -> 
     let mut mounts = Vec::new();
     for mount in &spec.Mounts {
         check_path("mount destination", &mount.destination)?;
+        mounts::check_options(&mount.type_, &mount.options)
+            .map_err(|error| SpecError::Mount { destination: mount.destination.clone(), error })?;
         mounts.push(mounts::from_oci(mount));
     }
     for path in linux.MaskedPaths.iter().chain(&linux.ReadonlyPaths) {
@@ -186,6 +198,26 @@ fn device(device: &oci::LinuxDevice) -> Result<DeviceNode, SpecError> {
     })
 }
 
+/// Network parameters that a container may set. Containers share the guest's network with the agent, whose services are on
+/// the loopback: nothing is here that forwards packets or lets foreign ones reach a local address (`route_localnet`,
+/// `accept_local`, `rp_filter`, `ip_forward`, `arp_*`).
+const NETWORK: [&str; 12] = [
+    "net.core.somaxconn",
+    "net.core.rmem_default",
+    "net.core.rmem_max",
+    "net.core.wmem_default",
+    "net.core.wmem_max",
+    "net.core.netdev_max_backlog",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.ip_unprivileged_port_start",
+    "net.ipv4.ping_group_range",
+    "net.unix.max_dgram_qlen",
+    "net.ipv4.udp_mem",
+];
+/// Of connections that programs make or take themselves.
+const NETWORK_PREFIX: &str = "net.ipv4.tcp_";
+
 fn sysctls(linux: &oci::Linux) -> Result<Vec<(String, String)>, SpecError> {
     const IPC: [&str; 8] = [
         "kernel.msgmax",
@@ -203,7 +235,8 @@ fn sysctls(linux: &oci::Linux) -> Result<Vec<(String, String)>, SpecError> {
         let plain = !name.contains('/') && !name.contains("..") && !name.starts_with('.');
         let own = IPC.contains(&name.as_str())
             || name.starts_with("fs.mqueue.")
-            || name.starts_with("net.")
+            || NETWORK.contains(&name.as_str())
+            || name.starts_with(NETWORK_PREFIX)
             || name == "kernel.domainname";
         if !plain || !own {
             return Err(SpecError::Sysctl(name.clone()));
@@ -212,6 +245,15 @@ fn sysctls(linux: &oci::Linux) -> Result<Vec<(String, String)>, SpecError> {
     }
     all.sort();
     Ok(all)
+}
+
+/// The user by name (image terms, `user[:group]`), if any; it wins over the numbers.
+pub(crate) fn user_name(process: &oci::Process, string_user: Option<&agent::StringUser>) -> String {
+    match string_user.filter(|n| !n.uid.is_empty()) {
+        Some(names) if names.gid.is_empty() => names.uid.clone(),
+        Some(names) => format!("{}:{}", names.uid, names.gid),
+        None => process.User.as_ref().map(|u| u.Username.clone()).unwrap_or_default(),
+    }
 }
 
 /// The program and its privileges. `string_user` (image terms, `user[:group]`) wins over the numbers.
@@ -224,13 +266,7 @@ pub(crate) fn process(
         return Err(SpecError::Missing("Process.Args"));
     }
     let user = process.User.as_ref();
-    let mut user_name = user.map(|u| u.Username.clone()).unwrap_or_default();
-    if let Some(names) = string_user.filter(|n| !n.uid.is_empty()) {
-        user_name = match names.gid.as_str() {
-            "" => names.uid.clone(),
-            gid => format!("{}:{gid}", names.uid),
-        };
-    }
+    let user_name = user_name(process, string_user);
     let size = process.ConsoleSize.as_ref().map(|b| {
         let clip = |v: u32| u16::try_from(v).unwrap_or(u16::MAX);
         (clip(b.Height), clip(b.Width))
@@ -358,11 +394,45 @@ mod tests {
         bad.Mounts.push(mount);
         let around = Surroundings::default();
         assert!(matches!(create(&bad, Path::new("/r"), &around), Err(SpecError::Path { .. })));
-        for name in ["kernel.core_pattern", "net/../kernel.core_pattern", "vm.swappiness"] {
+        for name in [
+            "kernel.core_pattern",
+            "net/../kernel.core_pattern",
+            "vm.swappiness",
+            "net.ipv4.conf.all.route_localnet",
+            "net.ipv4.conf.eth0.accept_local",
+            "net.ipv4.conf.all.rp_filter",
+            "net.ipv4.ip_forward",
+            "net.ipv6.conf.all.forwarding",
+        ] {
             let mut bad = spec();
             let linux = bad.Linux.mut_or_insert_default();
             linux.Sysctl.insert(name.to_owned(), "1".to_owned());
             assert!(create(&bad, Path::new("/r"), &around).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn network_parameters_of_connections_are_taken() {
+        let mut spec = spec();
+        for name in ["net.core.somaxconn", "net.ipv4.tcp_syncookies", "net.ipv4.ping_group_range"] {
+            spec.Linux.mut_or_insert_default().Sysctl.insert(name.to_owned(), "1".to_owned());
+        }
+        assert_eq!(create(&spec, Path::new("/r"), &Surroundings::default()).unwrap().sysctls.len(), 3);
+    }
+
+    #[test]
+    fn a_bind_mount_is_one_by_its_type() {
+        for (kind, option) in
+            [("tmpfs", "ro,rbind"), ("tmpfs", "rbind"), ("bind", "rbind,ro"), ("bind", "remount")]
+        {
+            let mut bad = spec();
+            let mut mount = oci::Mount::new();
+            (mount.type_, mount.source) = (kind.to_owned(), "/".to_owned());
+            mount.destination = "/usr/bin/app".to_owned();
+            mount.options = vec![option.to_owned()];
+            bad.Mounts.push(mount);
+            let seen = create(&bad, Path::new("/r"), &Surroundings::default());
+            assert!(matches!(seen, Err(SpecError::Mount { .. })), "{kind} {option}: {seen:?}");
         }
     }
 

@@ -20,9 +20,10 @@ use kata_cc_agent_protocol::health_ttrpc::Health;
 use kata_cc_agent_protocol::{csi, types};
 use protobuf::MessageDyn;
 use protobuf::well_known_types::empty::Empty;
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::Notify;
 use ttrpc::r#async::TtrpcContext;
 
+use crate::gate::Gate;
 use crate::image::Images;
 use crate::net::Network;
 use crate::sandbox::Sandbox;
@@ -36,7 +37,7 @@ const API_VERSION: &str = "0.0.1";
 #[derive(Debug)]
 pub(crate) struct Service {
     sandbox: Sandbox,
-    policy: Mutex<AgentPolicy>,
+    policy: Gate,
     images: Images,
     network: Network,
     /// Rung by DestroySandbox.
@@ -46,7 +47,7 @@ pub(crate) struct Service {
 impl Service {
     /// Puts the parts together.
     pub(crate) fn new(sandbox: Sandbox, policy: AgentPolicy, images: Images, network: Network) -> Self {
-        Self { sandbox, policy: Mutex::new(policy), images, network, ended: Arc::default() }
+        Self { sandbox, policy: Gate::new(policy), images, network, ended: Arc::default() }
     }
 
     async fn allow(&self, request: &dyn MessageDyn) -> ttrpc::Result<()> {
@@ -55,15 +56,8 @@ impl Service {
     }
 
     async fn allow_as(&self, name: &str, input: &serde_json::Value) -> ttrpc::Result<()> {
-        let denied = self.policy.lock().await.check(name, input).err();
-        let Some(denial) = denied else { return Ok(()) };
-        tracing::warn!(
-            stage = "refused",
-            by = "agent policy",
-            reason = %denial,
-            "request denied"
-        );
-        Err(code(ttrpc::Code::PERMISSION_DENIED, denial.to_string()))
+        let checked = self.policy.check(name, input).await;
+        checked.map_err(|denial| code(ttrpc::Code::PERMISSION_DENIED, denial.to_string()))
     }
 }
 
@@ -104,7 +98,7 @@ impl AgentService for Service {
 
     async fn create_container(&self, _: &TtrpcContext, r: api::CreateContainerRequest) -> Answer<Empty> {
         self.allow(&r).await?;
-        let made = self.sandbox.create_container(r, &self.images).await;
+        let made = self.sandbox.create_container(r, &self.images, &self.policy).await;
         made.map_err(from_sandbox)?;
         empty()
     }
@@ -374,7 +368,7 @@ impl AgentService for Service {
         self.allow(&r).await?;
         let next = AgentPolicy::new("SetPolicy", &r.policy)
             .map_err(|e| code(ttrpc::Code::INVALID_ARGUMENT, e.to_string()))?;
-        *self.policy.lock().await = next;
+        self.policy.replace(next).await;
         tracing::info!("policy replaced by the host, as the former policy allows");
         empty()
     }

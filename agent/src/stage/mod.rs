@@ -1,7 +1,7 @@
 //! The short-lived process that becomes a container's first process, or one started in it later.
 //!
 //! The agent runs many threads, so it must not run code of its own between `fork` and `execve`. It starts
-//! `/proc/self/exe init` instead: a fresh process with one thread, whose standard input is a socket. Over it go
+//! its own program with `init` instead: a fresh process with one thread, whose standard input is a socket. Over it go
 //! typed messages ([`message`]): the configuration and the descriptors for standard streams, then
 //!
 //! ```text
@@ -23,7 +23,7 @@ pub(crate) mod message;
 mod privileges;
 mod process;
 mod rootfs;
-mod users;
+pub(crate) mod users;
 
 use std::os::fd::{AsFd, OwnedFd};
 

@@ -128,17 +128,33 @@ fn proc_path(fd: &OwnedFd) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
+/// Opens what is to be bound. Below Kata's folder no link is followed: the host copies links in, containers make them in
+/// volumes, and either could stand for any file of the guest.
+fn open_source(source: &str) -> Result<OwnedFd> {
+    let resolve = match Path::new(source).starts_with(crate::paths::BASE) {
+        true => ResolveFlag::RESOLVE_NO_SYMLINKS,
+        false => ResolveFlag::empty(),
+    };
+    let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(resolve);
+    openat2(nix::fcntl::AT_FDCWD, source, how).with_context(|| format!("open {source}"))
+}
+
 fn mount_one(root: &OwnedFd, entry: &Mount) -> Result<()> {
     let flags = MsFlags::from_bits_retain(entry.flags);
     let bind = flags.contains(MsFlags::MS_BIND);
-    let is_file = bind && fs::metadata(&entry.source).is_ok_and(|m| !m.is_dir());
+    let source = if bind { Some(open_source(&entry.source)?) } else { None };
+    let source = source.as_ref();
+    let is_file = match source {
+        Some(fd) => !fs::metadata(proc_path(fd))?.is_dir(),
+        None => false,
+    };
     let target =
         if is_file { make_file(root, &entry.destination)? } else { make_folder(root, &entry.destination)? };
     let data = Some(entry.data.as_str()).filter(|d| !d.is_empty());
     let target_path = proc_path(&target);
-    if bind {
+    if let Some(source) = source {
         let only = MsFlags::MS_BIND | (flags & MsFlags::MS_REC);
-        mount(Some(entry.source.as_str()), target_path.as_str(), NONE, only, NONE)?;
+        mount(Some(proc_path(source).as_str()), target_path.as_str(), NONE, only, NONE)?;
     } else {
         let (fstype, source) = match entry.fstype.as_str() {
             "cgroup" => ("cgroup2", "cgroup"),

@@ -6,6 +6,9 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::sys::stat::Mode;
+
 /// Bytes read of either file.
 const MAX_FILE: u64 = 1 << 20;
 
@@ -40,6 +43,29 @@ pub(crate) enum UserError {
 /// Resolves `user[:group]`, each a name or a number, against files below `/`.
 pub(crate) fn resolve(spec: &str) -> Result<Ids, UserError> {
     resolve_in(spec, &read(Path::new("/etc/passwd")), &read(Path::new("/etc/group")))
+}
+
+/// Resolves `user[:group]` against the files below `root`, a root file system that nobody has entered yet. No user
+/// means the first.
+pub(crate) fn resolve_below(root: &Path, spec: &str) -> Result<Ids, UserError> {
+    let read = |name: &str| read_below(root, name).unwrap_or_default();
+    let spec = if spec.is_empty() { "0" } else { spec };
+    resolve_in(spec, &read("etc/passwd"), &read("etc/group"))
+}
+
+/// Reads a file of an image: links in it lead to nothing outside of it.
+fn read_below(root: &Path, name: &str) -> std::io::Result<String> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let root = open(root, flags, Mode::empty())?;
+    let how = OpenHow::new()
+        .flags(OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let file = File::from(openat2(&root, name, how)?);
+    let mut bytes = Vec::new();
+    if file.metadata()?.is_file() {
+        file.take(MAX_FILE).read_to_end(&mut bytes)?;
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Home folder of user `uid`.
@@ -115,6 +141,22 @@ mod tests {
         let ids = resolve_in("web", PASSWD, GROUP).unwrap();
         assert_eq!((ids.uid, ids.gid, ids.groups), (33, 33, vec![8, 9]));
         assert_eq!(ids.home.as_deref(), Some("/var/www"));
+    }
+
+    #[test]
+    fn an_images_own_files_are_read_and_no_others() {
+        let root = std::env::temp_dir().join(format!("kata-cc-users-{}", std::process::id()));
+        std::fs::create_dir_all(root.join("etc")).unwrap();
+        std::fs::write(root.join("etc/passwd"), PASSWD).unwrap();
+        std::fs::write(root.join("group"), GROUP).unwrap();
+        std::os::unix::fs::symlink("/group", root.join("etc/group")).unwrap();
+        let ids = resolve_below(&root, "web").unwrap();
+        assert_eq!((ids.uid, ids.gid, ids.groups), (33, 33, vec![8, 9]));
+        assert_eq!(resolve_below(&root, "").unwrap().uid, 0);
+        std::fs::remove_file(root.join("etc/passwd")).unwrap();
+        std::os::unix::fs::symlink("../../../../../../../../etc/passwd", root.join("etc/passwd")).unwrap();
+        assert!(resolve_below(&root, "daemon").is_err());
+        std::fs::remove_dir_all(&root).unwrap();
     }
 
     #[test]

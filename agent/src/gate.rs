@@ -1,0 +1,73 @@
+//! The policy in force, and the questions that it is asked.
+//!
+//! Kata's are asked by request message. One more is asked here: when a container's image has been pulled in the guest, what
+//! is about to run is shown to the policy beside what the image itself says (`RunImageRequest`). CreateContainer
+//! comes before the image is there, and from Kubernetes it always carries a whole process, resolved by the host from
+//! what it takes for the image.
+
+use kata_cc_policy::{AgentPolicy, Denial};
+use serde_json::Value;
+use tokio::sync::Mutex;
+
+/// Name of the second question.
+const RUN_IMAGE: &str = "RunImageRequest";
+
+/// Asks the policy before anything is done.
+#[derive(Debug)]
+pub(crate) struct Gate(Mutex<AgentPolicy>);
+
+impl Gate {
+    /// With the policy to start with.
+    pub(crate) fn new(policy: AgentPolicy) -> Self {
+        Self(Mutex::new(policy))
+    }
+
+    /// Puts another policy in its place.
+    pub(crate) async fn replace(&self, policy: AgentPolicy) {
+        *self.0.lock().await = policy;
+    }
+
+    /// Asks about a request.
+    pub(crate) async fn check(&self, name: &str, input: &Value) -> Result<(), Denial> {
+        told(self.0.lock().await.check(name, input))
+    }
+
+    /// Asks what may run of an image.
+    ///
+    /// A policy without such a rule is one made for Kata, where CreateContainerRequest decides on the process alone: its
+    /// author has named what may run there, so it is not asked, and not taken for a refusal.
+    pub(crate) async fn check_image(&self, input: &Value) -> Result<(), Denial> {
+        let mut policy = self.0.lock().await;
+        match policy.has_rule(RUN_IMAGE) {
+            true => told(policy.check(RUN_IMAGE, input)),
+            false => Ok(()),
+        }
+    }
+}
+
+fn told(answer: Result<(), Denial>) -> Result<(), Denial> {
+    if let Err(denial) = &answer {
+        tracing::warn!(stage = "refused", by = "agent policy", reason = %denial, "request denied");
+    }
+    answer
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_policy_made_for_kata_is_not_asked_about_images() {
+        let policy = |text: &str| AgentPolicy::new("t", &format!("package agent_policy\n{text}")).unwrap();
+        let gate = Gate::new(policy("default CreateContainerRequest := true"));
+        gate.check_image(&json!({})).await.unwrap();
+        for text in
+            ["default RunImageRequest := false", "import rego.v1\nRunImageRequest if input.image.uid == 7"]
+        {
+            gate.replace(policy(text)).await;
+            assert!(gate.check_image(&json!({"image": {"uid": 8}})).await.is_err(), "{text}");
+        }
+    }
+}
