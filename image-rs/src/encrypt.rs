@@ -3,7 +3,8 @@
 //! Source and destination are named as skopeo names them: a registry reference (also `docker://…`), `oci:DIR[:TAG]`, or
 //! `oci-archive:FILE[:TAG]`. Layers keep their compression; key and nonce are fresh for each layer. The wrapped key goes into the
 //! packet for the key broker (CoCo's `attestation-agent` form), and into a JWE for each public key given. The image
-//! configuration is copied unchanged: it is not secret, and the diff ids in it tie the layers to it.
+//! configuration is copied unchanged, it is not secret; its digest is wrapped together with each key, so that the guest opens
+//! a layer only as part of the image that it was encrypted for.
 
 use std::path::Path;
 
@@ -13,7 +14,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use zeroize::Zeroizing;
 
 use crate::crypto::packet::Packet;
-use crate::crypto::{CryptoError, Encryptor, KEYS_JWE, KEYS_PROVIDER, LayerKey, PUBOPTS, jwe};
+use crate::crypto::{
+    CryptoError, Encryptor, KEYS_JWE, KEYS_PROVIDER, LayerKey, PUBOPTS, PrivateOptions, jwe,
+};
 use crate::digest::{Digest, DigestError, Hasher};
 use crate::manifest::{Descriptor, Manifest, ManifestError};
 use crate::media::{self, LayerType, MediaError};
@@ -137,8 +140,9 @@ pub async fn encrypt_image(
     let target = Store::create(dst, &options.client, work.path())?;
     let (mut manifest, _) = source.manifest(&options.client).await?;
     let chosen = chosen(&options.layers, manifest.layers.len())?;
+    let config_digest = manifest.config.digest()?;
     let config = source.blob(&manifest.config, work.path()).await?;
-    target.put_blob(&manifest.config.digest()?, &config, manifest.config.size).await?;
+    target.put_blob(&config_digest, &config, manifest.config.size).await?;
     let mut encrypted_layers = 0;
     for (number, layer) in manifest.layers.iter_mut().enumerate() {
         let kind = LayerType::parse(&layer.media_type)
@@ -150,7 +154,7 @@ pub async fn encrypt_image(
             }
             encrypted_layers += 1;
             let sealed = work.path().join("sealed");
-            *layer = seal_layer(layer, kind, &path, &sealed, options).await?;
+            *layer = seal_layer(layer, kind, (&path, &sealed), &config_digest, options).await?;
             sealed
         } else {
             layer.media_type = kind.oci_name();
@@ -193,8 +197,8 @@ fn chosen(selection: &LayerSelection, count: usize) -> Result<Vec<usize>, Encryp
 async fn seal_layer(
     layer: &Descriptor,
     kind: LayerType,
-    from: &Path,
-    to: &Path,
+    (from, to): (&Path, &Path),
+    config: &Digest,
     options: &EncryptOptions,
 ) -> Result<Descriptor, EncryptError> {
     let key = LayerKey::generate()?;
@@ -215,7 +219,7 @@ async fn seal_layer(
         size += count as u64;
     }
     output.flush().await?;
-    let private = key.to_private_options(&layer.digest);
+    let private = PrivateOptions { key, config: Some(config.clone()) }.write(&layer.digest);
     let mut sealed = layer.clone();
     sealed.annotations.insert(PUBOPTS.to_owned(), encryptor.finish().to_annotation());
     let packet = Packet::wrap(&options.key_id, &options.key, &private)?;

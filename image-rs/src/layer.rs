@@ -14,8 +14,8 @@ use tokio::io::AsyncWriteExt as _;
 
 use crate::crypto::{DecryptReader, LayerKey, PublicOptions, verify_mac};
 use crate::digest::{Digest, Hasher};
+use crate::error::PullError;
 use crate::media::{Codec, LayerType};
-use crate::pull::PullError;
 use crate::registry::Registry;
 use crate::unpack::{self, Budget, LayerStats, Owner};
 use oci_client::Reference;
@@ -110,7 +110,10 @@ pub(crate) fn unpack(
     if archive.over {
         return Err(PullError::Bomb { layer: plan.number, packed: plan.size, unpacked: archive.read });
     }
-    let stats = result.map_err(|source| PullError::Unpack { layer: plan.number, source })?;
+    let stats = result.map_err(|error| {
+        let source = if plan.sealed.is_some() { error.without_names() } else { error };
+        PullError::Unpack { layer: plan.number, source }
+    })?;
     let seen = archive.hasher.finish();
     if seen != plan.diff_id {
         return Err(PullError::DiffId { layer: plan.number, expected: plan.diff_id.clone(), seen });
@@ -121,7 +124,11 @@ pub(crate) fn unpack(
 /// Largest zstd window: more would let a small frame claim much memory.
 const ZSTD_WINDOW_LOG: u32 = 26;
 
-pub(crate) fn decompress(codec: Codec, plain: Box<dyn Read>) -> io::Result<Box<dyn Read>> {
+/// A layer's archive as it comes out of its compression.
+///
+/// # Errors
+/// When no decompressor can be set up; damage shows while reading.
+pub fn decompress(codec: Codec, plain: Box<dyn Read>) -> io::Result<Box<dyn Read>> {
     let buffered = BufReader::with_capacity(128 << 10, plain);
     Ok(match codec {
         Codec::None => Box::new(buffered),

@@ -5,6 +5,9 @@
 //! broker ([`BrokerKeys`]). `encrypt` makes such images, `inspect` tells what one is, `scratch` gives the guest
 //! encrypted space to unpack onto.
 //!
+//! Which image an encrypted layer belongs to stands beside its wrapped key, and the guest may be told the only images that it
+//! pulls (`pins`): a registry cannot put a layer or a program of its own beside layers that the guest opens.
+//!
 //! Limits: Linux images of OCI or Docker schema 2 form. Signatures of images are not checked here. What an
 //! encrypted image's layers hold is secret; its configuration and manifest are not.
 
@@ -13,12 +16,14 @@
 pub mod crypto;
 pub mod digest;
 pub mod encrypt;
+mod error;
 pub mod inspect;
 pub mod keys;
 mod layer;
 mod limits;
 pub mod manifest;
 pub mod media;
+mod pins;
 mod pull;
 pub mod registry;
 pub mod scratch;
@@ -27,13 +32,13 @@ pub mod tier;
 pub mod unpack;
 
 pub use encrypt::{EncryptError, EncryptOptions, EncryptedImage, LayerSelection, encrypt_image};
+pub use error::PullError;
 pub use inspect::{Summary, inspect};
 pub use keys::{BrokerKeys, HeldKeys, KeyError, KeyPacket, KeyProvider, NoKeys, SecretSource};
+pub use layer::decompress;
 pub use limits::Limits;
 pub use manifest::Platform;
-pub use pull::{
-    ClientConfig, ImageClient, LayerInfo, OnProgress, Progress, PullError, PullTarget, PulledImage,
-};
+pub use pull::{ClientConfig, ImageClient, LayerInfo, OnProgress, Progress, PullTarget, PulledImage};
 pub use registry::{DockerAuth, DockerAuthConfig, Registry, RegistryConfig, RegistryError, parse_reference};
 pub use scratch::{Scratch, ScratchError};
 pub use store::StoreError;

@@ -1,7 +1,7 @@
 //! Talks to a registry.
 //!
 //! oci-client does authentication, blob streams and pushes. Manifests are fetched here, since oci-client reads a body of any
-//! length into memory and the sender of that body is not trusted (`docs/decisions/image-registry.md`). Every manifest's digest is
+//! length into memory and the sender of that body is not trusted (`docs/decisions/0005-image-registry.md`). Every manifest's digest is
 //! computed from its bytes; a digest in the reference must be met. Plain HTTP is spoken only to
 //! registries named in `insecure_registries`.
 
@@ -29,7 +29,9 @@ use crate::media;
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     /// The reference is none.
-    #[error("{reference:?} is no image reference: {why}")]
+    #[error(
+        "{reference:?} is no image reference: {why}; write [HOST[:PORT]/]NAME[:TAG][@DIGEST] in lower case"
+    )]
     Reference {
         /// As given.
         reference: String,

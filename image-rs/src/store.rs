@@ -10,9 +10,10 @@ use oci_client::Reference;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::digest::{Digest, DigestError};
+use crate::error::PullError;
 use crate::manifest::{Descriptor, Document, Index, Manifest, ManifestError};
 use crate::media;
-use crate::pull::{ClientConfig, ImageClient, PullError};
+use crate::pull::{ClientConfig, ImageClient};
 use crate::registry::{RegistryError, parse_reference};
 use crate::unpack::{Budget, Owner, UnpackError};
 

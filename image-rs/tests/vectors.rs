@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use kata_cc_image::crypto::packet::Packet;
-use kata_cc_image::crypto::{DecryptReader, KEYS_PROVIDER, LayerKey, PUBOPTS, PublicOptions};
+use kata_cc_image::crypto::{DecryptReader, KEYS_PROVIDER, PUBOPTS, PrivateOptions, PublicOptions};
 use kata_cc_image::digest::Digest;
 use serde_json::Value;
 
@@ -34,8 +34,7 @@ fn decode(value: &Value) -> Vec<u8> {
 fn opens_the_layer_of_packets_json() {
     let Some(path) = vectors() else { return };
     let packets = json(&path.join("packets.json"));
-    let key =
-        LayerKey::from_private_options(packets["private_options"].as_str().unwrap().as_bytes()).unwrap();
+    let key = PrivateOptions::read(packets["private_options"].as_str().unwrap().as_bytes()).unwrap().key;
     let sealed = decode(&packets["ciphertext_b64"]);
     let source: Value = serde_json::from_str(packets["private_options"].as_str().unwrap()).unwrap();
     let open = |annotation: &str| {
@@ -58,7 +57,8 @@ fn checks_the_hmac_of_skopeos_layers_and_reads_their_packets() {
     let options: Vec<u8> =
         serde_json::from_value(message["unwrap_output_rust"]["keyunwrapresults"]["optsdata"].clone())
             .unwrap();
-    let key = LayerKey::from_private_options(&options).unwrap();
+    let PrivateOptions { key, config } = PrivateOptions::read(&options).unwrap();
+    assert!(config.is_none(), "skopeo binds a layer to no image");
     let layer = &manifest["layers"][0];
     let packet = decode(&layer["annotations"][KEYS_PROVIDER]);
     assert_eq!(Packet::parse(&packet).unwrap().kid, "kbs:///default/image-key/1");

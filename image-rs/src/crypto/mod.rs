@@ -4,7 +4,8 @@
 //! (compressed) archive; the 16-byte nonce is the first counter block. HMAC-SHA256 with the same key covers the
 //! ciphertext and stands in the public options. Key, nonce and the digest of the source blob are the
 //! private options, wrapped once per recipient: [`packet`] for the key broker, [`jwe`] for a key pair.
-//! The `digest` in the private options is not enforced: skopeo fills in that of the blob before compression.
+//! The `digest` in the private options is not enforced: skopeo fills in that of the blob before compression. A layer of ours
+//! also names, among its private options, the digest of the image configuration that it belongs to (`crate::pins`).
 //!
 //! CTR alone lets anyone flip plaintext bits, so nothing decrypted is used before the HMAC of the whole layer
 //! is known to be right; [`DecryptReader`] checks it again as it reads.
@@ -25,6 +26,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
+
+use crate::digest::Digest;
 
 /// Annotation with the public options.
 pub const PUBOPTS: &str = "org.opencontainers.image.enc.pubopts";
@@ -132,8 +135,20 @@ impl fmt::Debug for LayerKey {
     }
 }
 
+/// What is wrapped for each recipient of a layer.
+#[derive(Debug, Clone)]
+pub struct PrivateOptions {
+    /// Key and nonce.
+    pub key: LayerKey,
+    /// Digest of the image configuration that the layer was encrypted for; ocicrypt's own tools give none.
+    pub config: Option<Digest>,
+}
+
+/// Cipher option with the digest of the image configuration. ocicrypt reads only the options that it knows.
+const CONFIG_OPTION: &str = "kata-cc.config-digest";
+
 #[derive(Deserialize)]
-struct PrivateOptions<'a> {
+struct WirePrivateOptions<'a> {
     #[serde(borrow)]
     symkey: &'a str,
     #[serde(borrow)]
@@ -144,6 +159,62 @@ struct PrivateOptions<'a> {
 struct PrivateCipherOptions<'a> {
     #[serde(borrow)]
     nonce: &'a str,
+    #[serde(borrow, default, rename = "kata-cc.config-digest")]
+    config: Option<&'a str>,
+}
+
+impl PrivateOptions {
+    /// Reads the private options, the JSON that is wrapped for each recipient.
+    ///
+    /// # Errors
+    /// When it is not that JSON, key and nonce have other lengths, or the configuration's digest is none.
+    pub fn read(json: &[u8]) -> Result<Self, CryptoError> {
+        const WHAT: &str = "private options of the layer";
+        // The parser's own message could quote the key: only its position is passed on.
+        let wire: WirePrivateOptions<'_> = serde_json::from_slice(json)
+            .map_err(|e| malformed(WHAT, format!("no JSON of that form at {}", e.column())))?;
+        let bytes =
+            Zeroizing::new(STANDARD.decode(wire.symkey).map_err(|_| malformed(WHAT, "symkey is no base64"))?);
+        let mut key = Zeroizing::new([0; 32]);
+        if bytes.len() != key.len() {
+            return Err(malformed(WHAT, "symkey has not 32 bytes"));
+        }
+        key.copy_from_slice(&bytes);
+        let nonce =
+            STANDARD.decode(wire.cipheroptions.nonce).map_err(|_| malformed(WHAT, "nonce is no base64"))?;
+        let nonce = <[u8; 16]>::try_from(nonce).map_err(|_| malformed(WHAT, "nonce has not 16 bytes"))?;
+        let config = wire.cipheroptions.config.map(config_digest).transpose()?;
+        Ok(Self { key: LayerKey { key, nonce }, config })
+    }
+
+    /// The JSON to be wrapped; `source` is the digest of the blob before encryption.
+    pub fn write(&self, source: &str) -> Zeroizing<Vec<u8>> {
+        let key = Zeroizing::new(STANDARD.encode(self.key.key.as_ref()));
+        let mut options = format!("\"nonce\":\"{}\"", STANDARD.encode(self.key.nonce));
+        if let Some(config) = &self.config {
+            // All values of this map are base64 in ocicrypt.
+            options.push_str(&format!(",\"{CONFIG_OPTION}\":\"{}\"", STANDARD.encode(config.as_str())));
+        }
+        let mut json = Zeroizing::new(Vec::with_capacity(512 + source.len()));
+        for part in [
+            "{\"symkey\":\"",
+            key.as_str(),
+            "\",\"digest\":\"",
+            source,
+            "\",\"cipheroptions\":{",
+            options.as_str(),
+            "}}",
+        ] {
+            json.extend_from_slice(part.as_bytes());
+        }
+        json
+    }
+}
+
+fn config_digest(text: &str) -> Result<Digest, CryptoError> {
+    const WHAT: &str = "configuration digest of the layer";
+    let bytes = STANDARD.decode(text).map_err(|e| malformed(WHAT, e))?;
+    String::from_utf8(bytes).map_err(|e| malformed(WHAT, e))?.parse().map_err(|e| malformed(WHAT, e))
 }
 
 impl LayerKey {
@@ -157,47 +228,6 @@ impl LayerKey {
         aws_lc_rs::rand::fill(key.as_mut()).map_err(|_| CryptoError::Library("random"))?;
         aws_lc_rs::rand::fill(&mut nonce).map_err(|_| CryptoError::Library("random"))?;
         Ok(Self { key, nonce })
-    }
-
-    /// Reads the private options, the JSON that is wrapped for each recipient.
-    ///
-    /// # Errors
-    /// When it is not that JSON, or key and nonce have other lengths.
-    pub fn from_private_options(json: &[u8]) -> Result<Self, CryptoError> {
-        const WHAT: &str = "private options of the layer";
-        // The parser's own message could quote the key: only its position is passed on.
-        let wire: PrivateOptions<'_> = serde_json::from_slice(json)
-            .map_err(|e| malformed(WHAT, format!("no JSON of that form at {}", e.column())))?;
-        let bytes =
-            Zeroizing::new(STANDARD.decode(wire.symkey).map_err(|_| malformed(WHAT, "symkey is no base64"))?);
-        let mut key = Zeroizing::new([0; 32]);
-        if bytes.len() != key.len() {
-            return Err(malformed(WHAT, "symkey has not 32 bytes"));
-        }
-        key.copy_from_slice(&bytes);
-        let nonce =
-            STANDARD.decode(wire.cipheroptions.nonce).map_err(|_| malformed(WHAT, "nonce is no base64"))?;
-        let nonce = <[u8; 16]>::try_from(nonce).map_err(|_| malformed(WHAT, "nonce has not 16 bytes"))?;
-        Ok(Self { key, nonce })
-    }
-
-    /// The private options to be wrapped; `source` is the digest of the blob before encryption.
-    pub fn to_private_options(&self, source: &str) -> Zeroizing<Vec<u8>> {
-        let key = Zeroizing::new(STANDARD.encode(self.key.as_ref()));
-        let nonce = STANDARD.encode(self.nonce);
-        let mut json = Zeroizing::new(Vec::with_capacity(256 + source.len()));
-        for part in [
-            "{\"symkey\":\"",
-            key.as_str(),
-            "\",\"digest\":\"",
-            source,
-            "\",\"cipheroptions\":{\"nonce\":\"",
-            nonce.as_str(),
-            "\"}}",
-        ] {
-            json.extend_from_slice(part.as_bytes());
-        }
-        json
     }
 
     /// The HMAC to feed the ciphertext to.
@@ -333,5 +363,43 @@ impl Encryptor {
         let mut hmac = [0; 32];
         hmac.copy_from_slice(self.mac.sign().as_ref());
         PublicOptions { hmac }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn private_options_keep_the_configuration_in_ocicrypts_form() {
+        let config = Digest::sha256(b"config");
+        for config in [None, Some(config)] {
+            let options = PrivateOptions { key: LayerKey::generate().unwrap(), config };
+            let json = options.write("sha256:source");
+            let read = PrivateOptions::read(&json).unwrap();
+            assert_eq!(read.config, options.config);
+            assert_eq!((read.key.key, read.key.nonce), (options.key.key, options.key.nonce));
+            // ocicrypt: map[string][]byte, so every value is base64.
+            let wire: serde_json::Value = serde_json::from_slice(&json).unwrap();
+            for (name, value) in wire["cipheroptions"].as_object().unwrap() {
+                assert!(STANDARD.decode(value.as_str().unwrap()).is_ok(), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_configuration_that_is_no_digest_is_refused() {
+        let key = STANDARD.encode([1; 32]);
+        let nonce = STANDARD.encode([2; 16]);
+        for text in ["sha256:00".to_owned(), STANDARD.encode("sha256:00"), String::new()] {
+            let json = format!(
+                "{{\"symkey\":\"{key}\",\"digest\":\"\",\"cipheroptions\":{{\"nonce\":\"{nonce}\",\"{CONFIG_OPTION}\":\"{text}\"}}}}"
+            );
+            assert!(
+                matches!(PrivateOptions::read(json.as_bytes()), Err(CryptoError::Malformed { .. })),
+                "{text}"
+            );
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Applies layer archives to a root folder.
 //!
 //! Source: OCI image-spec `layer.md`, and GNU tar's and POSIX' description of the format. The `tar` crate reads single
-//! header blocks; the stream is walked here (see `docs/decisions/image-layers.md` for why).
+//! header blocks; the stream is walked here (see `docs/decisions/0004-image-layers.md` for why).
 //!
 //! Every path is resolved by the kernel with `openat2(RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)`, so an absolute or climbing
 //! symbolic link left by an earlier entry leads back into the root, never out of it; `..` in a name is refused.
@@ -86,6 +86,28 @@ pub enum UnpackError {
         /// The system's answer.
         source: io::Error,
     },
+}
+
+/// Stands for a name out of an encrypted layer.
+const WITHHELD: &str = "(a name in an encrypted layer)";
+
+impl UnpackError {
+    /// The same without names of the archive: errors go to the host's log, what an encrypted layer holds must not.
+    #[must_use]
+    pub fn without_names(mut self) -> Self {
+        let withheld = || WITHHELD.to_owned();
+        match &mut self {
+            Self::Path { path, .. } | Self::EntryType { path, .. } | Self::Write { path, .. } => {
+                *path = withheld()
+            }
+            Self::HardLink { path, target, why } => {
+                (*path, *target, *why) = (withheld(), withheld(), "it cannot be made".to_owned());
+            }
+            Self::Attribute { path, name } => (*path, *name) = (withheld(), withheld()),
+            Self::Malformed { .. } | Self::Limit { .. } | Self::Read(_) => {}
+        }
+        self
+    }
 }
 
 pub(crate) fn show(path: &[u8]) -> String {

@@ -1,12 +1,15 @@
 //! Pulls an image: reference in, root folder out.
 //!
-//! Order: manifest (digest checked against the reference), tier, configuration, keys of all encrypted layers, then the
-//! layers, downloaded several at a time and unpacked one after another. What can be refused is refused before
-//! anything large is fetched. The root folder appears under its name only when all of it is there and checked;
+//! Order: manifest (digest checked against the reference), list of allowed images, tier, configuration, keys of all
+//! encrypted layers and whether each belongs to this configuration (see [`crate::pins`]), then the layers, downloaded several
+//! at a time and unpacked one after another. What can be refused is refused before anything large is fetched. The root folder appears under its name only when all of it is there and checked;
 //! after an error nothing is left of it.
 
+mod staging;
+mod types;
+
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -14,267 +17,25 @@ use futures::StreamExt as _;
 use oci_client::Reference;
 use oci_spec::image::ImageConfiguration;
 
-use crate::Limits;
-use crate::crypto::{CryptoError, KEYS_PREFIX, LayerKey, PUBOPTS, PublicOptions};
-use crate::digest::{Digest, DigestError};
+use self::staging::Staging;
+pub use self::types::{ClientConfig, LayerInfo, Progress, PullTarget, PulledImage};
+use crate::crypto::{KEYS_PREFIX, PUBOPTS, PrivateOptions, PublicOptions};
+use crate::digest::Digest;
+use crate::error::PullError;
 use crate::keys::{KeyError, KeyPacket, KeyProvider};
 use crate::layer::{self, LayerPlan, Sealed};
-use crate::manifest::{Descriptor, Document, Manifest, ManifestError, Platform};
-use crate::media::{LayerType, MediaError};
-use crate::registry::{
-    DockerAuthConfig, RawManifest, Registry, RegistryConfig, RegistryError, parse_reference,
-};
-use crate::tier::{REQUIRED_TIER, RequiredTier, RunningTier, TierError, check_tier, required_tier};
-use crate::unpack::{Budget, Owner, UnpackError};
-
-/// Why an image is not had.
-#[derive(Debug, thiserror::Error)]
-pub enum PullError {
-    /// The registry, or the way to it.
-    #[error(transparent)]
-    Registry(#[from] RegistryError),
-    /// The manifest or index.
-    #[error(transparent)]
-    Manifest(#[from] ManifestError),
-    /// A digest in the manifest or configuration is none.
-    #[error(transparent)]
-    Digest(#[from] DigestError),
-    /// More layers, or larger ones, than allowed.
-    #[error("the image exceeds the limit {limit} of {max}: it has {seen}")]
-    Limit {
-        /// Its name.
-        limit: &'static str,
-        /// Its value.
-        max: u64,
-        /// What the image has.
-        seen: u64,
-    },
-    /// A layer of a type that is not pulled.
-    #[error("layer {layer}: {source}")]
-    Media {
-        /// Number of the layer, from 0.
-        layer: usize,
-        /// Which type.
-        source: MediaError,
-    },
-    /// The tier is weaker than the image demands.
-    #[error(transparent)]
-    Tier(#[from] TierError),
-    /// The image configuration cannot be read or does not fit the manifest.
-    #[error("the image configuration is refused: {0}")]
-    Config(String),
-    /// The configuration's bytes have another digest.
-    #[error("the image configuration was changed: expected {expected}, got {seen}")]
-    ConfigDigest {
-        /// From the manifest.
-        expected: Digest,
-        /// Of what came.
-        seen: Digest,
-    },
-    /// A layer's bytes have another digest.
-    #[error("layer {layer} was changed: expected {expected}, got {seen}")]
-    LayerDigest {
-        /// Number of the layer.
-        layer: usize,
-        /// From the manifest.
-        expected: Digest,
-        /// Of what came.
-        seen: Digest,
-    },
-    /// A layer has more or fewer bytes than the manifest says.
-    #[error("layer {layer} has another size: expected {expected} bytes, got {seen}")]
-    LayerSize {
-        /// Number of the layer.
-        layer: usize,
-        /// From the manifest.
-        expected: u64,
-        /// How many came (at least).
-        seen: u64,
-    },
-    /// The layer is encrypted and nobody here opens its key.
-    #[error("layer {layer} is encrypted and no key opens it: {why}")]
-    Encrypted {
-        /// Number of the layer.
-        layer: usize,
-        /// What each recipient's packet gave.
-        why: String,
-    },
-    /// The key of a layer was asked for and not had.
-    #[error("the key of layer {layer} was not had: {source}")]
-    Key {
-        /// Number of the layer.
-        layer: usize,
-        /// Why.
-        source: KeyError,
-    },
-    /// Encrypted bytes or options of a layer are wrong.
-    #[error("layer {layer} cannot be decrypted: {source}")]
-    Decrypt {
-        /// Number of the layer.
-        layer: usize,
-        /// Why.
-        source: CryptoError,
-    },
-    /// A layer grows beyond the ratio allowed.
-    #[error(
-        "layer {layer} of {packed} bytes grows beyond {unpacked} when decompressed; if it is trusted, raise max_ratio"
-    )]
-    Bomb {
-        /// Number of the layer.
-        layer: usize,
-        /// Its bytes in the registry.
-        packed: u64,
-        /// Bytes it had grown to when it was stopped.
-        unpacked: u64,
-    },
-    /// The layer's archive.
-    #[error("layer {layer}: {source}")]
-    Unpack {
-        /// Number of the layer.
-        layer: usize,
-        /// Why.
-        source: UnpackError,
-    },
-    /// The unpacked layer is not the one the configuration names.
-    #[error("layer {layer} unpacks to another archive: expected {expected}, got {seen}")]
-    DiffId {
-        /// Number of the layer.
-        layer: usize,
-        /// From the configuration.
-        expected: Digest,
-        /// Of the unpacked archive.
-        seen: Digest,
-    },
-    /// The work folder or the root folder.
-    #[error("{doing} {path} failed: {source}")]
-    Work {
-        /// What was done.
-        doing: &'static str,
-        /// On which path.
-        path: PathBuf,
-        /// The system's answer.
-        source: io::Error,
-    },
-}
-
-impl PullError {
-    pub(crate) fn work(doing: &'static str, path: &Path) -> impl Fn(io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::Work { doing, path: path.clone(), source }
-    }
-}
-
-/// How images are pulled.
-#[derive(Debug, Clone, Default)]
-pub struct ClientConfig {
-    /// HTTP proxy for everything.
-    pub proxy: Option<String>,
-    /// Certificates (PEM) trusted beside the system's.
-    pub extra_roots_pem: Vec<Vec<u8>>,
-    /// Registries (`host:port`) spoken to in plain HTTP.
-    pub insecure_registries: Vec<String>,
-    /// Credentials.
-    pub auth: Option<DockerAuthConfig>,
-    /// Bounds.
-    pub limits: Limits,
-    /// Which image of an index.
-    pub platform: Platform,
-    /// Where the image is to run; checked against what it demands before any key or layer is fetched. `None` leaves the
-    /// check to the caller.
-    pub running_tier: Option<RunningTier>,
-}
-
-/// Where an image goes.
-#[derive(Debug, Clone)]
-pub struct PullTarget {
-    /// Folder for blobs on their way; a subfolder is made there and removed.
-    pub work_dir: PathBuf,
-    /// The root folder to be made: absent or empty before, and no mount point.
-    pub rootfs_dir: PathBuf,
-}
-
-/// What a pull is doing.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Progress {
-    /// The manifest is there.
-    Resolved {
-        /// Its digest.
-        digest: String,
-        /// How many layers.
-        layers: usize,
-        /// Their bytes in the registry.
-        bytes: u64,
-    },
-    /// A layer key is about to be asked for.
-    Unwrapping {
-        /// Number of the layer.
-        layer: usize,
-        /// The key's name, where it has one.
-        key_id: Option<String>,
-    },
-    /// A layer key was had.
-    Unwrapped {
-        /// Number of the layer.
-        layer: usize,
-        /// The key's name, where it has one.
-        key_id: Option<String>,
-    },
-    /// Bytes of a layer have come.
-    Downloaded {
-        /// Number of the layer.
-        layer: usize,
-        /// Bytes so far.
-        bytes: u64,
-        /// Of how many.
-        of: u64,
-    },
-    /// A layer was unpacked.
-    Unpacked {
-        /// Number of the layer.
-        layer: usize,
-    },
-}
-
-/// One layer of a pulled image.
-#[derive(Debug, Clone)]
-pub struct LayerInfo {
-    /// Digest in the registry.
-    pub digest: String,
-    /// Bytes in the registry.
-    pub size: u64,
-    /// Whether it was encrypted.
-    pub encrypted: bool,
-    /// Name of the key broker's key that wraps its key.
-    pub key_id: Option<String>,
-}
-
-/// An image that is there.
-#[derive(Debug, Clone)]
-pub struct PulledImage {
-    /// Digest of the image's manifest.
-    pub manifest_digest: Digest,
-    /// Digest of the index it was chosen from.
-    pub index_digest: Option<Digest>,
-    /// The image configuration.
-    pub config: ImageConfiguration,
-    /// The root folder.
-    pub rootfs: PathBuf,
-    /// Its layers.
-    pub layers: Vec<LayerInfo>,
-    /// Whether any layer was encrypted.
-    pub encrypted: bool,
-    /// The tier it demands.
-    pub required_tier: Option<RequiredTier>,
-    /// Bytes fetched for layers.
-    pub bytes: u64,
-    /// Bytes unpacked.
-    pub unpacked_bytes: u64,
-}
+use crate::manifest::{Descriptor, Document, Manifest, ManifestError};
+use crate::media::LayerType;
+use crate::pins::{Allowed, Resolved};
+use crate::registry::{RawManifest, Registry, RegistryConfig, RegistryError, parse_reference};
+use crate::tier::{REQUIRED_TIER, check_tier, required_tier};
+use crate::unpack::{Budget, Owner};
 
 /// Pulls images.
 pub struct ImageClient {
     registry: Registry,
     config: ClientConfig,
+    allowed: Option<Allowed>,
 }
 
 /// A progress callback.
@@ -284,15 +45,16 @@ impl ImageClient {
     /// Sets up a client.
     ///
     /// # Errors
-    /// When a certificate or the proxy cannot be used.
+    /// When a certificate or the proxy cannot be used, or an allowed image is not named by its digest.
     pub fn new(config: ClientConfig) -> Result<Self, RegistryError> {
+        let allowed = config.allowed.as_deref().map(Allowed::parse).transpose()?;
         let registry = Registry::new(RegistryConfig {
             proxy: config.proxy.clone(),
             extra_roots_pem: config.extra_roots_pem.clone(),
             insecure_registries: config.insecure_registries.clone(),
             auth: config.auth.clone(),
         })?;
-        Ok(Self { registry, config })
+        Ok(Self { registry, config, allowed })
     }
 
     /// The registry client below.
@@ -338,6 +100,11 @@ impl ImageClient {
     ) -> Result<PulledImage, PullError> {
         let reference = parse_reference(reference)?;
         let (manifest, raw, index_digest) = self.resolve(&reference).await?;
+        let resolved =
+            Resolved { reference: &reference, manifest: &raw.digest, index: index_digest.as_ref() };
+        if let Some(allowed) = &self.allowed {
+            allowed.check(&resolved)?;
+        }
         let bytes = self.check_sizes(&manifest)?;
         progress(Progress::Resolved { digest: raw.digest.to_string(), layers: manifest.layers.len(), bytes });
         let kinds = layer_types(&manifest)?;
@@ -347,6 +114,7 @@ impl ImageClient {
             check_tier(required, actual)?;
         }
         let config = self.configuration(&reference, &manifest.config).await?;
+        let config_digest = manifest.config.digest()?;
         let mut plans = Vec::new();
         let mut layers = Vec::new();
         let diff_ids = diff_ids(&config, manifest.layers.len())?;
@@ -355,7 +123,12 @@ impl ImageClient {
         {
             let digest = descriptor.digest()?;
             let (sealed, key_id) = if kind.encrypted {
-                let (sealed, key_id) = unwrap(number, descriptor, keys, progress).await?;
+                let (bound, sealed, key_id) = unwrap(number, descriptor, keys, progress).await?;
+                // An image on the list is what its owner chose, layer by layer; any other must prove that this layer was
+                // meant for this configuration.
+                if self.allowed.is_none() {
+                    resolved.check_bound(number, bound.as_ref(), &config_digest)?;
+                }
                 (Some(sealed), key_id)
             } else {
                 (None, None)
@@ -539,7 +312,7 @@ async fn unwrap(
     descriptor: &Descriptor,
     keys: &dyn KeyProvider,
     progress: OnProgress<'_>,
-) -> Result<(Sealed, Option<String>), PullError> {
+) -> Result<(Option<Digest>, Sealed, Option<String>), PullError> {
     let options = descriptor
         .annotations
         .get(PUBOPTS)
@@ -552,10 +325,10 @@ async fn unwrap(
         progress(Progress::Unwrapping { layer, key_id: key_id.clone() });
         match keys.unwrap_key(&packet).await {
             Ok(json) => {
-                let key = LayerKey::from_private_options(&json)
-                    .map_err(|source| PullError::Decrypt { layer, source })?;
+                let private =
+                    PrivateOptions::read(&json).map_err(|source| PullError::Decrypt { layer, source })?;
                 progress(Progress::Unwrapped { layer, key_id: key_id.clone() });
-                return Ok((Sealed { key, options }, key_id));
+                return Ok((private.config, Sealed { key: private.key, options }, key_id));
             }
             Err(error @ (KeyError::Scheme { .. } | KeyError::Missing { .. })) => {
                 reasons.push(error.to_string())
@@ -567,46 +340,4 @@ async fn unwrap(
         reasons.push("it carries no wrapped key".to_owned());
     }
     Err(PullError::Encrypted { layer, why: reasons.join("; ") })
-}
-
-/// Folders in which an image grows, removed unless it is finished.
-struct Staging {
-    blobs: PathBuf,
-    root: PathBuf,
-    done: bool,
-}
-
-impl Staging {
-    fn new(target: &PullTarget) -> Result<Self, PullError> {
-        let mut random = [0; 8];
-        aws_lc_rs::rand::fill(&mut random).map_err(|_| {
-            PullError::work("naming a folder in", &target.work_dir)(io::Error::other("no random bytes"))
-        })?;
-        let id = hex::encode(random);
-        let blobs = target.work_dir.join(format!("pull-{id}"));
-        // Beside its final place, so that it can be renamed there.
-        let mut name = target.rootfs_dir.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".partial-{id}"));
-        let root = target.rootfs_dir.with_file_name(name);
-        std::fs::create_dir_all(&blobs).map_err(PullError::work("creating", &blobs))?;
-        let staging = Self { blobs, root, done: false };
-        std::fs::create_dir_all(&staging.root).map_err(PullError::work("creating", &staging.root))?;
-        Ok(staging)
-    }
-
-    fn finish(mut self, rootfs: &Path) -> Result<(), PullError> {
-        std::fs::rename(&self.root, rootfs)
-            .map_err(PullError::work("moving the finished root to", rootfs))?;
-        self.done = true;
-        Ok(())
-    }
-}
-
-impl Drop for Staging {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.blobs);
-        if !self.done {
-            let _ = std::fs::remove_dir_all(&self.root);
-        }
-    }
 }

@@ -1,0 +1,120 @@
+//! What a pull is told, what it tells on its way, and what it gives.
+
+use std::path::PathBuf;
+
+use oci_spec::image::ImageConfiguration;
+
+use crate::Limits;
+use crate::digest::Digest;
+use crate::manifest::Platform;
+use crate::registry::DockerAuthConfig;
+use crate::tier::{RequiredTier, RunningTier};
+
+/// How images are pulled.
+#[derive(Debug, Clone, Default)]
+pub struct ClientConfig {
+    /// HTTP proxy for everything.
+    pub proxy: Option<String>,
+    /// Certificates (PEM) trusted beside the system's.
+    pub extra_roots_pem: Vec<Vec<u8>>,
+    /// Registries (`host:port`) spoken to in plain HTTP.
+    pub insecure_registries: Vec<String>,
+    /// Credentials.
+    pub auth: Option<DockerAuthConfig>,
+    /// Bounds.
+    pub limits: Limits,
+    /// Which image of an index.
+    pub platform: Platform,
+    /// Where the image is to run; checked against what it demands before any key or layer is fetched. `None` leaves the
+    /// check to the caller.
+    pub running_tier: Option<RunningTier>,
+    /// The only images that are pulled, `host/repository@sha256:…` (digest of the manifest or of the index); any without.
+    pub allowed: Option<Vec<String>>,
+}
+
+/// Where an image goes.
+#[derive(Debug, Clone)]
+pub struct PullTarget {
+    /// Folder for blobs on their way; a subfolder is made there and removed.
+    pub work_dir: PathBuf,
+    /// The root folder to be made: absent or empty before, and no mount point.
+    pub rootfs_dir: PathBuf,
+}
+
+/// What a pull is doing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Progress {
+    /// The manifest is there.
+    Resolved {
+        /// Its digest.
+        digest: String,
+        /// How many layers.
+        layers: usize,
+        /// Their bytes in the registry.
+        bytes: u64,
+    },
+    /// A layer key is about to be asked for.
+    Unwrapping {
+        /// Number of the layer.
+        layer: usize,
+        /// The key's name, where it has one.
+        key_id: Option<String>,
+    },
+    /// A layer key was had.
+    Unwrapped {
+        /// Number of the layer.
+        layer: usize,
+        /// The key's name, where it has one.
+        key_id: Option<String>,
+    },
+    /// Bytes of a layer have come.
+    Downloaded {
+        /// Number of the layer.
+        layer: usize,
+        /// Bytes so far.
+        bytes: u64,
+        /// Of how many.
+        of: u64,
+    },
+    /// A layer was unpacked.
+    Unpacked {
+        /// Number of the layer.
+        layer: usize,
+    },
+}
+
+/// One layer of a pulled image.
+#[derive(Debug, Clone)]
+pub struct LayerInfo {
+    /// Digest in the registry.
+    pub digest: String,
+    /// Bytes in the registry.
+    pub size: u64,
+    /// Whether it was encrypted.
+    pub encrypted: bool,
+    /// Name of the key broker's key that wraps its key.
+    pub key_id: Option<String>,
+}
+
+/// An image that is there.
+#[derive(Debug, Clone)]
+pub struct PulledImage {
+    /// Digest of the image's manifest.
+    pub manifest_digest: Digest,
+    /// Digest of the index it was chosen from.
+    pub index_digest: Option<Digest>,
+    /// The image configuration.
+    pub config: ImageConfiguration,
+    /// The root folder.
+    pub rootfs: PathBuf,
+    /// Its layers.
+    pub layers: Vec<LayerInfo>,
+    /// Whether any layer was encrypted.
+    pub encrypted: bool,
+    /// The tier it demands.
+    pub required_tier: Option<RequiredTier>,
+    /// Bytes fetched for layers.
+    pub bytes: u64,
+    /// Bytes unpacked.
+    pub unpacked_bytes: u64,
+}
