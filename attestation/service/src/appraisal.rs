@@ -107,6 +107,13 @@ mod tests {
     use crate::ear::Tier;
     use serde_json::json;
 
+    const INIT_DATA: &str = "1d";
+
+    /// Evidence of a guest with known init-data.
+    fn guest(tee: &str) -> Value {
+        json!({tee: claims(), "init_data": INIT_DATA})
+    }
+
     fn claims() -> Value {
         json!({
             "measurement": "ab", "policy_debug_allowed": false, "policy_migrate_ma": false,
@@ -117,7 +124,7 @@ mod tests {
     }
 
     fn references(extra: Value) -> Arc<BTreeMap<String, Value>> {
-        let mut all = json!({"snp_launch_measurement": ["ab", "cd"]});
+        let mut all = json!({"snp_launch_measurement": ["ab", "cd"], "init_data": [INIT_DATA]});
         for (name, value) in extra.as_object().unwrap() {
             all[name.as_str()] = value.clone();
         }
@@ -134,17 +141,17 @@ mod tests {
 
     #[test]
     fn all_claims_match() {
-        let appraisal = run(&json!({"snp": claims()}), &references(tcb()));
+        let appraisal = run(&guest("snp"), &references(tcb()));
         assert_eq!(appraisal.vector.status(), Tier::Affirming, "{appraisal:?}");
         assert_eq!(appraisal.vector.get("executables"), Some(3));
         assert!(appraisal.findings.is_empty());
-        let appraisal = run(&json!({"sim-snp": claims()}), &references(json!({})));
+        let appraisal = run(&guest("sim-snp"), &references(json!({})));
         assert_eq!(appraisal.vector.status(), Tier::Affirming, "{appraisal:?}");
     }
 
     #[test]
     fn another_measurement_is_named() {
-        let mut evidence = json!({"sim-snp": claims()});
+        let mut evidence = guest("sim-snp");
         evidence["sim-snp"]["measurement"] = json!("ee");
         let appraisal = run(&evidence, &references(json!({})));
         assert_eq!(appraisal.vector.status(), Tier::Warning);
@@ -158,26 +165,57 @@ mod tests {
 
     #[test]
     fn hardware_without_tcb_values_is_not_affirming() {
-        let appraisal = run(&json!({"snp": claims()}), &references(json!({})));
+        let appraisal = run(&guest("snp"), &references(json!({})));
         assert_eq!(appraisal.vector.status(), Tier::Contraindicated);
         assert_eq!(appraisal.findings.len(), 4);
         assert!(appraisal.findings[0].to_string().contains("no reference value snp_"));
         let mut old = tcb();
         old["snp_microcode"] = json!([116]);
-        let appraisal = run(&json!({"sim-snp": claims()}), &references(old));
+        let appraisal = run(&guest("sim-snp"), &references(old));
         assert_eq!(appraisal.vector.status(), Tier::Contraindicated);
         assert_eq!(appraisal.findings[0].claim, "reported_tcb_microcode");
     }
 
     #[test]
     fn debug_and_settings_are_compared() {
-        let mut evidence = json!({"sim-snp": claims()});
+        let mut evidence = guest("sim-snp");
         evidence["sim-snp"]["policy_debug_allowed"] = json!(true);
         let appraisal = run(&evidence, &references(json!({})));
         assert_eq!(appraisal.vector.get("configuration"), Some(36));
         assert_eq!(appraisal.findings[0].to_string(), "policy_debug_allowed is true, expected false");
-        let appraisal = run(&json!({"sim-snp": claims()}), &references(json!({"snp_smt_enabled": false})));
+        let appraisal = run(&guest("sim-snp"), &references(json!({"snp_smt_enabled": false})));
         assert_eq!(appraisal.vector.get("configuration"), Some(36));
+    }
+
+    /// The host brings the init-data, and with it the policy of the guest: unknown init-data is no trust, also where there is no
+    /// reference value at all, and also the zeros of a guest without any.
+    #[test]
+    fn init_data_must_be_registered() {
+        let zeros = "0".repeat(64);
+        for tee in ["snp", "sim-snp"] {
+            for seen in [json!("ee"), json!(zeros), json!(null)] {
+                let mut other = guest(tee);
+                other["init_data"] = seen.clone();
+                let appraisal = run(&other, &references(tcb()));
+                assert_eq!(appraisal.vector.get("configuration"), Some(36), "{tee} {seen}");
+                assert_ne!(appraisal.vector.status(), Tier::Affirming);
+                assert_eq!(appraisal.findings.len(), 1, "{:?}", appraisal.findings);
+                let text = appraisal.findings[0].to_string();
+                assert!(text.contains(r#"is not among the reference values init_data ["1d"]"#), "{text}");
+                assert!(text.contains("kata-cc measure --register"), "{text}");
+            }
+            let mut none = tcb();
+            none["init_data"] = json!(null);
+            let appraisal = run(&guest(tee), &references(none));
+            assert_ne!(appraisal.vector.status(), Tier::Affirming);
+            let text = appraisal.findings[0].to_string();
+            assert!(text.contains("no reference value init_data is registered"), "{text}");
+            let mut without = guest(tee);
+            without.as_object_mut().unwrap().remove("init_data");
+            let appraisal = run(&without, &references(tcb()));
+            assert_ne!(appraisal.vector.status(), Tier::Affirming);
+            assert_eq!(appraisal.findings[0].claim, "init_data");
+        }
     }
 
     #[test]

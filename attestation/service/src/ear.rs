@@ -107,6 +107,9 @@ pub struct Finding {
     /// Name of the reference value, when there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference: Option<String>,
+    /// What the operator can do about it, when the policy says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub what_to_do: Option<String>,
 }
 
 impl std::fmt::Display for Finding {
@@ -121,13 +124,14 @@ impl std::fmt::Display for Finding {
         let (seen, claim) = (short(&self.seen), &self.claim);
         match (&self.reference, &self.expected) {
             (Some(name), Value::Null) => {
-                write!(f, "{claim} {seen} cannot be judged: no reference value {name} is registered")
+                write!(f, "{claim} {seen} cannot be judged: no reference value {name} is registered")?;
             }
             (Some(name), expected) => {
-                write!(f, "{claim} {seen} is not among the reference values {name} {}", short(expected))
+                write!(f, "{claim} {seen} is not among the reference values {name} {}", short(expected))?;
             }
-            (None, expected) => write!(f, "{claim} is {seen}, expected {}", short(expected)),
+            (None, expected) => write!(f, "{claim} is {seen}, expected {}", short(expected))?,
         }
+        self.what_to_do.as_ref().map_or(Ok(()), |advice| write!(f, ": {advice}"))
     }
 }
 

@@ -6,6 +6,7 @@
 //! - [`jws`], [`token`]: signing and checking it.
 //! - [`store`]: what is remembered, sealed.
 //! - [`service`]: all of it together; the KBS links this in, `attestation-service` serves it over REST ([`rest`]).
+//! - [`serve`]: the listening side, of the KBS too; [`gate`]: who may change policies and reference values.
 //!
 //! Wire and names follow Trustee's attestation service. Simulated and sample evidence is accepted only where it is
 //! configured, and is labelled in every result.
@@ -15,8 +16,10 @@
 
 pub mod appraisal;
 pub mod ear;
+pub mod gate;
 pub mod jws;
 pub mod rest;
+pub mod serve;
 pub mod service;
 pub mod store;
 #[cfg(test)]

@@ -1,11 +1,13 @@
 //! `attestation-service`: the attestation service over REST, without a KBS. Thin: all work is in the library.
 //!
-//! Options as Trustee's `restful-as` (`-s`, `-t`, `-k`), the rest in arguments instead of a file. Whoever reaches it may
-//! set policies and reference values, so it listens on loopback unless told otherwise.
+//! Options as Trustee's `restful-as` (`-s`, `-t`, `-k`), the rest in arguments instead of a file. Policies and reference values
+//! are set by the holder of the administrator's key (`--admin-key`), by nobody without one; without one it also listens
+//! on loopback only.
 //!
 //! Exit codes: 0 after SIGTERM or SIGINT, 1 when the start failed, 2 for wrong arguments.
 
 #![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -15,10 +17,10 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Parser;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use kata_cc_attestation_service::ear::DEFAULT_ISSUER;
+use kata_cc_attestation_service::gate::AdminGate;
 use kata_cc_attestation_service::rest::router;
+use kata_cc_attestation_service::serve::Limits;
 use kata_cc_attestation_service::service::{AttestationService, signing_key};
 use kata_cc_attestation_service::store::{Store, StoreKey};
 use kata_cc_attestation_service::token::TokenBroker;
@@ -27,12 +29,9 @@ use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Semaphore;
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
-use tracing::{debug, info, warn};
-
-/// Connections at a time.
-const MAX_CONNECTIONS: usize = 1024;
+use tracing::{info, warn};
 
 /// Attestation service: verifies and appraises evidence, answers with signed EAR tokens.
 #[derive(Debug, Parser)]
@@ -41,6 +40,9 @@ struct Arguments {
     /// Address to listen on.
     #[arg(short, long, default_value = "127.0.0.1:8080")]
     socket: SocketAddr,
+    /// Public key (PEM) of the administrator, who may set policies and reference values.
+    #[arg(long, value_name = "FILE")]
+    admin_key: Option<PathBuf>,
     /// TLS certificate chain (PEM); plain HTTP without.
     #[arg(short = 't', long, requires = "https_prikey")]
     https_pubkey_cert: Option<PathBuf>,
@@ -100,6 +102,21 @@ fn tls(arguments: &Arguments) -> anyhow::Result<Option<TlsAcceptor>> {
     Ok(Some(TlsAcceptor::from(Arc::new(config))))
 }
 
+/// Who may change policies and reference values. Beyond loopback somebody must be able to, or the default ones would be served
+/// to a network without anyone having looked at them.
+fn gate(arguments: &Arguments) -> anyhow::Result<AdminGate> {
+    let Some(file) = &arguments.admin_key else {
+        anyhow::ensure!(
+            arguments.socket.ip().is_loopback(),
+            "{} is not a loopback address: name the administrator's public key with --admin-key",
+            arguments.socket
+        );
+        return Ok(AdminGate::closed());
+    };
+    let pem = std::fs::read(file).with_context(|| format!("administrator's key {}", file.display()))?;
+    AdminGate::for_key(&pem).with_context(|| format!("administrator's key {}", file.display()))
+}
+
 async fn service(arguments: &Arguments, store: Store) -> anyhow::Result<AttestationService> {
     let mut config = kata_cc_verifier::VerifierConfig::default();
     if let Some(path) = &arguments.simulated_trust_anchor {
@@ -115,53 +132,55 @@ async fn service(arguments: &Arguments, store: Store) -> anyhow::Result<Attestat
 
 async fn serve(arguments: &Arguments) -> anyhow::Result<()> {
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let gate = gate(arguments)?;
     let dir = &arguments.work_dir;
     std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
     let store = Store::open(&dir.join("service.db"), StoreKey::from_file(&dir.join("store.key"))?).await?;
-    let router = router(Arc::new(service(arguments, store.clone()).await?));
+    let router = router(Arc::new(service(arguments, store.clone()).await?), gate);
     let tls = tls(arguments)?;
     let listener = TcpListener::bind(arguments.socket)
         .await
         .with_context(|| format!("listening on {}", arguments.socket))?;
     info!(address = %listener.local_addr()?, tls = tls.is_some(), "listening");
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        let slot = Arc::clone(&slots).acquire_owned().await?;
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            _ = term.recv() => break,
-            _ = int.recv() => break,
-        };
-        let Ok((stream, peer)) = accepted else {
-            // Out of file descriptors, mostly: waiting is all that helps.
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            continue;
-        };
-        let (tls, router) = (tls.clone(), router.clone());
-        tokio::spawn(async move {
-            let mut http = hyper::server::conn::http1::Builder::new();
-            http.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(15));
-            let handler = TowerToHyperService::new(router);
-            let ended = match tls {
-                None => http.serve_connection(TokioIo::new(stream), handler).await.map_err(|e| e.to_string()),
-                Some(tls) => match tokio::time::timeout(Duration::from_secs(10), tls.accept(stream)).await {
-                    Ok(Ok(stream)) => {
-                        http.serve_connection(TokioIo::new(stream), handler).await.map_err(|e| e.to_string())
-                    }
-                    Ok(Err(error)) => Err(error.to_string()),
-                    Err(_) => Err("TLS handshake took too long".to_owned()),
-                },
-            };
-            if let Err(error) = ended {
-                debug!(%peer, %error, "connection ended");
-            }
-            drop(slot);
-        });
-    }
+    let (stop, stopped) = watch::channel(false);
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        let _ = stop.send(true);
+    });
     // Evaluations take milliseconds; those that run get a moment.
-    let all = u32::try_from(MAX_CONNECTIONS).unwrap_or(u32::MAX);
-    let _ = tokio::time::timeout(Duration::from_secs(2), slots.acquire_many(all)).await;
+    let limits = Limits { connections: 1024, drain: Duration::from_secs(2), ..Limits::default() };
+    kata_cc_attestation_service::serve::serve(vec![listener], tls, router, limits, &stopped).await;
     store.close().await;
     info!("stopped");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn beyond_loopback_there_must_be_an_administrator() {
+        let gate = |words: &[&str]| {
+            gate(&Arguments::parse_from(["attestation-service"].iter().chain(words)))
+                .map_err(|e| e.to_string())
+        };
+        for socket in ["127.0.0.1:1", "[::1]:1"] {
+            gate(&["-s", socket]).unwrap();
+        }
+        for socket in ["0.0.0.0:1", "[::]:1", "10.0.0.1:1"] {
+            assert!(gate(&["-s", socket]).unwrap_err().contains("--admin-key"), "{socket}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("admin.pub");
+        let pem = kata_cc_attestation_service::jws::SigningKey::generate_pem("EdDSA").unwrap();
+        let key = kata_cc_attestation_service::jws::SigningKey::from_pem(pem.as_bytes()).unwrap();
+        std::fs::write(&file, key.public_pem().unwrap()).unwrap();
+        gate(&["-s", "0.0.0.0:1", "--admin-key", file.to_str().unwrap()]).unwrap();
+        std::fs::write(&file, "no key").unwrap();
+        assert!(gate(&["--admin-key", file.to_str().unwrap()]).is_err());
+    }
 }

@@ -1,16 +1,17 @@
 //! REST interface of the standalone attestation service: Trustee's `restful-as` paths, `/healthz`, reference values.
 //!
-//! Errors are `application/problem+json` (RFC 9457). The service trusts whoever reaches it with policies and reference
-//! values, as Trustee's does: it belongs behind the KBS, not on an open network.
+//! Errors are `application/problem+json` (RFC 9457). Policies and reference values are set by whoever passes the
+//! [`AdminGate`]; everybody who reaches it may have evidence judged and read them.
 
 use std::sync::Arc;
 
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Path, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::map_response;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use kata_cc_kbs_protocol::admin::{ReferenceValueList, ReferenceValueMessage, ResourcePolicyText};
 use kata_cc_kbs_protocol::rcar::HashAlgorithm;
 use kata_cc_kbs_protocol::service::{
@@ -20,12 +21,18 @@ use kata_cc_kbs_protocol::{MAX_BODY, from_base64_url};
 use serde::de::DeserializeOwned;
 use tracing::{info, warn};
 
+use crate::gate::AdminGate;
 use crate::service::{AttestationService, Binding, Evaluate, ExpectedInitData, ServiceError};
+use crate::token::TokenError;
 
 type Shared = Arc<AttestationService>;
+type Gate = Extension<Arc<AdminGate>>;
+
+/// Media type of an error.
+const PROBLEM: &str = "application/problem+json";
 
 /// All routes.
-pub fn router(service: Shared) -> Router {
+pub fn router(service: Shared, gate: AdminGate) -> Router {
     Router::new()
         .route("/attestation", post(evaluate))
         .route("/policy", post(set_policy).get(policies))
@@ -35,6 +42,8 @@ pub fn router(service: Shared) -> Router {
         .route("/healthz", get(|| async { StatusCode::OK }))
         .fallback(|| async { problem(StatusCode::NOT_FOUND, "not-found", "no such path") })
         .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(Extension(Arc::new(gate)))
+        .layer(map_response(as_problem))
         .with_state(service)
 }
 
@@ -45,8 +54,24 @@ fn problem(status: StatusCode, kind: &str, detail: impl std::fmt::Display) -> Re
         status: status.as_u16(),
         detail: detail.to_string(),
     };
-    let kind = [(header::CONTENT_TYPE, "application/problem+json")];
+    let kind = [(header::CONTENT_TYPE, PROBLEM)];
     (status, kind, serde_json::to_vec(&body).unwrap_or_default()).into_response()
+}
+
+/// What the router itself refuses (method, size, path) is a problem like the rest.
+async fn as_problem(response: Response) -> Response {
+    let status = response.status();
+    let kind = response.headers().get(header::CONTENT_TYPE);
+    if !status.is_client_error() || kind.is_some_and(|kind| kind == PROBLEM) {
+        return response;
+    }
+    match status {
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            problem(status, "too-large", format!("the body has more than {MAX_BODY} bytes"))
+        }
+        StatusCode::METHOD_NOT_ALLOWED => problem(status, "method", "this path does not take that method"),
+        _ => problem(status, "request", "the request is not understood"),
+    }
 }
 
 impl IntoResponse for ServiceError {
@@ -56,6 +81,10 @@ impl IntoResponse for ServiceError {
             Self::Policy(_) => problem(StatusCode::BAD_REQUEST, "policy", &self),
             Self::PolicyId(_) => problem(StatusCode::NOT_FOUND, "policy-id", &self),
             Self::Request(_) => problem(StatusCode::BAD_REQUEST, "request", &self),
+            Self::Admin(_) => problem(StatusCode::UNAUTHORIZED, "admin", &self),
+            Self::Token(TokenError::TooLarge(_)) => {
+                problem(StatusCode::UNPROCESSABLE_ENTITY, "token-size", &self)
+            }
             Self::Appraisal(_) | Self::Store(_) | Self::Token(_) | Self::SigningKey { .. } => {
                 warn!(error = %self, "request failed");
                 problem(StatusCode::INTERNAL_SERVER_ERROR, "internal", &self)
@@ -127,7 +156,27 @@ async fn evaluate(State(service): State<Shared>, body: Bytes) -> Result<String, 
     }
 }
 
-async fn set_policy(State(service): State<Shared>, body: Bytes) -> Result<(), ServiceError> {
+/// The gate of every call that changes something; leaves a trace.
+fn admin(gate: &AdminGate, headers: &HeaderMap, action: &'static str) -> Result<(), ServiceError> {
+    match gate.check(headers, crate::now()) {
+        Ok(()) => {
+            info!(action, "admin");
+            Ok(())
+        }
+        Err(why) => {
+            info!(action, %why, "admin refused");
+            Err(ServiceError::Admin(why))
+        }
+    }
+}
+
+async fn set_policy(
+    State(service): State<Shared>,
+    Extension(gate): Gate,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<(), ServiceError> {
+    admin(&gate, &headers, "set_policy")?;
     let request: SetPolicyRequest = parse(&body)?;
     service.set_policy(&request.policy_id, &policy_text(&request.policy)?).await
 }
@@ -144,7 +193,13 @@ async fn policy(
     Ok(Json(ResourcePolicyText { policy, default }))
 }
 
-async fn set_reference_values(State(service): State<Shared>, body: Bytes) -> Result<(), ServiceError> {
+async fn set_reference_values(
+    State(service): State<Shared>,
+    Extension(gate): Gate,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<(), ServiceError> {
+    admin(&gate, &headers, "set_reference_values")?;
     let message: ReferenceValueMessage = parse(&body)?;
     let values = message.values().map_err(|e| ServiceError::Request(e.to_string()))?;
     service.set_reference_values(&values).await
@@ -156,4 +211,61 @@ async fn reference_values(State(service): State<Shared>) -> Result<Json<Referenc
 
 async fn jwks(State(service): State<Shared>) -> Json<serde_json::Value> {
     Json(service.jwks())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::jws::SigningKey;
+    use crate::store::{Store, StoreKey};
+    use crate::token::TokenBroker;
+    use crate::verify::SampleVerifier;
+    use axum::body::Body;
+    use axum::http::Request;
+    use kata_cc_kbs_protocol::base64_url;
+    use serde_json::{Value, json};
+    use tower::ServiceExt as _;
+
+    async fn service() -> Shared {
+        let key = SigningKey::from_pem(SigningKey::generate_pem("ES256").unwrap().as_bytes()).unwrap();
+        let store = Store::in_memory(StoreKey::ephemeral()).await.unwrap();
+        let verifier = Box::new(SampleVerifier { enabled: false });
+        Arc::new(AttestationService::new(store, verifier, TokenBroker::new(key, "test", 5)).await.unwrap())
+    }
+
+    async fn post_status(router: &Router, path: &str, token: Option<&str>, body: &Value) -> StatusCode {
+        let mut request = Request::post(path);
+        if let Some(token) = token {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        let request = request.body(Body::from(body.to_string())).unwrap();
+        router.clone().oneshot(request).await.unwrap().status()
+    }
+
+    /// A key broker may trust our tokens: nobody but the administrator decides what they say.
+    #[tokio::test]
+    async fn policies_and_reference_values_are_the_administrators() {
+        let key = SigningKey::from_pem(SigningKey::generate_pem("EdDSA").unwrap().as_bytes()).unwrap();
+        let public = key.public_pem().unwrap();
+        let claims = json!({"role": "admin", "exp": crate::now() + 60});
+        let token = key.sign(&json!({}), &claims).unwrap();
+        let policy = json!({"policy_id": "default_cpu", "type": "rego",
+            "policy": base64_url(b"package policy\ntrust_claims := {\"hardware\": 2}")});
+        let values = ReferenceValueMessage::sample(&[("x".to_owned(), json!(["y"]))].into());
+        let values = serde_json::to_value(&values).unwrap();
+        let service = service().await;
+        let open = router(Arc::clone(&service), AdminGate::for_key(public.as_bytes()).unwrap());
+        let closed = router(Arc::clone(&service), AdminGate::closed());
+        for (path, body) in [("/policy", &policy), ("/reference-value", &values)] {
+            assert_eq!(post_status(&open, path, None, body).await, StatusCode::UNAUTHORIZED);
+            assert_eq!(post_status(&closed, path, Some(&token), body).await, StatusCode::UNAUTHORIZED);
+        }
+        assert!(service.reference_values().await.unwrap().is_empty());
+        assert!(service.policy("default_cpu").await.unwrap().1);
+        for (path, body) in [("/policy", &policy), ("/reference-value", &values)] {
+            assert_eq!(post_status(&open, path, Some(&token), body).await, StatusCode::OK, "{path}");
+        }
+        assert_eq!(service.reference_values().await.unwrap()["x"], json!(["y"]));
+        assert!(!service.policy("default_cpu").await.unwrap().1);
+    }
 }

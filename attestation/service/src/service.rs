@@ -8,6 +8,7 @@ use kata_cc_kbs_protocol::Tee;
 use kata_cc_kbs_protocol::initdata::InitData;
 use kata_cc_kbs_protocol::rcar::HashAlgorithm;
 use kata_cc_policy::engine::{EngineError, Program};
+use kata_cc_verifier::initdata;
 use serde_json::{Value, json};
 use thiserror::Error;
 use tokio::sync::RwLock;
@@ -15,7 +16,7 @@ use tokio::sync::RwLock;
 use crate::appraisal::{self, AppraisalError};
 use crate::ear::{Finding, TrustVector};
 use crate::jws::{JwsError, SigningKey};
-use crate::store::{Store, StoreError, write_secret};
+use crate::store::{Store, StoreError, read_secret, write_secret};
 use crate::token::{TokenBroker, TokenError};
 use crate::verify::{Evidence, EvidenceVerifier, Reason, Refusal};
 
@@ -57,6 +58,9 @@ pub enum ServiceError {
         /// Why.
         why: String,
     },
+    /// The caller is no administrator.
+    #[error("admin access denied: {0}")]
+    Admin(String),
     /// The request asks for something that is not allowed.
     #[error("{0}")]
     Request(String),
@@ -124,7 +128,7 @@ impl std::fmt::Debug for AttestationService {
     }
 }
 
-/// Reads the key that signs tokens, or makes one (mode 0600) when the file is absent.
+/// Reads the key that signs tokens, which must be its owner's alone, or makes one (mode 0600) when the file is absent.
 pub fn signing_key(path: &Path, algorithm: &str) -> Result<SigningKey, ServiceError> {
     let fail = |why: String| ServiceError::SigningKey { path: path.display().to_string(), why };
     let fail_jws = |e: JwsError| fail(e.to_string());
@@ -132,7 +136,7 @@ pub fn signing_key(path: &Path, algorithm: &str) -> Result<SigningKey, ServiceEr
         let pem = SigningKey::generate_pem(algorithm).map_err(fail_jws)?;
         write_secret(path, pem.as_bytes()).map_err(|e| fail(e.to_string()))?;
     }
-    let pem = zeroize::Zeroizing::new(std::fs::read(path).map_err(|e| fail(e.to_string()))?);
+    let pem = read_secret(path).map_err(|e| fail(e.to_string()))?;
     SigningKey::from_pem(&pem).map_err(fail_jws)
 }
 
@@ -167,7 +171,7 @@ impl AttestationService {
             Some(ExpectedInitData::Toml(text)) => {
                 let parsed =
                     InitData::parse(text).map_err(|e| Refusal::new(Reason::InitData, e.to_string()))?;
-                (Some(parsed.digest()), Some(init_data_claims(&parsed)))
+                (Some(parsed.digest()), Some(initdata::claims(&parsed)))
             }
         };
         let verified = self.verifier.verify(
@@ -257,33 +261,6 @@ impl AttestationService {
     }
 }
 
-/// `[data]` of init-data as policies see it: `aa.toml` and `cdh.toml` as JSON, and of `policy.rego` only its
-/// `policy_data`, as `agent_policy_claims`.
-fn init_data_claims(init_data: &InitData) -> Value {
-    let mut claims = serde_json::Map::new();
-    for (name, text) in init_data.data() {
-        match name.as_str() {
-            "aa.toml" | "cdh.toml" => {
-                let parsed = toml::from_str::<toml::Value>(text).ok();
-                let json = parsed.and_then(|value| serde_json::to_value(value).ok());
-                claims.insert(name.clone(), json.unwrap_or_else(|| json!(text)));
-            }
-            "policy.rego" => {
-                let data = text
-                    .split_once("policy_data := {")
-                    .and_then(|(_, rest)| serde_json::from_str::<Value>(&format!("{{{rest}")).ok());
-                if let Some(data) = data {
-                    claims.insert("agent_policy_claims".to_owned(), data);
-                }
-            }
-            _ => {
-                claims.insert(name.clone(), json!(text));
-            }
-        }
-    }
-    Value::Object(claims)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -339,6 +316,20 @@ mod tests {
         assert_eq!(evidence["runtime_data_claims"], bound);
         let header = Unverified::parse(&verdict.token).unwrap().header;
         assert_eq!((&header["typ"], &header["alg"]), (&json!("JWT"), &json!("ES256")));
+    }
+
+    #[test]
+    fn a_signing_key_that_others_read_is_refused() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token.key");
+        signing_key(&path, "ES256").unwrap();
+        signing_key(&path, "ES256").unwrap();
+        for mode in [0o640, 0o604, 0o666] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            let error = signing_key(&path, "ES256").unwrap_err().to_string();
+            assert!(error.contains(&format!("{mode:o}")) && error.contains("chmod 600"), "{error}");
+        }
     }
 
     #[tokio::test]

@@ -40,9 +40,7 @@ pub enum StoreError {
         source: std::io::Error,
     },
     /// The key file is open to others.
-    #[error(
-        "store key file {path} has mode {mode:o}, it must not be readable by group or others (chmod 600)"
-    )]
+    #[error("key file {path} has mode {mode:o}, it must not be readable by group or others (chmod 600)")]
     KeyMode {
         /// Which.
         path: PathBuf,
@@ -103,25 +101,18 @@ impl StoreKey {
     /// Reads the key file, or makes it with a new key when it does not exist.
     pub fn from_file(path: &Path) -> Result<Self, StoreError> {
         let error = |source| StoreError::File { path: path.to_owned(), source };
-        let mut text = Zeroizing::new(String::new());
-        match File::open(path) {
-            Ok(mut file) => {
-                let mode = file.metadata().map_err(error)?.mode() & 0o777;
-                if mode & 0o077 != 0 {
-                    return Err(StoreError::KeyMode { path: path.to_owned(), mode });
-                }
-                file.read_to_string(&mut text).map_err(error)?;
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+        match read_secret(path) {
+            Ok(text) => Self::from_hex(std::str::from_utf8(&text).map_err(|_| StoreError::KeyForm)?),
+            Err(StoreError::File { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
                 let mut bytes = Zeroizing::new([0; 32]);
                 fill(bytes.as_mut());
-                text.push_str(&hex::encode(bytes.as_ref()));
+                let mut text = Zeroizing::new(hex::encode(bytes.as_ref()));
                 text.push('\n');
                 write_secret(path, text.as_bytes()).map_err(error)?;
+                Self::from_hex(&text)
             }
-            Err(e) => return Err(error(e)),
+            Err(other) => Err(other),
         }
-        Self::from_hex(&text)
     }
 
     fn seal(&self, namespace: &str, name: &str, plain: &[u8]) -> Vec<u8> {
@@ -159,6 +150,19 @@ fn aad(namespace: &str, name: &str) -> Aad<Vec<u8>> {
 /// Random bytes. The generator of aws-lc does not fail once it is seeded; a process without entropy must not go on.
 fn fill(bytes: &mut [u8]) {
     rand::fill(bytes).unwrap_or_else(|_| std::process::abort());
+}
+
+/// Reads a file that nobody but its owner may read.
+pub fn read_secret(path: &Path) -> Result<Zeroizing<Vec<u8>>, StoreError> {
+    let error = |source| StoreError::File { path: path.to_owned(), source };
+    let mut file = File::open(path).map_err(error)?;
+    let mode = file.metadata().map_err(error)?.mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(StoreError::KeyMode { path: path.to_owned(), mode });
+    }
+    let mut contents = Zeroizing::new(Vec::new());
+    file.read_to_end(&mut contents).map_err(error)?;
+    Ok(contents)
 }
 
 /// Writes a new file of mode 0600; an existing one is an error.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use thiserror::Error;
 
 use crate::ear;
-use crate::jws::{JwsError, SigningKey, Unverified, VerifyingKey};
+use crate::jws::{JwsError, MAX_TOKEN, SigningKey, Unverified, VerifyingKey};
 
 /// Seconds of tolerance when the expiry of a token is checked.
 const LEEWAY: i64 = 60;
@@ -18,6 +18,11 @@ pub enum TokenError {
     /// Form, key or signature.
     #[error(transparent)]
     Jws(#[from] JwsError),
+    /// Longer than any verifier reads.
+    #[error(
+        "the token would have {0} bytes, at most {MAX_TOKEN} are read: it holds the init-data, make that smaller (policy_data of policy.rego, certificates)"
+    )]
+    TooLarge(usize),
     /// No expiry.
     #[error("token has no expiry")]
     NoExpiry,
@@ -57,7 +62,11 @@ impl TokenBroker {
             "submods": submods,
         });
         let jwk = self.key.jwk();
-        Ok(self.key.sign(&json!({"typ": "JWT", "kid": jwk["kid"], "jwk": jwk}), &claims)?)
+        let token = self.key.sign(&json!({"typ": "JWT", "kid": jwk["kid"], "jwk": jwk}), &claims)?;
+        if token.len() > MAX_TOKEN {
+            return Err(TokenError::TooLarge(token.len()));
+        }
+        Ok(token)
     }
 
     /// JWKS with the public key.
@@ -136,6 +145,19 @@ mod tests {
             assert!(verifier.verify(&token, 1000 + 300 + LEEWAY - 1).is_ok());
             assert_eq!(verifier.verify(&token, 1000 + 300 + LEEWAY), Err(TokenError::Expired(LEEWAY)));
         }
+    }
+
+    #[test]
+    fn no_token_is_issued_that_nobody_reads() {
+        let broker = broker("ES256");
+        let mut verifier = TokenVerifier::default();
+        verifier.trust_jwks(&broker.jwks());
+        let issue = |bytes: usize| broker.issue(&json!({"cpu0": {"x": "y".repeat(bytes)}}), 1000);
+        let token = issue(90 << 10).unwrap();
+        verifier.verify(&token, 1000).unwrap();
+        let error = issue(MAX_TOKEN).unwrap_err();
+        assert!(matches!(error, TokenError::TooLarge(seen) if seen > MAX_TOKEN));
+        assert!(error.to_string().contains("init-data"), "{error}");
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //!
 //! The digest (by the document's own algorithm, over its exact bytes) is fitted to SNP's 32-byte
 //! `HOST_DATA`. Published as `init_data_claims`: `aa.toml` and `cdh.toml` as JSON, `policy.rego` only
-//! as `agent_policy_claims`, and only when it holds a line with `policy_data := {` followed by a JSON object;
-//! other entries as text. The format itself is [`kata_cc_kbs_protocol::initdata`].
+//! as `agent_policy_claims`, and only when a line begins with `policy_data := {` and goes on as a JSON object;
+//! other entries as text. What the claims say is what the document says, no more: whoever wrote it chose its words, and a policy
+//! text can show data that its rules do not look at. To know who wrote it, compare its digest (`init_data`). The format itself is [`kata_cc_kbs_protocol::initdata`].
 
 use kata_cc_kbs_protocol::initdata::{InitData, fit};
 use serde_json::{Map, Value};
@@ -67,11 +68,18 @@ pub fn claims(document: &InitData) -> Value {
     out.into()
 }
 
-/// The JSON object behind the marker; what follows it in the policy is not looked at.
+/// The JSON object behind the marker; what follows it in the policy is not looked at. The marker begins a line, so that it is
+/// no part of a comment; two of them say nothing that can be relied on.
 fn policy_data(policy: &str) -> Option<Value> {
-    let (_, rest) = policy.split_once(POLICY_DATA_MARKER)?;
-    let object = format!("{{{rest}");
-    serde_json::Deserializer::from_str(&object).into_iter::<Value>().next()?.ok()
+    let starts = policy.split_inclusive('\n').scan(0, |at, line| {
+        let start = *at;
+        *at += line.len();
+        Some((start, line))
+    });
+    let mut found = starts.filter(|(_, line)| line.starts_with(POLICY_DATA_MARKER));
+    let (start, _) = found.next().filter(|_| found.next().is_none())?;
+    let object = policy.get(start + POLICY_DATA_MARKER.len() - 1..)?;
+    serde_json::Deserializer::from_str(object).into_iter::<Value>().next()?.ok()
 }
 
 #[cfg(test)]
@@ -84,5 +92,16 @@ mod tests {
         assert_eq!(policy_data(policy), Some(serde_json::json!({"a": [1, {"b": "}"}]})));
         assert_eq!(policy_data("policy_data := {a: 1}"), None, "not JSON");
         assert_eq!(policy_data("allow := true"), None);
+    }
+
+    #[test]
+    fn policy_data_in_a_comment_or_string_or_twice_is_none() {
+        let data = "policy_data := {\"a\": 1}\n";
+        let object = Some(serde_json::json!({"a": 1}));
+        assert_eq!(policy_data(data), object);
+        assert_eq!(policy_data(&format!("# policy_data := {{\"a\": 2}}\n{data}")), object);
+        assert_eq!(policy_data(&format!("x := `policy_data := {{}}`\n{data}")), object);
+        assert_eq!(policy_data("#policy_data := {\"a\": 2}\n"), None);
+        assert_eq!(policy_data(&format!("x := `\npolicy_data := {{\"a\": 2}}\n`\n{data}")), None);
     }
 }

@@ -78,10 +78,15 @@ policy_wrong contains claim if {
 	not snp[claim] == false
 }
 
+# Init-data is the guest's policy, key broker and registries. The host hands it over: one that nobody registered may let the host
+# do anything in a guest whose measurement is right. A guest without any shows zeros, which must be registered like others.
+init_data_known if among(input.init_data, "init_data")
+
 configuration := 2 if {
 	snp
 	count(policy_wrong) == 0
 	count(settings_wrong) == 0
+	init_data_known
 }
 
 # Trustee's sample: made-up claims.
@@ -107,6 +112,11 @@ among(value, name) if {
 findings contains {"claim": "measurement", "seen": snp.measurement, "expected": query_reference_value("snp_launch_measurement"), "reference": "snp_launch_measurement"} if {
 	snp
 	not among(snp.measurement, "snp_launch_measurement")
+}
+
+findings contains {"claim": "init_data", "seen": object.get(input, "init_data", null), "expected": query_reference_value("init_data"), "reference": "init_data", "what_to_do": "register the digest of init-data that you wrote (kata-cc measure --register --init-data FILE)"} if {
+	snp
+	not init_data_known
 }
 
 findings contains {"claim": claim, "seen": snp[claim], "expected": query_reference_value(tcb_names[claim]), "reference": tcb_names[claim]} if {

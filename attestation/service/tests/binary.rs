@@ -1,0 +1,251 @@
+//! The real `attestation-service` on loopback: start, answers, end.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+fn command(work: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_attestation-service"));
+    command.args(["--socket", "127.0.0.1:0", "--work-dir"]).arg(work).env_remove("RUST_LOG");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
+/// A running service; ended when dropped.
+struct Service {
+    child: Child,
+    address: String,
+    log: BufReader<std::process::ChildStderr>,
+}
+
+impl Service {
+    #[allow(
+        clippy::zombie_processes,
+        reason = "without an address the test fails; with one it is waited for"
+    )]
+    fn start(work: &Path) -> Self {
+        let mut child = command(work).spawn().unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let mut seen = String::new();
+        loop {
+            let mut line = String::new();
+            assert!(log.read_line(&mut line).unwrap() > 0, "it did not start: {seen}");
+            if let Some((_, rest)) = line.split_once("address=") {
+                let address = rest.split_whitespace().next().unwrap().to_owned();
+                return Self { child, address, log };
+            }
+            seen += &line;
+        }
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(&self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        stream
+    }
+
+    /// One request on a connection of its own.
+    fn ask(&self, method: &str, path: &str, body: &str) -> Answer {
+        let mut stream = self.connect();
+        send(&mut stream, method, path, body);
+        receive(&mut stream)
+    }
+
+    /// Asks it to end, as systemd does.
+    fn terminate(&self) {
+        assert!(Command::new("kill").arg(self.child.id().to_string()).status().unwrap().success());
+    }
+
+    /// Exit code and the rest of the log.
+    fn ended(mut self) -> (Option<i32>, String) {
+        let mut log = String::new();
+        self.log.read_to_string(&mut log).unwrap();
+        (self.child.wait().unwrap().code(), log)
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        // Fails when it has ended already, which is the usual case.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[derive(Debug)]
+struct Answer {
+    status: u16,
+    kind: String,
+    body: Vec<u8>,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+}
+
+fn send(stream: &mut TcpStream, method: &str, path: &str, body: &str) {
+    let length = body.len();
+    let head = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n");
+    stream.write_all(head.as_bytes()).unwrap();
+    // A body that is too large is refused before it has been read.
+    let _ = stream.write_all(body.as_bytes());
+}
+
+fn receive(stream: &mut TcpStream) -> Answer {
+    let mut lines = BufReader::new(stream);
+    let mut read = || {
+        let mut line = String::new();
+        lines.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    };
+    let status = read().split(' ').nth(1).expect("a status line").parse().unwrap();
+    let (mut kind, mut length) = (String::new(), 0);
+    loop {
+        let line = read();
+        let Some((name, value)) = line.split_once(": ") else { break };
+        match name.to_ascii_lowercase().as_str() {
+            "content-type" => value.clone_into(&mut kind),
+            "content-length" => length = value.parse().unwrap(),
+            _ => {}
+        }
+    }
+    let mut body = vec![0; length];
+    lines.read_exact(&mut body).unwrap();
+    Answer { status, kind, body }
+}
+
+#[test]
+fn it_answers_and_refuses_with_problems() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = Service::start(&dir.path().join("work"));
+    assert_eq!(service.ask("GET", "/healthz", "").status, 200);
+    assert_eq!(service.ask("GET", "/.well-known/jwks.json", "").json()["keys"].as_array().unwrap().len(), 1);
+    assert_eq!(service.ask("GET", "/policy", "").json()[0]["policy-id"], "default_cpu");
+    let request = |evidence: &str| {
+        json!({"verification_requests": [{"tee": "snp", "evidence": evidence}], "policy_ids": []}).to_string()
+    };
+    let large = "x".repeat(kata_cc_kbs_protocol::MAX_BODY + 1);
+    for (method, path, body, status, words) in [
+        ("POST", "/attestation", "", 400, "JSON"),
+        ("POST", "/attestation", "{}", 400, "verification_requests"),
+        ("POST", "/attestation", r#"{"verification_requests": []}"#, 400, "0 verification requests"),
+        ("POST", "/attestation", &request("!"), 400, "base64url"),
+        ("POST", "/attestation", &request("e30"), 422, "evidence"),
+        ("POST", "/attestation", &large, 413, "bytes"),
+        ("GET", "/attestation", "", 405, "method"),
+        ("POST", "/policy", r#"{"policy_id": "x_cpu", "policy": "eA"}"#, 400, "x_cpu"),
+        ("GET", "/policy/none", "", 404, "none"),
+        ("GET", "/policy/%ff", "", 400, "request"),
+        ("POST", "/reference-value", "[]", 400, "JSON"),
+        ("GET", "/nothing", "", 404, "path"),
+    ] {
+        let answer = service.ask(method, path, body);
+        let what = format!("{method} {path}: {answer:?}");
+        assert_eq!((answer.status, answer.kind.as_str()), (status, "application/problem+json"), "{what}");
+        let problem = answer.json();
+        assert_eq!(problem["status"], status, "{what}");
+        assert!(problem["detail"].as_str().unwrap().contains(words), "{words:?} is missing: {what}");
+        assert!(problem["type"].as_str().unwrap().starts_with("urn:kata-cc:attestation-service:"), "{what}");
+    }
+}
+
+#[test]
+fn at_its_end_running_requests_finish_and_idle_connections_do_not_hold_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = Service::start(&dir.path().join("work"));
+    let mut idle = service.connect();
+    send(&mut idle, "GET", "/healthz", "");
+    assert_eq!(receive(&mut idle).status, 200);
+    let mut running = service.connect();
+    running.write_all(b"POST /attestation HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{").unwrap();
+    // Until its head has been read, a connection is not running a request.
+    std::thread::sleep(Duration::from_millis(500));
+    let start = Instant::now();
+    service.terminate();
+    assert_eq!(idle.read(&mut [0]).unwrap(), 0, "an idle connection is closed");
+    running.write_all(b"}").unwrap();
+    assert_eq!(receive(&mut running).status, 400);
+    let (code, log) = service.ended();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("draining") && log.contains("stopped") && !log.contains("cut off"), "{log}");
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+}
+
+#[test]
+fn what_is_stored_is_there_after_a_new_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let keys = |service: &Service| service.ask("GET", "/.well-known/jwks.json", "").json();
+    let first = Service::start(dir.path());
+    let key = keys(&first);
+    // base64url of `package policy`
+    let set = first.ask("POST", "/policy", r#"{"policy_id": "mine_cpu", "policy": "cGFja2FnZSBwb2xpY3k"}"#);
+    assert_eq!(set.status, 200, "{set:?}");
+    first.terminate();
+    assert_eq!(first.ended().0, Some(0));
+    let second = Service::start(dir.path());
+    assert_eq!(keys(&second), key, "tokens stay verifiable");
+    assert_eq!(second.ask("GET", "/policy/mine_cpu", "").json()["policy"], "package policy");
+}
+
+fn refused(arguments: &[&str], work: &Path) -> Output {
+    command(work).args(arguments).output().unwrap()
+}
+
+#[test]
+fn a_start_that_cannot_be_says_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let bad = write("bad.pem", "no certificate");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    let work = dir.path().join("work");
+    let nothing = "/nonexistent/x";
+    for (arguments, code, words) in [
+        (&["--simulated-trust-anchor", nothing][..], 1, &["trust anchor /nonexistent/x", "No such file"][..]),
+        (&["--simulated-trust-anchor", &bad], 1, &["trust anchor", "bad.pem"]),
+        (&["-t", nothing, "-k", nothing], 1, &["certificate /nonexistent/x"]),
+        (&["-t", &bad, "-k", &bad], 1, &["bad.pem"]),
+        (&["--socket", &taken], 1, &["listening on 127.0.0.1:", "in use"]),
+        (&["--work-dir", &bad], 1, &["making ", "bad.pem"]),
+        (&["-t", &bad], 2, &["--https-prikey"]),
+        (&["--socket", "nowhere"], 2, &["--socket"]),
+        (&["--token-algorithm", "RS256"], 2, &["RS256", "ES384"]),
+        (&["--token-minutes", "0"], 2, &["1..=1440"]),
+    ] {
+        // clap takes an option once.
+        let mut command = Command::new(env!("CARGO_BIN_EXE_attestation-service"));
+        for (name, value) in [("--socket", "127.0.0.1:0"), ("--work-dir", work.to_str().unwrap())] {
+            if !arguments.contains(&name) {
+                command.args([name, value]);
+            }
+        }
+        let output = command.args(arguments).stdin(Stdio::null()).output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {told}");
+        assert!(words.iter().all(|word| told.contains(word)), "{words:?} of {arguments:?}: {told}");
+        assert!(!told.contains("panicked"), "{told}");
+    }
+    // Keys that others could read, or that are damaged, are not used.
+    let ran = Service::start(&work);
+    ran.terminate();
+    assert_eq!(ran.ended().0, Some(0));
+    std::fs::write(work.join("token.key"), "damaged").unwrap();
+    let output = refused(&[], &work);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(1) && told.contains("token.key"), "{told}");
+    std::fs::write(work.join("store.key"), "damaged").unwrap();
+    let output = refused(&[], &work);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(1) && told.contains("store.key"), "{told}");
+}
