@@ -1,10 +1,12 @@
 //! Who may administrate: Trustee's `[admin]` section.
 //!
 //! `DenyAll` unless configured. `AuthenticatedAuthorization`: a bearer JWT, signed by a configured key, with `exp`, the
-//! configured `iss` and `aud`, and a `role`; the role's regular expressions are matched against the whole request target.
+//! configured `iss` and `aud`, and a `role`; the role's regular expressions are matched against the whole path. A query is no part of
+//! it: no call reads one, so it could only make another path look like an allowed one.
 //! `InsecureAllowAll` says so in the log at every start.
 
-use axum::http::{HeaderMap, Uri, header};
+use axum::http::{HeaderMap, Uri};
+pub(crate) use kata_cc_attestation_service::gate::bearer;
 use kata_cc_attestation_service::jws::{JwsError, Unverified, VerifyingKey};
 use kata_cc_attestation_service::token::check_times;
 use regex::Regex;
@@ -88,7 +90,6 @@ impl AdminGate {
 
     /// Lets an admin call pass, or says why not. Returns the role, for the log.
     pub(crate) fn check(&self, headers: &HeaderMap, uri: &Uri, now: i64) -> Result<String, ApiError> {
-        let target = uri.path_and_query().map_or(uri.path(), |target| target.as_str());
         let deny = |why: String| ApiError::Admin { endpoint: uri.path().to_owned(), why };
         match self.mode {
             AuthorizationMode::InsecureAllowAll => return Ok("anybody".to_owned()),
@@ -104,7 +105,7 @@ impl AdminGate {
         let claims = self.authenticate(token, now).map_err(deny)?;
         let role = claims.get("role").and_then(Value::as_str);
         let role = role.ok_or_else(|| deny("the token names no role".to_owned()))?;
-        if self.acls.iter().any(|(name, regex)| name == role && regex.is_match(target)) {
+        if self.acls.iter().any(|(name, regex)| name == role && regex.is_match(uri.path())) {
             return Ok(role.to_owned());
         }
         Err(deny(format!("role {:?} may not call it", role.chars().take(64).collect::<String>())))
@@ -147,16 +148,10 @@ impl AdminGate {
     }
 }
 
-/// Bearer token of a request.
-pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
-    let (scheme, token) = value.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::http::header;
     use kata_cc_attestation_service::jws::SigningKey;
     use serde_json::json;
 
@@ -203,6 +198,19 @@ mod tests {
         assert!(
             gate.check(&HeaderMap::new(), &uri, 1000).unwrap_err().to_string().contains("no bearer token")
         );
+    }
+
+    #[test]
+    fn a_query_makes_no_other_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let (key, gate) = gate(folder.path(), "^/kbs/v0/resource/.+/test$");
+        let gate = gate.unwrap();
+        let token = key.sign(&json!({}), &json!({"role": "admin", "exp": 2000, "iss": "me"})).unwrap();
+        let check = |target: &str| gate.check(&headers(&token), &target.parse().unwrap(), 1000);
+        check("/kbs/v0/resource/prod/key/test").unwrap();
+        check("/kbs/v0/resource/prod/key/test?x=1").unwrap();
+        let error = check("/kbs/v0/resource/prod/key/1?/test").unwrap_err().to_string();
+        assert!(error.contains("may not call"), "{error}");
     }
 
     #[test]

@@ -233,7 +233,7 @@ pub(crate) struct RegexAcl {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Acl {
     pub(crate) role: String,
-    /// Regular expression over path and query; starts with `^/kbs`, ends with `$`.
+    /// Regular expression over the path, without its query; starts with `^/kbs`, ends with `$`.
     pub(crate) allowed_endpoints: String,
 }
 

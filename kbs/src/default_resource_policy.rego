@@ -1,5 +1,5 @@
-# Default resource policy: whoever was found to be what the reference values say gets any resource, unless the evidence
-# is simulated or made up.
+# Default resource policy: whoever was found to be what the reference values say (what was launched and with which init-data)
+# gets any resource, unless the evidence is simulated or made up.
 #
 # `input` is the claims of the attestation token, `data["resource-path"]` is [repository, type, tag].
 # `reasons` is told to the guest and written to the log when `allow` does not hold.
@@ -17,7 +17,10 @@ allow if {
 	data.plugin == "resource"
 	cpu["ear.status"] == "affirming"
 	count(unreal) == 0
+	not no_init_data
 }
+
+no_init_data if regex.match(`^0+$`, evidence.init_data)
 
 unreal contains tee if {
 	some tee in ["sample", "sim-snp", "sim-tdx"]
@@ -30,4 +33,14 @@ reasons contains sprintf("the evidence is %s, which protects nothing and is deni
 
 reasons contains sprintf("ear.status is %s, affirming is required", [cpu["ear.status"]]) if {
 	cpu["ear.status"] != "affirming"
+}
+
+reasons contains "the init-data of the guest is zeros: it was launched without any, so the host alone decided how it runs" if {
+	no_init_data
+}
+
+reasons contains sprintf("the guest was launched with init-data %s, which must be among the reference values init_data", [evidence.init_data]) if {
+	cpu["ear.status"] != "affirming"
+	some finding in cpu["ear.kata-cc.findings"]
+	finding.claim == "init_data"
 }

@@ -8,6 +8,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use kata_cc_attestation_service::service::ServiceError;
 use kata_cc_attestation_service::store::StoreError;
+use kata_cc_attestation_service::token::TokenError;
 use kata_cc_kbs_protocol::ErrorInformation;
 use thiserror::Error;
 use tracing::error;
@@ -100,10 +101,14 @@ impl From<ServiceError> for ApiError {
     fn from(error: ServiceError) -> Self {
         let text = error.to_string();
         match error {
-            ServiceError::Refused(_) | ServiceError::Appraisal(_) => Self::Attestation(text),
+            ServiceError::Refused(_)
+            | ServiceError::Appraisal(_)
+            | ServiceError::Token(TokenError::TooLarge(_)) => Self::Attestation(text),
             ServiceError::Policy(_) => Self::ParsePolicy(text),
             ServiceError::PolicyId(_) => Self::NotFound(text),
             ServiceError::Request(_) => Self::Serde(text),
+            // Only the standalone service's own gate says so; ours is `crate::admin`.
+            ServiceError::Admin(why) => Self::Admin { endpoint: "attestation service".to_owned(), why },
             ServiceError::Store(_) | ServiceError::Token(_) | ServiceError::SigningKey { .. } => {
                 Self::Internal(text)
             }

@@ -3,12 +3,13 @@
 //! One log line per verdict: what was claimed, what was seen, what was expected. The nonce is consumed before the evidence
 //! is looked at, so evidence cannot be tried twice.
 
-use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use kata_cc_attestation_service::ear::Tier;
+use kata_cc_attestation_service::serve::Peer;
 use kata_cc_attestation_service::service::{Binding, Evaluate, ExpectedInitData, ServiceError};
 use kata_cc_kbs_protocol::rcar::HashAlgorithm;
 use kata_cc_kbs_protocol::{
@@ -41,7 +42,11 @@ fn with_cookie(body: impl IntoResponse, id: &str, expires: i64) -> Response {
     response
 }
 
-pub(crate) async fn auth(State(kbs): State<Shared>, body: Bytes) -> Result<Response, ApiError> {
+pub(crate) async fn auth(
+    State(kbs): State<Shared>,
+    Extension(peer): Extension<Peer>,
+    body: Bytes,
+) -> Result<Response, ApiError> {
     let refuse = |why: String| {
         kbs.metrics.count("auth", "refused");
         info!(%why, "auth refused");
@@ -65,7 +70,7 @@ pub(crate) async fn auth(State(kbs): State<Shared>, body: Bytes) -> Result<Respo
     let id = uuid::Uuid::new_v4().simple().to_string();
     let now = kata_cc_attestation_service::now();
     let expires = now + kbs.session_seconds;
-    kbs.sessions.open(&id, request.tee, &nonce, now, expires);
+    kbs.sessions.open(&id, peer, request.tee, &nonce, (now, expires));
     kbs.metrics.count("auth", "ok");
     info!(tee = %request.tee, "challenge");
     Ok(with_cookie(Json(Challenge { nonce, extra_params: json!("") }), &id, expires))
@@ -123,7 +128,8 @@ pub(crate) async fn attest(
     if status == Tier::Affirming || verdict.findings.is_empty() {
         info!(%tee, verdict = status.name(), claim = "measurement", seen = verdict.measurement, "verdict");
     }
-    kbs.sessions.attested(id, Attested { token: verdict.token.clone() });
+    let attested = Attested { token: verdict.token.clone(), affirming: status == Tier::Affirming };
+    kbs.sessions.attested(id, attested, now).map_err(|why| refuse("session", why))?;
     let expires = now + kbs.session_seconds;
     Ok(with_cookie(Json(AttestationResponse { token: verdict.token }), id, expires))
 }
@@ -141,6 +147,7 @@ fn evaluation(tee: Tee, request: Attestation) -> Result<Evaluate, String> {
             return Err(format!("init-data has the format {seen:?}, only toml is known"));
         }
     };
+    request.runtime_data.tee_pubkey.check()?;
     let canonical = request.runtime_data.canonical_primary(additional);
     let binding: Value = serde_json::from_slice(&canonical).map_err(|e| e.to_string())?;
     Ok(Evaluate {
@@ -156,6 +163,22 @@ fn evaluation(tee: Tee, request: Attestation) -> Result<Evaluate, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The key goes into the token, which is kept for as long as the session: whoever has evidence must not choose its size.
+    #[test]
+    fn a_key_of_any_length_is_refused() {
+        let attestation = |x: String| -> Attestation {
+            serde_json::from_value(json!({
+                "runtime-data": {"nonce": "n", "tee-pubkey":
+                    {"kty": "EC", "crv": "P-256", "alg": "ECDH-ES+A256KW", "x": x, "y": "A".repeat(43)}},
+                "tee-evidence": {"primary_evidence": {}, "additional_evidence": ""}
+            }))
+            .unwrap()
+        };
+        evaluation(Tee::SimSnp, attestation("A".repeat(43))).unwrap();
+        let error = evaluation(Tee::SimSnp, attestation("A".repeat(1 << 20))).unwrap_err();
+        assert!(error.contains("tee-pubkey") && error.len() < 300, "{error}");
+    }
 
     #[test]
     fn the_cookie_has_trustees_form() {

@@ -28,6 +28,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+use kata_cc_attestation_service::serve::{self, Limits};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::info;
@@ -124,7 +125,7 @@ async fn serve(config: &Config, check: bool) -> anyhow::Result<()> {
         notify("STOPPING=1");
         let _ = stop.send(true);
     });
-    server::serve(listeners, tls, api::router(kbs.clone()), &stopped).await;
+    serve::serve(listeners, tls, api::router(kbs.clone()), Limits::default(), &stopped).await;
     sweeper.abort();
     kbs.store.close().await;
     info!("stopped");

@@ -118,6 +118,43 @@ mod tests {
             assert!(error.contains(expected) && error.contains("data.policy.allow"), "{error}");
         }
         assert!(policy.check(&json!({}), &path).await.is_err());
+        // No init-data at all, and init-data that the attestation policy does not know.
+        let why = async |claims: &Value| policy.check(claims, &path).await.unwrap_err().to_string();
+        let mut none = claims("snp", "affirming");
+        none["submods"]["cpu0"]["ear.veraison.annotated-evidence"]["init_data"] = json!("0".repeat(64));
+        assert!(why(&none).await.contains("launched without any"));
+        let mut other = claims("snp", "warning");
+        let cpu = &mut other["submods"]["cpu0"];
+        cpu["ear.veraison.annotated-evidence"]["init_data"] = json!("ee");
+        cpu[FINDINGS] =
+            json!([{"claim": "init_data", "seen": "ee", "expected": ["1d"], "reference": "init_data"}]);
+        assert!(
+            why(&other).await.contains("init-data ee, which must be among the reference values init_data")
+        );
+    }
+
+    #[tokio::test]
+    async fn the_policy_of_the_documentation_binds_a_key_to_an_init_data() {
+        let page = include_str!("../../docs/security.md");
+        let (_, text) = page.split_once("```rego\n# resource policy\n").unwrap();
+        let (text, _) = text.split_once("```").unwrap();
+        let policy =
+            ResourcePolicy::load(Store::in_memory(StoreKey::ephemeral()).await.unwrap()).await.unwrap();
+        policy.set(text).await.unwrap();
+        let claims = |tee: &str, status: &str, init_data: &str| {
+            let mut claims = claims(tee, status);
+            claims["submods"]["cpu0"]["ear.veraison.annotated-evidence"]["init_data"] = json!(init_data);
+            claims
+        };
+        let key = ResourcePath::new("shop", "image-key", "1").unwrap();
+        let owner = "0".repeat(64);
+        policy.check(&claims("snp", "affirming", &owner), &key).await.unwrap();
+        let other = policy.check(&claims("snp", "affirming", &"1".repeat(64)), &key).await.unwrap_err();
+        assert!(other.to_string().contains("does not own this resource"), "{other}");
+        assert!(policy.check(&claims("snp", "warning", &owner), &key).await.is_err());
+        assert!(policy.check(&claims("sim-snp", "affirming", &owner), &key).await.is_err());
+        let unowned = ResourcePath::new("shop", "image-key", "2").unwrap();
+        assert!(policy.check(&claims("snp", "affirming", &owner), &unowned).await.is_err());
     }
 
     #[tokio::test]

@@ -46,13 +46,16 @@ async fn a_guest_gets_its_key_and_every_other_is_refused_for_its_reason() {
     admin.put_resource(&path, SECRET).await.unwrap();
     let listed = admin.resource_metadata(&path).await.unwrap();
     assert_eq!((listed.path.as_str(), listed.size), ("default/key/1", SECRET.len() as u64));
-    let values = BTreeMap::from([("snp_launch_measurement".to_owned(), json!([hex::encode([1; 48])]))]);
-    admin.set_reference_values(&values).await.unwrap();
-    assert_eq!(admin.reference_values().await.unwrap(), values);
-
     let data = BTreeMap::from([("policy.rego".to_owned(), "package agent_policy".to_owned())]);
     let init_data = InitData::build(Algorithm::Sha256, &data).unwrap();
-    let good = Guest { host_data: fit(&init_data.digest()), ..Guest::new(&platform, 1) };
+    let host_data: [u8; 32] = fit(&init_data.digest());
+    let values = BTreeMap::from([
+        ("snp_launch_measurement".to_owned(), json!([hex::encode([1; 48])])),
+        ("init_data".to_owned(), json!([hex::encode(host_data)])),
+    ]);
+    admin.set_reference_values(&values).await.unwrap();
+    assert_eq!(admin.reference_values().await.unwrap(), values);
+    let good = Guest { host_data, ..Guest::new(&platform, 1) };
 
     // The default policy denies simulated evidence, however good.
     let error = refused(&server, good.clone(), Some(init_data.text()), &path).await;
@@ -76,6 +79,21 @@ async fn a_guest_gets_its_key_and_every_other_is_refused_for_its_reason() {
         hex::encode([2; 48])
     );
     assert!(matches!(&error, ClientError::Denied { detail, .. } if detail.contains(&expected)), "{error}");
+
+    // Init-data that the host wrote and launched the guest with: all of the evidence is right, but nobody registered it.
+    let data =
+        BTreeMap::from([("policy.rego".to_owned(), "package agent_policy\ndefault X := true".to_owned())]);
+    let hosts = InitData::build(Algorithm::Sha256, &data).unwrap();
+    for (launched, text) in [(fit(&hosts.digest()), Some(hosts.text())), ([0; 32], None)] {
+        let guest = Guest { host_data: launched, ..good.clone() };
+        let error = refused(&server, guest, text, &path).await;
+        let expected =
+            format!("init_data {} is not among the reference values init_data", hex::encode(launched));
+        assert!(
+            matches!(&error, ClientError::Denied { detail, .. } if detail.contains(&expected)),
+            "{error}"
+        );
+    }
 
     // Other init-data than the guest was launched with.
     let changed = format!("{} ", init_data.text());

@@ -20,7 +20,7 @@ const MAX_ANSWER: usize = 2 * MAX_BODY;
 /// Where the key broker is and how it is reached.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Endpoint {
-    /// `https://host[:port]`, or `http://` where the network is trusted.
+    /// `https://host[:port]`, or `http://` where the network is trusted; a guest's client refuses that.
     pub url: String,
     /// PEM certificates that are trusted, as roots or as the server's own. Nothing else is.
     pub certificates: Vec<String>,

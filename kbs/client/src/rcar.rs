@@ -46,6 +46,9 @@ pub struct KbsConfig {
     pub init_data: Option<String>,
     /// Kind of the ephemeral key.
     pub key_algorithm: KeyAlgorithm,
+    /// Whether an `http://` address will do. The network of a confidential guest is its host: who plays the key broker there sees
+    /// no secret, but answers every resource with its own. For tests.
+    pub allow_http: bool,
 }
 
 /// Result of a handshake.
@@ -78,8 +81,16 @@ impl std::fmt::Debug for KbsClient {
 }
 
 impl KbsClient {
-    /// Makes the client and its key; nothing is sent yet.
+    /// Makes the client and its key; nothing is sent yet. An address that is not https is refused unless the configuration
+    /// allows it.
     pub fn new(config: KbsConfig, evidence: Arc<dyn EvidenceProvider>) -> Result<Self, ClientError> {
+        let scheme = config.endpoint.url.split_once("://").map(|(scheme, _)| scheme);
+        if !config.allow_http && !scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case("https")) {
+            let url: String = config.endpoint.url.chars().take(200).collect();
+            return Err(ClientError::Config(format!(
+                "address {url:?} is not https: anybody between the guest and the key broker could answer in its place"
+            )));
+        }
         let user_agent = concat!("kata-cc-kbs-client/", env!("CARGO_PKG_VERSION"));
         Ok(Self {
             http: Http::new(&config.endpoint, user_agent)?,
@@ -235,5 +246,43 @@ impl EvidenceProvider for GuestEvidence {
     async fn evidence(&self, report_data: &[u8]) -> Result<Value, String> {
         let report_data = kata_cc_kbs_protocol::initdata::fit::<64>(report_data);
         kata_cc_attester::evidence(self.source, report_data).await.map_err(|e| e.to_string())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use super::*;
+
+    struct Nothing;
+
+    #[async_trait]
+    impl EvidenceProvider for Nothing {
+        fn tee(&self) -> Tee {
+            Tee::Snp
+        }
+
+        async fn evidence(&self, _: &[u8]) -> Result<Value, String> {
+            Err("none".to_owned())
+        }
+    }
+
+    /// The host is the network of a confidential guest: without TLS it is the key broker too.
+    #[test]
+    fn a_guest_speaks_to_its_key_broker_by_https_only() {
+        let client = |url: &str, allow_http: bool| {
+            let endpoint = Endpoint { url: url.to_owned(), ..Endpoint::default() };
+            KbsClient::new(KbsConfig { endpoint, allow_http, ..KbsConfig::default() }, Arc::new(Nothing))
+        };
+        for url in ["http://kbs:8080", "HTTP://kbs", "kbs:8080", ""] {
+            let error = client(url, false).unwrap_err();
+            assert!(
+                matches!(&error, ClientError::Config(why) if why.contains("is not https")),
+                "{url}: {error}"
+            );
+        }
+        client("http://kbs:8080", true).unwrap();
+        // What is missing here is the certificate.
+        assert!(client("https://kbs", false).unwrap_err().to_string().contains("certificate"));
     }
 }

@@ -92,7 +92,7 @@ impl InitData {
             return Err(InitDataError::TooLarge);
         }
         let document: Document =
-            toml::from_str(text).map_err(|e| InitDataError::Toml(e.message().to_owned()))?;
+            toml::from_str(text).map_err(|e| InitDataError::Toml(crate::toml_error(text, &e)))?;
         let cut = |text: &str| text.chars().take(32).collect::<String>();
         let algorithm = match document.algorithm.to_ascii_lowercase().replace('-', "").as_str() {
             "sha256" => Algorithm::Sha256,

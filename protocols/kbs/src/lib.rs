@@ -42,6 +42,15 @@ pub const SESSION_COOKIE: &str = "kbs-session-id";
 /// Most bytes of a request or answer body that are read.
 pub const MAX_BODY: usize = 2 << 20;
 
+/// Place and message of a TOML error on one line, for logs and terminals; its own form draws over several.
+pub fn toml_error(text: &str, error: &toml::de::Error) -> String {
+    let message = error.message().lines().map(str::trim).collect::<Vec<_>>().join(", ");
+    let Some(before) = error.span().and_then(|span| text.get(..span.start)) else { return message };
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+    format!("line {line}, column {column}: {message}")
+}
+
 /// b64: standard alphabet with padding.
 pub fn base64_standard(bytes: &[u8]) -> String {
     base64::engine::general_purpose::STANDARD.encode(bytes)

@@ -175,6 +175,52 @@ pub enum TeePubKey {
     },
 }
 
+/// Most characters of the modulus and of the exponent of an RSA key: 8192 bits.
+const MAX_RSA_MEMBER: usize = 1366;
+
+impl TeePubKey {
+    /// Checks the lengths of its members: whoever attests chooses them, and they are kept.
+    ///
+    /// # Errors
+    /// A sentence that says which one is wrong.
+    pub fn check(&self) -> Result<(), String> {
+        let wrong = |member: &str, seen: usize, expected: String| {
+            Err(format!("member {member} of tee-pubkey has {seen} characters, expected {expected}"))
+        };
+        let name = |name: &str, text: &str| match text.len() {
+            0..=32 => Ok(()),
+            seen => wrong(name, seen, "at most 32".to_owned()),
+        };
+        match self {
+            Self::EC { crv, alg, x, y } => {
+                name("crv", crv)?;
+                name("alg", alg)?;
+                // Base64url without padding of a coordinate of fixed length.
+                let length = match crv.as_str() {
+                    "P-256" => 43,
+                    "P-384" => 64,
+                    "P-521" => 88,
+                    other => return Err(format!("tee-pubkey is on the unknown curve {other:?}")),
+                };
+                for (member, text) in [("x", x), ("y", y)] {
+                    if text.len() != length {
+                        return wrong(member, text.len(), length.to_string());
+                    }
+                }
+            }
+            Self::RSA { alg, n, e } => {
+                name("alg", alg)?;
+                for (member, text) in [("n", n), ("e", e)] {
+                    if text.len() > MAX_RSA_MEMBER {
+                        return wrong(member, text.len(), format!("at most {MAX_RSA_MEMBER}"));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 /// What the evidence binds: nonce and key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -333,6 +379,32 @@ mod tests {
             text,
             r#"{"additional-evidence":"","nonce":"bm9uY2U=","tee-pubkey":{"alg":"ECDH-ES+A256KW","crv":"P-256","kty":"EC","x":"AA","y":"BB"}}"#
         );
+    }
+
+    #[test]
+    fn members_of_a_key_have_their_lengths() {
+        let ec = |crv: &str, x: usize, y: usize| TeePubKey::EC {
+            crv: crv.to_owned(),
+            alg: "ECDH-ES+A256KW".to_owned(),
+            x: "A".repeat(x),
+            y: "A".repeat(y),
+        };
+        for (curve, length) in [("P-256", 43), ("P-384", 64), ("P-521", 88)] {
+            ec(curve, length, length).check().unwrap();
+            for (x, y) in [(length + 1, length), (length, length - 1), (0, 0), (1 << 20, length)] {
+                let error = ec(curve, x, y).check().unwrap_err();
+                assert!(error.contains(&format!("expected {length}")), "{error}");
+            }
+        }
+        assert!(ec("P-1", 1, 1).check().is_err());
+        assert!(ec(&"P".repeat(1 << 20), 1, 1).check().unwrap_err().len() < 100);
+        let rsa = |n: usize, e: usize| TeePubKey::RSA {
+            alg: "RSA-OAEP-256".to_owned(),
+            n: "A".repeat(n),
+            e: "A".repeat(e),
+        };
+        rsa(683, 4).check().unwrap();
+        assert!(rsa(1367, 4).check().is_err() && rsa(683, 1 << 20).check().is_err());
     }
 
     #[test]
