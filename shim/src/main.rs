@@ -37,10 +37,16 @@ fn run() -> anyhow::Result<()> {
         }
         Action::Info => answer(&info::info(&format!("io.containerd.{}.v2", class().name()))?),
         Action::Start => answer(&start::start(&flags)?),
-        Action::Delete => answer(&delete::delete(&flags, |id| {
-            kata_cc_sandbox::cleanup_leftovers(id);
-            Ok(())
-        })?),
+        Action::Delete => {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .context("cannot start the runtime")?;
+            answer(&delete::delete(&flags, |id| {
+                runtime.block_on(kata_cc_sandbox::cleanup_leftovers(id));
+                Ok(())
+            })?)
+        }
         Action::Serve => serve(&flags),
     }
 }

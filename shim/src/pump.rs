@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use crate::alive::alive;
-use crate::guest::{Output, Pod};
+use crate::guest::{GuestError, Output, Pod};
 use crate::stdio::Sink;
 
 /// What the guest takes in one write.
@@ -50,8 +50,13 @@ pub async fn output(who: Who, which: Output, sink: Option<Sink>, progress: Arc<P
         let data = match read {
             Ok(data) if data.is_empty() => return,
             Ok(data) => data,
-            Err(error) => {
+            // The end of the sandbox, which is told elsewhere.
+            Err(error @ GuestError::Unavailable(_)) => {
                 tracing::debug!(container = who.container, exec = who.exec, %error, "output ended");
+                return;
+            }
+            Err(error) => {
+                tracing::warn!(container = who.container, exec = who.exec, %error, "output is lost");
                 return;
             }
         };

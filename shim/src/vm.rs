@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use kata_cc_agent_protocol::agent::StatsContainerResponse;
+use kata_cc_sandbox::copy::read_small;
 use kata_cc_sandbox::sizing::Limits;
 use kata_cc_sandbox::tier::Demand;
 use kata_cc_sandbox::{
@@ -24,6 +25,7 @@ use crate::guest::{ContainerRequest, GuestError, Launcher, Output, Pod, PodReque
 const HOSTNAME: usize = 64;
 /// More of a `resolv.conf` than any resolver reads.
 const DNS_LINES: usize = 64;
+const DNS_BYTES: u64 = 64 << 10;
 
 /// Launches microVMs.
 #[derive(Debug)]
@@ -101,9 +103,10 @@ fn limits(spec: &Spec) -> Limits {
 fn dns(spec: &Spec) -> Vec<String> {
     let mounts = spec.mounts().as_deref().unwrap_or_default();
     let source = mounts.iter().find(|mount| mount.destination().as_os_str() == "/etc/resolv.conf");
-    let text =
-        source.and_then(|mount| mount.source().as_ref()).and_then(|path| std::fs::read_to_string(path).ok());
-    text.unwrap_or_default().lines().take(DNS_LINES).map(str::to_owned).collect()
+    let path = source.and_then(|mount| mount.source().as_ref());
+    // One that is not there, or is no file, is no name server lines; mounting it then says what is wrong.
+    let bytes = path.and_then(|path| read_small(path, DNS_BYTES).ok()).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).lines().take(DNS_LINES).map(str::to_owned).collect()
 }
 
 /// What a guest gets of the specification: the hooks that the shim itself has run are not in it.
@@ -279,6 +282,21 @@ mod tests {
     fn without_a_namespace_path_the_sandbox_makes_its_own() {
         let spec = json!({"ociVersion": "1.0.2", "linux": {"namespaces": [{"type": "network"}]}});
         assert_eq!(sandbox_spec(&request(spec), Class::KataCc).netns, None);
+    }
+
+    #[test]
+    fn only_the_beginning_of_a_resolv_conf_is_read_and_only_of_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("resolv.conf");
+        let spec = |path: &std::path::Path| {
+            let mounts = json!([{"destination": "/etc/resolv.conf", "type": "bind", "source": path}]);
+            serde_json::from_value(json!({"ociVersion": "1.0.2", "mounts": mounts})).unwrap()
+        };
+        std::fs::write(&path, format!("nameserver 10.0.0.1\n{}", "#".repeat(1 << 20))).unwrap();
+        let lines = dns(&spec(&path));
+        assert_eq!(lines[0], "nameserver 10.0.0.1");
+        assert!(lines.iter().map(String::len).sum::<usize>() <= 64 << 10);
+        assert!(dns(&spec(std::path::Path::new("/dev/zero"))).is_empty());
     }
 
     #[test]

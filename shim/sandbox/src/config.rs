@@ -143,6 +143,9 @@ pub struct ImageSettings {
     pub insecure_registries: Vec<String>,
     /// Whether the simulated TEE may open what demands confidentiality; for trying things out.
     pub allow_simulated_tee: bool,
+    /// The only images that a guest may pull, `host/repository@sha256:…` (digest of the manifest or of the index); any
+    /// without. Images that other programs than `kata-cc image encrypt` encrypted must be listed.
+    pub allowed: Option<Vec<String>>,
     /// Agent policy (Rego) that replaces the guest image's.
     pub agent_policy: Option<PathBuf>,
 }
@@ -169,7 +172,7 @@ impl NodeConfig {
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         toml::from_str(&text).map_err(|error: toml::de::Error| ConfigError::Parse {
             path: path.to_owned(),
-            message: error.to_string().trim_end().to_owned(),
+            message: kata_cc_kbs_protocol::toml_error(&text, &error),
         })
     }
 
@@ -257,7 +260,8 @@ mod tests {
     #[test]
     fn an_unknown_key_is_refused_by_name() {
         let error = parse("[tee]\nsimulatd = \"sim-snp\"\n").unwrap_err().to_string();
-        assert!(error.contains("simulatd"), "{error}");
+        assert!(error.contains("line 2, column 1: ") && error.contains("simulatd"), "{error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
         let error = parse("[tee]\nsimulated = \"snp\"\n").unwrap_err().to_string();
         assert!(error.contains("sim-snp"), "{error}");
     }

@@ -8,15 +8,13 @@ use kata_cc_agent_protocol::agent as wire;
 use kata_cc_vmm_api::{ControlReply, ControlRequest};
 use serde_json::json;
 
+use crate::copy::{self, Content, CopyError};
 use crate::log::Source;
 use crate::sandbox::{
     ContainerSpec, Rootfs, Sandbox, SandboxError, context, failure_detail, failure_stage, io,
 };
 use crate::vm_shape::{self, ROOTFS_SLOTS};
 use crate::{oci, rootfs, vmm};
-
-/// Bytes of one CopyFile call.
-const COPY_CHUNK: usize = 512 << 10;
 
 impl Sandbox {
     /// Create a container; it does not run yet.
@@ -33,6 +31,8 @@ impl Sandbox {
                 &format!("container {} was not created: {error}", container.id),
             );
             self.release_slot(&container.id).await;
+        } else {
+            self.log.add(Source::Shim, "info", &format!("container {} is created", container.id));
         }
         result
     }
@@ -124,38 +124,44 @@ impl Sandbox {
         }
     }
 
-    /// Copy a file, link or folder of the host into the guest.
+    /// Copy a file or folder of the host into the guest; see [`crate::copy`] for what of it.
     async fn copy(&self, from: &Path, to: &str) -> Result<(), SandboxError> {
-        use std::os::unix::fs::MetadataExt;
-        let failed = || io(format!("cannot copy {} into the guest", from.display()));
-        let metadata = std::fs::metadata(from).map_err(failed())?;
-        let mut request = wire::CopyFileRequest::new();
-        to.clone_into(&mut request.path);
-        request.dir_mode = 0o755;
-        request.file_mode = metadata.mode();
-        request.uid = i32::try_from(metadata.uid()).unwrap_or(0);
-        request.gid = i32::try_from(metadata.gid()).unwrap_or(0);
-        if metadata.is_dir() {
-            self.call(self.agent.0.copy_file(context(), &request)).await?;
-            for entry in std::fs::read_dir(from).map_err(failed())? {
-                let entry = entry.map_err(failed())?;
-                let inner = format!("{to}/{}", entry.file_name().to_string_lossy());
-                Box::pin(self.copy(&entry.path(), &inner)).await?;
+        let failed = |why: CopyError| SandboxError::Copy { from: from.to_owned(), why };
+        let mut walk = copy::Walk::new(from);
+        // At most MAX_BYTES in pieces of CHUNK are read here, from local files: too little to be worth another thread.
+        while let Some(item) = walk.next().map_err(failed)? {
+            let mut request = wire::CopyFileRequest::new();
+            request.path = match item.below.as_os_str().is_empty() {
+                true => to.to_owned(),
+                false => format!("{to}/{}", item.below.to_string_lossy()),
+            };
+            request.dir_mode = 0o755;
+            (request.file_mode, request.uid, request.gid) = copy::attributes(&item.metadata);
+            match item.content {
+                Content::Folder => self.copy_file(&request).await?,
+                Content::Link(target) => {
+                    request.data = target.into_os_string().into_encoded_bytes();
+                    self.copy_file(&request).await?;
+                }
+                Content::File(mut chunks) => {
+                    request.file_size = i64::try_from(item.metadata.len()).unwrap_or(i64::MAX);
+                    loop {
+                        request.data = chunks.next_piece().map_err(failed)?;
+                        let length = i64::try_from(request.data.len()).unwrap_or(i64::MAX);
+                        // An empty file takes one call, without data.
+                        self.copy_file(&request).await?;
+                        request.offset += length;
+                        if request.offset == request.file_size {
+                            break;
+                        }
+                    }
+                }
             }
-            return Ok(());
         }
-        let bytes = std::fs::read(from).map_err(failed())?;
-        request.file_size = i64::try_from(bytes.len()).unwrap_or(i64::MAX);
-        let mut offset = 0;
-        loop {
-            let end = bytes.len().min(offset + COPY_CHUNK);
-            request.offset = i64::try_from(offset).unwrap_or(i64::MAX);
-            request.data = bytes[offset..end].to_vec();
-            self.call(self.agent.0.copy_file(context(), &request)).await?;
-            offset = end;
-            if offset == bytes.len() {
-                return Ok(());
-            }
-        }
+        Ok(())
+    }
+
+    async fn copy_file(&self, request: &wire::CopyFileRequest) -> Result<(), SandboxError> {
+        self.call(self.agent.0.copy_file(context(), request)).await.map(drop)
     }
 }

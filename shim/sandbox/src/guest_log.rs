@@ -7,13 +7,17 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 use tokio::net::UnixListener;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::log::{Log, MAX_LINE, Source};
 use crate::record::Recorder;
 
 /// Stages that a guest may report; others stay log lines.
 const GUEST_STAGES: [&str; 5] = ["attested", "key-released", "pulled", "refused", "failed"];
+
+/// Most log connections of a guest at a time. The agent has one, and a second while it makes a broken one anew; a guest
+/// that holds more silences nobody but itself.
+const MAX_CONNECTIONS: usize = 8;
 
 /// The last words worth repeating when a sandbox ends or a call fails.
 #[derive(Clone, Debug, Default)]
@@ -83,7 +87,7 @@ pub(crate) fn follow_vmm(
     })
 }
 
-/// Listens for the agent's log lines.
+/// Listens for the agent's log lines; whoever in the guest connects is heard, [`MAX_CONNECTIONS`] at a time.
 ///
 /// # Errors
 /// When the socket cannot be bound.
@@ -95,14 +99,27 @@ pub(crate) fn follow_agent(
 ) -> std::io::Result<JoinHandle<()>> {
     let listener = UnixListener::bind(socket)?;
     Ok(tokio::spawn(async move {
-        // One at a time: there is one agent, and it connects anew when the connection breaks.
+        // Dropped with this task, and every connection with it.
+        let mut connections = JoinSet::new();
+        let mut told = false;
         while let Ok((stream, _)) = listener.accept().await {
-            lines(stream, |line| {
-                words.note(line);
-                record_stage(line, &record);
-                log.add_foreign(Source::Agent, line);
-            })
-            .await;
+            while connections.try_join_next().is_some() {}
+            if connections.len() >= MAX_CONNECTIONS {
+                if !std::mem::replace(&mut told, true) {
+                    let more = format!("more than {MAX_CONNECTIONS} log connections of the guest: refused");
+                    log.add(Source::Shim, "warn", &more);
+                }
+                continue;
+            }
+            let (log, words, record) = (log.clone(), words.clone(), record.clone());
+            connections.spawn(async move {
+                lines(stream, |line| {
+                    words.note(line);
+                    record_stage(line, &record);
+                    log.add_foreign(Source::Agent, line);
+                })
+                .await;
+            });
         }
     }))
 }
@@ -116,7 +133,7 @@ fn record_stage(line: &str, record: &Recorder) {
     for own in ["t", "source", "level"] {
         fields.remove(own);
     }
-    record.stage(&stage, Value::Object(fields));
+    record.guest_stage(&stage, Value::Object(fields));
 }
 
 /// Follows the console file as it grows. The agent's own lines come by vsock and are passed over here.
@@ -165,6 +182,8 @@ pub(crate) fn console_end(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::UnixStream;
 
     #[test]
     fn the_guest_records_only_the_stages_that_are_its_own() {
@@ -177,6 +196,7 @@ mod tests {
         assert_eq!(stages.len(), 1);
         assert_eq!(stages[0].detail, serde_json::json!({"tee": "sim-snp"}));
         assert_ne!(stages[0].t, "2020");
+        assert!(stages[0].guest);
     }
 
     #[test]
@@ -186,5 +206,51 @@ mod tests {
         words.note(r#"{"level":"ERROR","message":"no kvm"}"#);
         assert_eq!(words.refusal().as_deref(), Some("init-data differs"));
         assert_eq!(words.error().as_deref(), Some("no kvm"));
+    }
+
+    async fn eventually(mut so: impl FnMut() -> bool) -> bool {
+        for _ in 0..200 {
+            if so() {
+                return true;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        false
+    }
+
+    #[tokio::test]
+    async fn a_silent_connection_does_not_silence_others_and_there_are_not_too_many() {
+        let dir = tempfile::tempdir().unwrap();
+        let (socket, log) = (dir.path().join("log"), Log::open(dir.path()).unwrap());
+        let record = Recorder::create(&dir.path().join("records"), "x").unwrap();
+        let task = follow_agent(&socket, log, LastWords::default(), record).unwrap();
+        let mut open = Vec::new();
+        for n in 0..MAX_CONNECTIONS {
+            let mut stream = UnixStream::connect(&socket).await.unwrap();
+            if n > 0 {
+                stream.write_all(format!("{{\"msg\":\"line {n}\"}}\n").as_bytes()).await.unwrap();
+            }
+            open.push(stream);
+        }
+        let count =
+            || crate::log::read(dir.path()).unwrap().filter(|line| line.source == Source::Agent).count();
+        assert!(eventually(|| count() == MAX_CONNECTIONS - 1).await, "{} lines", count());
+        let mut refused = UnixStream::connect(&socket).await.unwrap();
+        let ended = tokio::time::timeout(Duration::from_secs(2), refused.read_u8()).await;
+        assert!(ended.expect("it was left open").is_err());
+        // One goes, and there is room again.
+        drop(open.pop());
+        let again = async {
+            loop {
+                let mut stream = UnixStream::connect(&socket).await.unwrap();
+                let _ = stream.write_all(b"{\"msg\":\"again\"}\n").await;
+                if tokio::time::timeout(Duration::from_millis(50), stream.read_u8()).await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(5), again).await.unwrap();
+        assert!(eventually(|| crate::log::read(dir.path()).unwrap().any(|line| line.msg == "again")).await);
+        task.abort();
     }
 }

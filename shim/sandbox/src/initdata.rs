@@ -106,6 +106,8 @@ struct Image {
     extra_root_certificates: Vec<String>,
     insecure_registries: Vec<String>,
     allow_simulated_tee: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    allowed: Option<Vec<String>>,
 }
 
 /// From the node's configuration: key broker, registries, agent policy.
@@ -133,6 +135,7 @@ pub fn of_node(config: &NodeConfig) -> Result<Prepared, InitDataSourceError> {
         extra_root_certificates: roots,
         insecure_registries: config.image.insecure_registries.clone(),
         allow_simulated_tee: config.image.allow_simulated_tee,
+        allowed: config.image.allowed.clone(),
     };
     data.insert("cdh.toml".to_owned(), toml::to_string(&CdhToml { kbc, image })?);
     if let Some(policy) = &config.image.agent_policy {
@@ -159,6 +162,15 @@ mod tests {
         assert_eq!(aa["token_configs"]["kbs"]["url"].as_str(), Some("https://kbs:8080"));
         let cdh: toml::Table = document.get("cdh.toml").unwrap().parse().unwrap();
         assert_eq!(cdh["image"]["allow_simulated_tee"].as_bool(), Some(false));
+        assert!(!cdh["image"].as_table().unwrap().contains_key("allowed"));
+        let pin = format!("host/app@sha256:{}", "0".repeat(64));
+        for allowed in [vec![], vec![pin]] {
+            let image = ImageSettings { allowed: Some(allowed.clone()), ..Default::default() };
+            let pinned = of_node(&NodeConfig { image, ..Default::default() }).unwrap();
+            let cdh = InitData::parse(&pinned.text).unwrap().get("cdh.toml").unwrap().to_owned();
+            let cdh: toml::Table = cdh.parse().unwrap();
+            assert_eq!(cdh["image"]["allowed"].clone().try_into::<Vec<String>>().unwrap(), allowed);
+        }
         assert_eq!(prepared.host_data.to_vec(), document.digest());
         assert_eq!(prepared.image.len() % 512, 0);
         // the same configuration gives the same digest

@@ -3,17 +3,21 @@
 //! Rooms: [`tier`] decides what protects the sandbox (one pure function), [`config`] and [`paths`] say where things
 //! are, [`vm_shape`] what the virtual machine is made of, [`sizing`] how large it is, [`initdata`] what a confidential
 //! guest is started with, `vmm` runs the monitor, `channel` speaks to the agent, [`egress`] is the guest's way out,
-//! [`network`] joins it to the pod's network, [`rootfs`] hands in a root file system, [`oci`] turns a container's
-//! specification into an agent request, and [`sandbox`] puts them together. [`record`] and [`log`] keep what happened.
+//! [`network`] joins it to the pod's network, [`rootfs`] hands in a root file system, [`copy`] small files, [`oci`] turns a
+//! container's specification into an agent request, `launch` puts them together, and [`sandbox`] is the result.
+//! [`record`] and [`log`] keep what happened, `leftovers` what is to be removed if the shim dies.
 //!
 //! Whatever process dies at whatever moment, no call hangs: each is raced against the end of the VM.
 
 mod channel;
 pub mod config;
 mod container;
+pub mod copy;
 pub mod egress;
 mod guest_log;
 pub mod initdata;
+mod launch;
+mod leftovers;
 pub mod log;
 pub mod network;
 pub mod oci;
@@ -29,5 +33,6 @@ pub mod vm_shape;
 mod vmm;
 
 pub use config::NodeConfig;
-pub use sandbox::{ContainerSpec, Output, Rootfs, Sandbox, SandboxError, SandboxSpec, cleanup_leftovers};
+pub use leftovers::cleanup_leftovers;
+pub use sandbox::{ContainerSpec, Output, Rootfs, Sandbox, SandboxError, SandboxSpec};
 pub use tier::{Class, Tier};

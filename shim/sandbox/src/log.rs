@@ -109,7 +109,7 @@ impl Log {
         self.write(&Line { t: now(), source, level: level.to_owned(), msg, fields });
     }
 
-    /// Add a line that a VMM or agent wrote as JSON; text that is none becomes the message of a line of its own.
+    /// Add a line that a VMM or agent wrote as JSON; the guest's time is not taken: it could be any. Text that is none becomes the message of a line of its own.
     pub fn add_foreign(&self, source: Source, text: &str) {
         let text = cut(text, MAX_LINE);
         let Ok(Value::Object(mut fields)) = serde_json::from_str::<Value>(text) else {
@@ -121,7 +121,8 @@ impl Log {
                 _ => None,
             })
         };
-        let t = take(&["t", "timestamp", "time"]).unwrap_or_else(now);
+        let said = take(&["t", "timestamp", "time"]);
+        let t = said.filter(|_| source == Source::Vmm).unwrap_or_else(now);
         let level = take(&["level"]).unwrap_or_else(|| "info".into()).to_lowercase();
         let msg = take(&["msg", "message"]).unwrap_or_default();
         fields.remove("source");
@@ -156,7 +157,8 @@ impl Log {
 /// When there is no such file.
 pub fn read(dir: &Path) -> std::io::Result<impl Iterator<Item = Line> + use<>> {
     let file = BufReader::new(File::open(dir.join(FILE))?);
-    Ok(file.lines().map_while(Result::ok).filter_map(|line| serde_json::from_str(&line).ok()))
+    // By bytes: a damaged line that is no text must not hide what stands behind it.
+    Ok(file.split(b'\n').map_while(Result::ok).filter_map(|line| serde_json::from_slice(&line).ok()))
 }
 
 /// The log's file in a record folder.
@@ -180,12 +182,14 @@ mod tests {
         );
         log.add_foreign(Source::Kernel, "Linux version \u{1b}[31m6.12");
         // a guest cannot pose as another source
-        log.add_foreign(Source::Agent, r#"{"source":"shim","msg":"x"}"#);
+        log.add_foreign(Source::Agent, r#"{"source":"shim","msg":"x","t":"2020-01-01T00:00:00Z"}"#);
         let lines: Vec<Line> = read(dir.path()).unwrap().collect();
         assert_eq!(lines.len(), 4);
         assert_eq!((lines[1].level.as_str(), lines[1].msg.as_str()), ("warn", "slow"));
         assert_eq!(lines[1].fields["device"], "net-0");
         assert_eq!(lines[3].source, Source::Agent);
+        // nor write itself into another time
+        assert!(!lines[3].t.starts_with("2020") && lines[1].t.starts_with("2026-01-01"));
     }
 
     #[test]

@@ -4,11 +4,13 @@
 //! later: Docker, nerdctl and ctr add it after create) is tied to a free tap by two `tc` redirects, and the guest is told its
 //! addresses and routes. A sandbox without a namespace of its own gets an empty one, so that every VM has the same devices.
 //!
-//! `ip` and `tc` (iproute2) do the work, inside the namespace: they are on every node, and their JSON is stable.
+//! `ip` and `tc` (iproute2) do the work, inside the namespace: they are on every node, and their JSON is stable. None of
+//! them may take longer than [`LIMIT`]: a kernel that is stuck on a lock must not hold a pod's start or end for ever.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 use kata_cc_agent_protocol::types::{IPAddress, IPFamily, Interface, Route};
 use serde::Deserialize;
@@ -19,6 +21,8 @@ use tokio::process::{Child, Command};
 use crate::vm_shape::{NETWORK_SLOTS, Tap};
 
 const TAP_PREFIX: &str = "kcc-tap";
+/// How long one command may take; they need some 10 ms.
+const LIMIT: Duration = Duration::from_secs(15);
 
 /// What went wrong with the network.
 #[derive(Debug, Error)]
@@ -38,6 +42,14 @@ pub enum NetworkError {
         command: String,
         /// What it printed.
         message: String,
+    },
+    /// A command did not end.
+    #[error("{command} did not end within {limit:?} and was killed")]
+    Slow {
+        /// What was run.
+        command: String,
+        /// How long it was waited for.
+        limit: Duration,
     },
     /// Its output was not understood.
     #[error("{command} printed what was not expected: {source}")]
@@ -103,20 +115,27 @@ struct RouteLine {
 }
 
 impl Network {
+    /// Where a sandbox has its taps: the pod's namespace, or one of its own, whose name is given as well.
+    #[must_use]
+    pub fn place(netns: Option<&Path>, id: &str) -> (PathBuf, Option<String>) {
+        match netns {
+            Some(path) => (path.to_owned(), None),
+            None => {
+                let name = own_namespace(id);
+                (Path::new("/run/netns").join(&name), Some(name))
+            }
+        }
+    }
+
     /// Prepare the taps in `netns`, or in a new, empty namespace named after the sandbox.
     ///
     /// # Errors
     /// When a command fails; what was made is removed again.
     pub async fn prepare(netns: Option<&Path>, id: &str) -> Result<Self, NetworkError> {
-        let own = netns.is_none().then(|| own_namespace(id));
-        let path = match (&own, netns) {
-            (Some(name), _) => {
-                run(None, &["ip", "netns", "add", name]).await?;
-                Path::new("/run/netns").join(name)
-            }
-            (None, Some(path)) => path.to_owned(),
-            (None, None) => unreachable!("no namespace means one of our own"),
-        };
+        let (path, own) = Self::place(netns, id);
+        if let Some(name) = &own {
+            run(None, &["ip", "netns", "add", name]).await?;
+        }
         let mut network = Self { netns: path, own, taps: Vec::new(), tied: BTreeMap::new() };
         match network.make_taps().await {
             Ok(()) => Ok(network),
@@ -147,24 +166,14 @@ impl Network {
         &self.netns
     }
 
-    /// Name of the namespace that was made for this sandbox.
-    #[must_use]
-    pub fn own_namespace(&self) -> Option<&str> {
-        self.own.as_deref()
-    }
-
     /// The taps for the VMM.
     #[must_use]
     pub fn taps(&self) -> &[Tap] {
         &self.taps
     }
 
-    /// Ethernet interfaces that are neither loopback nor our taps.
     async fn links(&self) -> Result<Vec<Link>, NetworkError> {
-        let text = run(Some(&self.netns), &["ip", "-j", "address", "show"]).await?;
-        let links: Vec<Link> = parse("ip -j address", &text)?;
-        let is_pods = |link: &Link| link.link_type == "ether" && !link.ifname.starts_with(TAP_PREFIX);
-        Ok(links.into_iter().filter(is_pods).collect())
+        pod_links(&self.netns).await
     }
 
     /// Tie interfaces that are new, and tell what the guest is to be told now.
@@ -178,8 +187,12 @@ impl Network {
                 && let Some(slot) =
                     (0..self.taps.len()).find(|slot| !self.tied.values().any(|used| used == slot))
             {
-                self.tie(link, slot).await?;
+                // Noted first: whatever becomes of this call, `remove` then knows of it.
                 self.tied.insert(link.ifname.clone(), slot);
+                if let Err(error) = self.tie(link, slot).await {
+                    self.tied.remove(&link.ifname);
+                    return Err(error);
+                }
             }
         }
         let tied = |name: &str| self.tied.get(name).copied();
@@ -202,14 +215,21 @@ impl Network {
         if link.mtu > 0 {
             run(netns, &["ip", "link", "set", "dev", tap, "mtu", &link.mtu.to_string()]).await?;
         }
-        for (from, to) in [(link.ifname.as_str(), tap.as_str()), (tap, &link.ifname)] {
-            run(netns, &["tc", "qdisc", "add", "dev", from, "ingress"]).await?;
-            let filter =
-                ["tc", "filter", "add", "dev", from, "parent", "ffff:", "protocol", "all", "matchall"];
-            let action = ["action", "mirred", "egress", "redirect", "dev", to];
-            run(netns, &[&filter[..], &action[..]].concat()).await?;
+        let interface = link.ifname.as_str();
+        // An ingress qdisc that is there already is somebody else's: this fails, and it stays.
+        run(netns, &["tc", "qdisc", "add", "dev", interface, "ingress"]).await?;
+        let both_ways = async {
+            redirect(netns, interface, tap).await?;
+            run(netns, &["tc", "qdisc", "add", "dev", tap, "ingress"]).await?;
+            redirect(netns, tap, interface).await
+        };
+        let tied = both_ways.await;
+        if tied.is_err() {
+            // From here on both are ours: a second try must not find them.
+            remove_redirect(&self.netns, interface).await;
+            remove_redirect(&self.netns, tap).await;
         }
-        Ok(())
+        tied
     }
 
     /// A process that prints a line whenever something changes in the namespace.
@@ -233,7 +253,7 @@ impl Network {
             return;
         }
         for name in self.tied.keys() {
-            let _ = run(Some(&self.netns), &["tc", "qdisc", "delete", "dev", name, "ingress"]).await;
+            remove_redirect(&self.netns, name).await;
         }
         self.tied.clear();
         for tap in self.taps.drain(..) {
@@ -250,35 +270,67 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// The next change; never returns once the watch has ended.
-    pub async fn next(&mut self) {
+    /// Waits for the next change; `false` at once when the watch has ended.
+    pub async fn next(&mut self) -> bool {
         if let Some(lines) = &mut self.lines
             && let Ok(Some(_)) = lines.next_line().await
         {
-            return;
+            return true;
         }
         self.lines = None;
-        std::future::pending().await
+        false
     }
 }
 
 /// Remove what a sandbox that died left in the network; for the shim's `delete`.
-pub fn remove_leftovers(own: Option<&str>, netns: Option<&Path>) {
-    let quiet = |arguments: &[&str]| {
-        let _ = std::process::Command::new(arguments[0])
-            .args(&arguments[1..])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status();
-    };
+pub(crate) async fn remove_leftovers(own: Option<&str>, netns: &Path) {
     if let Some(name) = own {
-        quiet(&["ip", "netns", "delete", name]);
-    } else if let Some(netns) = netns.filter(|path| path.exists()) {
-        let inside = format!("--net={}", netns.display());
-        for slot in 0..NETWORK_SLOTS {
-            quiet(&["nsenter", &inside, "ip", "link", "delete", "dev", &format!("{TAP_PREFIX}{slot}")]);
-        }
+        // The taps go with it.
+        let _ = run(None, &["ip", "netns", "delete", name]).await;
+        return;
+    }
+    if !netns.exists() {
+        return;
+    }
+    // Which interfaces were tied died with the shim; the redirects themselves say it, as long as the taps exist.
+    for link in pod_links(netns).await.unwrap_or_default() {
+        remove_redirect(netns, &link.ifname).await;
+    }
+    for slot in 0..NETWORK_SLOTS {
+        let tap = format!("{TAP_PREFIX}{slot}");
+        let _ = run(Some(netns), &["ip", "link", "delete", "dev", &tap]).await;
+    }
+}
+
+/// Ethernet interfaces that are neither loopback nor our taps.
+async fn pod_links(netns: &Path) -> Result<Vec<Link>, NetworkError> {
+    let text = run(Some(netns), &["ip", "-j", "address", "show"]).await?;
+    let links: Vec<Link> = parse("ip -j address", &text)?;
+    let is_pods = |link: &Link| link.link_type == "ether" && !link.ifname.starts_with(TAP_PREFIX);
+    Ok(links.into_iter().filter(is_pods).collect())
+}
+
+/// Pass all that comes in at `from` on to `to`. `matchall` is the cheaper classifier; kernels without it have `u32`.
+async fn redirect(netns: Option<&Path>, from: &str, to: &str) -> Result<(), NetworkError> {
+    let filter = ["tc", "filter", "add", "dev", from, "parent", "ffff:", "protocol", "all"];
+    let action = ["action", "mirred", "egress", "redirect", "dev", to];
+    if run(netns, &[&filter[..], &["matchall"], &action[..]].concat()).await.is_ok() {
+        return Ok(());
+    }
+    run(netns, &[&filter[..], &["u32", "match", "u32", "0", "0"], &action[..]].concat()).await.map(drop)
+}
+
+/// Remove the ingress qdisc of an interface if it is ours: its filters lead to or from a tap of ours, or it has none (we
+/// were broken off between the two steps; without filters it does nothing for anybody).
+async fn remove_redirect(netns: &Path, interface: &str) {
+    let show = ["tc", "filter", "show", "dev", interface, "parent", "ffff:"];
+    let ours = interface.starts_with(TAP_PREFIX)
+        || run(Some(netns), &show)
+            .await
+            .is_ok_and(|text| text.trim().is_empty() || text.contains(TAP_PREFIX));
+    if ours {
+        // Fails where there is none.
+        let _ = run(Some(netns), &["tc", "qdisc", "delete", "dev", interface, "ingress"]).await;
     }
 }
 
@@ -354,11 +406,20 @@ fn command(netns: Option<&Path>, arguments: &[&str]) -> Command {
 }
 
 async fn run(netns: Option<&Path>, arguments: &[&str]) -> Result<String, NetworkError> {
-    let output = command(netns, arguments)
-        .kill_on_drop(true)
-        .output()
-        .await
-        .map_err(|source| NetworkError::Missing { program: "ip or nsenter", source })?;
+    run_within(LIMIT, netns, arguments).await
+}
+
+async fn run_within(
+    limit: Duration,
+    netns: Option<&Path>,
+    arguments: &[&str],
+) -> Result<String, NetworkError> {
+    // Dropped at the limit, which kills it.
+    let output = command(netns, arguments).kill_on_drop(true).output();
+    let output = match tokio::time::timeout(limit, output).await {
+        Ok(output) => output.map_err(|source| NetworkError::Missing { program: "ip or nsenter", source })?,
+        Err(_) => return Err(NetworkError::Slow { command: arguments.join(" "), limit }),
+    };
     if !output.status.success() {
         let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         return Err(NetworkError::Failed { command: arguments.join(" "), message });
@@ -403,5 +464,20 @@ mod tests {
     fn names_of_namespaces_are_short_and_distinct() {
         assert_eq!(own_namespace("a").len(), 24);
         assert_ne!(own_namespace("a"), own_namespace("b"));
+    }
+
+    #[tokio::test]
+    async fn a_command_that_does_not_end_is_killed_and_named() {
+        let unique = format!("{}.0871", 3600 + std::process::id());
+        let begun = std::time::Instant::now();
+        let error = run_within(Duration::from_millis(200), None, &["sleep", &unique]).await.unwrap_err();
+        assert!(begun.elapsed() < Duration::from_secs(5));
+        assert_eq!(error.to_string(), format!("sleep {unique} did not end within 200ms and was killed"));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let alive = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok).any(|entry| {
+            std::fs::read(entry.path().join("cmdline"))
+                .is_ok_and(|line| String::from_utf8_lossy(&line).contains(&unique))
+        });
+        assert!(!alive, "it still runs");
     }
 }

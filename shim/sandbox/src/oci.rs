@@ -5,20 +5,18 @@
 //! ([`Copy`]) where a copy is the same thing (small, read-only or one of the pod's own files), and are refused otherwise:
 //! a copy of a writable volume would lose what is written.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use kata_cc_agent_protocol::oci as wire;
 use serde_json::Value;
 use thiserror::Error;
 
+use crate::copy;
+
 /// Guest folder of copied files (Kata's path).
 pub const SHARED: &str = "/run/kata-containers/shared/containers";
 /// Guest's shared memory of the sandbox.
 pub const SANDBOX_SHM: &str = "/run/kata-containers/sandbox/shm";
-/// Largest file that is copied.
-pub const MAX_COPY: u64 = 1 << 20;
-/// Most files of one mount.
-pub const MAX_COPIED_FILES: usize = 256;
 
 /// Files that a pod's runtime writes for the container; a copy is as good, although they are mounted writable.
 const POD_FILES: [&str; 5] =
@@ -350,7 +348,7 @@ fn convert_mount(
     if !readonly && !POD_FILES.contains(&converted.destination.as_str()) {
         return Err(refuse("it is writable, and a copy would lose what is written".into()));
     }
-    check_copy(&from).map_err(refuse)?;
+    copy::check(&from).map_err(|why| refuse(why.to_string()))?;
     let base = from.file_name().map_or_else(|| "root".into(), |name| name.to_string_lossy().into_owned());
     // Kata's form: container id, 16 hex digits, base name
     let to = format!("{SHARED}/{id}-{index:016x}-{base}");
@@ -359,32 +357,12 @@ fn convert_mount(
     Ok(converted)
 }
 
-/// Whether a path is small enough, and made of regular files, folders and links only.
-fn check_copy(from: &Path) -> Result<(), String> {
-    let mut queue = vec![from.to_owned()];
-    let (mut files, mut bytes) = (0, 0);
-    while let Some(path) = queue.pop() {
-        let metadata =
-            std::fs::symlink_metadata(&path).map_err(|error| format!("cannot be looked at: {error}"))?;
-        files += 1;
-        if metadata.is_dir() {
-            let entries = std::fs::read_dir(&path).map_err(|error| format!("cannot be read: {error}"))?;
-            queue.extend(entries.filter_map(Result::ok).map(|entry| entry.path()));
-        } else if metadata.is_file() {
-            bytes += metadata.len();
-        } else if !metadata.is_symlink() {
-            return Err("it holds a device, socket or pipe".into());
-        }
-        if files > MAX_COPIED_FILES || bytes > MAX_COPY {
-            return Err(format!("it is larger than {MAX_COPIED_FILES} files or {MAX_COPY} bytes"));
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::copy::MAX_BYTES;
     use serde_json::json;
 
     fn spec() -> Value {
@@ -460,7 +438,7 @@ mod tests {
     fn mounts_that_a_copy_cannot_stand_for_are_refused_with_the_reason() {
         let dir = tempfile::tempdir().unwrap();
         let big = dir.path().join("big");
-        std::fs::write(&big, vec![0; usize::try_from(MAX_COPY).unwrap() + 1]).unwrap();
+        std::fs::write(&big, vec![0; usize::try_from(MAX_BYTES).unwrap() + 1]).unwrap();
         let refused = |source: &Path, options: &[&str]| {
             let spec = json!({"mounts": [{"destination": "/d", "type": "bind", "source": source, "options": options}]});
             convert("c", &spec, "/r").unwrap_err().to_string()

@@ -41,33 +41,51 @@ pub(crate) fn start_time(pid: u32) -> Option<u64> {
 }
 
 /// Kill a process if it is still the one that started at `start`, and wait until it is gone.
-pub(crate) fn kill_if_same(pid: u32, start: u64) {
+pub(crate) async fn kill_if_same(pid: u32, start: u64) {
     let Ok(raw) = i32::try_from(pid) else { return };
     if start_time(pid) != Some(start) {
         return;
     }
     let target = nix::unistd::Pid::from_raw(raw);
     let _ = nix::sys::signal::kill(target, nix::sys::signal::Signal::SIGKILL);
+    until(|| start_time(pid) != Some(start)).await;
+}
+
+/// Wait until something is so, at most two seconds; other tasks of the thread go on meanwhile.
+async fn until(mut so: impl FnMut() -> bool) -> bool {
     for _ in 0..200 {
-        if start_time(pid) != Some(start) {
-            return;
+        if so() {
+            return true;
         }
-        std::thread::sleep(std::time::Duration::from_millis(10));
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
+    false
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
 
-    #[test]
-    fn a_process_is_known_by_its_start() {
+    #[tokio::test]
+    async fn a_process_is_known_by_its_start() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let start = start_time(child.id()).unwrap();
-        kill_if_same(child.id(), start + 1);
+        kill_if_same(child.id(), start + 1).await;
         assert!(child.try_wait().unwrap().is_none(), "another process of that number is left alone");
-        kill_if_same(child.id(), start);
+        kill_if_same(child.id(), start).await;
         assert!(!child.wait().unwrap().success());
         assert_eq!(start_time(child.id()), None);
+    }
+
+    /// One thread: were it blocked, the task that makes it so would never run.
+    #[tokio::test(flavor = "current_thread")]
+    async fn waiting_for_an_end_holds_nobody_up() {
+        let gone = Arc::new(AtomicBool::new(false));
+        let other = Arc::clone(&gone);
+        tokio::spawn(async move { other.store(true, Ordering::SeqCst) });
+        assert!(until(|| gone.load(Ordering::SeqCst)).await);
     }
 }

@@ -7,8 +7,6 @@ use crate::log::Source;
 use crate::oci;
 use crate::sandbox::{Output, Sandbox, SandboxError, context};
 
-/// Answer code of ttrpc for "no such thing".
-const NOT_FOUND: i32 = 5;
 /// Bytes asked for at a time from a container's output.
 const READ_SIZE: u32 = 64 << 10;
 
@@ -19,8 +17,10 @@ impl Sandbox {
     /// See [`SandboxError`].
     pub async fn start_container(&self, container: &str) -> Result<(), SandboxError> {
         let request = wire::StartContainerRequest { container_id: container.into(), ..Default::default() };
-        self.call(self.agent.0.start_container(context(), &request)).await?;
+        let started = self.call(self.agent.0.start_container(context(), &request)).await;
+        self.noted(|| format!("container {container} was not started"), started)?;
         self.record.stage("container-started", json!({"container": container}));
+        self.log.add(Source::Shim, "info", &format!("container {container} is started"));
         Ok(())
     }
 
@@ -33,7 +33,8 @@ impl Sandbox {
         request.container_id = container.into();
         request.exec_id = exec.into();
         request.process = Some(oci::process(process)).into();
-        self.call(self.agent.0.exec_process(context(), &request)).await.map(drop)
+        let started = self.call(self.agent.0.exec_process(context(), &request)).await;
+        self.noted(|| format!("process {exec} was not started in container {container}"), started).map(drop)
     }
 
     /// Send a signal to a process; an empty `exec` means init.
@@ -60,6 +61,7 @@ impl Sandbox {
         let code = u32::try_from(answer.status).unwrap_or(255);
         if exec.is_empty() {
             self.record.stage("exited", json!({"container": container, "code": code}));
+            self.log.add(Source::Shim, "info", &format!("container {container} has ended with code {code}"));
         }
         Ok(code)
     }
@@ -111,13 +113,13 @@ impl Sandbox {
                 }
                 Ok(answer.data)
             }
-            // Kata's agent tells the end of a stream as an error.
-            Err(SandboxError::Agent { code, message })
-                if code == NOT_FOUND || message.to_lowercase().contains("eof") =>
-            {
-                Ok(Vec::new())
-            }
-            Err(error) => Err(error),
+            Err(error @ SandboxError::Ended(_)) => Err(error),
+            // The agent tells the end of a stream by no data, and keeps a process until its end was read: an error here,
+            // "no such process" included, is output that is lost.
+            error => self.noted(
+                || format!("output of {} is lost", process_id(container, exec)),
+                error.map(|_| Vec::new()),
+            ),
         }
     }
 
@@ -148,7 +150,8 @@ impl Sandbox {
         let mut request = wire::UpdateContainerRequest::new();
         request.container_id = container.into();
         request.resources = Some(oci::resources(resources)).into();
-        self.call(self.agent.0.update_container(context(), &request)).await.map(drop)
+        let done = self.call(self.agent.0.update_container(context(), &request)).await;
+        self.noted(|| format!("container {container} was not updated"), done).map(drop)
     }
 
     /// A container's counters.
@@ -166,7 +169,8 @@ impl Sandbox {
     /// See [`SandboxError`].
     pub async fn pause(&self, container: &str) -> Result<(), SandboxError> {
         let request = wire::PauseContainerRequest { container_id: container.into(), ..Default::default() };
-        self.call(self.agent.0.pause_container(context(), &request)).await.map(drop)
+        let done = self.call(self.agent.0.pause_container(context(), &request)).await;
+        self.noted(|| format!("container {container} was not paused"), done).map(drop)
     }
 
     /// Let a frozen container go on.
@@ -175,7 +179,8 @@ impl Sandbox {
     /// See [`SandboxError`].
     pub async fn resume(&self, container: &str) -> Result<(), SandboxError> {
         let request = wire::ResumeContainerRequest { container_id: container.into(), ..Default::default() };
-        self.call(self.agent.0.resume_container(context(), &request)).await.map(drop)
+        let done = self.call(self.agent.0.resume_container(context(), &request)).await;
+        self.noted(|| format!("container {container} was not resumed"), done).map(drop)
     }
 
     /// Remove a container, ending it if it runs.
@@ -186,7 +191,9 @@ impl Sandbox {
         let request = wire::RemoveContainerRequest { container_id: container.into(), ..Default::default() };
         let removed = self.call(self.agent.0.remove_container(context(), &request)).await;
         self.release_slot(container).await;
-        removed.map(drop)
+        self.noted(|| format!("container {container} was not removed"), removed)?;
+        self.log.add(Source::Shim, "info", &format!("container {container} is removed"));
+        Ok(())
     }
 
     /// Id of the next container that ran out of memory.

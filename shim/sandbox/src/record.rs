@@ -16,8 +16,11 @@ use crate::log::now;
 /// How many sandboxes' records are kept.
 pub const KEPT: usize = 200;
 const FILE: &str = "record.jsonl";
-/// A guest reports stages too; it must not fill the disk with them.
+/// Most stages of the host's own.
 const MAX_STAGES: usize = 1000;
+/// Most stages that a guest reports. Counted apart: any of its programs can report some, and they must neither fill the disk
+/// nor keep the host from telling how the sandbox ended.
+const MAX_GUEST_STAGES: usize = 500;
 
 /// One stage.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,17 +32,30 @@ pub struct Stage {
     /// What is to be said of it.
     #[serde(default)]
     pub detail: Value,
+    /// The guest says so; the host has not seen it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub guest: bool,
+}
+
+#[derive(Debug)]
+struct State {
+    file: File,
+    /// Stages written: of the host, of the guest.
+    written: [usize; 2],
 }
 
 /// Writes a sandbox's record; clones write to the same file.
 #[derive(Clone, Debug)]
 pub struct Recorder {
-    state: Arc<Mutex<(Option<File>, usize)>>,
+    state: Arc<Mutex<State>>,
     dir: PathBuf,
 }
 
 impl Recorder {
     /// Make the folder of a sandbox's record below `records`, and drop the oldest beyond [`KEPT`].
+    ///
+    /// What an earlier sandbox of that id has left there is removed: the caller must have claimed the id (made its
+    /// run-time folder), else it takes away the record of one that runs.
     ///
     /// # Errors
     /// When the folder or file cannot be made.
@@ -49,8 +65,8 @@ impl Recorder {
         let _ = std::fs::remove_dir_all(&dir);
         std::fs::create_dir_all(&dir)?;
         let file = File::options().create(true).append(true).open(dir.join(FILE))?;
-        prune(records, KEPT);
-        Ok(Self { state: Arc::new(Mutex::new((Some(file), 0))), dir })
+        prune(records, KEPT, |id| crate::paths::run_dir().join(id).exists());
+        Ok(Self { state: Arc::new(Mutex::new(State { file, written: [0; 2] })), dir })
     }
 
     /// Its folder.
@@ -61,10 +77,20 @@ impl Recorder {
 
     /// Add a stage.
     pub fn stage(&self, stage: &str, detail: Value) {
-        let line = Stage { t: now(), stage: stage.to_owned(), detail };
+        self.write(stage, detail, false);
+    }
+
+    /// Add a stage that the guest reports. The time is the host's.
+    pub fn guest_stage(&self, stage: &str, detail: Value) {
+        self.write(stage, detail, true);
+    }
+
+    fn write(&self, stage: &str, detail: Value, guest: bool) {
+        let line = Stage { t: now(), stage: stage.to_owned(), detail, guest };
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let (Some(file), written) = &mut *state else { return };
-        if *written >= MAX_STAGES {
+        let State { file, written: [of_host, of_guest] } = &mut *state;
+        let (written, most) = if guest { (of_guest, MAX_GUEST_STAGES) } else { (of_host, MAX_STAGES) };
+        if *written >= most {
             return;
         }
         *written += 1;
@@ -76,8 +102,8 @@ impl Recorder {
     }
 }
 
-/// Remove the oldest record folders beyond `kept`.
-pub fn prune(records: &Path, kept: usize) {
+/// Remove the oldest record folders beyond `kept`, but none of a sandbox that is `alive`.
+pub fn prune(records: &Path, kept: usize, alive: impl Fn(&str) -> bool) {
     let Ok(entries) = std::fs::read_dir(records) else { return };
     let mut dirs: Vec<_> = entries
         .filter_map(Result::ok)
@@ -85,7 +111,9 @@ pub fn prune(records: &Path, kept: usize) {
         .collect();
     dirs.sort();
     for (_, dir) in dirs.iter().rev().skip(kept) {
-        let _ = std::fs::remove_dir_all(dir);
+        if !dir.file_name().and_then(|name| name.to_str()).is_some_and(&alive) {
+            let _ = std::fs::remove_dir_all(dir);
+        }
     }
 }
 
@@ -95,7 +123,9 @@ pub fn prune(records: &Path, kept: usize) {
 /// When there is no record.
 pub fn read(dir: &Path) -> std::io::Result<Vec<Stage>> {
     let file = BufReader::new(File::open(dir.join(FILE))?);
-    Ok(file.lines().map_while(Result::ok).filter_map(|line| serde_json::from_str(&line).ok()).collect())
+    // By bytes: a damaged line that is no text must not hide what stands behind it.
+    let lines = file.split(b'\n').map_while(Result::ok);
+    Ok(lines.filter_map(|line| serde_json::from_slice(&line).ok()).collect())
 }
 
 /// Ids of all sandboxes with a record, the newest last.
@@ -139,17 +169,26 @@ mod tests {
             Recorder::create(records.path(), &format!("pod-{n}")).unwrap();
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
-        prune(records.path(), 2);
-        assert_eq!(list(records.path()), ["pod-3", "pod-4"]);
+        prune(records.path(), 2, |id| id == "pod-1");
+        assert_eq!(list(records.path()), ["pod-1", "pod-3", "pod-4"], "one that runs keeps its record");
     }
 
     #[test]
-    fn a_guest_cannot_fill_the_disk_with_stages() {
+    fn a_guest_neither_fills_the_record_nor_silences_the_host() {
         let records = tempfile::tempdir().unwrap();
         let recorder = Recorder::create(records.path(), "pod").unwrap();
-        for _ in 0..MAX_STAGES + 10 {
-            recorder.stage("pulled", json!({}));
+        for _ in 0..2 * MAX_STAGES {
+            recorder.guest_stage("pulled", json!({}));
         }
-        assert_eq!(read(recorder.dir()).unwrap().len(), MAX_STAGES);
+        recorder.stage("failed", json!({"by": "vmm"}));
+        let stages = read(recorder.dir()).unwrap();
+        assert_eq!(stages.len(), MAX_GUEST_STAGES + 1);
+        assert!(stages[0].guest);
+        let last = stages.last().unwrap();
+        assert_eq!((last.stage.as_str(), last.guest), ("failed", false));
+        for _ in 0..2 * MAX_STAGES {
+            recorder.stage("x", json!({}));
+        }
+        assert_eq!(read(recorder.dir()).unwrap().len(), MAX_GUEST_STAGES + MAX_STAGES);
     }
 }

@@ -4,36 +4,41 @@
 //! hangs and the caller learns the reason.
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex as StdMutex, PoisonError};
+use std::sync::{Arc, Mutex as StdMutex, PoisonError, Weak};
 use std::time::Duration;
 
 use kata_cc_agent_protocol::agent as wire;
 use kata_cc_agent_protocol::agent_ttrpc::AgentServiceClient;
-use kata_cc_vmm_api::{ControlReply, ControlRequest, port};
-use serde::{Deserialize, Serialize};
+use kata_cc_vmm_api::ControlRequest;
 use serde_json::{Value, json};
 use thiserror::Error;
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 
 use crate::config::{ConfigError, NodeConfig};
-use crate::egress::{self, AllowList, AllowListError};
-use crate::guest_log::{self, LastWords};
-use crate::initdata::{self, InitDataSourceError};
+use crate::copy::CopyError;
+use crate::egress::AllowListError;
+use crate::guest_log::LastWords;
+use crate::initdata::InitDataSourceError;
+use crate::launch;
 use crate::log::{Log, Source};
-use crate::network::{Network, NetworkError};
+use crate::network::{Changes, GuestNetwork, Network, NetworkError};
 use crate::oci::{self, SpecError};
 use crate::record::Recorder;
 use crate::rootfs::RootfsError;
-use crate::sizing::{self, Limits};
-use crate::tier::{self, Class, Demand, Refusal, Tier};
-use crate::vm_shape::{self, Instance, ROOTFS_SLOTS};
-use crate::{channel, paths, process, vmm};
+use crate::sizing::Limits;
+use crate::tier::{Class, Demand, Refusal, Tier};
+use crate::vm_shape::ROOTFS_SLOTS;
+use crate::{paths, process, vmm};
 
 /// How long an orderly end may take before the VM is stopped hard.
 const GRACE: Duration = Duration::from_secs(5);
+/// An interface comes up in several steps, and `ip monitor` needs a moment before it hears: both are waited for.
+const SETTLE: Duration = Duration::from_millis(100);
+/// When the namespace is looked at once more, for what changed before the watch could hear it.
+const SECOND_LOOK: Duration = Duration::from_secs(1);
 
 /// Why a sandbox could not do what was asked.
 #[derive(Debug, Error)]
@@ -65,6 +70,14 @@ pub enum SandboxError {
     /// The specification cannot be had in the guest.
     #[error(transparent)]
     Spec(#[from] SpecError),
+    /// A file of the host cannot be copied into the guest.
+    #[error("cannot copy {from} into the guest: {why}")]
+    Copy {
+        /// The file.
+        from: PathBuf,
+        /// Why not.
+        why: CopyError,
+    },
     /// Something of the host failed.
     #[error("{what}: {source}")]
     Io {
@@ -158,25 +171,18 @@ pub enum Output {
     Stderr,
 }
 
-/// What the run-time folder remembers for [`cleanup_leftovers`].
-#[derive(Debug, Serialize, Deserialize)]
-struct Leftovers {
-    pid: u32,
-    start: u64,
-    netns: PathBuf,
-    own_netns: Option<String>,
-}
-
 /// A running sandbox.
 #[derive(Debug)]
 pub struct Sandbox {
     id: String,
     pub(crate) tier: Tier,
     pub(crate) dir: PathBuf,
-    vmm_pid: u32,
-    vmm_start: u64,
+    /// Process id and start.
+    monitor: (u32, u64),
     pub(crate) agent: Agent,
-    network: Arc<Mutex<Network>>,
+    network: Mutex<Network>,
+    /// What the guest was told last of its network.
+    told: Mutex<GuestNetwork>,
     pub(crate) slots: StdMutex<BTreeSet<usize>>,
     pub(crate) containers: StdMutex<HashMap<String, Option<usize>>>,
     tasks: StdMutex<Vec<JoinHandle<()>>>,
@@ -186,6 +192,22 @@ pub struct Sandbox {
     pub(crate) record: Recorder,
     stopping: Arc<AtomicBool>,
     stopped: Mutex<bool>,
+}
+
+/// What a launch hands over.
+pub(crate) struct Parts {
+    pub(crate) id: String,
+    pub(crate) tier: Tier,
+    pub(crate) dir: PathBuf,
+    pub(crate) monitor: (u32, u64),
+    pub(crate) agent: Agent,
+    pub(crate) network: Network,
+    pub(crate) tasks: Vec<JoinHandle<()>>,
+    pub(crate) ended: watch::Receiver<Option<String>>,
+    pub(crate) words: LastWords,
+    pub(crate) log: Log,
+    pub(crate) record: Recorder,
+    pub(crate) stopping: Arc<AtomicBool>,
 }
 
 /// The client, with a `Debug` that says nothing.
@@ -207,16 +229,48 @@ impl Sandbox {
         if !paths::is_id(&spec.id) {
             return Err(SandboxError::Id(spec.id));
         }
-        let record = Recorder::create(&paths::records(), &spec.id).map_err(io("cannot keep a record"))?;
-        let log = Log::open(record.dir()).map_err(io("cannot keep a log"))?;
-        record.stage("created", json!({"image": spec.image, "class": spec.class.name()}));
+        // First of all: whoever has the folder has the id, and with it the record and the log of that name.
         let dir = paths::run_dir().join(&spec.id);
-        let result = Box::pin(launch(config, &spec, &dir, &record, &log)).await;
+        launch::claim(&dir, &spec.id)?;
+        let (record, log) = match open_record(&spec.id) {
+            Ok(opened) => opened,
+            Err(error) => {
+                let _ = std::fs::remove_dir_all(&dir);
+                return Err(error);
+            }
+        };
+        record.stage("created", json!({"image": spec.image, "class": spec.class.name()}));
+        let image = spec.image.as_deref().unwrap_or("no image named");
+        log.add(Source::Shim, "info", &format!("starting: class {}, {image}", spec.class.name()));
+        let plan = launch::Plan { config, spec: &spec, dir: &dir, record: &record, log: &log };
+        let result = Box::pin(launch::launch(plan)).await;
         if let Err(error) = &result {
             log.add(Source::Shim, "error", &error.to_string());
             record.stage(failure_stage(error), failure_detail(error));
         }
         result
+    }
+
+    /// Of what a launch has made.
+    pub(crate) fn new(parts: Parts) -> Self {
+        Self {
+            id: parts.id,
+            tier: parts.tier,
+            dir: parts.dir,
+            monitor: parts.monitor,
+            agent: parts.agent,
+            network: Mutex::new(parts.network),
+            told: Mutex::default(),
+            slots: StdMutex::default(),
+            containers: StdMutex::default(),
+            tasks: StdMutex::new(parts.tasks),
+            ended: parts.ended,
+            words: parts.words,
+            log: parts.log,
+            record: parts.record,
+            stopping: parts.stopping,
+            stopped: Mutex::new(false),
+        }
     }
 
     /// Its id.
@@ -234,7 +288,7 @@ impl Sandbox {
     /// Process id of the monitor, which lives in the pod's network namespace.
     #[must_use]
     pub fn vmm_pid(&self) -> u32 {
-        self.vmm_pid
+        self.monitor.0
     }
 
     /// Its record, for stages that the caller knows of.
@@ -287,6 +341,7 @@ impl Sandbox {
             return;
         }
         self.stopping.store(true, Ordering::SeqCst);
+        self.log.add(Source::Shim, "info", "stopping");
         if self.ended.borrow().is_none() {
             let request = wire::DestroySandboxRequest::new();
             let destroy = self.agent.0.destroy_sandbox(context(), &request);
@@ -297,14 +352,34 @@ impl Sandbox {
             let _ = tokio::time::timeout(GRACE, vmm::ask(&self.dir, &ControlRequest::Stop)).await;
             let _ = tokio::time::timeout(Duration::from_secs(1), self.ended()).await;
         }
-        process::kill_if_same(self.vmm_pid, self.vmm_start);
+        process::kill_if_same(self.monitor.0, self.monitor.1).await;
         let _ = tokio::time::timeout(GRACE, self.ended()).await;
         for task in self.tasks.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             task.abort();
         }
         self.network.lock().await.remove().await;
+        self.log.add(Source::Shim, "info", "the sandbox is stopped and removed");
+        // The last step: it gives the id up.
         let _ = std::fs::remove_dir_all(&self.dir);
     }
+
+    /// The result, with an error told to the log as well: `what` could not be done.
+    pub(crate) fn noted<T>(
+        &self,
+        what: impl FnOnce() -> String,
+        result: Result<T, SandboxError>,
+    ) -> Result<T, SandboxError> {
+        if let Err(error) = &result {
+            self.log.add(Source::Shim, "error", &format!("{}: {error}", what()));
+        }
+        result
+    }
+}
+
+fn open_record(id: &str) -> Result<(Recorder, Log), SandboxError> {
+    let record = Recorder::create(&paths::records(), id).map_err(io("cannot keep a record"))?;
+    let log = Log::open(record.dir()).map_err(io("cannot keep a log"))?;
+    Ok((record, log))
 }
 
 pub(crate) fn context() -> ttrpc::context::Context {
@@ -330,236 +405,9 @@ pub(crate) fn failure_detail(error: &SandboxError) -> Value {
     }
 }
 
-/// What exists already while a launch is under way; dropped on failure, it removes it all.
-struct Underway<'a> {
-    dir: &'a Path,
-    tasks: Vec<JoinHandle<()>>,
-    network: Option<Network>,
-    vmm: Option<(u32, u64)>,
-}
-
-impl Underway<'_> {
-    async fn undo(mut self) {
-        if let Some((pid, start)) = self.vmm {
-            process::kill_if_same(pid, start);
-        }
-        for task in self.tasks.drain(..) {
-            task.abort();
-        }
-        if let Some(network) = &mut self.network {
-            network.remove().await;
-        }
-        let _ = std::fs::remove_dir_all(self.dir);
-    }
-}
-
-async fn launch(
-    config: &NodeConfig,
-    spec: &SandboxSpec,
-    dir: &Path,
-    record: &Recorder,
-    log: &Log,
-) -> Result<Arc<Sandbox>, SandboxError> {
-    let pod_data = initdata::of_pod(&spec.annotations)?;
-    let demand = Demand { init_data: spec.demand.init_data || pod_data.is_some(), ..spec.demand };
-    let selection = tier::select(spec.class, &config.ability(), demand, &config.auto_order)?;
-    log.add(Source::Shim, "info", &format!("tier {}: {}", selection.tier, selection.why));
-    record.stage("tier", json!({"tier": selection.tier, "why": selection.why}));
-
-    make_run_dir(dir, &spec.id)?;
-    let mut underway = Underway { dir, tasks: Vec::new(), network: None, vmm: None };
-    let result =
-        Box::pin(start(config, spec, dir, record, log, selection.tier, pod_data, &mut underway)).await;
-    match result {
-        Ok(sandbox) => Ok(sandbox),
-        Err(error) => {
-            underway.undo().await;
-            Err(error)
-        }
-    }
-}
-
-fn make_run_dir(dir: &Path, id: &str) -> Result<(), SandboxError> {
-    use std::os::unix::fs::DirBuilderExt;
-    let socket = dir.join(format!("vsock_{}", port::SIM_TEE));
-    if socket.as_os_str().len() > paths::SOCKET_PATH_MAX {
-        return Err(io(format!("{} is too long for a Unix socket", socket.display()))(
-            std::io::ErrorKind::InvalidInput.into(),
-        ));
-    }
-    let parent = dir.parent().unwrap_or(dir);
-    std::fs::create_dir_all(parent).map_err(io(format!("cannot make {}", parent.display())))?;
-    match std::fs::DirBuilder::new().mode(0o700).create(dir) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-            Err(SandboxError::Exists(id.to_owned()))
-        }
-        Err(error) => Err(io(format!("cannot make {}", dir.display()))(error)),
-    }
-}
-
-#[allow(clippy::too_many_arguments, reason = "the one place where a launch's parts meet")]
-async fn start(
-    config: &NodeConfig,
-    spec: &SandboxSpec,
-    dir: &Path,
-    record: &Recorder,
-    log: &Log,
-    tier: Tier,
-    pod_data: Option<initdata::Prepared>,
-    underway: &mut Underway<'_>,
-) -> Result<Arc<Sandbox>, SandboxError> {
-    let size = sizing::size(spec.limits, &config.vm);
-    let mut scratch = None;
-    // A plain guest is told the same of registries; it just has nobody to prove it to.
-    let prepared = match pod_data {
-        Some(prepared) => prepared,
-        None => initdata::of_node(config)?,
-    };
-    let initdata_path = dir.join("initdata.img");
-    std::fs::write(&initdata_path, &prepared.image).map_err(io("cannot write the init-data image"))?;
-    if config.scratch_mib > 0 {
-        let path = dir.join("scratch.img");
-        let file = std::fs::File::create(&path).map_err(io("cannot make the scratch disk"))?;
-        file.set_len(config.scratch_mib << 20).map_err(io("cannot size the scratch disk"))?;
-        scratch = Some(path);
-    }
-    let words = LastWords::default();
-    let allow = AllowList::parse(&config.egress.allow)?;
-    let socket = |port: u32| dir.join(format!("vsock_{port}"));
-    underway
-        .tasks
-        .push(egress::serve(&socket(port::EGRESS), allow, log.clone()).map_err(io("cannot offer egress"))?);
-    let agent_log = guest_log::follow_agent(&socket(port::LOG), log.clone(), words.clone(), record.clone());
-    underway.tasks.push(agent_log.map_err(io("cannot listen for the agent's log"))?);
-    underway.tasks.push(guest_log::follow_console(dir.join("console"), log.clone()));
-
-    let network = Network::prepare(spec.netns.as_deref(), &spec.id).await?;
-    let network = underway.network.insert(network);
-    let instance = Instance {
-        id: &spec.id,
-        dir,
-        initdata: Some(initdata_path),
-        host_data: prepared.host_data,
-        scratch,
-        taps: network.taps(),
-    };
-    let vm = vm_shape::vm_config(config, tier, size, &instance);
-    let mut monitor = vmm::start(&config.vmm(), &vm, dir, network.netns())
-        .map_err(io(format!("cannot start {}", config.vmm().display())))?;
-    underway.vmm = Some((monitor.pid, monitor.start));
-    let leftovers = Leftovers {
-        pid: monitor.pid,
-        start: monitor.start,
-        netns: network.netns().to_owned(),
-        own_netns: network.own_namespace().map(str::to_owned),
-    };
-    let bytes = serde_json::to_vec(&leftovers)
-        .map_err(std::io::Error::from)
-        .map_err(io("cannot note the monitor"))?;
-    std::fs::write(dir.join("leftovers.json"), bytes).map_err(io("cannot note the monitor"))?;
-    record.stage(
-        "vmm-started",
-        json!({"pid": monitor.pid, "vcpus": size.vcpus, "memory_mib": size.memory_mib}),
-    );
-    if let Some(stderr) = monitor.child.stderr.take() {
-        underway.tasks.push(guest_log::follow_vmm(stderr, log.clone(), words.clone()));
-    }
-    let (pid, vmm_start) = (monitor.pid, monitor.start);
-    let stopping = Arc::new(AtomicBool::new(false));
-    let (tell, ended) = watch::channel(None);
-    // Not among the tasks that are aborted: it reaps the monitor.
-    tokio::spawn(watch_monitor(
-        monitor,
-        tell,
-        words.clone(),
-        log.clone(),
-        record.clone(),
-        Arc::clone(&stopping),
-    ));
-
-    let agent = await_agent(config, dir, ended.clone(), &words).await?;
-    if tier.is_confidential()
-        && let Ok(ControlReply::State(state)) = vmm::ask(dir, &ControlRequest::State).await
-    {
-        record.stage("measured", json!({"launch_digest": state.launch_digest, "tee": state.tee}));
-    }
-    record.stage("agent-ready", json!({}));
-    let sandbox = Arc::new(Sandbox {
-        id: spec.id.clone(),
-        tier,
-        dir: dir.to_owned(),
-        vmm_pid: pid,
-        vmm_start,
-        agent: Agent(agent),
-        network: Arc::new(Mutex::new(underway.network.take().unwrap_or_else(|| unreachable!("set above")))),
-        slots: StdMutex::default(),
-        containers: StdMutex::default(),
-        tasks: StdMutex::new(std::mem::take(&mut underway.tasks)),
-        ended,
-        words,
-        log: log.clone(),
-        record: record.clone(),
-        stopping,
-        stopped: Mutex::new(false),
-    });
-    if let Err(error) = sandbox.take_over(spec).await {
-        sandbox.stop().await;
-        return Err(error);
-    }
-    Ok(sandbox)
-}
-
-/// Waits for the agent, the end of the VM, or the limit.
-async fn await_agent(
-    config: &NodeConfig,
-    dir: &Path,
-    mut ended: watch::Receiver<Option<String>>,
-    words: &LastWords,
-) -> Result<AgentServiceClient, SandboxError> {
-    let uds = dir.join("vsock");
-    let seconds = config.agent_timeout_s;
-    tokio::select! {
-        agent = channel::agent(&uds) => Ok(agent),
-        reason = ended.wait_for(Option::is_some) => {
-            let reason = reason.ok().and_then(|reason| reason.clone());
-            Err(SandboxError::Ended(reason.unwrap_or_else(|| "its monitor is gone".into())))
-        }
-        () = tokio::time::sleep(Duration::from_secs(seconds)) => {
-            let console = words.refusal().unwrap_or_else(|| guest_log::console_end(&dir.join("console")));
-            Err(SandboxError::NoAgent { seconds, console })
-        }
-    }
-}
-
-/// Reaps the monitor and tells everybody why it ended.
-async fn watch_monitor(
-    mut monitor: vmm::Vmm,
-    tell: watch::Sender<Option<String>>,
-    words: LastWords,
-    log: Log,
-    record: Recorder,
-    stopping: Arc<AtomicBool>,
-) {
-    let mut reason = match monitor.child.wait().await {
-        Ok(status) => vmm::exit_reason(status),
-        Err(error) => format!("the virtual machine monitor was lost: {error}"),
-    };
-    // Its last lines may still be on their way.
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    if let Some(more) = words.refusal().or_else(|| words.error()) {
-        reason = format!("{reason}: {more}");
-    }
-    if !stopping.load(Ordering::SeqCst) {
-        log.add(Source::Shim, "error", &format!("the sandbox has ended: {reason}"));
-        record.stage("failed", json!({"by": "vmm", "reason": reason}));
-    }
-    let _ = tell.send(Some(reason));
-}
-
 impl Sandbox {
     /// CreateSandbox, then the network as it is now and as it becomes.
-    async fn take_over(self: &Arc<Self>, spec: &SandboxSpec) -> Result<(), SandboxError> {
+    pub(crate) async fn take_over(self: &Arc<Self>, spec: &SandboxSpec) -> Result<(), SandboxError> {
         let mut request = wire::CreateSandboxRequest::new();
         request.hostname.clone_from(&spec.hostname);
         request.dns.clone_from(&spec.dns);
@@ -574,43 +422,38 @@ impl Sandbox {
             ..Default::default()
         }];
         self.call(self.agent.0.create_sandbox(context(), &request)).await?;
+        // The watch comes before the look: what appears between the two must not be missed.
+        let changes = match &spec.netns {
+            Some(_) => Some(self.network.lock().await.watch()?),
+            None => None,
+        };
         self.update_network().await?;
-        if spec.netns.is_some() {
-            let mut changes = self.network.lock().await.watch()?;
-            let weak = Arc::downgrade(self);
-            let task = tokio::spawn(async move {
-                loop {
-                    changes.next().await;
-                    // An interface comes up in several steps: wait for them.
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    let Some(sandbox) = weak.upgrade() else { return };
-                    if let Err(error) = sandbox.update_network().await {
-                        sandbox.log.add(
-                            Source::Shim,
-                            "warn",
-                            &format!("network of the guest not updated: {error}"),
-                        );
-                    }
-                }
-            });
+        if let Some(changes) = changes {
+            let task = tokio::spawn(follow_network(Arc::downgrade(self), changes));
             self.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(task);
         }
         Ok(())
     }
 
-    /// Tie what is new in the namespace, and tell the guest.
+    /// Tie what is new in the namespace, and tell the guest what it has not been told yet.
     async fn update_network(&self) -> Result<(), SandboxError> {
+        // One at a time, so that the guest never hears an older state after a newer one.
+        let mut told = self.told.lock().await;
         let guest = self.network.lock().await.scan().await?;
-        for interface in guest.interfaces {
+        for interface in guest.interfaces.iter().filter(|interface| !told.interfaces.contains(interface)) {
             let mut request = wire::UpdateInterfaceRequest::new();
-            request.interface = Some(interface).into();
+            request.interface = Some(interface.clone()).into();
             self.call(self.agent.0.update_interface(context(), &request)).await?;
+            self.log.add(Source::Shim, "info", &format!("the guest has interface {}", interface.name));
         }
-        if !guest.routes.is_empty() {
+        // An interface that was set anew has lost its routes.
+        if !guest.routes.is_empty() && guest != *told {
             let mut request = wire::UpdateRoutesRequest::new();
-            request.routes = Some(wire::Routes { Routes: guest.routes, ..Default::default() }).into();
+            let routes = guest.routes.clone();
+            request.routes = Some(wire::Routes { Routes: routes, ..Default::default() }).into();
             self.call(self.agent.0.update_routes(context(), &request)).await?;
         }
+        *told = guest;
         Ok(())
     }
 
@@ -621,20 +464,28 @@ impl Sandbox {
     }
 }
 
-/// Remove what a sandbox whose shim died has left: the monitor, its network, its run-time folder.
-///
-/// The monitor dies with the shim by itself; this makes sure, and takes away the rest. Nothing happens when there is
-/// nothing.
-pub fn cleanup_leftovers(id: &str) {
-    if !paths::is_id(id) {
-        return;
+/// Keeps the guest's network like the pod's, until the sandbox is gone.
+async fn follow_network(sandbox: Weak<Sandbox>, mut changes: Changes) {
+    // Changes before `ip monitor` listened were not heard: one look is taken without being told.
+    let mut unheard = true;
+    loop {
+        let heard = if unheard {
+            tokio::time::timeout(SECOND_LOOK, changes.next()).await.unwrap_or_else(|_| {
+                unheard = false;
+                true
+            })
+        } else {
+            changes.next().await
+        };
+        tokio::time::sleep(SETTLE).await;
+        let Some(sandbox) = sandbox.upgrade() else { return };
+        if !heard {
+            let lost = "`ip monitor` has ended: later changes of the pod's network do not reach the guest";
+            sandbox.log.add(Source::Shim, "warn", lost);
+            return;
+        }
+        if let Err(error) = sandbox.update_network().await {
+            sandbox.log.add(Source::Shim, "warn", &format!("network of the guest not updated: {error}"));
+        }
     }
-    let dir = paths::run_dir().join(id);
-    let leftovers: Option<Leftovers> =
-        std::fs::read(dir.join("leftovers.json")).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    if let Some(left) = &leftovers {
-        process::kill_if_same(left.pid, left.start);
-        crate::network::remove_leftovers(left.own_netns.as_deref(), Some(&left.netns));
-    }
-    let _ = std::fs::remove_dir_all(&dir);
 }

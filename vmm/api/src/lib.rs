@@ -59,7 +59,7 @@ pub struct BootConfig {
 
 /// The trusted execution environment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(tag = "kind", rename_all = "kebab-case", from = "strict::TeeConfig")]
 pub enum TeeConfig {
     /// A plain microVM: the host can read the guest's memory.
     #[default]
@@ -72,7 +72,6 @@ pub enum TeeConfig {
         /// SNP `HOST_DATA`, 32 bytes in hex: the digest of the init-data.
         host_data: String,
         /// SNP guest policy (ABI, GUEST_POLICY); `0x30000` when absent.
-        #[serde(default)]
         policy: Option<u64>,
     },
 }
@@ -129,9 +128,9 @@ pub fn command_line(tier: &str) -> String {
     }
 }
 
-/// A question to a running VMM.
+/// A question to a running VMM. Unknown fields are refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
+#[serde(tag = "op", rename_all = "snake_case", from = "strict::ControlRequest")]
 pub enum ControlRequest {
     /// What is the VM doing?
     State,
@@ -155,6 +154,63 @@ pub enum ControlRequest {
         /// The slot's `id`.
         slot: String,
     },
+}
+
+/// How the tagged enums are read: serde's `deny_unknown_fields` passes over fields beside the tag of a variant without
+/// fields (serde issue 2294), but not of one with an empty list of them.
+mod strict {
+    use std::path::PathBuf;
+
+    use serde::Deserialize;
+
+    #[derive(Deserialize)]
+    #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+    pub(super) enum TeeConfig {
+        None {},
+        SimSnp {
+            platform: PathBuf,
+            host_data: String,
+            #[serde(default)]
+            policy: Option<u64>,
+        },
+    }
+
+    impl From<TeeConfig> for super::TeeConfig {
+        fn from(read: TeeConfig) -> Self {
+            match read {
+                TeeConfig::None {} => Self::None,
+                TeeConfig::SimSnp { platform, host_data, policy } => {
+                    Self::SimSnp { platform, host_data, policy }
+                }
+            }
+        }
+    }
+
+    #[derive(Deserialize)]
+    #[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
+    pub(super) enum ControlRequest {
+        State {},
+        Pause {},
+        Resume {},
+        Stop {},
+        Metrics {},
+        AttachBlock { slot: String, path: PathBuf },
+        DetachBlock { slot: String },
+    }
+
+    impl From<ControlRequest> for super::ControlRequest {
+        fn from(read: ControlRequest) -> Self {
+            match read {
+                ControlRequest::State {} => Self::State,
+                ControlRequest::Pause {} => Self::Pause,
+                ControlRequest::Resume {} => Self::Resume,
+                ControlRequest::Stop {} => Self::Stop,
+                ControlRequest::Metrics {} => Self::Metrics,
+                ControlRequest::AttachBlock { slot, path } => Self::AttachBlock { slot, path },
+                ControlRequest::DetachBlock { slot } => Self::DetachBlock { slot },
+            }
+        }
+    }
 }
 
 /// The answer to a [`ControlRequest`].
@@ -225,4 +281,40 @@ pub mod port {
     pub const EGRESS: u32 = 1026;
     /// The simulated security processor, served inside the VMM.
     pub const SIM_TEE: u32 = 1027;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_request_survives_the_wire_and_none_takes_an_unknown_field() {
+        let slot = || "rootfs-0".to_owned();
+        for request in [
+            ControlRequest::State,
+            ControlRequest::Pause,
+            ControlRequest::Resume,
+            ControlRequest::Stop,
+            ControlRequest::Metrics,
+            ControlRequest::AttachBlock { slot: slot(), path: "/x".into() },
+            ControlRequest::DetachBlock { slot: slot() },
+        ] {
+            let mut value = serde_json::to_value(&request).unwrap();
+            assert_eq!(serde_json::from_value::<ControlRequest>(value.clone()).unwrap(), request);
+            value["force"] = true.into();
+            let error = serde_json::from_value::<ControlRequest>(value).unwrap_err().to_string();
+            assert!(error.contains("force"), "{request:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn no_tee_takes_no_settings_of_one() {
+        let tee = TeeConfig::SimSnp { platform: "/p".into(), host_data: "00".into(), policy: None };
+        for tee in [TeeConfig::None, tee] {
+            let mut value = serde_json::to_value(&tee).unwrap();
+            assert_eq!(serde_json::from_value::<TeeConfig>(value.clone()).unwrap(), tee);
+            value["platfrom"] = "/p".into();
+            assert!(serde_json::from_value::<TeeConfig>(value).is_err(), "{tee:?}");
+        }
+    }
 }

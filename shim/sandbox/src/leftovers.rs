@@ -1,0 +1,53 @@
+//! What a sandbox would leave behind if its shim died, noted in the run-time folder, and how it is taken away.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{network, paths, process};
+
+const FILE: &str = "leftovers.json";
+
+/// The note.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Leftovers {
+    /// The monitor: process id and start, see [`process::start_time`]; none before it runs.
+    pub(crate) monitor: Option<(u32, u64)>,
+    /// Namespace in which it has its taps.
+    pub(crate) netns: PathBuf,
+    /// Name of that namespace when it is the sandbox's own.
+    pub(crate) own_netns: Option<String>,
+}
+
+impl Leftovers {
+    /// Note it, in place of what was noted before.
+    pub(crate) fn write(&self, dir: &Path) -> std::io::Result<()> {
+        let bytes = serde_json::to_vec(self)?;
+        let new = dir.join(format!("{FILE}.new"));
+        std::fs::write(&new, bytes)?;
+        // In one step: a shim that dies meanwhile leaves the old note or the new one.
+        std::fs::rename(new, dir.join(FILE))
+    }
+
+    fn read(dir: &Path) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(dir.join(FILE)).ok()?).ok()
+    }
+}
+
+/// Remove what a sandbox whose shim died has left: the monitor, its network, its run-time folder.
+///
+/// The monitor dies with the shim by itself; this makes sure, and takes away the rest. Nothing happens when there is
+/// nothing.
+pub async fn cleanup_leftovers(id: &str) {
+    if !paths::is_id(id) {
+        return;
+    }
+    let dir = paths::run_dir().join(id);
+    if let Some(left) = Leftovers::read(&dir) {
+        if let Some((pid, start)) = left.monitor {
+            process::kill_if_same(pid, start).await;
+        }
+        network::remove_leftovers(left.own_netns.as_deref(), &left.netns).await;
+    }
+    let _ = std::fs::remove_dir_all(&dir);
+}
