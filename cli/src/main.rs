@@ -4,6 +4,8 @@
 //! 2 wrong usage; `run` gives the container's own exit code. `--json` prints one JSON document (or one object a
 //! line for streams) on standard output and nothing else there. Colour and progress only on a terminal.
 #![forbid(unsafe_code)]
+// `println!` panics when the reader goes away; all printing is in `output`.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod commands;
 mod output;
@@ -73,8 +75,10 @@ fn main() -> std::process::ExitCode {
         Command::Logs(arguments) => commands::logs::logs(&arguments, &output),
         Command::Explain(arguments) => commands::explain::explain(&arguments, &output),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Arguments::command(), "kata-cc", &mut std::io::stdout());
-            Ok(0)
+            // Not to standard output at once: the generator panics when that is closed.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "kata-cc", &mut script);
+            output.text(&String::from_utf8_lossy(&script)).map(|()| 0)
         }
     };
     match result {

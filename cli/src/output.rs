@@ -1,8 +1,12 @@
 //! How the command speaks: text or JSON, colour and progress only on a terminal.
+//!
+//! All printing goes through here. A reader that goes away (`kata-cc ps | head -1`) has seen enough: that is no error, and
+//! no reason to panic as `println!` does.
 
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::time::Duration;
 
+use anyhow::Context;
 use serde::Serialize;
 
 /// The user's choice of form, and what the terminal allows.
@@ -36,18 +40,20 @@ impl Output {
 
     /// Print one JSON document.
     pub(crate) fn document(&self, value: &impl Serialize) -> anyhow::Result<()> {
-        let mut out = std::io::stdout().lock();
-        serde_json::to_writer_pretty(&mut out, value)?;
-        writeln!(out)?;
-        Ok(())
+        self.text(&(inert(&serde_json::to_string_pretty(value)?) + "\n"))
     }
 
     /// Print one JSON object on a line.
     pub(crate) fn line(&self, value: &impl Serialize) -> anyhow::Result<()> {
-        let mut out = std::io::stdout().lock();
-        serde_json::to_writer(&mut out, value)?;
-        writeln!(out)?;
-        Ok(())
+        self.text(&(inert(&serde_json::to_string(value)?) + "\n"))
+    }
+
+    /// Print text as it stands.
+    pub(crate) fn text(&self, text: &str) -> anyhow::Result<()> {
+        match write(text) {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+            result => result.context("standard output cannot be written"),
+        }
     }
 
     /// Text in a colour, when standard output is a terminal.
@@ -68,9 +74,9 @@ impl Output {
     pub(crate) fn error(&self, error: &anyhow::Error) {
         let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
         if self.json {
-            eprintln!("{}", serde_json::json!({"error": causes.join(": "), "causes": causes}));
+            note(&inert(&serde_json::json!({"error": causes.join(": "), "causes": causes}).to_string()));
         } else {
-            eprintln!("kata-cc: {}", causes.join(": "));
+            note(&format!("kata-cc: {}", one_line(&causes.join(": "))));
         }
     }
 
@@ -78,7 +84,7 @@ impl Output {
     pub(crate) fn progress(&self, what: &str) -> Progress {
         if !self.progress {
             if !self.json {
-                eprintln!("{what}");
+                note(what);
             }
             return Progress { bar: None, plain: !self.json };
         }
@@ -103,7 +109,7 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.set_message(what.to_owned());
         } else if self.plain {
-            eprintln!("{what}");
+            note(what);
         }
     }
 }
@@ -126,6 +132,34 @@ pub(crate) fn start_log(verbose: u8) {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .try_init();
+}
+
+/// Write to standard output; for streams, which end when nobody reads them.
+pub(crate) fn write(text: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+/// Tell something on standard error. Nobody may be listening there, and there is nobody else to tell.
+pub(crate) fn note(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// JSON whose strings hold no control character: JSON itself allows DEL and the C1 set, terminals obey them.
+pub(crate) fn inert(json: &str) -> String {
+    let escape = |c: char| match c {
+        '\n' => "\n".to_owned(),
+        c if c.is_control() => format!("\\u{:04x}", u32::from(c)),
+        c => c.to_string(),
+    };
+    json.chars().map(escape).collect()
+}
+
+/// A message of several lines on one, without control characters.
+fn one_line(text: &str) -> String {
+    let lines: Vec<String> = text.lines().map(|line| printable(line.trim())).collect();
+    lines.iter().filter(|line| !line.is_empty()).cloned().collect::<Vec<_>>().join("; ")
 }
 
 /// Text without control characters: what a guest says must not steer the terminal.
@@ -165,6 +199,19 @@ mod tests {
     fn columns_are_as_wide_as_their_widest_cell() {
         let rows = [vec!["a".to_owned(), "long cell".to_owned()], vec!["bcd".to_owned(), "x".to_owned()]];
         assert_eq!(table(&["1", "2"], &rows), "1    2\na    long cell\nbcd  x\n");
+    }
+
+    #[test]
+    fn json_cannot_steer_a_terminal_and_means_the_same() {
+        let value = serde_json::json!({"msg": "a\u{1b}[2J\u{9b}31m\u{7f}\n"});
+        let text = inert(&serde_json::to_string_pretty(&value).unwrap());
+        assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), value);
+    }
+
+    #[test]
+    fn an_error_is_one_line() {
+        assert_eq!(one_line("a\n   b\r\n\nc\u{1b}[m"), "a; b; c\\u{1b}[m");
     }
 
     #[test]

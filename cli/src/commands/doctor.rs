@@ -6,6 +6,9 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use kata_cc_sandbox::NodeConfig;
+use kata_cc_sandbox::config::ConfigError;
+use kata_cc_sandbox::tier::Availability;
 use serde::Serialize;
 
 use crate::output::{Output, Tone};
@@ -52,26 +55,27 @@ pub(crate) fn doctor(output: &Output) -> anyhow::Result<u8> {
                 State::Warning => (Tone::Doubtful, "warning"),
                 State::Missing => (Tone::Bad, "missing"),
             };
-            println!("{} {:<22} {}", output.paint(tone, mark), finding.check, finding.seen);
+            let mark = output.paint(tone, mark);
+            output.text(&format!("{mark} {:<22} {}\n", finding.check, finding.seen))?;
             if !finding.advice.is_empty() {
-                println!("{:31}{}", "", output.paint(Tone::Quiet, &finding.advice));
+                output.text(&format!("{:31}{}\n", "", output.paint(Tone::Quiet, &finding.advice)))?;
             }
         }
-        println!(
-            "tiers that can run here: {}",
-            if report.tiers.is_empty() { "none".into() } else { report.tiers.join(", ") }
-        );
+        let tiers = if report.tiers.is_empty() { "none".into() } else { report.tiers.join(", ") };
+        output.text(&format!("tiers that can run here: {tiers}\n"))?;
     }
     Ok(u8::from(report.tiers.is_empty()))
 }
 
 fn report() -> Report {
-    let kvm = kvm();
+    // With the same file and the same rules as a start: what is said here is what a pod will see.
+    let (config, configuration) = configuration(NodeConfig::load());
+    let kvm = kvm(&config);
     let image = guest_image();
     let snp = sev_snp();
     let tdx = tdx();
-    let simulated = simulated_tee();
-    let machines = kvm.state == State::Ok && image.state == State::Ok;
+    let simulated = simulated_tee(&config);
+    let machines = configuration.state == State::Ok && kvm.state == State::Ok && image.state == State::Ok;
     let mut tiers = Vec::new();
     if machines {
         tiers.push("vm");
@@ -79,8 +83,19 @@ fn report() -> Report {
             tiers.push("sim-snp");
         }
     }
-    let findings =
-        vec![processor(), kvm, snp, tdx, simulated, image, cgroups(), tun(), erofs(), containerd()];
+    let findings = vec![
+        processor(),
+        configuration,
+        kvm,
+        snp,
+        tdx,
+        simulated,
+        image,
+        cgroups(),
+        tun(),
+        erofs(),
+        containerd(),
+    ];
     Report { tiers, findings }
 }
 
@@ -92,6 +107,21 @@ fn lacking(check: &'static str, state: State, seen: impl Into<String>, advice: i
     Finding { check, state, seen: seen.into(), advice: advice.into() }
 }
 
+/// The node's configuration; without one that can be read nothing starts, and the rest is told by the defaults.
+fn configuration(loaded: Result<NodeConfig, ConfigError>) -> (NodeConfig, Finding) {
+    const CHECK: &str = "node configuration";
+    let file = kata_cc_sandbox::paths::config_file();
+    match loaded {
+        Ok(config) if file.exists() => (config, found(CHECK, file.display().to_string())),
+        Ok(config) => (config, found(CHECK, format!("there is no {}: the defaults", file.display()))),
+        Err(error) => {
+            let advice =
+                "correct the file, or name another by KATA_CC_CONFIG: no sandbox starts with this one";
+            (NodeConfig::default(), lacking(CHECK, State::Missing, error.to_string(), advice))
+        }
+    }
+}
+
 fn processor() -> Finding {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = text.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or(": unknown");
@@ -99,14 +129,14 @@ fn processor() -> Finding {
 }
 
 /// Run the VMM's probe: `/dev/kvm` being there does not mean that it runs an unmodified kernel.
-fn kvm() -> Finding {
+fn kvm(config: &NodeConfig) -> Finding {
     const CHECK: &str = "KVM";
     if !Path::new("/dev/kvm").exists() {
         let advice =
             "load kvm_amd or kvm_intel, or enable virtualisation in the firmware; ./x uses the lab instead";
         return lacking(CHECK, State::Missing, "there is no /dev/kvm", advice);
     }
-    let vmm = kata_cc_sandbox::paths::program("kata-cc-vmm");
+    let vmm = config.vmm();
     let Ok(probe) = Command::new(&vmm).arg("--probe").output() else {
         return lacking(
             CHECK,
@@ -175,18 +205,23 @@ fn tdx() -> Finding {
     )
 }
 
-fn simulated_tee() -> Finding {
+/// By the rule of a start: the configuration must name the simulated TEE, and its platform must be there.
+fn simulated_tee(config: &NodeConfig) -> Finding {
     const CHECK: &str = "simulated TEE";
-    let dir = kata_cc_sandbox::paths::sim_platform();
-    if dir.join("vcek.key").exists() || dir.join("ark.pem").exists() {
-        return found(CHECK, format!("throw-away platform in {} (protects nothing)", dir.display()));
+    let dir = config.sim_platform();
+    match config.ability().sim_snp {
+        Availability::Available => {
+            found(CHECK, format!("throw-away platform in {} (protects nothing)", dir.display()))
+        }
+        Availability::Missing(reason) => {
+            let advice = if config.tee.simulated.is_none() {
+                "[tee] simulated = \"sim-snp\" names it, for trying things out; never on a node with real secrets"
+            } else {
+                "kata-cc measure --create-sim-platform makes one, for trying things out"
+            };
+            lacking(CHECK, State::Warning, reason, advice)
+        }
     }
-    lacking(
-        CHECK,
-        State::Warning,
-        format!("no platform in {}", dir.display()),
-        "kata-cc measure --create-sim-platform makes one, for trying things out",
-    )
 }
 
 fn guest_image() -> Finding {
@@ -275,4 +310,42 @@ fn containerd() -> Finding {
 fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<NodeConfig, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.toml");
+        std::fs::write(&file, text).unwrap();
+        NodeConfig::read(&file)
+    }
+
+    #[test]
+    fn the_simulated_tee_is_looked_for_where_the_configuration_says_and_only_if_it_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let platform = format!("[tee]\nplatform = {:?}\n", dir.path());
+        let named = format!("{platform}simulated = \"sim-snp\"\n");
+
+        let finding = simulated_tee(&read(&named).unwrap());
+        assert_eq!(finding.state, State::Warning);
+        assert!(finding.seen.contains(&dir.path().display().to_string()), "{finding:?}");
+        assert!(finding.advice.contains("--create-sim-platform"), "{finding:?}");
+
+        std::fs::write(dir.path().join("ark.pem"), "").unwrap();
+        assert_eq!(simulated_tee(&read(&named).unwrap()).state, State::Ok);
+
+        let finding = simulated_tee(&read(&platform).unwrap());
+        assert_eq!(finding.state, State::Warning, "a platform alone starts nothing");
+        assert!(finding.advice.contains("[tee] simulated"), "{finding:?}");
+    }
+
+    #[test]
+    fn a_configuration_that_is_refused_is_told_by_its_error() {
+        let (_, finding) = configuration(read("[tee]\nsimulatd = \"sim-snp\"\n"));
+        assert_eq!(finding.state, State::Missing);
+        assert!(finding.seen.contains("simulatd"), "{finding:?}");
+    }
 }

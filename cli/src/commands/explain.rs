@@ -42,7 +42,7 @@ pub(crate) fn explain(arguments: &Arguments, output: &Output) -> anyhow::Result<
     if output.json {
         output.document(&explanation)?;
     } else {
-        print!("{}", text(&explanation, output));
+        output.text(&text(&explanation, output))?;
     }
     Ok(0)
 }
@@ -92,10 +92,11 @@ fn text(explanation: &Explanation<'_>, output: &Output) -> String {
         let name = format!("{:<18}", printable(&timed.stage.stage));
         let name = tone.map_or_else(|| name.clone(), |tone| output.paint(tone, &name));
         let line = format!(
-            "{:>10} ms {:>+10} ms  {name} {}",
+            "{:>10} ms {:>+10} ms  {name} {}{}",
             number(timed.after_ms),
             format!("+{}", number(timed.took_ms)),
-            details(timed.stage)
+            details(timed.stage),
+            if timed.stage.guest { "  (the guest says)" } else { "" },
         );
         lines.push(line.trim_end().to_owned());
     }
@@ -144,7 +145,12 @@ mod tests {
 
     #[test]
     fn times_are_relative_to_the_start_and_to_the_stage_before() {
-        let stage = |t: &str, stage: &str| Stage { t: t.into(), stage: stage.into(), detail: json!({}) };
+        let stage = |t: &str, stage: &str| Stage {
+            t: t.into(),
+            stage: stage.into(),
+            detail: json!({}),
+            guest: false,
+        };
         let stages = [
             stage("2026-01-01T00:00:00.000000Z", "created"),
             stage("2026-01-01T00:00:00.002500Z", "tier"),

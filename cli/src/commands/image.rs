@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use kata_cc_image::{
-    ClientConfig, DockerAuth, DockerAuthConfig, EncryptOptions, RequiredTier, encrypt_image, inspect,
+    ClientConfig, DockerAuth, DockerAuthConfig, EncryptOptions, RequiredTier, Summary, encrypt_image, inspect,
 };
 use serde_json::json;
 use zeroize::Zeroizing;
@@ -135,14 +135,14 @@ pub(crate) fn run(command: Command, output: &Output) -> anyhow::Result<u8> {
                 output.document(&json!({"image": dst, "manifest_digest": made.manifest_digest.to_string(), "key_id": key_id,
                     "encrypted_layers": made.encrypted_layers, "layers": made.layers, "key_file": key_file, "key_is_new": new}))?;
             } else {
-                println!(
-                    "{dst}  {}  {} of {} layers encrypted for {key_id}",
-                    made.manifest_digest, made.encrypted_layers, made.layers
-                );
-                println!(
-                    "give the key to the key broker: kata-cc secret put {key_id} --file {}",
+                output.text(&format!(
+                    "{dst}  {}  {} of {} layers encrypted for {key_id}\n\
+                     give the key to the key broker: kata-cc secret put {key_id} --file {}\n",
+                    made.manifest_digest,
+                    made.encrypted_layers,
+                    made.layers,
                     key_file.display()
-                );
+                ))?;
             }
         }
         Command::Inspect { name, registry } => {
@@ -152,29 +152,26 @@ pub(crate) fn run(command: Command, output: &Output) -> anyhow::Result<u8> {
                 output.document(&summary)?;
                 return Ok(0);
             }
-            println!("digest     {}", summary.manifest_digest);
-            println!("encrypted  {}", if summary.encrypted { "yes" } else { "no" });
-            println!(
-                "demands    {}",
-                summary.required_tier.as_deref().map_or_else(|| "no tier".into(), printable)
-            );
-            for layer in &summary.layers {
-                let ids: Vec<&str> =
-                    layer.recipients.iter().map(|one| one.key_id.as_deref().unwrap_or(&one.scheme)).collect();
-                println!(
-                    "{}",
-                    printable(&format!(
-                        "layer      {}  {} bytes  {} {}",
-                        layer.digest,
-                        layer.size,
-                        layer.media_type,
-                        ids.join(" ")
-                    ))
-                );
-            }
+            output.text(&describe(&summary))?;
         }
     }
     Ok(0)
+}
+
+/// What an image is, in lines of text; its texts are whoever's who made it.
+fn describe(summary: &Summary) -> String {
+    let mut lines = vec![
+        format!("digest     {}", summary.manifest_digest),
+        format!("encrypted  {}", if summary.encrypted { "yes" } else { "no" }),
+        format!("demands    {}", summary.required_tier.as_deref().unwrap_or("no tier")),
+    ];
+    for layer in &summary.layers {
+        let recipients = layer.recipients.iter();
+        let ids: Vec<&str> = recipients.map(|one| one.key_id.as_deref().unwrap_or(&one.scheme)).collect();
+        let (digest, size, media) = (&layer.digest, layer.size, &layer.media_type);
+        lines.push(format!("layer      {digest}  {size} bytes  {media} {}", ids.join(" ")));
+    }
+    lines.iter().map(|line| printable(line) + "\n").collect()
 }
 
 #[cfg(test)]

@@ -2,14 +2,14 @@
 //! stream.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::time::Duration;
 
 use anyhow::Context;
 use kata_cc_sandbox::log::{self, Line, Source};
 
 use super::records;
-use crate::output::{Output, Tone, printable};
+use crate::output::{Output, Tone, inert, printable, write};
 
 /// How often a followed log is looked at.
 const LOOK: Duration = Duration::from_millis(200);
@@ -59,21 +59,20 @@ fn print(bytes: &[u8], all: bool, output: &Output) -> std::io::Result<()> {
     if !all && line.source != Source::Container {
         return Ok(());
     }
-    let mut out = std::io::stdout().lock();
-    if output.json {
-        serde_json::to_writer(&mut out, &line)?;
-        return writeln!(out);
-    }
-    if !all {
-        return writeln!(out, "{}", line.msg);
-    }
-    let text = describe(&line);
-    let tone = match line.level.as_str() {
-        "error" => Tone::Bad,
-        "warn" => Tone::Doubtful,
-        _ => return writeln!(out, "{text}"),
+    let text = if output.json {
+        inert(&serde_json::to_string(&line)?)
+    } else if all {
+        let text = describe(&line);
+        match line.level.as_str() {
+            "error" => output.paint(Tone::Bad, &text),
+            "warn" => output.paint(Tone::Doubtful, &text),
+            _ => text,
+        }
+    } else {
+        // A tab steers nothing; colours of the container's are shown as text, `--json` has the exact characters.
+        line.msg.split('\t').map(printable).collect::<Vec<_>>().join("\t")
     };
-    writeln!(out, "{}", output.paint(tone, &text))
+    write(&(text + "\n"))
 }
 
 /// One line of text: time, source, level, message, other fields.

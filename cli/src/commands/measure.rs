@@ -1,7 +1,8 @@
 //! `kata-cc measure`: the launch digest of a guest, foretold offline by the code that the VMM measures with.
 //!
 //! It depends on kernel, initramfs, command line, and the VM's size; with the same `--cpus` and `--memory` it is that of
-//! `kata-cc run`. The digest of the init-data (`HOST_DATA`) is told beside it.
+//! `kata-cc run`. The digest of the init-data (`HOST_DATA`) is told beside it; the key broker demands both, since init-data is
+//! what the guest does, and the host hands it over.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -18,10 +19,11 @@ use serde_json::{Value, json};
 use super::broker::BrokerArguments;
 use super::size::SizeArguments;
 use super::{block_on, read_text};
-use crate::output::Output;
+use crate::output::{Output, note};
 
-/// Name of the reference value that the attestation policy asks for.
-const REFERENCE: &str = "snp_launch_measurement";
+/// Names of the reference values that the attestation policy asks for.
+const MEASUREMENT: &str = "snp_launch_measurement";
+const INIT_DATA: &str = "init_data";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -48,7 +50,7 @@ pub(crate) struct Arguments {
     /// Form of the answer.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
-    /// Add the digest to the key broker's reference values.
+    /// Add both digests, of the launch and of the init-data, to the key broker's reference values.
     #[arg(long)]
     register: bool,
     #[command(flatten)]
@@ -84,6 +86,12 @@ struct Answer {
     initramfs: PathBuf,
 }
 
+impl Answer {
+    fn reference_values(&self) -> [(&'static str, &str); 2] {
+        [(MEASUREMENT, &self.launch_digest), (INIT_DATA, &self.host_data)]
+    }
+}
+
 fn predict(arguments: &Arguments, config: &NodeConfig) -> anyhow::Result<Answer> {
     let tier = match arguments.tier {
         Measured::SimSnp => Tier::SimSnp,
@@ -108,7 +116,10 @@ fn predict(arguments: &Arguments, config: &NodeConfig) -> anyhow::Result<Answer>
         vcpus: size.vcpus,
         devices: vm_shape::DEVICES,
     };
-    let plan = LaunchPlan::new(&input).context("such a guest cannot be launched")?;
+    let plan = LaunchPlan::new(&input).with_context(|| {
+        let (kernel, initramfs) = (kernel_file.display(), initramfs_file.display());
+        format!("a guest of kernel {kernel} and initramfs {initramfs} cannot be launched")
+    })?;
     let document = match &arguments.init_data {
         Some(file) => {
             initdata::from_text(&read_text(file)?).with_context(|| format!("{}", file.display()))?
@@ -144,7 +155,7 @@ pub(crate) fn measure(arguments: &Arguments, output: &Output) -> anyhow::Result<
             std::fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
         }
         SimPlatform::load_or_create(&dir)?;
-        eprintln!("kata-cc: the simulated platform is in {}; it protects nothing", dir.display());
+        note(&format!("kata-cc: the simulated platform is in {}; it protects nothing", dir.display()));
         if output.json {
             output.document(&json!({"sim_platform": dir, "protects": "nothing"}))?;
         }
@@ -152,40 +163,86 @@ pub(crate) fn measure(arguments: &Arguments, output: &Output) -> anyhow::Result<
     }
     let answer = predict(arguments, &config)?;
     if arguments.register {
-        register(&arguments.broker, &answer.launch_digest)?;
-        eprintln!("kata-cc: registered as {REFERENCE}");
+        register(&arguments.broker, &answer.reference_values())?;
+        note(&format!("kata-cc: registered as {MEASUREMENT} and {INIT_DATA}"));
     }
     if arguments.format == Format::Rvps {
-        let values = BTreeMap::from([(REFERENCE.to_owned(), json!([answer.launch_digest]))]);
-        output.document(&ReferenceValueMessage::sample(&values))?;
+        let values = answer.reference_values().map(|(name, value)| (name.to_owned(), json!([value])));
+        output.document(&ReferenceValueMessage::sample(&BTreeMap::from(values)))?;
     } else if output.json {
         output.document(&answer)?;
     } else {
-        println!("launch digest  {}", answer.launch_digest);
-        println!("HOST_DATA      {}", answer.host_data);
-        println!("tier           {} (simulated: protects nothing)", answer.tier);
-        println!("size           {} vCPUs, {} MiB", answer.vcpus, answer.memory_mib);
-        println!("kernel         {}", answer.kernel.display());
-        println!("initramfs      {}", answer.initramfs.display());
-        println!("command line   {}", answer.cmdline);
+        output.text(&describe(&answer))?;
     }
     Ok(0)
 }
 
-/// Add the digest to those that are known: guests of other sizes stay accepted.
-fn register(broker: &BrokerArguments, digest: &str) -> anyhow::Result<()> {
+fn describe(answer: &Answer) -> String {
+    [
+        format!("launch digest  {}\n", answer.launch_digest),
+        format!("HOST_DATA      {}\n", answer.host_data),
+        format!("tier           {} (simulated: protects nothing)\n", answer.tier),
+        format!("size           {} vCPUs, {} MiB\n", answer.vcpus, answer.memory_mib),
+        format!("kernel         {}\n", answer.kernel.display()),
+        format!("initramfs      {}\n", answer.initramfs.display()),
+        format!("command line   {}\n", answer.cmdline),
+    ]
+    .concat()
+}
+
+/// Add the values to those that are known: guests of other sizes and of other init-data stay accepted.
+fn register(broker: &BrokerArguments, added: &[(&str, &str)]) -> anyhow::Result<()> {
     let client = broker.client()?;
     block_on(async {
-        let mut known = match client.reference_value(REFERENCE).await {
-            Ok(Value::Array(known)) => known,
-            Ok(Value::Null) | Err(ClientError::NotFound { .. }) => Vec::new(),
-            Ok(one) => vec![one],
-            Err(error) => return Err(error).context("the reference values were not read"),
-        };
-        if !known.iter().any(|value| value == digest) {
-            known.push(json!(digest));
+        let mut values = BTreeMap::new();
+        for (name, value) in added {
+            let known = match client.reference_value(name).await {
+                Ok(known) => known,
+                Err(ClientError::NotFound { .. }) => Value::Null,
+                Err(error) => return Err(error).context("the reference values were not read"),
+            };
+            values.insert((*name).to_owned(), with(known, value));
         }
-        let values = BTreeMap::from([(REFERENCE.to_owned(), Value::Array(known))]);
-        client.set_reference_values(&values).await.context("the launch digest was not registered")
+        client.set_reference_values(&values).await.context("the digests were not registered")
     })
+}
+
+/// The reference values `known` (one, several or none) and `value`.
+fn with(known: Value, value: &str) -> Value {
+    let mut all = match known {
+        Value::Array(known) => known,
+        Value::Null => Vec::new(),
+        one => vec![one],
+    };
+    if !all.iter().any(|one| one == value) {
+        all.push(json!(value));
+    }
+    Value::Array(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_registered_stays() {
+        assert_eq!(with(json!(null), "b"), json!(["b"]));
+        assert_eq!(with(json!("a"), "b"), json!(["a", "b"]));
+        assert_eq!(with(json!(["a", "b"]), "b"), json!(["a", "b"]));
+    }
+
+    #[test]
+    fn both_digests_are_reference_values() {
+        let answer = Answer {
+            tier: "sim-snp",
+            launch_digest: "aa".to_owned(),
+            host_data: "bb".to_owned(),
+            vcpus: 1,
+            memory_mib: 1,
+            cmdline: String::new(),
+            kernel: PathBuf::new(),
+            initramfs: PathBuf::new(),
+        };
+        assert_eq!(answer.reference_values(), [("snp_launch_measurement", "aa"), ("init_data", "bb")]);
+    }
 }

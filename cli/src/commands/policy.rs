@@ -81,7 +81,7 @@ pub(crate) fn run(command: Command, output: &Output) -> anyhow::Result<u8> {
             if output.json {
                 output.document(&json!({"set": name}))?;
             } else {
-                println!("set the {name} policy");
+                output.text(&format!("set the {name} policy\n"))?;
             }
         }
         Command::Show { which: AnyPolicy::Agent, .. } => show(output, "agent", AGENT_POLICY, true)?,
@@ -104,6 +104,5 @@ fn show(output: &Output, which: &str, text: &str, built_in: bool) -> anyhow::Res
     if output.json {
         return output.document(&json!({"which": which, "policy": text, "default": built_in}));
     }
-    print!("{text}");
-    Ok(())
+    output.text(text)
 }

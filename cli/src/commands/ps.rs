@@ -34,7 +34,8 @@ pub(crate) fn ps(arguments: &Arguments, output: &Output) -> anyhow::Result<u8> {
             Some("refused" | "failed") => Some(Tone::Bad),
             _ => None,
         };
-        println!("{}", tone.map_or_else(|| line.to_owned(), |tone| output.paint(tone, line)));
+        let line = tone.map_or_else(|| line.to_owned(), |tone| output.paint(tone, line));
+        output.text(&(line + "\n"))?;
     }
     Ok(0)
 }

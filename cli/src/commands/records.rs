@@ -17,7 +17,10 @@ pub(super) fn find(prefix: &str) -> anyhow::Result<String> {
 }
 
 fn pick(prefix: &str, ids: &[String]) -> anyhow::Result<String> {
-    anyhow::ensure!(paths::is_id(prefix), "{prefix:?} cannot be a sandbox's id");
+    anyhow::ensure!(
+        paths::is_id(prefix),
+        "{prefix:?} cannot be a sandbox's id: 1 to 128 characters of [A-Za-z0-9_.-]"
+    );
     if ids.iter().any(|id| id == prefix) {
         return Ok(prefix.to_owned());
     }
@@ -155,7 +158,7 @@ mod tests {
     use serde_json::json;
 
     fn stage(stage: &str, detail: Value) -> Stage {
-        Stage { t: "2026-01-01T00:00:00.000000Z".into(), stage: stage.into(), detail }
+        Stage { t: "2026-01-01T00:00:00.000000Z".into(), stage: stage.into(), detail, guest: false }
     }
 
     #[test]

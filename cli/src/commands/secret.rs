@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::broker::BrokerArguments;
 use super::{block_on, read_input};
-use crate::output::{Output, printable, table};
+use crate::output::{Output, note, printable, table};
 
 /// Most bytes of a secret; the key broker's limit of a body.
 const MAX_SECRET: u64 = kata_cc_kbs_protocol::MAX_BODY as u64;
@@ -51,11 +51,12 @@ pub(crate) enum Command {
 
 /// A path in either form.
 pub(super) fn resource_path(text: &str) -> anyhow::Result<ResourcePath> {
+    let named = || format!("{:?} names no secret", text.chars().take(300).collect::<String>());
     if text.contains("://") {
-        let uri: kata_cc_kbs_protocol::ResourceUri = text.parse()?;
+        let uri: kata_cc_kbs_protocol::ResourceUri = text.parse().with_context(named)?;
         return Ok(uri.path);
     }
-    Ok(text.parse()?)
+    text.parse().with_context(named)
 }
 
 /// Run it.
@@ -72,7 +73,7 @@ pub(crate) fn run(command: Command, output: &Output) -> anyhow::Result<u8> {
             if output.json {
                 output.document(&json!({"stored": path.uri(), "size": secret.len()}))?;
             } else {
-                println!("stored {} ({} bytes)", path.uri(), secret.len());
+                output.text(&format!("stored {} ({} bytes)\n", path.uri(), secret.len()))?;
             }
         }
         Command::Get { path, broker } => {
@@ -82,8 +83,9 @@ pub(crate) fn run(command: Command, output: &Output) -> anyhow::Result<u8> {
             if output.json {
                 output.document(&entry)?;
             } else {
-                println!("{}  {} bytes  {}", path.uri(), entry.size, printable(&entry.modified));
-                eprintln!("kata-cc: the key broker gives the contents to attested guests only");
+                let modified = printable(&entry.modified);
+                output.text(&format!("{}  {} bytes  {modified}\n", path.uri(), entry.size))?;
+                note("kata-cc: the key broker gives the contents to attested guests only");
             }
         }
         Command::List { broker } => {
@@ -98,7 +100,7 @@ pub(crate) fn run(command: Command, output: &Output) -> anyhow::Result<u8> {
                         vec![printable(&entry.path), entry.size.to_string(), printable(&entry.modified)]
                     })
                     .collect();
-                print!("{}", table(&["PATH", "BYTES", "MODIFIED"], &rows));
+                output.text(&table(&["PATH", "BYTES", "MODIFIED"], &rows))?;
             }
         }
         Command::Rm { path, broker } => {
@@ -108,7 +110,7 @@ pub(crate) fn run(command: Command, output: &Output) -> anyhow::Result<u8> {
             if output.json {
                 output.document(&json!({"removed": path.uri()}))?;
             } else {
-                println!("removed {}", path.uri());
+                output.text(&format!("removed {}\n", path.uri()))?;
             }
         }
     }

@@ -10,6 +10,8 @@ use nix::sys::termios;
 use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::output;
+
 /// Signals that end a run: so many of them end the sandbox when its program does not.
 const PATIENCE: usize = 3;
 
@@ -142,7 +144,12 @@ async fn feed(sandbox: Arc<Sandbox>, container: String, interactive: bool) {
             while !rest.is_empty() {
                 match sandbox.write_stdin(&container, "", rest).await {
                     Ok(taken @ 1..) => rest = rest.get(taken..).unwrap_or_default(),
-                    // The program does not read any more.
+                    // The program reads no more, or the guest's policy does not let the host write to it.
+                    Err(error) if error.to_string().contains("blocked by policy") => {
+                        crate::output::note(&format!("kata-cc: standard input is not passed on: {error}"));
+                        let _ = sandbox.close_stdin(&container, "").await;
+                        return;
+                    }
                     _ => return,
                 }
             }
@@ -169,11 +176,10 @@ fn write(data: &[u8], stream: Stream, json: bool) -> std::io::Result<()> {
             Stream::Stderr => std::io::stderr().write_all(data),
         };
     }
-    let mut out = std::io::stdout().lock();
     let name = if stream == Stream::Stdout { "stdout" } else { "stderr" };
     let line = match std::str::from_utf8(data) {
         Ok(text) => json!({"event": "output", "stream": name, "text": text}),
         Err(_) => json!({"event": "output", "stream": name, "base64": base64_standard(data)}),
     };
-    writeln!(out, "{line}")
+    output::write(&(output::inert(&line.to_string()) + "\n"))
 }

@@ -102,7 +102,7 @@ fn plan(arguments: Arguments) -> anyhow::Result<Plan> {
     anyhow::ensure!(
         (1..=63).contains(&hostname.len())
             && hostname.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_')),
-        "{hostname:?} cannot be a host name"
+        "{hostname:?} cannot be a host name: 1 to 63 letters, digits, `-`, `.`, `_`"
     );
     let mut env = environment(&arguments.env)?;
     if arguments.tty && !env.iter().any(|entry| entry.starts_with("TERM=")) {
@@ -172,7 +172,7 @@ async fn start(plan: &Plan, output: &Output) -> anyhow::Result<u8> {
         created = Sandbox::create(&plan.config, plan.sandbox.clone()) => created.map_err(anyhow::Error::from),
         () = stages.follow() => unreachable!("following never ends"),
         signal = signals.end() => {
-            cleanup_leftovers(id);
+            cleanup_leftovers(id).await;
             return Ok(interrupted(signal));
         }
     };

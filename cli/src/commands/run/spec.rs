@@ -79,7 +79,10 @@ mod tests {
         let spec = specification(&Choice { hostname: "h", ..Choice::default() });
         assert_eq!(spec["process"]["args"], json!([]));
         assert_eq!(spec["process"]["cwd"], "");
-        // no network and no host files: the default policy of the guest takes it
+        // The default policy of the guest takes it: its tests (agent/src/policies_test.rs) read this file.
+        let tested: Value =
+            serde_json::from_str(include_str!("../../../../agent/tests/data/kata-cc-run.json")).unwrap();
+        assert_eq!(spec, tested);
         assert!(spec["mounts"].as_array().unwrap().iter().all(|mount| mount["type"] != "bind"));
     }
 }
