@@ -8,6 +8,7 @@ mod bench;
 mod binaries;
 mod checks;
 mod cpio;
+mod fuzz;
 mod guest_image;
 mod lab;
 mod paths;
@@ -41,6 +42,14 @@ enum Command {
         /// Which benchmark; without it the names are listed.
         name: Option<String>,
     },
+    /// Fuzz the parsers of untrusted bytes.
+    Fuzz {
+        /// Which target, or `all`; without it the names are listed.
+        target: Option<String>,
+        /// Seconds for each target.
+        #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
+        seconds: u32,
+    },
     /// Format the sources.
     Fmt,
     /// Remove what was built and cached.
@@ -58,6 +67,7 @@ fn main() -> anyhow::Result<()> {
         Command::Run => run::run(),
         Command::Test { name, no_vm } => suites::test(name.as_deref(), no_vm),
         Command::Bench { name } => bench::bench(name.as_deref()),
+        Command::Fuzz { target, seconds } => fuzz::fuzz(target.as_deref(), seconds),
         Command::Fmt => checks::format(),
         Command::Clean => paths::clean(),
         Command::Build => binaries::build(),
