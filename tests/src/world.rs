@@ -81,6 +81,8 @@ pub struct World {
     pub kbs: Kbs,
     /// The encrypted image.
     pub image: String,
+    /// Agent policy that the node's configuration names.
+    agent_policy: Option<PathBuf>,
     /// What `kata-cc measure` predicts for the node's guest: launch digest and digest of the init-data, in hex.
     pub measured: (String, String),
 }
@@ -88,15 +90,28 @@ pub struct World {
 impl World {
     /// Start the services, encrypt and push the image, and give key, policy and reference values to the key broker.
     pub fn start(material: &Path, dir: &Path) -> anyhow::Result<Self> {
+        Self::start_with(material, dir, None)
+    }
+
+    /// Like [`World::start`], with an agent policy in place of the guest's default.
+    pub fn start_with(material: &Path, dir: &Path, agent_policy: Option<&str>) -> anyhow::Result<Self> {
         std::fs::create_dir_all(dir)?;
+        let agent_policy = match agent_policy {
+            Some(text) => {
+                let file = dir.join("agent.rego");
+                std::fs::write(&file, text)?;
+                Some(file)
+            }
+            None => None,
+        };
         let pki = Pki::at(material);
         let options = RegistryOptions { tls: Some(&pki), basic: None };
         let registry = Registry::start(&dir.join("registry"), &options)?;
         let kbs = Kbs::start(&dir.join("kbs"), Some(&material.join("sim.ark.pem")))?;
         let image = format!("{}/demo/secret:1", registry.host);
         let measured = Default::default();
-        let mut world =
-            Self { material: material.to_owned(), dir: dir.to_owned(), registry, kbs, image, measured };
+        let (material, dir) = (material.to_owned(), dir.to_owned());
+        let mut world = Self { material, dir, registry, kbs, image, agent_policy, measured };
         world.encrypt(&world.image, &[])?;
         world.put_key()?;
         world.measured = world.register()?;
@@ -133,7 +148,7 @@ impl World {
         run(self.kata_cc(&Tampering::default())?.args(["secret", "rm", KEY_PATH]), 60)?.ok()
     }
 
-    /// Register the launch digest that `kata-cc measure` predicts; gives it and the init-data's digest.
+    /// Register what `kata-cc measure` predicts, launch digest and init-data's digest; gives both.
     fn register(&self) -> anyhow::Result<(String, String)> {
         let mut command = self.kata_cc(&Tampering::default())?;
         let measured =
@@ -191,7 +206,12 @@ impl World {
              [tee]\nsimulated = \"sim-snp\"\nplatform = \"{platform}\"\n\
              [egress]\nallow = [\"{registry}\", \"{kbs}\"]\n\
              [kbs]\nurl = \"{url}\"\ncertificate = \"{certificate}\"\n\
-             [image]\nregistry_roots = [\"{ca}\"]\ninsecure_registries = [{insecure}]\nallow_simulated_tee = true\n",
+             [image]\nregistry_roots = [\"{ca}\"]\ninsecure_registries = [{insecure}]\nallow_simulated_tee = true\n{policy}",
+            policy = self
+                .agent_policy
+                .iter()
+                .map(|file| format!("agent_policy = \"{}\"\n", file.display()))
+                .collect::<String>(),
             cmdline = tampering.cmdline.as_deref().unwrap_or_default(),
             platform = platform.display(),
             registry = self.registry.host,

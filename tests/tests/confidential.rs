@@ -19,10 +19,19 @@ fn material() -> PathBuf {
         .map_or_else(|| std::env::temp_dir().join("kata-cc-material"), PathBuf::from)
 }
 
-fn world(name: &str) -> anyhow::Result<World> {
+/// What a guest's program is in the tests that search the host while it runs.
+const READING: [&str; 3] = ["sh", "-c", "sha256sum /secret.txt; echo reading-done; exec sleep 600"];
+
+/// The guest's default policy, and [`READING`] beside the image's own program.
+fn reading_policy() -> String {
+    let own = include_str!("../../agent/policy/default.rego");
+    format!("{own}\nprograms contains {READING:?}\n")
+}
+
+fn world(name: &str, agent_policy: Option<&str>) -> anyhow::Result<World> {
     world::prepare(&material())?;
     let dir = PathBuf::from(format!("/run/kct-{name}-{}", std::process::id()));
-    World::start(&material(), &dir)
+    World::start_with(&material(), &dir, agent_policy)
 }
 
 fn nothing_is_left(world: &World) {
@@ -41,7 +50,7 @@ fn the_encrypted_image_runs_after_attestation_and_in_no_other_case() -> anyhow::
     if !machines_run_here() {
         return Ok(());
     }
-    let mut world = world("refusals")?;
+    let mut world = world("refusals", None)?;
     let good = world.run("attested", &Tampering::default(), &[])?;
     ensure!(good.code == 0 && good.stdout.contains(MARKER), "the attested run failed:\n{}", good.text());
     let explained = world.kata_cc(&Tampering::default())?.args(["explain", "attested"]).output()?;
@@ -107,6 +116,19 @@ fn search_the_host(
     Ok(Search { outside, inside })
 }
 
+/// What a node that pulls images itself would hold: the encrypted layers.
+fn fetch_into_the_content_store(containerd: &Containerd, world: &World) -> anyhow::Result<()> {
+    let hosts = containerd.folder().join("hosts");
+    let host = &world.registry.host;
+    std::fs::create_dir_all(hosts.join(host))?;
+    // Without it `localhost` would mean plain HTTP.
+    let ca = Pki::at(&material()).ca;
+    let text = format!("[host.\"https://{host}\"]\nca = \"{}\"\n", ca.display());
+    std::fs::write(hosts.join(host).join("hosts.toml"), text)?;
+    containerd.ctr(&["content", "fetch", "--hosts-dir", &hosts.to_string_lossy(), &world.image])?.ok()?;
+    Ok(())
+}
+
 /// The encrypted image through containerd: it holds the encrypted layers in its content store, the guest pulls and decrypts
 /// them itself.
 #[test]
@@ -114,18 +136,16 @@ fn containerd_runs_the_encrypted_image_and_learns_nothing() -> anyhow::Result<()
     if !machines_run_here() {
         return Ok(());
     }
-    let world = world("containerd")?;
+    let world = world("containerd", Some(&reading_policy()))?;
     let patterns = Patterns::new(MARKER, &std::fs::read(world.key_file())?);
     let containerd = Containerd::start_empty(&world.config(&Tampering::default()))?;
-    let ca = Pki::at(&material()).ca;
-    containerd.ctr(&["content", "fetch", "--tlscacert", &ca.to_string_lossy(), &world.image])?.ok()?;
+    fetch_into_the_content_store(&containerd, &world)?;
     let before = Traces::take(containerd.folder());
     let empty = containerd.folder().join("empty");
     std::fs::create_dir(&empty)?;
     let (image, empty) = (format!("dev.kata-cc.image={}", world.image), empty.to_string_lossy());
-    let script = "sha256sum /secret.txt; echo reading-done; exec sleep 600";
     let detach = ["run", "--detach", "--runtime", CONFIDENTIAL, "--rootfs", "--annotation"];
-    let words = [&detach[..], &[&image, &empty, "secret", "sh", "-c", script]].concat();
+    let words = [&detach[..], &[&image, &empty, "secret"], &READING].concat();
     let started = containerd.ctr(&words)?;
     ensure!(started.code == 0, "{}\n{}", started.text(), containerd.log());
     let start = Instant::now();
@@ -151,11 +171,10 @@ fn neither_key_nor_plaintext_is_on_the_host_while_the_container_runs() -> anyhow
     if !machines_run_here() {
         return Ok(());
     }
-    let world = world("search")?;
+    let world = world("search", Some(&reading_policy()))?;
     let key = std::fs::read(world.key_file())?;
     let patterns = Patterns::new(MARKER, &key);
-    let words = ["sh", "-c", "sha256sum /secret.txt; echo reading-done; exec sleep 600"];
-    let mut command = world.run_command("searched", &Tampering::default(), &words)?;
+    let mut command = world.run_command("searched", &Tampering::default(), &READING)?;
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     let log = world.state_dir().join("sandboxes/searched/log.jsonl");
     let start = Instant::now();
