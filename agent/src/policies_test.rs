@@ -281,6 +281,10 @@ fn mounts_and_storages_are_what_they_say() {
     refused(("tmpfs", "tmpfs", "/app", "ro"), ["mount destinations", "OCI.Mounts[7].destination", "/app"]);
     refused(("bind", shared, "/usr/bin/app", "rbind"), ["bind destinations", "destination", "/usr/bin/app"]);
     refused(("bind", SHM, "/usr/bin", "rbind"), ["bind destinations", "destination", "/usr/bin"]);
+    let mut optioned = ephemeral(SHM);
+    optioned.storages[1].options.push("ro,bind".to_owned());
+    let text = check(&mut default(), &optioned).unwrap_err();
+    assert!(text.contains("one option at a time") && text.contains("storages[1].options"), "{text}");
     let other = "/run/kata-containers/sandbox/p";
     refused(("bind", other, "/dev/shm", "rbind"), ["bind sources", "OCI.Mounts[7].source", other]);
     for point in

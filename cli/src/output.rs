@@ -73,10 +73,11 @@ impl Output {
     /// Tell what failed on standard error, with every cause; as JSON when that was asked for.
     pub(crate) fn error(&self, error: &anyhow::Error) {
         let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
+        let message = one_line(&joined(&causes));
         if self.json {
-            note(&inert(&serde_json::json!({"error": causes.join(": "), "causes": causes}).to_string()));
+            note(&inert(&serde_json::json!({"error": message, "causes": causes}).to_string()));
         } else {
-            note(&format!("kata-cc: {}", one_line(&causes.join(": "))));
+            note(&format!("kata-cc: {message}"));
         }
     }
 
@@ -156,6 +157,19 @@ pub(crate) fn inert(json: &str) -> String {
     json.chars().map(escape).collect()
 }
 
+/// Causes in a row; some errors already tell the cause that stands below them.
+fn joined(causes: &[String]) -> String {
+    let mut text = String::new();
+    for cause in causes.iter().filter(|cause| !cause.is_empty()) {
+        if text.is_empty() {
+            text.clone_from(cause);
+        } else if !text.ends_with(cause.as_str()) {
+            text += &format!(": {cause}");
+        }
+    }
+    text
+}
+
 /// A message of several lines on one, without control characters.
 fn one_line(text: &str) -> String {
     let lines: Vec<String> = text.lines().map(|line| printable(line.trim())).collect();
@@ -207,6 +221,12 @@ mod tests {
         let text = inert(&serde_json::to_string_pretty(&value).unwrap());
         assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
         assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), value);
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let causes = ["a failed: no file", "no file", "b"].map(str::to_owned);
+        assert_eq!(joined(&causes), "a failed: no file: b");
     }
 
     #[test]

@@ -259,12 +259,16 @@ fn a_bad_image_or_key_is_refused() {
     fails(encrypt(&src, "kbs:///a/b", &key), &["kbs:///a/b", "repository"]);
     fails(encrypt(&src, "kbs:///a/b/c", "/nonexistent/key"), &["cannot write /nonexistent/key"]);
     let good = node.file("good.key", [1; 32]);
-    fails(encrypt("oci:/nonexistent/y", "kbs:///a/b/c", &good), &["/nonexistent/y"]);
     fails(encrypt("no such reference", "kbs:///a/b/c", &good), &["no such reference", "no image reference"]);
     fails(encrypt(&src, "kbs:///a/b/c", &good), &["short.key/x"]);
+    let (missing, made) = ("oci:/nonexistent/y", format!("oci:{}", node.path("made").display()));
+    node.fails(
+        &["image", "encrypt", missing, &made, "--key-id", "kbs:///a/b/c", "--key-file", &good],
+        &["/nonexistent/y", "No such file"],
+    );
     node.fails(&["image", "inspect", "UPPER"], &["UPPER", "no image reference"]);
     let image = format!("127.0.0.1:{}/x:y", closed_port());
-    node.fails(&["image", "inspect", &image], &["127.0.0.1:", "x:y"]);
+    node.fails(&["image", "inspect", &image], &["127.0.0.1:", "refused"]);
     node.fails(&["image", "inspect", "oci:/nonexistent"], &["/nonexistent"]);
     node.fails(&["image", "inspect", "--registry-ca", "/nonexistent", &image], &["cannot read /nonexistent"]);
     node.fails(&["image", "inspect", "--user", "u", &image], &["KATA_CC_REGISTRY_PASSWORD"]);
