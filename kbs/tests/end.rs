@@ -37,7 +37,8 @@ fn running_requests_finish_and_idle_connections_do_not_hold_it() {
     let stopped = std::thread::spawn(move || server.stop());
     assert_eq!(idle.read(&mut [0]).unwrap(), 0, "an idle connection is closed");
     running.write_all(b"}").unwrap();
-    assert!(answer(&mut running).starts_with("HTTP/1.1 400"));
+    let answered = answer(&mut running);
+    assert!(answered.starts_with("HTTP/1.1 401"), "{answered}");
     let (code, log) = stopped.join().unwrap();
     assert_eq!(code, Some(0), "{log}");
     assert!(log.contains("draining") && !log.contains("cut off"), "{log}");

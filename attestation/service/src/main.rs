@@ -135,7 +135,9 @@ async fn serve(arguments: &Arguments) -> anyhow::Result<()> {
     let gate = gate(arguments)?;
     let dir = &arguments.work_dir;
     std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
-    let store = Store::open(&dir.join("service.db"), StoreKey::from_file(&dir.join("store.key"))?).await?;
+    let key = dir.join("store.key");
+    let key = StoreKey::from_file(&key).with_context(|| format!("key {}", key.display()))?;
+    let store = Store::open(&dir.join("service.db"), key).await?;
     let router = router(Arc::new(service(arguments, store.clone()).await?), gate);
     let tls = tls(arguments)?;
     let listener = TcpListener::bind(arguments.socket)

@@ -5,8 +5,9 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use kata_cc_attestation_service::jws::SigningKey;
 use serde_json::{Value, json};
 
 fn command(work: &Path) -> Command {
@@ -28,8 +29,8 @@ impl Service {
         clippy::zombie_processes,
         reason = "without an address the test fails; with one it is waited for"
     )]
-    fn start(work: &Path) -> Self {
-        let mut child = command(work).spawn().unwrap();
+    fn start_with(work: &Path, arguments: &[&str]) -> Self {
+        let mut child = command(work).args(arguments).spawn().unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap());
         let mut seen = String::new();
         loop {
@@ -43,6 +44,10 @@ impl Service {
         }
     }
 
+    fn start(work: &Path) -> Self {
+        Self::start_with(work, &[])
+    }
+
     fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(&self.address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
@@ -51,8 +56,13 @@ impl Service {
 
     /// One request on a connection of its own.
     fn ask(&self, method: &str, path: &str, body: &str) -> Answer {
+        self.ask_as("", method, path, body)
+    }
+
+    /// The same with more header lines.
+    fn ask_as(&self, headers: &str, method: &str, path: &str, body: &str) -> Answer {
         let mut stream = self.connect();
-        send(&mut stream, method, path, body);
+        send(&mut stream, headers, method, path, body);
         receive(&mut stream)
     }
 
@@ -90,9 +100,9 @@ impl Answer {
     }
 }
 
-fn send(stream: &mut TcpStream, method: &str, path: &str, body: &str) {
+fn send(stream: &mut TcpStream, headers: &str, method: &str, path: &str, body: &str) {
     let length = body.len();
-    let head = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n");
+    let head = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n{headers}\r\n");
     stream.write_all(head.as_bytes()).unwrap();
     // A body that is too large is refused before it has been read.
     let _ = stream.write_all(body.as_bytes());
@@ -140,10 +150,10 @@ fn it_answers_and_refuses_with_problems() {
         ("POST", "/attestation", &request("e30"), 422, "evidence"),
         ("POST", "/attestation", &large, 413, "bytes"),
         ("GET", "/attestation", "", 405, "method"),
-        ("POST", "/policy", r#"{"policy_id": "x_cpu", "policy": "eA"}"#, 400, "x_cpu"),
+        ("POST", "/policy", r#"{"policy_id": "x_cpu", "policy": "eA"}"#, 401, "--admin-key"),
         ("GET", "/policy/none", "", 404, "none"),
         ("GET", "/policy/%ff", "", 400, "request"),
-        ("POST", "/reference-value", "[]", 400, "JSON"),
+        ("POST", "/reference-value", "[]", 401, "--admin-key"),
         ("GET", "/nothing", "", 404, "path"),
     ] {
         let answer = service.ask(method, path, body);
@@ -161,7 +171,7 @@ fn at_its_end_running_requests_finish_and_idle_connections_do_not_hold_it() {
     let dir = tempfile::tempdir().unwrap();
     let service = Service::start(&dir.path().join("work"));
     let mut idle = service.connect();
-    send(&mut idle, "GET", "/healthz", "");
+    send(&mut idle, "", "GET", "/healthz", "");
     assert_eq!(receive(&mut idle).status, 200);
     let mut running = service.connect();
     running.write_all(b"POST /attestation HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{").unwrap();
@@ -182,10 +192,18 @@ fn at_its_end_running_requests_finish_and_idle_connections_do_not_hold_it() {
 fn what_is_stored_is_there_after_a_new_start() {
     let dir = tempfile::tempdir().unwrap();
     let keys = |service: &Service| service.ask("GET", "/.well-known/jwks.json", "").json();
-    let first = Service::start(dir.path());
+    let pem = SigningKey::generate_pem("EdDSA").unwrap();
+    let admin = SigningKey::from_pem(pem.as_bytes()).unwrap();
+    let public = dir.path().join("admin.pem");
+    std::fs::write(&public, admin.public_pem().unwrap()).unwrap();
+    let expires = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() + 600;
+    let token = admin.sign(&json!({}), &json!({"role": "admin", "exp": expires})).unwrap();
+    let first = Service::start_with(dir.path(), &["--admin-key", public.to_str().unwrap()]);
     let key = keys(&first);
     // base64url of `package policy`
-    let set = first.ask("POST", "/policy", r#"{"policy_id": "mine_cpu", "policy": "cGFja2FnZSBwb2xpY3k"}"#);
+    let policy = r#"{"policy_id": "mine_cpu", "policy": "cGFja2FnZSBwb2xpY3k"}"#;
+    assert_eq!(first.ask("POST", "/policy", policy).status, 401);
+    let set = first.ask_as(&format!("Authorization: Bearer {token}\r\n"), "POST", "/policy", policy);
     assert_eq!(set.status, 200, "{set:?}");
     first.terminate();
     assert_eq!(first.ended().0, Some(0));
