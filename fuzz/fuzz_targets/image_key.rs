@@ -3,7 +3,7 @@
 
 use kata_cc_image::KeyPacket;
 use kata_cc_image::crypto::packet::Packet;
-use kata_cc_image::crypto::{KEYS_PROVIDER, LayerKey, PublicOptions, jwe};
+use kata_cc_image::crypto::{KEYS_PROVIDER, PrivateOptions, PublicOptions, jwe};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -13,7 +13,10 @@ fuzz_target!(|bytes: &[u8]| {
         assert!(packet.unwrap(&[7; 32]).is_err());
         assert!(Packet::parse(packet.to_json().as_bytes()).is_ok());
     }
-    let _ = LayerKey::from_private_options(bytes);
+    if let Ok(options) = PrivateOptions::read(bytes) {
+        let again = PrivateOptions::read(&options.write("")).expect("what was written can be read");
+        assert_eq!(again.config, options.config);
+    }
     let _ = jwe::open(bytes, b"-----BEGIN PRIVATE KEY-----\nAA==\n-----END PRIVATE KEY-----\n");
     if let Ok(text) = std::str::from_utf8(bytes)
         && let Ok(options) = PublicOptions::from_annotation(text)
