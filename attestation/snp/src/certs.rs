@@ -9,6 +9,8 @@
 
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::signature::{RSA_PSS_2048_8192_SHA384, UnparsedPublicKey};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
 use x509_cert::der::asn1::{Ia5String, ObjectIdentifier, OctetString};
 use x509_cert::der::{self, Decode, Encode, Reader, SliceReader};
 use x509_cert::ext::pkix::{BasicConstraints, KeyUsage};
@@ -83,6 +85,12 @@ pub enum CertError {
     /// Not DER or not a certificate.
     #[error("certificate is malformed: {0}")]
     Der(#[from] der::Error),
+    /// Not PEM.
+    #[error("PEM text of the certificate is broken: {why}")]
+    Pem {
+        /// What is wrong.
+        why: String,
+    },
     /// No or too many certificates in a PEM bundle.
     #[error("PEM bundle has {seen} certificates, expected 1 to {MAX_CHAIN}")]
     Bundle {
@@ -208,11 +216,19 @@ impl Certificate {
         if bytes.len() > MAX_CERT * MAX_CHAIN {
             return Err(CertError::TooLong { seen: bytes.len() });
         }
-        let chain = x509_cert::Certificate::load_pem_chain(bytes)?;
-        if chain.is_empty() || chain.len() > MAX_CHAIN {
-            return Err(CertError::Bundle { seen: chain.len() });
+        // Text to bytes first, bytes to a certificate then: der 0.7 reads certificates out of PEM text as it goes, and
+        // never ends where the text does and the length that DER announces does not.
+        let mut chain = Vec::new();
+        for der in CertificateDer::pem_slice_iter(bytes) {
+            if chain.len() == MAX_CHAIN {
+                return Err(CertError::Bundle { seen: MAX_CHAIN + 1 });
+            }
+            chain.push(Self::from_der(&der.map_err(|error| CertError::Pem { why: error.to_string() })?)?);
         }
-        chain.iter().map(|cert| Self::from_der(&cert.to_der()?)).collect()
+        if chain.is_empty() {
+            return Err(CertError::Bundle { seen: 0 });
+        }
+        Ok(chain)
     }
 
     /// The DER as it came.

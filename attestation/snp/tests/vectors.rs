@@ -361,6 +361,58 @@ fn built_in_roots_are_those_of_amd() {
     }
 }
 
+/// A certificate as PEM text.
+fn pem(der: &[u8]) -> Vec<u8> {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = b"-----BEGIN CERTIFICATE-----\n".to_vec();
+    for line in der.chunks(48) {
+        for group in line.chunks(3) {
+            let bits = [0, 1, 2].map(|at| group.get(at).map_or(0, |byte| u32::from(*byte)));
+            let bits = bits[0] << 16 | bits[1] << 8 | bits[2];
+            for at in 0..4 {
+                let digit = ALPHABET[(bits >> (18 - 6 * at)) as usize & 63];
+                text.push(if at <= group.len() { digit } else { b'=' });
+            }
+        }
+        text.push(b'\n');
+    }
+    text.extend_from_slice(b"-----END CERTIFICATE-----\n");
+    text
+}
+
+#[test]
+fn a_pem_that_ends_within_its_certificate_is_refused_and_not_read_for_ever() {
+    let (done, ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let ark = roots::ark(Product::Milan).unwrap();
+        assert_eq!(Certificate::from_der_or_pem(&pem(ark.der())).unwrap().der(), ark.der());
+        for cut in (0..40).chain([ark.der().len() - 1]) {
+            Certificate::from_der_or_pem(&pem(&ark.der()[..cut])).unwrap_err();
+        }
+        // A length of which the first byte is there.
+        Certificate::from_der_or_pem(&pem(&[0x30, 0x81])).unwrap_err();
+        done.send(()).unwrap();
+    });
+    ended.recv_timeout(std::time::Duration::from_secs(60)).expect("it ends, and without a panic");
+}
+
+#[test]
+fn a_bundle_has_one_to_eight_certificates() {
+    let ark = roots::ark(Product::Milan).unwrap();
+    let bundle = |count| Certificate::chain_from_pem(&pem(ark.der()).repeat(count));
+    assert_eq!(bundle(8).unwrap().len(), 8);
+    assert_eq!(bundle(9).unwrap_err(), CertError::Bundle { seen: 9 });
+    for empty in [&b""[..], b"\n", b"\r\n\r\n", b"-----BEGIN", b"no PEM"] {
+        assert_eq!(
+            Certificate::chain_from_pem(empty).unwrap_err(),
+            CertError::Bundle { seen: 0 },
+            "{empty:?}"
+        );
+    }
+    let broken = b"-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n";
+    assert!(matches!(Certificate::chain_from_pem(broken), Err(CertError::Pem { .. })));
+}
+
 proptest::proptest! {
     #[test]
     fn any_bytes_are_parsed_or_refused(bytes in proptest::collection::vec(proptest::num::u8::ANY, 1184), version in 0u32..7, family in 0x17u8..0x1C) {
