@@ -124,7 +124,19 @@ fn read_image() -> Result<Option<InitData>> {
 pub(crate) async fn load(tee: Tee) -> Result<Settings> {
     let document = tokio::task::spawn_blocking(read_image).await??;
     if tee.is_confidential() {
-        let launched = attester::report_host_data(attested_tee(tee)).await;
+        let launched = attester::report_host_data(attested_tee(tee)).await.inspect_err(|e| {
+            if matches!(e, attester::AttestError::OtherReport) {
+                tracing::error!(
+                    stage = "refused",
+                    by = "agent",
+                    reason = %e,
+                    expected = "a report that answers this guest's own request",
+                    seen = "one that answers another: replayed",
+                    what_to_do = "see what answers for the security processor on this host",
+                    "replayed report refused"
+                );
+            }
+        });
         check_launch(launched.context("ask for a report to check the init-data by")?, document.as_ref())?;
     }
     settings(document)

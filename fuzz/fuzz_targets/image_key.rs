@@ -10,7 +10,8 @@ fuzz_target!(|bytes: &[u8]| {
     let packet = KeyPacket { annotation: KEYS_PROVIDER.to_owned(), bytes: bytes.to_vec() };
     let _ = (packet.scheme(), packet.key_id());
     if let Ok(packet) = Packet::parse(bytes) {
-        assert!(packet.unwrap(&[7; 32]).is_err());
+        // A256CTR has no tag: with it every key "opens" a packet, and the layer's own HMAC tells.
+        assert!(packet.unwrap(&[7; 32]).is_err() || packet.wrap_type == "A256CTR");
         assert!(Packet::parse(packet.to_json().as_bytes()).is_ok());
     }
     if let Ok(options) = PrivateOptions::read(bytes) {

@@ -6,11 +6,11 @@
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::agreement::{self, ECDH_P256, ECDH_P521, PrivateKey, UnparsedPublicKey};
-use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::encoding::{AsBigEndian as _, EcPublicKeyUncompressedBin};
 use aws_lc_rs::key_wrap::{AES_256, AesKek, KeyWrap as _};
 use aws_lc_rs::rand;
 use aws_lc_rs::rsa::{OAEP_SHA256_MGF1SHA256, OaepPublicEncryptingKey, PublicEncryptingKey};
+use kata_cc_kbs_protocol::jwe::concat_kdf;
 use kata_cc_kbs_protocol::{JweResponse, TeePubKey, base64_url, from_base64_url};
 use thiserror::Error;
 use zeroize::Zeroizing;
@@ -85,21 +85,6 @@ fn wrap_ecdh(crv: &str, x: &str, y: &str, content_key: &[u8; 32]) -> Result<(Str
         base64_url(y)
     );
     Ok((header, wrapped))
-}
-
-/// RFC 7518, 4.6.2, for `ECDH-ES+A256KW`: one round of SHA-256, both parties unnamed.
-fn concat_kdf(shared: &[u8]) -> Zeroizing<[u8; 32]> {
-    const ALGORITHM: &[u8] = b"ECDH-ES+A256KW";
-    let mut input = Zeroizing::new(Vec::with_capacity(shared.len() + 64));
-    input.extend_from_slice(&1u32.to_be_bytes());
-    input.extend_from_slice(shared);
-    input.extend_from_slice(&(ALGORITHM.len() as u32).to_be_bytes());
-    input.extend_from_slice(ALGORITHM);
-    input.extend_from_slice(&[0; 8]);
-    input.extend_from_slice(&256u32.to_be_bytes());
-    let mut key = Zeroizing::new([0; 32]);
-    key.copy_from_slice(digest(&SHA256, &input).as_ref());
-    key
 }
 
 fn wrap_rsa(n: &str, e: &str, content_key: &[u8; 32]) -> Result<Vec<u8>, JweError> {

@@ -1,27 +1,5 @@
-//! Generates the agent's messages and ttrpc services from `proto/` (no `protoc` needed).
-
-use std::path::PathBuf;
-
-use ttrpc_codegen::{Codegen, Customize, ProtobufCustomize};
+//! Generates the agent's messages and ttrpc services.
 
 fn main() -> std::io::Result<()> {
-    println!("cargo::rerun-if-changed=proto");
-    let out = PathBuf::from(std::env::var("OUT_DIR").expect("cargo sets OUT_DIR"));
-    Codegen::new()
-        .out_dir(&out)
-        .include("proto")
-        .inputs(["agent", "csi", "health", "oci", "types"].map(|name| format!("proto/{name}.proto")))
-        .rust_protobuf()
-        .rust_protobuf_customize(ProtobufCustomize::default().gen_mod_rs(false))
-        .customize(Customize { async_all: true, gen_mod: false, ..Default::default() })
-        .run()?;
-    // `include!` takes no inner attributes: `lib.rs` sets them on the modules instead.
-    for file in std::fs::read_dir(&out)? {
-        let path = file?.path();
-        let text = std::fs::read_to_string(&path)?;
-        let kept: Vec<&str> =
-            text.lines().filter(|l| !l.starts_with("#![") && !l.starts_with("//!")).collect();
-        std::fs::write(&path, kept.join("\n"))?;
-    }
-    Ok(())
+    kata_cc_protocol_codegen::generate(&["agent", "csi", "health", "oci", "types"])
 }

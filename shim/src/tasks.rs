@@ -44,6 +44,9 @@ pub struct Create {
     pub streams: Streams,
 }
 
+/// Between two reports of memory running out: a guest could report without end.
+const MEMORY_PAUSE: Duration = Duration::from_millis(250);
+
 enum Slot {
     /// Being created from a bundle; told when the caller gives it up.
     Creating(watch::Sender<bool>, PathBuf),
@@ -262,10 +265,11 @@ impl Tasks {
         while failures < 5 {
             match crate::alive::alive(&*pod, pod.out_of_memory()).await {
                 Ok(container) => {
-                    tracing::warn!(container, "out of memory");
                     if let Ok(cell) = self.cell(&container) {
+                        tracing::warn!(container, "out of memory");
                         cell.apply(crate::machine::Container::out_of_memory);
                     }
+                    tokio::time::sleep(MEMORY_PAUSE).await;
                 }
                 Err(GuestError::Unavailable(_)) => return,
                 Err(error) => {

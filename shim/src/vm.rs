@@ -66,8 +66,14 @@ fn sandbox_spec(request: &PodRequest, class: Class) -> SandboxSpec {
         image: grouping::image(&annotations).map(str::to_owned),
         demand: Demand::default(),
         shared_pids,
+        cgroup: cgroup(spec),
         annotations,
     }
+}
+
+/// Where the engine wants the pod to be charged.
+fn cgroup(spec: &Spec) -> Option<String> {
+    spec.linux().as_ref()?.cgroups_path().as_ref()?.to_str().map(str::to_owned)
 }
 
 /// The pod's network namespace, when it was made beforehand. Without one the sandbox makes its own; the host's own
@@ -269,13 +275,13 @@ mod tests {
             "ociVersion": "1.0.2",
             "annotations": {"io.kubernetes.cri.sandbox-memory": "268435456",
                 "io.kubernetes.cri.sandbox-cpu-quota": "200000", "io.kubernetes.cri.sandbox-cpu-period": "100000"},
-            "linux": {"resources": {"memory": {"limit": 1024}},
+            "linux": {"resources": {"memory": {"limit": 1024}}, "cgroupsPath": "/kubepods/pod1/p",
                 "namespaces": [{"type": "network", "path": "/run/netns/x"}]},
         });
         let made = sandbox_spec(&request(spec), Class::KataCc);
         assert_eq!((made.limits.memory_bytes, made.limits.cpu_millis), (Some(256 << 20), Some(2000)));
         assert_eq!(made.netns.unwrap(), std::path::Path::new("/run/netns/x"));
-        assert_eq!(made.hostname, "p");
+        assert_eq!((made.hostname.as_str(), made.cgroup.as_deref()), ("p", Some("/kubepods/pod1/p")));
     }
 
     #[test]

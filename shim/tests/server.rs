@@ -5,6 +5,7 @@ mod support;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use kata_cc_containerd_protocol::events_ttrpc::ForwardRequest;
@@ -301,6 +302,26 @@ async fn out_of_memory_is_told_and_colours_the_end() {
     while !rig.topics().await.contains(&"oom".to_owned()) {
         tokio::task::yield_now().await;
     }
+    rig.pod.die("killed");
+    assert_eq!(rig.wait("c1", "").await.unwrap().exit_status, 137);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reports_without_end_of_memory_running_out_are_slowed_down() {
+    let rig = Rig::new().await;
+    rig.create("c1", json!({})).await.unwrap();
+    rig.start("c1", "").await.unwrap();
+    let pod = Arc::clone(&rig.pod);
+    let flood = tokio::spawn(async move {
+        loop {
+            pod.out_of_memory_again("c1").await;
+        }
+    });
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    let told = rig.topics().await.iter().filter(|topic| *topic == "oom").count();
+    assert!((1..=4).contains(&told), "{told} events");
+    // The end is still heard.
+    flood.abort();
     rig.pod.die("killed");
     assert_eq!(rig.wait("c1", "").await.unwrap().exit_status, 137);
 }

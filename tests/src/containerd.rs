@@ -1,16 +1,15 @@
-//! A real containerd of the test's own, and what is left on the machine after it.
+//! A real containerd of the test's own.
 //!
 //! Everything lives in one folder under `/run`: root, state, sockets, records. Runtimes are found by links in the
 //! folder's `bin`, one for each class.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
 use crate::process::{Daemon, Finished, run};
+use crate::traces::{RUN, Traces, names};
 use crate::{binaries, image, share};
 
 /// The image that [`Containerd::start`] imports.
@@ -97,7 +96,7 @@ impl Containerd {
         command.arg("--config").arg(path.join("config.toml"));
         command.env("PATH", search_path(&bin)?);
         command.env("KATA_CC_CONFIG", path.join("node.toml")).env("KATA_CC_SHARE_DIR", share());
-        command.env("KATA_CC_RUN_DIR", path.join("kata")).env("KATA_CC_STATE_DIR", path.join("records"));
+        command.env("KATA_CC_RUN_DIR", path.join(RUN)).env("KATA_CC_STATE_DIR", path.join("records"));
         let mut daemon = Daemon::start("containerd", path, &mut command)?;
         let socket = path.join("c.sock");
         daemon.wait_until(120, || {
@@ -236,73 +235,11 @@ fn search_path(first: &Path) -> anyhow::Result<std::ffi::OsString> {
     Ok(std::env::join_paths(std::iter::once(first.to_owned()).chain(std::env::split_paths(&inherited)))?)
 }
 
-/// What a pod may leave on a machine. Taken before and after, the difference must be nothing.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Traces(BTreeSet<String>);
-
-impl Traces {
-    /// Look at the machine now.
-    #[must_use]
-    pub fn take(folder: &Path) -> Self {
-        let mut found = BTreeSet::new();
-        processes(&mut found);
-        mounts(folder, &mut found);
-        for (kind, path) in
-            [("interface", "/sys/class/net"), ("netns", "/run/netns"), ("shim socket", "/run/containerd/s")]
-        {
-            found.extend(names(Path::new(path)).map(|name| format!("{kind} {name}")));
-        }
-        found.extend(names(&folder.join("kata")).map(|name| format!("run-time folder {name}")));
-        found.extend(names(Path::new("/sys/fs/cgroup")).map(|name| format!("cgroup {name}")));
-        Self(found)
-    }
-
-    /// What is there now and was not before.
-    #[must_use]
-    pub fn new_since(&self, before: &Self) -> Vec<String> {
-        self.0.difference(&before.0).cloned().collect()
-    }
-}
-
 /// Wait until the machine is as it was before; what stays for a minute is a panic.
 ///
 /// # Panics
 /// When something is left behind.
 pub fn nothing_left(containerd: &Containerd, before: &Traces) {
-    let mut left = Vec::new();
-    let start = Instant::now();
-    while start.elapsed() < Duration::from_secs(60) {
-        left = Traces::take(containerd.folder()).new_since(before);
-        if left.is_empty() {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(200));
-    }
-    panic!("left behind: {left:#?}\n{}", containerd.log());
-}
-
-fn processes(found: &mut BTreeSet<String>) {
-    for pid in names(Path::new("/proc")).filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())) {
-        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        if line.contains("shim-kata-cc") || line.contains("kata-cc-vmm") {
-            found.insert(format!("process {pid} {line}"));
-        }
-    }
-}
-
-fn mounts(folder: &Path, found: &mut BTreeSet<String>) {
-    let folder = folder.to_string_lossy().into_owned();
-    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let points = table.lines().filter_map(|line| line.split(' ').nth(4));
-    found.extend(
-        points
-            .filter(|point| point.starts_with(&folder) || point.contains("kata-cc"))
-            .map(|point| format!("mount {point}")),
-    );
-}
-
-fn names(folder: &Path) -> impl Iterator<Item = String> {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    entries.map(|entry| entry.file_name().to_string_lossy().into_owned())
+    let left = before.left_after_a_minute(containerd.folder());
+    assert!(left.is_empty(), "left behind: {left:#?}\n{}", containerd.log());
 }

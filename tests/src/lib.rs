@@ -11,6 +11,7 @@ pub mod process;
 pub mod refusals;
 pub mod registry;
 pub mod search;
+pub mod traces;
 pub mod world;
 
 use std::path::PathBuf;

@@ -14,6 +14,7 @@ use crate::kbs::Kbs;
 use crate::pki::Pki;
 use crate::process::{Finished, run};
 use crate::registry::{Registry, RegistryOptions};
+use crate::traces::RUN;
 use crate::{binaries, image, share};
 
 /// Where the layer key lies in the key broker.
@@ -180,7 +181,7 @@ impl World {
         let mut command = Command::new(binaries().join("kata-cc"));
         command
             .env("KATA_CC_CONFIG", &config)
-            .env("KATA_CC_RUN_DIR", self.dir.join("run"))
+            .env("KATA_CC_RUN_DIR", self.dir.join(RUN))
             .env("KATA_CC_STATE_DIR", self.state_dir())
             .env("KATA_CC_SHARE_DIR", tampering.share.clone().unwrap_or_else(share))
             .env("KATA_CC_KBS", &self.kbs.url)

@@ -2,14 +2,15 @@
 //! other case; while it runs, neither its key nor its plaintext is anywhere on the host.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use kata_cc_tests::containerd::{self, CONFIDENTIAL, Containerd, Traces};
+use kata_cc_tests::containerd::{self, CONFIDENTIAL, Containerd};
 use kata_cc_tests::image::MARKER;
 use kata_cc_tests::pki::Pki;
 use kata_cc_tests::search::{self, Patterns};
+use kata_cc_tests::traces::Traces;
 use kata_cc_tests::world::{self, Tampering, World};
 use kata_cc_tests::{machines_run_here, refusals};
 
@@ -34,15 +35,9 @@ fn world(name: &str, agent_policy: Option<&str>) -> anyhow::Result<World> {
     World::start_with(&material(), &dir, agent_policy)
 }
 
-fn nothing_is_left(world: &World) {
-    let run = world.dir.join("run");
-    let left: Vec<_> =
-        std::fs::read_dir(&run).into_iter().flatten().filter_map(Result::ok).map(|e| e.path()).collect();
-    assert!(left.is_empty(), "left behind: {left:?}");
-    assert!(search::processes("kata-cc-vmm").is_empty(), "a monitor is left");
-    let netns = Command::new("ip").args(["netns", "list"]).output().expect("ip");
-    let netns = String::from_utf8_lossy(&netns.stdout).into_owned();
-    assert!(!netns.contains("kata-cc-"), "network namespaces left: {netns}");
+fn nothing_is_left(world: &World, before: &Traces) {
+    let left = before.left_after_a_minute(&world.dir);
+    assert!(left.is_empty(), "left behind: {left:#?}");
 }
 
 #[test]
@@ -51,6 +46,7 @@ fn the_encrypted_image_runs_after_attestation_and_in_no_other_case() -> anyhow::
         return Ok(());
     }
     let mut world = world("refusals", None)?;
+    let before = Traces::take(&world.dir);
     let good = world.run("attested", &Tampering::default(), &[])?;
     ensure!(good.code == 0 && good.stdout.contains(MARKER), "the attested run failed:\n{}", good.text());
     let explained = world.kata_cc(&Tampering::default())?.args(["explain", "attested"]).output()?;
@@ -66,7 +62,7 @@ fn the_encrypted_image_runs_after_attestation_and_in_no_other_case() -> anyhow::
             failures
                 .push(format!("{}: expected one of {:?}, seen:\n{}", case.name, case.expected, outcome.text));
         }
-        nothing_is_left(&world);
+        nothing_is_left(&world, &before);
     }
     assert!(failures.is_empty(), "{}", failures.join("\n\n"));
     // and after all of it, the run that works still does
@@ -172,6 +168,7 @@ fn neither_key_nor_plaintext_is_on_the_host_while_the_container_runs() -> anyhow
         return Ok(());
     }
     let world = world("search", Some(&reading_policy()))?;
+    let before = Traces::take(&world.dir);
     let key = std::fs::read(world.key_file())?;
     let patterns = Patterns::new(MARKER, &key);
     let mut command = world.run_command("searched", &Tampering::default(), &READING)?;
@@ -196,7 +193,7 @@ fn neither_key_nor_plaintext_is_on_the_host_while_the_container_runs() -> anyhow
         std::thread::sleep(Duration::from_millis(100));
     }
     outcome.judge();
-    nothing_is_left(&world);
+    nothing_is_left(&world, &before);
     std::fs::remove_dir_all(&world.dir)?;
     Ok(())
 }

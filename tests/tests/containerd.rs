@@ -8,8 +8,9 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
-use kata_cc_tests::containerd::{Containerd, IMAGE, Programs, Traces, VM, nothing_left};
+use kata_cc_tests::containerd::{Containerd, IMAGE, Programs, VM, nothing_left};
 use kata_cc_tests::machines_run_here;
+use kata_cc_tests::traces::Traces;
 
 /// Limits of one container: small, so that many fit into the lab's memory.
 const SMALL: [&str; 2] = ["--memory-limit", "67108864"];
@@ -51,6 +52,15 @@ fn vmm_pid(containerd: &Containerd, id: &str) -> u32 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
+/// The monitor is in the control group that containerd names, and limited there.
+fn charged_to_the_pod(containerd: &Containerd, id: &str) {
+    let group = std::fs::read_to_string(format!("/proc/{}/cgroup", vmm_pid(containerd, id))).unwrap();
+    let path = group.lines().find_map(|line| line.strip_prefix("0::")).unwrap();
+    assert!(path.ends_with(&format!("/default/{id}")), "{group}");
+    let limit = std::fs::read_to_string(format!("/sys/fs/cgroup{path}/memory.max")).unwrap();
+    assert!(limit.trim().parse::<u64>().is_ok_and(|limit| limit < 1 << 30), "{limit}");
+}
+
 #[test]
 fn output_and_exit_codes_come_back() {
     let Some(containerd) = containerd() else { return };
@@ -88,6 +98,11 @@ fn exec_kill_stats_pause_and_resume() {
         .ctr(&["task", "exec", "--exec-id", "e1", "long", "sh", "-c", "echo in exec; exit 5"])
         .unwrap();
     assert_eq!((exec.code, exec.stdout.as_str()), (5, "in exec\n"), "{}\n{}", exec.text(), containerd.log());
+    // What every container gets, even without a profile of its own: the guard before the sandbox's channels.
+    let guarded =
+        ["task", "exec", "--exec-id", "e2", "long", "grep", "-c", "^Seccomp:.2$", "/proc/self/status"];
+    assert_eq!(containerd.ctr(&guarded).unwrap().stdout.trim(), "1", "{}", containerd.log());
+    charged_to_the_pod(&containerd, "long");
     let metrics = containerd.ctr(&["task", "metrics", "long"]).unwrap().ok().unwrap();
     assert!(metrics.stdout.contains("memory"), "{}", metrics.text());
     containerd.ctr(&["task", "pause", "long"]).unwrap().ok().unwrap();

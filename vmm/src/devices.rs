@@ -82,11 +82,11 @@ impl OpenDevices {
     pub fn open(config: &VmConfig, local_ports: HashMap<u32, LocalPort>) -> Result<Self, VmmError> {
         let console: Box<dyn Write + Send> = match &config.console {
             None => Box::new(std::io::sink()),
-            Some(path) => Box::new(files::open_console(path).map_err(|source| VmmError::File {
+            Some(path) => files::open_console(path).map_err(|source| VmmError::File {
                 what: "console".into(),
                 path: path.clone(),
                 source,
-            })?),
+            })?,
         };
         let mut open = Self { virtio: Vec::new(), slots: BTreeMap::new(), console };
         if let Some(vsock) = &config.vsock {

@@ -6,6 +6,7 @@
 //! instead: what is measured must be what is loaded, whatever happens to the file in between.
 
 use std::fs::File;
+use std::io::Write;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
@@ -87,18 +88,64 @@ pub fn open_block(path: &Path, read_only: bool) -> std::io::Result<File> {
     Err(std::io::Error::other("neither a regular file nor a block device"))
 }
 
-/// Opens the console's file for appending; a FIFO so that it never blocks, with or without a reader.
+/// Largest console file. A FIFO has no such bound: whoever reads it decides what is kept.
+const MAX_CONSOLE_BYTES: u64 = 64 << 20;
+
+/// Opens the console's file for appending; a FIFO so that it never blocks, with or without a reader. A guest that prints
+/// for ever fills no disk: of a regular file, what would come behind [`MAX_CONSOLE_BYTES`] is lost (and counted, as
+/// `serial.lost_bytes`).
 ///
 /// # Errors
 /// What the system said.
-pub fn open_console(path: &Path) -> std::io::Result<File> {
+pub fn open_console(path: &Path) -> std::io::Result<Box<dyn Write + Send>> {
     use std::os::unix::fs::OpenOptionsExt;
     let fifo = std::fs::metadata(path).is_ok_and(|m| m.file_type().is_fifo());
-    File::options()
+    let file = File::options()
         .append(true)
         .read(fifo)
         .create(!fifo)
         .mode(0o600)
         .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOCTTY)
-        .open(path)
+        .open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Ok(Box::new(file));
+    }
+    Ok(Box::new(Bounded { left: MAX_CONSOLE_BYTES.saturating_sub(metadata.len()), to: file }))
+}
+
+/// Takes so many bytes, and then none.
+struct Bounded<W> {
+    left: u64,
+    to: W,
+}
+
+impl<W: Write> Write for Bounded<W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let fits = usize::try_from(self.left).map_or(bytes.len(), |left| left.min(bytes.len()));
+        let written = self.to.write(bytes.get(..fits).unwrap_or_default())?;
+        self.left = self.left.saturating_sub(written as u64);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.to.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_console_file_does_not_grow_without_end() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let path = dir.path().join("console");
+        let full = File::create(&path).expect("console");
+        full.set_len(MAX_CONSOLE_BYTES - 3).expect("sized");
+        let mut console = open_console(&path).expect("opened");
+        assert_eq!(console.write(b"hello").expect("written"), 3);
+        assert_eq!(console.write(b"lo").expect("no error"), 0, "the rest is lost");
+        assert_eq!(full.metadata().expect("there").len(), MAX_CONSOLE_BYTES);
+    }
 }

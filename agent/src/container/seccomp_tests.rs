@@ -130,6 +130,24 @@ fn unknown_names_are_passed_over_and_all_allowed_needs_no_filter() {
 }
 
 #[test]
+fn the_sandboxes_channels_are_shut_to_containers_and_nothing_else_is() {
+    let guard = channels_shut().program;
+    let run = |name, args| run(&guard, AUDIT_X86_64, number(name), args);
+    let vsock = libc::AF_VSOCK.unsigned_abs().into();
+    let no_family = RET_ERRNO | 97;
+    assert_eq!(run("socket", [vsock, 1, 0, 0, 0, 0]), no_family);
+    // The kernel takes an int: what stands in the upper half does not help.
+    assert_eq!(run("socket", [vsock | 1 << 32, 1, 0, 0, 0, 0]), no_family);
+    for family in (0..64).filter(|family| *family != vsock) {
+        assert_eq!(run("socket", [family, 1, 0, 0, 0, 0]), ALLOW, "{family}");
+    }
+    assert_eq!(run("io_uring_setup", [8, 0, 0, 0, 0, 0]), RET_ERRNO | ENOSYS);
+    for other in ["connect", "socketpair", "openat", "seccomp", "execve"] {
+        assert_eq!(run(other, [vsock; 6]), ALLOW, "{other}");
+    }
+}
+
+#[test]
 fn the_kernel_runs_it() {
     let p = profile(
         "SCMP_ACT_ALLOW",

@@ -178,7 +178,9 @@ pub(crate) struct Process {
     pub(crate) no_new_privs: bool,
     /// `oom_score_adj`.
     pub(crate) oom_score_adj: Option<i32>,
-    /// Compiled seccomp filter.
+    /// Filter that every program of a container gets; loaded before any other.
+    pub(crate) guard: Option<Seccomp>,
+    /// The container's own seccomp profile, compiled.
     pub(crate) seccomp: Option<Seccomp>,
 }
 

@@ -103,6 +103,10 @@ impl Plan {
         let early = !process.no_new_privs && !privileges::keeps_admin(&process.capabilities);
         let filter = process.seccomp.as_ref();
         crate::sys::close_on_exec_from_3().context("close descriptors")?;
+        // Before the container's own, which may forbid to load another.
+        if let Some(guard) = &process.guard {
+            privileges::install(guard)?;
+        }
         if let Some(filter) = filter.filter(|_| early) {
             privileges::install(filter)?;
         }

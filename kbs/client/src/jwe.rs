@@ -6,9 +6,9 @@
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::agreement::{self, ECDH_P256, UnparsedPublicKey};
-use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::key_wrap::{AES_256, AesKek, KeyWrap as _};
 use aws_lc_rs::rsa::{OAEP_SHA256_MGF1SHA256, OaepPrivateDecryptingKey, Pkcs1PrivateDecryptingKey};
+use kata_cc_kbs_protocol::jwe::concat_kdf;
 use kata_cc_kbs_protocol::{JweResponse, from_base64_url};
 use serde_json::Value;
 use thiserror::Error;
@@ -106,21 +106,6 @@ fn unwrap_ecdh(
     let length = kek.unwrap(encrypted_key, &mut out).map_err(|_| JweError::Authentication)?.len();
     out.truncate(length);
     Ok(out)
-}
-
-/// RFC 7518, 4.6.2, for `ECDH-ES+A256KW`: one round of SHA-256, both parties unnamed.
-fn concat_kdf(shared: &[u8]) -> Zeroizing<[u8; 32]> {
-    const ALGORITHM: &[u8] = b"ECDH-ES+A256KW";
-    let mut input = Zeroizing::new(Vec::with_capacity(shared.len() + 64));
-    input.extend_from_slice(&1u32.to_be_bytes());
-    input.extend_from_slice(shared);
-    input.extend_from_slice(&(ALGORITHM.len() as u32).to_be_bytes());
-    input.extend_from_slice(ALGORITHM);
-    input.extend_from_slice(&[0; 8]);
-    input.extend_from_slice(&256u32.to_be_bytes());
-    let mut key = Zeroizing::new([0; 32]);
-    key.copy_from_slice(digest(&SHA256, &input).as_ref());
-    key
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@
 //! - [`resource`] is the address `kbs:///repository/type/tag`.
 //! - [`admin`]: policies, reference values, listings.
 //! - [`service`]: REST types of the attestation service.
+//! - [`jwe`]: how both ends derive the key that wraps a resource's key.
 //! - [`initdata`]: the measured document that a guest is started with.
 
 #![forbid(unsafe_code)]
@@ -18,6 +19,7 @@
 
 pub mod admin;
 pub mod initdata;
+pub mod jwe;
 pub mod rcar;
 pub mod resource;
 pub mod service;

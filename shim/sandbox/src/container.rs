@@ -1,6 +1,6 @@
 //! Creating a container: its files, its root file system, its specification.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::sandbox::{
     ContainerSpec, Rootfs, Sandbox, SandboxError, context, failure_detail, failure_stage, io,
 };
 use crate::vm_shape::{self, ROOTFS_SLOTS};
-use crate::{oci, rootfs, vmm};
+use crate::{disks, oci, paths, rootfs, vmm};
 
 impl Sandbox {
     /// Create a container; it does not run yet.
@@ -65,7 +65,7 @@ impl Sandbox {
         match &container.rootfs {
             Rootfs::HostDir(dir) => {
                 let slot = self.take_slot(&container.id)?;
-                let image = self.dir.join(format!("{}.img", vm_shape::rootfs_slot(slot)));
+                let image = self.rootfs_image(slot);
                 rootfs::make_image(dir, &image).await?;
                 self.control(&ControlRequest::AttachBlock { slot: vm_shape::rootfs_slot(slot), path: image })
                     .await?;
@@ -91,6 +91,10 @@ impl Sandbox {
         Ok(vec![storage])
     }
 
+    fn rootfs_image(&self, slot: usize) -> PathBuf {
+        disks::folder(&paths::disks(), self.id()).join(format!("{}.img", vm_shape::rootfs_slot(slot)))
+    }
+
     fn take_slot(&self, container: &str) -> Result<usize, SandboxError> {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         let free = (0..ROOTFS_SLOTS).find(|slot| !slots.contains(slot)).ok_or(SandboxError::NoSlot)?;
@@ -106,7 +110,7 @@ impl Sandbox {
         let name = vm_shape::rootfs_slot(slot);
         // Refused when the VM has ended, and then nothing is to be done.
         let _ = self.control(&ControlRequest::DetachBlock { slot: name.clone() }).await;
-        let _ = std::fs::remove_file(self.dir.join(format!("{name}.img")));
+        let _ = std::fs::remove_file(self.rootfs_image(slot));
         self.slots.lock().unwrap_or_else(PoisonError::into_inner).remove(&slot);
     }
 

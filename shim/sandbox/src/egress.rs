@@ -5,6 +5,7 @@
 //! the allow-list is answered 403 with the reason. What comes from the guest is untrusted: heads are limited to
 //! [`MAX_HEAD`], connections to [`MAX_CONNECTIONS`], and nothing of what is carried is logged.
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,12 +46,63 @@ impl AllowList {
         entries.iter().map(parse).collect::<Result<_, _>>().map(Self)
     }
 
-    /// Whether a target may be reached.
+    /// Whether, and how, a target may be reached.
     #[must_use]
-    pub fn allows(&self, host: &str, port: u16) -> bool {
+    pub fn allows(&self, host: &str, port: u16) -> Allowed {
         let host = host.to_ascii_lowercase();
-        self.0.iter().any(|(allowed, at)| *at == port && (allowed == "*" || *allowed == host))
+        let named = |name: &str| self.0.iter().any(|(allowed, at)| *at == port && allowed == name);
+        match (named(&host), named("*")) {
+            (true, _) => Allowed::ByName,
+            (false, true) => Allowed::ByPort,
+            (false, false) => Allowed::No,
+        }
     }
+}
+
+/// What the allow-list says of a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allowed {
+    /// It is not on the list.
+    No,
+    /// It is on the list by its name: whatever address it has is meant.
+    ByName,
+    /// Any host at that port is on the list. This proxy connects from the node's own network namespace, so "any host" is
+    /// anything but the node itself and its link: see [`is_elsewhere`].
+    ByPort,
+}
+
+/// Whether an address is one of another machine beyond the local link: not loopback, unspecified, link-local (where clouds
+/// have their metadata services), multicast or broadcast.
+fn is_elsewhere(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => {
+            // 0.0.0.0/8 is "this host on this network" (RFC 1122, 3.2.1.3).
+            let this_host = v4.octets()[0] == 0;
+            !(this_host || v4.is_loopback() || v4.is_link_local() || v4.is_multicast() || v4.is_broadcast())
+        }
+        IpAddr::V6(v6) => {
+            // ::/96 held IPv4 addresses once (RFC 4291, 2.5.5.1), ::1 and :: are in it.
+            let compatible = v6.segments()[..6] == [0; 6];
+            // What translates to IPv4 (RFC 6052) could reach what the IPv4 rules refuse.
+            let translated = v6.segments()[..6] == [0x64, 0xff9b, 0, 0, 0, 0];
+            !(compatible || translated || v6.is_unicast_link_local() || v6.is_multicast())
+        }
+    }
+}
+
+/// Connects to a target that the allow-list has.
+async fn connect(host: &str, port: u16, allowed: Allowed) -> std::io::Result<TcpStream> {
+    let addresses = tokio::net::lookup_host((host, port)).await?;
+    // The address that was looked at is the one that is connected to: a name that changes meanwhile changes nothing.
+    let addresses: Vec<SocketAddr> =
+        addresses.filter(|address| allowed == Allowed::ByName || is_elsewhere(address.ip())).collect();
+    if addresses.is_empty() {
+        return Err(std::io::Error::new(
+            std::io::ErrorKind::PermissionDenied,
+            "it is an address of this node or its link, which an entry *:port does not allow: name it on [egress] allow",
+        ));
+    }
+    TcpStream::connect(addresses.as_slice()).await
 }
 
 /// `host:port`, `[v6]:port`, or a bare host when there is a default port.
@@ -190,20 +242,24 @@ async fn carry(mut guest: UnixStream, allow: &AllowList, log: &Log) -> std::io::
         Err(reason) => return answer(&mut guest, 400, reason).await,
     };
     let (Request::Connect { host, port } | Request::Forward { host, port, .. }) = &request;
-    if !allow.allows(host, *port) {
+    let allowed = allow.allows(host, *port);
+    if allowed == Allowed::No {
         let reason = format!("{host}:{port} is not on this node's egress allow-list ([egress] allow)");
         log.add(Source::Shim, "warn", &format!("egress refused: {reason}"));
         return answer(&mut guest, 403, &reason).await;
     }
-    let target = match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect((host.as_str(), *port))).await
-    {
+    let mut target = match tokio::time::timeout(CONNECT_TIMEOUT, connect(host, *port, allowed)).await {
         Ok(Ok(target)) => target,
+        Ok(Err(error)) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            let reason = format!("{host}:{port}: {error}");
+            log.add(Source::Shim, "warn", &format!("egress refused: {reason}"));
+            return answer(&mut guest, 403, &reason).await;
+        }
         Ok(Err(error)) => {
             return answer(&mut guest, 502, &format!("cannot reach {host}:{port}: {error}")).await;
         }
         Err(_) => return answer(&mut guest, 504, &format!("{host}:{port} did not answer")).await,
     };
-    let mut target = target;
     match &request {
         Request::Connect { .. } => guest.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await?,
         Request::Forward { head, .. } => target.write_all(head).await?,
@@ -318,9 +374,11 @@ mod tests {
     #[test]
     fn the_allow_list_is_exact() {
         let allow = AllowList::parse(&["kbs:8080".into(), "*:443".into()]).unwrap();
-        assert!(allow.allows("KBS", 8080) && allow.allows("any.example", 443));
-        assert!(!allow.allows("kbs", 8081) && !allow.allows("kbs.evil", 8080));
-        assert!(!AllowList::default().allows("kbs", 8080));
+        assert_eq!(allow.allows("KBS", 8080), Allowed::ByName);
+        assert_eq!(allow.allows("any.example", 443), Allowed::ByPort);
+        assert_eq!(allow.allows("kbs", 8081), Allowed::No);
+        assert_eq!(allow.allows("kbs.evil", 8080), Allowed::No);
+        assert_eq!(AllowList::default().allows("kbs", 8080), Allowed::No);
         assert_eq!(AllowList::parse(&["kbs".into()]).unwrap_err(), AllowListError("kbs".into()));
     }
 
@@ -338,6 +396,48 @@ mod tests {
                 prop_assert_eq!(text.matches("\r\n").count(), 4);
             }
         }
+    }
+
+    #[test]
+    fn any_host_is_neither_this_node_nor_its_link() {
+        for own in [
+            "127.0.0.1",
+            "127.9.9.9",
+            "0.0.0.0",
+            "0.1.2.3",
+            "169.254.169.254",
+            "224.0.0.1",
+            "255.255.255.255",
+            "::1",
+            "::",
+            "::127.0.0.1",
+            "::ffff:127.0.0.1",
+            "::ffff:169.254.169.254",
+            "64:ff9b::7f00:1",
+            "fe80::1",
+            "ff02::1",
+        ] {
+            assert!(!is_elsewhere(own.parse().unwrap()), "{own}");
+        }
+        for other in ["10.0.0.1", "192.0.2.7", "2001:db8::1", "fd00::1", "::ffff:10.0.0.1"] {
+            assert!(is_elsewhere(other.parse().unwrap()), "{other}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_entry_for_any_host_does_not_open_the_nodes_own_services() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("egress");
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = server.local_addr().unwrap().port();
+        let allow = AllowList::parse(&[format!("*:{port}")]).unwrap();
+        let task = serve(&socket, allow, Log::nowhere()).unwrap();
+        for host in ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]"] {
+            let refused = ask(&socket, &format!("CONNECT {host}:{port} HTTP/1.1\r\n\r\n")).await;
+            assert!(refused.starts_with("HTTP/1.1 403") && refused.contains("*:port"), "{host}: {refused}");
+        }
+        assert!(tokio::time::timeout(Duration::from_millis(100), server.accept()).await.is_err());
+        task.abort();
     }
 
     async fn ask(socket: &Path, request: &str) -> String {

@@ -1,15 +1,16 @@
 //! Collects what VMM, guest kernel and agent write into the sandbox's one log, and the agent's stages into its record.
 
-use std::path::{Path, PathBuf};
+use std::collections::VecDeque;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 use tokio::net::UnixListener;
+use tokio::net::unix::pipe;
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::log::{Log, MAX_LINE, Source};
+use crate::log::{Log, MAX_LINE, Source, cut};
 use crate::record::Recorder;
 
 /// Stages that a guest may report; others stay log lines.
@@ -19,6 +20,12 @@ const GUEST_STAGES: [&str; 5] = ["attested", "key-released", "pulled", "refused"
 /// that holds more silences nobody but itself.
 const MAX_CONNECTIONS: usize = 8;
 
+/// Lines of the console that are told when the agent does not answer.
+const CONSOLE_LINES: usize = 5;
+
+/// How much of each, in bytes.
+const MAX_CONSOLE_WORDS: usize = 512;
+
 /// The last words worth repeating when a sandbox ends or a call fails.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct LastWords(Arc<Mutex<Words>>);
@@ -27,6 +34,8 @@ pub(crate) struct LastWords(Arc<Mutex<Words>>);
 struct Words {
     refusal: Option<String>,
     error: Option<String>,
+    /// The last lines of the console, at most [`CONSOLE_LINES`].
+    console: VecDeque<String>,
 }
 
 impl LastWords {
@@ -38,6 +47,20 @@ impl LastWords {
     /// The last error line of VMM or agent.
     pub(crate) fn error(&self) -> Option<String> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).error.clone()
+    }
+
+    /// The last lines that the guest's kernel printed.
+    pub(crate) fn console(&self) -> String {
+        let words = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        words.console.iter().map(String::as_str).collect::<Vec<_>>().join(" | ")
+    }
+
+    fn note_console(&self, line: &str) {
+        let mut words = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if words.console.len() >= CONSOLE_LINES {
+            words.console.pop_front();
+        }
+        words.console.push_back(cut(line, MAX_CONSOLE_WORDS).to_owned());
     }
 
     fn note(&self, line: &str) {
@@ -136,51 +159,38 @@ fn record_stage(line: &str, record: &Recorder) {
     record.guest_stage(&stage, Value::Object(fields));
 }
 
-/// Follows the console file as it grows. The agent's own lines come by vsock and are passed over here.
-pub(crate) fn follow_console(path: PathBuf, log: Log) -> JoinHandle<()> {
-    tokio::spawn(async move {
-        let mut read = 0_u64;
-        let mut rest = Vec::new();
-        loop {
-            tokio::time::sleep(Duration::from_millis(200)).await;
-            let Ok(mut file) = tokio::fs::File::open(&path).await else { continue };
-            if tokio::io::AsyncSeekExt::seek(&mut file, std::io::SeekFrom::Start(read)).await.is_err() {
-                continue;
-            }
-            let mut new = Vec::new();
-            let Ok(count) = file.take(1 << 20).read_to_end(&mut new).await else { continue };
-            read += count as u64;
-            rest.extend_from_slice(&new);
-            while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = rest.drain(..=end).collect();
-                console_line(&line, &log);
-            }
-            if rest.len() > MAX_LINE {
-                console_line(&std::mem::take(&mut rest), &log);
-            }
-        }
-    })
+/// Makes the guest's serial console, a FIFO at `path`, and reads it. The agent's own lines come by vsock and are passed
+/// over here.
+///
+/// No file: a guest that prints for ever fills nothing. What is worth keeping is in the log, which has a bound; a line that
+/// comes faster than it is read here is lost by the monitor, and counted there.
+///
+/// # Errors
+/// When the FIFO cannot be made.
+pub(crate) fn follow_console(path: &Path, log: Log, words: LastWords) -> std::io::Result<JoinHandle<()>> {
+    nix::unistd::mkfifo(path, nix::sys::stat::Mode::from_bits_truncate(0o600))?;
+    // A writer of our own: without one the FIFO would be at its end before the monitor has opened it.
+    let console = pipe::OpenOptions::new().read_write(true).open_receiver(path)?;
+    Ok(tokio::spawn(async move {
+        lines(console, |line| {
+            words.note_console(line);
+            console_line(line, &log);
+        })
+        .await;
+    }))
 }
 
-fn console_line(line: &[u8], log: &Log) {
-    let text = String::from_utf8_lossy(line);
-    let text = text.trim_end();
-    let from_agent = text.starts_with('{') && text.contains("\"source\":\"agent\"");
-    if !text.is_empty() && !from_agent {
-        log.add(Source::Kernel, "info", text);
+fn console_line(line: &str, log: &Log) {
+    let from_agent = line.starts_with('{') && line.contains("\"source\":\"agent\"");
+    if !from_agent {
+        log.add(Source::Kernel, "info", line.trim_end());
     }
-}
-
-/// The last lines of the console, for an error message.
-pub(crate) fn console_end(path: &Path) -> String {
-    let bytes = std::fs::read(path).unwrap_or_default();
-    let text = String::from_utf8_lossy(&bytes);
-    let lines: Vec<&str> = text.lines().filter(|line| !line.is_empty()).collect();
-    lines[lines.len().saturating_sub(5)..].join(" | ")
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use tokio::io::AsyncWriteExt;
     use tokio::net::UnixStream;
@@ -216,6 +226,34 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         false
+    }
+
+    #[tokio::test]
+    async fn the_console_is_read_as_it_comes_and_kept_nowhere_but_in_the_log() {
+        use std::io::Write;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("console");
+        let (log, words) = (Log::open(dir.path()).unwrap(), LastWords::default());
+        let task = follow_console(&path, log, words.clone()).unwrap();
+        // As the monitor opens it, and again after it has ended once: the reader stays.
+        for round in 0..2 {
+            let mut monitor = std::fs::File::options().append(true).open(&path).unwrap();
+            let agents = r#"{"source":"agent","msg":"x"}"#;
+            write!(monitor, "round {round}\r\n\n{agents}\n").unwrap();
+            for n in 0..4 {
+                writeln!(monitor, "line {n}").unwrap();
+            }
+        }
+        let kernel = || {
+            let lines = crate::log::read(dir.path()).unwrap().filter(|line| line.source == Source::Kernel);
+            lines.map(|line| line.msg).collect::<Vec<_>>()
+        };
+        assert!(eventually(|| kernel().len() == 10).await, "{:?}", kernel());
+        assert_eq!(kernel()[..2], ["round 0", "line 0"]);
+        assert!(words.console().ends_with("line 0 | line 1 | line 2 | line 3"), "{}", words.console());
+        assert_eq!(words.console().split(" | ").count(), CONSOLE_LINES);
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 0);
+        task.abort();
     }
 
     #[tokio::test]

@@ -14,6 +14,7 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::cgroup::Cgroup;
 use crate::config::NodeConfig;
 use crate::egress::{self, AllowList};
 use crate::guest_log::{self, LastWords};
@@ -26,7 +27,7 @@ use crate::sandbox::{Agent, Sandbox, SandboxError, SandboxSpec, io};
 use crate::sizing::{self, Size};
 use crate::tier::{self, Demand, Tier};
 use crate::vm_shape::{self, Instance};
-use crate::{channel, paths, process, vmm};
+use crate::{channel, disks, paths, process, vmm};
 
 /// What a launch starts from.
 #[derive(Clone, Copy)]
@@ -41,10 +42,12 @@ pub(crate) struct Plan<'a> {
 
 /// What exists already while a launch is under way; [`Underway::undo`] takes it all away.
 struct Underway<'a> {
+    id: &'a str,
     /// None once the sandbox has taken the folder over.
     dir: Option<&'a Path>,
     tasks: Vec<JoinHandle<()>>,
     network: Option<Network>,
+    cgroup: Option<Cgroup>,
     monitor: Option<(u32, u64)>,
     words: LastWords,
     /// Whether the monitor's end is our own doing.
@@ -63,7 +66,11 @@ impl Underway<'_> {
         if let Some(network) = &mut self.network {
             network.remove().await;
         }
+        if let Some(cgroup) = &self.cgroup {
+            cgroup.remove().await;
+        }
         if let Some(dir) = self.dir {
+            disks::remove(&paths::disks(), self.id);
             let _ = std::fs::remove_dir_all(dir);
         }
     }
@@ -92,9 +99,11 @@ pub(crate) fn claim(dir: &Path, id: &str) -> Result<(), SandboxError> {
 /// Launch into a claimed folder. A failure leaves nothing behind, and gives the claim up.
 pub(crate) async fn launch(plan: Plan<'_>) -> Result<Arc<Sandbox>, SandboxError> {
     let mut underway = Underway {
+        id: &plan.spec.id,
         dir: Some(plan.dir),
         tasks: Vec::new(),
         network: None,
+        cgroup: None,
         monitor: None,
         words: LastWords::default(),
         stopping: Arc::default(),
@@ -143,6 +152,7 @@ async fn start<'a>(plan: Plan<'a>, underway: &mut Underway<'a>) -> Result<Arc<Sa
         monitor,
         agent: Agent(agent),
         network,
+        cgroup: underway.cgroup.take(),
         tasks: std::mem::take(&mut underway.tasks),
         ended,
         words: underway.words.clone(),
@@ -168,7 +178,8 @@ fn serve_guest(plan: Plan<'_>, underway: &mut Underway<'_>) -> Result<(), Sandbo
     let agent_log =
         guest_log::follow_agent(&socket(port::LOG), log.clone(), underway.words.clone(), record.clone());
     underway.tasks.push(agent_log.map_err(io("cannot listen for the agent's log"))?);
-    underway.tasks.push(guest_log::follow_console(dir.join("console"), log.clone()));
+    let console = guest_log::follow_console(&vm_shape::console(dir), log.clone(), underway.words.clone());
+    underway.tasks.push(console.map_err(io("cannot make the guest's console"))?);
     Ok(())
 }
 
@@ -180,16 +191,27 @@ async fn describe_vm(
     prepared: &initdata::Prepared,
     underway: &mut Underway<'_>,
 ) -> Result<VmConfig, SandboxError> {
-    let Plan { config, spec, dir, .. } = plan;
+    let Plan { config, spec, dir, log, .. } = plan;
+    let disks = disks::make(&paths::disks(), &spec.id, |id| paths::run_dir().join(id).exists());
+    let disks = disks.map_err(io(format!("cannot make a folder in {}", paths::disks().display())))?;
     let initdata = dir.join("initdata.img");
     std::fs::write(&initdata, &prepared.image).map_err(io("cannot write the init-data image"))?;
     let scratch = match config.scratch_mib {
         0 => None,
-        mib => Some(make_scratch(dir, mib)?),
+        mib => Some(make_scratch(&disks, mib)?),
     };
-    // Noted before it is made: a launch that is broken off is cleaned up after by the note alone.
-    let (netns, own_netns) = Network::place(spec.netns.as_deref(), &spec.id);
-    Leftovers { monitor: None, netns, own_netns }.write(dir).map_err(io("cannot note the network"))?;
+    let cgroup = Cgroup::named(spec.cgroup.as_deref());
+    underway.cgroup = cgroup.map_err(io(format!("control group {:?}", spec.cgroup)))?;
+    if spec.cgroup.is_some() && underway.cgroup.is_none() {
+        let uncharged = "this node has no cgroup v2: what the guest uses is not charged to its pod";
+        log.add(Source::Shim, "warn", uncharged);
+    }
+    // Noted before they are made: a launch that is broken off is cleaned up after by the note alone.
+    note(plan, underway, None)?;
+    if let Some(cgroup) = &underway.cgroup {
+        let made = cgroup.make(size.memory_mib);
+        made.map_err(io(format!("cannot make control group {}", cgroup.path().display())))?;
+    }
     let network = Network::prepare(spec.netns.as_deref(), &spec.id).await?;
     let network = underway.network.insert(network);
     let instance = Instance {
@@ -203,8 +225,16 @@ async fn describe_vm(
     Ok(vm_shape::vm_config(config, tier, size, &instance))
 }
 
-fn make_scratch(dir: &Path, mib: u64) -> Result<PathBuf, SandboxError> {
-    let path = dir.join("scratch.img");
+/// Notes what is there to be cleaned up after, should this process die.
+fn note(plan: Plan<'_>, underway: &Underway<'_>, monitor: Option<(u32, u64)>) -> Result<(), SandboxError> {
+    let (netns, own_netns) = Network::place(plan.spec.netns.as_deref(), &plan.spec.id);
+    let cgroup = underway.cgroup.as_ref().map(|cgroup| cgroup.path().to_owned());
+    let left = Leftovers { monitor, netns, own_netns, cgroup };
+    left.write(plan.dir).map_err(io("cannot note what is to be cleaned up"))
+}
+
+fn make_scratch(disks: &Path, mib: u64) -> Result<PathBuf, SandboxError> {
+    let path = disks.join("scratch.img");
     let file = std::fs::File::create(&path).map_err(io("cannot make the scratch disk"))?;
     file.set_len(mib << 20).map_err(io("cannot size the scratch disk"))?;
     Ok(path)
@@ -221,12 +251,12 @@ fn start_monitor(
     underway: &mut Underway<'_>,
 ) -> Result<((u32, u64), Ended), SandboxError> {
     let Plan { config, spec, dir, record, log } = plan;
-    let (netns, own_netns) = Network::place(spec.netns.as_deref(), &spec.id);
-    let mut monitor = vmm::start(&config.vmm(), vm, dir, &netns)
+    let (netns, _) = Network::place(spec.netns.as_deref(), &spec.id);
+    let mut monitor = vmm::start(&config.vmm(), vm, dir, &netns, underway.cgroup.as_ref())
         .map_err(io(format!("cannot start {}", config.vmm().display())))?;
     let known = (monitor.pid, monitor.start);
     underway.monitor = Some(known);
-    Leftovers { monitor: Some(known), netns, own_netns }.write(dir).map_err(io("cannot note the monitor"))?;
+    note(plan, underway, Some(known))?;
     record.stage(
         "vmm-started",
         json!({"pid": monitor.pid, "vcpus": size.vcpus, "memory_mib": size.memory_mib}),
@@ -248,6 +278,7 @@ fn start_monitor(
         log: log.clone(),
         record: record.clone(),
         stopping: Arc::clone(&underway.stopping),
+        cgroup: underway.cgroup.clone(),
     };
     // Not among the tasks that are aborted: it reaps the monitor.
     tokio::spawn(watcher.watch(monitor, tell));
@@ -270,7 +301,7 @@ async fn await_agent(
             Err(SandboxError::Ended(reason.unwrap_or_else(|| "its monitor is gone".into())))
         }
         () = tokio::time::sleep(Duration::from_secs(seconds)) => {
-            let console = words.refusal().unwrap_or_else(|| guest_log::console_end(&dir.join("console")));
+            let console = words.refusal().unwrap_or_else(|| words.console());
             Err(SandboxError::NoAgent { seconds, console })
         }
     }
@@ -282,6 +313,7 @@ struct Watcher {
     log: Log,
     record: Recorder,
     stopping: Arc<AtomicBool>,
+    cgroup: Option<Cgroup>,
 }
 
 impl Watcher {
@@ -291,6 +323,10 @@ impl Watcher {
             Ok(status) => vmm::exit_reason(status),
             Err(error) => format!("the virtual machine monitor was lost: {error}"),
         };
+        if self.cgroup.as_ref().is_some_and(Cgroup::ran_out_of_memory) {
+            reason +=
+                ": its control group ran out of memory (the pod's limit is smaller than the virtual machine)";
+        }
         // Its last lines may still be on their way.
         tokio::time::sleep(Duration::from_millis(50)).await;
         if let Some(more) = self.words.refusal().or_else(|| self.words.error()) {

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{network, paths, process};
+use crate::cgroup::Cgroup;
+use crate::{disks, network, paths, process};
 
 const FILE: &str = "leftovers.json";
 
@@ -17,6 +18,8 @@ pub(crate) struct Leftovers {
     pub(crate) netns: PathBuf,
     /// Name of that namespace when it is the sandbox's own.
     pub(crate) own_netns: Option<String>,
+    /// Control group that is made for the monitor.
+    pub(crate) cgroup: Option<PathBuf>,
 }
 
 impl Leftovers {
@@ -34,7 +37,7 @@ impl Leftovers {
     }
 }
 
-/// Remove what a sandbox whose shim died has left: the monitor, its network, its run-time folder.
+/// Remove what a sandbox whose shim died has left: the monitor, its network, control group and disks, its run-time folder.
 ///
 /// The monitor dies with the shim by itself; this makes sure, and takes away the rest. Nothing happens when there is
 /// nothing.
@@ -48,6 +51,10 @@ pub async fn cleanup_leftovers(id: &str) {
             process::kill_if_same(pid, start).await;
         }
         network::remove_leftovers(left.own_netns.as_deref(), &left.netns).await;
+        if let Some(path) = left.cgroup {
+            Cgroup::noted(path).remove().await;
+        }
     }
+    disks::remove(&paths::disks(), id);
     let _ = std::fs::remove_dir_all(&dir);
 }

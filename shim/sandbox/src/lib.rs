@@ -4,15 +4,18 @@
 //! are, [`vm_shape`] what the virtual machine is made of, [`sizing`] how large it is, [`initdata`] what a confidential
 //! guest is started with, `vmm` runs the monitor, `channel` speaks to the agent, [`egress`] is the guest's way out,
 //! [`network`] joins it to the pod's network, [`rootfs`] hands in a root file system, [`copy`] small files, [`oci`] turns a
-//! container's specification into an agent request, `launch` puts them together, and [`sandbox`] is the result.
+//! container's specification into an agent request, `disks` are scratch and root file systems, `cgroup` is where the monitor is
+//! charged, `launch` puts them together, and [`sandbox`] is the result.
 //! [`record`] and [`log`] keep what happened, `leftovers` what is to be removed if the shim dies.
 //!
 //! Whatever process dies at whatever moment, no call hangs: each is raced against the end of the VM.
 
+mod cgroup;
 mod channel;
 pub mod config;
 mod container;
 pub mod copy;
+mod disks;
 pub mod egress;
 mod guest_log;
 pub mod initdata;

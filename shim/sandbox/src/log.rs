@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -87,7 +88,7 @@ impl Log {
     /// # Errors
     /// When the file cannot be opened.
     pub fn open(dir: &Path) -> std::io::Result<Self> {
-        let file = File::options().create(true).append(true).open(dir.join(FILE))?;
+        let file = File::options().create(true).append(true).mode(0o600).open(dir.join(FILE))?;
         let left = MAX_FILE.saturating_sub(file.metadata()?.len());
         Ok(Self { state: Arc::new(Mutex::new(State { file: Some(file), left })) })
     }

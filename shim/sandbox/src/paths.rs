@@ -36,6 +36,12 @@ pub fn sim_platform() -> PathBuf {
     state_dir().join("sim")
 }
 
+/// Disks of sandboxes, a folder each.
+#[must_use]
+pub fn disks() -> PathBuf {
+    state_dir().join("disks")
+}
+
 /// Records of sandboxes, one folder each.
 #[must_use]
 pub fn records() -> PathBuf {

@@ -1,4 +1,4 @@
-//! Starting a child in another network namespace, and telling whether a process is still the one we know.
+//! Starting a child in another network namespace and control group, and telling whether a process is still the one we know.
 //!
 //! The only `unsafe` of this crate: a `pre_exec` hook between fork and exec.
 
@@ -7,10 +7,18 @@ use std::path::Path;
 
 use tokio::process::Command;
 
-/// Make `command` start in the network namespace at `netns`, in a session of its own.
-pub(crate) fn enter_network(command: &mut Command, netns: Option<&Path>) -> std::io::Result<()> {
+/// Make `command` start in the network namespace at `netns`, in a session of its own, and in the control group whose
+/// `cgroup.procs` is `group`: before it has taken any memory, which stays charged to where it was taken (cgroups(7)).
+pub(crate) fn enter(
+    command: &mut Command,
+    netns: Option<&Path>,
+    group: Option<std::fs::File>,
+) -> std::io::Result<()> {
     let fd: Option<OwnedFd> = netns.map(std::fs::File::open).transpose()?.map(OwnedFd::from);
     let hook = move || {
+        if let Some(group) = &group {
+            nix::unistd::write(group, b"0")?;
+        }
         if let Some(fd) = &fd
             && nix::sched::setns(fd, nix::sched::CloneFlags::CLONE_NEWNET).is_err()
         {
@@ -19,7 +27,7 @@ pub(crate) fn enter_network(command: &mut Command, netns: Option<&Path>) -> std:
         // A signal for the terminal's group is not for the monitor.
         nix::unistd::setsid().map(drop).map_err(std::io::Error::from)
     };
-    // SAFETY: between fork and exec the hook makes two system calls (setns, setsid) on a file descriptor that it
+    // SAFETY: between fork and exec the hook makes three system calls (write, setns, setsid) on file descriptors that it
     // owns; it allocates nothing and takes no lock.
     unsafe { command.pre_exec(hook) };
     Ok(())
@@ -52,7 +60,7 @@ pub(crate) async fn kill_if_same(pid: u32, start: u64) {
 }
 
 /// Wait until something is so, at most two seconds; other tasks of the thread go on meanwhile.
-async fn until(mut so: impl FnMut() -> bool) -> bool {
+pub(crate) async fn until(mut so: impl FnMut() -> bool) -> bool {
     for _ in 0..200 {
         if so() {
             return true;

@@ -1,5 +1,7 @@
 //! Calls on containers and processes that exist: start, exec, signal, wait, streams, limits, counters.
 
+use std::sync::PoisonError;
+
 use kata_cc_agent_protocol::agent as wire;
 use serde_json::{Value, json};
 
@@ -196,14 +198,18 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Id of the next container that ran out of memory.
+    /// Id of the next container that ran out of memory, as the guest says: it may name what there is not.
     ///
     /// # Errors
     /// See [`SandboxError`].
     pub async fn out_of_memory(&self) -> Result<String, SandboxError> {
         let answer =
             self.call(self.agent.0.get_oom_event(context(), &wire::GetOOMEventRequest::new())).await?;
-        self.log.add(Source::Shim, "warn", &format!("container {} ran out of memory", answer.container_id));
+        let containers = self.containers.lock().unwrap_or_else(PoisonError::into_inner);
+        if containers.contains_key(&answer.container_id) {
+            let told = format!("container {} ran out of memory", answer.container_id);
+            self.log.add(Source::Shim, "warn", &told);
+        }
         Ok(answer.container_id)
     }
 }

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -63,8 +64,9 @@ impl Recorder {
         let dir = records.join(id);
         // An id that is used again starts a new record.
         let _ = std::fs::remove_dir_all(&dir);
-        std::fs::create_dir_all(&dir)?;
-        let file = File::options().create(true).append(true).open(dir.join(FILE))?;
+        // For root alone: containers' output stands beside the record.
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+        let file = File::options().create(true).append(true).mode(0o600).open(dir.join(FILE))?;
         prune(records, KEPT, |id| crate::paths::run_dir().join(id).exists());
         Ok(Self { state: Arc::new(Mutex::new(State { file, written: [0; 2] })), dir })
     }
@@ -160,6 +162,19 @@ mod tests {
         );
         assert!(stages[0].t <= stages[1].t);
         assert_eq!(list(records.path()), ["pod"]);
+    }
+
+    #[test]
+    fn records_and_logs_are_for_their_owner_alone() {
+        use std::os::unix::fs::PermissionsExt;
+        let records = tempfile::tempdir().unwrap();
+        let recorder = Recorder::create(&records.path().join("sandboxes"), "pod").unwrap();
+        crate::log::Log::open(recorder.dir()).unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(recorder.dir().parent().unwrap()), 0o700);
+        assert_eq!(mode(recorder.dir()), 0o700);
+        assert_eq!(mode(&recorder.dir().join(FILE)), 0o600);
+        assert_eq!(mode(&crate::log::file(recorder.dir())), 0o600);
     }
 
     #[test]

@@ -17,6 +17,7 @@ use thiserror::Error;
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 
+use crate::cgroup::Cgroup;
 use crate::config::{ConfigError, NodeConfig};
 use crate::copy::CopyError;
 use crate::egress::AllowListError;
@@ -31,7 +32,7 @@ use crate::rootfs::RootfsError;
 use crate::sizing::Limits;
 use crate::tier::{Class, Demand, Refusal, Tier};
 use crate::vm_shape::ROOTFS_SLOTS;
-use crate::{paths, process, vmm};
+use crate::{disks, paths, process, vmm};
 
 /// How long an orderly end may take before the VM is stopped hard.
 const GRACE: Duration = Duration::from_secs(5);
@@ -138,6 +139,9 @@ pub struct SandboxSpec {
     pub demand: Demand,
     /// Whether the containers share one PID namespace.
     pub shared_pids: bool,
+    /// The pod's control group as the container engine names it (OCI `linux.cgroupsPath`); the monitor is started in it.
+    /// None leaves the monitor where its parent is.
+    pub cgroup: Option<String>,
 }
 
 /// A container's root file system.
@@ -181,6 +185,7 @@ pub struct Sandbox {
     monitor: (u32, u64),
     pub(crate) agent: Agent,
     network: Mutex<Network>,
+    cgroup: Option<Cgroup>,
     /// What the guest was told last of its network.
     told: Mutex<GuestNetwork>,
     pub(crate) slots: StdMutex<BTreeSet<usize>>,
@@ -202,6 +207,7 @@ pub(crate) struct Parts {
     pub(crate) monitor: (u32, u64),
     pub(crate) agent: Agent,
     pub(crate) network: Network,
+    pub(crate) cgroup: Option<Cgroup>,
     pub(crate) tasks: Vec<JoinHandle<()>>,
     pub(crate) ended: watch::Receiver<Option<String>>,
     pub(crate) words: LastWords,
@@ -260,6 +266,7 @@ impl Sandbox {
             monitor: parts.monitor,
             agent: parts.agent,
             network: Mutex::new(parts.network),
+            cgroup: parts.cgroup,
             told: Mutex::default(),
             slots: StdMutex::default(),
             containers: StdMutex::default(),
@@ -358,7 +365,11 @@ impl Sandbox {
             task.abort();
         }
         self.network.lock().await.remove().await;
+        if let Some(cgroup) = &self.cgroup {
+            cgroup.remove().await;
+        }
         self.log.add(Source::Shim, "info", "the sandbox is stopped and removed");
+        disks::remove(&paths::disks(), &self.id);
         // The last step: it gives the id up.
         let _ = std::fs::remove_dir_all(&self.dir);
     }

@@ -54,6 +54,12 @@ pub fn command_line(config: &NodeConfig, tier: Tier) -> String {
     }
 }
 
+/// The guest's serial console in its run-time folder: a FIFO.
+#[must_use]
+pub(crate) fn console(dir: &Path) -> PathBuf {
+    dir.join("console")
+}
+
 /// Device name in the guest of a root file system slot.
 #[must_use]
 pub fn rootfs_device(slot: usize) -> String {
@@ -101,7 +107,7 @@ pub fn vm_config(config: &NodeConfig, tier: Tier, size: Size, instance: &Instanc
         } else {
             TeeConfig::None
         },
-        console: Some(instance.dir.join("console")),
+        console: Some(console(instance.dir)),
         control_socket: instance.dir.join("vmm.sock"),
         block,
         net: net.collect(),

@@ -10,6 +10,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
+use crate::cgroup::Cgroup;
 use crate::process;
 
 /// How long the monitor may take to answer on its control socket.
@@ -26,8 +27,14 @@ pub(crate) struct Vmm {
     pub(crate) start: u64,
 }
 
-/// Start the monitor in a network namespace.
-pub(crate) fn start(program: &Path, config: &VmConfig, dir: &Path, netns: &Path) -> std::io::Result<Vmm> {
+/// Start the monitor in a network namespace, and in a control group where there is one.
+pub(crate) fn start(
+    program: &Path,
+    config: &VmConfig,
+    dir: &Path,
+    netns: &Path,
+    group: Option<&Cgroup>,
+) -> std::io::Result<Vmm> {
     let file = dir.join("vmm.json");
     std::fs::write(&file, serde_json::to_vec_pretty(config)?)?;
     let mut command = Command::new(program);
@@ -40,7 +47,7 @@ pub(crate) fn start(program: &Path, config: &VmConfig, dir: &Path, netns: &Path)
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .kill_on_drop(true);
-    process::enter_network(&mut command, Some(netns))?;
+    process::enter(&mut command, Some(netns), group.map(Cgroup::door).transpose()?)?;
     let child = spawn_from_lasting_thread(command)?;
     let pid = child.id().unwrap_or_default();
     Ok(Vmm { child, pid, start: process::start_time(pid).unwrap_or_default() })

@@ -43,6 +43,8 @@ fn a_sandbox_lives_and_leaves_nothing() {
         let agent = Arc::new(Agent::default());
         let _server = agent.serve().await;
         let sandbox = Sandbox::create(&world.config(), world.spec()).await.unwrap();
+        // Disks are no memory: they lie beside the records.
+        assert!(kata_cc_sandbox::paths::disks().join(World::id()).join("scratch.img").is_file());
         sandbox.create_container(&world.container("c")).await.unwrap();
         sandbox.start_container("c").await.unwrap();
         assert_eq!(sandbox.wait("c", "").await.unwrap(), 0);

@@ -52,6 +52,11 @@ impl FakePod {
         self.oom.try_send(container.to_owned()).unwrap();
     }
 
+    /// The same, as soon as the last report was heard.
+    pub(crate) async fn out_of_memory_again(&self, container: &str) {
+        self.oom.send(container.to_owned()).await.unwrap();
+    }
+
     /// A process ends by itself.
     pub(crate) fn exit(&self, container: &str, exec: &str, code: u32) {
         self.proc(container, exec).unwrap().exit.send_replace(Some(code));

@@ -131,6 +131,7 @@ fn plan(arguments: Arguments) -> anyhow::Result<Plan> {
         image: Some(image.clone()),
         demand: Demand::default(),
         shared_pids: false,
+        cgroup: None,
     };
     let container = ContainerSpec { id, spec, rootfs: Rootfs::GuestPull(image.clone()) };
     Ok(Plan {

@@ -117,6 +117,7 @@ impl World {
             image: None,
             demand: kata_cc_sandbox::tier::Demand::default(),
             shared_pids: false,
+            cgroup: None,
         }
     }
 
@@ -176,7 +177,8 @@ impl World {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         let dir = paths::run_dir().join(&id);
-        assert!(!dir.exists(), "{}", dir.display());
+        let disks = paths::disks().join(&id);
+        assert!(!dir.exists() && !disks.exists(), "{} {}", dir.display(), disks.display());
         let (netns, own) = kata_cc_sandbox::network::Network::place(None, &id);
         assert!(!netns.exists(), "{own:?}");
         let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();

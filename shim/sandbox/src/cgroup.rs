@@ -1,0 +1,244 @@
+//! The monitor's control group (cgroup v2): the one that the container engine names for the pod, so that what the guest
+//! uses is charged to the pod, and limited with it.
+//!
+//! The engine names a group and leaves making it to the runtime (OCI runtime-spec, config-linux "Control groups"). Groups
+//! on the way there that nobody had made bear a mark ([`MARK`]), so that whoever finds one empty knows that it may go.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Component, Path, PathBuf};
+
+use crate::process;
+
+/// Where cgroup v2 is mounted on a node that has nothing else (cgroups(7)).
+const ROOT: &str = "/sys/fs/cgroup";
+/// Extended attribute of groups that were made on the way.
+const MARK: &str = "trusted.kata-cc";
+/// What the monitor and the page cache of its disks may take beside the guest's memory, MiB. The monitor itself takes a
+/// tenth of it (`./x bench boot`); page cache gives way.
+const BESIDE_MIB: u64 = 128;
+/// A group on the way may go in the moment before ours is made in it.
+const TRIES: usize = 10;
+
+/// A control group that was made for a monitor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Cgroup {
+    root: PathBuf,
+    path: PathBuf,
+}
+
+/// The path that an OCI `cgroupsPath` means below the root: as it stands, or `slice:prefix:name` as engines write for
+/// systemd (`a-b.slice` lies in `a.slice`: systemd.slice(5)). None when it names none.
+fn below_the_root(cgroups_path: &str) -> io::Result<Option<PathBuf>> {
+    let refused =
+        || io::Error::new(io::ErrorKind::InvalidInput, "it must not leave the control groups' root");
+    let mut path = PathBuf::new();
+    let text = cgroups_path.trim_matches('/');
+    match *text.split(':').collect::<Vec<_>>() {
+        [slice, prefix, name] => {
+            let stem = slice.strip_suffix(".slice").unwrap_or(slice);
+            if stem.contains('/') || name.is_empty() || name.contains('/') || prefix.contains('/') {
+                return Err(refused());
+            }
+            // "-.slice" and none are the root.
+            for (at, _) in stem.match_indices('-').chain([(stem.len(), "")]).filter(|(at, _)| *at > 0) {
+                path.push(format!("{}.slice", &stem[..at]));
+            }
+            let unit = if prefix.is_empty() { name.to_owned() } else { format!("{prefix}-{name}") };
+            path.push(if unit.ends_with(".slice") { unit } else { format!("{unit}.scope") });
+        }
+        _ => path.push(text),
+    }
+    if path.components().any(|part| !matches!(part, Component::Normal(_))) {
+        return Err(refused());
+    }
+    Ok(Some(path).filter(|path| !path.as_os_str().is_empty()))
+}
+
+/// Writes to a file that is there: in this file system, making one that is not fails by another reason.
+fn write(file: &Path, text: &str) -> io::Result<()> {
+    File::options().write(true).open(file)?.write_all(text.as_bytes())
+}
+
+impl Cgroup {
+    /// The group that an engine named, on this node. None when it named none, or when the node has no cgroup v2.
+    ///
+    /// # Errors
+    /// When the name leaves the root.
+    pub(crate) fn named(cgroups_path: Option<&str>) -> io::Result<Option<Self>> {
+        let root = Path::new(ROOT);
+        if !root.join("cgroup.controllers").exists() {
+            return Ok(None);
+        }
+        let path = cgroups_path.map(below_the_root).transpose()?.flatten();
+        Ok(path.map(|path| Self { root: root.to_owned(), path: root.join(path) }))
+    }
+
+    /// Its folder.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// One that was noted, see [`Cgroup::path`].
+    pub(crate) fn noted(path: PathBuf) -> Self {
+        Self { root: ROOT.into(), path }
+    }
+
+    /// Make it, and give it a limit: the guest's memory and [`BESIDE_MIB`].
+    ///
+    /// # Errors
+    /// When it cannot be made, or is in use: two sandboxes must not share one.
+    pub(crate) fn make(&self, memory_mib: u64) -> io::Result<()> {
+        let mut made = self.make_once();
+        for _ in 1..TRIES {
+            match &made {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => made = self.make_once(),
+                _ => break,
+            }
+        }
+        made?;
+        let bytes = (memory_mib + BESIDE_MIB) << 20;
+        match write(&self.path.join("memory.max"), &bytes.to_string()) {
+            // The controller is not to be had here (a container's own root, a hybrid node): the group still is.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+
+    fn make_once(&self) -> io::Result<()> {
+        let parents: Vec<&Path> =
+            self.path.ancestors().skip(1).take_while(|path| path.starts_with(&self.root)).collect();
+        for parent in parents.iter().rev() {
+            match std::fs::create_dir(parent) {
+                // Without its mark it stays, which harms nobody.
+                Ok(()) => drop(xattr::set(parent, MARK, b"made")),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+            // One at a time: what the parent does not have must not keep the others away.
+            for controller in ["+memory", "+cpu", "+pids"] {
+                let _ = write(&parent.join("cgroup.subtree_control"), controller);
+            }
+        }
+        match std::fs::create_dir(&self.path) {
+            // An empty one is left of a sandbox that was; one in use cannot be removed.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                std::fs::remove_dir(&self.path).map_err(|_| error)?;
+                std::fs::create_dir(&self.path)
+            }
+            other => other,
+        }
+    }
+
+    /// The file to which a process writes `0` to be moved into the group.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub(crate) fn door(&self) -> io::Result<File> {
+        File::options().write(true).open(self.path.join("cgroup.procs"))
+    }
+
+    /// Whether the kernel has killed in it for want of memory (`memory.events`).
+    pub(crate) fn ran_out_of_memory(&self) -> bool {
+        let events = std::fs::read_to_string(self.path.join("memory.events")).unwrap_or_default();
+        events.lines().any(|line| line.strip_prefix("oom_kill ").is_some_and(|count| count != "0"))
+    }
+
+    /// Take it away, with the empty ones above it that bear the mark. The monitor's threads may take a moment to be gone.
+    /// What others have put into it stays, and so does it.
+    pub(crate) async fn remove(&self) {
+        process::until(|| self.remove_once()).await;
+    }
+
+    fn remove_once(&self) -> bool {
+        if std::fs::remove_dir(&self.path).is_err() && self.path.exists() {
+            return false;
+        }
+        let above = self.path.ancestors().skip(1).take_while(|path| *path != self.root);
+        for parent in above {
+            let ours = matches!(xattr::get(parent, MARK), Ok(Some(_)));
+            if !ours || std::fs::remove_dir(parent).is_err() {
+                break;
+            }
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_both_forms_become_paths_below_the_root() {
+        let path = |name| below_the_root(name).unwrap().map(|path| path.to_str().unwrap().to_owned());
+        assert_eq!(path("/default/c1").as_deref(), Some("default/c1"));
+        assert_eq!(path("kubepods/burstable/pod1/c1").as_deref(), Some("kubepods/burstable/pod1/c1"));
+        assert_eq!(
+            path("kubepods-burstable-pod1.slice:cri-containerd:c1").as_deref(),
+            Some(
+                "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice/cri-containerd-c1.scope"
+            )
+        );
+        assert_eq!(path(":docker:c1").as_deref(), Some("docker-c1.scope"));
+        assert_eq!(path("-.slice:docker:c1").as_deref(), Some("docker-c1.scope"));
+        assert_eq!(path("system.slice::c1").as_deref(), Some("system.slice/c1.scope"));
+        assert_eq!(path("/"), None);
+        assert_eq!(path(""), None);
+        for bad in ["../x", "/a/../../x", "a/./../..", "s.slice:a/..:x", "../s.slice:a:x", "s.slice:a:"] {
+            assert!(below_the_root(bad).is_err(), "{bad}");
+        }
+    }
+
+    /// A cgroup v2 mount that this process may write to.
+    fn mounted() -> Option<&'static Path> {
+        let mounts = [Path::new(ROOT), Path::new("/sys/fs/cgroup/unified")];
+        let found = mounts.into_iter().find(|root| root.join("cgroup.controllers").exists());
+        let writable = found.filter(|root| {
+            let probe = root.join(format!("kata-cc-probe-{}", std::process::id()));
+            std::fs::create_dir(&probe).and_then(|()| std::fs::remove_dir(&probe)).is_ok()
+        });
+        if writable.is_none() {
+            println!("skipped: no cgroup v2 here that may be written to");
+        }
+        writable
+    }
+
+    #[tokio::test]
+    async fn a_group_is_made_entered_and_goes_with_the_ways_to_it() {
+        let Some(root) = mounted() else { return };
+        let top = root.join(format!("kata-cc-test-{}", std::process::id()));
+        let group = |name: &str| Cgroup { root: root.to_owned(), path: top.join("pod").join(name) };
+        let (one, two) = (group("one"), group("two"));
+        one.make(256).unwrap();
+        two.make(256).unwrap();
+        two.make(256).expect("an empty one is left of a sandbox that was");
+
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        one.door().unwrap().write_all(child.id().to_string().as_bytes()).unwrap();
+        let text = std::fs::read_to_string(format!("/proc/{}/cgroup", child.id())).unwrap();
+        assert!(text.lines().any(|line| line.starts_with("0::") && line.ends_with("/pod/one")), "{text}");
+        assert!(!one.ran_out_of_memory());
+        assert_eq!(one.make(256).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        one.remove().await;
+        assert!(one.path().exists(), "it is in use");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        one.remove().await;
+        assert!(!one.path().exists() && two.path().exists());
+        two.remove().await;
+        assert!(!top.exists());
+    }
+
+    #[tokio::test]
+    async fn groups_that_others_made_stay() {
+        let Some(root) = mounted() else { return };
+        let top = root.join(format!("kata-cc-test-theirs-{}", std::process::id()));
+        std::fs::create_dir(&top).unwrap();
+        let group = Cgroup { root: root.to_owned(), path: top.join("one") };
+        group.make(256).unwrap();
+        group.remove().await;
+        assert!(!group.path().exists() && top.exists());
+        std::fs::remove_dir(&top).unwrap();
+    }
+}
