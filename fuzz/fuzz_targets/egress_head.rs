@@ -5,7 +5,8 @@ use kata_cc_sandbox::egress::{AllowList, Request, parse_head};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
-    let allow = AllowList::parse(&["kbs:8080".to_owned(), "*:443".to_owned()]).expect("entries are well-formed");
+    let allow =
+        AllowList::parse(&["kbs:8080".to_owned(), "*:443".to_owned()]).expect("entries are well-formed");
     match parse_head(data) {
         Ok(Request::Connect { host, port }) => drop(allow.allows(&host, port)),
         Ok(Request::Forward { host, port, head }) => {

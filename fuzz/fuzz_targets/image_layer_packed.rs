@@ -3,9 +3,9 @@
 
 use std::io::{Cursor, Read};
 
-use kata_cc_image::{Limits, decompress};
 use kata_cc_image::media::Codec;
 use kata_cc_image::unpack::{Budget, Owner, apply};
+use kata_cc_image::{Limits, decompress};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {

@@ -10,7 +10,8 @@ fuzz_target!(|bytes: &[u8]| {
     let _ = serde_json::from_slice::<Request>(bytes);
     let _ = serde_json::from_slice::<EvaluateRequest>(bytes);
     if let Ok(attestation) = serde_json::from_slice::<Attestation>(bytes) {
-        let canonical = attestation.runtime_data.canonical_primary(&attestation.tee_evidence.additional_evidence);
+        let canonical =
+            attestation.runtime_data.canonical_primary(&attestation.tee_evidence.additional_evidence);
         assert!(!canonical.is_empty());
     }
     if let Ok(message) = serde_json::from_slice::<ReferenceValueMessage>(bytes) {

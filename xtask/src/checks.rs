@@ -2,8 +2,8 @@
 
 use anyhow::Context;
 
-use crate::paths;
 use crate::shell::{command, run, status, step};
+use crate::{fuzz, paths};
 
 /// Version of cargo-deny that `deny.toml` is written for.
 const CARGO_DENY: &str = "0.20.2";
@@ -20,6 +20,8 @@ pub(crate) fn all() -> anyhow::Result<()> {
     step("clippy, warnings denied");
     let clippy = ["clippy", "--release", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"];
     run(&mut command("cargo", &clippy))?;
+    step("clippy of the fuzz targets");
+    fuzz::lint()?;
     deny()
 }
 

@@ -14,7 +14,7 @@ use crate::shell::{command, run, status, step};
 /// As cargo-fuzz instruments, but for the sanitizer.
 const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-trace-compares -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
-    -Cllvm-args=-sanitizer-coverage-pc-table -Ccodegen-units=4";
+    -Cllvm-args=-sanitizer-coverage-pc-table -Ccodegen-units=4 -Cdebug-assertions=on";
 
 /// Most bytes of an input: all formats show their corners in less.
 const MAX_INPUT: &str = "-max_len=16384";
@@ -70,12 +70,25 @@ fn build_dir() -> PathBuf {
     paths::target().join("fuzz")
 }
 
-fn build(fuzz: &Path, names: &[&str]) -> anyhow::Result<()> {
-    step(&format!("building {} fuzz target(s)", names.len()));
-    // What is fuzzed is what ships: the same versions; cargo adds libFuzzer to the copy.
+/// What is fuzzed is what ships: the same versions; cargo adds libFuzzer to the copy.
+fn lock_like_the_workspace(fuzz: &Path) -> anyhow::Result<()> {
     let (ours, theirs) = (paths::root().join("Cargo.lock"), fuzz.join("Cargo.lock"));
     std::fs::copy(&ours, &theirs)
         .with_context(|| format!("cannot copy {} to {}", ours.display(), theirs.display()))?;
+    Ok(())
+}
+
+/// Clippy of the targets, so that a change elsewhere does not break one unseen.
+pub(crate) fn lint() -> anyhow::Result<()> {
+    let fuzz = paths::root().join("fuzz");
+    lock_like_the_workspace(&fuzz)?;
+    let clippy = ["clippy", "--release", "--all-targets", "--", "-D", "warnings"];
+    run(command("cargo", &clippy).current_dir(fuzz))
+}
+
+fn build(fuzz: &Path, names: &[&str]) -> anyhow::Result<()> {
+    step(&format!("building {} fuzz target(s)", names.len()));
+    lock_like_the_workspace(fuzz)?;
     let mut cargo = command("cargo", &["build", "--release", "--target", paths::TARGET]);
     for name in names {
         cargo.args(["--bin", name]);
