@@ -36,7 +36,7 @@ fn below_the_root(cgroups_path: &str) -> io::Result<Option<PathBuf>> {
     let text = cgroups_path.trim_matches('/');
     match *text.split(':').collect::<Vec<_>>() {
         [slice, prefix, name] => {
-            let stem = slice.strip_suffix(".slice").unwrap_or(slice);
+            let stem = slice.strip_suffix(".slice").unwrap_or(slice).trim_start_matches('-');
             if stem.contains('/') || name.is_empty() || name.contains('/') || prefix.contains('/') {
                 return Err(refused());
             }
