@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use kata_cc_agent_protocol::agent::{
-    AddARPNeighborsRequest, CreateContainerRequest, ExecProcessRequest, SetPolicyRequest, Storage,
-    WriteStreamRequest,
+    AddARPNeighborsRequest, CopyFileRequest, CreateContainerRequest, ExecProcessRequest, SetPolicyRequest,
+    Storage, WriteStreamRequest,
 };
 use kata_cc_agent_protocol::oci;
 use kata_cc_policy::AgentPolicy;
@@ -211,6 +211,23 @@ fn standard_input_is_closed() {
     assert!(text.contains("no standard input") && text.contains("policy.rego in its init-data"), "{text}");
     check(&mut policy(include_str!("../policy/exec.rego")), &write).unwrap();
     check(&mut default(), &AddARPNeighborsRequest::new()).unwrap_err();
+}
+
+#[test]
+fn files_are_copied_below_their_folder_and_nowhere_else() {
+    let asked = |path: &str| {
+        let mut copy = CopyFileRequest::new();
+        copy.path = path.to_owned();
+        check(&mut default(), &copy)
+    };
+    let shared = "/run/kata-containers/shared/containers";
+    // A projected volume as the kubelet writes it.
+    for good in ["c1-hosts", "c1-token/..data", "c1-token/..2026_01_01_00_00_00.123/token"] {
+        asked(&format!("{shared}/{good}")).unwrap();
+    }
+    for bad in [format!("{shared}/../c1/rootfs/bin/sh"), format!("{shared}/a/.."), "/etc/passwd".to_owned()] {
+        assert!(asked(&bad).unwrap_err().contains("CopyFileRequest"), "{bad}");
+    }
 }
 
 #[test]
