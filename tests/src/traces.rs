@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 /// Where a test's sandboxes keep their run-time files, below the test's folder.
 pub const RUN: &str = "run";
 
+/// Names of state folders below a test's folder.
+const STATE: [&str; 2] = ["records", "state"];
+
 /// What a pod may leave on a machine. Taken before and after, the difference must be nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Traces(BTreeSet<String>);
@@ -24,6 +27,9 @@ impl Traces {
             found.extend(names(Path::new(path)).map(|name| format!("{kind} {name}")));
         }
         found.extend(names(&folder.join(RUN)).map(|name| format!("run-time folder {name}")));
+        for state in STATE {
+            found.extend(names(&folder.join(state).join("disks")).map(|name| format!("disks of {name}")));
+        }
         found.extend(names(Path::new("/sys/fs/cgroup")).map(|name| format!("cgroup {name}")));
         Self(found)
     }

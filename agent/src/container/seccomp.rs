@@ -127,6 +127,9 @@ pub(crate) fn compile(profile: &LinuxSeccomp) -> Result<Option<Seccomp>, Seccomp
     let native = calls(profile, default, &Table::x86_64())?;
     let mut body = Vec::new();
     if !x32 {
+        // Not a call of x32: what a tracer leaves of a call that it has skipped. The kernel answers it itself.
+        body.push(jump(JEQ, u32::MAX, 0, 1));
+        body.push(op(RET, default));
         body.push(jump(JGE, X32_BIT, 0, 1));
         body.push(op(RET, RET_KILL_PROCESS));
     } else {

@@ -14,9 +14,6 @@ use crate::process;
 const ROOT: &str = "/sys/fs/cgroup";
 /// Extended attribute of groups that were made on the way.
 const MARK: &str = "trusted.kata-cc";
-/// What the monitor and the page cache of its disks may take beside the guest's memory, MiB. The monitor itself takes a
-/// tenth of it (`./x bench boot`); page cache gives way.
-const BESIDE_MIB: u64 = 128;
 /// A group on the way may go in the moment before ours is made in it.
 const TRIES: usize = 10;
 
@@ -60,6 +57,27 @@ fn write(file: &Path, text: &str) -> io::Result<()> {
     File::options().write(true).open(file)?.write_all(text.as_bytes())
 }
 
+/// Without its mark a group stays, which harms nobody.
+fn mark(path: &Path) {
+    let _ = xattr::set(path, MARK, b"made");
+}
+
+fn is_marked(path: &Path) -> bool {
+    matches!(xattr::get(path, MARK), Ok(Some(_)))
+}
+
+/// Whether processes are in a group or below it (`cgroup.events`).
+fn is_used(path: &Path) -> io::Result<bool> {
+    Ok(std::fs::read_to_string(path.join("cgroup.events"))?.lines().any(|line| line == "populated 1"))
+}
+
+/// What a guest of `memory_mib` and its monitor may take, MiB: its memory; two page tables of it, the monitor's and KVM's,
+/// each a 512th when nothing is mapped by large pages; the monitor itself, which is some ten MiB (`./x bench boot`);
+/// and page cache of its disks, which gives way.
+fn needed_mib(memory_mib: u64) -> u64 {
+    memory_mib + memory_mib / 128 + 128
+}
+
 impl Cgroup {
     /// The group that an engine named, on this node. None when it named none, or when the node has no cgroup v2.
     ///
@@ -84,11 +102,14 @@ impl Cgroup {
         Self { root: ROOT.into(), path }
     }
 
-    /// Make it, and give it a limit: the guest's memory and [`BESIDE_MIB`].
+    /// Make it, with a limit of [`needed_mib`]. One that somebody has prepared is taken as it is, with its own limits, and
+    /// stays in the end.
+    ///
+    /// Returns what the user should know: why what the guest uses is not limited here, or will not fit.
     ///
     /// # Errors
     /// When it cannot be made, or is in use: two sandboxes must not share one.
-    pub(crate) fn make(&self, memory_mib: u64) -> io::Result<()> {
+    pub(crate) fn make(&self, memory_mib: u64) -> io::Result<Option<String>> {
         let mut made = self.make_once();
         for _ in 1..TRIES {
             match &made {
@@ -96,22 +117,44 @@ impl Cgroup {
                 _ => break,
             }
         }
-        made?;
-        let bytes = (memory_mib + BESIDE_MIB) << 20;
-        match write(&self.path.join("memory.max"), &bytes.to_string()) {
-            // The controller is not to be had here (a container's own root, a hybrid node): the group still is.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
+        let needed = needed_mib(memory_mib);
+        if made? {
+            match write(&self.path.join("memory.max"), &(needed << 20).to_string()) {
+                // A container's own root, a hybrid node, a parent with processes in it: the group still is.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    let path = self.path.display();
+                    return Ok(Some(format!(
+                        "memory cannot be limited in {path}: its parent does not pass the controller on"
+                    )));
+                }
+                other => other?,
+            }
         }
+        Ok(self.narrowest_limit().filter(|(_, mib)| *mib < needed).map(|(path, mib)| {
+            format!(
+                "{} allows {mib} MiB and the virtual machine with its monitor may take {needed} MiB: it will be killed \
+                 when it does. In Kubernetes, give the RuntimeClass an overhead (docs/design.md)",
+                path.display()
+            )
+        }))
     }
 
-    fn make_once(&self) -> io::Result<()> {
+    /// The smallest limit of the group and those above it, MiB.
+    fn narrowest_limit(&self) -> Option<(&Path, u64)> {
+        let all = self.path.ancestors().take_while(|path| *path != self.root);
+        let limit = |path: &Path| -> Option<u64> {
+            std::fs::read_to_string(path.join("memory.max")).ok()?.trim().parse().ok()
+        };
+        all.filter_map(|path| Some((path, limit(path)? >> 20))).min_by_key(|(_, mib)| *mib)
+    }
+
+    /// Whether it was made here, rather than found.
+    fn make_once(&self) -> io::Result<bool> {
         let parents: Vec<&Path> =
             self.path.ancestors().skip(1).take_while(|path| path.starts_with(&self.root)).collect();
         for parent in parents.iter().rev() {
             match std::fs::create_dir(parent) {
-                // Without its mark it stays, which harms nobody.
-                Ok(()) => drop(xattr::set(parent, MARK, b"made")),
+                Ok(()) => mark(parent),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(error),
             }
@@ -121,13 +164,21 @@ impl Cgroup {
             }
         }
         match std::fs::create_dir(&self.path) {
-            // An empty one is left of a sandbox that was; one in use cannot be removed.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                std::fs::remove_dir(&self.path).map_err(|_| error)?;
-                std::fs::create_dir(&self.path)
+                if is_used(&self.path)? {
+                    return Err(error);
+                }
+                if !is_marked(&self.path) {
+                    return Ok(false);
+                }
+                // Left of a sandbox that was.
+                std::fs::remove_dir(&self.path)?;
+                std::fs::create_dir(&self.path)?;
             }
-            other => other,
+            other => other?,
         }
+        mark(&self.path);
+        Ok(true)
     }
 
     /// The file to which a process writes `0` to be moved into the group.
@@ -144,21 +195,28 @@ impl Cgroup {
         events.lines().any(|line| line.strip_prefix("oom_kill ").is_some_and(|count| count != "0"))
     }
 
-    /// Take it away, with the empty ones above it that bear the mark. The monitor's threads may take a moment to be gone.
-    /// What others have put into it stays, and so does it.
-    pub(crate) async fn remove(&self) {
-        process::until(|| self.remove_once()).await;
+    /// Take it away, with the empty ones above it, as far as they bear the mark. What others have put into it stays, and so
+    /// does it: then false.
+    pub(crate) async fn remove(&self) -> bool {
+        // Freeing the memory of a large guest takes its time, and the group is in use until it is done.
+        for _ in 0..5 {
+            if process::until(|| self.remove_once()).await {
+                return true;
+            }
+        }
+        false
     }
 
     fn remove_once(&self) -> bool {
-        if std::fs::remove_dir(&self.path).is_err() && self.path.exists() {
-            return false;
-        }
-        let above = self.path.ancestors().skip(1).take_while(|path| *path != self.root);
-        for parent in above {
-            let ours = matches!(xattr::get(parent, MARK), Ok(Some(_)));
-            if !ours || std::fs::remove_dir(parent).is_err() {
+        for path in self.path.ancestors().take_while(|path| *path != self.root) {
+            if !path.exists() {
+                continue;
+            }
+            if !is_marked(path) {
                 break;
+            }
+            if std::fs::remove_dir(path).is_err() {
+                return path != self.path || !path.exists();
             }
         }
         true
@@ -213,6 +271,7 @@ mod tests {
         one.make(256).unwrap();
         two.make(256).unwrap();
         two.make(256).expect("an empty one is left of a sandbox that was");
+        assert_eq!(needed_mib(64 << 10), (64 << 10) + 512 + 128);
 
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         one.door().unwrap().write_all(child.id().to_string().as_bytes()).unwrap();
@@ -220,7 +279,7 @@ mod tests {
         assert!(text.lines().any(|line| line.starts_with("0::") && line.ends_with("/pod/one")), "{text}");
         assert!(!one.ran_out_of_memory());
         assert_eq!(one.make(256).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
-        one.remove().await;
+        assert!(!one.remove_once());
         assert!(one.path().exists(), "it is in use");
         child.kill().unwrap();
         child.wait().unwrap();
@@ -230,15 +289,40 @@ mod tests {
         assert!(!top.exists());
     }
 
+    #[test]
+    fn a_limit_above_that_is_too_small_is_told() {
+        let top = tempfile::tempdir().unwrap();
+        let group = Cgroup { root: top.path().to_owned(), path: top.path().join("pod/one") };
+        std::fs::create_dir_all(group.path()).unwrap();
+        for (path, limit) in [("pod", "268435456\n"), ("pod/one", "503316480\n"), (".", "1\n")] {
+            std::fs::write(top.path().join(path).join("memory.max"), limit).unwrap();
+        }
+        let (path, mib) = group.narrowest_limit().unwrap();
+        assert_eq!((path, mib), (top.path().join("pod").as_path(), 256), "the root has no limit of its own");
+        std::fs::write(top.path().join("pod/memory.max"), "max\n").unwrap();
+        assert_eq!(group.narrowest_limit().unwrap().1, 480);
+        assert!(!group.ran_out_of_memory());
+        std::fs::write(group.path().join("memory.events"), "oom 1\noom_kill 2\n").unwrap();
+        assert!(group.ran_out_of_memory());
+        std::fs::write(group.path().join("memory.events"), "oom 1\noom_kill 0\n").unwrap();
+        assert!(!group.ran_out_of_memory());
+    }
+
     #[tokio::test]
     async fn groups_that_others_made_stay() {
         let Some(root) = mounted() else { return };
         let top = root.join(format!("kata-cc-test-theirs-{}", std::process::id()));
         std::fs::create_dir(&top).unwrap();
+        let prepared = Cgroup { root: root.to_owned(), path: top.clone() };
         let group = Cgroup { root: root.to_owned(), path: top.join("one") };
         group.make(256).unwrap();
-        group.remove().await;
+        assert!(group.remove().await);
         assert!(!group.path().exists() && top.exists());
+        // One that an administrator has prepared, with limits of its own.
+        let before = std::fs::metadata(&top).unwrap().created().ok();
+        prepared.make(256).unwrap();
+        assert!(prepared.remove().await && top.exists());
+        assert_eq!(std::fs::metadata(&top).unwrap().created().ok(), before);
         std::fs::remove_dir(&top).unwrap();
     }
 }

@@ -14,7 +14,7 @@ use crate::sandbox::{
     ContainerSpec, Rootfs, Sandbox, SandboxError, context, failure_detail, failure_stage, io,
 };
 use crate::vm_shape::{self, ROOTFS_SLOTS};
-use crate::{disks, oci, paths, rootfs, vmm};
+use crate::{oci, rootfs, vmm};
 
 impl Sandbox {
     /// Create a container; it does not run yet.
@@ -92,7 +92,7 @@ impl Sandbox {
     }
 
     fn rootfs_image(&self, slot: usize) -> PathBuf {
-        disks::folder(&paths::disks(), self.id()).join(format!("{}.img", vm_shape::rootfs_slot(slot)))
+        self.disks.file(&format!("{}.img", vm_shape::rootfs_slot(slot)))
     }
 
     fn take_slot(&self, container: &str) -> Result<usize, SandboxError> {

@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 
 use crate::cgroup::Cgroup;
 use crate::config::NodeConfig;
+use crate::disks::Disks;
 use crate::egress::{self, AllowList};
 use crate::guest_log::{self, LastWords};
 use crate::initdata;
@@ -27,7 +28,7 @@ use crate::sandbox::{Agent, Sandbox, SandboxError, SandboxSpec, io};
 use crate::sizing::{self, Size};
 use crate::tier::{self, Demand, Tier};
 use crate::vm_shape::{self, Instance};
-use crate::{channel, disks, paths, process, vmm};
+use crate::{channel, paths, process, vmm};
 
 /// What a launch starts from.
 #[derive(Clone, Copy)]
@@ -42,11 +43,11 @@ pub(crate) struct Plan<'a> {
 
 /// What exists already while a launch is under way; [`Underway::undo`] takes it all away.
 struct Underway<'a> {
-    id: &'a str,
     /// None once the sandbox has taken the folder over.
     dir: Option<&'a Path>,
     tasks: Vec<JoinHandle<()>>,
     network: Option<Network>,
+    disks: Option<Disks>,
     cgroup: Option<Cgroup>,
     monitor: Option<(u32, u64)>,
     words: LastWords,
@@ -69,8 +70,10 @@ impl Underway<'_> {
         if let Some(cgroup) = &self.cgroup {
             cgroup.remove().await;
         }
+        if let Some(disks) = &self.disks {
+            disks.remove();
+        }
         if let Some(dir) = self.dir {
-            disks::remove(&paths::disks(), self.id);
             let _ = std::fs::remove_dir_all(dir);
         }
     }
@@ -99,10 +102,10 @@ pub(crate) fn claim(dir: &Path, id: &str) -> Result<(), SandboxError> {
 /// Launch into a claimed folder. A failure leaves nothing behind, and gives the claim up.
 pub(crate) async fn launch(plan: Plan<'_>) -> Result<Arc<Sandbox>, SandboxError> {
     let mut underway = Underway {
-        id: &plan.spec.id,
         dir: Some(plan.dir),
         tasks: Vec::new(),
         network: None,
+        disks: None,
         cgroup: None,
         monitor: None,
         words: LastWords::default(),
@@ -145,6 +148,7 @@ async fn start<'a>(plan: Plan<'a>, underway: &mut Underway<'a>) -> Result<Arc<Sa
     log.add(Source::Shim, "info", "the guest's agent answers");
     underway.dir = None;
     let network = underway.network.take().unwrap_or_else(|| unreachable!("describe_vm has set it"));
+    let disks = underway.disks.take().unwrap_or_else(|| unreachable!("describe_vm has made them"));
     let sandbox = Arc::new(Sandbox::new(crate::sandbox::Parts {
         id: spec.id.clone(),
         tier,
@@ -152,6 +156,7 @@ async fn start<'a>(plan: Plan<'a>, underway: &mut Underway<'a>) -> Result<Arc<Sa
         monitor,
         agent: Agent(agent),
         network,
+        disks,
         cgroup: underway.cgroup.take(),
         tasks: std::mem::take(&mut underway.tasks),
         ended,
@@ -192,13 +197,14 @@ async fn describe_vm(
     underway: &mut Underway<'_>,
 ) -> Result<VmConfig, SandboxError> {
     let Plan { config, spec, dir, log, .. } = plan;
-    let disks = disks::make(&paths::disks(), &spec.id, |id| paths::run_dir().join(id).exists());
-    let disks = disks.map_err(io(format!("cannot make a folder in {}", paths::disks().display())))?;
+    let disks = Disks::make(&paths::disks(), &spec.id);
+    let disks = disks.map_err(io(format!("cannot make disks in {}", paths::disks().display())))?;
+    let disks = underway.disks.insert(disks);
     let initdata = dir.join("initdata.img");
     std::fs::write(&initdata, &prepared.image).map_err(io("cannot write the init-data image"))?;
     let scratch = match config.scratch_mib {
         0 => None,
-        mib => Some(make_scratch(&disks, mib)?),
+        mib => Some(make_scratch(disks, mib)?),
     };
     let cgroup = Cgroup::named(spec.cgroup.as_deref());
     underway.cgroup = cgroup.map_err(io(format!("control group {:?}", spec.cgroup)))?;
@@ -210,7 +216,10 @@ async fn describe_vm(
     note(plan, underway, None)?;
     if let Some(cgroup) = &underway.cgroup {
         let made = cgroup.make(size.memory_mib);
-        made.map_err(io(format!("cannot make control group {}", cgroup.path().display())))?;
+        let made = made.map_err(io(format!("cannot make control group {}", cgroup.path().display())))?;
+        if let Some(warning) = made {
+            log.add(Source::Shim, "warn", &warning);
+        }
     }
     let network = Network::prepare(spec.netns.as_deref(), &spec.id).await?;
     let network = underway.network.insert(network);
@@ -233,8 +242,8 @@ fn note(plan: Plan<'_>, underway: &Underway<'_>, monitor: Option<(u32, u64)>) ->
     left.write(plan.dir).map_err(io("cannot note what is to be cleaned up"))
 }
 
-fn make_scratch(disks: &Path, mib: u64) -> Result<PathBuf, SandboxError> {
-    let path = disks.join("scratch.img");
+fn make_scratch(disks: &Disks, mib: u64) -> Result<PathBuf, SandboxError> {
+    let path = disks.file("scratch.img");
     let file = std::fs::File::create(&path).map_err(io("cannot make the scratch disk"))?;
     file.set_len(mib << 20).map_err(io("cannot size the scratch disk"))?;
     Ok(path)
@@ -324,8 +333,7 @@ impl Watcher {
             Err(error) => format!("the virtual machine monitor was lost: {error}"),
         };
         if self.cgroup.as_ref().is_some_and(Cgroup::ran_out_of_memory) {
-            reason +=
-                ": its control group ran out of memory (the pod's limit is smaller than the virtual machine)";
+            reason += ": its control group ran out of memory (its own limit, or the pod's)";
         }
         // Its last lines may still be on their way.
         tokio::time::sleep(Duration::from_millis(50)).await;

@@ -55,6 +55,6 @@ pub async fn cleanup_leftovers(id: &str) {
             Cgroup::noted(path).remove().await;
         }
     }
-    disks::remove(&paths::disks(), id);
+    disks::remove_leftovers(&paths::disks(), id);
     let _ = std::fs::remove_dir_all(&dir);
 }

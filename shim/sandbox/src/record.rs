@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -66,6 +66,8 @@ impl Recorder {
         let _ = std::fs::remove_dir_all(&dir);
         // For root alone: containers' output stands beside the record.
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+        // An earlier version made it for all to read.
+        std::fs::set_permissions(records, std::fs::Permissions::from_mode(0o700))?;
         let file = File::options().create(true).append(true).mode(0o600).open(dir.join(FILE))?;
         prune(records, KEPT, |id| crate::paths::run_dir().join(id).exists());
         Ok(Self { state: Arc::new(Mutex::new(State { file, written: [0; 2] })), dir })
@@ -166,8 +168,8 @@ mod tests {
 
     #[test]
     fn records_and_logs_are_for_their_owner_alone() {
-        use std::os::unix::fs::PermissionsExt;
         let records = tempfile::tempdir().unwrap();
+        std::fs::create_dir(records.path().join("sandboxes")).unwrap();
         let recorder = Recorder::create(&records.path().join("sandboxes"), "pod").unwrap();
         crate::log::Log::open(recorder.dir()).unwrap();
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;

@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 use crate::cgroup::Cgroup;
 use crate::config::{ConfigError, NodeConfig};
 use crate::copy::CopyError;
+use crate::disks::Disks;
 use crate::egress::AllowListError;
 use crate::guest_log::LastWords;
 use crate::initdata::InitDataSourceError;
@@ -32,7 +33,7 @@ use crate::rootfs::RootfsError;
 use crate::sizing::Limits;
 use crate::tier::{Class, Demand, Refusal, Tier};
 use crate::vm_shape::ROOTFS_SLOTS;
-use crate::{disks, paths, process, vmm};
+use crate::{paths, process, vmm};
 
 /// How long an orderly end may take before the VM is stopped hard.
 const GRACE: Duration = Duration::from_secs(5);
@@ -185,6 +186,7 @@ pub struct Sandbox {
     monitor: (u32, u64),
     pub(crate) agent: Agent,
     network: Mutex<Network>,
+    pub(crate) disks: Disks,
     cgroup: Option<Cgroup>,
     /// What the guest was told last of its network.
     told: Mutex<GuestNetwork>,
@@ -207,6 +209,7 @@ pub(crate) struct Parts {
     pub(crate) monitor: (u32, u64),
     pub(crate) agent: Agent,
     pub(crate) network: Network,
+    pub(crate) disks: Disks,
     pub(crate) cgroup: Option<Cgroup>,
     pub(crate) tasks: Vec<JoinHandle<()>>,
     pub(crate) ended: watch::Receiver<Option<String>>,
@@ -266,6 +269,7 @@ impl Sandbox {
             monitor: parts.monitor,
             agent: parts.agent,
             network: Mutex::new(parts.network),
+            disks: parts.disks,
             cgroup: parts.cgroup,
             told: Mutex::default(),
             slots: StdMutex::default(),
@@ -365,11 +369,14 @@ impl Sandbox {
             task.abort();
         }
         self.network.lock().await.remove().await;
-        if let Some(cgroup) = &self.cgroup {
-            cgroup.remove().await;
+        if let Some(cgroup) = &self.cgroup
+            && !cgroup.remove().await
+        {
+            let stays = format!("control group {} stays: it is in use", cgroup.path().display());
+            self.log.add(Source::Shim, "warn", &stays);
         }
         self.log.add(Source::Shim, "info", "the sandbox is stopped and removed");
-        disks::remove(&paths::disks(), &self.id);
+        self.disks.remove();
         // The last step: it gives the id up.
         let _ = std::fs::remove_dir_all(&self.dir);
     }

@@ -5,16 +5,17 @@
 //! the allow-list is answered 403 with the reason. What comes from the guest is untrusted: heads are limited to
 //! [`MAX_HEAD`], connections to [`MAX_CONNECTIONS`], and nothing of what is carried is logged.
 
-use std::net::{IpAddr, SocketAddr};
+mod allow;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 
+pub use self::allow::{AllowList, AllowListError, Allowed};
 use crate::log::{Log, Source};
 
 /// Largest request head.
@@ -23,87 +24,6 @@ pub const MAX_HEAD: usize = 16 << 10;
 pub const MAX_CONNECTIONS: usize = 64;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-
-/// Where the guest may go.
-#[derive(Clone, Debug, Default)]
-pub struct AllowList(Vec<(String, u16)>);
-
-/// An entry of the allow-list is not `host:port`.
-#[derive(Debug, Error, PartialEq, Eq)]
-#[error("egress allow-list entry {0:?} must be host:port or *:port")]
-pub struct AllowListError(String);
-
-impl AllowList {
-    /// From `host:port` entries; `*` stands for any host.
-    ///
-    /// # Errors
-    /// When an entry has another form.
-    pub fn parse(entries: &[String]) -> Result<Self, AllowListError> {
-        let parse = |entry: &String| match split_authority(entry, None) {
-            Some((host, port)) => Ok((host.to_ascii_lowercase(), port)),
-            None => Err(AllowListError(entry.clone())),
-        };
-        entries.iter().map(parse).collect::<Result<_, _>>().map(Self)
-    }
-
-    /// Whether, and how, a target may be reached.
-    #[must_use]
-    pub fn allows(&self, host: &str, port: u16) -> Allowed {
-        let host = host.to_ascii_lowercase();
-        let named = |name: &str| self.0.iter().any(|(allowed, at)| *at == port && allowed == name);
-        match (named(&host), named("*")) {
-            (true, _) => Allowed::ByName,
-            (false, true) => Allowed::ByPort,
-            (false, false) => Allowed::No,
-        }
-    }
-}
-
-/// What the allow-list says of a target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Allowed {
-    /// It is not on the list.
-    No,
-    /// It is on the list by its name: whatever address it has is meant.
-    ByName,
-    /// Any host at that port is on the list. This proxy connects from the node's own network namespace, so "any host" is
-    /// anything but the node itself and its link: see [`is_elsewhere`].
-    ByPort,
-}
-
-/// Whether an address is one of another machine beyond the local link: not loopback, unspecified, link-local (where clouds
-/// have their metadata services), multicast or broadcast.
-fn is_elsewhere(address: IpAddr) -> bool {
-    match address.to_canonical() {
-        IpAddr::V4(v4) => {
-            // 0.0.0.0/8 is "this host on this network" (RFC 1122, 3.2.1.3).
-            let this_host = v4.octets()[0] == 0;
-            !(this_host || v4.is_loopback() || v4.is_link_local() || v4.is_multicast() || v4.is_broadcast())
-        }
-        IpAddr::V6(v6) => {
-            // ::/96 held IPv4 addresses once (RFC 4291, 2.5.5.1), ::1 and :: are in it.
-            let compatible = v6.segments()[..6] == [0; 6];
-            // What translates to IPv4 (RFC 6052) could reach what the IPv4 rules refuse.
-            let translated = v6.segments()[..6] == [0x64, 0xff9b, 0, 0, 0, 0];
-            !(compatible || translated || v6.is_unicast_link_local() || v6.is_multicast())
-        }
-    }
-}
-
-/// Connects to a target that the allow-list has.
-async fn connect(host: &str, port: u16, allowed: Allowed) -> std::io::Result<TcpStream> {
-    let addresses = tokio::net::lookup_host((host, port)).await?;
-    // The address that was looked at is the one that is connected to: a name that changes meanwhile changes nothing.
-    let addresses: Vec<SocketAddr> =
-        addresses.filter(|address| allowed == Allowed::ByName || is_elsewhere(address.ip())).collect();
-    if addresses.is_empty() {
-        return Err(std::io::Error::new(
-            std::io::ErrorKind::PermissionDenied,
-            "it is an address of this node or its link, which an entry *:port does not allow: name it on [egress] allow",
-        ));
-    }
-    TcpStream::connect(addresses.as_slice()).await
-}
 
 /// `host:port`, `[v6]:port`, or a bare host when there is a default port.
 fn split_authority(text: &str, default_port: Option<u16>) -> Option<(&str, u16)> {
@@ -248,10 +168,21 @@ async fn carry(mut guest: UnixStream, allow: &AllowList, log: &Log) -> std::io::
         log.add(Source::Shim, "warn", &format!("egress refused: {reason}"));
         return answer(&mut guest, 403, &reason).await;
     }
-    let mut target = match tokio::time::timeout(CONNECT_TIMEOUT, connect(host, *port, allowed)).await {
-        Ok(Ok(target)) => target,
-        Ok(Err(error)) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-            let reason = format!("{host}:{port}: {error}");
+    let connecting = async {
+        let targets = allow::targets(host, *port, allowed).await?;
+        // The addresses that were looked at are connected to: a name that changes meanwhile changes nothing.
+        match targets.as_slice() {
+            [] => Ok(None),
+            some => TcpStream::connect(some).await.map(Some),
+        }
+    };
+    let mut target = match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
+        Ok(Ok(Some(target))) => target,
+        Ok(Ok(None)) => {
+            let reason = format!(
+                "{host}:{port} is an address of this node, its link or its cloud's services, which an entry *:port does \
+                 not allow: name it on [egress] allow"
+            );
             log.add(Source::Shim, "warn", &format!("egress refused: {reason}"));
             return answer(&mut guest, 403, &reason).await;
         }
@@ -371,17 +302,6 @@ mod tests {
         assert_eq!(head, b"GET / HTTP/1.1\r\nHost: allowed:81\r\nA: b\r\nConnection: close\r\n\r\n");
     }
 
-    #[test]
-    fn the_allow_list_is_exact() {
-        let allow = AllowList::parse(&["kbs:8080".into(), "*:443".into()]).unwrap();
-        assert_eq!(allow.allows("KBS", 8080), Allowed::ByName);
-        assert_eq!(allow.allows("any.example", 443), Allowed::ByPort);
-        assert_eq!(allow.allows("kbs", 8081), Allowed::No);
-        assert_eq!(allow.allows("kbs.evil", 8080), Allowed::No);
-        assert_eq!(AllowList::default().allows("kbs", 8080), Allowed::No);
-        assert_eq!(AllowList::parse(&["kbs".into()]).unwrap_err(), AllowListError("kbs".into()));
-    }
-
     proptest! {
         #[test]
         fn no_head_panics(head in proptest::collection::vec(any::<u8>(), 0..200)) {
@@ -398,32 +318,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn any_host_is_neither_this_node_nor_its_link() {
-        for own in [
-            "127.0.0.1",
-            "127.9.9.9",
-            "0.0.0.0",
-            "0.1.2.3",
-            "169.254.169.254",
-            "224.0.0.1",
-            "255.255.255.255",
-            "::1",
-            "::",
-            "::127.0.0.1",
-            "::ffff:127.0.0.1",
-            "::ffff:169.254.169.254",
-            "64:ff9b::7f00:1",
-            "fe80::1",
-            "ff02::1",
-        ] {
-            assert!(!is_elsewhere(own.parse().unwrap()), "{own}");
-        }
-        for other in ["10.0.0.1", "192.0.2.7", "2001:db8::1", "fd00::1", "::ffff:10.0.0.1"] {
-            assert!(is_elsewhere(other.parse().unwrap()), "{other}");
-        }
-    }
-
     #[tokio::test]
     async fn an_entry_for_any_host_does_not_open_the_nodes_own_services() {
         let dir = tempfile::tempdir().unwrap();
@@ -432,9 +326,12 @@ mod tests {
         let port = server.local_addr().unwrap().port();
         let allow = AllowList::parse(&[format!("*:{port}")]).unwrap();
         let task = serve(&socket, allow, Log::nowhere()).unwrap();
-        for host in ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]"] {
+        for host in ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "*"] {
             let refused = ask(&socket, &format!("CONNECT {host}:{port} HTTP/1.1\r\n\r\n")).await;
-            assert!(refused.starts_with("HTTP/1.1 403") && refused.contains("*:port"), "{host}: {refused}");
+            assert!(
+                refused.starts_with("HTTP/1.1 403") && (refused.contains("*:port") || host == "*"),
+                "{host}: {refused}"
+            );
         }
         assert!(tokio::time::timeout(Duration::from_millis(100), server.accept()).await.is_err());
         task.abort();
