@@ -9,7 +9,7 @@ use std::process::Command;
 use anyhow::Context;
 
 use crate::process::{Daemon, Finished, run};
-use crate::traces::{RUN, Traces, names};
+use crate::traces::{RUN, STATE, Traces, names};
 use crate::{binaries, image, share};
 
 /// The image that [`Containerd::start`] imports.
@@ -96,7 +96,7 @@ impl Containerd {
         command.arg("--config").arg(path.join("config.toml"));
         command.env("PATH", search_path(&bin)?);
         command.env("KATA_CC_CONFIG", path.join("node.toml")).env("KATA_CC_SHARE_DIR", share());
-        command.env("KATA_CC_RUN_DIR", path.join(RUN)).env("KATA_CC_STATE_DIR", path.join("records"));
+        command.env("KATA_CC_RUN_DIR", path.join(RUN)).env("KATA_CC_STATE_DIR", path.join(STATE));
         let mut daemon = Daemon::start("containerd", path, &mut command)?;
         let socket = path.join("c.sock");
         daemon.wait_until(120, || {
@@ -126,7 +126,7 @@ impl Containerd {
     /// The stages that a sandbox has come to.
     #[must_use]
     pub fn stages(&self, id: &str) -> Vec<String> {
-        let record = self.folder.path().join("records/sandboxes").join(id).join("record.jsonl");
+        let record = self.folder.path().join(STATE).join("sandboxes").join(id).join("record.jsonl");
         let text = std::fs::read_to_string(record).unwrap_or_default();
         let stage = |line: &str| {
             let line: serde_json::Value = serde_json::from_str(line).ok()?;
@@ -145,7 +145,7 @@ impl Containerd {
     #[must_use]
     pub fn log(&self) -> String {
         let mut text = std::fs::read_to_string(self.folder.path().join("containerd.log")).unwrap_or_default();
-        let records = self.folder.path().join("records/sandboxes");
+        let records = self.folder.path().join(STATE).join("sandboxes");
         for id in names(&records) {
             let log = std::fs::read_to_string(records.join(&id).join("log.jsonl")).unwrap_or_default();
             text += &format!("--- {id}\n{log}");

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 /// Where a test's sandboxes keep their run-time files, below the test's folder.
 pub const RUN: &str = "run";
 
-/// Names of state folders below a test's folder.
-const STATE: [&str; 2] = ["records", "state"];
+/// Where they keep disks and records.
+pub const STATE: &str = "records";
 
 /// What a pod may leave on a machine. Taken before and after, the difference must be nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,9 +27,7 @@ impl Traces {
             found.extend(names(Path::new(path)).map(|name| format!("{kind} {name}")));
         }
         found.extend(names(&folder.join(RUN)).map(|name| format!("run-time folder {name}")));
-        for state in STATE {
-            found.extend(names(&folder.join(state).join("disks")).map(|name| format!("disks of {name}")));
-        }
+        found.extend(names(&folder.join(STATE).join("disks")).map(|name| format!("disks of {name}")));
         found.extend(names(Path::new("/sys/fs/cgroup")).map(|name| format!("cgroup {name}")));
         Self(found)
     }

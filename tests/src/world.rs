@@ -14,7 +14,7 @@ use crate::kbs::Kbs;
 use crate::pki::Pki;
 use crate::process::{Finished, run};
 use crate::registry::{Registry, RegistryOptions};
-use crate::traces::RUN;
+use crate::traces::{RUN, STATE};
 use crate::{binaries, image, share};
 
 /// Where the layer key lies in the key broker.
@@ -193,7 +193,7 @@ impl World {
     /// Records of this world's sandboxes.
     #[must_use]
     pub fn state_dir(&self) -> PathBuf {
-        self.dir.join("state")
+        self.dir.join(STATE)
     }
 
     /// The node's configuration (TOML).

@@ -12,6 +12,7 @@
 //! Layout: architecture, then for each a binary search for the number, then the rules of that call.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use kata_cc_agent_protocol::oci::{LinuxSeccomp, LinuxSeccompArg, LinuxSyscall, linux_syscall};
 use thiserror::Error;
@@ -124,7 +125,8 @@ pub(crate) fn compile(profile: &LinuxSeccomp) -> Result<Option<Seccomp>, Seccomp
     if profile.Syscalls.is_empty() && profile.DefaultAction == "SCMP_ACT_ALLOW" {
         return Ok(None);
     }
-    let native = calls(profile, default, &Table::x86_64())?;
+    let table = Table::x86_64();
+    let native = calls(profile, default, &table)?;
     let mut body = Vec::new();
     if !x32 {
         // Not a call of x32: what a tracer leaves of a call that it has skipped. The kernel answers it itself.
@@ -135,7 +137,7 @@ pub(crate) fn compile(profile: &LinuxSeccomp) -> Result<Option<Seccomp>, Seccomp
     } else {
         body.push(op(AND_K, !X32_BIT));
     }
-    body.extend(newer(default, &Table::x86_64()));
+    body.extend(newer(default, &table));
     search(&native.into_iter().collect::<Vec<_>>(), default, &mut body);
     let mut code = vec![op(LD_ABS, 4)];
     section(&mut code, AUDIT_X86_64, body);
@@ -157,6 +159,12 @@ pub(crate) fn compile(profile: &LinuxSeccomp) -> Result<Option<Seccomp>, Seccomp
 /// the call that is looked at here. The guest's kernel runs no 32-bit programs (`guest-image/kernel/microvm.config`), whose
 /// `socketcall` could not be looked into.
 pub(crate) fn channels_shut() -> Seccomp {
+    /// Always the same, and wanted at each start of a process.
+    static COMPILED: LazyLock<Seccomp> = LazyLock::new(compile_channels_shut);
+    COMPILED.clone()
+}
+
+fn compile_channels_shut() -> Seccomp {
     const EAFNOSUPPORT: u32 = 97;
     let refuse = |name: &str, errno, args| LinuxSyscall {
         Names: vec![name.to_owned()],

@@ -293,7 +293,7 @@ pub(crate) fn process(
             .collect::<Result<_, SpecError>>()?,
         no_new_privs: process.NoNewPrivileges,
         oom_score_adj: i32::try_from(process.OOMScoreAdj).ok().filter(|s| *s != 0),
-        guard: Some(seccomp::channels_shut()),
+        guard: seccomp::channels_shut(),
         seccomp: filter,
     })
 }

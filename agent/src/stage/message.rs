@@ -150,7 +150,7 @@ pub(crate) struct DeviceNode {
 }
 
 /// A program and its privileges.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Process {
     /// Program and arguments.
     pub(crate) args: Vec<String>,
@@ -179,7 +179,7 @@ pub(crate) struct Process {
     /// `oom_score_adj`.
     pub(crate) oom_score_adj: Option<i32>,
     /// Filter that every program of a container gets; loaded before any other.
-    pub(crate) guard: Option<Seccomp>,
+    pub(crate) guard: Seccomp,
     /// The container's own seccomp profile, compiled.
     pub(crate) seccomp: Option<Seccomp>,
 }

@@ -104,9 +104,7 @@ impl Plan {
         let filter = process.seccomp.as_ref();
         crate::sys::close_on_exec_from_3().context("close descriptors")?;
         // Before the container's own, which may forbid to load another.
-        if let Some(guard) = &process.guard {
-            privileges::install(guard)?;
-        }
+        privileges::install(&process.guard)?;
         if let Some(filter) = filter.filter(|_| early) {
             privileges::install(filter)?;
         }

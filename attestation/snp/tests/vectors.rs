@@ -4,6 +4,8 @@
 
 use std::path::{Path, PathBuf};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use kata_cc_snp::certs::{CertError, Certificate};
 use kata_cc_snp::evidence::SnpEvidence;
 use kata_cc_snp::report::SIGNED_LEN;
@@ -363,21 +365,8 @@ fn built_in_roots_are_those_of_amd() {
 
 /// A certificate as PEM text.
 fn pem(der: &[u8]) -> Vec<u8> {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = b"-----BEGIN CERTIFICATE-----\n".to_vec();
-    for line in der.chunks(48) {
-        for group in line.chunks(3) {
-            let bits = [0, 1, 2].map(|at| group.get(at).map_or(0, |byte| u32::from(*byte)));
-            let bits = bits[0] << 16 | bits[1] << 8 | bits[2];
-            for at in 0..4 {
-                let digit = ALPHABET[(bits >> (18 - 6 * at)) as usize & 63];
-                text.push(if at <= group.len() { digit } else { b'=' });
-            }
-        }
-        text.push(b'\n');
-    }
-    text.extend_from_slice(b"-----END CERTIFICATE-----\n");
-    text
+    let lines: String = der.chunks(48).map(|line| STANDARD.encode(line) + "\n").collect();
+    format!("-----BEGIN CERTIFICATE-----\n{lines}-----END CERTIFICATE-----\n").into_bytes()
 }
 
 #[test]

@@ -1,19 +1,22 @@
 //! The monitor's control group (cgroup v2): the one that the container engine names for the pod, so that what the guest
 //! uses is charged to the pod, and limited with it.
 //!
-//! The engine names a group and leaves making it to the runtime (OCI runtime-spec, config-linux "Control groups"). Groups
-//! on the way there that nobody had made bear a mark ([`MARK`]), so that whoever finds one empty knows that it may go.
+//! The engine names a group and leaves making it to the runtime (OCI runtime-spec, config-linux "Control groups"). What is
+//! made here, the group and those on the way to it, bears a mark ([`MARK`]), so that whoever finds one empty knows that it may go.
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 use crate::process;
 
 /// Where cgroup v2 is mounted on a node that has nothing else (cgroups(7)).
 const ROOT: &str = "/sys/fs/cgroup";
-/// Extended attribute of groups that were made on the way.
+/// Extended attribute of groups that were made here.
 const MARK: &str = "trusted.kata-cc";
+/// How long the monitor's memory may take to be freed, which keeps its group in use.
+const EMPTYING: Duration = Duration::from_secs(10);
 /// A group on the way may go in the moment before ours is made in it.
 const TRIES: usize = 10;
 
@@ -198,13 +201,7 @@ impl Cgroup {
     /// Take it away, with the empty ones above it, as far as they bear the mark. What others have put into it stays, and so
     /// does it: then false.
     pub(crate) async fn remove(&self) -> bool {
-        // Freeing the memory of a large guest takes its time, and the group is in use until it is done.
-        for _ in 0..5 {
-            if process::until(|| self.remove_once()).await {
-                return true;
-            }
-        }
-        false
+        process::until(EMPTYING, || self.remove_once()).await
     }
 
     fn remove_once(&self) -> bool {

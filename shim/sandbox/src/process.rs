@@ -4,6 +4,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use tokio::process::Command;
 
@@ -56,16 +57,17 @@ pub(crate) async fn kill_if_same(pid: u32, start: u64) {
     }
     let target = nix::unistd::Pid::from_raw(raw);
     let _ = nix::sys::signal::kill(target, nix::sys::signal::Signal::SIGKILL);
-    until(|| start_time(pid) != Some(start)).await;
+    until(Duration::from_secs(2), || start_time(pid) != Some(start)).await;
 }
 
-/// Wait until something is so, at most two seconds; other tasks of the thread go on meanwhile.
-pub(crate) async fn until(mut so: impl FnMut() -> bool) -> bool {
-    for _ in 0..200 {
+/// Wait until something is so, at most `limit`; other tasks of the thread go on meanwhile.
+pub(crate) async fn until(limit: Duration, mut so: impl FnMut() -> bool) -> bool {
+    let begun = Instant::now();
+    while begun.elapsed() < limit {
         if so() {
             return true;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
     false
 }
@@ -94,6 +96,6 @@ mod tests {
         let gone = Arc::new(AtomicBool::new(false));
         let other = Arc::clone(&gone);
         tokio::spawn(async move { other.store(true, Ordering::SeqCst) });
-        assert!(until(|| gone.load(Ordering::SeqCst)).await);
+        assert!(until(Duration::from_secs(2), || gone.load(Ordering::SeqCst)).await);
     }
 }

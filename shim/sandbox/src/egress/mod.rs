@@ -165,8 +165,7 @@ async fn carry(mut guest: UnixStream, allow: &AllowList, log: &Log) -> std::io::
     let allowed = allow.allows(host, *port);
     if allowed == Allowed::No {
         let reason = format!("{host}:{port} is not on this node's egress allow-list ([egress] allow)");
-        log.add(Source::Shim, "warn", &format!("egress refused: {reason}"));
-        return answer(&mut guest, 403, &reason).await;
+        return refuse(&mut guest, log, &reason).await;
     }
     let connecting = async {
         let targets = allow::targets(host, *port, allowed).await?;
@@ -183,8 +182,7 @@ async fn carry(mut guest: UnixStream, allow: &AllowList, log: &Log) -> std::io::
                 "{host}:{port} is an address of this node, its link or its cloud's services, which an entry *:port does \
                  not allow: name it on [egress] allow"
             );
-            log.add(Source::Shim, "warn", &format!("egress refused: {reason}"));
-            return answer(&mut guest, 403, &reason).await;
+            return refuse(&mut guest, log, &reason).await;
         }
         Ok(Err(error)) => {
             return answer(&mut guest, 502, &format!("cannot reach {host}:{port}: {error}")).await;
@@ -219,6 +217,11 @@ async fn read_head(from: &mut (impl AsyncRead + Unpin)) -> Result<(Vec<u8>, Vec<
     }
 }
 
+async fn refuse(to: &mut UnixStream, log: &Log, reason: &str) -> std::io::Result<()> {
+    log.add(Source::Shim, "warn", &format!("egress refused: {reason}"));
+    answer(to, 403, reason).await
+}
+
 async fn answer(
     to: &mut (impl AsyncRead + AsyncWrite + Unpin),
     code: u16,
@@ -249,6 +252,8 @@ async fn answer(
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
     use proptest::prelude::*;
     use tokio::net::TcpListener;
@@ -318,14 +323,31 @@ mod tests {
         }
     }
 
+    /// A server on loopback, and a proxy before it.
+    struct Proxy {
+        server: TcpListener,
+        port: u16,
+        socket: PathBuf,
+        task: tokio::task::JoinHandle<()>,
+        dir: tempfile::TempDir,
+    }
+
+    impl Proxy {
+        /// It allows `host` at the server's port.
+        async fn to(host: &str) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let socket = dir.path().join("egress");
+            let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let port = server.local_addr().unwrap().port();
+            let allow = AllowList::parse(&[format!("{host}:{port}")]).unwrap();
+            let task = serve(&socket, allow, Log::nowhere()).unwrap();
+            Self { server, port, socket, task, dir }
+        }
+    }
+
     #[tokio::test]
     async fn an_entry_for_any_host_does_not_open_the_nodes_own_services() {
-        let dir = tempfile::tempdir().unwrap();
-        let socket = dir.path().join("egress");
-        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = server.local_addr().unwrap().port();
-        let allow = AllowList::parse(&[format!("*:{port}")]).unwrap();
-        let task = serve(&socket, allow, Log::nowhere()).unwrap();
+        let Proxy { server, port, socket, task, dir: _dir } = Proxy::to("*").await;
         for host in ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "*"] {
             let refused = ask(&socket, &format!("CONNECT {host}:{port} HTTP/1.1\r\n\r\n")).await;
             assert!(
@@ -348,10 +370,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_not_allowed_is_told_so_and_what_is_gets_through() {
-        let dir = tempfile::tempdir().unwrap();
-        let socket = dir.path().join("egress");
-        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = server.local_addr().unwrap().port();
+        let Proxy { server, port, socket, task, dir: _dir } = Proxy::to("127.0.0.1").await;
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = server.accept().await {
                 let mut head = [0; 512];
@@ -360,8 +379,6 @@ mod tests {
                 stream.write_all(&head[..count]).await.unwrap();
             }
         });
-        let allow = AllowList::parse(&[format!("127.0.0.1:{port}")]).unwrap();
-        let task = serve(&socket, allow, Log::nowhere()).unwrap();
         let refused = ask(&socket, "CONNECT 127.0.0.1:1 HTTP/1.1\r\n\r\n").await;
         assert!(refused.starts_with("HTTP/1.1 403") && refused.contains("allow-list"), "{refused}");
         let forwarded = ask(&socket, &format!("GET http://127.0.0.1:{port}/x HTTP/1.1\r\n\r\n")).await;
