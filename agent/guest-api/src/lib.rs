@@ -1,0 +1,2 @@
+//! APIs of guest components, as CoCo names them.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! Evidence behind Azure vTPMs: parse, verify. Pure.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! The store behind key broker and attestation service.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! Intel TDX quotes and their collateral: parse, verify. Pure.
+#![forbid(unsafe_code)]

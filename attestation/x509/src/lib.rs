@@ -1,0 +1,2 @@
+//! Certificates and revocation lists: parse, check signatures. Pure.
+#![forbid(unsafe_code)]

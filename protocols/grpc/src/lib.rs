@@ -1,0 +1,2 @@
+//! gRPC contracts of Trustee: attestation, reference.
+#![forbid(unsafe_code)]
