@@ -14,6 +14,7 @@
 //! "Undefined" (no rule body holds, or the package has no such rule) is `None`, never an error and never `false`:
 //! what absence means is the caller's decision. Callers that gate access must treat it as denial.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
@@ -113,6 +114,83 @@ impl Default for Limits {
 /// `None` for undefined.
 pub type Function = Arc<dyn Fn(&serde_json::Value) -> Option<serde_json::Value> + Send + Sync>;
 
+/// A JSON document in the interpreter's own form: made once, cloned for the price of a reference count. What does not change
+/// between evaluations (reference values) is kept like this.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Document(Value);
+
+impl Document {
+    /// Null.
+    #[must_use]
+    pub fn null() -> Self {
+        Self(Value::Null)
+    }
+}
+
+impl std::fmt::Debug for Document {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Document(..)")
+    }
+}
+
+impl From<serde_json::Value> for Document {
+    fn from(value: serde_json::Value) -> Self {
+        Self(Value::from(value))
+    }
+}
+
+/// A function of one text that a policy may call; `None` for undefined. As [`Function`], but without conversions.
+pub type Lookup = Arc<dyn Fn(&str) -> Option<Document> + Send + Sync>;
+
+/// What the interpreter calls.
+type Native = Arc<dyn Fn(&Value) -> Value + Send + Sync>;
+
+thread_local! {
+    /// Functions of the evaluation that runs on this thread. The interpreter is prepared once, with stand-ins that look here:
+    /// functions that were bound to it instead would have to be bound, and it prepared, for each evaluation.
+    static FUNCTIONS: RefCell<BTreeMap<String, Native>> = const { RefCell::new(BTreeMap::new()) };
+}
+
+/// Functions are in force as long as this lives; those of an outer evaluation are then in force again.
+struct InForce(BTreeMap<String, Native>);
+
+impl InForce {
+    fn new(functions: BTreeMap<String, Native>) -> Self {
+        Self(FUNCTIONS.replace(functions))
+    }
+}
+
+impl Drop for InForce {
+    fn drop(&mut self) {
+        FUNCTIONS.set(std::mem::take(&mut self.0));
+    }
+}
+
+/// Stand-in of the function `name`.
+fn call(name: &str, arguments: &[Value]) -> Value {
+    let function = FUNCTIONS.with_borrow(|functions| functions.get(name).cloned());
+    match (function, arguments.first()) {
+        (Some(function), Some(argument)) => function(argument),
+        _ => Value::Undefined,
+    }
+}
+
+fn native(function: &Function) -> Native {
+    let function = Arc::clone(function);
+    Arc::new(move |argument| match serde_json::to_value(argument) {
+        Ok(argument) => function(&argument).map_or(Value::Undefined, Value::from),
+        Err(_) => Value::Undefined,
+    })
+}
+
+fn native_lookup(lookup: &Lookup) -> Native {
+    let lookup = Arc::clone(lookup);
+    Arc::new(move |argument| match argument {
+        Value::String(text) => lookup(text).map_or(Value::Undefined, |document| document.0),
+        _ => Value::Undefined,
+    })
+}
+
 /// What an evaluation yields.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Evaluation {
@@ -135,7 +213,8 @@ pub struct Program {
     name: String,
     package: String,
     engine: regorus::Engine,
-    functions: Vec<String>,
+    /// Rule that gathers the rules of [`Program::compile_rules`].
+    gathered: Option<String>,
 }
 
 impl std::fmt::Debug for Program {
@@ -143,7 +222,6 @@ impl std::fmt::Debug for Program {
         f.debug_struct("Program")
             .field("name", &self.name)
             .field("package", &self.package)
-            .field("functions", &self.functions)
             .finish_non_exhaustive()
     }
 }
@@ -162,22 +240,34 @@ impl Program {
         limits: &Limits,
         functions: &[&str],
     ) -> Result<Self, EngineError> {
+        Self::compile_rules(name, text, limits, functions, &[])
+    }
+
+    /// Compiles `text`, of which [`Program::evaluate_rules`] yields all of `rules` (`data.policy.allow`) in one evaluation:
+    /// what they have in common is computed once.
+    pub fn compile_rules(
+        name: &str,
+        text: &str,
+        limits: &Limits,
+        functions: &[&str],
+        rules: &[&str],
+    ) -> Result<Self, EngineError> {
         check_size(name, text, limits)?;
-        let first = match Self::parse(name, text, limits, functions, false) {
+        let first = match Self::parse(name, text, limits, (functions, rules), false) {
             Ok(program) => return Ok(program),
             Err(e) => e,
         };
         if !may_be_v0(text) {
             return Err(first);
         }
-        Self::parse(name, text, limits, functions, true).map_err(|_| first)
+        Self::parse(name, text, limits, (functions, rules), true).map_err(|_| first)
     }
 
     fn parse(
         name: &str,
         text: &str,
         limits: &Limits,
-        functions: &[&str],
+        (functions, rules): (&[&str], &[&str]),
         v0: bool,
     ) -> Result<Self, EngineError> {
         let fail = |e: &dyn std::fmt::Display| {
@@ -198,22 +288,25 @@ impl Program {
             check_interval: NonZeroU32::new(256).unwrap_or(NonZeroU32::MIN),
         });
         let package = engine.add_policy(name.to_owned(), text.to_owned()).map_err(|e| fail(&e))?;
-        // Scheduling problems and unsafe variables are found when the interpreter prepares itself,
-        // which a query on nothing triggers. The stubs stand in for the caller's functions.
-        let mut probe = engine.clone();
+        if !rules.is_empty() {
+            engine.set_rego_v0(false);
+            engine.add_policy("gathered rules".to_owned(), gathering(rules)).map_err(|e| fail(&e))?;
+        }
         for function in functions {
-            probe
-                .add_extension((*function).to_owned(), 1, Box::new(|_| Ok(Value::Undefined)))
+            let stand_in = (*function).to_owned();
+            engine
+                .add_extension(
+                    (*function).to_owned(),
+                    1,
+                    Box::new(move |arguments: Vec<Value>| Ok(call(&stand_in, &arguments))),
+                )
                 .map_err(|e| fail(&e))?;
         }
-        probe.eval_query("true".to_owned(), false).map_err(|e| fail(&e))?;
-        Ok(Self {
-            name: name.to_owned(),
-            package,
-            // Without functions the prepared engine can be reused as it is.
-            engine: if functions.is_empty() { probe } else { engine },
-            functions: functions.iter().map(|f| (*f).to_owned()).collect(),
-        })
+        // Scheduling problems and unsafe variables are found when the interpreter prepares itself, which a query on
+        // nothing triggers. It is then ready for every evaluation.
+        engine.eval_query("true".to_owned(), false).map_err(|e| fail(&e))?;
+        let gathered = (!rules.is_empty()).then(|| format!("data.{GATHERING}.values"));
+        Ok(Self { name: name.to_owned(), package, engine, gathered })
     }
 
     /// Name given at compilation.
@@ -250,24 +343,48 @@ impl Program {
         data: &serde_json::Value,
         functions: &BTreeMap<String, Function>,
     ) -> Result<Evaluation, EngineError> {
+        let functions = functions.iter().map(|(name, function)| (name.clone(), native(function))).collect();
+        let data = (!data.is_null()).then(|| Document::from(data.clone()));
+        self.run(path, Value::from(input.clone()), data.as_ref(), functions)
+    }
+
+    /// The values of the rules that were named at [`Program::compile_rules`], as an object from name to value; a rule that is
+    /// undefined has no member.
+    pub fn evaluate_rules(
+        &self,
+        input: &serde_json::Value,
+        data: Option<&Document>,
+        functions: &BTreeMap<String, Lookup>,
+    ) -> Result<Evaluation, EngineError> {
+        let Some(path) = &self.gathered else {
+            return Ok(Evaluation { value: None, prints: Vec::new() });
+        };
+        let functions =
+            functions.iter().map(|(name, function)| (name.clone(), native_lookup(function))).collect();
+        self.run(path, Value::from(input.clone()), data, functions)
+    }
+
+    fn run(
+        &self,
+        path: &str,
+        input: Value,
+        data: Option<&Document>,
+        functions: BTreeMap<String, Native>,
+    ) -> Result<Evaluation, EngineError> {
         let convert = |what: &'static str, message: String| EngineError::Convert {
             name: self.name.clone(),
             what,
             message,
         };
         let mut engine = self.engine.clone();
-        for declared in &self.functions {
-            let function = functions.get(declared).cloned();
-            let extension = move |arguments: Vec<Value>| Ok(call(function.as_ref(), &arguments));
-            engine
-                .add_extension(declared.clone(), 1, Box::new(extension))
-                .map_err(|e| convert("function", e.to_string()))?;
+        if let Some(data) = data {
+            engine.add_data(data.0.clone()).map_err(|e| convert("data", e.to_string()))?;
         }
-        if !data.is_null() {
-            engine.add_data(Value::from(data.clone())).map_err(|e| convert("data", e.to_string()))?;
-        }
-        engine.set_input(Value::from(input.clone()));
-        let value = match engine.eval_rule(path.to_owned()) {
+        engine.set_input(input);
+        let in_force = InForce::new(functions);
+        let result = engine.eval_rule(path.to_owned());
+        drop(in_force);
+        let value = match result {
             Ok(Value::Undefined) => None,
             Ok(value) => Some(serde_json::to_value(&value).map_err(|e| convert("result", e.to_string()))?),
             Err(e) if no_such_rule(&e) => None,
@@ -293,18 +410,21 @@ impl Program {
     }
 }
 
-fn no_such_rule(error: &impl std::fmt::Display) -> bool {
-    error.to_string().contains("not a valid rule path")
+/// Package of our own that gathers rules of a policy.
+const GATHERING: &str = "kata_cc_gathered";
+
+/// A module with one rule, whose members are those of `rules` that are defined.
+fn gathering(rules: &[&str]) -> String {
+    let mut text = format!("package {GATHERING}\n");
+    for rule in rules {
+        let name = rule.rsplit('.').next().unwrap_or(rule);
+        text.push_str(&format!("values[\"{name}\"] := value if value := {rule}\n"));
+    }
+    text
 }
 
-fn call(function: Option<&Function>, arguments: &[Value]) -> Value {
-    let (Some(function), Some(argument)) = (function, arguments.first()) else {
-        return Value::Undefined;
-    };
-    match serde_json::to_value(argument) {
-        Ok(argument) => function(&argument).map_or(Value::Undefined, Value::from),
-        Err(_) => Value::Undefined,
-    }
+fn no_such_rule(error: &impl std::fmt::Display) -> bool {
+    error.to_string().contains("not a valid rule path")
 }
 
 /// Whether a text that is not v1 may be read as v0. Not when it uses a v1 keyword that it does not import: v0 takes
@@ -477,6 +597,31 @@ mod tests {
             assert_eq!(run("data.policy.value").value, Some(known.clone()));
             assert_eq!(run("data.policy.allow").is_true(), known == json!([3]));
         }
+    }
+
+    #[test]
+    fn rules_are_gathered_in_one_evaluation() {
+        let rules = ["data.policy.a", "data.policy.b", "data.policy.none", "data.policy.undefined"];
+        let v1 = "package policy\na := query(\"x\")\nb contains input.y\nundefined := 1 if input.z";
+        let v0 = "package policy\na = query(\"x\")\nb[y] { y := input.y }\nundefined = 1 { input.z }";
+        for text in [v1, v0] {
+            let program =
+                Program::compile_rules("p", text, &Limits::default(), &["query"], &rules).unwrap();
+            let lookup: Lookup = Arc::new(|name| (name == "x").then(|| Document::from(json!([1, "2"]))));
+            let functions = BTreeMap::from([("query".to_owned(), lookup)]);
+            let run = |functions| program.evaluate_rules(&json!({"y": 3}), None, functions).unwrap().value;
+            assert_eq!(run(&functions), Some(json!({"a": [1, "2"], "b": [3]})));
+            // Those of the evaluation before are not in force any more.
+            assert_eq!(run(&BTreeMap::new()), Some(json!({"b": [3]})));
+        }
+        let text = "package policy\nb := 1\nb := 2 if input.y";
+        let program = Program::compile_rules("p", text, &Limits::default(), &[], &rules).unwrap();
+        assert!(program.evaluate_rules(&json!({"y": 3}), None, &BTreeMap::new()).is_err());
+        let data = Document::from(json!({"reference": {"x": [7]}}));
+        let text = "package policy\na := data.reference.x";
+        let program = Program::compile_rules("p", text, &Limits::default(), &[], &rules).unwrap();
+        let value = program.evaluate_rules(&json!({}), Some(&data), &BTreeMap::new()).unwrap().value;
+        assert_eq!(value, Some(json!({"a": [7]})));
     }
 
     #[test]

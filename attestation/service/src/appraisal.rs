@@ -1,26 +1,38 @@
 //! Appraisal: an attestation policy (Rego) compares claims with reference values.
 //!
 //! The policy is `data.policy.trust_claims` (member of the trust vector to -128..127), `data.policy.extensions`
-//! (optional, `[{name, key, value}]`) and, ours, `data.policy.findings` (optional: what did not match). `input` is
-//! the annotated evidence of one device; `query_reference_value("<name>")` is a registered value or null. A policy
-//! without `trust_claims` yields an empty vector, whose status is `none`.
+//! (optional, `[{name, key, value}]`) and, ours, `data.policy.checks` (optional: every comparison, see
+//! [`crate::explain`]) or `data.policy.findings` (optional: those that failed). `input` is the annotated evidence of one device;
+//! `query_reference_value("<name>")` is a registered value or null. A policy that names `data.reference` is given all values
+//! there too, as Trustee did before that function. A policy without `trust_claims` yields an empty vector, whose status is `none`.
+//!
+//! A policy is compiled once; an evaluation costs a copy of the prepared interpreter and one pass through it.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use kata_cc_policy::engine::{EngineError, Function, Limits, Program};
-use serde_json::Value;
+use kata_cc_policy::engine::{Document, EngineError, Limits, Lookup, Program};
+use serde::Serialize;
+use serde_json::{Value, json};
 use thiserror::Error;
 
-use crate::ear::{Appraisal, Finding};
+use crate::ear::{Appraisal, Finding, Tier, TrustVector};
+use crate::explain::{Check, PolicyCheck};
+use crate::references::{InForce, Record, ReferenceUse};
 
 /// The built-in policy for `default_cpu`.
 pub const DEFAULT_CPU: &str = include_str!("policies/default_cpu.rego");
 
 const QUERY: &str = "query_reference_value";
 
-/// Most findings that a token carries.
-const MAX_FINDINGS: usize = 32;
+/// Rules that are read.
+const RULES: [&str; 4] =
+    ["data.policy.trust_claims", "data.policy.extensions", "data.policy.checks", "data.policy.findings"];
+
+/// Most checks that are read from a policy.
+const MAX_CHECKS: usize = 256;
+/// Most bytes of a policy id.
+pub const MAX_ID: usize = 255;
 
 /// Why evidence could not be appraised.
 #[derive(Debug, Error, Clone, PartialEq)]
@@ -51,61 +63,180 @@ pub enum AppraisalError {
     Shape(String),
 }
 
+/// Which policy it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PolicyName {
+    /// Id with the class, e.g. `default_cpu`.
+    pub id: String,
+    /// SHA-256 of its text in hexadecimal.
+    pub digest: String,
+}
+
+/// A compiled policy.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    name: Arc<PolicyName>,
+    program: Program,
+    /// Whether it names `data.reference`.
+    reads_data: bool,
+    /// Whether it says what it compared.
+    explains: bool,
+}
+
 /// Compiles a policy text; what is accepted here can be stored.
-pub fn compile(id: &str, text: &str) -> Result<Program, EngineError> {
-    Program::compile_with(id, text, &Limits::default(), &[QUERY])
+pub fn compile(id: &str, text: &str) -> Result<Policy, EngineError> {
+    compile_within(id, text, &Limits::default())
+}
+
+/// The same with other limits than the usual ones.
+pub fn compile_within(id: &str, text: &str, limits: &Limits) -> Result<Policy, EngineError> {
+    let program = Program::compile_rules(id, text, limits, &[QUERY], &RULES)?;
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, text.as_bytes());
+    let has = |rule: &str| program.has_rule(&format!("data.policy.{rule}"));
+    Ok(Policy {
+        explains: has("checks") || has("findings"),
+        name: Arc::new(PolicyName { id: id.to_owned(), digest: hex::encode(digest) }),
+        program,
+        reads_data: text.contains("data.reference") || text.contains("data[\"reference\"]"),
+    })
+}
+
+impl Policy {
+    /// Its id and digest.
+    pub fn name(&self) -> &Arc<PolicyName> {
+        &self.name
+    }
+}
+
+/// Values and what is known of them, at one time.
+#[derive(Debug, Clone, Copy)]
+pub struct References<'a> {
+    /// All records, also those that have ended.
+    pub records: &'a BTreeMap<String, Record>,
+    /// Those in force.
+    pub in_force: &'a InForce,
+    /// Seconds since 1970.
+    pub now: i64,
 }
 
 /// Appraises the annotated evidence of one device.
 pub fn appraise(
-    program: &Program,
+    policy: &Policy,
     evidence: &Value,
-    references: &Arc<BTreeMap<String, Value>>,
+    references: References<'_>,
 ) -> Result<Appraisal, AppraisalError> {
-    let references = Arc::clone(references);
-    let query: Function = Arc::new(move |name| {
-        let value = name.as_str().and_then(|name| references.get(name));
-        Some(value.cloned().unwrap_or(Value::Null))
+    let asked: Arc<Mutex<BTreeSet<String>>> = Arc::default();
+    let documents = Arc::clone(references.in_force.documents());
+    let trace = (!policy.explains).then(|| Arc::clone(&asked));
+    let query: Lookup = Arc::new(move |name| {
+        if let Some(trace) = &trace {
+            trace.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
+        }
+        Some(documents.get(name).cloned().unwrap_or_else(Document::null))
     });
     let functions = BTreeMap::from([(QUERY.to_owned(), query)]);
-    let run = |rule: &str| {
-        program.evaluate_with(&format!("data.policy.{rule}"), evidence, &Value::Null, &functions)
+    let data = policy.reads_data.then(|| references.in_force.data());
+    let values = policy.program.evaluate_rules(evidence, data, &functions)?.value;
+    let mut values = match values {
+        Some(Value::Object(values)) => values,
+        _ => serde_json::Map::new(),
     };
-    let id = program.name();
-    let mut appraisal = Appraisal::default();
-    if let Some(claims) = run("trust_claims")?.value {
-        let claims = claims.as_object().ok_or_else(|| AppraisalError::Shape(id.to_owned()))?;
-        for (member, value) in claims {
-            let number = value.as_i64().and_then(|v| i8::try_from(v).ok());
-            let number = number.ok_or_else(|| AppraisalError::Value {
-                policy: id.to_owned(),
-                member: member.clone(),
-                seen: value.to_string().chars().take(64).collect(),
-            })?;
-            if !appraisal.vector.set(member, number) {
-                return Err(AppraisalError::Member { policy: id.to_owned(), member: member.clone() });
-            }
-        }
-    }
-    if let Some(Value::Array(extensions)) = run("extensions")?.value {
+    let id = &policy.name.id;
+    let mut appraisal = Appraisal { vector: vector(id, values.remove("trust_claims"))?, ..Default::default() };
+    if let Some(Value::Array(extensions)) = values.remove("extensions") {
         for extension in extensions {
-            if let (Some(name), Some(value)) = (extension["name"].as_str(), extension.get("value")) {
+            if let (Some(name), Some(value)) =
+                (extension.get("name").and_then(Value::as_str), extension.get("value"))
+            {
                 appraisal.extensions.insert(name.to_owned(), value.clone());
             }
         }
     }
-    if let Some(Value::Array(findings)) = run("findings")?.value {
-        let read = |finding| serde_json::from_value::<Finding>(finding).ok();
-        appraisal.findings = findings.into_iter().filter_map(read).take(MAX_FINDINGS).collect();
+    let reads = |value: Option<Value>, ok: Option<bool>| {
+        let all = value.as_ref().and_then(Value::as_array).into_iter().flatten().take(MAX_CHECKS);
+        all.filter_map(|one| PolicyCheck::read(one, ok))
+            .map(|check| check.explained(&policy.name, references))
+            .collect::<Vec<_>>()
+    };
+    appraisal.checks = reads(values.remove("checks"), None);
+    appraisal.checks.extend(reads(values.remove("findings"), Some(false)));
+    if !policy.explains {
+        let asked = asked.lock().unwrap_or_else(PoisonError::into_inner);
+        appraisal.checks = without_explanation(policy, &appraisal.vector, &asked, references);
     }
+    // What failed first: whoever reads no further has read that.
+    appraisal.checks.sort_by_key(|check| check.ok);
+    appraisal.findings =
+        appraisal.checks.iter().filter(|check| !check.ok).take(crate::ear::MAX_FINDINGS).map(Finding::from).collect();
     Ok(appraisal)
+}
+
+fn vector(policy: &str, claims: Option<Value>) -> Result<TrustVector, AppraisalError> {
+    let mut vector = TrustVector::default();
+    let Some(claims) = claims else { return Ok(vector) };
+    let claims = claims.as_object().ok_or_else(|| AppraisalError::Shape(policy.to_owned()))?;
+    for (member, value) in claims {
+        let number = value.as_i64().and_then(|v| i8::try_from(v).ok());
+        let number = number.ok_or_else(|| AppraisalError::Value {
+            policy: policy.to_owned(),
+            member: member.clone(),
+            seen: value.to_string().chars().take(64).collect(),
+        })?;
+        if !vector.set(member, number) {
+            return Err(AppraisalError::Member { policy: policy.to_owned(), member: member.clone() });
+        }
+    }
+    Ok(vector)
+}
+
+/// For a policy that does not say what it compared (Trustee's do not): what it set, and the reference values that it asked for in
+/// vain.
+fn without_explanation(
+    policy: &Policy,
+    vector: &TrustVector,
+    asked: &BTreeSet<String>,
+    references: References<'_>,
+) -> Vec<Check> {
+    let uses = asked.iter().map(|name| ReferenceUse::of(references.records, name, references.now));
+    let missing: Vec<ReferenceUse> = uses.filter(|one| one.state != "valid").collect();
+    let members = vector.members().filter(|(_, value)| Tier::of(*value) != Tier::None);
+    let mut checks: Vec<Check> = members
+        .map(|(member, value)| {
+            let ok = Tier::of(value) == Tier::Affirming;
+            Check {
+                rule: member.to_owned(),
+                claim: member.to_owned(),
+                seen: json!(value),
+                expected: json!("2 to 31 or -32 to -2"),
+                ok,
+                reference: None,
+                policy: Arc::clone(&policy.name),
+                what_to_do: (!ok).then(|| {
+                    "the policy does not say what it compared: read its rules for this member, and give it a set `checks`"
+                        .to_owned()
+                }),
+            }
+        })
+        .collect();
+    if checks.iter().any(|check| !check.ok) {
+        checks.extend(missing.into_iter().map(|reference| Check {
+            rule: String::new(),
+            claim: reference.name.clone(),
+            seen: Value::Null,
+            expected: Value::Null,
+            ok: false,
+            what_to_do: crate::explain::advice(&reference, None),
+            reference: Some(reference),
+            policy: Arc::clone(&policy.name),
+        }));
+    }
+    checks
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ear::Tier;
-    use serde_json::json;
+    use crate::references::Source;
 
     const INIT_DATA: &str = "1d";
 
@@ -123,20 +254,29 @@ mod tests {
         })
     }
 
-    fn references(extra: Value) -> Arc<BTreeMap<String, Value>> {
+    fn references(extra: Value) -> BTreeMap<String, Record> {
         let mut all = json!({"snp_launch_measurement": ["ab", "cd"], "init_data": [INIT_DATA]});
         for (name, value) in extra.as_object().unwrap() {
             all[name.as_str()] = value.clone();
         }
-        Arc::new(serde_json::from_value(all).unwrap())
+        let values: BTreeMap<String, Value> = serde_json::from_value(all).unwrap();
+        let record = |(name, value): (String, Value)| {
+            (name.clone(), Record::new(&name, value, None, Source::administrator(), "me"))
+        };
+        values.into_iter().map(record).collect()
+    }
+
+    fn judge(policy: &Policy, evidence: &Value, records: &BTreeMap<String, Record>) -> Result<Appraisal, AppraisalError> {
+        let in_force = InForce::at(records, 1000);
+        appraise(policy, evidence, References { records, in_force: &in_force, now: 1000 })
     }
 
     fn tcb() -> Value {
         json!({"snp_bootloader": [3], "snp_microcode": [115], "snp_snp_svn": [8], "snp_tee_svn": [0]})
     }
 
-    fn run(evidence: &Value, references: &Arc<BTreeMap<String, Value>>) -> Appraisal {
-        appraise(&compile("default_cpu", DEFAULT_CPU).unwrap(), evidence, references).unwrap()
+    fn run(evidence: &Value, references: &BTreeMap<String, Record>) -> Appraisal {
+        judge(&compile("default_cpu", DEFAULT_CPU).unwrap(), evidence, references).unwrap()
     }
 
     #[test]
@@ -157,10 +297,8 @@ mod tests {
         assert_eq!(appraisal.vector.status(), Tier::Warning);
         assert_eq!(appraisal.findings.len(), 1);
         let text = appraisal.findings[0].to_string();
-        assert_eq!(
-            text,
-            r#"measurement ee is not among the reference values snp_launch_measurement ["ab","cd"]"#
-        );
+        let words = r#"measurement ee is not among the reference values snp_launch_measurement ["ab","cd"]: register"#;
+        assert!(text.starts_with(words), "{text}");
     }
 
     #[test]
@@ -182,7 +320,8 @@ mod tests {
         evidence["sim-snp"]["policy_debug_allowed"] = json!(true);
         let appraisal = run(&evidence, &references(json!({})));
         assert_eq!(appraisal.vector.get("configuration"), Some(36));
-        assert_eq!(appraisal.findings[0].to_string(), "policy_debug_allowed is true, expected false");
+        let text = appraisal.findings[0].to_string();
+        assert!(text.starts_with("policy_debug_allowed is true, expected false: launch"), "{text}");
         let appraisal = run(&guest("sim-snp"), &references(json!({"snp_smt_enabled": false})));
         assert_eq!(appraisal.vector.get("configuration"), Some(36));
     }
@@ -227,7 +366,7 @@ mod tests {
     #[test]
     fn wrong_policies_are_refused() {
         let none = references(json!({}));
-        let bad = |text: &str| appraise(&compile("p", text).unwrap(), &json!({}), &none).unwrap_err();
+        let bad = |text: &str| judge(&compile("p", text).unwrap(), &json!({}), &none).unwrap_err();
         assert!(matches!(
             bad("package policy\ntrust_claims := {\"hardware\": 300}"),
             AppraisalError::Value { .. }
@@ -237,7 +376,7 @@ mod tests {
             AppraisalError::Member { .. }
         ));
         assert!(matches!(bad("package policy\ntrust_claims := 3"), AppraisalError::Shape(_)));
-        let empty = appraise(&compile("p", "package policy").unwrap(), &json!({}), &none).unwrap();
+        let empty = judge(&compile("p", "package policy").unwrap(), &json!({}), &none).unwrap();
         assert_eq!(empty.vector.status(), Tier::None);
     }
 }

@@ -16,6 +16,9 @@ pub const DEFAULT_ISSUER: &str = "CoCo-Attestation-Service";
 /// Member of a submod that lists what the attestation policy found. Ours.
 pub const FINDINGS: &str = "ear.kata-cc.findings";
 
+/// Most findings that a token carries.
+pub const MAX_FINDINGS: usize = 32;
+
 /// Names of the vector's members, in the order of AR4SI.
 pub const MEMBERS: [&str; 8] = [
     "instance-identity",
@@ -84,6 +87,11 @@ impl TrustVector {
         self.0.get(name).copied()
     }
 
+    /// Members that were set, with their values.
+    pub fn members(&self) -> impl Iterator<Item = (&'static str, i8)> + '_ {
+        self.0.iter().map(|(name, value)| (*name, *value))
+    }
+
     /// Worst tier of the members that were set.
     pub fn status(&self) -> Tier {
         self.0.values().map(|v| Tier::of(*v)).max().unwrap_or(Tier::None)
@@ -135,12 +143,26 @@ impl std::fmt::Display for Finding {
     }
 }
 
+impl From<&crate::explain::Check> for Finding {
+    fn from(check: &crate::explain::Check) -> Self {
+        Self {
+            claim: check.claim.clone(),
+            seen: check.seen.clone(),
+            expected: check.expected.clone(),
+            reference: check.reference.as_ref().map(|reference| reference.name.clone()),
+            what_to_do: check.what_to_do.clone(),
+        }
+    }
+}
+
 /// What an attestation policy made of one piece of evidence.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Appraisal {
     /// Trust vector.
     pub vector: TrustVector,
-    /// What did not match; empty when everything did, or when the policy does not explain itself.
+    /// Every comparison, those that failed first.
+    pub checks: Vec<crate::explain::Check>,
+    /// Those that failed, in the form that the token carries; at most [`MAX_FINDINGS`].
     pub findings: Vec<Finding>,
     /// Extension claims by name.
     pub extensions: BTreeMap<String, Value>,

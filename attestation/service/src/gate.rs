@@ -34,20 +34,29 @@ impl AdminGate {
         Ok(Self { key: Some(VerifyingKey::from_pem(public_key)?) })
     }
 
-    /// Lets a call pass, or says why not.
+    /// Lets a call pass and gives who makes it (`sub` of the token), or says why not.
     ///
     /// # Errors
     /// A sentence, when the caller is no administrator.
-    pub fn check(&self, headers: &HeaderMap, now: i64) -> Result<(), String> {
+    pub fn check(&self, headers: &HeaderMap, now: i64) -> Result<String, String> {
+        self.check_token(bearer(headers), now)
+    }
+
+    /// The same for a bearer token.
+    ///
+    /// # Errors
+    /// A sentence, when it is not an administrator's.
+    pub fn check_token(&self, token: Option<&str>, now: i64) -> Result<String, String> {
         let key = self.key.as_ref().ok_or(
             "this service was started without an administrator's key (--admin-key), so nobody may change it",
         )?;
-        let token = bearer(headers).ok_or("there is no bearer token")?;
+        let token = token.ok_or("there is no bearer token")?;
         let parsed = Unverified::parse(token).map_err(|e| e.to_string())?;
         let claims = key.verify(&parsed).map_err(|e| e.to_string())?;
         check_times(&claims, now).map_err(|e| e.to_string())?;
         if claims.get("role").and_then(Value::as_str) == Some(ROLE) {
-            return Ok(());
+            let who = claims.get("sub").and_then(Value::as_str).unwrap_or("administrator");
+            return Ok(who.chars().take(128).collect());
         }
         Err(format!("the token does not name the role {ROLE}"))
     }
@@ -56,7 +65,12 @@ impl AdminGate {
 /// Bearer token of a request.
 #[must_use]
 pub fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    bearer_of(headers.get(header::AUTHORIZATION)?.to_str().ok()?)
+}
+
+/// Bearer token of the value of an `authorization` header.
+#[must_use]
+pub fn bearer_of(value: &str) -> Option<&str> {
     let (scheme, token) = value.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }

@@ -6,9 +6,10 @@
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{
-    ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED,
-    ECDSA_P384_SHA384_FIXED_SIGNING, ED25519, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _,
-    RSA_PKCS1_2048_8192_SHA256, RsaPublicKeyComponents, UnparsedPublicKey,
+    ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P256_SHA384_ASN1,
+    ECDSA_P384_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, ECDSA_P384_SHA384_FIXED, ECDSA_P384_SHA384_FIXED_SIGNING,
+    ED25519, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_2048_8192_SHA384,
+    RSA_PKCS1_2048_8192_SHA512, RsaPublicKeyComponents, UnparsedPublicKey,
 };
 use kata_cc_kbs_protocol::{base64_url, from_base64_url};
 use rustls_pki_types::pem::PemObject as _;
@@ -131,10 +132,19 @@ impl SigningKey {
 
     /// Signs `claims` under `header`; `alg` is added to the header.
     pub fn sign(&self, header: &Value, claims: &Value) -> Result<String, JwsError> {
+        self.sign_encoded(&self.encode_header(header), claims)
+    }
+
+    /// A header with `alg`, in the form in which it stands in a token.
+    pub fn encode_header(&self, header: &Value) -> String {
         let mut header = header.clone();
         header["alg"] = json!(self.algorithm());
-        let encode = |value: &Value| base64_url(value.to_string().as_bytes());
-        let message = format!("{}.{}", encode(&header), encode(claims));
+        base64_url(header.to_string().as_bytes())
+    }
+
+    /// Signs `claims` under a header of [`SigningKey::encode_header`].
+    pub fn sign_encoded(&self, header: &str, claims: &Value) -> Result<String, JwsError> {
+        let message = format!("{header}.{}", base64_url(claims.to_string().as_bytes()));
         let random = SystemRandom::new();
         let signature = match self {
             Self::Es256(key) | Self::Es384(key) => key.sign(&random, message.as_bytes()),
@@ -165,17 +175,31 @@ fn pem(label: &str, der: &[u8]) -> String {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum PublicKey {
-    /// Uncompressed point or SPKI.
+    /// Uncompressed point.
     Es256(Vec<u8>),
     Es384(Vec<u8>),
-    /// Raw key or SPKI.
+    /// Raw key.
     EdDsa(Vec<u8>),
+    /// Big-endian, without leading zeros.
     Rs256 {
         n: Vec<u8>,
         e: Vec<u8>,
     },
-    /// SPKI.
-    Rs256Spki(Vec<u8>),
+}
+
+/// Form of a signature that is no JWS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SignatureForm {
+    /// ECDSA as r || s of fixed length, as JWS has it.
+    Fixed,
+    /// ECDSA as DER, as X.509 and most signing tools have it.
+    Der,
+}
+
+fn without_leading_zeros(mut bytes: Vec<u8>) -> Vec<u8> {
+    let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
+    bytes.drain(..zeros);
+    bytes
 }
 
 /// A public key that tokens are checked with.
@@ -200,7 +224,8 @@ impl VerifyingKey {
             (Some("EC"), Some("P-384")) => PublicKey::Es384(point(48).ok_or_else(unusable)?),
             (Some("OKP"), Some("Ed25519")) => PublicKey::EdDsa(bytes("x").ok_or_else(unusable)?),
             (Some("RSA"), _) => {
-                PublicKey::Rs256 { n: bytes("n").ok_or_else(unusable)?, e: bytes("e").ok_or_else(unusable)? }
+                let bytes = |name| bytes(name).map(without_leading_zeros).ok_or_else(unusable);
+                PublicKey::Rs256 { n: bytes("n")?, e: bytes("e")? }
             }
             _ => return Err(unusable()),
         };
@@ -211,18 +236,36 @@ impl VerifyingKey {
     pub fn from_pem(pem: &[u8]) -> Result<Self, JwsError> {
         let unusable = || JwsError::Key("public key", "SPKI PEM of EC, Ed25519 or RSA");
         let der = SubjectPublicKeyInfoDer::from_pem_slice(pem).map_err(|_| unusable())?;
-        let contains = |oid: &[u8]| der.as_ref().windows(oid.len()).take(32).any(|w| w == oid);
-        // Object identifiers of RFC 5480, RFC 8410, RFC 8017, DER contents.
-        let key = if contains(&[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07]) {
-            PublicKey::Es256(der.as_ref().to_vec())
-        } else if contains(&[0x2b, 0x81, 0x04, 0x00, 0x22]) {
-            PublicKey::Es384(der.as_ref().to_vec())
-        } else if contains(&[0x2b, 0x65, 0x70]) {
-            PublicKey::EdDsa(der.as_ref().to_vec())
-        } else if contains(&[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01]) {
-            PublicKey::Rs256Spki(der.as_ref().to_vec())
-        } else {
-            return Err(unusable());
+        Self::from_spki(der.as_ref())
+    }
+
+    /// Reads a SubjectPublicKeyInfo (DER) of a P-256, P-384, Ed25519 or RSA key.
+    pub fn from_spki(der: &[u8]) -> Result<Self, JwsError> {
+        use x509_cert::der::Decode as _;
+        use x509_cert::der::asn1::{ObjectIdentifier, UintRef};
+        let unusable = || JwsError::Key("public key", "SPKI of EC P-256 or P-384, Ed25519 or RSA");
+        let info = x509_cert::spki::SubjectPublicKeyInfoRef::from_der(der).map_err(|_| unusable())?;
+        let bits = info.subject_public_key.as_bytes().ok_or_else(unusable)?;
+        let curve = || info.algorithm.parameters.and_then(|any| any.decode_as::<ObjectIdentifier>().ok());
+        let point = |length: usize| {
+            let point = (bits.len() == 2 * length + 1 && bits.first() == Some(&4)).then(|| bits.to_vec());
+            point.ok_or_else(unusable)
+        };
+        // RFC 5480, RFC 8410, RFC 8017.
+        let key = match info.algorithm.oid.to_string().as_str() {
+            "1.2.840.10045.2.1" => match curve().map(|oid| oid.to_string()).as_deref() {
+                Some("1.2.840.10045.3.1.7") => PublicKey::Es256(point(32)?),
+                Some("1.3.132.0.34") => PublicKey::Es384(point(48)?),
+                _ => return Err(unusable()),
+            },
+            "1.3.101.112" if bits.len() == 32 => PublicKey::EdDsa(bits.to_vec()),
+            "1.2.840.113549.1.1.1" => {
+                let sequence = x509_cert::der::asn1::SequenceOf::<UintRef<'_>, 2>::from_der(bits);
+                let sequence = sequence.map_err(|_| unusable())?;
+                let part = |index| sequence.get(index).map(|part| without_leading_zeros(part.as_bytes().to_vec()));
+                PublicKey::Rs256 { n: part(0).ok_or_else(unusable)?, e: part(1).ok_or_else(unusable)? }
+            }
+            _ => return Err(unusable()),
         };
         Ok(Self { key, kid: None })
     }
@@ -237,7 +280,7 @@ impl VerifyingKey {
             PublicKey::Es256(_) => "ES256",
             PublicKey::Es384(_) => "ES384",
             PublicKey::EdDsa(_) => "EdDSA",
-            PublicKey::Rs256 { .. } | PublicKey::Rs256Spki(_) => "RS256",
+            PublicKey::Rs256 { .. } => "RS256",
         }
     }
 
@@ -255,24 +298,64 @@ impl VerifyingKey {
                 expected: self.algorithm(),
             });
         }
-        let (message, signature) = (token.message.as_bytes(), &token.signature[..]);
+        self.verify_bytes(token.message.as_bytes(), &token.signature, SignatureForm::Fixed)?;
+        Ok(token.claims.clone())
+    }
+
+    /// Checks a signature over bytes, by the algorithm that the key is for (RSA: PKCS #1 v1.5 with SHA-256).
+    pub fn verify_bytes(
+        &self,
+        message: &[u8],
+        signature: &[u8],
+        form: SignatureForm,
+    ) -> Result<(), JwsError> {
+        let fixed = form == SignatureForm::Fixed;
         match &self.key {
             PublicKey::Es256(key) => {
-                UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, key).verify(message, signature)
+                let algorithm = if fixed { &ECDSA_P256_SHA256_FIXED } else { &ECDSA_P256_SHA256_ASN1 };
+                UnparsedPublicKey::new(algorithm, key).verify(message, signature)
             }
             PublicKey::Es384(key) => {
-                UnparsedPublicKey::new(&ECDSA_P384_SHA384_FIXED, key).verify(message, signature)
+                let algorithm = if fixed { &ECDSA_P384_SHA384_FIXED } else { &ECDSA_P384_SHA384_ASN1 };
+                UnparsedPublicKey::new(algorithm, key).verify(message, signature)
             }
             PublicKey::EdDsa(key) => UnparsedPublicKey::new(&ED25519, key).verify(message, signature),
             PublicKey::Rs256 { n, e } => {
                 RsaPublicKeyComponents { n, e }.verify(&RSA_PKCS1_2048_8192_SHA256, message, signature)
             }
-            PublicKey::Rs256Spki(key) => {
-                UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, key).verify(message, signature)
-            }
         }
-        .map_err(|_| JwsError::Signature)?;
-        Ok(token.claims.clone())
+        .map_err(|_| JwsError::Signature)
+    }
+
+    /// Checks a signature of X.509 with the algorithm `oid`, which must be one for this kind of key.
+    pub(crate) fn verify_x509(&self, oid: &str, message: &[u8], signature: &[u8]) -> Result<(), JwsError> {
+        // RFC 8017, RFC 5758, RFC 8410.
+        match (&self.key, oid) {
+            (PublicKey::Rs256 { .. }, "1.2.840.113549.1.1.11")
+            | (PublicKey::Es256(_), "1.2.840.10045.4.3.2")
+            | (PublicKey::Es384(_), "1.2.840.10045.4.3.3")
+            | (PublicKey::EdDsa(_), "1.3.101.112") => {
+                self.verify_bytes(message, signature, SignatureForm::Der)
+            }
+            (PublicKey::Rs256 { n, e }, "1.2.840.113549.1.1.12") => RsaPublicKeyComponents { n, e }
+                .verify(&RSA_PKCS1_2048_8192_SHA384, message, signature)
+                .map_err(|_| JwsError::Signature),
+            (PublicKey::Rs256 { n, e }, "1.2.840.113549.1.1.13") => RsaPublicKeyComponents { n, e }
+                .verify(&RSA_PKCS1_2048_8192_SHA512, message, signature)
+                .map_err(|_| JwsError::Signature),
+            // A P-384 certificate authority signs a P-256 leaf, and the other way round.
+            (PublicKey::Es384(key), "1.2.840.10045.4.3.2") => {
+                UnparsedPublicKey::new(&ECDSA_P384_SHA256_ASN1, key)
+                    .verify(message, signature)
+                    .map_err(|_| JwsError::Signature)
+            }
+            (PublicKey::Es256(key), "1.2.840.10045.4.3.3") => {
+                UnparsedPublicKey::new(&ECDSA_P256_SHA384_ASN1, key)
+                    .verify(message, signature)
+                    .map_err(|_| JwsError::Signature)
+            }
+            _ => Err(JwsError::Signature),
+        }
     }
 }
 
@@ -287,6 +370,11 @@ pub struct Unverified<'a> {
 }
 
 impl<'a> Unverified<'a> {
+    /// Claims, of which nothing may be believed; to show them.
+    pub fn claims(&self) -> &Value {
+        &self.claims
+    }
+
     /// Splits a compact JWS.
     pub fn parse(token: &'a str) -> Result<Self, JwsError> {
         if token.len() > MAX_TOKEN {

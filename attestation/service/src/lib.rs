@@ -1,11 +1,13 @@
 //! The attestation service: evidence in, a signed attestation result out.
 //!
 //! - [`verify`]: evidence to claims (the verifiers themselves are `kata-cc-verifier`, pure).
-//! - [`appraisal`]: claims to a trust vector, by a Rego policy and reference values.
+//! - [`appraisal`]: claims to a trust vector, by a Rego policy and reference values; [`explain`]: why.
+//! - [`references`]: reference values; [`sources`]: the messages that bring them.
 //! - [`ear`]: the attestation result.
-//! - [`jws`], [`token`]: signing and checking it.
+//! - [`jws`], [`token`], [`chain`]: signing and checking it.
 //! - [`store`]: what is remembered, sealed.
-//! - [`service`]: all of it together; the KBS links this in, `attestation-service` serves it over REST ([`rest`]).
+//! - [`service`], with [`policies`] and [`registry`]: all of it together; the KBS links this in, `attestation-service` serves it
+//!   over REST ([`rest`]) and gRPC ([`grpc`]).
 //! - [`serve`]: the listening side, of the KBS too; [`gate`]: who may change policies and reference values.
 //!
 //! Wire and names follow Trustee's attestation service. Simulated and sample evidence is accepted only where it is
@@ -14,13 +16,25 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
 
+pub mod api;
 pub mod appraisal;
+pub mod chain;
+pub mod challenge;
 pub mod ear;
+pub mod explain;
 pub mod gate;
+pub mod grpc;
 pub mod jws;
+pub mod metrics;
+pub mod policies;
+pub mod problem;
+pub mod references;
+pub mod registry;
 pub mod rest;
 pub mod serve;
 pub mod service;
+pub mod sources;
+mod state;
 pub mod store;
 #[cfg(test)]
 pub(crate) mod test_utils;

@@ -1,31 +1,35 @@
-//! Evaluate, policies, reference values, keys: what both the KBS and the REST server offer.
+//! Evaluate, and keys: what both the KBS and the servers offer. Policies and reference values are in [`crate::policies`] and
+//! [`crate::registry`].
 
-use std::collections::BTreeMap;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use kata_cc_kbs_protocol::Tee;
 use kata_cc_kbs_protocol::initdata::InitData;
 use kata_cc_kbs_protocol::rcar::HashAlgorithm;
-use kata_cc_policy::engine::{EngineError, Program};
+use kata_cc_policy::engine::EngineError;
 use kata_cc_verifier::initdata;
 use serde_json::{Value, json};
 use thiserror::Error;
-use tokio::sync::RwLock;
+use tracing::info;
 
-use crate::appraisal::{self, AppraisalError};
+use crate::appraisal::{AppraisalError, MAX_ID};
 use crate::ear::{Finding, TrustVector};
+use crate::explain::Check;
 use crate::jws::{JwsError, SigningKey};
+use crate::references::ReferenceError;
+use crate::sources::SourceError;
+use crate::state::{KEY_NAMESPACE, State};
 use crate::store::{Store, StoreError, read_secret, write_secret};
-use crate::token::{TokenBroker, TokenError};
+use crate::token::{LEEWAY, PublishedKey, TokenBroker, TokenError};
 use crate::verify::{Evidence, EvidenceVerifier, Reason, Refusal};
 
 /// Namespace of attestation policies in the store.
 pub const POLICY_NAMESPACE: &str = "attestation_service_policy";
 /// Namespace of reference values in the store.
 pub const REFERENCE_NAMESPACE: &str = "reference_value";
-/// Most characters of a policy id or of the name of a reference value.
-const MAX_NAME: usize = 255;
+/// Seconds for which the key that signs is published at a time; it is published anew after half of that.
+const PUBLISHED: i64 = 24 * 3600;
 
 /// Why a call failed.
 #[derive(Debug, Error)]
@@ -41,13 +45,22 @@ pub enum ServiceError {
     Policy(#[from] EngineError),
     /// A policy id that is not allowed or does not exist.
     #[error(
-        "attestation policy {0:?} does not exist or is no name of 1 to {MAX_NAME} letters, digits, _ and -"
+        "attestation policy {0:?} does not exist or is no name of 1 to {MAX_ID} letters, digits, _ and -"
     )]
     PolicyId(String),
+    /// Something else that does not exist.
+    #[error("{0} does not exist")]
+    NotFound(String),
+    /// A reference value was refused.
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
+    /// A message with reference values was refused.
+    #[error(transparent)]
+    Source(#[from] SourceError),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The token could not be signed.
+    /// The token could not be signed, or is not good.
     #[error(transparent)]
     Token(#[from] TokenError),
     /// The signing key could not be read or made.
@@ -58,6 +71,9 @@ pub enum ServiceError {
         /// Why.
         why: String,
     },
+    /// There are no random numbers.
+    #[error("no random numbers")]
+    Random,
     /// The caller is no administrator.
     #[error("admin access denied: {0}")]
     Admin(String),
@@ -101,6 +117,17 @@ pub struct Evaluate {
     pub policy_id: String,
 }
 
+/// What the steps of an evaluation took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Timings {
+    /// Signatures, binding and claims.
+    pub verify: Duration,
+    /// The policy.
+    pub appraise: Duration,
+    /// Signing the token.
+    pub issue: Duration,
+}
+
 /// An attestation result.
 #[derive(Debug, Clone)]
 pub struct Verdict {
@@ -110,16 +137,43 @@ pub struct Verdict {
     pub vector: TrustVector,
     /// What did not match the reference values.
     pub findings: Vec<Finding>,
+    /// Every comparison, with its policy and reference value; those that failed first.
+    pub explanation: Vec<Check>,
     /// Launch measurement, when the TEE has one.
     pub measurement: Option<String>,
+    /// Steps.
+    pub timings: Timings,
+}
+
+/// One piece of evidence, verified and appraised.
+#[derive(Debug)]
+pub(crate) struct Appraised {
+    /// Submod of the token.
+    pub(crate) submod: Value,
+    pub(crate) vector: TrustVector,
+    pub(crate) findings: Vec<Finding>,
+    pub(crate) explanation: Vec<Check>,
+    pub(crate) measurement: Option<String>,
+    pub(crate) timings: Timings,
 }
 
 /// The service.
 pub struct AttestationService {
-    store: Store,
+    pub(crate) state: State,
     verifier: Box<dyn EvidenceVerifier>,
     broker: TokenBroker,
-    programs: RwLock<BTreeMap<String, Arc<Program>>>,
+    key_file: Option<KeyFile>,
+    /// Days after which reference values end when nobody says otherwise.
+    default_days: Option<u32>,
+}
+
+/// Where the key that signs is kept.
+#[derive(Debug, Clone)]
+pub struct KeyFile {
+    /// PKCS#8 PEM, mode 0600.
+    pub path: PathBuf,
+    /// Certificates for it (PEM), put into tokens as `x5c`.
+    pub certificates: Option<PathBuf>,
 }
 
 impl std::fmt::Debug for AttestationService {
@@ -147,20 +201,52 @@ impl AttestationService {
         verifier: Box<dyn EvidenceVerifier>,
         broker: TokenBroker,
     ) -> Result<Self, ServiceError> {
-        let mut programs = BTreeMap::new();
-        let default = appraisal::compile("default_cpu", appraisal::DEFAULT_CPU)?;
-        programs.insert("default_cpu".to_owned(), Arc::new(default));
-        for (id, text) in store.all(POLICY_NAMESPACE).await? {
-            let program = appraisal::compile(&id, &String::from_utf8_lossy(&text))?;
-            programs.insert(id, Arc::new(program));
-        }
-        Ok(Self { store, verifier, broker, programs: RwLock::new(programs) })
+        let state = State::new(store).await?;
+        let service = Self { state, verifier, broker, key_file: None, default_days: None };
+        service.publish_keys().await?;
+        Ok(service)
+    }
+
+    /// Keeps the key that signs in a file: [`AttestationService::rotate_key`] writes there, [`AttestationService::reload`] reads it.
+    ///
+    /// # Errors
+    /// When the certificates cannot be read or are for another key.
+    pub async fn with_key_file(mut self, file: KeyFile) -> Result<Self, ServiceError> {
+        self.key_file = Some(file);
+        self.read_key_file().await?;
+        Ok(self)
+    }
+
+    /// Lets reference values end after `days` when nobody says otherwise.
+    #[must_use]
+    pub fn with_default_days(mut self, days: Option<u32>) -> Self {
+        self.default_days = days;
+        self
+    }
+
+    /// When a reference value that is registered `now` ends, if nobody says otherwise.
+    pub fn default_expiry(&self, now: i64) -> Option<i64> {
+        self.default_days.map(|days| now + i64::from(days) * 86_400)
     }
 
     /// Verifies and appraises evidence; the verdict's token says how good it is. An error means that the evidence proves
     /// nothing.
     pub async fn evaluate(&self, request: &Evaluate) -> Result<Verdict, ServiceError> {
         let now = crate::now();
+        let one = self.appraise(request, "cpu", now).await?;
+        let (token, issue) = self.issue(&json!({"cpu0": one.submod}), now)?;
+        Ok(Verdict {
+            token,
+            vector: one.vector,
+            findings: one.findings,
+            explanation: one.explanation,
+            measurement: one.measurement,
+            timings: Timings { issue, ..one.timings },
+        })
+    }
+
+    /// Verifies evidence; gives the annotated evidence, as policies see it, and the launch measurement.
+    pub(crate) fn verify(&self, request: &Evaluate, now: i64) -> Result<(Value, Option<String>), ServiceError> {
         let report_data = request.binding.as_ref().map(|binding| match binding {
             Binding::Structured(value) => request.hash.digest(&kata_cc_kbs_protocol::rcar::canonical(value)),
             Binding::Raw(bytes) => request.hash.digest(bytes),
@@ -195,70 +281,186 @@ impl AttestationService {
         if let Some(claims) = init_data_claims {
             evidence["init_data_claims"] = claims;
         }
+        Ok((evidence, measurement))
+    }
+
+    /// Verifies and appraises one piece of evidence by the policy of its class (`cpu`, `gpu`, ...).
+    pub(crate) async fn appraise(
+        &self,
+        request: &Evaluate,
+        class: &str,
+        now: i64,
+    ) -> Result<Appraised, ServiceError> {
+        let current = self.state.current().await?;
+        let start = Instant::now();
+        let (evidence, measurement) = self.verify(request, now)?;
+        let verified = Instant::now();
         let policy_id = if request.policy_id.is_empty() { "default" } else { &request.policy_id };
-        let name = format!("{policy_id}_cpu");
-        let program = self.programs.read().await.get(&name).cloned();
-        let program = program.ok_or(ServiceError::PolicyId(name))?;
-        let references = Arc::new(self.reference_values().await?);
-        let appraisal = appraisal::appraise(&program, &evidence, &references)?;
-        let submods = json!({"cpu0": appraisal.submod(policy_id, evidence)});
-        let token = self.broker.issue(&submods, now)?;
-        Ok(Verdict { token, vector: appraisal.vector, findings: appraisal.findings, measurement })
+        let name = format!("{policy_id}_{class}");
+        let policy = current.policies.get(&name).ok_or(ServiceError::PolicyId(name))?;
+        let appraisal = current.appraise(policy, &evidence, now)?;
+        Ok(Appraised {
+            submod: appraisal.submod(policy_id, evidence),
+            vector: appraisal.vector,
+            findings: appraisal.findings,
+            explanation: appraisal.checks,
+            measurement,
+            timings: Timings {
+                verify: verified.duration_since(start),
+                appraise: verified.elapsed(),
+                issue: Duration::ZERO,
+            },
+        })
     }
 
-    /// Stores a policy after it compiled.
-    pub async fn set_policy(&self, id: &str, text: &str) -> Result<(), ServiceError> {
-        let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-');
-        if id.is_empty() || id.len() > MAX_NAME || !id.bytes().all(allowed) {
-            return Err(ServiceError::PolicyId(id.chars().take(64).collect()));
-        }
-        let program = appraisal::compile(id, text)?;
-        let mut programs = self.programs.write().await;
-        self.store.put(POLICY_NAMESPACE, id, text.as_bytes()).await?;
-        programs.insert(id.to_owned(), Arc::new(program));
-        Ok(())
+    /// Signs a token with these submods; gives what that took too.
+    pub(crate) fn issue(&self, submods: &Value, now: i64) -> Result<(String, Duration), ServiceError> {
+        let start = Instant::now();
+        Ok((self.broker.issue(submods, now)?, start.elapsed()))
     }
 
-    /// Text of a policy, and whether it is the built-in one.
-    pub async fn policy(&self, id: &str) -> Result<(String, bool), ServiceError> {
-        match self.store.get(POLICY_NAMESPACE, id).await? {
-            Some(text) => Ok((String::from_utf8_lossy(&text).into_owned(), false)),
-            None if id == "default_cpu" => Ok((appraisal::DEFAULT_CPU.to_owned(), true)),
-            None => Err(ServiceError::PolicyId(id.chars().take(64).collect())),
-        }
-    }
-
-    /// Ids of all policies.
-    pub async fn policy_ids(&self) -> Vec<String> {
-        self.programs.read().await.keys().cloned().collect()
-    }
-
-    /// All reference values.
-    pub async fn reference_values(&self) -> Result<BTreeMap<String, Value>, ServiceError> {
-        let all = self.store.all(REFERENCE_NAMESPACE).await?;
-        let read = |(name, bytes): (String, zeroize::Zeroizing<Vec<u8>>)| {
-            (name, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
-        };
-        Ok(all.into_iter().map(read).collect())
-    }
-
-    /// Stores reference values; each replaces the older one of its name.
-    pub async fn set_reference_values(&self, values: &BTreeMap<String, Value>) -> Result<(), ServiceError> {
-        for (name, value) in values {
-            self.store.put(REFERENCE_NAMESPACE, name, value.to_string().as_bytes()).await?;
-        }
-        Ok(())
-    }
-
-    /// Removes a reference value; false when there was none.
-    pub async fn delete_reference_value(&self, name: &str) -> Result<bool, ServiceError> {
-        Ok(self.store.delete(REFERENCE_NAMESPACE, name).await?)
-    }
-
-    /// Keys that its tokens are checked with.
+    /// Keys that its tokens are checked with: the one that signs, and those that signed what has not expired.
     pub fn jwks(&self) -> Value {
         self.broker.jwks()
     }
+
+    /// Checks a token of this service, also one that a retired key or another replica signed.
+    ///
+    /// # Errors
+    /// Why it is not good.
+    pub fn verify_token(&self, token: &str, now: i64) -> Result<Value, TokenError> {
+        self.broker.verify(token, now)
+    }
+
+    /// How tokens are made.
+    pub fn broker(&self) -> &TokenBroker {
+        &self.broker
+    }
+
+    /// Whether the store answers and what it holds is in force.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn ready(&self) -> Result<(), ServiceError> {
+        self.state.store.get("generation", "attestation").await?;
+        self.state.current().await.map(|_| ())
+    }
+
+    /// Reads policies, reference values, published keys and the key file again.
+    ///
+    /// # Errors
+    /// What could not be read. What was in force stays so.
+    pub async fn reload(&self) -> Result<(), ServiceError> {
+        self.state.reload().await?;
+        self.read_key_file().await?;
+        self.publish_keys().await
+    }
+
+    /// What has to be done from time to time, every few seconds: takes up keys that other replicas published or that are new in the
+    /// shared key file, and publishes ours anew before that ends.
+    ///
+    /// # Errors
+    /// What failed; the next time may succeed.
+    pub async fn tend(&self) -> Result<(), ServiceError> {
+        self.state.current().await?;
+        self.read_key_file().await?;
+        self.publish_keys().await
+    }
+
+    /// Reads the key file again. Another key in it retires the one that signed.
+    async fn read_key_file(&self) -> Result<(), ServiceError> {
+        let Some(file) = &self.key_file else { return Ok(()) };
+        let fail = |why: String| ServiceError::SigningKey { path: file.path.display().to_string(), why };
+        let pem = read_secret(&file.path).map_err(|e| fail(e.to_string()))?;
+        let key = SigningKey::from_pem(&pem).map_err(|e| fail(e.to_string()))?;
+        let certificates = match &file.certificates {
+            None => Vec::new(),
+            Some(path) => std::fs::read(path).map_err(|e| fail(format!("{}: {e}", path.display())))?,
+        };
+        let old = self.broker.signing_jwk();
+        let same = key.jwk().get("kid") == old.get("kid");
+        if same && certificates.is_empty() {
+            return Ok(());
+        }
+        if !same {
+            self.retire(old).await?;
+        }
+        Ok(self.broker.replace(key, &certificates)?)
+    }
+
+    /// Signs with a new key from now on. The old one is published until what it signed has expired. `algorithm` is that of the
+    /// old key when not given. Gives the new public key.
+    ///
+    /// # Errors
+    /// When the key cannot be made or kept; the old one then signs on.
+    pub async fn rotate_key(&self, algorithm: Option<&str>) -> Result<Value, ServiceError> {
+        let _change = self.state.change().await;
+        let old = self.broker.signing_jwk();
+        let algorithm =
+            algorithm.unwrap_or_else(|| old.get("alg").and_then(Value::as_str).unwrap_or("ES256"));
+        let pem = SigningKey::generate_pem(algorithm).map_err(TokenError::from)?;
+        let key = SigningKey::from_pem(pem.as_bytes()).map_err(TokenError::from)?;
+        let jwk = key.jwk();
+        if let Some(file) = &self.key_file {
+            if file.certificates.is_some() {
+                return Err(ServiceError::Request(
+                    "the key has certificates: put a new key and new certificates into their files and send SIGHUP"
+                        .to_owned(),
+                ));
+            }
+            replace_secret(&file.path, pem.as_bytes())?;
+        }
+        // Published before it signs, so that no token is of a key that others do not know yet.
+        self.put_key(jwk.clone(), false, PUBLISHED).await?;
+        self.retire(old).await?;
+        self.broker.replace(key, b"")?;
+        self.state.changed().await?;
+        self.publish_keys().await?;
+        let kid = jwk.get("kid").and_then(Value::as_str);
+        info!(kid, "token key rotated");
+        Ok(jwk)
+    }
+
+    async fn retire(&self, jwk: Value) -> Result<(), ServiceError> {
+        self.put_key(jwk, true, self.broker.lifetime() + LEEWAY).await
+    }
+
+    async fn put_key(&self, jwk: Value, retired: bool, seconds: i64) -> Result<(), ServiceError> {
+        let key = PublishedKey { jwk, until: crate::now() + seconds, retired };
+        let bytes = serde_json::to_vec(&key).map_err(|e| ServiceError::Request(e.to_string()))?;
+        Ok(self.state.store.put(KEY_NAMESPACE, key.kid(), &bytes).await?)
+    }
+
+    /// Publishes the keys that are in the store, and puts ours there while it signs.
+    async fn publish_keys(&self) -> Result<(), ServiceError> {
+        let (now, current) = (crate::now(), self.state.current().await?);
+        let ours = self.broker.signing_jwk();
+        let kid = ours.get("kid").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let known = current.keys.iter().find(|key| key.kid() == kid);
+        if !known.is_some_and(|key| !key.retired && key.until > now + PUBLISHED / 2) {
+            self.put_key(ours, false, PUBLISHED + self.broker.lifetime() + LEEWAY).await?;
+            self.state.changed().await?;
+        }
+        let current = self.state.current().await?;
+        for old in current.keys.iter().filter(|key| key.until <= now) {
+            self.state.store.delete(KEY_NAMESPACE, old.kid()).await?;
+        }
+        self.broker.publish(current.keys.iter().filter(|key| key.until > now).cloned().collect());
+        Ok(())
+    }
+}
+
+/// Writes a secret beside the old one and puts it in its place at once: a crash leaves one or the other.
+fn replace_secret(path: &Path, secret: &[u8]) -> Result<(), ServiceError> {
+    let fail = |why: String| ServiceError::SigningKey { path: path.display().to_string(), why };
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".new-{}", uuid::Uuid::new_v4().simple()));
+    let beside = PathBuf::from(name);
+    write_secret(&beside, secret).map_err(|e| fail(e.to_string()))?;
+    std::fs::rename(&beside, path).map_err(|e| {
+        let _ = std::fs::remove_file(&beside);
+        fail(e.to_string())
+    })
 }
 
 #[cfg(test)]

@@ -1,0 +1,173 @@
+//! What the REST and the gRPC interface have in common: the parts, and how requests are read.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kata_cc_kbs_protocol::rcar::HashAlgorithm;
+use kata_cc_kbs_protocol::service::{InitDataInput, RuntimeDataInput};
+use kata_cc_kbs_protocol::{Tee, from_base64_url};
+use serde_json::Value;
+use tracing::info;
+
+use crate::challenge::Challenges;
+use crate::gate::AdminGate;
+use crate::metrics::Metrics;
+use crate::problem::Problem;
+use crate::service::{AttestationService, Binding, Evaluate, ExpectedInitData, ServiceError, Verdict};
+use crate::sources::Sources;
+
+/// Most pieces of evidence in one request.
+pub const MAX_EVIDENCE: usize = 16;
+
+/// The parts of a running service.
+#[derive(Debug)]
+pub struct Api {
+    /// The service.
+    pub service: Arc<AttestationService>,
+    /// Who may change it.
+    pub gate: AdminGate,
+    /// Keys that may sign reference values.
+    pub sources: arc_swap::ArcSwap<Sources>,
+    /// Nonces.
+    pub challenges: Challenges,
+    /// Metrics.
+    pub metrics: Metrics,
+    /// Address under which clients reach it, for the metadata; relative where it is not configured.
+    pub public_url: Option<String>,
+    /// Time of a request.
+    pub request_time: Duration,
+}
+
+impl Api {
+    /// With nobody trusted but who passes `gate`.
+    ///
+    /// # Errors
+    /// When there are no random numbers.
+    pub fn new(service: Arc<AttestationService>, gate: AdminGate) -> Result<Self, ServiceError> {
+        Ok(Self {
+            service,
+            gate,
+            sources: arc_swap::ArcSwap::default(),
+            challenges: Challenges::new().map_err(|_| ServiceError::Random)?,
+            metrics: Metrics::default(),
+            public_url: None,
+            request_time: Duration::from_secs(25),
+        })
+    }
+
+    /// Who the administrator is that `token` (a bearer token) speaks for. Leaves a trace.
+    ///
+    /// # Errors
+    /// When it speaks for none.
+    pub fn admin(&self, token: Option<&str>, action: &'static str) -> Result<String, ServiceError> {
+        match self.gate.check_token(token, crate::now()) {
+            Ok(who) => {
+                info!(action, who, "admin");
+                Ok(who)
+            }
+            Err(why) => {
+                info!(action, %why, "admin refused");
+                Err(ServiceError::Admin(why))
+            }
+        }
+    }
+
+    /// Evaluates, counts and logs.
+    ///
+    /// # Errors
+    /// Why the evidence was refused.
+    pub async fn evaluate(&self, request: &Evaluate) -> Result<Verdict, ServiceError> {
+        match self.service.evaluate(request).await {
+            Ok(verdict) => {
+                self.metrics.verdict(request.tee, verdict.vector.status().name(), verdict.timings);
+                log(request.tee, &verdict);
+                Ok(verdict)
+            }
+            Err(error) => {
+                self.metrics.refusal(request.tee, &error);
+                let refusal = match &error {
+                    ServiceError::Refused(refusal) => Some(refusal),
+                    _ => None,
+                };
+                info!(
+                    tee = %request.tee, status = "refused", reason = refusal.map(|r| r.reason.name()),
+                    claim = refusal.and_then(|r| r.claim.as_deref()), seen = refusal.and_then(|r| r.seen.as_deref()),
+                    expected = refusal.and_then(|r| r.expected.as_deref()), %error, request_id = request_id(), "verdict"
+                );
+                Err(error)
+            }
+        }
+    }
+}
+
+fn request_id() -> String {
+    crate::problem::CURRENT_REQUEST.try_with(Clone::clone).unwrap_or_default()
+}
+
+/// One line for the verdict, and one for each comparison that failed.
+fn log(tee: Tee, verdict: &Verdict) {
+    let id = request_id();
+    info!(
+        %tee, status = verdict.vector.status().name(), measurement = verdict.measurement, request_id = id,
+        failed = verdict.findings.len(), checks = verdict.explanation.len(), "verdict"
+    );
+    for check in verdict.explanation.iter().filter(|check| !check.ok).take(crate::ear::MAX_FINDINGS) {
+        info!(
+            %tee, rule = check.rule, claim = check.claim, seen = %check.seen, expected = %check.expected,
+            policy = check.policy.id, policy_digest = check.policy.digest,
+            reference = check.reference.as_ref().map(|r| r.name.as_str()),
+            reference_state = check.reference.as_ref().map(|r| r.state.as_str()),
+            reference_source = check.reference.as_ref().and_then(|r| r.source.as_ref()).map(ToString::to_string),
+            what_to_do = check.what_to_do, request_id = id, "check failed"
+        );
+    }
+}
+
+fn base64_url(field: &str, text: &str) -> Result<Vec<u8>, Problem> {
+    from_base64_url(text)
+        .ok_or_else(|| Problem::request(field, format!("{field} is not base64url without padding")))
+}
+
+/// Reads a policy that travels as base64url.
+pub fn policy_text(encoded: &str) -> Result<String, Problem> {
+    String::from_utf8(base64_url("policy", encoded)?)
+        .map_err(|_| Problem::request("policy", "policy is not UTF-8 text"))
+}
+
+/// Reads evidence that travels as base64url of JSON.
+pub fn evidence(encoded: &str) -> Result<Value, Problem> {
+    serde_json::from_slice(&base64_url("evidence", encoded)?)
+        .map_err(|e| Problem::request("evidence", format!("evidence is not JSON: {e}")))
+}
+
+/// Hash by its name; sha384 where there is none.
+pub fn hash(name: Option<&str>) -> Result<HashAlgorithm, Problem> {
+    match name.filter(|name| !name.is_empty()) {
+        None => Ok(HashAlgorithm::Sha384),
+        Some(name) => HashAlgorithm::from_name(name).ok_or_else(|| {
+            let name: String = name.chars().take(32).collect();
+            let why = format!("unknown hash {name:?}, known are sha256, sha384, sha512");
+            Problem::request("runtime_data_hash_algorithm", why)
+        }),
+    }
+}
+
+/// What the report data has to bind.
+pub fn binding(input: Option<&RuntimeDataInput>) -> Result<Option<Binding>, Problem> {
+    Ok(match input {
+        None => None,
+        Some(RuntimeDataInput::Raw(text)) => Some(Binding::Raw(base64_url("runtime_data", text)?)),
+        Some(RuntimeDataInput::Structured(value)) => Some(Binding::Structured(value.clone())),
+    })
+}
+
+/// What the init-data field has to hold.
+pub fn init_data(input: Option<&InitDataInput>) -> Result<Option<ExpectedInitData>, Problem> {
+    Ok(match input {
+        None => None,
+        Some(InitDataInput::InitDataToml(text)) => Some(ExpectedInitData::Toml(text.clone())),
+        Some(InitDataInput::InitDataDigest(text)) => {
+            Some(ExpectedInitData::Digest(base64_url("init_data_digest", text)?))
+        }
+    })
+}

@@ -1,0 +1,248 @@
+//! Policies: set, get, list, delete, earlier versions, and dry runs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kata_cc_policy::engine::Limits;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::appraisal::{self, MAX_ID, Policy, References};
+use crate::references::{InForce, Record, Source};
+use crate::service::{AttestationService, Evaluate, POLICY_NAMESPACE, ServiceError};
+use crate::state::digest;
+
+/// Namespace of the versions of policies; names are `<id>/<version>`.
+const VERSION_NAMESPACE: &str = "attestation_service_policy_version";
+/// Versions of one policy that are kept.
+pub const MAX_VERSIONS: usize = 50;
+/// Most policies.
+pub const MAX_POLICIES: usize = 256;
+/// Time of a dry run: it is somebody's experiment.
+const DRY_RUN: Duration = Duration::from_secs(2);
+
+/// A policy as the API shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PolicyText {
+    /// Id with the class.
+    pub id: String,
+    /// SHA-256 of the text in hexadecimal.
+    pub digest: String,
+    /// Whether it is the built-in one.
+    pub default: bool,
+    /// Rego text.
+    pub policy: String,
+}
+
+/// A version of a policy, without its text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyVersion {
+    /// Version, growing with time: microseconds since 1970.
+    pub version: i64,
+    /// SHA-256 of the text in hexadecimal; empty where the policy was deleted.
+    pub digest: String,
+    /// Who set it.
+    pub by: String,
+    /// When, RFC 3339.
+    pub at: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct StoredVersion {
+    #[serde(flatten)]
+    about: PolicyVersion,
+    policy: Option<String>,
+}
+
+/// What a dry run looks at.
+#[derive(Debug)]
+pub enum DryRunInput {
+    /// Evidence, which is verified first.
+    Evidence(Box<Evaluate>),
+    /// Claims as a policy sees them (annotated evidence).
+    Claims(Value),
+}
+
+/// A dry run: nothing is stored, no token is issued.
+#[derive(Debug)]
+pub struct DryRun {
+    /// Text to try, else the stored policy `policy_id`.
+    pub policy: Option<String>,
+    /// Id, with the class.
+    pub policy_id: String,
+    /// What it is tried on.
+    pub input: DryRunInput,
+    /// Reference values to try it with, in place of those of the same names.
+    pub reference_values: std::collections::BTreeMap<String, Value>,
+}
+
+fn check_id(id: &str) -> Result<(), ServiceError> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-');
+    if id.is_empty() || id.len() > MAX_ID || !id.bytes().all(allowed) {
+        return Err(ServiceError::PolicyId(id.chars().take(64).collect()));
+    }
+    Ok(())
+}
+
+fn unknown(id: &str) -> ServiceError {
+    ServiceError::PolicyId(id.chars().take(64).collect())
+}
+
+fn version_name(id: &str, version: i64) -> String {
+    format!("{id}/{version:020}")
+}
+
+impl AttestationService {
+    /// Stores a policy after it compiled.
+    pub async fn set_policy(&self, id: &str, text: &str) -> Result<(), ServiceError> {
+        self.set_policy_by(id, text, "administrator").await.map(|_| ())
+    }
+
+    /// The same, remembering who did it. Gives the version.
+    pub async fn set_policy_by(&self, id: &str, text: &str, by: &str) -> Result<PolicyVersion, ServiceError> {
+        check_id(id)?;
+        appraisal::compile(id, text)?;
+        let _change = self.state.change().await;
+        let current = self.state.current().await?;
+        if !current.policies.contains_key(id) && current.policies.len() >= MAX_POLICIES {
+            return Err(ServiceError::Request(format!("there are {MAX_POLICIES} policies: delete one first")));
+        }
+        let version = self.keep_version(id, Some(text), by).await?;
+        self.state.store.put(POLICY_NAMESPACE, id, text.as_bytes()).await?;
+        self.state.changed().await?;
+        Ok(version)
+    }
+
+    async fn keep_version(&self, id: &str, text: Option<&str>, by: &str) -> Result<PolicyVersion, ServiceError> {
+        let store = &self.state.store;
+        let mut kept = self.version_numbers(id).await?;
+        let micros = time::OffsetDateTime::now_utc().unix_timestamp_nanos() / 1000;
+        let version = i64::try_from(micros).unwrap_or(0).max(kept.last().map_or(0, |last| last + 1));
+        let about = PolicyVersion {
+            version,
+            digest: text.map(digest).unwrap_or_default(),
+            by: by.to_owned(),
+            at: crate::now_rfc3339(),
+        };
+        let stored = StoredVersion { about: about.clone(), policy: text.map(str::to_owned) };
+        let bytes = serde_json::to_vec(&stored).map_err(|e| ServiceError::Request(e.to_string()))?;
+        store.put(VERSION_NAMESPACE, &version_name(id, version), &bytes).await?;
+        kept.push(version);
+        let surplus = kept.len().saturating_sub(MAX_VERSIONS);
+        for old in kept.into_iter().take(surplus) {
+            store.delete(VERSION_NAMESPACE, &version_name(id, old)).await?;
+        }
+        Ok(about)
+    }
+
+    async fn version_numbers(&self, id: &str) -> Result<Vec<i64>, ServiceError> {
+        let names = self.state.store.list(VERSION_NAMESPACE).await?;
+        let of_id = names.iter().filter_map(|entry| entry.name.strip_prefix(id)?.strip_prefix('/')?.parse().ok());
+        let mut versions: Vec<i64> = of_id.collect();
+        versions.sort_unstable();
+        Ok(versions)
+    }
+
+    async fn stored_version(&self, id: &str, version: i64) -> Result<Option<StoredVersion>, ServiceError> {
+        let bytes = self.state.store.get(VERSION_NAMESPACE, &version_name(id, version)).await?;
+        Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
+    }
+
+    /// Versions of a policy, the newest first, also of one that was deleted.
+    pub async fn policy_versions(&self, id: &str) -> Result<Vec<PolicyVersion>, ServiceError> {
+        check_id(id)?;
+        let mut versions = Vec::new();
+        for number in self.version_numbers(id).await?.into_iter().rev() {
+            versions.extend(self.stored_version(id, number).await?.map(|stored| stored.about));
+        }
+        if versions.is_empty() && !self.state.current().await?.policies.contains_key(id) {
+            return Err(unknown(id));
+        }
+        Ok(versions)
+    }
+
+    /// Text of a version.
+    pub async fn policy_version(&self, id: &str, version: i64) -> Result<PolicyText, ServiceError> {
+        check_id(id)?;
+        let stored = self.stored_version(id, version).await?;
+        match stored.and_then(|stored| Some((stored.policy?, stored.about.digest))) {
+            Some((policy, digest)) => Ok(PolicyText { id: id.to_owned(), digest, default: false, policy }),
+            None => Err(ServiceError::NotFound(format!("version {version} of policy {id}"))),
+        }
+    }
+
+    /// Text of a policy, and whether it is the built-in one.
+    pub async fn policy(&self, id: &str) -> Result<(String, bool), ServiceError> {
+        match self.state.store.get(POLICY_NAMESPACE, id).await? {
+            Some(text) => Ok((String::from_utf8_lossy(&text).into_owned(), false)),
+            None if id == "default_cpu" => Ok((appraisal::DEFAULT_CPU.to_owned(), true)),
+            None => Err(unknown(id)),
+        }
+    }
+
+    /// A policy with its digest.
+    pub async fn policy_text(&self, id: &str) -> Result<PolicyText, ServiceError> {
+        check_id(id)?;
+        let (policy, default) = self.policy(id).await?;
+        Ok(PolicyText { id: id.to_owned(), digest: digest(&policy), default, policy })
+    }
+
+    /// Removes a policy; the built-in one is then in force again, where there is one. Its versions stay.
+    pub async fn delete_policy(&self, id: &str, by: &str) -> Result<(), ServiceError> {
+        check_id(id)?;
+        let _change = self.state.change().await;
+        if !self.state.store.delete(POLICY_NAMESPACE, id).await? {
+            return Err(unknown(id));
+        }
+        self.keep_version(id, None, by).await?;
+        self.state.changed().await
+    }
+
+    /// Ids of all policies.
+    pub async fn policy_ids(&self) -> Vec<String> {
+        match self.state.current().await {
+            Ok(current) => current.policies.keys().cloned().collect(),
+            Err(_) => Vec::new(),
+        }
+    }
+
+    /// What a policy would make of evidence or claims. Changes nothing and issues nothing.
+    pub async fn dry_run(&self, run: &DryRun) -> Result<Value, ServiceError> {
+        let current = self.state.current().await?;
+        let now = crate::now();
+        let policy: Arc<Policy> = match &run.policy {
+            Some(text) => {
+                let limits = Limits { time: DRY_RUN, ..Limits::default() };
+                Arc::new(appraisal::compile_within(&run.policy_id, text, &limits)?)
+            }
+            None => current.policies.get(&run.policy_id).cloned().ok_or_else(|| unknown(&run.policy_id))?,
+        };
+        let claims = match &run.input {
+            DryRunInput::Claims(claims) => claims.clone(),
+            DryRunInput::Evidence(evaluate) => self.verify(evaluate, now)?.0,
+        };
+        let mut records = current.references.clone();
+        for (name, value) in &run.reference_values {
+            crate::references::check(name, value)?;
+            let source = Source { kind: "dry-run".to_owned(), signer: None, detail: None, signed_at: None };
+            records.insert(name.clone(), Record::new(name, value.clone(), None, source, "dry-run"));
+        }
+        // A policy may take its time, and other requests must not wait for it.
+        let appraisal = tokio::task::spawn_blocking({
+            let claims = claims.clone();
+            move || {
+                let in_force = InForce::at(&records, now);
+                let references = References { records: &records, in_force: &in_force, now };
+                appraisal::appraise(&policy, &claims, references)
+            }
+        });
+        let appraisal = appraisal.await.map_err(|_| ServiceError::Request("the dry run was ended".to_owned()))??;
+        Ok(json!({
+            "status": appraisal.vector.status().name(),
+            "trustworthiness_vector": appraisal.vector.to_json(),
+            "explanation": appraisal.checks,
+            "extensions": appraisal.extensions,
+            "claims": claims,
+        }))
+    }
+}

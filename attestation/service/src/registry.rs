@@ -1,0 +1,166 @@
+//! Reference values in the store: register, query, list, expire, delete.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+use tracing::info;
+
+use crate::references::{self, MAX_NAMES, Record, ReferenceError, Source, format_time};
+use crate::service::{AttestationService, REFERENCE_NAMESPACE, ServiceError};
+
+/// Namespace of what was deleted: name to time, so that an older signed message does not bring it back.
+const DELETED_NAMESPACE: &str = "reference_value_deleted";
+
+/// What becomes of values that are there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// They are replaced.
+    Replace,
+    /// The new ones are added to them.
+    Add,
+}
+
+/// Values to register.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Registration {
+    /// Name to a value or an array of values.
+    pub values: BTreeMap<String, Value>,
+    /// When they end, seconds since 1970.
+    pub expires: Option<i64>,
+    /// Where they come from.
+    pub source: Source,
+    /// What becomes of those that are there.
+    pub mode: Mode,
+    /// Who registers them.
+    pub by: String,
+}
+
+impl AttestationService {
+    /// Registers values, all or (when one is refused) none. Gives the records.
+    pub async fn register(&self, registration: &Registration) -> Result<Vec<Record>, ServiceError> {
+        let _change = self.state.change().await;
+        // Others may have changed what is added to.
+        self.state.reload().await?;
+        let current = self.state.current().await?;
+        let new = registration.values.keys().filter(|name| !current.references.contains_key(*name)).count();
+        if current.references.len() + new > MAX_NAMES {
+            return Err(ReferenceError::TooMany(current.references.len() + new).into());
+        }
+        let mut records = Vec::new();
+        for (name, value) in &registration.values {
+            let known = current.references.get(name);
+            self.check_order(name, known, &registration.source).await?;
+            let value = match registration.mode {
+                Mode::Replace => value.clone(),
+                // What has ended is not revived by something that is added to it.
+                Mode::Add => {
+                    let known = known.filter(|record| !record.is_expired(crate::now()));
+                    references::union(known.map(|record| &record.value), value)
+                }
+            };
+            references::check(name, &value)?;
+            let source = registration.source.clone();
+            records.push(Record::new(name, value, registration.expires, source, &registration.by));
+        }
+        for record in &records {
+            let bytes = serde_json::to_vec(record).map_err(|e| ServiceError::Request(e.to_string()))?;
+            self.state.store.put(REFERENCE_NAMESPACE, &record.name, &bytes).await?;
+            info!(name = record.name, source = %record.source, by = record.registered_by, "reference value registered");
+        }
+        self.state.changed().await?;
+        Ok(records)
+    }
+
+    /// A signed message must be younger than what it changes: whoever has old messages could else bring old values back.
+    async fn check_order(
+        &self,
+        name: &str,
+        known: Option<&Record>,
+        source: &Source,
+    ) -> Result<(), ServiceError> {
+        let Some(signed) = source.signed_at else { return Ok(()) };
+        let set = known.map(|record| {
+            let registered = references::parse_time(&record.registered_at).unwrap_or(0);
+            record.source.signed_at.unwrap_or(registered)
+        });
+        let deleted = self.state.store.get(DELETED_NAMESPACE, name).await?;
+        let deleted = deleted.and_then(|text| std::str::from_utf8(&text).ok()?.parse::<i64>().ok());
+        match set.max(deleted) {
+            Some(newer) if newer > signed || deleted.is_some_and(|deleted| deleted >= signed) => {
+                Err(ReferenceError::Replay {
+                    name: name.to_owned(),
+                    newer: format_time(newer),
+                    signed: format_time(signed),
+                }
+                .into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// All reference values that are in force.
+    pub async fn reference_values(&self) -> Result<BTreeMap<String, Value>, ServiceError> {
+        let (current, now) = (self.state.current().await?, crate::now());
+        let valid = current.references.values().filter(|record| !record.is_expired(now));
+        Ok(valid.map(|record| (record.name.clone(), record.value.clone())).collect())
+    }
+
+    /// All records, also those that have ended.
+    pub async fn reference_records(&self) -> Result<Vec<Record>, ServiceError> {
+        Ok(self.state.current().await?.references.values().cloned().collect())
+    }
+
+    /// One record.
+    pub async fn reference_record(&self, name: &str) -> Result<Record, ServiceError> {
+        let current = self.state.current().await?;
+        current.references.get(name).cloned().ok_or_else(|| not_found(name))
+    }
+
+    /// Stores reference values; each replaces the older one of its name.
+    pub async fn set_reference_values(&self, values: &BTreeMap<String, Value>) -> Result<(), ServiceError> {
+        let registration = Registration {
+            values: values.clone(),
+            expires: self.default_expiry(crate::now()),
+            source: Source::administrator(),
+            mode: Mode::Replace,
+            by: "administrator".to_owned(),
+        };
+        self.register(&registration).await.map(|_| ())
+    }
+
+    /// Lets a value end at `at` (seconds since 1970), or never.
+    pub async fn expire_reference_value(
+        &self,
+        name: &str,
+        at: Option<i64>,
+        by: &str,
+    ) -> Result<Record, ServiceError> {
+        let _change = self.state.change().await;
+        self.state.reload().await?;
+        let mut record = self.reference_record(name).await?;
+        record.expiration = at.map(format_time);
+        let bytes = serde_json::to_vec(&record).map_err(|e| ServiceError::Request(e.to_string()))?;
+        self.state.store.put(REFERENCE_NAMESPACE, name, &bytes).await?;
+        self.state.changed().await?;
+        info!(name, expiration = record.expiration, by, "expiration of a reference value changed");
+        Ok(record)
+    }
+
+    /// Removes a reference value; false when there was none.
+    pub async fn delete_reference_value(&self, name: &str) -> Result<bool, ServiceError> {
+        let _change = self.state.change().await;
+        self.state.store.put(DELETED_NAMESPACE, name, crate::now().to_string().as_bytes()).await?;
+        let was = self.state.store.delete(REFERENCE_NAMESPACE, name).await?;
+        if was {
+            self.state.changed().await?;
+            info!(name, "reference value deleted");
+        } else {
+            self.state.store.delete(DELETED_NAMESPACE, name).await?;
+        }
+        Ok(was)
+    }
+}
+
+fn not_found(name: &str) -> ServiceError {
+    ServiceError::NotFound(format!("reference value {:?}", name.chars().take(64).collect::<String>()))
+}

@@ -1,0 +1,215 @@
+//! What evaluations need of the store, kept in memory: policies compiled, reference values in the form in which policies read them.
+//!
+//! Several replicas may share a store. Whoever writes leaves a new mark there (`generation`); everybody looks at it at most once
+//! a second, and reads everything again when it changed, and once a minute in any case (a replica may end between its
+//! write and its mark). So a change is in force everywhere after about a second. While the store cannot be read, what is
+//! known stays in force for a minute; after that evaluations fail.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use tracing::{error, info, warn};
+
+use crate::appraisal::{self, Policy, References};
+use crate::references::{InForce, Record};
+use crate::service::{POLICY_NAMESPACE, REFERENCE_NAMESPACE, ServiceError};
+use crate::store::{Store, StoreError};
+use crate::token::PublishedKey;
+
+/// Namespace of the mark.
+const GENERATION_NAMESPACE: &str = "generation";
+/// Its name.
+const GENERATION_NAME: &str = "attestation";
+/// Namespace of the public keys that tokens are checked with.
+pub(crate) const KEY_NAMESPACE: &str = "token_key";
+/// Milliseconds between two looks at the mark.
+const LOOK: u64 = 1_000;
+/// Milliseconds after which everything is read again.
+const READ: u64 = 60_000;
+
+/// Everything as of one reading.
+#[derive(Debug)]
+pub(crate) struct Snapshot {
+    /// The mark that was there before the reading began.
+    generation: Option<Vec<u8>>,
+    /// When it was read, in [`State::elapsed`].
+    read: u64,
+    /// Reference values by name, also those that have ended.
+    pub(crate) references: BTreeMap<String, Record>,
+    in_force: ArcSwap<InForce>,
+    /// Policies by id.
+    pub(crate) policies: BTreeMap<String, Arc<Policy>>,
+    /// Public keys.
+    pub(crate) keys: Vec<PublishedKey>,
+}
+
+impl Snapshot {
+    /// The reference values that are in force at `now`.
+    pub(crate) fn in_force(&self, now: i64) -> Arc<InForce> {
+        let current = self.in_force.load_full();
+        if current.holds_at(now) {
+            return current;
+        }
+        let next = Arc::new(InForce::at(&self.references, now));
+        self.in_force.store(Arc::clone(&next));
+        next
+    }
+
+    /// Appraises evidence by a policy of this snapshot.
+    pub(crate) fn appraise(
+        &self,
+        policy: &Policy,
+        evidence: &serde_json::Value,
+        now: i64,
+    ) -> Result<crate::ear::Appraisal, appraisal::AppraisalError> {
+        let in_force = self.in_force(now);
+        appraisal::appraise(
+            policy,
+            evidence,
+            References { records: &self.references, in_force: &in_force, now },
+        )
+    }
+}
+
+/// The store and the latest snapshot of it.
+pub(crate) struct State {
+    pub(crate) store: Store,
+    snapshot: ArcSwap<Snapshot>,
+    /// When the mark was last looked at, in milliseconds since `start`.
+    looked: AtomicU64,
+    start: Instant,
+    /// Held while everything is read.
+    reading: tokio::sync::Mutex<()>,
+    /// Held while something is changed, so that what was looked up for a change is still so.
+    changing: tokio::sync::Mutex<()>,
+}
+
+impl State {
+    /// Reads everything; policies that are in the store must compile.
+    pub(crate) async fn new(store: Store) -> Result<Self, ServiceError> {
+        let snapshot = read(&store, 0, None).await?;
+        Ok(Self {
+            store,
+            snapshot: ArcSwap::from_pointee(snapshot),
+            looked: AtomicU64::new(0),
+            start: Instant::now(),
+            reading: tokio::sync::Mutex::default(),
+            changing: tokio::sync::Mutex::default(),
+        })
+    }
+
+    fn elapsed(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// What is in force, not older than about a second.
+    pub(crate) async fn current(&self) -> Result<Arc<Snapshot>, ServiceError> {
+        let (now, looked) = (self.elapsed(), self.looked.load(Ordering::Acquire));
+        let due = now.saturating_sub(looked) >= LOOK;
+        // One looks, the others go on with what there is.
+        if !due || self.looked.compare_exchange(looked, now, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            return Ok(self.snapshot.load_full());
+        }
+        match self.refresh(false).await {
+            Ok(()) => {}
+            Err(why) if now.saturating_sub(self.snapshot.load().read) < READ => {
+                warn!(%why, "the store cannot be read; what is known stays in force for a minute");
+            }
+            Err(why) => return Err(why),
+        }
+        Ok(self.snapshot.load_full())
+    }
+
+    /// Reads everything when it changed, has not been read for long, or `always`.
+    async fn refresh(&self, always: bool) -> Result<(), ServiceError> {
+        let _reading = self.reading.lock().await;
+        let (old, now) = (self.snapshot.load_full(), self.elapsed());
+        let generation = generation(&self.store).await?;
+        if !always && generation == old.generation && now.saturating_sub(old.read) < READ {
+            return Ok(());
+        }
+        self.snapshot.store(Arc::new(read(&self.store, now, Some(&old)).await?));
+        Ok(())
+    }
+
+    /// Reads everything again, because of a signal or a change that others made.
+    pub(crate) async fn reload(&self) -> Result<(), ServiceError> {
+        self.refresh(true).await
+    }
+
+    /// Begins a change; the store is written to while the answer is held.
+    pub(crate) async fn change(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.changing.lock().await
+    }
+
+    /// Ends a change: it is in force here when this returns, and elsewhere after a second.
+    pub(crate) async fn changed(&self) -> Result<(), ServiceError> {
+        let mut mark = [0; 16];
+        aws_lc_rs::rand::fill(&mut mark).map_err(|_| ServiceError::Random)?;
+        self.store.put(GENERATION_NAMESPACE, GENERATION_NAME, &mark).await?;
+        self.refresh(true).await
+    }
+}
+
+async fn generation(store: &Store) -> Result<Option<Vec<u8>>, StoreError> {
+    Ok(store.get(GENERATION_NAMESPACE, GENERATION_NAME).await?.map(|mark| mark.to_vec()))
+}
+
+async fn read(store: &Store, now: u64, old: Option<&Snapshot>) -> Result<Snapshot, ServiceError> {
+    // The mark first: what is written while the rest is read gives another mark, and is read again.
+    let generation = generation(store).await?;
+    let mut policies = BTreeMap::new();
+    let default = match old.and_then(|old| old.policies.get("default_cpu")) {
+        Some(policy) if *policy.name().digest == *default_digest() => Arc::clone(policy),
+        _ => Arc::new(appraisal::compile("default_cpu", appraisal::DEFAULT_CPU)?),
+    };
+    policies.insert("default_cpu".to_owned(), default);
+    for (id, text) in store.all(POLICY_NAMESPACE).await? {
+        let text = String::from_utf8_lossy(&text);
+        let known = old.and_then(|old| old.policies.get(&id));
+        if let Some(known) = known.filter(|known| known.name().digest == digest(&text)) {
+            policies.insert(id, Arc::clone(known));
+            continue;
+        }
+        match appraisal::compile(&id, &text) {
+            Ok(policy) => {
+                policies.insert(id, Arc::new(policy));
+            }
+            Err(why) if old.is_none() => return Err(why.into()),
+            // Without it, what asks for it is refused.
+            Err(why) => {
+                error!(%id, %why, "a policy in the store does not compile and is not in force");
+                policies.remove(&id);
+            }
+        }
+    }
+    let references: BTreeMap<_, _> = store
+        .all(REFERENCE_NAMESPACE)
+        .await?
+        .into_iter()
+        .map(|(name, bytes)| {
+            let record = Record::from_stored(&name, &bytes);
+            (name, record)
+        })
+        .collect();
+    let keys = store.all(KEY_NAMESPACE).await?;
+    let keys = keys.into_iter().filter_map(|(_, bytes)| serde_json::from_slice(&bytes).ok()).collect();
+    if old.is_some_and(|old| old.generation != generation) {
+        info!(policies = policies.len(), reference_values = references.len(), "policies and reference values were read");
+    }
+    let in_force = ArcSwap::from_pointee(InForce::at(&references, crate::now()));
+    Ok(Snapshot { generation, read: now, references, in_force, policies, keys })
+}
+
+/// SHA-256 of a text in hexadecimal.
+pub(crate) fn digest(text: &str) -> String {
+    hex::encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, text.as_bytes()))
+}
+
+fn default_digest() -> Arc<str> {
+    static DIGEST: std::sync::OnceLock<Arc<str>> = std::sync::OnceLock::new();
+    Arc::clone(DIGEST.get_or_init(|| digest(appraisal::DEFAULT_CPU).into()))
+}
