@@ -145,13 +145,17 @@ impl SigningKey {
     /// Signs `claims` under a header of [`SigningKey::encode_header`].
     pub fn sign_encoded(&self, header: &str, claims: &Value) -> Result<String, JwsError> {
         let message = format!("{header}.{}", base64_url(claims.to_string().as_bytes()));
-        let random = SystemRandom::new();
+        let signature = self.sign_bytes(message.as_bytes())?;
+        Ok(format!("{message}.{}", base64_url(&signature)))
+    }
+
+    /// Signs bytes, in the form of [`SignatureForm::Fixed`].
+    pub fn sign_bytes(&self, message: &[u8]) -> Result<Vec<u8>, JwsError> {
         let signature = match self {
-            Self::Es256(key) | Self::Es384(key) => key.sign(&random, message.as_bytes()),
-            Self::EdDsa(key) => key.try_sign(message.as_bytes()),
-        }
-        .map_err(|_| JwsError::Signing)?;
-        Ok(format!("{message}.{}", base64_url(signature.as_ref())))
+            Self::Es256(key) | Self::Es384(key) => key.sign(&SystemRandom::new(), message),
+            Self::EdDsa(key) => key.try_sign(message),
+        };
+        Ok(signature.map_err(|_| JwsError::Signing)?.as_ref().to_vec())
     }
 }
 

@@ -1,0 +1,240 @@
+//! Configuration of the daemon: a file (TOML, or JSON when it ends in `.json`), and arguments, which win. Unknown members are refused.
+//! Relative paths are relative to the file's folder.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use kata_cc_attestation_service::ear::DEFAULT_ISSUER;
+use kata_cc_attestation_service::jws::VerifyingKey;
+use kata_cc_attestation_service::sources::{Sources, TrustedSource};
+use serde::Deserialize;
+
+/// All of it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Config {
+    /// Address of the REST interface.
+    pub(crate) socket: SocketAddr,
+    /// Address of the gRPC interface; none without it.
+    pub(crate) grpc_socket: Option<SocketAddr>,
+    /// Address under which clients reach the REST interface, for its metadata.
+    pub(crate) public_url: Option<String>,
+    /// Folder for the store and the keys; made when absent.
+    pub(crate) work_dir: PathBuf,
+    pub(crate) tls: Option<Tls>,
+    pub(crate) admin: Admin,
+    pub(crate) token: Token,
+    pub(crate) simulated: Option<Simulated>,
+    /// Trustee's sample TEE, which anybody can make up.
+    pub(crate) allow_sample: bool,
+    pub(crate) reference_values: ReferenceValues,
+    pub(crate) log: Log,
+    /// Folder that relative paths start from.
+    #[serde(skip)]
+    pub(crate) base: PathBuf,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            socket: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            grpc_socket: None,
+            public_url: None,
+            work_dir: "/var/lib/kata-cc/attestation-service".into(),
+            tls: None,
+            admin: Admin::default(),
+            token: Token::default(),
+            simulated: None,
+            allow_sample: false,
+            reference_values: ReferenceValues::default(),
+            log: Log::default(),
+            base: PathBuf::new(),
+        }
+    }
+}
+
+/// `[tls]`, for both interfaces.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Tls {
+    /// PEM, leaf first.
+    pub(crate) certificate: PathBuf,
+    /// PEM.
+    pub(crate) private_key: PathBuf,
+}
+
+/// `[admin]`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Admin {
+    /// Public key (PEM) of the administrator.
+    pub(crate) public_key: Option<PathBuf>,
+}
+
+/// `[token]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Token {
+    /// ES256, ES384 or EdDSA, for the key that is made at the first start.
+    pub(crate) algorithm: String,
+    /// Minutes that a token is valid.
+    pub(crate) minutes: u32,
+    /// `iss`.
+    pub(crate) issuer: String,
+    /// PKCS#8 PEM, mode 0600; `token.key` in the work folder without it.
+    pub(crate) key: Option<PathBuf>,
+    /// Certificates for the key (PEM), its own first.
+    pub(crate) certificates: Option<PathBuf>,
+}
+
+impl Default for Token {
+    fn default() -> Self {
+        Self {
+            algorithm: "ES256".to_owned(),
+            minutes: 5,
+            issuer: DEFAULT_ISSUER.to_owned(),
+            key: None,
+            certificates: None,
+        }
+    }
+}
+
+/// `[simulated]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Simulated {
+    /// Root of a simulated platform (`ark.pem`). Whoever has its key can make up any evidence.
+    pub(crate) trust_anchor: PathBuf,
+}
+
+/// `[reference_values]`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ReferenceValues {
+    /// Days after which a value ends when nobody says otherwise; never without it. Trustee writes 365 and does not look at it.
+    pub(crate) default_days: Option<u32>,
+    pub(crate) trusted: Vec<Trusted>,
+}
+
+/// `[[reference_values.trusted]]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Trusted {
+    /// What the key is called in records and logs.
+    pub(crate) name: String,
+    /// Public key (PEM).
+    pub(crate) public_key: PathBuf,
+    /// Names that it may set; all without them.
+    #[serde(default)]
+    pub(crate) names: Vec<String>,
+    /// Subject of an in-toto statement to the name of the reference value that its digest becomes.
+    #[serde(default)]
+    pub(crate) subjects: BTreeMap<String, String>,
+    /// `builder.id` that a provenance must name.
+    #[serde(default)]
+    pub(crate) builder: Option<String>,
+}
+
+/// `[log]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Log {
+    /// Lines as JSON.
+    pub(crate) json: bool,
+    /// Filter, e.g. `info`. `RUST_LOG` wins.
+    pub(crate) level: String,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { json: false, level: "info".to_owned() }
+    }
+}
+
+impl Config {
+    /// Reads a file.
+    pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
+        let name = || format!("configuration file {}", path.display());
+        let text = std::fs::read_to_string(path).with_context(name)?;
+        let mut config: Self = if path.extension().is_some_and(|extension| extension == "json") {
+            serde_json::from_str(&text).with_context(name)?
+        } else {
+            toml::from_str(&text).with_context(name)?
+        };
+        config.base = path.parent().map(Path::to_owned).unwrap_or_default();
+        Ok(config)
+    }
+
+    /// Checks what a type does not say.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            (1..=1440).contains(&self.token.minutes),
+            "token.minutes is {}, expected 1 to 1440",
+            self.token.minutes
+        );
+        anyhow::ensure!(
+            ["ES256", "ES384", "EdDSA"].contains(&self.token.algorithm.as_str()),
+            "token.algorithm is {:?}, expected ES256, ES384 or EdDSA",
+            self.token.algorithm
+        );
+        for trusted in &self.reference_values.trusted {
+            anyhow::ensure!(!trusted.name.is_empty(), "a key of reference_values.trusted has no name");
+        }
+        Ok(())
+    }
+
+    /// A path as it is to be opened.
+    pub(crate) fn path(&self, path: &Path) -> PathBuf {
+        self.base.join(path)
+    }
+
+    /// Keys that may sign reference values.
+    pub(crate) fn sources(&self) -> anyhow::Result<Sources> {
+        let read = |trusted: &Trusted| {
+            let path = self.path(&trusted.public_key);
+            let name = || format!("key {} of {:?} (reference_values.trusted)", path.display(), trusted.name);
+            let pem = std::fs::read(&path).with_context(name)?;
+            Ok(TrustedSource {
+                name: trusted.name.clone(),
+                key: VerifyingKey::from_pem(&pem).with_context(name)?,
+                names: trusted.names.clone(),
+                subjects: trusted.subjects.clone(),
+                builder: trusted.builder.clone(),
+            })
+        };
+        let trusted = self.reference_values.trusted.iter().map(read).collect::<anyhow::Result<_>>()?;
+        Ok(Sources { trusted })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn toml_and_json_are_read_and_unknown_members_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let read = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            Config::read(&path)
+        };
+        let text = "socket = \"127.0.0.1:1\"\ngrpc_socket = \"127.0.0.1:2\"\n[token]\nminutes = 7\n\
+            [[reference_values.trusted]]\nname = \"ci\"\npublic_key = \"ci.pem\"\nsubjects = { kernel = \"tdvfkernel\" }";
+        let config = read("a.toml", text).unwrap();
+        assert_eq!((config.token.minutes, config.grpc_socket.unwrap().port()), (7, 2));
+        assert_eq!(config.path(Path::new("x")), folder.path().join("x"));
+        assert!(config.sources().unwrap_err().to_string().contains("\"ci\""));
+        let json = r#"{"socket": "127.0.0.1:1", "token": {"minutes": 7}}"#;
+        assert_eq!(read("a.json", json).unwrap().token.minutes, 7);
+        for wrong in ["colour = 1", "[token]\nseconds = 3", "socket = 3"] {
+            let told = format!("{:#}", read("b.toml", wrong).unwrap_err());
+            assert!(told.contains("b.toml"), "{told}");
+        }
+        let check = |text: &str| read("c.toml", text).unwrap().check().unwrap_err().to_string();
+        assert!(check("[token]\nminutes = 0").contains("1 to 1440"));
+        assert!(check("[token]\nalgorithm = \"RS256\"").contains("EdDSA"));
+    }
+}
