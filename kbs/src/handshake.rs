@@ -23,7 +23,7 @@ use tracing::info;
 
 use crate::api::{Shared, parse, session_id};
 use crate::error::ApiError;
-use crate::session::{Answer, Attested};
+use crate::session::{Answer, Attested, SessionError};
 
 /// `Set-Cookie` of a session, in Trustee's form.
 fn cookie(id: &str, expires: i64) -> Option<HeaderValue> {
@@ -40,6 +40,14 @@ fn with_cookie(body: impl IntoResponse, id: &str, expires: i64) -> Response {
         response.headers_mut().insert(header::SET_COOKIE, cookie);
     }
     response
+}
+
+/// An error of the store is ours; others are the guest's.
+pub(crate) fn session(error: SessionError) -> ApiError {
+    match error {
+        SessionError::Store(error) => error.into(),
+        why => ApiError::Attestation(format!("RCAR handshake failed: {why}")),
+    }
 }
 
 pub(crate) async fn auth(
@@ -70,7 +78,7 @@ pub(crate) async fn auth(
     let id = uuid::Uuid::new_v4().simple().to_string();
     let now = kata_cc_attestation_service::now();
     let expires = now + kbs.session_seconds;
-    kbs.sessions.open(&id, peer, request.tee, &nonce, (now, expires));
+    kbs.sessions.open(&id, peer, request.tee, &nonce, (now, expires)).await.map_err(session)?;
     kbs.metrics.count("auth", "ok");
     info!(tee = %request.tee, "challenge");
     Ok(with_cookie(Json(Challenge { nonce, extra_params: json!("") }), &id, expires))
@@ -94,10 +102,11 @@ pub(crate) async fn attest(
         Err(error) => return Err(refuse("malformed", error.to_string())),
     };
     let nonce = &request.runtime_data.nonce;
-    let tee = match kbs.sessions.answer(id, nonce, now) {
+    let tee = match kbs.sessions.answer(id, nonce, now).await {
         Ok(Answer::Judge { tee }) => tee,
         Ok(Answer::Done(token)) => return Ok(Json(AttestationResponse { token }).into_response()),
-        Err(why) => return Err(refuse("nonce", why)),
+        Err(SessionError::Store(error)) => return Err(error.into()),
+        Err(why) => return Err(refuse("nonce", why.to_string())),
     };
     let evaluate = evaluation(tee, request).map_err(|why| refuse("malformed", why))?;
     let verdict = match kbs.service.evaluate(&evaluate).await {
@@ -129,7 +138,10 @@ pub(crate) async fn attest(
         info!(%tee, verdict = status.name(), claim = "measurement", seen = verdict.measurement, "verdict");
     }
     let attested = Attested { token: verdict.token.clone(), affirming: status == Tier::Affirming };
-    kbs.sessions.attested(id, attested, now).map_err(|why| refuse("session", why))?;
+    kbs.sessions.attested(id, attested, now).await.map_err(|error| match error {
+        SessionError::Store(error) => error.into(),
+        why => refuse("session", why.to_string()),
+    })?;
     let expires = now + kbs.session_seconds;
     Ok(with_cookie(Json(AttestationResponse { token: verdict.token }), id, expires))
 }

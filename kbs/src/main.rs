@@ -31,7 +31,7 @@ use clap::{Parser, Subcommand};
 use kata_cc_attestation_service::serve::{self, Limits};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::config::{Config, Log, LogFormat};
 
@@ -112,7 +112,9 @@ async fn serve(config: &Config, check: bool) -> anyhow::Result<()> {
         async move {
             loop {
                 tokio::time::sleep(Duration::from_secs(60)).await;
-                kbs.sessions.sweep(kata_cc_attestation_service::now());
+                if let Err(error) = kbs.sessions.sweep(kata_cc_attestation_service::now()).await {
+                    warn!(%error, "expired sessions are not forgotten");
+                }
             }
         }
     });

@@ -1,53 +1,11 @@
-//! Sessions: what is remembered between challenge, evidence and resource.
-//!
-//! In memory: a restart means that guests attest again, which they do by themselves. A nonce is taken by the first `/attest` that
-//! names it, whatever comes of it: evidence cannot be tried twice.
-//!
-//! Anybody may open sessions, so what is open must not push out others' work. Sessions that nobody attested in are counted by
-//! [`Peer`]: one has at most [`PER_PEER`], its own oldest makes room, and when there are [`MAX_OPEN`] in all, the oldest of the
-//! peers that have most. Attested sessions are never pushed out by those. They hold a token each, so bytes of tokens are counted:
-//! over [`MAX_TOKENS`] those that were not affirmed go first (anybody with a machine of that kind can make them), then
-//! new ones are refused.
+//! Sessions as the handshake knows them. Where they are, and their bounds: [`kata_cc_store::session`].
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Arc;
 
 use kata_cc_attestation_service::serve::Peer;
 use kata_cc_kbs_protocol::Tee;
-
-/// Most sessions, of all peers, in which nobody attested.
-const MAX_OPEN: usize = 65_536;
-/// Most of one peer: a node's guests share one address.
-const PER_PEER: usize = 1024;
-/// Most bytes of tokens.
-const MAX_TOKENS: usize = 256 << 20;
-
-/// An attested guest.
-#[derive(Debug, Clone)]
-pub(crate) struct Attested {
-    /// Its token, which also names its key.
-    pub(crate) token: String,
-    /// Whether it is what the reference values say.
-    pub(crate) affirming: bool,
-}
-
-#[derive(Debug, Clone)]
-enum State {
-    /// A challenge is out.
-    Challenged { nonce: String },
-    /// The challenge was answered; the answer is being judged or was refused.
-    Answered,
-    /// The evidence was good.
-    Attested(Attested),
-}
-
-#[derive(Debug, Clone)]
-struct Session {
-    peer: Peer,
-    tee: Tee,
-    expires: i64,
-    state: State,
-}
+pub(crate) use kata_cc_store::session::{Attested, SessionError};
+use kata_cc_store::session::{Opening, SessionStore};
 
 /// What `/attest` finds under a cookie.
 #[derive(Debug)]
@@ -58,268 +16,57 @@ pub(crate) enum Answer {
     Done(String),
 }
 
-#[derive(Debug, Default)]
-struct Table {
-    sessions: HashMap<String, Session>,
-    /// Sessions in which nobody attested, of each peer, the oldest first.
-    open: HashMap<Peer, VecDeque<String>>,
-    opened: usize,
-    /// Bytes of tokens.
-    tokens: usize,
-}
-
-impl Table {
-    fn insert(&mut self, id: &str, session: Session) {
-        self.remove(id);
-        match &session.state {
-            State::Attested(attested) => self.tokens += attested.token.len(),
-            State::Challenged { .. } | State::Answered => {
-                self.open.entry(session.peer).or_default().push_back(id.to_owned());
-                self.opened += 1;
-            }
-        }
-        self.sessions.insert(id.to_owned(), session);
-    }
-
-    fn remove(&mut self, id: &str) {
-        let Some(session) = self.sessions.remove(id) else { return };
-        match session.state {
-            State::Attested(attested) => self.tokens -= attested.token.len(),
-            State::Challenged { .. } | State::Answered => {
-                let Some(queue) = self.open.get_mut(&session.peer) else { return };
-                let before = queue.len();
-                queue.retain(|known| known != id);
-                self.opened -= before - queue.len();
-                if queue.is_empty() {
-                    self.open.remove(&session.peer);
-                }
-            }
-        }
-    }
-
-    fn sweep(&mut self, now: i64) {
-        let gone = |(id, session): (&String, &Session)| (session.expires <= now).then(|| id.clone());
-        let gone: Vec<String> = self.sessions.iter().filter_map(gone).collect();
-        gone.iter().for_each(|id| self.remove(id));
-    }
-
-    /// Removes the oldest open session of `peer`.
-    fn drop_oldest(&mut self, peer: Peer) {
-        if let Some(id) = self.open.get(&peer).and_then(|queue| queue.front().cloned()) {
-            self.remove(&id);
-        }
-    }
-
-    /// Makes room for one more open session of `peer`.
-    fn room(&mut self, peer: Peer, now: i64) {
-        if self.open.get(&peer).is_some_and(|queue| queue.len() >= PER_PEER) {
-            self.drop_oldest(peer);
-        }
-        if self.opened >= MAX_OPEN {
-            self.sweep(now);
-        }
-        if self.opened >= MAX_OPEN {
-            self.shed(MAX_OPEN / 8 * 7);
-        }
-    }
-
-    /// Leaves at most `target` open sessions: first no peer keeps more than the others, then the oldest go. Many at once, since
-    /// looking at all of them takes long.
-    fn shed(&mut self, target: usize) {
-        let kept = |level: usize| self.open.values().map(|queue| queue.len().min(level)).sum::<usize>();
-        let (mut level, mut above) = (1, PER_PEER + 1);
-        while above - level > 1 {
-            let middle = level.midpoint(above);
-            *(if kept(middle) <= target { &mut level } else { &mut above }) = middle;
-        }
-        let surplus = |queue: &VecDeque<String>| queue.len().saturating_sub(level);
-        let gone: Vec<String> =
-            self.open.values().flat_map(|queue| queue.iter().take(surplus(queue)).cloned()).collect();
-        gone.iter().for_each(|id| self.remove(id));
-        let oldest = |id: &String| self.sessions.get(id).map_or(0, |session| session.expires);
-        let mut fronts: Vec<(i64, String)> =
-            self.open.values().filter_map(|queue| queue.front()).map(|id| (oldest(id), id.clone())).collect();
-        fronts.sort_unstable();
-        let surplus = self.opened.saturating_sub(target);
-        fronts.iter().take(surplus).for_each(|(_, id)| self.remove(id));
-    }
-
-    /// Makes room for a token of `bytes`; false when there is none.
-    fn room_for_token(&mut self, bytes: usize, now: i64) -> bool {
-        if self.tokens + bytes > MAX_TOKENS {
-            self.sweep(now);
-        }
-        if self.tokens + bytes > MAX_TOKENS {
-            let poor = |session: &Session| matches!(&session.state, State::Attested(a) if !a.affirming);
-            let poor = self.sessions.iter().filter(|(_, session)| poor(session));
-            let poor: Vec<String> = poor.map(|(id, _)| id.clone()).collect();
-            poor.iter().for_each(|id| self.remove(id));
-        }
-        self.tokens + bytes <= MAX_TOKENS
-    }
-}
-
-/// All sessions.
-#[derive(Debug, Default)]
+/// All sessions, shared with other replicas where the store is.
+#[derive(Debug)]
 pub(crate) struct Sessions {
-    table: Mutex<Table>,
+    store: Arc<dyn SessionStore>,
 }
 
 impl Sessions {
-    fn with<R>(&self, work: impl FnOnce(&mut Table) -> R) -> R {
-        // A panic while the lock is held would leave counts that are off by one: no reason to stop serving.
-        work(&mut self.table.lock().unwrap_or_else(PoisonError::into_inner))
+    pub(crate) fn new(store: Arc<dyn SessionStore>) -> Self {
+        Self { store }
     }
 
     /// Opens a session.
-    pub(crate) fn open(&self, id: &str, peer: Peer, tee: Tee, nonce: &str, (now, expires): (i64, i64)) {
-        self.with(|table| {
-            table.room(peer, now);
-            let state = State::Challenged { nonce: nonce.to_owned() };
-            table.insert(id, Session { peer, tee, expires, state });
-        });
+    pub(crate) async fn open(
+        &self,
+        id: &str,
+        peer: Peer,
+        tee: Tee,
+        nonce: &str,
+        (now, expires): (i64, i64),
+    ) -> Result<(), SessionError> {
+        let opening =
+            Opening { peer: peer.to_string(), context: tee.to_string(), nonce: nonce.to_owned(), expires };
+        self.store.open(id, opening, now).await
     }
 
     /// Takes the challenge for judging `nonce`. The error says why there is nothing to judge.
-    pub(crate) fn answer(&self, id: &str, nonce: &str, now: i64) -> Result<Answer, String> {
-        self.with(|table| {
-            let session = table.sessions.get_mut(id).filter(|s| s.expires > now);
-            let session = session.ok_or("the session is unknown or has expired, ask for a new challenge")?;
-            match &session.state {
-                State::Attested(attested) => return Ok(Answer::Done(attested.token.clone())),
-                State::Answered => {
-                    return Err("the nonce was used before: replayed evidence is refused".to_owned());
-                }
-                State::Challenged { nonce: expected } if expected != nonce => {
-                    return Err(format!(
-                        "the nonce is not the one of this session: seen {:?}, expected {expected:?} (replayed evidence?)",
-                        nonce.chars().take(64).collect::<String>()
-                    ));
-                }
-                State::Challenged { .. } => {}
-            }
-            session.state = State::Answered;
-            Ok(Answer::Judge { tee: session.tee })
+    pub(crate) async fn answer(&self, id: &str, nonce: &str, now: i64) -> Result<Answer, SessionError> {
+        use kata_cc_store::session::Answer as Taken;
+        Ok(match self.store.take_nonce(id, nonce, now).await? {
+            // It was a TEE when it was stored, so it is one now, unless replicas are of different versions.
+            Taken::Judge { context } => Answer::Judge { tee: tee(&context).ok_or(SessionError::GivenUp)? },
+            Taken::Done(guest) => Answer::Done(guest.token),
         })
     }
 
     /// Marks a session as attested. The error says why it cannot be kept.
-    pub(crate) fn attested(&self, id: &str, attested: Attested, now: i64) -> Result<(), String> {
-        self.with(|table| {
-            let Some(mut session) = table.sessions.get(id).cloned() else {
-                return Err("the session was given up, ask for a new challenge".to_owned());
-            };
-            if !table.room_for_token(attested.token.len(), now) {
-                return Err("the key broker holds as many tokens as it can, try later".to_owned());
-            }
-            session.state = State::Attested(attested);
-            table.insert(id, session);
-            Ok(())
-        })
+    pub(crate) async fn attested(&self, id: &str, attested: Attested, now: i64) -> Result<(), SessionError> {
+        self.store.attested(id, attested, now).await
     }
 
     /// The guest of an attested session.
-    pub(crate) fn guest(&self, id: &str, now: i64) -> Option<Attested> {
-        self.with(|table| match table.sessions.get(id) {
-            Some(Session { state: State::Attested(attested), expires, .. }) if *expires > now => {
-                Some(attested.clone())
-            }
-            _ => None,
-        })
+    pub(crate) async fn guest(&self, id: &str, now: i64) -> Result<Option<Attested>, SessionError> {
+        self.store.get(id, now).await
     }
 
     /// Forgets what has expired; returns how many are left.
-    pub(crate) fn sweep(&self, now: i64) -> usize {
-        self.with(|table| {
-            table.sweep(now);
-            table.sessions.len()
-        })
+    pub(crate) async fn sweep(&self, now: i64) -> Result<usize, SessionError> {
+        self.store.sweep(now).await
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn attested(token: &str, affirming: bool) -> Attested {
-        Attested { token: token.to_owned(), affirming }
-    }
-
-    fn peer(number: usize) -> Peer {
-        Peer::of(std::net::Ipv4Addr::from(u32::try_from(number).unwrap()).into())
-    }
-
-    fn open(sessions: &Sessions, id: &str, from: usize) {
-        sessions.open(id, peer(from), Tee::SimSnp, "n", (0, 100));
-    }
-
-    fn attest(sessions: &Sessions, id: &str, guest: Attested) -> Result<(), String> {
-        assert!(matches!(sessions.answer(id, "n", 1), Ok(Answer::Judge { .. })));
-        sessions.attested(id, guest, 1)
-    }
-
-    #[test]
-    fn a_nonce_is_good_once() {
-        let sessions = Sessions::default();
-        open(&sessions, "s", 1);
-        assert!(sessions.answer("s", "other", 1).unwrap_err().contains("not the one"));
-        assert!(matches!(sessions.answer("s", "n", 1), Ok(Answer::Judge { .. })));
-        assert!(sessions.answer("s", "n", 1).unwrap_err().contains("used before"));
-        assert!(sessions.guest("s", 1).is_none());
-        sessions.attested("s", attested("t", true), 1).unwrap();
-        assert!(matches!(sessions.answer("s", "n", 1), Ok(Answer::Done(token)) if token == "t"));
-        assert!(sessions.guest("s", 99).is_some());
-        assert!(sessions.guest("s", 100).is_none());
-        assert!(sessions.answer("s", "n", 100).unwrap_err().contains("expired"));
-        assert!(sessions.answer("x", "n", 1).unwrap_err().contains("unknown"));
-        assert_eq!(sessions.sweep(100), 0);
-        sessions.with(|table| assert_eq!((table.opened, table.tokens, table.open.len()), (0, 0, 0)));
-    }
-
-    /// All with the same expiry, as whoever asks quickly gets it.
-    #[test]
-    fn a_flood_of_challenges_hurts_only_its_sender() {
-        let sessions = Sessions::default();
-        open(&sessions, "victim", 1);
-        open(&sessions, "attested", 2);
-        attest(&sessions, "attested", attested("t", false)).unwrap();
-        for n in 0..70_000 {
-            open(&sessions, &n.to_string(), 3);
-        }
-        assert_eq!(sessions.sweep(1), PER_PEER + 2);
-        assert!(matches!(sessions.answer("victim", "n", 1), Ok(Answer::Judge { .. })));
-        assert!(sessions.guest("attested", 1).is_some());
-        assert!(sessions.answer("69999", "n", 1).is_ok());
-        // From many addresses.
-        open(&sessions, "victim 2", 1);
-        for n in 0..140_000 {
-            open(&sessions, &format!("many {n}"), 10 + n / 2);
-        }
-        assert!(sessions.sweep(1) <= MAX_OPEN + 1);
-        assert!(sessions.answer("many 139999", "n", 1).is_ok());
-        assert!(matches!(sessions.answer("victim 2", "n", 1), Ok(Answer::Judge { .. })));
-        assert!(sessions.guest("attested", 1).is_some());
-    }
-
-    #[test]
-    fn tokens_are_bounded_and_the_affirmed_stay() {
-        let sessions = Sessions::default();
-        let token = "x".repeat(1 << 20);
-        open(&sessions, "good", 1);
-        attest(&sessions, "good", attested(&token, true)).unwrap();
-        for n in 0..1000 {
-            open(&sessions, &n.to_string(), 2);
-            attest(&sessions, &n.to_string(), attested(&token, false)).unwrap();
-            sessions.with(|table| assert!(table.tokens <= MAX_TOKENS));
-        }
-        assert!(sessions.guest("good", 1).is_some());
-        for n in 1..256 {
-            let id = format!("good {n}");
-            open(&sessions, &id, 1);
-            attest(&sessions, &id, attested(&token, true)).unwrap();
-        }
-        open(&sessions, "full", 1);
-        assert!(attest(&sessions, "full", attested(&token, true)).unwrap_err().contains("try later"));
-        assert!(sessions.guest("good", 1).is_some());
-    }
+fn tee(name: &str) -> Option<Tee> {
+    serde_json::from_value(serde_json::Value::String(name.to_owned())).ok()
 }

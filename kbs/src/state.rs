@@ -66,7 +66,7 @@ impl Kbs {
         Ok(Arc::new(Self {
             policy: ResourcePolicy::load(store.clone()).await?,
             gate: AdminGate::new(config)?,
-            sessions: Sessions::default(),
+            sessions: Sessions::new(store.sessions()),
             metrics: Metrics::new(),
             session_seconds: i64::from(config.attestation_service.timeout) * 60,
             key_paths: extra.chain(KEY_PATHS.map(str::to_owned)).collect(),

@@ -78,6 +78,12 @@ impl Peer {
     }
 }
 
+impl std::fmt::Display for Peer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// Connections of each peer.
 #[derive(Debug, Default)]
 struct Peers(Mutex<HashMap<Peer, usize>>);
