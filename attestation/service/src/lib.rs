@@ -2,6 +2,7 @@
 //!
 //! - [`verify`]: evidence to claims (the verifiers themselves are `kata-cc-verifier`, pure).
 //! - [`appraisal`]: claims to a trust vector, by a Rego policy and reference values.
+//! - [`composite`], [`devices`]: evidence of devices beside the CPU's.
 //! - [`ear`]: the attestation result.
 //! - [`jws`], [`token`]: signing and checking it.
 //! - [`store`]: what is remembered, sealed.
@@ -15,6 +16,8 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
 
 pub mod appraisal;
+pub mod composite;
+pub mod devices;
 pub mod ear;
 pub mod gate;
 pub mod jws;

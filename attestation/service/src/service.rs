@@ -5,20 +5,20 @@ use std::path::Path;
 use std::sync::Arc;
 
 use kata_cc_kbs_protocol::Tee;
-use kata_cc_kbs_protocol::initdata::InitData;
 use kata_cc_kbs_protocol::rcar::HashAlgorithm;
 use kata_cc_policy::engine::{EngineError, Program};
-use kata_cc_verifier::initdata;
-use serde_json::{Value, json};
+use serde_json::Value;
 use thiserror::Error;
 use tokio::sync::RwLock;
 
 use crate::appraisal::{self, AppraisalError};
+use crate::composite::Submod;
+use crate::devices::Devices;
 use crate::ear::{Finding, TrustVector};
 use crate::jws::{JwsError, SigningKey};
 use crate::store::{Store, StoreError, read_secret, write_secret};
 use crate::token::{TokenBroker, TokenError};
-use crate::verify::{Evidence, EvidenceVerifier, Reason, Refusal};
+use crate::verify::{EvidenceVerifier, Refusal};
 
 /// Namespace of attestation policies in the store.
 pub const POLICY_NAMESPACE: &str = "attestation_service_policy";
@@ -106,18 +106,21 @@ pub struct Evaluate {
 pub struct Verdict {
     /// EAR, signed.
     pub token: String,
-    /// Trust vector of the CPU.
+    /// Trust vector of the CPU; [`Verdict::status`] is that of everything.
     pub vector: TrustVector,
     /// What did not match the reference values.
     pub findings: Vec<Finding>,
     /// Launch measurement, when the TEE has one.
     pub measurement: Option<String>,
+    /// Each piece of evidence by itself, the CPU's first.
+    pub submods: Vec<Submod>,
 }
 
 /// The service.
 pub struct AttestationService {
     store: Store,
     verifier: Box<dyn EvidenceVerifier>,
+    devices: Devices,
     broker: TokenBroker,
     programs: RwLock<BTreeMap<String, Arc<Program>>>,
 }
@@ -148,62 +151,43 @@ impl AttestationService {
         broker: TokenBroker,
     ) -> Result<Self, ServiceError> {
         let mut programs = BTreeMap::new();
-        let default = appraisal::compile("default_cpu", appraisal::DEFAULT_CPU)?;
-        programs.insert("default_cpu".to_owned(), Arc::new(default));
+        for (id, text) in appraisal::BUILT_IN {
+            programs.insert(id.to_owned(), Arc::new(appraisal::compile(id, text)?));
+        }
         for (id, text) in store.all(POLICY_NAMESPACE).await? {
             let program = appraisal::compile(&id, &String::from_utf8_lossy(&text))?;
             programs.insert(id, Arc::new(program));
         }
-        Ok(Self { store, verifier, broker, programs: RwLock::new(programs) })
+        Ok(Self { store, verifier, devices: Devices::default(), broker, programs: RwLock::new(programs) })
     }
 
     /// Verifies and appraises evidence; the verdict's token says how good it is. An error means that the evidence proves
     /// nothing.
     pub async fn evaluate(&self, request: &Evaluate) -> Result<Verdict, ServiceError> {
-        let now = crate::now();
-        let report_data = request.binding.as_ref().map(|binding| match binding {
-            Binding::Structured(value) => request.hash.digest(&kata_cc_kbs_protocol::rcar::canonical(value)),
-            Binding::Raw(bytes) => request.hash.digest(bytes),
-        });
-        let (init_data, init_data_claims) = match &request.init_data {
-            None => (None, None),
-            Some(ExpectedInitData::Digest(digest)) => (Some(digest.clone()), None),
-            Some(ExpectedInitData::Toml(text)) => {
-                let parsed =
-                    InitData::parse(text).map_err(|e| Refusal::new(Reason::InitData, e.to_string()))?;
-                (Some(parsed.digest()), Some(initdata::claims(&parsed)))
-            }
-        };
-        let verified = self.verifier.verify(
-            &Evidence {
-                tee: request.tee,
-                evidence: &request.evidence,
-                report_data: report_data.as_deref(),
-                init_data: init_data.as_deref(),
-            },
-            now,
-        )?;
-        let measurement = verified.claims.get("measurement").and_then(Value::as_str).map(str::to_owned);
-        let mut evidence = json!({
-            request.tee.name(): verified.claims,
-            "init_data": verified.init_data,
-            "report_data": verified.report_data,
-        });
-        if let Some(Binding::Structured(value)) = &request.binding {
-            evidence["runtime_data_claims"] = value.clone();
-        }
-        if let Some(claims) = init_data_claims {
-            evidence["init_data_claims"] = claims;
-        }
-        let policy_id = if request.policy_id.is_empty() { "default" } else { &request.policy_id };
-        let name = format!("{policy_id}_cpu");
-        let program = self.programs.read().await.get(&name).cloned();
-        let program = program.ok_or(ServiceError::PolicyId(name))?;
-        let references = Arc::new(self.reference_values().await?);
-        let appraisal = appraisal::appraise(&program, &evidence, &references)?;
-        let submods = json!({"cpu0": appraisal.submod(policy_id, evidence)});
-        let token = self.broker.issue(&submods, now)?;
-        Ok(Verdict { token, vector: appraisal.vector, findings: appraisal.findings, measurement })
+        self.evaluate_all(std::slice::from_ref(request)).await
+    }
+
+    /// Verifiers of devices beside those built in.
+    #[must_use]
+    pub fn with_devices(mut self, devices: Devices) -> Self {
+        self.devices = devices;
+        self
+    }
+
+    pub(crate) fn devices(&self) -> &Devices {
+        &self.devices
+    }
+
+    pub(crate) fn verifier(&self) -> &dyn EvidenceVerifier {
+        self.verifier.as_ref()
+    }
+
+    pub(crate) fn broker(&self) -> &TokenBroker {
+        &self.broker
+    }
+
+    pub(crate) async fn program(&self, id: &str) -> Option<Arc<Program>> {
+        self.programs.read().await.get(id).cloned()
     }
 
     /// Stores a policy after it compiled.
@@ -223,8 +207,12 @@ impl AttestationService {
     pub async fn policy(&self, id: &str) -> Result<(String, bool), ServiceError> {
         match self.store.get(POLICY_NAMESPACE, id).await? {
             Some(text) => Ok((String::from_utf8_lossy(&text).into_owned(), false)),
-            None if id == "default_cpu" => Ok((appraisal::DEFAULT_CPU.to_owned(), true)),
-            None => Err(ServiceError::PolicyId(id.chars().take(64).collect())),
+            None => {
+                let built_in = appraisal::BUILT_IN.iter().find(|(name, _)| *name == id);
+                let text = built_in.map(|(_, text)| (*text).to_owned());
+                text.map(|text| (text, true))
+                    .ok_or_else(|| ServiceError::PolicyId(id.chars().take(64).collect()))
+            }
         }
     }
 
@@ -268,8 +256,9 @@ mod tests {
     use crate::jws::Unverified;
     use crate::store::StoreKey;
     use crate::token::TokenVerifier;
-    use crate::verify::SampleVerifier;
+    use crate::verify::{Reason, SampleVerifier};
     use kata_cc_kbs_protocol::base64_standard;
+    use serde_json::json;
 
     async fn service(enabled: bool) -> AttestationService {
         let pem = SigningKey::generate_pem("ES256").unwrap();
