@@ -16,9 +16,6 @@ use crate::problem::Problem;
 use crate::service::{AttestationService, Binding, Evaluate, ExpectedInitData, ServiceError, Verdict};
 use crate::sources::Sources;
 
-/// Most pieces of evidence in one request.
-pub const MAX_EVIDENCE: usize = 16;
-
 /// The parts of a running service.
 #[derive(Debug)]
 pub struct Api {
@@ -76,21 +73,22 @@ impl Api {
     ///
     /// # Errors
     /// Why the evidence was refused.
-    pub async fn evaluate(&self, request: &Evaluate) -> Result<Verdict, ServiceError> {
-        match self.service.evaluate(request).await {
+    pub async fn evaluate(&self, requests: &[Evaluate]) -> Result<Verdict, ServiceError> {
+        let tee = requests.first().map_or(Tee::Sample, |request| request.tee);
+        match self.service.evaluate_all(requests).await {
             Ok(verdict) => {
-                self.metrics.verdict(request.tee, verdict.vector.status().name(), verdict.timings);
-                log(request.tee, &verdict);
+                self.metrics.verdict(tee, verdict.status().name(), verdict.timings);
+                log(&verdict);
                 Ok(verdict)
             }
             Err(error) => {
-                self.metrics.refusal(request.tee, &error);
+                self.metrics.refusal(tee, &error);
                 let refusal = match &error {
                     ServiceError::Refused(refusal) => Some(refusal),
                     _ => None,
                 };
                 info!(
-                    tee = %request.tee, status = "refused", reason = refusal.map(|r| r.reason.name()),
+                    %tee, status = "refused", reason = refusal.map(|r| r.reason.name()),
                     claim = refusal.and_then(|r| r.claim.as_deref()), seen = refusal.and_then(|r| r.seen.as_deref()),
                     expected = refusal.and_then(|r| r.expected.as_deref()), %error, request_id = request_id(), "verdict"
                 );
@@ -104,22 +102,26 @@ fn request_id() -> String {
     crate::problem::CURRENT_REQUEST.try_with(Clone::clone).unwrap_or_default()
 }
 
-/// One line for the verdict, and one for each comparison that failed.
-fn log(tee: Tee, verdict: &Verdict) {
+/// One line for each submod, and one for each comparison that failed.
+fn log(verdict: &Verdict) {
     let id = request_id();
-    info!(
-        %tee, status = verdict.vector.status().name(), measurement = verdict.measurement, request_id = id,
-        failed = verdict.findings.len(), checks = verdict.explanation.len(), "verdict"
-    );
-    for check in verdict.explanation.iter().filter(|check| !check.ok).take(crate::ear::MAX_FINDINGS) {
+    for submod in &verdict.submods {
+        let (tee, submod_name) = (submod.tee, &submod.name);
         info!(
-            %tee, rule = check.rule, claim = check.claim, seen = %check.seen, expected = %check.expected,
-            policy = check.policy.id, policy_digest = check.policy.digest,
-            reference = check.reference.as_ref().map(|r| r.name.as_str()),
-            reference_state = check.reference.as_ref().map(|r| r.state.as_str()),
-            reference_source = check.reference.as_ref().and_then(|r| r.source.as_ref()).map(ToString::to_string),
-            what_to_do = check.what_to_do, request_id = id, "check failed"
+            %tee, submod = submod_name, status = submod.vector.status().name(), measurement = submod.measurement,
+            request_id = id, failed = submod.findings.len(), checks = submod.explanation.len(), "verdict"
         );
+        let failed = submod.explanation.iter().filter(|check| !check.ok);
+        for check in failed.take(crate::ear::MAX_FINDINGS) {
+            info!(
+                %tee, submod = submod_name, rule = check.rule, claim = check.claim, seen = %check.seen,
+                expected = %check.expected, policy = check.policy.id, policy_digest = check.policy.digest,
+                reference = check.reference.as_ref().map(|r| r.name.as_str()),
+                reference_state = check.reference.as_ref().map(|r| r.state.as_str()),
+                reference_source = check.reference.as_ref().and_then(|r| r.source.as_ref()).map(ToString::to_string),
+                what_to_do = check.what_to_do, request_id = id, "check failed"
+            );
+        }
     }
 }
 

@@ -23,6 +23,12 @@ use crate::references::{InForce, Record, ReferenceUse};
 /// The built-in policy for `default_cpu`.
 pub const DEFAULT_CPU: &str = include_str!("policies/default_cpu.rego");
 
+/// The built-in policy for `default_gpu`.
+pub const DEFAULT_GPU: &str = include_str!("policies/default_gpu.rego");
+
+/// Ids and texts of all built-in policies.
+pub const BUILT_IN: [(&str, &str); 2] = [("default_cpu", DEFAULT_CPU), ("default_gpu", DEFAULT_GPU)];
+
 const QUERY: &str = "query_reference_value";
 
 /// Rules that are read.

@@ -143,13 +143,14 @@ impl Attestation for Grpc {
     ) -> Result<Response<AttestationResponse>, Status> {
         let request = request.into_inner();
         let work = async {
-            let [one] = request.verification_requests.as_slice() else {
-                let count = request.verification_requests.len();
-                return Err(Status::aborted(format!("{count} verification requests, exactly one is evaluated")));
-            };
-            let policy_id = request.policy_ids.first().cloned().unwrap_or_default();
-            let evaluate = evaluation(one, policy_id).map_err(refused)?;
-            let verdict = self.api.evaluate(&evaluate).await.map_err(|e| aborted(&e))?;
+            let policy_id = request.policy_ids.first().map_or("", String::as_str);
+            let pieces: Vec<_> = request
+                .verification_requests
+                .iter()
+                .map(|one| evaluation(one, policy_id.to_owned()))
+                .collect::<Result<_, _>>()
+                .map_err(refused)?;
+            let verdict = self.api.evaluate(&pieces).await.map_err(|e| aborted(&e))?;
             Ok(AttestationResponse { attestation_token: verdict.token })
         };
         self.timed("AttestationEvaluate", work).await

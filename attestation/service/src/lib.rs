@@ -2,6 +2,7 @@
 //!
 //! - [`verify`]: evidence to claims (the verifiers themselves are `kata-cc-verifier`, pure).
 //! - [`appraisal`]: claims to a trust vector, by a Rego policy and reference values; [`explain`]: why.
+//! - [`composite`], [`devices`]: evidence of devices beside the CPU's.
 //! - [`references`]: reference values; [`sources`]: the messages that bring them.
 //! - [`ear`]: the attestation result.
 //! - [`jws`], [`token`], [`chain`]: signing and checking it.
@@ -20,6 +21,8 @@ pub mod api;
 pub mod appraisal;
 pub mod chain;
 pub mod challenge;
+pub mod composite;
+pub mod devices;
 pub mod ear;
 pub mod explain;
 pub mod gate;

@@ -175,8 +175,10 @@ impl AttestationService {
     pub async fn policy(&self, id: &str) -> Result<(String, bool), ServiceError> {
         match self.state.store.get(POLICY_NAMESPACE, id).await? {
             Some(text) => Ok((String::from_utf8_lossy(&text).into_owned(), false)),
-            None if id == "default_cpu" => Ok((appraisal::DEFAULT_CPU.to_owned(), true)),
-            None => Err(unknown(id)),
+            None => {
+                let built_in = appraisal::BUILT_IN.iter().find(|(name, _)| *name == id);
+                built_in.map(|(_, text)| ((*text).to_owned(), true)).ok_or_else(|| unknown(id))
+            }
         }
     }
 
@@ -219,7 +221,7 @@ impl AttestationService {
         };
         let claims = match &run.input {
             DryRunInput::Claims(claims) => claims.clone(),
-            DryRunInput::Evidence(evaluate) => self.verify(evaluate, now)?.0,
+            DryRunInput::Evidence(evaluate) => self.claims_of(evaluate, now)?,
         };
         let mut records = current.references.clone();
         for (name, value) in &run.reference_values {

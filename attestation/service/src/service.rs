@@ -2,18 +2,18 @@
 //! [`crate::registry`].
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kata_cc_kbs_protocol::Tee;
-use kata_cc_kbs_protocol::initdata::InitData;
 use kata_cc_kbs_protocol::rcar::HashAlgorithm;
 use kata_cc_policy::engine::EngineError;
-use kata_cc_verifier::initdata;
-use serde_json::{Value, json};
+use serde_json::Value;
 use thiserror::Error;
 use tracing::info;
 
 use crate::appraisal::{AppraisalError, MAX_ID};
+use crate::composite::Submod;
+use crate::devices::Devices;
 use crate::ear::{Finding, TrustVector};
 use crate::explain::Check;
 use crate::jws::{JwsError, SigningKey};
@@ -22,7 +22,7 @@ use crate::sources::SourceError;
 use crate::state::{KEY_NAMESPACE, State};
 use crate::store::{Store, StoreError, read_secret, write_secret};
 use crate::token::{LEEWAY, PublishedKey, TokenBroker, TokenError};
-use crate::verify::{Evidence, EvidenceVerifier, Reason, Refusal};
+use crate::verify::{EvidenceVerifier, Refusal};
 
 /// Namespace of attestation policies in the store.
 pub const POLICY_NAMESPACE: &str = "attestation_service_policy";
@@ -133,7 +133,7 @@ pub struct Timings {
 pub struct Verdict {
     /// EAR, signed.
     pub token: String,
-    /// Trust vector of the CPU.
+    /// Trust vector of the CPU; [`Verdict::status`] is that of everything.
     pub vector: TrustVector,
     /// What did not match the reference values.
     pub findings: Vec<Finding>,
@@ -141,26 +141,17 @@ pub struct Verdict {
     pub explanation: Vec<Check>,
     /// Launch measurement, when the TEE has one.
     pub measurement: Option<String>,
+    /// Each piece of evidence by itself, the CPU's first.
+    pub submods: Vec<Submod>,
     /// Steps.
     pub timings: Timings,
-}
-
-/// One piece of evidence, verified and appraised.
-#[derive(Debug)]
-pub(crate) struct Appraised {
-    /// Submod of the token.
-    pub(crate) submod: Value,
-    pub(crate) vector: TrustVector,
-    pub(crate) findings: Vec<Finding>,
-    pub(crate) explanation: Vec<Check>,
-    pub(crate) measurement: Option<String>,
-    pub(crate) timings: Timings,
 }
 
 /// The service.
 pub struct AttestationService {
     pub(crate) state: State,
     verifier: Box<dyn EvidenceVerifier>,
+    devices: Devices,
     broker: TokenBroker,
     key_file: Option<KeyFile>,
     /// Days after which reference values end when nobody says otherwise.
@@ -202,7 +193,14 @@ impl AttestationService {
         broker: TokenBroker,
     ) -> Result<Self, ServiceError> {
         let state = State::new(store).await?;
-        let service = Self { state, verifier, broker, key_file: None, default_days: None };
+        let service = Self {
+            state,
+            verifier,
+            devices: Devices::default(),
+            broker,
+            key_file: None,
+            default_days: None,
+        };
         service.publish_keys().await?;
         Ok(service)
     }
@@ -232,91 +230,26 @@ impl AttestationService {
     /// Verifies and appraises evidence; the verdict's token says how good it is. An error means that the evidence proves
     /// nothing.
     pub async fn evaluate(&self, request: &Evaluate) -> Result<Verdict, ServiceError> {
-        let now = crate::now();
-        let one = self.appraise(request, "cpu", now).await?;
-        let (token, issue) = self.issue(&json!({"cpu0": one.submod}), now)?;
-        Ok(Verdict {
-            token,
-            vector: one.vector,
-            findings: one.findings,
-            explanation: one.explanation,
-            measurement: one.measurement,
-            timings: Timings { issue, ..one.timings },
-        })
+        self.evaluate_all(std::slice::from_ref(request)).await
     }
 
-    /// Verifies evidence; gives the annotated evidence, as policies see it, and the launch measurement.
-    pub(crate) fn verify(&self, request: &Evaluate, now: i64) -> Result<(Value, Option<String>), ServiceError> {
-        let report_data = request.binding.as_ref().map(|binding| match binding {
-            Binding::Structured(value) => request.hash.digest(&kata_cc_kbs_protocol::rcar::canonical(value)),
-            Binding::Raw(bytes) => request.hash.digest(bytes),
-        });
-        let (init_data, init_data_claims) = match &request.init_data {
-            None => (None, None),
-            Some(ExpectedInitData::Digest(digest)) => (Some(digest.clone()), None),
-            Some(ExpectedInitData::Toml(text)) => {
-                let parsed =
-                    InitData::parse(text).map_err(|e| Refusal::new(Reason::InitData, e.to_string()))?;
-                (Some(parsed.digest()), Some(initdata::claims(&parsed)))
-            }
-        };
-        let verified = self.verifier.verify(
-            &Evidence {
-                tee: request.tee,
-                evidence: &request.evidence,
-                report_data: report_data.as_deref(),
-                init_data: init_data.as_deref(),
-            },
-            now,
-        )?;
-        let measurement = verified.claims.get("measurement").and_then(Value::as_str).map(str::to_owned);
-        let mut evidence = json!({
-            request.tee.name(): verified.claims,
-            "init_data": verified.init_data,
-            "report_data": verified.report_data,
-        });
-        if let Some(Binding::Structured(value)) = &request.binding {
-            evidence["runtime_data_claims"] = value.clone();
-        }
-        if let Some(claims) = init_data_claims {
-            evidence["init_data_claims"] = claims;
-        }
-        Ok((evidence, measurement))
+    /// Verifiers of devices beside those built in.
+    #[must_use]
+    pub fn with_devices(mut self, devices: Devices) -> Self {
+        self.devices = devices;
+        self
     }
 
-    /// Verifies and appraises one piece of evidence by the policy of its class (`cpu`, `gpu`, ...).
-    pub(crate) async fn appraise(
-        &self,
-        request: &Evaluate,
-        class: &str,
-        now: i64,
-    ) -> Result<Appraised, ServiceError> {
-        let current = self.state.current().await?;
-        let start = Instant::now();
-        let (evidence, measurement) = self.verify(request, now)?;
-        let verified = Instant::now();
-        let policy_id = if request.policy_id.is_empty() { "default" } else { &request.policy_id };
-        let name = format!("{policy_id}_{class}");
-        let policy = current.policies.get(&name).ok_or(ServiceError::PolicyId(name))?;
-        let appraisal = current.appraise(policy, &evidence, now)?;
-        Ok(Appraised {
-            submod: appraisal.submod(policy_id, evidence),
-            vector: appraisal.vector,
-            findings: appraisal.findings,
-            explanation: appraisal.checks,
-            measurement,
-            timings: Timings {
-                verify: verified.duration_since(start),
-                appraise: verified.elapsed(),
-                issue: Duration::ZERO,
-            },
-        })
+    pub(crate) fn devices(&self) -> &Devices {
+        &self.devices
     }
 
-    /// Signs a token with these submods; gives what that took too.
-    pub(crate) fn issue(&self, submods: &Value, now: i64) -> Result<(String, Duration), ServiceError> {
-        let start = Instant::now();
-        Ok((self.broker.issue(submods, now)?, start.elapsed()))
+    pub(crate) async fn current(&self) -> Result<std::sync::Arc<crate::state::Snapshot>, ServiceError> {
+        self.state.current().await
+    }
+
+    pub(crate) fn verifier(&self) -> &dyn EvidenceVerifier {
+        self.verifier.as_ref()
     }
 
     /// Keys that its tokens are checked with: the one that signs, and those that signed what has not expired.
@@ -466,11 +399,13 @@ fn replace_secret(path: &Path, secret: &[u8]) -> Result<(), ServiceError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
+    use std::collections::BTreeMap;
     use crate::ear::Tier;
     use crate::jws::Unverified;
     use crate::store::StoreKey;
     use crate::token::TokenVerifier;
-    use crate::verify::SampleVerifier;
+    use crate::verify::{Reason, SampleVerifier};
     use kata_cc_kbs_protocol::base64_standard;
 
     async fn service(enabled: bool) -> AttestationService {

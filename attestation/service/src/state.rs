@@ -6,7 +6,7 @@
 //! known stays in force for a minute; after that evaluations fail.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -162,11 +162,9 @@ async fn read(store: &Store, now: u64, old: Option<&Snapshot>) -> Result<Snapsho
     // The mark first: what is written while the rest is read gives another mark, and is read again.
     let generation = generation(store).await?;
     let mut policies = BTreeMap::new();
-    let default = match old.and_then(|old| old.policies.get("default_cpu")) {
-        Some(policy) if *policy.name().digest == *default_digest() => Arc::clone(policy),
-        _ => Arc::new(appraisal::compile("default_cpu", appraisal::DEFAULT_CPU)?),
-    };
-    policies.insert("default_cpu".to_owned(), default);
+    for (id, text) in appraisal::BUILT_IN {
+        policies.insert(id.to_owned(), built_in(id, text)?);
+    }
     for (id, text) in store.all(POLICY_NAMESPACE).await? {
         let text = String::from_utf8_lossy(&text);
         let known = old.and_then(|old| old.policies.get(&id));
@@ -209,7 +207,14 @@ pub(crate) fn digest(text: &str) -> String {
     hex::encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, text.as_bytes()))
 }
 
-fn default_digest() -> Arc<str> {
-    static DIGEST: std::sync::OnceLock<Arc<str>> = std::sync::OnceLock::new();
-    Arc::clone(DIGEST.get_or_init(|| digest(appraisal::DEFAULT_CPU).into()))
+/// A built-in policy, compiled once in the life of the process.
+fn built_in(id: &'static str, text: &'static str) -> Result<Arc<Policy>, ServiceError> {
+    static COMPILED: Mutex<BTreeMap<&str, Arc<Policy>>> = Mutex::new(BTreeMap::new());
+    let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(policy) = compiled.get(id) {
+        return Ok(Arc::clone(policy));
+    }
+    let policy = Arc::new(appraisal::compile(id, text)?);
+    compiled.insert(id, Arc::clone(&policy));
+    Ok(policy)
 }

@@ -114,6 +114,11 @@ pub struct Verified {
 pub trait EvidenceVerifier: Send + Sync {
     /// Checks `evidence` at `now` (seconds since 1970).
     fn verify(&self, evidence: &Evidence<'_>, now: i64) -> Result<Verified, Refusal>;
+
+    /// Whether sample evidence, which proves nothing, is enabled; it is for devices too.
+    fn accepts_samples(&self) -> bool {
+        false
+    }
 }
 
 /// Trustee's sample TEE: evidence that anybody can make up. For trying out clients.
@@ -155,6 +160,10 @@ impl EvidenceVerifier for SampleVerifier {
             "platform_version": {"major": 1, "minor": 4}, "debug": false, "init_data": init_data,
         });
         Ok(Verified { claims, init_data, report_data: report_data.to_owned() })
+    }
+
+    fn accepts_samples(&self) -> bool {
+        self.enabled
     }
 }
 
@@ -219,5 +228,9 @@ impl EvidenceVerifier for Verifiers {
             init_data: text("init_data"),
             report_data: text("report_data"),
         })
+    }
+
+    fn accepts_samples(&self) -> bool {
+        self.sample.enabled
     }
 }

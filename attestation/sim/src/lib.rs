@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use aws_lc_rs::signature::{ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair};
-use kata_cc_snp::certs::{CertError, Certificate};
+use kata_cc_snp::certs::{CertError, Certificate, VekExtensions};
 use kata_cc_snp::report::{CpuId, FirmwareVersion, SIGNATURE_ALGO_ECDSA_P384, SIGNED_LEN, Signature};
 use kata_cc_snp::{CertKind, CertTable, GuestPolicy, KeyInfo, PlatformInfo, REPORT_LEN, Report, Tcb};
 use zeroize::Zeroizing;
@@ -220,7 +220,7 @@ impl SimPlatform {
         if public != vcek.p384_public_key().map_err(in_vcek)? {
             return Err(SimError::Key { path });
         }
-        let extensions = vcek.vek_extensions().map_err(in_vcek)?;
+        let extensions = VekExtensions::of(&vcek).map_err(in_vcek)?;
         let chip_id = extensions
             .hw_id
             .and_then(|id| <[u8; 64]>::try_from(id).ok())

@@ -12,7 +12,7 @@
 
 use aws_lc_rs::signature::{ECDSA_P384_SHA384_FIXED, UnparsedPublicKey};
 
-use crate::certs::{CertError, Certificate, VekExtensions};
+use crate::certs::{AMD_SIGNATURE, CertError, Certificate, VekExtensions};
 use crate::policy::SigningKey;
 use crate::report::{Report, ReportError, Reserved, SIGNATURE_ALGO_ECDSA_P384, SIGNED_LEN};
 use crate::roots;
@@ -56,7 +56,7 @@ impl Product {
     pub fn of(report: &Report, vek: Option<&Certificate>) -> Option<Self> {
         match report.cpuid {
             Some(cpu) => Self::from_cpuid(cpu.family, cpu.model),
-            None => Self::from_name(&vek?.vek_extensions().ok()?.product_name),
+            None => Self::from_name(&VekExtensions::of(vek?).ok()?.product_name),
         }
     }
 
@@ -324,7 +324,7 @@ pub fn verify(
     }
     let vek = load(Role::Vek, &endorsements.vek)?;
     let extensions =
-        vek.vek_extensions().map_err(|source| VerifyError::Certificate { role: Role::Vek, source })?;
+        VekExtensions::of(&vek).map_err(|source| VerifyError::Certificate { role: Role::Vek, source })?;
     let kind = vek_kind(&extensions)?;
     if let TrustAnchor::Amd(product) = anchor {
         check_product(&parsed, &vek, *product)?;
@@ -406,7 +406,7 @@ fn verify_link(role: Role, cert: &Certificate, issuer: &Certificate, now: u64) -
     if !cert.names_issuer(issuer) {
         return Err(VerifyError::Issuer { role, seen: cert.issuer_cn(), expected: issuer.subject_cn() });
     }
-    if !cert.signed_by(issuer).map_err(|source| VerifyError::Certificate { role, source })? {
+    if !cert.signed_by(issuer, AMD_SIGNATURE).map_err(|source| VerifyError::Certificate { role, source })? {
         return Err(VerifyError::ChainSignature { role, issuer: issuer.subject_cn() });
     }
     cert.check_validity(now).map_err(|source| VerifyError::Certificate { role, source })

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use kata_cc_snp::certs::{CertError, Certificate};
+use kata_cc_snp::certs::{AMD_SIGNATURE, CertError, Certificate, VekExtensions};
 use kata_cc_snp::evidence::SnpEvidence;
 use kata_cc_snp::report::SIGNED_LEN;
 use kata_cc_snp::verify::{AnchorKind, Blame, Product, Role, VekKind};
@@ -286,7 +286,7 @@ fn a_reported_tcb_that_is_not_the_certificates_is_refused() {
     // Nobody can sign such a report here, so the comparison is shown on the parts.
     for case in cases() {
         let report = Report::parse(&case.report).unwrap();
-        let extensions = Certificate::from_der(&case.given.vek).unwrap().vek_extensions().unwrap();
+        let extensions = VekExtensions::of(&Certificate::from_der(&case.given.vek).unwrap()).unwrap();
         assert_eq!(report.reported_tcb, extensions.tcb);
         let mut changed = case.report.clone();
         changed[0x180] += 1;
@@ -349,12 +349,12 @@ fn built_in_roots_are_those_of_amd() {
     for product in Product::ALL {
         let ark = roots::ark(product).unwrap();
         assert_eq!(ark.subject_cn(), format!("ARK-{}", product.name()));
-        assert!(ark.signed_by(&ark).unwrap());
+        assert!(ark.signed_by(&ark, AMD_SIGNATURE).unwrap());
         let certs = roots::product_certs(product);
         for (bytes, cn) in [(certs.ask, "SEV-"), (certs.asvk, "SEV-VLEK-")] {
             let cert = Certificate::from_der(bytes).unwrap();
             assert_eq!(cert.subject_cn(), format!("{cn}{}", product.name()));
-            assert!(cert.signed_by(&ark).unwrap() && cert.names_issuer(&ark));
+            assert!(cert.signed_by(&ark, AMD_SIGNATURE).unwrap() && cert.names_issuer(&ark));
         }
         let Some(dir) = vectors() else { continue };
         let lower = product.name().to_lowercase();

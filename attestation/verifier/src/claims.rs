@@ -1,8 +1,8 @@
-//! Claims under the names that Trustee's `snp` verifier gives them, so that its policies work unchanged.
+//! Claims under the names that Trustee's verifiers give them, so that its policies work unchanged.
 //!
 //! The same names stand under `snp` and `sim-snp`; the member that holds them tells which it is. Numbers
 //! are numbers, flags are booleans, byte strings are lower-case hex. `vmpl`, `guest_svn` and what follows
-//! in [`tee_claims`] after the comment are additions: Trustee does not publish them.
+//! in [`snp()`] after the comment are additions: Trustee does not publish them.
 
 use kata_cc_kbs_protocol::Tee;
 use kata_cc_snp::Report;
@@ -10,20 +10,26 @@ use serde_json::{Map, Value, json};
 
 /// The annotated evidence: the TEE's claims and what stands beside them.
 #[must_use]
-pub fn annotated(tee: Tee, report: &Report, init_data_claims: Option<Value>) -> Value {
+pub fn annotated(
+    tee: Tee,
+    tee_claims: Value,
+    report_data: &[u8],
+    init_data: &[u8],
+    init_data_claims: Option<Value>,
+) -> Value {
     let mut out = Map::new();
-    out.insert(tee.name().to_owned(), tee_claims(report));
-    out.insert("report_data".to_owned(), hex::encode(report.report_data).into());
-    out.insert("init_data".to_owned(), hex::encode(report.host_data).into());
+    out.insert(tee.name().to_owned(), tee_claims);
+    out.insert("report_data".to_owned(), hex::encode(report_data).into());
+    out.insert("init_data".to_owned(), hex::encode(init_data).into());
     if let Some(claims) = init_data_claims {
         out.insert("init_data_claims".to_owned(), claims);
     }
     out.into()
 }
 
-/// What the report says, for the member named after the TEE.
+/// What an SNP report says, for the member named after the TEE.
 #[must_use]
-pub fn tee_claims(report: &Report) -> Value {
+pub fn snp(report: &Report) -> Value {
     json!({
         "policy_abi_major": report.policy.abi_major(),
         "policy_abi_minor": report.policy.abi_minor(),

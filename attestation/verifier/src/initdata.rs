@@ -1,12 +1,12 @@
 //! Init-data at the verifier: is this the document that the guest was launched with, and what does it say.
 //!
-//! The digest (by the document's own algorithm, over its exact bytes) is fitted to SNP's 32-byte
-//! `HOST_DATA`. Published as `init_data_claims`: `aa.toml` and `cdh.toml` as JSON, `policy.rego` only
+//! The digest (by the document's own algorithm, over its exact bytes) is fitted to the TEE's field: SNP's
+//! `HOST_DATA` has 32 bytes, TDX's `MRCONFIGID` 48. Published as `init_data_claims`: `aa.toml` and `cdh.toml` as JSON, `policy.rego` only
 //! as `agent_policy_claims`, and only when a line begins with `policy_data := {` and goes on as a JSON object;
 //! other entries as text. What the claims say is what the document says, no more: whoever wrote it chose its words, and a policy
 //! text can show data that its rules do not look at. To know who wrote it, compare its digest (`init_data`). The format itself is [`kata_cc_kbs_protocol::initdata`].
 
-use kata_cc_kbs_protocol::initdata::{InitData, fit};
+use kata_cc_kbs_protocol::initdata::InitData;
 use serde_json::{Map, Value};
 
 use crate::Refusal;
@@ -28,25 +28,28 @@ pub enum ExpectedInitData<'a> {
 }
 
 impl ExpectedInitData<'_> {
-    /// Compares with the field of the report and gives the claims, if the document is there.
-    pub(crate) fn check(&self, host_data: &[u8; 32]) -> Result<Option<Value>, Refusal> {
+    /// Compares with the TEE's field, and gives the claims if the document is there. `name` is the TEE's
+    /// name of the field, for the message.
+    pub(crate) fn check(&self, name: &'static str, field: &[u8]) -> Result<Option<Value>, Refusal> {
         match self {
-            Self::Digest(digest) => compare(host_data, digest).map(|()| None),
+            Self::Digest(digest) => compare(name, field, digest).map(|()| None),
             Self::Toml(text) => {
                 let document = InitData::parse(text)?;
-                compare(host_data, &document.digest())?;
+                compare(name, field, &document.digest())?;
                 Ok(Some(claims(&document)))
             }
         }
     }
 }
 
-fn compare(seen: &[u8; 32], digest: &[u8]) -> Result<(), Refusal> {
-    let expected: [u8; 32] = fit(digest);
-    if *seen == expected {
+fn compare(field: &'static str, seen: &[u8], digest: &[u8]) -> Result<(), Refusal> {
+    // Cut to the field, or padded with zeros at its end.
+    let mut expected = digest.to_vec();
+    expected.resize(seen.len(), 0);
+    if seen == expected {
         return Ok(());
     }
-    Err(Refusal::InitData { seen: hex::encode(seen), expected: hex::encode(expected) })
+    Err(Refusal::InitData { field, seen: hex::encode(seen), expected: hex::encode(expected) })
 }
 
 /// Contents of the document as claims. TOML that does not parse is published as text: the policy decides.

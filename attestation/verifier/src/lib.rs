@@ -16,13 +16,10 @@ pub mod binding;
 pub mod claims;
 pub mod initdata;
 mod refusal;
+mod snp;
 
 use kata_cc_kbs_protocol::Tee;
-use kata_cc_snp::certs::{CertError, Certificate};
-use kata_cc_snp::evidence::SnpEvidence;
-use kata_cc_snp::verify::{AnchorKind, Product};
-use kata_cc_snp::{Endorsements, Report, TrustAnchor, VerifyError};
-use serde::Deserialize as _;
+use kata_cc_x509::{CertError, Certificate};
 use serde_json::Value;
 
 pub use initdata::ExpectedInitData;
@@ -77,14 +74,12 @@ pub struct Verdict {
     /// Claims as a policy sees them: a member named after the TEE, `report_data`, `init_data`, and
     /// `init_data_claims` when the document was given.
     pub claims: Value,
-    /// Launch digest.
-    pub measurement: [u8; 48],
-    /// Report data.
-    pub report_data: [u8; 64],
-    /// `HOST_DATA`, where the init-data's digest is.
-    pub init_data: [u8; 32],
-    /// The whole report.
-    pub report: Report,
+    /// Launch digest: `MEASUREMENT` of SNP.
+    pub measurement: Vec<u8>,
+    /// What the guest had signed: the whole field, padding included.
+    pub report_data: Vec<u8>,
+    /// The field where the init-data's digest is: `HOST_DATA` of SNP.
+    pub init_data: Vec<u8>,
 }
 
 impl Verdict {
@@ -101,87 +96,7 @@ impl Verdict {
 /// [`Refusal`] says what was seen and what was expected.
 pub fn verify(config: &VerifierConfig, input: &Evidence<'_>, now: u64) -> Result<Verdict, Refusal> {
     match input.tee {
-        Tee::Snp | Tee::SimSnp => verify_snp(config, input, now),
+        Tee::Snp | Tee::SimSnp => snp::verify(config, input, now),
         tee => Err(Refusal::TeeNotSupported { tee }),
     }
-}
-
-fn verify_snp(config: &VerifierConfig, input: &Evidence<'_>, now: u64) -> Result<Verdict, Refusal> {
-    if input.tee == Tee::SimSnp && config.simulated_roots.is_empty() {
-        return Err(Refusal::SimulatedNotConfigured);
-    }
-    let evidence = SnpEvidence::deserialize(input.evidence)
-        .map_err(|error| Refusal::Malformed { what: error.to_string() })?;
-    let report = evidence.attestation_report.to_report().map_err(VerifyError::Report)?;
-    if report.version < 3 {
-        return Err(Refusal::ReportVersion { seen: report.version });
-    }
-    let given = evidence.endorsements();
-    let bytes = report.to_bytes();
-    let verified = match input.tee {
-        Tee::SimSnp => verify_simulated(config, &bytes, &given, now)?,
-        _ => {
-            let anchor = TrustAnchor::Amd(product_of(&report, &given)?);
-            kata_cc_snp::verify(&bytes, &given, &anchor, now)?
-        }
-    };
-    let report = verified.report;
-    if report.vmpl > config.max_vmpl {
-        return Err(Refusal::Vmpl { seen: report.vmpl, expected: config.max_vmpl });
-    }
-    if let Some(expected) = input.report_data {
-        binding::check_report_data(&report.report_data, expected)?;
-    }
-    let init_data_claims = match &input.init_data {
-        Some(expected) => expected.check(&report.host_data)?,
-        None => None,
-    };
-    // The label follows the anchor, not what the guest called itself.
-    let tee = match verified.anchor {
-        AnchorKind::Amd(_) => Tee::Snp,
-        AnchorKind::Simulated => Tee::SimSnp,
-    };
-    Ok(Verdict {
-        tee,
-        claims: claims::annotated(tee, &report, init_data_claims),
-        measurement: report.measurement,
-        report_data: report.report_data,
-        init_data: report.host_data,
-        report,
-    })
-}
-
-fn product_of(report: &Report, given: &Endorsements) -> Result<Product, Refusal> {
-    let vek = Certificate::from_der_or_pem(&given.vek).ok();
-    Product::of(report, vek.as_ref()).ok_or_else(|| {
-        let cpu = report
-            .cpuid
-            .map_or_else(|| "none".to_owned(), |cpu| format!("{:#x}/{:#x}", cpu.family, cpu.model));
-        Refusal::UnknownProduct { seen: cpu }
-    })
-}
-
-/// Tries each configured root. The refusal reported is that of the root that came furthest: any but a
-/// wrong root, if there is one, as it is the one that helps.
-fn verify_simulated(
-    config: &VerifierConfig,
-    report: &[u8],
-    given: &Endorsements,
-    now: u64,
-) -> Result<kata_cc_snp::Verified, Refusal> {
-    let mut refused = Refusal::SimulatedNotConfigured;
-    for root in &config.simulated_roots {
-        let anchor = TrustAnchor::Simulated(Box::new(root.clone()));
-        match kata_cc_snp::verify(report, given, &anchor, now) {
-            Ok(verified) => return Ok(verified),
-            Err(error) => {
-                let error = Refusal::from(error);
-                if refused.reason() != Reason::UntrustedRoot && refused != Refusal::SimulatedNotConfigured {
-                    continue;
-                }
-                refused = error;
-            }
-        }
-    }
-    Err(refused)
 }

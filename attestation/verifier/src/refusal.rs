@@ -98,8 +98,10 @@ pub enum Refusal {
         expected: String,
     },
     /// The guest was launched with other init-data.
-    #[error("host data is {seen}, expected {expected}: the guest was launched with other init-data")]
+    #[error("{field} is {seen}, expected {expected}: the guest was launched with other init-data")]
     InitData {
+        /// The TEE's name of the field.
+        field: &'static str,
         /// Hex of the field.
         seen: String,
         /// Hex of what it should be.
@@ -176,7 +178,7 @@ impl Refusal {
             Self::ReportVersion { seen } => (seen.to_string(), "3 to 5".to_owned()),
             Self::UnknownProduct { seen } => (seen.clone(), "Milan, Genoa or Turin".to_owned()),
             Self::Vmpl { seen, expected } => (seen.to_string(), format!("at most {expected}")),
-            Self::ReportData { seen, expected } | Self::InitData { seen, expected } => {
+            Self::ReportData { seen, expected } | Self::InitData { seen, expected, .. } => {
                 (seen.clone(), expected.clone())
             }
             Self::Malformed { .. } | Self::InitDataDocument(_) => return None,

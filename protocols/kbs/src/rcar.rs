@@ -20,6 +20,8 @@ pub enum Tee {
     Tdx,
     /// SEV-SNP played by our VMM under a throw-away root. Protects nothing. Not known to Trustee.
     SimSnp,
+    /// TDX quotes in the real format under a throw-away root. Protects nothing. Not known to Trustee.
+    SimTdx,
     /// Trustee's sample: made-up evidence without any signature.
     Sample,
     /// SEV-SNP behind Azure's vTPM.
@@ -54,6 +56,7 @@ impl Tee {
             Self::Snp => "snp",
             Self::Tdx => "tdx",
             Self::SimSnp => "sim-snp",
+            Self::SimTdx => "sim-tdx",
             Self::Sample => "sample",
             Self::AzSnpVtpm => "az-snp-vtpm",
             Self::AzTdxVtpm => "az-tdx-vtpm",

@@ -21,20 +21,19 @@ pub(super) async fn evaluate(
     body: Body_,
 ) -> Result<String, Problem> {
     let request: EvaluateRequest = json_body(&headers, body)?;
-    let [one] = request.verification_requests.as_slice() else {
-        let count = request.verification_requests.len();
-        let why = format!("{count} verification requests, exactly one is evaluated: evidence of devices is not supported");
-        return Err(Problem::request("verification_requests", why));
-    };
-    let evaluate = Evaluate {
-        tee: one.tee,
-        evidence: api::evidence(&one.evidence)?,
-        binding: binding(one.runtime_data.as_ref())?,
-        hash: hash(one.runtime_data_hash_algorithm.as_deref())?,
-        init_data: init_data(one.init_data.as_ref())?,
-        policy_id: request.policy_ids.first().cloned().unwrap_or_default(),
-    };
-    Ok(api.evaluate(&evaluate).await?.token)
+    let policy_id = request.policy_ids.first().cloned().unwrap_or_default();
+    let mut pieces = Vec::new();
+    for one in &request.verification_requests {
+        pieces.push(Evaluate {
+            tee: one.tee,
+            evidence: api::evidence(&one.evidence)?,
+            binding: binding(one.runtime_data.as_ref())?,
+            hash: hash(one.runtime_data_hash_algorithm.as_deref())?,
+            init_data: init_data(one.init_data.as_ref())?,
+            policy_id: policy_id.clone(),
+        });
+    }
+    Ok(api.evaluate(&pieces).await?.token)
 }
 
 /// Trustee asks for a challenge only where the TEE's verifier makes one (`se`), which none of ours does. The nonce is the one of

@@ -71,36 +71,37 @@ fn binds(evaluate: &Evaluate, nonce: &str) -> bool {
     }
 }
 
-async fn judge(api: &Api, request: &EvaluateRequest) -> Result<(Evaluate, Verdict), Problem> {
-    let [one] = request.verification_requests.as_slice() else {
-        let count = request.verification_requests.len();
-        let why = format!("{count} verification requests, exactly one is evaluated");
-        return Err(Problem::request("verification_requests", why));
-    };
-    let evaluate = one.evaluate(request.policy_ids.first().map_or("", String::as_str))?;
+async fn judge(api: &Api, request: &EvaluateRequest) -> Result<Verdict, Problem> {
+    let policy_id = request.policy_ids.first().map_or("", String::as_str);
+    let pieces: Vec<_> =
+        request.verification_requests.iter().map(|one| one.evaluate(policy_id)).collect::<Result<_, _>>()?;
     if let Some(nonce) = &request.challenge {
-        if !binds(&evaluate, nonce) {
-            let why = "the evidence is to bind the challenge: as member nonce of structured runtime data, or as raw runtime data";
+        if !pieces.iter().all(|piece| binds(piece, nonce)) {
+            let why = "all evidence is to bind the challenge: as member nonce of structured runtime data, or as raw runtime data";
             let problem = Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "challenge-not-bound", why);
             return Err(problem.field("runtime_data"));
         }
         api.challenges.take(nonce, crate::now())?;
     }
-    let verdict = api.evaluate(&evaluate).await?;
-    Ok((evaluate, verdict))
+    Ok(api.evaluate(&pieces).await?)
 }
 
-fn explained(evaluate: &Evaluate, verdict: &Verdict) -> Value {
-    json!({
-        "status": verdict.vector.status().name(),
-        "submods": {"cpu0": {
-            "tee": evaluate.tee.name(),
-            "status": verdict.vector.status().name(),
-            "trustworthiness_vector": verdict.vector.to_json(),
-            "measurement": verdict.measurement,
-            "explanation": verdict.explanation,
-        }},
-    })
+fn explained(verdict: &Verdict) -> Value {
+    let submods: serde_json::Map<String, Value> = verdict
+        .submods
+        .iter()
+        .map(|submod| {
+            let about = json!({
+                "tee": submod.tee.name(),
+                "status": submod.vector.status().name(),
+                "trustworthiness_vector": submod.vector.to_json(),
+                "measurement": submod.measurement,
+                "explanation": submod.explanation,
+            });
+            (submod.name.clone(), about)
+        })
+        .collect();
+    json!({"status": verdict.status().name(), "submods": submods})
 }
 
 pub(super) async fn evaluate(
@@ -109,8 +110,8 @@ pub(super) async fn evaluate(
     body: Body_,
 ) -> Result<Response, Problem> {
     let request: EvaluateRequest = json_body(&headers, body)?;
-    let (evaluate, verdict) = judge(&api, &request).await?;
-    let mut answer = explained(&evaluate, &verdict);
+    let verdict = judge(&api, &request).await?;
+    let mut answer = explained(&verdict);
     answer["token"] = json!(verdict.token);
     answer["expires"] = json!(format_time(crate::now() + api.service.broker().lifetime()));
     Ok(super::json(&answer))
@@ -143,8 +144,7 @@ pub(super) async fn explain(
     };
     match request.map_err(|error| super::not_json(&error))? {
         ExplainRequest::Evidence(request) => {
-            let (evaluate, verdict) = judge(&api, &request).await?;
-            Ok(super::json(&explained(&evaluate, &verdict)))
+            Ok(super::json(&explained(&judge(&api, &request).await?)))
         }
         ExplainRequest::Token(ExplainToken { token }) => {
             let claims = api.service.verify_token(&token, crate::now()).map_err(|e| bad_token(&e))?;

@@ -1,0 +1,120 @@
+//! The vTPM's links of real Azure evidence: accepted as recorded, refused with any bit changed.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::path::PathBuf;
+
+use kata_cc_azure_vtpm::{
+    AzureEvidence, Hardware, HardwareEvidence, HclError, HclReport, QuoteError, Vtpm, VtpmError,
+};
+use serde_json::{Value, json};
+
+fn vector(name: &str) -> Option<Vec<u8>> {
+    let root = std::env::var_os("KATA_CC_VECTORS").map_or_else(
+        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/vectors"),
+        PathBuf::from,
+    );
+    let path = root.join(name);
+    if path.is_file() {
+        return Some(std::fs::read(path).unwrap());
+    }
+    println!("skipped: no vector {}", path.display());
+    None
+}
+
+fn evidence(hardware: Hardware, name: &str) -> Option<AzureEvidence> {
+    let value: Value = serde_json::from_slice(&vector(name)?).unwrap();
+    assert_eq!(AzureEvidence::hardware_of(&value), Some(hardware), "{name}");
+    Some(AzureEvidence::from_json(hardware, &value).unwrap())
+}
+
+const RECORDED: [(Hardware, u8, &str); 3] = [
+    (Hardware::Snp, 0, "snp/evidence/az-snp-vtpm-evidence-v0.json"),
+    (Hardware::Snp, 1, "snp/evidence/az-snp-vtpm-evidence-v1.json"),
+    (Hardware::Tdx, 1, "tdx/evidence/az-tdx-vtpm-evidence-v1.json"),
+];
+
+#[test]
+fn recorded_evidence_holds_together() {
+    for (hardware, version, name) in RECORDED {
+        let Some(evidence) = evidence(hardware, name) else { return };
+        assert_eq!(evidence.version, version);
+        let vtpm = Vtpm::check(&evidence).unwrap();
+        assert_eq!(vtpm.attest.extra_data, b"challenge", "{name}");
+        assert_eq!(vtpm.hcl.hardware(), hardware);
+        assert_eq!(vtpm.variable.user_data, Some(vec![0; 64]));
+        assert_eq!(vtpm.variable.vm_configuration["secure-boot"], json!(true));
+        if hardware == Hardware::Snp {
+            let (bytes, report) = vtpm.hcl.snp_report().unwrap();
+            assert_eq!((bytes.len(), report.vmpl), (1184, 0));
+            vtpm.hcl.check_report_data(&report.report_data).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_report_of_version_2_is_read() {
+    let Some(bytes) = vector("snp/evidence/az-snp-hcl-report.bin") else { return };
+    let hcl = HclReport::parse(&bytes).unwrap();
+    let (_, report) = hcl.snp_report().unwrap();
+    assert_eq!(report.version, 2);
+    hcl.check_report_data(&report.report_data).unwrap();
+}
+
+/// Messages, signatures and PCR values have no bit that is free; in the HCL report only the hardware's own report has, which is
+/// verified elsewhere (SNP) or not believed at all (the TD report).
+#[test]
+fn every_changed_bit_is_refused() {
+    let hardware_report = 32..1216;
+    for (hardware, _, name) in RECORDED {
+        let Some(good) = evidence(hardware, name) else { return };
+        // What the hardware vouches for; that it does is not looked at here.
+        let report_data: [u8; 64] = match &good.hardware {
+            HardwareEvidence::Vcek(_) => {
+                HclReport::parse(&good.hcl_report).unwrap().snp_report().unwrap().1.report_data
+            }
+            HardwareEvidence::TdQuote(quote) => quote[568..632].try_into().unwrap(),
+        };
+        let whole = |evidence: &AzureEvidence| -> Result<Vtpm, VtpmError> {
+            let vtpm = Vtpm::check(evidence)?;
+            vtpm.hcl.check_report_data(&report_data)?;
+            Ok(vtpm)
+        };
+        let original = whole(&good).unwrap();
+        let mut changed = good.clone();
+        for bit in 0..good.quote.message.len() * 8 {
+            changed.quote.message[bit / 8] ^= 1 << (bit % 8);
+            assert!(whole(&changed).is_err(), "{name}: message bit {bit}");
+            changed.quote.message[bit / 8] ^= 1 << (bit % 8);
+        }
+        for bit in 0..good.quote.signature.len() * 8 {
+            changed.quote.signature[bit / 8] ^= 1 << (bit % 8);
+            assert!(whole(&changed).is_err(), "{name}: signature bit {bit}");
+            changed.quote.signature[bit / 8] ^= 1 << (bit % 8);
+        }
+        for bit in (0..good.hcl_report.len() * 8).filter(|bit| !hardware_report.contains(&(bit / 8))) {
+            changed.hcl_report[bit / 8] ^= 1 << (bit % 8);
+            assert!(whole(&changed).is_err(), "{name}: bit {bit} of the HCL report");
+            changed.hcl_report[bit / 8] ^= 1 << (bit % 8);
+        }
+        let mut values = *good.quote.pcrs.values();
+        for bit in 0..24 * 256 {
+            values.as_flattened_mut()[bit / 8] ^= 1 << (bit % 8);
+            changed.quote.pcrs = kata_cc_azure_vtpm::Pcrs::new(values);
+            let refused = whole(&changed).unwrap_err();
+            assert!(matches!(refused, VtpmError::Quote(QuoteError::PcrDigest { .. })), "{refused}");
+            values.as_flattened_mut()[bit / 8] ^= 1 << (bit % 8);
+        }
+        changed.quote.pcrs = good.quote.pcrs.clone();
+        assert_eq!(whole(&changed).unwrap(), original);
+    }
+}
+
+#[test]
+fn parts_of_two_machines_do_not_mix() {
+    let Some(snp) = evidence(RECORDED[1].0, RECORDED[1].2) else { return };
+    let Some(tdx) = evidence(RECORDED[2].0, RECORDED[2].2) else { return };
+    let mixed = AzureEvidence { quote: tdx.quote.clone(), ..snp.clone() };
+    assert_eq!(Vtpm::check(&mixed), Err(VtpmError::Quote(QuoteError::Signature)));
+    let mixed = AzureEvidence { hcl_report: tdx.hcl_report, ..snp };
+    assert!(matches!(Vtpm::check(&mixed), Err(VtpmError::Hcl(HclError::Field { .. }))));
+}
