@@ -23,6 +23,8 @@ const COMMANDS: &[(&[&str], &[&str])] = &[
     (&["secret", "rm"], &["--kbs"]),
     (&["policy", "set"], &["--file", "--id", "resource", "attestation"]),
     (&["policy", "show"], &["--id", "agent"]),
+    (&["token", "verify"], &["--jwks", "--cert", "--at", "--json"]),
+    (&["token", "show"], &["--json"]),
     (&["ps"], &["--running"]),
     (&["logs"], &["--all", "--follow"]),
     (&["explain"], &["ID"]),

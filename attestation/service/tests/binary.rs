@@ -145,7 +145,7 @@ fn it_answers_and_refuses_with_problems() {
     for (method, path, body, status, words) in [
         ("POST", "/attestation", "", 400, "JSON"),
         ("POST", "/attestation", "{}", 400, "verification_requests"),
-        ("POST", "/attestation", r#"{"verification_requests": []}"#, 400, "0 verification requests"),
+        ("POST", "/attestation", r#"{"verification_requests": []}"#, 400, "at least one verification request"),
         ("POST", "/attestation", &request("!"), 400, "base64url"),
         ("POST", "/attestation", &request("e30"), 422, "evidence"),
         ("POST", "/attestation", &large, 413, "bytes"),
@@ -212,6 +212,34 @@ fn what_is_stored_is_there_after_a_new_start() {
     assert_eq!(second.ask("GET", "/policy/mine_cpu", "").json()["policy"], "package policy");
 }
 
+/// What an operator does: new values of the token key by signal, a look whether it would start.
+#[test]
+fn at_sighup_a_new_key_signs_and_the_old_one_stays_published() {
+    let dir = tempfile::tempdir().unwrap();
+    let kids = |service: &Service| -> Vec<Value> {
+        let jwks = service.ask("GET", "/.well-known/jwks.json", "").json();
+        jwks["keys"].as_array().unwrap().iter().map(|key| key["kid"].clone()).collect()
+    };
+    let checked = command(dir.path()).arg("--check").output().unwrap();
+    assert_eq!(checked.status.code(), Some(0), "{checked:?}");
+    let service = Service::start(dir.path());
+    let old = kids(&service);
+    let file = dir.path().join("token.key");
+    let pem = SigningKey::generate_pem("ES384").unwrap();
+    let new = SigningKey::from_pem(pem.as_bytes()).unwrap().jwk()["kid"].clone();
+    std::fs::write(&file, pem.as_bytes()).unwrap();
+    assert!(Command::new("kill").args(["-HUP", &service.child.id().to_string()]).status().unwrap().success());
+    let end = Instant::now() + Duration::from_secs(60);
+    while kids(&service)[0] != new {
+        assert!(Instant::now() < end, "it was not read again");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(kids(&service), [new, old[0].clone()]);
+    assert_eq!(service.ask("GET", "/readyz", "").status, 200);
+    service.terminate();
+    assert_eq!(service.ended().0, Some(0));
+}
+
 fn refused(arguments: &[&str], work: &Path) -> Output {
     command(work).args(arguments).output().unwrap()
 }
@@ -238,7 +266,9 @@ fn a_start_that_cannot_be_says_why() {
         (&["--work-dir", &bad], 1, &["making ", "bad.pem"]),
         (&["-t", &bad], 2, &["--https-prikey"]),
         (&["--socket", "nowhere"], 2, &["--socket"]),
-        (&["--token-algorithm", "RS256"], 2, &["RS256", "ES384"]),
+        (&["--token-algorithm", "RS256"], 2, &["RS256", "ES384", "EdDSA"]),
+        (&["--config-file", nothing], 1, &["configuration file /nonexistent/x"]),
+        (&["--config-file", &bad], 1, &["configuration file", "bad.pem"]),
         (&["--token-minutes", "0"], 2, &["1..=1440"]),
     ] {
         // clap takes an option once.

@@ -12,6 +12,7 @@ mod records;
 pub(crate) mod run;
 pub(crate) mod secret;
 mod size;
+pub(crate) mod token;
 
 use std::io::Read;
 use std::path::Path;
