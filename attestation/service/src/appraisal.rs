@@ -260,19 +260,24 @@ mod tests {
         })
     }
 
-    fn references(extra: Value) -> BTreeMap<String, Record> {
-        let mut all = json!({"snp_launch_measurement": ["ab", "cd"], "init_data": [INIT_DATA]});
-        for (name, value) in extra.as_object().unwrap() {
-            all[name.as_str()] = value.clone();
-        }
-        let values: BTreeMap<String, Value> = serde_json::from_value(all).unwrap();
+    /// Records of an object from name to value.
+    pub(super) fn values(all: &Value) -> BTreeMap<String, Record> {
+        let values: BTreeMap<String, Value> = serde_json::from_value(all.clone()).unwrap();
         let record = |(name, value): (String, Value)| {
             (name.clone(), Record::new(&name, value, None, Source::administrator(), "me"))
         };
         values.into_iter().map(record).collect()
     }
 
-    fn judge(policy: &Policy, evidence: &Value, records: &BTreeMap<String, Record>) -> Result<Appraisal, AppraisalError> {
+    fn references(extra: Value) -> BTreeMap<String, Record> {
+        let mut all = json!({"snp_launch_measurement": ["ab", "cd"], "init_data": [INIT_DATA]});
+        for (name, value) in extra.as_object().unwrap() {
+            all[name.as_str()] = value.clone();
+        }
+        values(&all)
+    }
+
+    pub(super) fn judge(policy: &Policy, evidence: &Value, records: &BTreeMap<String, Record>) -> Result<Appraisal, AppraisalError> {
         let in_force = InForce::at(records, 1000);
         appraise(policy, evidence, References { records, in_force: &in_force, now: 1000 })
     }
@@ -386,3 +391,7 @@ mod tests {
         assert_eq!(empty.vector.status(), Tier::None);
     }
 }
+
+#[cfg(test)]
+#[path = "default_policy_test.rs"]
+mod default_policy;

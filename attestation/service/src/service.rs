@@ -501,4 +501,75 @@ mod tests {
         let verdict = service.evaluate(&request(&bound, &bound)).await.unwrap();
         assert_eq!(verdict.vector.status(), Tier::Affirming);
     }
+
+    /// Two replicas over one store: what one does is soon in force at the other.
+    #[tokio::test]
+    async fn replicas_follow_each_other() {
+        let broker = || {
+            let pem = SigningKey::generate_pem("ES256").unwrap();
+            TokenBroker::new(SigningKey::from_pem(pem.as_bytes()).unwrap(), "test", 5)
+        };
+        let store = Store::in_memory(StoreKey::ephemeral()).await.unwrap();
+        let replica = async || {
+            let verifier = Box::new(SampleVerifier { enabled: true });
+            AttestationService::new(store.clone(), verifier, broker()).await.unwrap()
+        };
+        let (one, other) = (replica().await, replica().await);
+        let bound = json!({"nonce": "n"});
+        let status = async |service: &AttestationService| {
+            service.evaluate(&request(&bound, &bound)).await.unwrap().vector.status()
+        };
+        assert_eq!(status(&other).await, Tier::Contraindicated);
+        let values = [("svn", json!(["1"])), ("launch_digest", json!(["abcde"]))];
+        let values = values.map(|(name, value)| (name.to_owned(), value)).into();
+        one.set_reference_values(&values).await.unwrap();
+        assert_eq!(status(&one).await, Tier::Affirming, "where it was set, it is in force at once");
+        let follows = async |tier: Tier| {
+            let end = std::time::Instant::now() + Duration::from_secs(60);
+            while status(&other).await != tier {
+                assert!(std::time::Instant::now() < end, "the other replica did not follow");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        follows(Tier::Affirming).await;
+        one.set_policy("default_cpu", "package policy\ntrust_claims := {\"hardware\": 97}").await.unwrap();
+        follows(Tier::Contraindicated).await;
+        // Each trusts what the other signed, and what it signed before its key was rotated.
+        let before = one.evaluate(&request(&bound, &bound)).await.unwrap().token;
+        one.rotate_key(None).await.unwrap();
+        let after = one.evaluate(&request(&bound, &bound)).await.unwrap().token;
+        other.reload().await.unwrap();
+        for token in [&before, &after] {
+            one.verify_token(token, crate::now()).unwrap();
+            other.verify_token(token, crate::now()).unwrap();
+        }
+        assert_eq!(other.jwks()["keys"].as_array().unwrap().len(), 3);
+        let late = crate::now() + 10 * 60;
+        assert!(matches!(other.verify_token(&before, late), Err(TokenError::Jws(JwsError::UnknownKey))));
+    }
+
+    #[tokio::test]
+    async fn the_key_file_is_replaced_whole_and_stays_ours() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token.key");
+        let key = signing_key(&path, "ES256").unwrap();
+        let store = Store::in_memory(StoreKey::ephemeral()).await.unwrap();
+        let verifier = Box::new(SampleVerifier { enabled: true });
+        let broker = TokenBroker::new(key, "test", 5);
+        let service = AttestationService::new(store, verifier, broker).await.unwrap();
+        let file = KeyFile { path: path.clone(), certificates: None };
+        let service = service.with_key_file(file).await.unwrap();
+        let old = service.jwks()["keys"][0]["kid"].clone();
+        let new = service.rotate_key(Some("EdDSA")).await.unwrap();
+        assert_eq!(service.jwks()["keys"][0]["kid"], new["kid"]);
+        assert_ne!(new["kid"], old);
+        assert_eq!(signing_key(&path, "ES256").unwrap().jwk()["kid"], new["kid"]);
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
+        // A file that cannot be used changes nothing.
+        std::fs::write(&path, "damaged").unwrap();
+        assert!(matches!(service.reload().await, Err(ServiceError::SigningKey { .. })));
+        assert_eq!(service.jwks()["keys"][0]["kid"], new["kid"]);
+    }
 }

@@ -253,6 +253,9 @@ checks contains check if {
 	check := registered_text("configuration", claim, object.get(az_snp, claim, null), name, setting)
 }
 
+# Trustee does not look at it; where it is told, it must be off.
+checks contains demanded("configuration", "policy_debug_allowed", as_text(az_snp.policy_debug_allowed), "false", "launch the guest with a policy that forbids it")
+
 executables := 3 if {
 	az_snp
 	holds("executables", 2)
@@ -285,6 +288,8 @@ checks contains demanded("hardware", "quote.header.vendor_id", object.get(az_tdx
 checks contains demanded("hardware", "tcb_status", object.get(az_tdx, "tcb_status", null), "UpToDate", "update the platform as the advisories say, or write a policy that accepts this status")
 
 checks contains registered("configuration", "quote.body.xfam", object.get(az_tdx_body, "xfam", null), "xfam", setting)
+
+checks contains demanded("configuration", "td_attributes.debug", az_tdx.td_attributes.debug, false, "launch the guest without the debug attribute")
 
 executables := 3 if {
 	az_tdx

@@ -29,7 +29,7 @@ use crate::problem::{CURRENT_REQUEST, MEDIA_TYPE, Problem, REQUEST_ID};
 pub use crate::api::policy_text;
 
 type Shared = Arc<Api>;
-type Body_ = Result<Bytes, BytesRejection>;
+type RawBody = Result<Bytes, BytesRejection>;
 
 /// Description of the interface.
 pub const OPENAPI: &str = include_str!("../../openapi.json");
@@ -155,7 +155,7 @@ fn too_large() -> Problem {
 }
 
 /// Reads a JSON body.
-fn json_body<T: DeserializeOwned>(headers: &HeaderMap, body: Body_) -> Result<T, Problem> {
+fn json_body<T: DeserializeOwned>(headers: &HeaderMap, body: RawBody) -> Result<T, Problem> {
     let body = raw_body(body)?;
     if let Some(kind) = headers.get(header::CONTENT_TYPE) {
         let kind = kind.to_str().unwrap_or_default();
@@ -172,7 +172,7 @@ fn json_body<T: DeserializeOwned>(headers: &HeaderMap, body: Body_) -> Result<T,
     serde_json::from_slice(&body).map_err(|error| not_json(&error))
 }
 
-fn raw_body(body: Body_) -> Result<Bytes, Problem> {
+fn raw_body(body: RawBody) -> Result<Bytes, Problem> {
     body.map_err(|rejection| match rejection.status() {
         StatusCode::PAYLOAD_TOO_LARGE => too_large(),
         _ => Problem::request("body", "the body did not come whole"),

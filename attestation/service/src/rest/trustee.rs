@@ -10,7 +10,7 @@ use kata_cc_kbs_protocol::service::{EvaluateRequest, PolicyEntry, SetPolicyReque
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Body_, Shared, admin, json_body, raw_body};
+use super::{RawBody, Shared, admin, json_body, raw_body};
 use crate::api::{self, binding, hash, init_data, policy_text};
 use crate::problem::Problem;
 use crate::service::Evaluate;
@@ -18,7 +18,7 @@ use crate::service::Evaluate;
 pub(super) async fn evaluate(
     State(api): State<Shared>,
     headers: HeaderMap,
-    body: Body_,
+    body: RawBody,
 ) -> Result<String, Problem> {
     let request: EvaluateRequest = json_body(&headers, body)?;
     let policy_id = request.policy_ids.first().cloned().unwrap_or_default();
@@ -46,7 +46,7 @@ pub(super) struct ChallengeRequest {
 pub(super) async fn challenge(
     State(api): State<Shared>,
     headers: HeaderMap,
-    body: Body_,
+    body: RawBody,
 ) -> Result<String, Problem> {
     let request: ChallengeRequest = json_body(&headers, body)?;
     tracing::debug!(tee = %request.tee, "challenge");
@@ -56,7 +56,7 @@ pub(super) async fn challenge(
 pub(super) async fn set_policy(
     State(api): State<Shared>,
     headers: HeaderMap,
-    body: Body_,
+    body: RawBody,
 ) -> Result<StatusCode, Problem> {
     let who = admin(&api, &headers, "set_policy")?;
     let request: SetPolicyRequest = json_body(&headers, body)?;
@@ -80,7 +80,7 @@ pub(super) async fn policy(
 pub(super) async fn set_reference_values(
     State(api): State<Shared>,
     headers: HeaderMap,
-    body: Body_,
+    body: RawBody,
 ) -> Result<StatusCode, Problem> {
     super::values::register_message(&api, &headers, &raw_body(body)?).await?;
     Ok(StatusCode::OK)

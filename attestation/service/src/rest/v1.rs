@@ -8,7 +8,7 @@ use kata_cc_kbs_protocol::{Tee, from_base64_url};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Body_, Shared, admin, json_body, list};
+use super::{RawBody, Shared, admin, json_body, list};
 use crate::api::{self, Api, binding, hash, init_data};
 use crate::jws::Unverified;
 use crate::policies::{DryRun, DryRunInput};
@@ -107,7 +107,7 @@ fn explained(verdict: &Verdict) -> Value {
 pub(super) async fn evaluate(
     State(api): State<Shared>,
     headers: HeaderMap,
-    body: Body_,
+    body: RawBody,
 ) -> Result<Response, Problem> {
     let request: EvaluateRequest = json_body(&headers, body)?;
     let verdict = judge(&api, &request).await?;
@@ -134,7 +134,7 @@ struct ExplainToken {
 pub(super) async fn explain(
     State(api): State<Shared>,
     headers: HeaderMap,
-    body: Body_,
+    body: RawBody,
 ) -> Result<Response, Problem> {
     let value: Value = json_body(&headers, body)?;
     let request = if value.get("token").is_some() {
@@ -186,7 +186,7 @@ struct ChallengeRequest {
 pub(super) async fn challenge(
     State(api): State<Shared>,
     headers: HeaderMap,
-    body: Body_,
+    body: RawBody,
 ) -> Result<Response, Problem> {
     let request: ChallengeRequest = json_body(&headers, body)?;
     let (challenge, end) = api.challenges.give(crate::now())?;
@@ -204,7 +204,7 @@ struct TokenRequest {
 pub(super) async fn verify_token(
     State(api): State<Shared>,
     headers: HeaderMap,
-    body: Body_,
+    body: RawBody,
 ) -> Result<Response, Problem> {
     let request: TokenRequest = json_body(&headers, body)?;
     let answer = match api.service.verify_token(&request.token, crate::now()) {
@@ -227,7 +227,7 @@ struct Rotate {
 pub(super) async fn rotate(
     State(api): State<Shared>,
     headers: HeaderMap,
-    body: Body_,
+    body: RawBody,
 ) -> Result<Response, Problem> {
     let who = admin(&api, &headers, "rotate_key")?;
     let request: Rotate = json_body(&headers, body)?;
@@ -265,7 +265,7 @@ pub(super) async fn set_policy(
     State(api): State<Shared>,
     Path(id): Path<String>,
     headers: HeaderMap,
-    body: Body_,
+    body: RawBody,
 ) -> Result<Response, Problem> {
     let who = admin(&api, &headers, "set_policy")?;
     let request: SetPolicy = json_body(&headers, body)?;
@@ -319,7 +319,7 @@ fn default_policy() -> String {
 pub(super) async fn dry_run(
     State(api): State<Shared>,
     headers: HeaderMap,
-    body: Body_,
+    body: RawBody,
 ) -> Result<Response, Problem> {
     admin(&api, &headers, "dry_run")?;
     let request: DryRunRequest = json_body(&headers, body)?;

@@ -6,7 +6,7 @@ use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Body_, Shared, admin, json_body, raw_body};
+use super::{RawBody, Shared, admin, json_body, raw_body};
 use crate::api::Api;
 use crate::problem::Problem;
 use crate::references::{Record, parse_time};
@@ -93,7 +93,7 @@ pub(super) async fn register_message(
 pub(super) async fn register(
     State(api): State<Shared>,
     headers: HeaderMap,
-    body: Body_,
+    body: RawBody,
 ) -> Result<Response, Problem> {
     let body = raw_body(body)?;
     let value: Value = json_body(&headers, Ok(body.clone()))?;
@@ -127,7 +127,7 @@ pub(super) async fn expire(
     State(api): State<Shared>,
     Path(name): Path<String>,
     headers: HeaderMap,
-    body: Body_,
+    body: RawBody,
 ) -> Result<Response, Problem> {
     let by = admin(&api, &headers, "expire_reference_value")?;
     let request: Expire = json_body(&headers, body)?;
