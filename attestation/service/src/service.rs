@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use kata_cc_endorsements::Endorser;
 use kata_cc_kbs_protocol::Tee;
 use kata_cc_kbs_protocol::initdata::InitData;
 use kata_cc_kbs_protocol::rcar::HashAlgorithm;
@@ -119,6 +120,7 @@ pub struct AttestationService {
     store: Store,
     verifier: Box<dyn EvidenceVerifier>,
     broker: TokenBroker,
+    endorser: Option<Arc<Endorser>>,
     programs: RwLock<BTreeMap<String, Arc<Program>>>,
 }
 
@@ -154,7 +156,14 @@ impl AttestationService {
             let program = appraisal::compile(&id, &String::from_utf8_lossy(&text))?;
             programs.insert(id, Arc::new(program));
         }
-        Ok(Self { store, verifier, broker, programs: RwLock::new(programs) })
+        Ok(Self { store, verifier, broker, endorser: None, programs: RwLock::new(programs) })
+    }
+
+    /// Fetches what evidence lacks before it is verified. The verifier has to look things up in the same endorser.
+    #[must_use]
+    pub fn with_endorser(mut self, endorser: Option<Arc<Endorser>>) -> Self {
+        self.endorser = endorser;
+        self
     }
 
     /// Verifies and appraises evidence; the verdict's token says how good it is. An error means that the evidence proves
@@ -174,6 +183,9 @@ impl AttestationService {
                 (Some(parsed.digest()), Some(initdata::claims(&parsed)))
             }
         };
+        if let Some(endorser) = &self.endorser {
+            endorser.complete(request.tee, &request.evidence).await;
+        }
         let verified = self.verifier.verify(
             &Evidence {
                 tee: request.tee,
