@@ -168,6 +168,7 @@ impl AttestationService {
         let start = Instant::now();
         let mut pieces = Vec::new();
         for request in requests {
+            self.complete(request).await;
             pieces.extend(self.verify_piece(request, now)?);
         }
         if pieces.len() > MAX_SUBMODS {
@@ -220,6 +221,13 @@ impl AttestationService {
     pub(crate) fn claims_of(&self, request: &Evaluate, now: i64) -> Result<Value, ServiceError> {
         let first = self.verify_piece(request, now)?.into_iter().next();
         Ok(first.map(|piece| piece.annotated).unwrap_or_default())
+    }
+
+    /// Fetches what the evidence lacks.
+    pub(crate) async fn complete(&self, request: &Evaluate) {
+        if let Some(endorser) = self.endorser() {
+            endorser.complete(request.tee, &request.evidence).await;
+        }
     }
 
     fn verify_piece(&self, request: &Evaluate, now: i64) -> Result<Vec<Piece>, ServiceError> {

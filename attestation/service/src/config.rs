@@ -29,6 +29,8 @@ pub(crate) struct Config {
     pub(crate) simulated: Option<Simulated>,
     /// Trustee's sample TEE, which anybody can make up.
     pub(crate) allow_sample: bool,
+    /// File that says where endorsements come from that evidence does not bring (TOML).
+    pub(crate) endorsements: Option<PathBuf>,
     pub(crate) reference_values: ReferenceValues,
     pub(crate) log: Log,
     /// Folder that relative paths start from.
@@ -48,6 +50,7 @@ impl Default for Config {
             token: Token::default(),
             simulated: None,
             allow_sample: false,
+            endorsements: None,
             reference_values: ReferenceValues::default(),
             log: Log::default(),
             base: PathBuf::new(),

@@ -15,6 +15,7 @@ use kata_cc_attestation_service::store::{Store, StoreKey};
 use kata_cc_attestation_service::token::TokenBroker;
 use kata_cc_attestation_service::verify::{SampleVerifier, Verifiers};
 use kata_cc_attestation_service::{grpc, rest};
+use kata_cc_endorsements::EndorsementsConfig;
 use rustls::crypto::CryptoProvider;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
@@ -118,10 +119,16 @@ async fn service(config: &Config, store: Store) -> anyhow::Result<AttestationSer
     };
     let key = signing_key(&path, &config.token.algorithm)?;
     let broker = TokenBroker::new(key, &config.token.issuer, config.token.minutes);
+    let endorser = match &config.endorsements {
+        Some(path) => Some(Arc::new(EndorsementsConfig::read(&config.path(path))?.build()?)),
+        None => None,
+    };
+    verifier.snp.endorsements = endorser.clone().map(|endorser| endorser as _);
     let verifiers = Verifiers { config: verifier, sample: SampleVerifier { enabled: config.allow_sample } };
     let certificates = config.token.certificates.as_ref().map(|path| config.path(path));
     let service = AttestationService::new(store, Box::new(verifiers), broker)
         .await?
+        .with_endorser(endorser)
         .with_default_days(config.reference_values.default_days)
         .with_key_file(KeyFile { path, certificates })
         .await?;

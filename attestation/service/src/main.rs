@@ -49,6 +49,9 @@ struct Arguments {
     /// Root of a simulated platform (ark.pem) that is trusted. Simulated evidence protects nothing.
     #[arg(long, value_name = "ARK")]
     simulated_trust_anchor: Option<PathBuf>,
+    /// Where endorsements come from that evidence does not bring (TOML, as the section [endorsements] of the KBS).
+    #[arg(long, value_name = "FILE")]
+    endorsements: Option<PathBuf>,
     /// Algorithm of the token key that is made at the first start [default: ES256].
     #[arg(long, value_parser = ["ES256", "ES384", "EdDSA"])]
     token_algorithm: Option<String>,
@@ -86,6 +89,9 @@ impl Arguments {
         }
         if let Some(anchor) = &self.simulated_trust_anchor {
             config.simulated = Some(Simulated { trust_anchor: absolute(anchor) });
+        }
+        if let Some(file) = &self.endorsements {
+            config.endorsements = Some(absolute(file));
         }
         if let Some(algorithm) = &self.token_algorithm {
             config.token.algorithm.clone_from(algorithm);

@@ -221,7 +221,10 @@ impl AttestationService {
         };
         let claims = match &run.input {
             DryRunInput::Claims(claims) => claims.clone(),
-            DryRunInput::Evidence(evaluate) => self.claims_of(evaluate, now)?,
+            DryRunInput::Evidence(evaluate) => {
+                self.complete(evaluate).await;
+                self.claims_of(evaluate, now)?
+            }
         };
         let mut records = current.references.clone();
         for (name, value) in &run.reference_values {

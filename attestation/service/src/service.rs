@@ -2,8 +2,10 @@
 //! [`crate::registry`].
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use kata_cc_endorsements::Endorser;
 use kata_cc_kbs_protocol::Tee;
 use kata_cc_kbs_protocol::rcar::HashAlgorithm;
 use kata_cc_policy::engine::EngineError;
@@ -152,6 +154,7 @@ pub struct AttestationService {
     pub(crate) state: State,
     verifier: Box<dyn EvidenceVerifier>,
     devices: Devices,
+    endorser: Option<Arc<Endorser>>,
     broker: TokenBroker,
     key_file: Option<KeyFile>,
     /// Days after which reference values end when nobody says otherwise.
@@ -197,6 +200,7 @@ impl AttestationService {
             state,
             verifier,
             devices: Devices::default(),
+            endorser: None,
             broker,
             key_file: None,
             default_days: None,
@@ -233,6 +237,17 @@ impl AttestationService {
         self.evaluate_all(std::slice::from_ref(request)).await
     }
 
+    /// Fetches what evidence lacks before it is verified. The verifier has to look things up in the same endorser.
+    #[must_use]
+    pub fn with_endorser(mut self, endorser: Option<Arc<Endorser>>) -> Self {
+        self.endorser = endorser;
+        self
+    }
+
+    pub(crate) fn endorser(&self) -> Option<&Endorser> {
+        self.endorser.as_deref()
+    }
+
     /// Verifiers of devices beside those built in.
     #[must_use]
     pub fn with_devices(mut self, devices: Devices) -> Self {
@@ -244,7 +259,7 @@ impl AttestationService {
         &self.devices
     }
 
-    pub(crate) async fn current(&self) -> Result<std::sync::Arc<crate::state::Snapshot>, ServiceError> {
+    pub(crate) async fn current(&self) -> Result<Arc<crate::state::Snapshot>, ServiceError> {
         self.state.current().await
     }
 

@@ -5,9 +5,10 @@
 //! code. A simulated root is never built in: without one in [`VerifierConfig`], simulated evidence is
 //! refused, and its claims stand under `sim-snp`, never under `snp`.
 //!
-//! What is checked here: chain and signature, report version (3 to 5, as Trustee does), VMPL, report data
-//! ([`binding`]), init-data against `HOST_DATA` ([`initdata`]). What is not: whether measurement, policy
-//! bits and TCB are *good*. That is for the attestation policy, which sees them as claims ([`claims`]).
+//! What is checked here: chain and signature, report version (3 to 5, as Trustee does, 2 by configuration), VMPL,
+//! report data ([`binding`]), init-data against `HOST_DATA` ([`initdata`]), and whatever [`SnpSettings`] demands. Else
+//! whether measurement, policy bits and TCB are *good* is for the attestation policy, which sees them as claims
+//! ([`claims`]).
 //!
 //! Sources: Trustee `deps/verifier/src/snp`, its evidence and claims by name; SNP firmware ABI.
 #![forbid(unsafe_code)]
@@ -16,7 +17,8 @@ pub mod binding;
 pub mod claims;
 pub mod initdata;
 mod refusal;
-mod snp;
+pub mod snp;
+mod snp_claims;
 
 use kata_cc_kbs_protocol::Tee;
 use kata_cc_x509::{CertError, Certificate};
@@ -24,17 +26,20 @@ use serde_json::Value;
 
 pub use initdata::ExpectedInitData;
 pub use refusal::{Reason, Refusal};
+pub use snp::{SnpConfig, SnpSettings};
 
 /// Most simulated roots that can be configured.
 pub const MAX_SIMULATED_ROOTS: usize = 16;
 
 /// What the verifier trusts and demands.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct VerifierConfig {
     /// Roots of simulated platforms. Empty unless somebody put one there by hand.
     pub simulated_roots: Vec<Certificate>,
     /// Highest VMPL that a report may come from; 0 unless an SVSM is expected.
     pub max_vmpl: u32,
+    /// What SNP needs.
+    pub snp: SnpConfig,
 }
 
 impl VerifierConfig {

@@ -89,6 +89,12 @@ pub enum Refusal {
         /// Highest level accepted.
         expected: u32,
     },
+    /// Verified, but not as the configuration demands.
+    #[error("report is not as demanded: {}", listed(.differences))]
+    Requirements {
+        /// All differences, never empty.
+        differences: Vec<kata_cc_snp::Difference>,
+    },
     /// Another nonce or key than this exchange's.
     #[error("report data is {seen}, expected {expected}: the evidence was made for another nonce or key")]
     ReportData {
@@ -126,9 +132,10 @@ impl Refusal {
             Self::TeeNotSupported { .. } => Reason::TeeNotSupported,
             Self::SimulatedNotConfigured => Reason::SimulatedNotConfigured,
             Self::Malformed { .. } => Reason::Malformed,
-            Self::ReportVersion { .. } | Self::UnknownProduct { .. } | Self::Vmpl { .. } => {
-                Reason::Unacceptable
-            }
+            Self::ReportVersion { .. }
+            | Self::UnknownProduct { .. }
+            | Self::Vmpl { .. }
+            | Self::Requirements { .. } => Reason::Unacceptable,
             Self::Snp(error) => snp_reason(error),
             Self::ReportData { .. } => Reason::ReportData,
             Self::InitData { .. } | Self::InitDataDocument(_) => Reason::InitData,
@@ -137,13 +144,16 @@ impl Refusal {
 
     /// Name of the claim that was compared.
     #[must_use]
-    pub const fn claim(&self) -> &'static str {
+    pub fn claim(&self) -> &'static str {
         match self {
             Self::TeeNotSupported { .. } | Self::SimulatedNotConfigured => "tee",
             Self::Malformed { .. } => "evidence",
             Self::ReportVersion { .. } => "version",
             Self::UnknownProduct { .. } => "cpuid",
             Self::Vmpl { .. } => "vmpl",
+            Self::Requirements { differences } => {
+                differences.first().map_or("attestation_report", |difference| difference.claim)
+            }
             Self::ReportData { .. } => "report_data",
             Self::InitData { .. } | Self::InitDataDocument(_) => "init_data",
             Self::Snp(error) => match error {
@@ -154,6 +164,7 @@ impl Refusal {
                 VerifyError::Product { .. } => "cpuid",
                 VerifyError::Tcb { .. } => "reported_tcb",
                 VerifyError::ChipId { .. } => "chip_id",
+                VerifyError::NotCommitted { .. } => "committed_tcb",
                 _ => "cert_chain",
             },
         }
@@ -181,12 +192,19 @@ impl Refusal {
             Self::ReportData { seen, expected } | Self::InitData { seen, expected, .. } => {
                 (seen.clone(), expected.clone())
             }
+            Self::Requirements { differences } => {
+                let first = differences.first()?;
+                (first.seen.clone(), first.expected.clone())
+            }
             Self::Malformed { .. } | Self::InitDataDocument(_) => return None,
             Self::Snp(error) => match error {
                 VerifyError::Root { seen, expected }
                 | VerifyError::Issuer { seen, expected, .. }
                 | VerifyError::ChipId { seen, expected } => (seen.clone(), expected.clone()),
                 VerifyError::Product { seen, expected } => (seen.clone(), (*expected).to_owned()),
+                VerifyError::NotCommitted { current, committed, .. } => {
+                    (current.clone(), format!("at least {committed}"))
+                }
                 VerifyError::Tcb { seen, expected } => (seen.to_string(), expected.to_string()),
                 VerifyError::SigningKey { seen, expected } => (format!("{seen:?}"), expected.to_string()),
                 VerifyError::SignatureAlgorithm { seen } => (seen.to_string(), "1".to_owned()),
@@ -194,6 +212,10 @@ impl Refusal {
             },
         })
     }
+}
+
+fn listed(differences: &[kata_cc_snp::Difference]) -> String {
+    differences.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
 /// A chain that ends elsewhere is told from one that is broken or a report that was changed.
