@@ -26,7 +26,8 @@ fn a_token_is_verified_by_its_key_set() {
     assert_eq!((&answer["valid"], &answer["claims"]["iss"]), (&json!(true), &json!("me")));
     let refused = node.run(&["token", "verify", &token, "--jwks", &other]);
     assert!(refused.code == 1 && refused.stdout.contains("not trusted"), "{refused:?}");
-    let late = node.run(&["--json", "token", "verify", &token, "--jwks", &jwks, "--at", "2099-01-01T00:00:00Z"]);
+    let late =
+        node.run(&["--json", "token", "verify", &token, "--jwks", &jwks, "--at", "2099-01-01T00:00:00Z"]);
     let answer: Value = serde_json::from_str(&late.stdout).unwrap();
     assert_eq!((late.code, &answer["valid"], &answer["reason"]), (1, &json!(false), &json!("expired")));
     let shown = node.json(&["token", "show", &token]);

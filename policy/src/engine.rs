@@ -605,8 +605,7 @@ mod tests {
         let v1 = "package policy\na := query(\"x\")\nb contains input.y\nundefined := 1 if input.z";
         let v0 = "package policy\na = query(\"x\")\nb[y] { y := input.y }\nundefined = 1 { input.z }";
         for text in [v1, v0] {
-            let program =
-                Program::compile_rules("p", text, &Limits::default(), &["query"], &rules).unwrap();
+            let program = Program::compile_rules("p", text, &Limits::default(), &["query"], &rules).unwrap();
             let lookup: Lookup = Arc::new(|name| (name == "x").then(|| Document::from(json!([1, "2"]))));
             let functions = BTreeMap::from([("query".to_owned(), lookup)]);
             let run = |functions| program.evaluate_rules(&json!({"y": 3}), None, functions).unwrap().value;

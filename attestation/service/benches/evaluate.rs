@@ -111,7 +111,11 @@ async fn run() {
     println!("  verify    {:8.1}   (floor: one P-384 verification {verify_floor:.1})", mean(verify, ROUNDS));
     println!("  appraise  {:8.1}   ({} comparisons)", mean(appraise, ROUNDS), verdict.explanation.len());
     println!("  issue     {:8.1}   (floor: one P-256 signature {sign_floor:.1})", mean(issue, ROUNDS));
-    println!("  all       {total:8.1}   = {:.0} evaluations a second; token of {} bytes", 1e6 / total, verdict.token.len());
+    println!(
+        "  all       {total:8.1}   = {:.0} evaluations a second; token of {} bytes",
+        1e6 / total,
+        verdict.token.len()
+    );
 }
 
 fn evidence(platform: &SimPlatform, request: &ReportRequest) -> serde_json::Value {

@@ -148,7 +148,8 @@ pub fn appraise(
         _ => serde_json::Map::new(),
     };
     let id = &policy.name.id;
-    let mut appraisal = Appraisal { vector: vector(id, values.remove("trust_claims"))?, ..Default::default() };
+    let mut appraisal =
+        Appraisal { vector: vector(id, values.remove("trust_claims"))?, ..Default::default() };
     if let Some(Value::Array(extensions)) = values.remove("extensions") {
         for extension in extensions {
             if let (Some(name), Some(value)) =
@@ -172,8 +173,13 @@ pub fn appraise(
     }
     // What failed first: whoever reads no further has read that.
     appraisal.checks.sort_by_key(|check| check.ok);
-    appraisal.findings =
-        appraisal.checks.iter().filter(|check| !check.ok).take(crate::ear::MAX_FINDINGS).map(Finding::from).collect();
+    appraisal.findings = appraisal
+        .checks
+        .iter()
+        .filter(|check| !check.ok)
+        .take(crate::ear::MAX_FINDINGS)
+        .map(Finding::from)
+        .collect();
     Ok(appraisal)
 }
 
@@ -277,7 +283,11 @@ mod tests {
         values(&all)
     }
 
-    pub(super) fn judge(policy: &Policy, evidence: &Value, records: &BTreeMap<String, Record>) -> Result<Appraisal, AppraisalError> {
+    pub(super) fn judge(
+        policy: &Policy,
+        evidence: &Value,
+        records: &BTreeMap<String, Record>,
+    ) -> Result<Appraisal, AppraisalError> {
         let in_force = InForce::at(records, 1000);
         appraise(policy, evidence, References { records, in_force: &in_force, now: 1000 })
     }

@@ -79,7 +79,9 @@ impl ParsedCertificate {
     /// Reads all certificates of a PEM text.
     pub fn all_from_pem(pem: &[u8]) -> Result<Vec<Self>, ChainError> {
         CertificateDer::pem_slice_iter(pem)
-            .map(|der| der.map_err(|e| ChainError::Certificate(e.to_string())).and_then(|der| Self::from_der(&der)))
+            .map(|der| {
+                der.map_err(|e| ChainError::Certificate(e.to_string())).and_then(|der| Self::from_der(&der))
+            })
             .collect()
     }
 
@@ -160,7 +162,10 @@ pub fn verify(
     leaf.check_time(now)?;
     let mut search = Search { given, trusted, now, checks: 0, late: None };
     if leaf.is_understood() && search.leads(leaf, &mut Vec::new()) {
-        return Ok(leaf.key.clone().ok_or(JwsError::Key("certificate", "EC P-256 or P-384, Ed25519 or RSA"))?);
+        return Ok(leaf
+            .key
+            .clone()
+            .ok_or(JwsError::Key("certificate", "EC P-256 or P-384, Ed25519 or RSA"))?);
     }
     Err(search.late.unwrap_or_else(|| ChainError::NoPath(leaf.subject())))
 }
@@ -185,7 +190,8 @@ impl<'a> Search<'a> {
         path.push(from.der());
         let (given, trusted) = (self.given, self.trusted);
         for issuer in trusted.iter().chain(given) {
-            let fits = from.names_issuer(issuer) && issuer.is_understood() && issuer.may_issue(path.len() - 1);
+            let fits =
+                from.names_issuer(issuer) && issuer.is_understood() && issuer.may_issue(path.len() - 1);
             if !fits || self.checks >= MAX_CHECKS {
                 continue;
             }

@@ -24,7 +24,9 @@ const TAG: usize = 16;
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
 pub enum ChallengeError {
     /// Not one of ours.
-    #[error("the challenge is not one that this process gave: ask for one, and send evidence to the same replica")]
+    #[error(
+        "the challenge is not one that this process gave: ask for one, and send evidence to the same replica"
+    )]
     Unknown,
     /// Too old.
     #[error("the challenge expired {0} seconds ago: ask for a new one")]
@@ -104,7 +106,8 @@ impl Challenges {
         let (message, tag) = bytes.split_at(MESSAGE);
         let signed = hmac::sign(&self.key, message);
         let expected = signed.as_ref().get(..TAG).unwrap_or_default();
-        aws_lc_rs::constant_time::verify_slices_are_equal(tag, expected).map_err(|_| ChallengeError::Unknown)?;
+        aws_lc_rs::constant_time::verify_slices_are_equal(tag, expected)
+            .map_err(|_| ChallengeError::Unknown)?;
         let message: [u8; MESSAGE] = message.try_into().map_err(|_| ChallengeError::Unknown)?;
         let end = message.first_chunk::<8>().map_or(0, |time| i64::from_be_bytes(*time));
         if end <= now {
@@ -149,7 +152,11 @@ mod tests {
         for position in 0..32 {
             let mut bytes = from_base64_url(&nonce).unwrap();
             bytes[position] ^= 1;
-            assert_eq!(challenges.take(&base64_url(&bytes), 1000), Err(ChallengeError::Unknown), "{position}");
+            assert_eq!(
+                challenges.take(&base64_url(&bytes), 1000),
+                Err(ChallengeError::Unknown),
+                "{position}"
+            );
         }
         for text in ["", "x", "!", &"A".repeat(1 << 16)] {
             assert_eq!(challenges.take(text, 1000), Err(ChallengeError::Unknown));

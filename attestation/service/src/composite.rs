@@ -23,7 +23,9 @@ use thiserror::Error;
 use crate::devices::{Class, Device, is_device};
 use crate::ear::{Finding, Tier, TrustVector};
 use crate::explain::Check;
-use crate::service::{AttestationService, Binding, Evaluate, ExpectedInitData, ServiceError, Timings, Verdict};
+use crate::service::{
+    AttestationService, Binding, Evaluate, ExpectedInitData, ServiceError, Timings, Verdict,
+};
 use crate::verify::{Evidence, Reason, Refusal};
 
 /// Most pieces of evidence in one evaluation.

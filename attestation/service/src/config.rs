@@ -27,6 +27,10 @@ pub(crate) struct Config {
     pub(crate) admin: Admin,
     pub(crate) token: Token,
     pub(crate) simulated: Option<Simulated>,
+    /// Highest VMPL that an SNP report may come from; 0 unless an SVSM is expected.
+    pub(crate) max_vmpl: u32,
+    /// What is demanded of SNP reports.
+    pub(crate) snp: kata_cc_verifier::SnpSettings,
     /// Trustee's sample TEE, which anybody can make up.
     pub(crate) allow_sample: bool,
     /// File that says where endorsements come from that evidence does not bring (TOML).
@@ -49,6 +53,8 @@ impl Default for Config {
             admin: Admin::default(),
             token: Token::default(),
             simulated: None,
+            max_vmpl: 0,
+            snp: kata_cc_verifier::SnpSettings::default(),
             allow_sample: false,
             endorsements: None,
             reference_values: ReferenceValues::default(),

@@ -103,7 +103,8 @@ fn gate(config: &Config) -> anyhow::Result<AdminGate> {
 }
 
 async fn service(config: &Config, store: Store) -> anyhow::Result<AttestationService> {
-    let mut verifier = kata_cc_verifier::VerifierConfig::default();
+    let mut verifier = kata_cc_verifier::VerifierConfig { max_vmpl: config.max_vmpl, ..Default::default() };
+    verifier.snp.settings = config.snp.clone();
     if let Some(simulated) = &config.simulated {
         let path = config.path(&simulated.trust_anchor);
         let anchor = std::fs::read(&path).with_context(|| format!("trust anchor {}", path.display()))?;
@@ -157,7 +158,8 @@ pub(crate) async fn serve(config: &Config, check: bool) -> anyhow::Result<()> {
         println!("configuration is fine");
         return Ok(());
     }
-    let bind = async |socket| TcpListener::bind(socket).await.with_context(|| format!("listening on {socket}"));
+    let bind =
+        async |socket| TcpListener::bind(socket).await.with_context(|| format!("listening on {socket}"));
     let listener = bind(config.socket).await?;
     info!(address = %listener.local_addr()?, tls = tls.is_some(), "listening");
     let (stop, stopped) = watch::channel(false);
@@ -280,11 +282,7 @@ impl AsyncWrite for Rpc {
     }
 }
 
-async fn handshake(
-    stream: TcpStream,
-    tls: Option<TlsAcceptor>,
-    slot: OwnedSemaphorePermit,
-) -> Option<Rpc> {
+async fn handshake(stream: TcpStream, tls: Option<TlsAcceptor>, slot: OwnedSemaphorePermit) -> Option<Rpc> {
     let _ = stream.set_nodelay(true);
     let Some(tls) = tls else { return Some(Rpc { stream: Box::new(stream), _slot: slot }) };
     match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {

@@ -22,9 +22,10 @@ fn every_value_counts(evidence: &Value, references: &Value) {
             };
             let bad = run(evidence, &references);
             assert_ne!(bad.vector.status(), Tier::Affirming, "{name}");
-            let named = bad.checks.iter().any(|check| {
-                !check.ok && check.reference.as_ref().is_some_and(|used| used.name == *name)
-            });
+            let named = bad
+                .checks
+                .iter()
+                .any(|check| !check.ok && check.reference.as_ref().is_some_and(|used| used.name == *name));
             assert!(named, "{name}: {:?}", bad.findings);
         }
     }
@@ -57,13 +58,21 @@ fn tdx() -> Value {
 
 #[test]
 fn tdx_on_hardware_and_simulated() {
-    let references = json!({"mr_td": ["aa"], "rtmr_1": ["b1"], "rtmr_2": ["b2"], "xfam": ["e7"], "init_data": ["1d"]});
+    let references =
+        json!({"mr_td": ["aa"], "rtmr_1": ["b1"], "rtmr_2": ["b2"], "xfam": ["e7"], "init_data": ["1d"]});
     for tee in ["tdx", "sim-tdx"] {
         let evidence = json!({tee: tdx(), "init_data": "1d"});
         every_value_counts(&evidence, &references);
         let pointers = [
-            "quote/header/tee_type", "quote/header/vendor_id", "quote/body/mr_td", "quote/body/rtmr_1",
-            "quote/body/rtmr_2", "quote/body/xfam", "td_attributes/debug", "tcb_status", "collateral_expiration_status",
+            "quote/header/tee_type",
+            "quote/header/vendor_id",
+            "quote/body/mr_td",
+            "quote/body/rtmr_1",
+            "quote/body/rtmr_2",
+            "quote/body/xfam",
+            "td_attributes/debug",
+            "tcb_status",
+            "collateral_expiration_status",
         ];
         let pointers = pointers.map(|pointer| format!("/{tee}/{pointer}"));
         let mut pointers: Vec<_> = pointers.iter().map(String::as_str).collect();
@@ -106,9 +115,13 @@ fn azure_guests() {
     });
     let evidence = json!({"az-snp-vtpm": snp, "init_data": "1d"});
     every_value_counts(&evidence, &references);
-    let pointers: Vec<String> = snp.as_object().unwrap().keys().map(|name| format!("/az-snp-vtpm/{name}")).collect();
-    let pointers: Vec<&str> =
-        pointers.iter().map(String::as_str).filter(|p| !p.ends_with("smt_enabled") && !p.ends_with("smt_allowed")).collect();
+    let pointers: Vec<String> =
+        snp.as_object().unwrap().keys().map(|name| format!("/az-snp-vtpm/{name}")).collect();
+    let pointers: Vec<&str> = pointers
+        .iter()
+        .map(String::as_str)
+        .filter(|p| !p.ends_with("smt_enabled") && !p.ends_with("smt_allowed"))
+        .collect();
     every_claim_counts(&evidence, &references, &pointers);
 
     let mut tdx = tdx();
@@ -116,7 +129,8 @@ fn azure_guests() {
     let references = json!({"mr_td": ["aa"], "tdx_pcr11": ["11"], "xfam": ["e7"], "init_data": ["1d"]});
     let evidence = json!({"az-tdx-vtpm": tdx, "init_data": "1d"});
     every_value_counts(&evidence, &references);
-    let pointers = ["/az-tdx-vtpm/quote/body/mr_td", "/az-tdx-vtpm/tcb_status", "/az-tdx-vtpm/tpm/pcr11", "/init_data"];
+    let pointers =
+        ["/az-tdx-vtpm/quote/body/mr_td", "/az-tdx-vtpm/tcb_status", "/az-tdx-vtpm/tpm/pcr11", "/init_data"];
     every_claim_counts(&evidence, &references, &pointers);
 }
 
@@ -154,7 +168,8 @@ fn policies_of_trustee_run_unchanged() {
         configuration = 2 if { input.snp.policy_debug_allowed == false }";
     let evidence = json!({"snp": {"measurement": "ab", "reported_tcb_snp": 8, "policy_debug_allowed": false,
         "platform_smt_enabled": true}});
-    let references = values(&json!({"snp_launch_measurement": ["ab"], "snp_snp_svn": [8], "snp_smt_enabled": true}));
+    let references =
+        values(&json!({"snp_launch_measurement": ["ab"], "snp_snp_svn": [8], "snp_smt_enabled": true}));
     for text in [now, before] {
         let policy = compile("trustee_cpu", text).unwrap();
         let good = judge(&policy, &evidence, &references).unwrap();

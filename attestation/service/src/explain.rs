@@ -142,7 +142,10 @@ mod tests {
         let good = at(999);
         assert!(good.checks[0].ok && good.findings.is_empty());
         assert_eq!(good.checks[0].what_to_do, None);
-        assert_eq!(good.checks[0].reference.as_ref().unwrap().source.as_ref().unwrap().to_string(), "signed by release");
+        assert_eq!(
+            good.checks[0].reference.as_ref().unwrap().source.as_ref().unwrap().to_string(),
+            "signed by release"
+        );
         assert_eq!(good.checks[0].policy.id, "p");
         assert_eq!(good.checks[0].policy.digest.len(), 64);
         let bad = at(1000);

@@ -12,8 +12,8 @@ use kata_cc_grpc_protocol::attestation::attestation_service_server::{
 };
 use kata_cc_grpc_protocol::attestation::individual_attestation_request::{InitData, RuntimeData};
 use kata_cc_grpc_protocol::attestation::{
-    AttestationRequest, AttestationResponse, ChallengeRequest, ChallengeResponse, IndividualAttestationRequest,
-    SetPolicyRequest, SetPolicyResponse,
+    AttestationRequest, AttestationResponse, ChallengeRequest, ChallengeResponse,
+    IndividualAttestationRequest, SetPolicyRequest, SetPolicyResponse,
 };
 use kata_cc_grpc_protocol::health::health_check_response::ServingStatus;
 use kata_cc_grpc_protocol::health::health_server::{Health, HealthServer};
@@ -47,13 +47,9 @@ pub struct Grpc {
 pub fn services(api: Arc<Api>) -> tonic::service::Routes {
     let grpc = Grpc { api };
     let limit = MAX_BODY;
-    tonic::service::Routes::new(
-        AttestationServiceServer::new(grpc.clone()).max_decoding_message_size(limit),
-    )
-    .add_service(
-        ReferenceValueProviderServiceServer::new(grpc.clone()).max_decoding_message_size(limit),
-    )
-    .add_service(HealthServer::new(grpc).max_decoding_message_size(4096))
+    tonic::service::Routes::new(AttestationServiceServer::new(grpc.clone()).max_decoding_message_size(limit))
+        .add_service(ReferenceValueProviderServiceServer::new(grpc.clone()).max_decoding_message_size(limit))
+        .add_service(HealthServer::new(grpc).max_decoding_message_size(4096))
 }
 
 fn aborted(error: &ServiceError) -> Status {
@@ -115,7 +111,10 @@ fn evaluation(one: &IndividualAttestationRequest, policy_id: String) -> Result<E
         Some(RuntimeData::RawRuntimeData(text)) => Some(RuntimeDataInput::Raw(text.clone())),
         Some(RuntimeData::StructuredRuntimeData(text)) => {
             let value = serde_json::from_str(text).map_err(|e| {
-                Problem::request("structured_runtime_data", format!("structured_runtime_data is not JSON: {e}"))
+                Problem::request(
+                    "structured_runtime_data",
+                    format!("structured_runtime_data is not JSON: {e}"),
+                )
             })?;
             Some(RuntimeDataInput::Structured(value))
         }
@@ -164,11 +163,7 @@ impl Attestation for Grpc {
             let who = self.api.admin(bearer(request.metadata()), "set_policy").map_err(|e| aborted(&e))?;
             let policy = request.get_ref();
             let text = api::policy_text(&policy.policy).map_err(refused)?;
-            self.api
-                .service
-                .set_policy_by(&policy.policy_id, &text, &who)
-                .await
-                .map_err(|e| aborted(&e))?;
+            self.api.service.set_policy_by(&policy.policy_id, &text, &who).await.map_err(|e| aborted(&e))?;
             Ok(SetPolicyResponse {})
         };
         self.timed("SetAttestationPolicy", work).await

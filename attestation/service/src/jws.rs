@@ -8,8 +8,8 @@ use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P256_SHA384_ASN1,
     ECDSA_P384_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, ECDSA_P384_SHA384_FIXED, ECDSA_P384_SHA384_FIXED_SIGNING,
-    ED25519, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_2048_8192_SHA384,
-    RSA_PKCS1_2048_8192_SHA512, RsaPublicKeyComponents, UnparsedPublicKey,
+    ED25519, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _, RSA_PKCS1_2048_8192_SHA256,
+    RSA_PKCS1_2048_8192_SHA384, RSA_PKCS1_2048_8192_SHA512, RsaPublicKeyComponents, UnparsedPublicKey,
 };
 use kata_cc_kbs_protocol::{base64_url, from_base64_url};
 use rustls_pki_types::pem::PemObject as _;
@@ -266,7 +266,8 @@ impl VerifyingKey {
             "1.2.840.113549.1.1.1" => {
                 let sequence = x509_cert::der::asn1::SequenceOf::<UintRef<'_>, 2>::from_der(bits);
                 let sequence = sequence.map_err(|_| unusable())?;
-                let part = |index| sequence.get(index).map(|part| without_leading_zeros(part.as_bytes().to_vec()));
+                let part =
+                    |index| sequence.get(index).map(|part| without_leading_zeros(part.as_bytes().to_vec()));
                 PublicKey::Rs256 { n: part(0).ok_or_else(unusable)?, e: part(1).ok_or_else(unusable)? }
             }
             _ => return Err(unusable()),

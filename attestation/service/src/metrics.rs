@@ -39,7 +39,8 @@ struct RequestLabels {
 
 /// From 50 µs to 3 s.
 const BUCKETS: [f64; 15] = [
-    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 1.0, 3.0,
+    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 1.0,
+    3.0,
 ];
 
 /// All metrics.
@@ -76,8 +77,7 @@ impl Metrics {
     pub fn verdict(&self, tee: Tee, status: &'static str, timings: Timings) {
         let tee = tee.name();
         self.verdicts.get_or_create(&VerdictLabels { tee, verdict: status, reason: "none" }).inc();
-        let steps =
-            [("verify", timings.verify), ("appraise", timings.appraise), ("issue", timings.issue)];
+        let steps = [("verify", timings.verify), ("appraise", timings.appraise), ("issue", timings.issue)];
         for (step, time) in steps {
             self.steps.get_or_create(&StepLabels { tee, step }).observe(time.as_secs_f64());
         }

@@ -105,7 +105,9 @@ impl AttestationService {
         let _change = self.state.change().await;
         let current = self.state.current().await?;
         if !current.policies.contains_key(id) && current.policies.len() >= MAX_POLICIES {
-            return Err(ServiceError::Request(format!("there are {MAX_POLICIES} policies: delete one first")));
+            return Err(ServiceError::Request(format!(
+                "there are {MAX_POLICIES} policies: delete one first"
+            )));
         }
         let version = self.keep_version(id, Some(text), by).await?;
         self.state.store.put(POLICY_NAMESPACE, id, text.as_bytes()).await?;
@@ -113,7 +115,12 @@ impl AttestationService {
         Ok(version)
     }
 
-    async fn keep_version(&self, id: &str, text: Option<&str>, by: &str) -> Result<PolicyVersion, ServiceError> {
+    async fn keep_version(
+        &self,
+        id: &str,
+        text: Option<&str>,
+        by: &str,
+    ) -> Result<PolicyVersion, ServiceError> {
         let store = &self.state.store;
         let mut kept = self.version_numbers(id).await?;
         let micros = time::OffsetDateTime::now_utc().unix_timestamp_nanos() / 1000;
@@ -137,7 +144,8 @@ impl AttestationService {
 
     async fn version_numbers(&self, id: &str) -> Result<Vec<i64>, ServiceError> {
         let names = self.state.store.list(VERSION_NAMESPACE).await?;
-        let of_id = names.iter().filter_map(|entry| entry.name.strip_prefix(id)?.strip_prefix('/')?.parse().ok());
+        let of_id =
+            names.iter().filter_map(|entry| entry.name.strip_prefix(id)?.strip_prefix('/')?.parse().ok());
         let mut versions: Vec<i64> = of_id.collect();
         versions.sort_unstable();
         Ok(versions)
@@ -241,7 +249,8 @@ impl AttestationService {
                 appraisal::appraise(&policy, &claims, references)
             }
         });
-        let appraisal = appraisal.await.map_err(|_| ServiceError::Request("the dry run was ended".to_owned()))??;
+        let appraisal =
+            appraisal.await.map_err(|_| ServiceError::Request("the dry run was ended".to_owned()))??;
         Ok(json!({
             "status": appraisal.vector.status().name(),
             "trustworthiness_vector": appraisal.vector.to_json(),

@@ -323,10 +323,7 @@ mod tests {
         }
         assert!(check("", &json!(1)).is_err() && check("a\nb", &json!(1)).is_err());
         assert!(check(&"x".repeat(256), &json!(1)).is_err());
-        assert!(matches!(
-            check("n", &json!("x".repeat(MAX_VALUE))),
-            Err(ReferenceError::TooLarge { .. })
-        ));
+        assert!(matches!(check("n", &json!("x".repeat(MAX_VALUE))), Err(ReferenceError::TooLarge { .. })));
     }
 
     #[test]

@@ -414,14 +414,14 @@ fn replace_secret(path: &Path, secret: &[u8]) -> Result<(), ServiceError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
-    use std::collections::BTreeMap;
     use crate::ear::Tier;
     use crate::jws::Unverified;
     use crate::store::StoreKey;
     use crate::token::TokenVerifier;
     use crate::verify::{Reason, SampleVerifier};
     use kata_cc_kbs_protocol::base64_standard;
+    use serde_json::json;
+    use std::collections::BTreeMap;
 
     async fn service(enabled: bool) -> AttestationService {
         let pem = SigningKey::generate_pem("ES256").unwrap();

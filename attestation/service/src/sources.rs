@@ -80,7 +80,9 @@ pub enum SourceError {
         name: String,
     },
     /// No subject of the statement is one that is looked for.
-    #[error("the statement has the subjects {seen}, none is configured to become a reference value of key {signer:?}")]
+    #[error(
+        "the statement has the subjects {seen}, none is configured to become a reference value of key {signer:?}"
+    )]
     NoSubject {
         /// Name of the key.
         signer: String,
@@ -196,9 +198,9 @@ impl Sources {
             return Err(ReferenceValueError::Version(message.version.chars().take(64).collect()).into());
         }
         let by = || {
-            administrator.map(str::to_owned).ok_or_else(|| {
-                SourceError::Unsigned(message.kind.chars().take(64).collect())
-            })
+            administrator
+                .map(str::to_owned)
+                .ok_or_else(|| SourceError::Unsigned(message.kind.chars().take(64).collect()))
         };
         match message.kind.as_str() {
             "sample" => Ok(Registration {
@@ -238,10 +240,16 @@ impl Sources {
         let claims: SignedClaims =
             serde_json::from_value(parsed.claims().clone()).map_err(|e| payload_error("signed", e))?;
         if claims.iat > now + LEEWAY {
-            return Err(SourceError::Time(format!("it was signed in the future, at {}", references::format_time(claims.iat))));
+            return Err(SourceError::Time(format!(
+                "it was signed in the future, at {}",
+                references::format_time(claims.iat)
+            )));
         }
         if let Some(end) = claims.exp.filter(|end| *end <= now) {
-            return Err(SourceError::Time(format!("it may be registered until {}", references::format_time(end))));
+            return Err(SourceError::Time(format!(
+                "it may be registered until {}",
+                references::format_time(end)
+            )));
         }
         let expires = match &claims.expiration {
             Some(text) => Some(references::parse_time(text)?),
@@ -269,7 +277,8 @@ impl Sources {
         if envelope.payload_type != IN_TOTO {
             return Err(wrong(&format_args!("payloadType is not {IN_TOTO}")));
         }
-        let statement = any_base64(&envelope.payload).ok_or_else(|| wrong(&"the payload of the envelope is not base64"))?;
+        let statement = any_base64(&envelope.payload)
+            .ok_or_else(|| wrong(&"the payload of the envelope is not base64"))?;
         let message = pre_authentication(&envelope.payload_type, &statement);
         let signatures: Vec<_> = envelope
             .signatures
@@ -391,7 +400,8 @@ fn manifest(payload: &str, expires: Option<i64>) -> Result<Registration, SourceE
         (name.to_owned(), json!([manifest.launch_digest.to_lowercase()])),
         ("init_data".to_owned(), json!([manifest.host_data.to_lowercase()])),
     ]);
-    let detail = manifest.kernel.map(|kernel| format!("{} {kernel}", manifest.tier).chars().take(256).collect());
+    let detail =
+        manifest.kernel.map(|kernel| format!("{} {kernel}", manifest.tier).chars().take(256).collect());
     let source = Source { kind: "manifest".to_owned(), signer: None, detail, signed_at: None };
     Ok(Registration { values, expires, source, mode: Mode::Add, by: String::new() })
 }

@@ -41,7 +41,8 @@ fn vectors() {
         assert_eq!(values["empty"], json!([]));
         assert!(matches!(read(&none, &bytes, None), Err(SourceError::Unsigned(_))), "{name}");
     }
-    let cases: Vec<Value> = serde_json::from_slice(&std::fs::read(folder.join("invalid.json")).unwrap()).unwrap();
+    let cases: Vec<Value> =
+        serde_json::from_slice(&std::fs::read(folder.join("invalid.json")).unwrap()).unwrap();
     for case in cases {
         let refused = read(&none, case["message"].as_str().unwrap().as_bytes(), Some("me"));
         assert!(refused.is_err(), "{}", case["case"]);
@@ -55,7 +56,8 @@ fn a_signed_message_needs_no_administrator_but_a_trusted_key() {
         let sources = trusting(&ours);
         let claims = json!({"iat": NOW - 1, "exp": NOW + 1, "iss": "ci", "expiration": "2030-01-01T00:00:00Z",
             "reference_values": {"svn": [1, 2]}});
-        let sign = |key: &SigningKey, claims: &Value| message("signed", &key.sign(&json!({}), claims).unwrap());
+        let sign =
+            |key: &SigningKey, claims: &Value| message("signed", &key.sign(&json!({}), claims).unwrap());
         let taken = read(&sources, &sign(&ours, &claims), None).unwrap();
         assert_eq!(taken.values["svn"], json!([1, 2]));
         assert_eq!(taken.expires, Some(1_893_456_000));

@@ -6,8 +6,8 @@
 //! known stays in force for a minute; after that evaluations fail.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -196,7 +196,11 @@ async fn read(store: &Store, now: u64, old: Option<&Snapshot>) -> Result<Snapsho
     let keys = store.all(KEY_NAMESPACE).await?;
     let keys = keys.into_iter().filter_map(|(_, bytes)| serde_json::from_slice(&bytes).ok()).collect();
     if old.is_some_and(|old| old.generation != generation) {
-        info!(policies = policies.len(), reference_values = references.len(), "policies and reference values were read");
+        info!(
+            policies = policies.len(),
+            reference_values = references.len(),
+            "policies and reference values were read"
+        );
     }
     let in_force = ArcSwap::from_pointee(InForce::at(&references, crate::now()));
     Ok(Snapshot { generation, read: now, references, in_force, policies, keys })

@@ -145,7 +145,13 @@ fn it_answers_and_refuses_with_problems() {
     for (method, path, body, status, words) in [
         ("POST", "/attestation", "", 400, "JSON"),
         ("POST", "/attestation", "{}", 400, "verification_requests"),
-        ("POST", "/attestation", r#"{"verification_requests": []}"#, 400, "at least one verification request"),
+        (
+            "POST",
+            "/attestation",
+            r#"{"verification_requests": []}"#,
+            400,
+            "at least one verification request",
+        ),
         ("POST", "/attestation", &request("!"), 400, "base64url"),
         ("POST", "/attestation", &request("e30"), 422, "evidence"),
         ("POST", "/attestation", &large, 413, "bytes"),

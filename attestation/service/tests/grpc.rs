@@ -143,7 +143,10 @@ async fn trustees_calls_are_answered() {
         policy: base64_url(text.as_bytes()),
     };
     let good = "package policy\ntrust_claims := {\"hardware\": 97}";
-    assert_eq!(attestation.set_attestation_policy(policy(good)).await.unwrap_err().code(), Code::Unauthenticated);
+    assert_eq!(
+        attestation.set_attestation_policy(policy(good)).await.unwrap_err().code(),
+        Code::Unauthenticated
+    );
     attestation.set_attestation_policy(service.as_admin(policy(good))).await.unwrap();
     let mut mine = request(sample(&bound));
     mine.policy_ids = vec!["mine".to_owned()];
@@ -165,20 +168,29 @@ async fn trustees_calls_are_answered() {
         (bad_init_data, "init"),
         (IndividualAttestationRequest { tee: "abacus".to_owned(), ..sample(&bound) }, "abacus"),
         (IndividualAttestationRequest { evidence: "!".to_owned(), ..sample(&bound) }, "base64url"),
-        (IndividualAttestationRequest { runtime_data_hash_algorithm: "md5".to_owned(), ..sample(&bound) }, "md5"),
+        (
+            IndividualAttestationRequest { runtime_data_hash_algorithm: "md5".to_owned(), ..sample(&bound) },
+            "md5",
+        ),
     ] {
         let status = attestation.attestation_evaluate(request(one)).await.unwrap_err();
         assert!(status.code() == Code::Aborted && status.message().contains(words), "{words}: {status:?}");
     }
     let empty = attestation.attestation_evaluate(AttestationRequest::default()).await.unwrap_err();
     assert_eq!(empty.code(), Code::Aborted);
-    let large = IndividualAttestationRequest { evidence: "A".repeat(kata_cc_kbs_protocol::MAX_BODY), ..sample(&bound) };
+    let large = IndividualAttestationRequest {
+        evidence: "A".repeat(kata_cc_kbs_protocol::MAX_BODY),
+        ..sample(&bound)
+    };
     let status = attestation.attestation_evaluate(request(large)).await.unwrap_err();
     assert_eq!(status.code(), Code::OutOfRange, "{status:?}");
     let challenge = ChallengeRequest { inner: [("tee".to_owned(), "snp".to_owned())].into() };
     let challenge = attestation.get_attestation_challenge(challenge).await.unwrap().into_inner();
     assert_eq!(challenge.attestation_challenge.len(), 43);
-    assert_eq!(attestation.get_attestation_challenge(ChallengeRequest::default()).await.unwrap_err().code(), Code::Aborted);
+    assert_eq!(
+        attestation.get_attestation_challenge(ChallengeRequest::default()).await.unwrap_err().code(),
+        Code::Aborted
+    );
     // Health.
     let mut health = HealthClient::new(channel);
     let mut check = async |name: &str| health.check(HealthCheckRequest { service: name.to_owned() }).await;
@@ -252,13 +264,15 @@ fn messages_are_trustees_on_the_wire() {
         init_data: Some(InitData::InitDataToml("x".to_owned())),
         runtime_data_hash_algorithm: "sha384".to_owned(),
     };
-    let bytes = [field(1, b"snp"), field(3, b"e30"), field(5, b"{}"), field(7, b"x"), field(8, b"sha384")].concat();
+    let bytes =
+        [field(1, b"snp"), field(3, b"e30"), field(5, b"{}"), field(7, b"x"), field(8, b"sha384")].concat();
     assert_eq!(one.encode_to_vec(), bytes);
     let raw = [field(4, b"AA"), field(6, b"BB")].concat();
     let read = IndividualAttestationRequest::decode(raw.as_slice()).unwrap();
     assert_eq!(read.runtime_data, Some(RuntimeData::RawRuntimeData("AA".to_owned())));
     assert_eq!(read.init_data, Some(InitData::InitDataDigest("BB".to_owned())));
-    let request = AttestationRequest { verification_requests: vec![one], policy_ids: vec!["default".to_owned()] };
+    let request =
+        AttestationRequest { verification_requests: vec![one], policy_ids: vec!["default".to_owned()] };
     assert_eq!(request.encode_to_vec(), [field(1, &bytes), field(2, b"default")].concat());
     let answer = AttestationResponse { attestation_token: "t".to_owned() };
     assert_eq!(answer.encode_to_vec(), field(1, b"t"));

@@ -89,9 +89,8 @@ fn trusted(arguments: &Verify) -> anyhow::Result<TokenVerifier> {
 fn verify(arguments: &Verify, output: &Output) -> anyhow::Result<u8> {
     let now = match &arguments.at {
         None => OffsetDateTime::now_utc(),
-        Some(text) => {
-            OffsetDateTime::parse(text, &Rfc3339).with_context(|| format!("{text:?} is no time in RFC 3339"))?
-        }
+        Some(text) => OffsetDateTime::parse(text, &Rfc3339)
+            .with_context(|| format!("{text:?} is no time in RFC 3339"))?,
     };
     let (token, verifier) = (token_of(&arguments.file)?, trusted(arguments)?);
     let claims = match verifier.verify(&token, now.unix_timestamp()) {
@@ -176,9 +175,13 @@ mod tests {
             FINDINGS: [{"claim": "measurement", "seen": "aa", "expected": ["bb"], "what_to_do": "look"}]}}});
         let text = describe(&claims);
         assert!(!text.contains('\u{1b}'), "{text:?}");
-        for words in ["1970-01-01T00:00:01Z", "cpu0      warning (policy default)", "executables        33",
-            "measurement is aa, expected [\"bb\"]", "what to do: look"]
-        {
+        for words in [
+            "1970-01-01T00:00:01Z",
+            "cpu0      warning (policy default)",
+            "executables        33",
+            "measurement is aa, expected [\"bb\"]",
+            "what to do: look",
+        ] {
             assert!(text.contains(words), "{words}: {text}");
         }
         assert!(describe(&json!({})).contains("issuer    -"));

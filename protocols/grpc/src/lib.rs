@@ -5,19 +5,40 @@
 #![forbid(unsafe_code)]
 
 /// Package `attestation`: evidence in, token out.
-#[allow(missing_docs, unreachable_pub, clippy::all, clippy::get_unwrap, clippy::unwrap_used, reason = "generated")]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::get_unwrap,
+    clippy::unwrap_used,
+    reason = "generated"
+)]
 pub mod attestation {
     tonic::include_proto!("attestation");
 }
 
 /// Package `reference`: reference values.
-#[allow(missing_docs, unreachable_pub, clippy::all, clippy::get_unwrap, clippy::unwrap_used, reason = "generated")]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::get_unwrap,
+    clippy::unwrap_used,
+    reason = "generated"
+)]
 pub mod reference {
     tonic::include_proto!("reference");
 }
 
 /// Package `grpc.health.v1`.
-#[allow(missing_docs, unreachable_pub, clippy::all, clippy::get_unwrap, clippy::unwrap_used, reason = "generated")]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::get_unwrap,
+    clippy::unwrap_used,
+    reason = "generated"
+)]
 pub mod health {
     tonic::include_proto!("grpc.health.v1");
 }

@@ -25,8 +25,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::api::Api;
-use crate::problem::{CURRENT_REQUEST, MEDIA_TYPE, Problem, REQUEST_ID};
 pub use crate::api::policy_text;
+use crate::problem::{CURRENT_REQUEST, MEDIA_TYPE, Problem, REQUEST_ID};
 
 type Shared = Arc<Api>;
 type RawBody = Result<Bytes, BytesRejection>;
@@ -47,7 +47,10 @@ fn routes() -> Vec<Route> {
         ("/policy/{id}", vec![(g.clone(), get(trustee::policy))]),
         (
             "/reference-value",
-            vec![(p.clone(), post(trustee::set_reference_values)), (g.clone(), get(trustee::reference_values))],
+            vec![
+                (p.clone(), post(trustee::set_reference_values)),
+                (g.clone(), get(trustee::reference_values)),
+            ],
         ),
         ("/.well-known/jwks.json", vec![(g.clone(), get(trustee::jwks))]),
         ("/.well-known/openid-configuration", vec![(g.clone(), get(trustee::metadata))]),
@@ -77,10 +80,7 @@ fn routes() -> Vec<Route> {
             "/api/v1/reference-values",
             vec![(g.clone(), get(values::list)), (p.clone(), post(values::register))],
         ),
-        (
-            "/api/v1/reference-values/{name}",
-            vec![(g, get(values::one)), (d, delete(values::delete))],
-        ),
+        ("/api/v1/reference-values/{name}", vec![(g, get(values::one)), (d, delete(values::delete))]),
         ("/api/v1/reference-values/{name}/expire", vec![(p, post(values::expire))]),
     ]
 }
@@ -161,7 +161,10 @@ fn json_body<T: DeserializeOwned>(headers: &HeaderMap, body: RawBody) -> Result<
         let kind = kind.to_str().unwrap_or_default();
         let essence = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
         if essence != "application/json" && !essence.ends_with("+json") {
-            let why = format!("content type {:?}, expected application/json", kind.chars().take(64).collect::<String>());
+            let why = format!(
+                "content type {:?}, expected application/json",
+                kind.chars().take(64).collect::<String>()
+            );
             let problem = Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content-type", why);
             return Err(problem.field("content-type"));
         }
@@ -236,5 +239,4 @@ fn list(name: &str, values: impl serde::Serialize) -> Response {
 }
 
 #[cfg(test)]
-#[path = "rest_test.rs"]
 mod tests;

@@ -143,9 +143,7 @@ pub(super) async fn explain(
         serde_json::from_value(value).map(ExplainRequest::Evidence)
     };
     match request.map_err(|error| super::not_json(&error))? {
-        ExplainRequest::Evidence(request) => {
-            Ok(super::json(&explained(&judge(&api, &request).await?)))
-        }
+        ExplainRequest::Evidence(request) => Ok(super::json(&explained(&judge(&api, &request).await?))),
         ExplainRequest::Token(ExplainToken { token }) => {
             let claims = api.service.verify_token(&token, crate::now()).map_err(|e| bad_token(&e))?;
             Ok(super::json(&of_token(&claims)))
@@ -231,7 +229,8 @@ pub(super) async fn rotate(
 ) -> Result<Response, Problem> {
     let who = admin(&api, &headers, "rotate_key")?;
     let request: Rotate = json_body(&headers, body)?;
-    if let Some(algorithm) = request.algorithm.as_deref().filter(|a| !["ES256", "ES384", "EdDSA"].contains(a)) {
+    if let Some(algorithm) = request.algorithm.as_deref().filter(|a| !["ES256", "ES384", "EdDSA"].contains(a))
+    {
         let algorithm: String = algorithm.chars().take(32).collect();
         let why = format!("unknown algorithm {algorithm:?}, known are ES256, ES384, EdDSA");
         return Err(Problem::request("algorithm", why));

@@ -65,10 +65,7 @@ pub(super) async fn list(
     Ok(super::list("reference_values", described(&shown)))
 }
 
-pub(super) async fn one(
-    State(api): State<Shared>,
-    Path(name): Path<String>,
-) -> Result<Response, Problem> {
+pub(super) async fn one(State(api): State<Shared>, Path(name): Path<String>) -> Result<Response, Problem> {
     Ok(super::json(&api.service.reference_record(&name).await?.describe(crate::now())))
 }
 
@@ -107,9 +104,7 @@ pub(super) async fn register(
         }
         let expires = match &plain.expiration {
             None => api.service.default_expiry(crate::now()),
-            Some(text) => {
-                Some(parse_time(text).map_err(|e| Problem::request("expiration", e))?)
-            }
+            Some(text) => Some(parse_time(text).map_err(|e| Problem::request("expiration", e))?),
         };
         let registration = Registration {
             values: plain.values,

@@ -36,7 +36,8 @@ struct Answer {
 
 impl Answer {
     fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&self.body)))
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&self.body)))
     }
 }
 
@@ -80,7 +81,11 @@ impl Bench {
 
     async fn admin(&self, method: &str, path: &str, body: &Value) -> Answer {
         let token = format!("Bearer {}", self.admin);
-        self.send(Request::builder().method(method).uri(path).header("authorization", token), body.to_string()).await
+        self.send(
+            Request::builder().method(method).uri(path).header("authorization", token),
+            body.to_string(),
+        )
+        .await
     }
 
     async fn get(&self, path: &str) -> Answer {
@@ -137,7 +142,8 @@ fn every_route_is_described_and_every_described_path_is_routed() {
         let name = name.split('"').next().unwrap();
         assert!(schemas.get(name).is_some(), "{name}");
     }
-    let ids: Vec<_> = OPENAPI.split("\"operationId\": \"").skip(1).map(|s| s.split('"').next().unwrap()).collect();
+    let ids: Vec<_> =
+        OPENAPI.split("\"operationId\": \"").skip(1).map(|s| s.split('"').next().unwrap()).collect();
     assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), ids.len());
 }
 
@@ -169,9 +175,15 @@ async fn a_verdict_and_why() {
     assert_eq!(answer["status"], "contraindicated");
     let checks = answer["submods"]["cpu0"]["explanation"].as_array().unwrap();
     let check = checks.iter().find(|check| check["claim"] == "svn").unwrap();
-    assert_eq!((&check["rule"], &check["seen"], &check["ok"]), (&json!("hardware"), &json!("1"), &json!(false)));
+    assert_eq!(
+        (&check["rule"], &check["seen"], &check["ok"]),
+        (&json!("hardware"), &json!("1"), &json!(false))
+    );
     assert_eq!(check["reference"]["state"], "not-registered");
-    assert_eq!((&check["policy"]["id"], check["policy"]["digest"].as_str().unwrap().len()), (&json!("default_cpu"), 64));
+    assert_eq!(
+        (&check["policy"]["id"], check["policy"]["digest"].as_str().unwrap().len()),
+        (&json!("default_cpu"), 64)
+    );
     assert!(!check["what_to_do"].as_str().unwrap().is_empty());
     bench.register(&json!({"svn": ["1"], "launch_digest": ["abcde"]})).await;
     let answer = bench.ask("POST", "/api/v1/evaluate", &evaluate(&bound)).await.json();
@@ -179,7 +191,10 @@ async fn a_verdict_and_why() {
     let checks = answer["submods"]["cpu0"]["explanation"].as_array().unwrap();
     assert!(checks.len() >= 3 && checks.iter().all(|check| check["ok"] == true), "{checks:?}");
     let svn = checks.iter().find(|check| check["claim"] == "svn").unwrap();
-    assert_eq!((&svn["reference"]["state"], &svn["reference"]["source"]["kind"]), (&json!("valid"), &json!("rvps")));
+    assert_eq!(
+        (&svn["reference"]["state"], &svn["reference"]["source"]["kind"]),
+        (&json!("valid"), &json!("rvps"))
+    );
     // The token is good, and tells the same.
     let token = &answer["token"];
     let verified = bench.ask("POST", "/api/v1/tokens/verify", &json!({ "token": token })).await.json();
@@ -199,7 +214,11 @@ async fn a_verdict_and_why() {
     let token = String::from_utf8(answer.body).unwrap();
     bench.api.service.verify_token(&token, crate::now()).unwrap();
     let metrics = String::from_utf8(bench.get("/metrics").await.body).unwrap();
-    for words in ["verdicts_total{tee=\"sample\",verdict=\"affirming\",reason=\"none\"} 3", "step=\"appraise\"", "path=\"/attestation\""] {
+    for words in [
+        "verdicts_total{tee=\"sample\",verdict=\"affirming\",reason=\"none\"} 3",
+        "step=\"appraise\"",
+        "path=\"/attestation\"",
+    ] {
         assert!(metrics.contains(words), "{words}: {metrics}");
     }
 }
@@ -232,7 +251,9 @@ async fn changes_are_the_administrators() {
     let bench = bench().await;
     let closed = router(Arc::new(Api::new(Arc::clone(&bench.api.service), AdminGate::closed()).unwrap()));
     let policy = json!({"policy_id": "default_cpu", "policy": base64_url(b"package policy\ntrust_claims := {\"hardware\": 2}")});
-    let values = serde_json::to_value(ReferenceValueMessage::sample(&[("x".to_owned(), json!(["y"]))].into())).unwrap();
+    let values =
+        serde_json::to_value(ReferenceValueMessage::sample(&[("x".to_owned(), json!(["y"]))].into()))
+            .unwrap();
     let calls = [
         ("POST", "/policy", policy),
         ("POST", "/reference-value", values.clone()),
@@ -250,7 +271,8 @@ async fn changes_are_the_administrators() {
         assert_problem(&bench.ask(method, path, body).await, 401, "admin", Some("authorization"));
         let token = format!("Bearer {}", bench.admin);
         let request = Request::builder().method(*method).uri(*path).header("authorization", token);
-        let answer = closed.clone().oneshot(request.body(body.to_string().into()).unwrap()).await.unwrap();
+        let answer =
+            closed.clone().oneshot(request.body(Body::from(body.to_string())).unwrap()).await.unwrap();
         assert_eq!(answer.status(), StatusCode::UNAUTHORIZED, "{method} {path}");
     }
     assert!(bench.api.service.reference_values().await.unwrap().is_empty());
@@ -306,7 +328,10 @@ async fn reference_values_come_end_and_go() {
     assert_eq!(names("?expired=true&prefix=s").await, ["svn"]);
     assert_problem(&bench.get(&format!("{path}?colour=red")).await, 400, "request", None);
     let never = json!({"at": null});
-    assert_eq!(bench.admin("POST", "/api/v1/reference-values/svn/expire", &never).await.json()["expired"], false);
+    assert_eq!(
+        bench.admin("POST", "/api/v1/reference-values/svn/expire", &never).await.json()["expired"],
+        false
+    );
     assert_eq!(status().await["status"], "affirming");
     assert_eq!(bench.admin("DELETE", "/api/v1/reference-values/svn", &json!(null)).await.status, 204);
     let gone = bench.admin("DELETE", "/api/v1/reference-values/svn", &json!(null)).await;
@@ -339,7 +364,8 @@ async fn policies_have_versions_and_are_tried_before() {
     let ids: Vec<_> = listed["policies"].as_array().unwrap().iter().map(|one| &one["id"]).collect();
     assert_eq!(ids, ["default_cpu", "default_gpu", "mine_cpu"]);
     // Errors of compilation say where.
-    let broken = bench.admin("PUT", path, &json!({"policy": "package policy\n\nallow if {\n  input.x ==\n}\n"})).await;
+    let broken =
+        bench.admin("PUT", path, &json!({"policy": "package policy\n\nallow if {\n  input.x ==\n}\n"})).await;
     assert_problem(&broken, 400, "policy", Some("policy"));
     let told = broken.json()["detail"].as_str().unwrap().to_owned();
     assert!(told.contains("at line ") && told.contains("column "), "{told}");
@@ -351,7 +377,10 @@ async fn policies_have_versions_and_are_tried_before() {
     // Dry runs: on claims, on evidence, with other values; nothing stays.
     let run = async |body: Value| bench.admin("POST", "/api/v1/policies/dry-run", &body).await;
     let tried = run(json!({"policy": text(3), "claims": {"sample": {}}})).await.json();
-    assert_eq!((&tried["status"], &tried["trustworthiness_vector"]["hardware"]), (&json!("affirming"), &json!(3)));
+    assert_eq!(
+        (&tried["status"], &tried["trustworthiness_vector"]["hardware"]),
+        (&json!("affirming"), &json!(3))
+    );
     let tried = run(json!({"policy_id": "mine_cpu", "claims": {}})).await.json();
     assert_eq!(tried["status"], "contraindicated");
     let values = json!({"svn": ["1"], "launch_digest": ["abcde"]});
@@ -360,8 +389,18 @@ async fn policies_have_versions_and_are_tried_before() {
     assert_eq!((&tried["status"], &tried["claims"]["sample"]["svn"]), (&json!("affirming"), &json!("1")));
     assert!(bench.api.service.reference_values().await.unwrap().is_empty());
     assert_problem(&run(json!({})).await, 400, "request", Some("claims"));
-    assert_problem(&run(json!({"claims": {}, "policy_id": "none_cpu"})).await, 404, "policy-id", Some("policy_id"));
-    assert_problem(&run(json!({"claims": {}, "policy": "package policy\ntrust_claims := 3"})).await, 422, "policy-failed", Some("policy_ids"));
+    assert_problem(
+        &run(json!({"claims": {}, "policy_id": "none_cpu"})).await,
+        404,
+        "policy-id",
+        Some("policy_id"),
+    );
+    assert_problem(
+        &run(json!({"claims": {}, "policy": "package policy\ntrust_claims := 3"})).await,
+        422,
+        "policy-failed",
+        Some("policy_ids"),
+    );
     // A policy reaches neither network nor files, and does not run for ever.
     for call in ["http.send({\"method\": \"GET\", \"url\": \"http://127.0.0.1/\"})", "opa.runtime()"] {
         let text = format!("package policy\ntrust_claims := {{\"hardware\": 2}} if {call}");
@@ -369,7 +408,12 @@ async fn policies_have_versions_and_are_tried_before() {
         assert!((400..500).contains(&answer.status), "{call}: {answer:?}");
     }
     let endless = "package policy\ntrust_claims := {\"hardware\": 2} if { some i in numbers.range(1, 100000); some j in numbers.range(1, 100000); i * j == -1 }";
-    assert_problem(&run(json!({"claims": {}, "policy": endless})).await, 422, "policy-failed", Some("policy_ids"));
+    assert_problem(
+        &run(json!({"claims": {}, "policy": endless})).await,
+        422,
+        "policy-failed",
+        Some("policy_ids"),
+    );
     assert_eq!(bench.admin("DELETE", path, &json!(null)).await.status, 204);
     assert_problem(&bench.get(path).await, 404, "policy-id", Some("policy_id"));
     assert_eq!(bench.get(&format!("{path}/versions")).await.json()["versions"][0]["digest"], "");
@@ -380,7 +424,8 @@ async fn keys_are_rotated_by_the_administrator() {
     let bench = bench().await;
     let token = |answer: Value| answer["token"].as_str().unwrap().to_owned();
     let old = token(bench.ask("POST", "/api/v1/evaluate", &evaluate(&json!({}))).await.json());
-    let rotated = bench.admin("POST", "/api/v1/tokens/keys/rotate", &json!({"algorithm": "EdDSA"})).await.json();
+    let rotated =
+        bench.admin("POST", "/api/v1/tokens/keys/rotate", &json!({"algorithm": "EdDSA"})).await.json();
     assert_eq!((&rotated["signing"]["alg"], rotated["keys"].as_array().unwrap().len()), (&json!("EdDSA"), 2));
     let new = token(bench.ask("POST", "/api/v1/evaluate", &evaluate(&json!({}))).await.json());
     let jwks = bench.get("/.well-known/jwks.json").await.json();
@@ -396,7 +441,12 @@ async fn keys_are_rotated_by_the_administrator() {
     let forged = key("ES256").sign(&json!({}), &json!({"exp": crate::now() + 60})).unwrap();
     let answer = bench.ask("POST", "/api/v1/tokens/verify", &json!({ "token": forged })).await.json();
     assert_eq!((&answer["valid"], &answer["reason"]), (&json!(false), &json!("untrusted-key")));
-    assert_problem(&bench.ask("POST", "/api/v1/explain", &json!({ "token": forged })).await, 422, "untrusted-key", Some("token"));
+    assert_problem(
+        &bench.ask("POST", "/api/v1/explain", &json!({ "token": forged })).await,
+        422,
+        "untrusted-key",
+        Some("token"),
+    );
     let bad = bench.admin("POST", "/api/v1/tokens/keys/rotate", &json!({"algorithm": "none"})).await;
     assert_problem(&bad, 400, "request", Some("algorithm"));
     let metadata = bench.get("/.well-known/openid-configuration").await.json();
@@ -415,17 +465,47 @@ async fn bad_input_is_refused_with_field_and_reason() {
         (post(path), vec![], 400, "syntax", Some("body")),
         (post(path), b"{".to_vec(), 400, "syntax", Some("body")),
         (post(path), b"{}".to_vec(), 400, "missing-field", Some("verification_requests")),
-        (post(path), br#"{"verification_requests": [], "colour": 1}"#.to_vec(), 400, "unknown-field", Some("colour")),
+        (
+            post(path),
+            br#"{"verification_requests": [], "colour": 1}"#.to_vec(),
+            400,
+            "unknown-field",
+            Some("colour"),
+        ),
         (post(path), br#"{"verification_requests": 7}"#.to_vec(), 400, "type", Some("body")),
-        (post(path), br#"{"verification_requests": [{"tee": "abacus", "evidence": {}}]}"#.to_vec(), 400, "unknown-tee", Some("tee")),
-        (post("/attestation"), br#"{"verification_requests": [{"tee": "abacus", "evidence": ""}]}"#.to_vec(), 400, "unknown-tee", Some("tee")),
+        (
+            post(path),
+            br#"{"verification_requests": [{"tee": "abacus", "evidence": {}}]}"#.to_vec(),
+            400,
+            "unknown-tee",
+            Some("tee"),
+        ),
+        (
+            post("/attestation"),
+            br#"{"verification_requests": [{"tee": "abacus", "evidence": ""}]}"#.to_vec(),
+            400,
+            "unknown-tee",
+            Some("tee"),
+        ),
         (post(path), br#"{"verification_requests": []}"#.to_vec(), 400, "request", None),
         (post(path), vec![b'"', 0xff, b'"'], 400, "not-utf8", Some("body")),
         (post(path), nested.clone().into_bytes(), 400, "nested", Some("body")),
         (post(path), deep.into_bytes(), 400, "nested", Some("body")),
         (post(path), vec![b' '; MAX_BODY + 1], 413, "too-large", Some("body")),
-        (post(path).header("content-type", "text/xml"), b"{}".to_vec(), 415, "content-type", Some("content-type")),
-        (post("/policy").header("authorization", format!("Bearer {}", bench.admin)), b"[]".to_vec(), 400, "type", Some("body")),
+        (
+            post(path).header("content-type", "text/xml"),
+            b"{}".to_vec(),
+            415,
+            "content-type",
+            Some("content-type"),
+        ),
+        (
+            post("/policy").header("authorization", format!("Bearer {}", bench.admin)),
+            b"[]".to_vec(),
+            400,
+            "type",
+            Some("body"),
+        ),
         (Request::get("/policy/%ff"), vec![], 400, "request", None),
     ];
     for (request, body, status, reason, field) in cases {
@@ -440,9 +520,24 @@ async fn bad_input_is_refused_with_field_and_reason() {
         (json!({"tee": "sample", "evidence": "!"}), 400, "request", Some("evidence")),
         (json!({"tee": "sample", "evidence": {}}), 422, "malformed", Some("evidence")),
         (json!({"tee": "sgx", "evidence": {}}), 422, "tee-not-supported", None),
-        (json!({"tee": "sample", "evidence": {}, "runtime_data": {"raw": "%"}}), 400, "request", Some("runtime_data")),
-        (json!({"tee": "sample", "evidence": {}, "runtime_data_hash_algorithm": "md5"}), 400, "request", Some("runtime_data_hash_algorithm")),
-        (json!({"tee": "sample", "evidence": {}, "init_data": {"init_data_toml": "x"}}), 422, "init-data", None),
+        (
+            json!({"tee": "sample", "evidence": {}, "runtime_data": {"raw": "%"}}),
+            400,
+            "request",
+            Some("runtime_data"),
+        ),
+        (
+            json!({"tee": "sample", "evidence": {}, "runtime_data_hash_algorithm": "md5"}),
+            400,
+            "request",
+            Some("runtime_data_hash_algorithm"),
+        ),
+        (
+            json!({"tee": "sample", "evidence": {}, "init_data": {"init_data_toml": "x"}}),
+            422,
+            "init-data",
+            None,
+        ),
     ] {
         let answer = bench.ask("POST", path, &evidence(one.clone())).await;
         if matches!(reason, "tee-not-supported" | "init-data") {
