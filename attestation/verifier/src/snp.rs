@@ -46,7 +46,7 @@ pub struct SnpSettings {
 
 pub(crate) fn verify(config: &VerifierConfig, input: &Evidence<'_>, now: u64) -> Result<Verdict, Refusal> {
     if input.tee == Tee::SimSnp && config.simulated_roots.is_empty() {
-        return Err(Refusal::SimulatedNotConfigured);
+        return Err(Refusal::SimulatedNotConfigured { tee: input.tee });
     }
     let evidence = SnpEvidence::deserialize(input.evidence)
         .map_err(|error| Refusal::Malformed { what: error.to_string() })?;
@@ -163,13 +163,13 @@ fn verify_simulated(
     now: u64,
 ) -> Result<kata_cc_snp::Verified, Refusal> {
     let given = evidence.endorsements();
-    let mut refused = Refusal::SimulatedNotConfigured;
+    let mut refused = Refusal::SimulatedNotConfigured { tee: Tee::SimSnp };
     for root in &config.simulated_roots {
         match verify_under(config, Anchor::Simulated(root), report, &given, evidence.crl(), now) {
             Ok(verified) => return Ok(verified),
             Err(error) => {
                 let error = Refusal::from(error);
-                if refused.reason() != Reason::UntrustedRoot && refused != Refusal::SimulatedNotConfigured {
+                if !matches!(refused.reason(), Reason::UntrustedRoot | Reason::SimulatedNotConfigured) {
                     continue;
                 }
                 refused = error;
