@@ -253,7 +253,7 @@ where
         }
         Ok(())
     };
-    all((0..at_once).map(|_| worker())).await
+    all((0..at_once).map(|_| worker())).await.map(drop)
 }
 
 /// Pieces that are due at an even rate, whether earlier ones are done or not: seconds from when each was due to its end.
@@ -294,11 +294,8 @@ pub(crate) async fn resources(broker: &Broker, at_once: usize, length: Duration)
 }
 
 /// Runs futures side by side on this task; the first error ends all.
-async fn all<C, T>(
+async fn all<T>(
     futures: impl Iterator<Item = impl Future<Output = anyhow::Result<T>>>,
-) -> anyhow::Result<C>
-where
-    C: FromIterator<T>,
-{
-    futures::future::try_join_all(futures).await.map(|all| all.into_iter().collect())
+) -> anyhow::Result<Vec<T>> {
+    futures::future::try_join_all(futures).await
 }
