@@ -9,8 +9,10 @@ use crate::shell::{output, step};
 use crate::{binaries, guest_image, lab, paths};
 
 /// Name, what it measures, whether it needs a virtual machine.
-const BENCHMARKS: &[(&str, &str)] =
-    &[("boot", "VMM exec to guest init and agent ready, memory beyond guest RAM; peer: QEMU microvm")];
+const BENCHMARKS: &[(&str, &str, bool)] = &[
+    ("boot", "VMM exec to guest init and agent ready, memory beyond guest RAM; peer: QEMU microvm", true),
+    ("kbs", "handshakes and resources a second on one core, latency, memory; peer: the bare signatures", false),
+];
 
 /// One measured figure.
 #[derive(Debug, Serialize, Deserialize)]
@@ -43,17 +45,21 @@ struct Row {
 /// Run one benchmark, or list them.
 pub(crate) fn bench(name: Option<&str>) -> anyhow::Result<()> {
     let Some(name) = name else {
-        for (name, what) in BENCHMARKS {
+        for (name, what, _) in BENCHMARKS {
             println!("{name:<8} {what}");
         }
         return Ok(());
     };
-    if !BENCHMARKS.iter().any(|(known, _)| *known == name) {
+    let Some((_, _, needs_machine)) = BENCHMARKS.iter().find(|(known, _, _)| *known == name) else {
         bail!("there is no benchmark {name:?}: `./x bench` lists them");
-    }
+    };
     binaries::build()?;
-    guest_image::build()?;
-    let host = lab::choose()?;
+    let host = if *needs_machine {
+        guest_image::build()?;
+        lab::choose()?
+    } else {
+        lab::Host::Native
+    };
     step(&format!("measuring {name}"));
     let program = paths::binaries().join("kata-cc-bench");
     let printed = output(&mut host.command(&program, &[name], 30))?;

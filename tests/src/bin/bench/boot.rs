@@ -1,5 +1,3 @@
-//! `kata-cc-bench NAME`: measures ours and a peer in turn, in the same run, and prints JSON rows for `./x bench`.
-//!
 //! `boot`: from the monitor's exec to the guest's init, to the agent's API being served, with the same
 //! kernel, initramfs and command line, one vCPU and 256 MiB; and the monitor's memory beyond the guest's. The peer is
 //! `qemu-system-x86_64 -M microvm`. Both write the guest's console to a file in which the agent's two lines are
@@ -13,18 +11,13 @@ use anyhow::{Context, bail};
 use kata_cc_vmm_api::{BlockConfig, BootConfig, TeeConfig, VmConfig, VsockConfig};
 use serde_json::{Value, json};
 
+use crate::median_and_least;
+
 const REPEATED: usize = 10;
 const MEMORY_MIB: u64 = 256;
 /// What the agent prints as soon as it runs, and when it serves its API.
 const INIT_LINE: &str = "agent started";
 const READY_LINE: &str = "agent ready";
-
-fn main() -> anyhow::Result<()> {
-    match std::env::args().nth(1).as_deref() {
-        Some("boot") => boot(),
-        other => bail!("usage: kata-cc-bench boot (got {other:?})"),
-    }
-}
 
 /// One boot: seconds to init, seconds to ready, KiB of the monitor beyond guest memory.
 struct Boot {
@@ -33,7 +26,7 @@ struct Boot {
     overhead_kib: f64,
 }
 
-fn boot() -> anyhow::Result<()> {
+pub(crate) fn boot() -> anyhow::Result<()> {
     let _ = Command::new("modprobe").arg("vhost_vsock").stdout(Stdio::null()).status();
     let dir = tempfile::Builder::new().prefix("kata-cc-bench").tempdir_in("/run")?;
     let (mut ours, mut peers) = (Vec::new(), Vec::new());
@@ -66,18 +59,6 @@ fn boot() -> anyhow::Result<()> {
     ];
     println!("{}", serde_json::to_string(&rows)?);
     Ok(())
-}
-
-fn median_and_least(values: impl Iterator<Item = f64>) -> (f64, f64) {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    let median = if values.len().is_multiple_of(2) {
-        f64::midpoint(values[middle - 1], values[middle])
-    } else {
-        values[middle]
-    };
-    (median, values[0])
 }
 
 fn boot_ours(dir: &Path) -> anyhow::Result<Boot> {

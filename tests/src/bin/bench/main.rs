@@ -1,0 +1,28 @@
+//! `kata-cc-bench NAME`: measures ours and a peer in turn, in the same run, and prints JSON rows for `./x bench`.
+//!
+//! [`boot`]: a microVM beside QEMU's. [`kbs`]: the key broker beside the bare signatures that its work needs.
+
+mod boot;
+mod kbs;
+
+use anyhow::bail;
+
+fn main() -> anyhow::Result<()> {
+    match std::env::args().nth(1).as_deref() {
+        Some("boot") => boot::boot(),
+        Some("kbs") => kbs::kbs(),
+        other => bail!("usage: kata-cc-bench boot|kbs (got {other:?})"),
+    }
+}
+
+fn median_and_least(values: impl Iterator<Item = f64>) -> (f64, f64) {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    let median = if values.len().is_multiple_of(2) {
+        f64::midpoint(values[middle - 1], values[middle])
+    } else {
+        values[middle]
+    };
+    (median, values[0])
+}
