@@ -172,7 +172,9 @@ fn json_body<T: DeserializeOwned>(headers: &HeaderMap, body: RawBody) -> Result<
     if std::str::from_utf8(&body).is_err() {
         return Err(Problem::new(StatusCode::BAD_REQUEST, "not-utf8", "the body is not UTF-8").field("body"));
     }
-    serde_json::from_slice(&body).map_err(|error| not_json(&error))
+    // As a value first: how deep it is nested does not depend on what is expected then.
+    let value: Value = serde_json::from_slice(&body).map_err(|error| not_json(&error))?;
+    serde_json::from_value(value).map_err(|error| not_json(&error))
 }
 
 fn raw_body(body: RawBody) -> Result<Bytes, Problem> {

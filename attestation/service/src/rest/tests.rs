@@ -461,7 +461,8 @@ async fn bad_input_is_refused_with_field_and_reason() {
     let path = "/api/v1/evaluate";
     let nested = format!("{}{}", "[".repeat(4096), "]".repeat(4096));
     let deep = format!("{{\"verification_requests\": {nested}}}");
-    let cases: Vec<(Builder, Vec<u8>, u16, &str, Option<&str>)> = vec![
+    type Case = (Builder, Vec<u8>, u16, &'static str, Option<&'static str>);
+    let cases: Vec<Case> = vec![
         (post(path), vec![], 400, "syntax", Some("body")),
         (post(path), b"{".to_vec(), 400, "syntax", Some("body")),
         (post(path), b"{}".to_vec(), 400, "missing-field", Some("verification_requests")),
