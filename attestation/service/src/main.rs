@@ -135,6 +135,7 @@ async fn service(arguments: &Arguments, store: Store) -> anyhow::Result<Attestat
         None => None,
     };
     config.snp.endorsements = endorser.clone().map(|endorser| endorser as _);
+    config.tdx.collateral = endorser.clone().map(|endorser| endorser as _);
     let verifiers = Verifiers { config, sample: SampleVerifier { enabled: false } };
     Ok(AttestationService::new(store, Box::new(verifiers), broker).await?.with_endorser(endorser))
 }
