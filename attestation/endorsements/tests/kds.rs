@@ -223,7 +223,7 @@ async fn a_body_that_is_too_large_or_too_slow_is_given_up() {
         let mut held = Vec::new();
         while let Ok((mut stream, _)) = listener.accept().await {
             let mut request = [0; 1024];
-            stream.read(&mut request).await.ok();
+            let _ = stream.read(&mut request).await;
             stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n0123").await.ok();
             held.push(stream);
         }

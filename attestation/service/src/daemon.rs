@@ -125,6 +125,7 @@ async fn service(config: &Config, store: Store) -> anyhow::Result<AttestationSer
         None => None,
     };
     verifier.snp.endorsements = endorser.clone().map(|endorser| endorser as _);
+    verifier.tdx.collateral = endorser.clone().map(|endorser| endorser as _);
     let verifiers = Verifiers { config: verifier, sample: SampleVerifier { enabled: config.allow_sample } };
     let certificates = config.token.certificates.as_ref().map(|path| config.path(path));
     let service = AttestationService::new(store, Box::new(verifiers), broker)

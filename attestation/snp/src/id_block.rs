@@ -209,9 +209,7 @@ impl PublicKey {
 
     fn parse(key: &'static str, bytes: &[u8; PUBLIC_KEY_LEN]) -> Result<Self, IdBlockError> {
         let mut c = Cursor::new(bytes);
-        let mut read = || -> Result<(u32, [u8; 72], [u8; 72], &[u8]), Truncated> {
-            Ok((c.u32()?, c.array()?, c.array()?, c.slice(880)?))
-        };
+        let mut read = || -> Result<_, Truncated> { Ok((c.u32()?, c.array()?, c.array()?, c.slice(880)?)) };
         let Ok((curve, x, y, reserved)) = read() else {
             return Err(IdBlockError::Length { structure: "key", seen: 0, expected: PUBLIC_KEY_LEN });
         };
