@@ -23,6 +23,11 @@ const COMMANDS: &[(&[&str], &[&str])] = &[
     (&["secret", "rm"], &["--kbs"]),
     (&["policy", "set"], &["--file", "--id", "resource", "attestation"]),
     (&["policy", "show"], &["--id", "agent"]),
+    (&["evidence", "show"], &["--tee", "FILE"]),
+    (
+        &["evidence", "verify"],
+        &["--tee", "--endorsements", "--at", "--report-data", "--init-data", "--reference-values", "--require", "--simulated-root"],
+    ),
     (&["ps"], &["--running"]),
     (&["logs"], &["--all", "--follow"]),
     (&["explain"], &["ID"]),

@@ -12,6 +12,7 @@
 //! Sources: Trustee `deps/verifier/src/snp`, its evidence and claims by name; SNP firmware ABI.
 #![forbid(unsafe_code)]
 
+mod azure;
 pub mod binding;
 pub mod claims;
 pub mod initdata;
@@ -97,6 +98,7 @@ impl Verdict {
 pub fn verify(config: &VerifierConfig, input: &Evidence<'_>, now: u64) -> Result<Verdict, Refusal> {
     match input.tee {
         Tee::Snp | Tee::SimSnp => snp::verify(config, input, now),
+        Tee::AzSnpVtpm => azure::verify(config, input, now),
         tee => Err(Refusal::TeeNotSupported { tee }),
     }
 }

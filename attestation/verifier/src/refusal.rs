@@ -2,10 +2,13 @@
 //!
 //! Everything in a refusal may be shown to the guest and logged; nothing in it is secret.
 
+use kata_cc_azure_vtpm::VtpmError;
 use kata_cc_kbs_protocol::Tee;
 use kata_cc_kbs_protocol::initdata::InitDataError;
 use kata_cc_snp::VerifyError;
 use kata_cc_snp::verify::{Blame, Role};
+
+use crate::azure;
 
 /// Kinds of refusal with stable names, for logs, metrics and tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
@@ -81,6 +84,17 @@ pub enum Refusal {
     /// Chain, signature or their binding.
     #[error(transparent)]
     Snp(VerifyError),
+    /// What came through a vTPM does not hold together.
+    #[error(transparent)]
+    Vtpm(#[from] VtpmError),
+    /// The field takes the digest as it is, so it has to be of its length.
+    #[error("init-data has a digest of {seen} bytes, {field} holds one of 32: give init-data whose algorithm is sha256")]
+    InitDataAlgorithm {
+        /// The TEE's name of the field.
+        field: &'static str,
+        /// Bytes of the digest.
+        seen: usize,
+    },
     /// The report was asked for from a less trusted level of the guest.
     #[error("report comes from VMPL {seen}, expected at most {expected}")]
     Vmpl {
@@ -131,7 +145,9 @@ impl Refusal {
             }
             Self::Snp(error) => snp_reason(error),
             Self::ReportData { .. } => Reason::ReportData,
-            Self::InitData { .. } | Self::InitDataDocument(_) => Reason::InitData,
+            Self::InitData { .. } | Self::InitDataDocument(_) | Self::InitDataAlgorithm { .. } => {
+                Reason::InitData
+            }
         }
     }
 
@@ -145,7 +161,8 @@ impl Refusal {
             Self::UnknownProduct { .. } => "cpuid",
             Self::Vmpl { .. } => "vmpl",
             Self::ReportData { .. } => "report_data",
-            Self::InitData { .. } | Self::InitDataDocument(_) => "init_data",
+            Self::InitData { .. } | Self::InitDataDocument(_) | Self::InitDataAlgorithm { .. } => "init_data",
+            Self::Vtpm(error) => azure::claim(error),
             Self::Snp(error) => match error {
                 VerifyError::Report(_) => "attestation_report",
                 VerifyError::Unsigned | VerifyError::SigningKey { .. } => "key_info",
@@ -181,6 +198,8 @@ impl Refusal {
             Self::ReportData { seen, expected } | Self::InitData { seen, expected, .. } => {
                 (seen.clone(), expected.clone())
             }
+            Self::InitDataAlgorithm { seen, .. } => (format!("{seen} bytes"), "32 bytes".to_owned()),
+            Self::Vtpm(error) => return azure::compared(error),
             Self::Malformed { .. } | Self::InitDataDocument(_) => return None,
             Self::Snp(error) => match error {
                 VerifyError::Root { seen, expected }

@@ -61,7 +61,7 @@ pub(crate) fn verify(config: &VerifierConfig, input: &Evidence<'_>, now: u64) ->
     })
 }
 
-fn product_of(report: &Report, given: &Endorsements) -> Result<Product, Refusal> {
+pub(crate) fn product_of(report: &Report, given: &Endorsements) -> Result<Product, Refusal> {
     let vek = Certificate::from_der_or_pem(&given.vek).ok();
     Product::of(report, vek.as_ref()).ok_or_else(|| {
         let cpu = report
