@@ -26,7 +26,16 @@ const COMMANDS: &[(&[&str], &[&str])] = &[
     (&["evidence", "show"], &["--tee", "FILE"]),
     (
         &["evidence", "verify"],
-        &["--tee", "--endorsements", "--at", "--report-data", "--init-data", "--reference-values", "--require", "--simulated-root"],
+        &[
+            "--tee",
+            "--endorsements",
+            "--at",
+            "--report-data",
+            "--init-data",
+            "--reference-values",
+            "--require",
+            "--simulated-root",
+        ],
     ),
     (&["ps"], &["--running"]),
     (&["logs"], &["--all", "--follow"]),

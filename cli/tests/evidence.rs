@@ -53,7 +53,17 @@ fn a_recorded_snp_report_is_shown_and_verified() {
     let vcek = vector("snp/reports/milan-v3-a/vcek.der").unwrap();
     let node = Node::new();
     let shown = evidence(&node, 0, &["show", &report]).stdout;
-    has(&shown, &["nothing of this is verified", "Guest policy", "debug_allowed", "reported_tcb", "measurement", "Milan"]);
+    has(
+        &shown,
+        &[
+            "nothing of this is verified",
+            "Guest policy",
+            "debug_allowed",
+            "reported_tcb",
+            "measurement",
+            "Milan",
+        ],
+    );
     let shown = json(&node, 0, &["show", &report]);
     assert_eq!((&shown["tee"], &shown["verified"]), (&"snp".into(), &false.into()));
     assert_eq!(shown["report"]["measurement"].as_str().unwrap().len(), 96);
@@ -75,7 +85,8 @@ fn refusals_of_snp_name_the_reason() {
     let other = vector("snp/reports/milan-v2-a/vcek.der").unwrap();
     let old = vector("snp/reports/milan-v2-a/report.bin").unwrap();
     let node = Node::new();
-    let refused = |arguments: &[&str]| json(&node, 1, &[&["verify"], arguments].concat())["refusals"][0].clone();
+    let refused =
+        |arguments: &[&str]| json(&node, 1, &[&["verify"], arguments].concat())["refusals"][0].clone();
     let with = |vek: &str| ["--endorsements".to_owned(), vek.to_owned(), "--at".to_owned(), THEN.to_owned()];
     fn words(own: &[String]) -> Vec<&str> {
         own.iter().map(String::as_str).collect()
@@ -91,7 +102,8 @@ fn refusals_of_snp_name_the_reason() {
     let replayed = refused(&[&[report.as_str(), "--report-data", "00ff"], &words(&good)[..]].concat());
     assert_eq!((&replayed["reason"], &replayed["claim"]), (&"report-data".into(), &"report_data".into()));
     assert!(replayed["expected"].as_str().unwrap().starts_with("00ff00"));
-    let other_init = refused(&[&[report.as_str(), "--init-data", &"ab".repeat(32)], &words(&good)[..]].concat());
+    let other_init =
+        refused(&[&[report.as_str(), "--init-data", &"ab".repeat(32)], &words(&good)[..]].concat());
     assert_eq!(other_init["reason"], "init-data");
     let version = refused(&[&[old.as_str()], &words(&with(&other))[..]].concat());
     has(version["message"].as_str().unwrap(), &["version is 2"]);
@@ -121,7 +133,14 @@ fn references_and_requirements_are_compared() {
     let wrong = node.file("wrong.json", r#"{"snp_launch_measurement": ["00", "11"]}"#);
     let none = node.file("none.json", r#"{"mr_td": ["x"]}"#);
     let answer = |ran: &Ran| -> Value { serde_json::from_str(&ran.stdout).unwrap() };
-    let ran = verify(&["--reference-values", &right, "--require", "policy_debug_allowed=false", "--require", "vmpl<=0"]);
+    let ran = verify(&[
+        "--reference-values",
+        &right,
+        "--require",
+        "policy_debug_allowed=false",
+        "--require",
+        "vmpl<=0",
+    ]);
     assert_eq!(ran.code, 0, "{ran:?}");
     assert_eq!(answer(&ran)["checks"].as_array().unwrap().len(), 4);
     has(&answer(&ran)["warnings"].to_string(), &["not for snp: mr_td"]);
@@ -143,7 +162,18 @@ fn evidence_of_azure_is_shown_and_verified() {
     let Some(file) = vector("snp/evidence/az-snp-vtpm-evidence-v1.json") else { return };
     let node = Node::new();
     let shown = evidence(&node, 0, &["show", &file]).stdout;
-    has(&shown, &["TPM quote", "\"challenge\"", "of the values below", "pcr08", "HCL report", "secure_boot", "SNP report"]);
+    has(
+        &shown,
+        &[
+            "TPM quote",
+            "\"challenge\"",
+            "of the values below",
+            "pcr08",
+            "HCL report",
+            "secure_boot",
+            "SNP report",
+        ],
+    );
     let challenge = hex::encode("challenge");
     let verify = ["verify", &file, "--at", THEN, "--report-data", &challenge, "--require", "tpm.pcr23=00"];
     let answer = json(&node, 1, &verify);
@@ -151,7 +181,8 @@ fn evidence_of_azure_is_shown_and_verified() {
     assert_eq!(answer["claims"]["report_data"], Value::from(challenge.clone()));
     let text = evidence(&node, 0, &verify[..6]).stdout;
     has(&text, &["verdict   verified\n", "az-snp-vtpm.tpm.pcr11", "az-snp-vtpm.measurement"]);
-    let refused = json(&node, 1, &["verify", &file, "--at", THEN, "--report-data", &format!("{challenge}00")]);
+    let refused =
+        json(&node, 1, &["verify", &file, "--at", THEN, "--report-data", &format!("{challenge}00")]);
     assert_eq!(refused["refusals"][0]["reason"], "report-data", "no padding");
     let hcl = vector("snp/evidence/az-snp-hcl-report.bin").unwrap();
     has(&evidence(&node, 0, &["show", &hcl]).stdout, &["HCL report", "version", "2"]);
@@ -174,7 +205,10 @@ fn simulated_evidence_cannot_be_taken_for_real() {
     let forms: [&[&str]; 3] = [&[&raw, "--endorsements", &table], &[&with_table], &[&as_json]];
     for form in forms {
         let text = evidence(&node, 0, &[&["verify"], form, &["--simulated-root", &root]].concat()).stdout;
-        has(&text, &["tee       sim-snp", "SIMULATED", "protects nothing", "proves nothing", "sim-snp.measurement"]);
+        has(
+            &text,
+            &["tee       sim-snp", "SIMULATED", "protects nothing", "proves nothing", "sim-snp.measurement"],
+        );
         assert!(!text.contains("verdict   verified"), "{text}");
         let answer = json(&node, 0, &[&["verify"], form, &["--simulated-root", &root]].concat());
         assert_eq!((&answer["verdict"], &answer["tee"]), (&"verified-simulated".into(), &"sim-snp".into()));

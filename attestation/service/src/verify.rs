@@ -28,6 +28,10 @@ pub enum Reason {
     ReportData,
     /// The init-data is not what the guest was launched with.
     InitData,
+    /// The event log does not lead to the measured registers.
+    EventLog,
+    /// What the maker publishes about the platform is missing, expired or unusable.
+    Collateral,
     /// The report is of a kind that is never accepted (version, VMPL, ...).
     Unacceptable,
     /// The service itself failed.
@@ -46,6 +50,8 @@ impl Reason {
             Self::Signature => "signature",
             Self::ReportData => "report-data",
             Self::InitData => "init-data",
+            Self::EventLog => "event-log",
+            Self::Collateral => "collateral",
             Self::Unacceptable => "unacceptable",
             Self::Internal => "internal",
         }
@@ -187,6 +193,8 @@ impl From<kata_cc_verifier::Refusal> for Refusal {
             Kind::Signature => Reason::Signature,
             Kind::ReportData => Reason::ReportData,
             Kind::InitData => Reason::InitData,
+            Kind::EventLog => Reason::EventLog,
+            Kind::Collateral => Reason::Collateral,
             Kind::Unacceptable => Reason::Unacceptable,
         };
         Self {

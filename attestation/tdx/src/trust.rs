@@ -103,13 +103,18 @@ impl TrustedCollateral {
         let root = anchor.root().map_err(in_root)?;
         root.check_authority().map_err(in_root)?;
         check_link(Role::Root, &root, &root)?;
+        // Roots first: a chain of another maker is told as that, not as one of its signatures.
+        let pck_ca = beside_root(Role::PckCa, &collateral.pck_crl_issuer_chain, &root)?;
+        let tcb_signer = beside_root(Role::TcbSigning, &collateral.tcb_info.issuer_chain, &root)?;
+        let qe_signer = beside_root(Role::TcbSigning, &collateral.qe_identity.issuer_chain, &root)?;
         let root_crl = crl(Item::RootCrl, &collateral.root_ca_crl, &root)?;
         check_revocation(Role::Root, &root, &root_crl)?;
-        let pck_ca = issued_by_root(Role::PckCa, &collateral.pck_crl_issuer_chain, &root, &root_crl)?;
+        check_issued_by_root(Role::PckCa, &pck_ca, &root, &root_crl)?;
         check_ca(&pck_ca)?;
+        check_issued_by_root(Role::TcbSigning, &tcb_signer, &root, &root_crl)?;
+        check_issued_by_root(Role::TcbSigning, &qe_signer, &root, &root_crl)?;
         let pck_crl = crl(Item::PckCrl, &collateral.pck_crl, &pck_ca)?;
-        let (tcb_info, signer): (TcbInfo, _) =
-            document(Item::TcbInfo, &collateral.tcb_info, &root, &root_crl, ("TDX", 3, "3"))?;
+        let tcb_info: TcbInfo = document(Item::TcbInfo, &collateral.tcb_info, &tcb_signer, ("TDX", 3, "3"))?;
         if tcb_info.tcb_type != 0 {
             let seen = tcb_info.tcb_type.to_string();
             return Err(VerifyError::CollateralKind {
@@ -119,8 +124,8 @@ impl TrustedCollateral {
                 expected: "0",
             });
         }
-        let (qe_identity, other): (QeIdentity, _) =
-            document(Item::QeIdentity, &collateral.qe_identity, &root, &root_crl, ("TD_QE", 2, "2"))?;
+        let qe_identity: QeIdentity =
+            document(Item::QeIdentity, &collateral.qe_identity, &qe_signer, ("TD_QE", 2, "2"))?;
         let certificate =
             |item, cert: &Certificate| dates(item, Timestamp(cert.not_before()), Timestamp(cert.not_after()));
         let list = |item, crl: &Crl| dates(item, Timestamp(crl.this_update()), Timestamp(crl.next_update()));
@@ -129,8 +134,8 @@ impl TrustedCollateral {
             dates(Item::QeIdentity, qe_identity.issue_date, qe_identity.next_update),
             list(Item::RootCrl, &root_crl),
             list(Item::PckCrl, &pck_crl),
-            certificate(Item::TcbSigningCertificate, &signer),
-            certificate(Item::TcbSigningCertificate, &other),
+            certificate(Item::TcbSigningCertificate, &tcb_signer),
+            certificate(Item::TcbSigningCertificate, &qe_signer),
             certificate(Item::PckCaCertificate, &pck_ca),
         ];
         Ok(Self { anchor: anchor.kind(), root, tcb_info, qe_identity, root_crl, pck_crl, pck_ca, dates })
@@ -217,8 +222,7 @@ impl TrustedCollateral {
         // Known certificates were verified with the collateral; only dates are left.
         if pck_ca != self.pck_ca {
             check_ca(&pck_ca)?;
-            check_link(Role::PckCa, &pck_ca, &self.root)?;
-            check_revocation(Role::PckCa, &pck_ca, &self.root_crl)?;
+            check_issued_by_root(Role::PckCa, &pck_ca, &self.root, &self.root_crl)?;
             if !self.pck_crl.names_issuer(&pck_ca) {
                 return Err(VerifyError::CrlIssuer {
                     item: Item::PckCrl,
@@ -251,15 +255,24 @@ fn check_ca(certificate: &Certificate) -> Result<(), VerifyError> {
     certificate.check_authority().map_err(|source| VerifyError::Certificate { role: Role::PckCa, source })
 }
 
-/// The first of a chain of two, verified: the root issued it and has not revoked it.
-fn issued_by_root(role: Role, pem: &[u8], root: &Certificate, crl: &Crl) -> Result<Certificate, VerifyError> {
+/// The first of a chain of two; the second is the anchor's root. Nothing else is verified.
+fn beside_root(role: Role, pem: &[u8], root: &Certificate) -> Result<Certificate, VerifyError> {
     let chain = load_chain(role, pem)?;
     let [certificate, named] = <[Certificate; 2]>::try_from(chain)
         .map_err(|chain| VerifyError::ChainLength { role, seen: chain.len(), expected: 2 })?;
     check_root(&named, root)?;
-    check_link(role, &certificate, root)?;
-    check_revocation(role, &certificate, crl)?;
     Ok(certificate)
+}
+
+/// The root issued it and has not revoked it.
+fn check_issued_by_root(
+    role: Role,
+    certificate: &Certificate,
+    root: &Certificate,
+    crl: &Crl,
+) -> Result<(), VerifyError> {
+    check_link(role, certificate, root)?;
+    check_revocation(role, certificate, crl)
 }
 
 /// A root that comes with a chain is compared with the anchor, never trusted: it is the same certificate, or another
@@ -327,11 +340,9 @@ fn check_crl_signature(item: Item, crl: &Crl, issuer: &Certificate) -> Result<()
 fn document<T: DeserializeOwned>(
     item: Item,
     document: &SignedDocument,
-    root: &Certificate,
-    root_crl: &Crl,
+    signer: &Certificate,
     (id, version, version_text): (&'static str, u32, &'static str),
-) -> Result<(T, Certificate), VerifyError> {
-    let signer = issued_by_root(Role::TcbSigning, &document.issuer_chain, root, root_crl)?;
+) -> Result<T, VerifyError> {
     let in_signer = |source| VerifyError::Certificate { role: Role::TcbSigning, source };
     // The root issues authorities and this signer, nothing else.
     signer.check_end_entity().map_err(in_signer)?;
@@ -347,7 +358,7 @@ fn document<T: DeserializeOwned>(
         let seen = kind.version.to_string();
         return Err(VerifyError::CollateralKind { item, field: "version", seen, expected: version_text });
     }
-    Ok((read(item, &document.text)?, signer))
+    read(item, &document.text)
 }
 
 fn read<T: DeserializeOwned>(item: Item, text: &str) -> Result<T, VerifyError> {

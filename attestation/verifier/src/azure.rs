@@ -16,19 +16,19 @@ use kata_cc_kbs_protocol::{Tee, base64_standard};
 use kata_cc_snp::{Endorsements, Report, TrustAnchor};
 use serde_json::{Map, Value, json};
 
-use crate::{Evidence, Reason, Refusal, Verdict, VerifierConfig, claims, snp};
+use crate::{Evidence, Reason, Refusal, Verdict, VerifierConfig, claims, snp, tdx};
 
 /// Name of the init-data's field in messages.
 const PCR_NAME: &str = "PCR 8";
 
-pub(crate) fn verify(_config: &VerifierConfig, input: &Evidence<'_>, now: u64) -> Result<Verdict, Refusal> {
+pub(crate) fn verify(config: &VerifierConfig, input: &Evidence<'_>, now: u64) -> Result<Verdict, Refusal> {
     let hardware = if input.tee == Tee::AzTdxVtpm { Hardware::Tdx } else { Hardware::Snp };
     let evidence = AzureEvidence::from_json(hardware, input.evidence)
         .map_err(|error| Refusal::Malformed { what: error.to_string() })?;
     let vtpm = Vtpm::check(&evidence).map_err(Refusal::Vtpm)?;
     let (mut tee_claims, measurement) = match &evidence.hardware {
         HardwareEvidence::Vcek(vcek) => verify_snp(&vtpm, vcek, now)?,
-        HardwareEvidence::TdQuote(_) => return Err(Refusal::TeeNotSupported { tee: input.tee }),
+        HardwareEvidence::TdQuote(quote) => verify_tdx(config, &vtpm, quote, now)?,
     };
     if let Some(expected) = input.report_data {
         check_nonce(&vtpm, &evidence, expected)?;
@@ -45,13 +45,7 @@ pub(crate) fn verify(_config: &VerifierConfig, input: &Evidence<'_>, now: u64) -
     let (report_data, init_data) = (vtpm.attest.extra_data, *vtpm.pcrs.init_data());
     Ok(Verdict {
         tee: input.tee,
-        claims: claims::annotated(
-            input.tee,
-            tee_claims.into(),
-            &report_data,
-            &init_data,
-            init_data_claims,
-        ),
+        claims: claims::annotated(input.tee, tee_claims.into(), &report_data, &init_data, init_data_claims),
         measurement,
         report_data,
         init_data: init_data.to_vec(),
@@ -72,6 +66,22 @@ fn verify_snp(vtpm: &Vtpm, vcek: &[u8], now: u64) -> Result<(Map<String, Value>,
     Ok((snp_claims(&report), report.measurement.to_vec()))
 }
 
+fn verify_tdx(
+    config: &VerifierConfig,
+    vtpm: &Vtpm,
+    quote: &[u8],
+    now: u64,
+) -> Result<(Map<String, Value>, Vec<u8>), Refusal> {
+    let verified = tdx::verify_quote(config, quote, now)?;
+    let body = &verified.quote.body;
+    vtpm.hcl.check_report_data(&body.report_data).map_err(|error| Refusal::Vtpm(error.into()))?;
+    let claims = match kata_cc_tdx::claims::tee_claims(&verified, None) {
+        Value::Object(claims) => claims,
+        _ => Map::new(),
+    };
+    Ok((claims, body.mr_td.to_vec()))
+}
+
 /// As the report's other claims, but as texts, and the measurement in base64.
 fn snp_claims(report: &Report) -> Map<String, Value> {
     let mut out = Map::new();
@@ -87,7 +97,8 @@ fn snp_claims(report: &Report) -> Map<String, Value> {
 
 /// No padding: what is quoted is the digest itself.
 fn check_nonce(vtpm: &Vtpm, evidence: &AzureEvidence, expected: &[u8]) -> Result<(), Refusal> {
-    let differs = |seen: &[u8]| Refusal::ReportData { seen: hex::encode(seen), expected: hex::encode(expected) };
+    let differs =
+        |seen: &[u8]| Refusal::ReportData { seen: hex::encode(seen), expected: hex::encode(expected) };
     if vtpm.attest.extra_data != expected {
         return Err(differs(&vtpm.attest.extra_data));
     }
@@ -160,9 +171,9 @@ pub(crate) const fn claim(error: &VtpmError) -> &'static str {
 pub(crate) fn compared(error: &VtpmError) -> Option<(String, String)> {
     match error {
         VtpmError::Hcl(HclError::ReportData { seen, expected } | HclError::Field { seen, expected, .. })
-        | VtpmError::Quote(QuoteError::PcrDigest { seen, expected } | QuoteError::Field { seen, expected, .. }) => {
-            Some((seen.clone(), expected.clone()))
-        }
+        | VtpmError::Quote(
+            QuoteError::PcrDigest { seen, expected } | QuoteError::Field { seen, expected, .. },
+        ) => Some((seen.clone(), expected.clone())),
         _ => None,
     }
 }

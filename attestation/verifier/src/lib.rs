@@ -1,15 +1,17 @@
 //! Verifies attestation evidence: evidence, what it has to bind, trust anchors and the time go in; a verdict
 //! with claims, or a refusal that names claim, seen and expected, comes out. Pure: no files, no network.
 //!
-//! Covered: `snp` (hardware, AMD's built-in roots) and `sim-snp` (a simulated platform), through the same
-//! code. A simulated root is never built in: without one in [`VerifierConfig`], simulated evidence is
-//! refused, and its claims stand under `sim-snp`, never under `snp`.
+//! Covered: `snp` and `tdx` (hardware, AMD's and Intel's built-in roots), `sim-snp` and `sim-tdx` (simulated
+//! platforms), through the same code. A simulated root is never built in: without one in [`VerifierConfig`],
+//! simulated evidence is refused, and its claims stand under `sim-snp` or `sim-tdx`, never under the hardware's
+//! name.
 //!
-//! What is checked here: chain and signature, report version (3 to 5, as Trustee does), VMPL, report data
-//! ([`binding`]), init-data against `HOST_DATA` ([`initdata`]). What is not: whether measurement, policy
-//! bits and TCB are *good*. That is for the attestation policy, which sees them as claims ([`claims`]).
+//! What is checked here: chain and signature, versions, VMPL of SNP, event log of TDX, report data
+//! ([`binding`]), init-data against `HOST_DATA` or `MRCONFIGID` ([`initdata`]). What is not: whether
+//! measurements, policy bits and TCB are *good*. That is for the attestation policy, which sees them as claims
+//! ([`claims`]).
 //!
-//! Sources: Trustee `deps/verifier/src/snp`, its evidence and claims by name; SNP firmware ABI.
+//! Sources: Trustee `deps/verifier/src/{snp,tdx}`, their evidence and claims by name; SNP firmware ABI; Intel's DCAP.
 #![forbid(unsafe_code)]
 
 mod azure;
@@ -18,38 +20,60 @@ pub mod claims;
 pub mod initdata;
 mod refusal;
 mod snp;
+pub mod tdx;
+
+use std::sync::Arc;
 
 use kata_cc_kbs_protocol::Tee;
+use kata_cc_tdx::{CollateralSource, Expiry};
 use kata_cc_x509::{CertError, Certificate};
 use serde_json::Value;
 
 pub use initdata::ExpectedInitData;
 pub use refusal::{Reason, Refusal};
 
-/// Most simulated roots that can be configured.
+/// Most simulated roots of either kind that can be configured.
 pub const MAX_SIMULATED_ROOTS: usize = 16;
 
 /// What the verifier trusts and demands.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct VerifierConfig {
-    /// Roots of simulated platforms. Empty unless somebody put one there by hand.
+    /// Roots of simulated SNP platforms. Empty unless somebody put one there by hand.
     pub simulated_roots: Vec<Certificate>,
+    /// Roots of simulated TDX platforms. Empty unless somebody put one there by hand.
+    pub simulated_tdx_roots: Vec<Certificate>,
+    /// What TDX needs.
+    pub tdx: TdxConfig,
     /// Highest VMPL that a report may come from; 0 unless an SVSM is expected.
     pub max_vmpl: u32,
 }
 
+/// What the verifier of TDX needs.
+#[derive(Clone, Debug, Default)]
+pub struct TdxConfig {
+    /// Where collateral is looked up. Without it, no quote of hardware verifies.
+    pub collateral: Option<Arc<dyn CollateralSource>>,
+    /// What happens when collateral has expired; unless set, the quote is refused.
+    pub expiry: Expiry,
+}
+
 impl VerifierConfig {
-    /// Adds the root of a simulated platform (PEM or DER), at most [`MAX_SIMULATED_ROOTS`].
+    /// Adds the root of a simulated platform (PEM or DER), at most [`MAX_SIMULATED_ROOTS`] of each kind. Its key tells
+    /// of which kind it is, as with the makers' own roots: RSA of SNP, P-256 of TDX.
     ///
     /// # Errors
     /// [`CertError`] when it is no certificate, may not sign others, or is one too many.
     pub fn add_simulated_root(&mut self, bytes: &[u8]) -> Result<(), CertError> {
         let root = Certificate::from_der_or_pem(bytes)?;
         root.check_authority()?;
-        if self.simulated_roots.len() >= MAX_SIMULATED_ROOTS {
-            return Err(CertError::Bundle { seen: self.simulated_roots.len() + 1 });
+        let roots = match root.p256_public_key() {
+            Ok(_) => &mut self.simulated_tdx_roots,
+            Err(_) => &mut self.simulated_roots,
+        };
+        if roots.len() >= MAX_SIMULATED_ROOTS {
+            return Err(CertError::Bundle { seen: roots.len() + 1 });
         }
-        self.simulated_roots.push(root);
+        roots.push(root);
         Ok(())
     }
 }
@@ -70,16 +94,16 @@ pub struct Evidence<'a> {
 /// Verified evidence.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Verdict {
-    /// TEE that vouches for it; `SimSnp` exactly when the anchor was a simulated root.
+    /// TEE that vouches for it; `SimSnp` or `SimTdx` exactly when the anchor was a simulated root.
     pub tee: Tee,
     /// Claims as a policy sees them: a member named after the TEE, `report_data`, `init_data`, and
     /// `init_data_claims` when the document was given.
     pub claims: Value,
-    /// Launch digest: `MEASUREMENT` of SNP.
+    /// Launch digest: `MEASUREMENT` of SNP, `MRTD` of TDX.
     pub measurement: Vec<u8>,
     /// What the guest had signed: the whole field, padding included.
     pub report_data: Vec<u8>,
-    /// The field where the init-data's digest is: `HOST_DATA` of SNP.
+    /// The field where the init-data's digest is: `HOST_DATA` of SNP, `MRCONFIGID` of TDX.
     pub init_data: Vec<u8>,
 }
 
@@ -98,7 +122,8 @@ impl Verdict {
 pub fn verify(config: &VerifierConfig, input: &Evidence<'_>, now: u64) -> Result<Verdict, Refusal> {
     match input.tee {
         Tee::Snp | Tee::SimSnp => snp::verify(config, input, now),
-        Tee::AzSnpVtpm => azure::verify(config, input, now),
+        Tee::AzSnpVtpm | Tee::AzTdxVtpm => azure::verify(config, input, now),
+        Tee::Tdx | Tee::SimTdx => tdx::verify(config, input, now),
         tee => Err(Refusal::TeeNotSupported { tee }),
     }
 }

@@ -7,6 +7,10 @@ use kata_cc_kbs_protocol::Tee;
 use kata_cc_kbs_protocol::initdata::InitDataError;
 use kata_cc_snp::VerifyError;
 use kata_cc_snp::verify::{Blame, Role};
+use kata_cc_tdx::{CollateralKey, EventLogError, ReplayError};
+
+/// TEEs that have a verifier here.
+const SUPPORTED: &str = "snp, tdx, az-snp-vtpm, az-tdx-vtpm, sim-snp and sim-tdx";
 
 use crate::azure;
 
@@ -28,6 +32,10 @@ pub enum Reason {
     ReportData,
     /// The init-data is not what the guest was launched with.
     InitData,
+    /// The event log does not lead to the measured registers.
+    EventLog,
+    /// What the maker publishes about the platform is missing, expired or unusable: for the operator to mend.
+    Collateral,
     /// A kind of report that is never accepted.
     Unacceptable,
 }
@@ -44,6 +52,8 @@ impl Reason {
             Self::Signature => "signature",
             Self::ReportData => "report-data",
             Self::InitData => "init-data",
+            Self::EventLog => "event-log",
+            Self::Collateral => "collateral",
             Self::Unacceptable => "unacceptable",
         }
     }
@@ -53,16 +63,19 @@ impl Reason {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// Evidence of a TEE that has no verifier here.
-    #[error("no verifier for evidence of '{tee}', there are those for snp and sim-snp")]
+    #[error("no verifier for evidence of '{tee}', there are those for {SUPPORTED}")]
     TeeNotSupported {
         /// TEE named.
         tee: Tee,
     },
     /// Simulated evidence where only hardware is trusted.
     #[error(
-        "simulated evidence but no simulated root configured: sim-snp protects nothing, configure the root of the simulated platform (ark.pem) only for tests"
+        "simulated evidence but no simulated root configured: {tee} protects nothing, configure the root of the simulated platform only for tests"
     )]
-    SimulatedNotConfigured,
+    SimulatedNotConfigured {
+        /// TEE named.
+        tee: Tee,
+    },
     /// Not evidence in Trustee's form.
     #[error("evidence is malformed: {what}")]
     Malformed {
@@ -88,13 +101,30 @@ pub enum Refusal {
     #[error(transparent)]
     Vtpm(#[from] VtpmError),
     /// The field takes the digest as it is, so it has to be of its length.
-    #[error("init-data has a digest of {seen} bytes, {field} holds one of 32: give init-data whose algorithm is sha256")]
+    #[error(
+        "init-data has a digest of {seen} bytes, {field} holds one of 32: give init-data whose algorithm is sha256"
+    )]
     InitDataAlgorithm {
         /// The TEE's name of the field.
         field: &'static str,
         /// Bytes of the digest.
         seen: usize,
     },
+    /// Quote, collateral or their binding.
+    #[error(transparent)]
+    Tdx(#[from] kata_cc_tdx::VerifyError),
+    /// Nobody has fetched the collateral of this kind of platform.
+    #[error("no collateral for {key}: fetch it, or give it as files")]
+    CollateralMissing {
+        /// What is needed.
+        key: CollateralKey,
+    },
+    /// The event log cannot be read.
+    #[error(transparent)]
+    EventLog(#[from] EventLogError),
+    /// The event log is that of other measurements.
+    #[error("{0}: the event log was changed, or is of another guest")]
+    Replay(#[from] ReplayError),
     /// The report was asked for from a less trusted level of the guest.
     #[error("report comes from VMPL {seen}, expected at most {expected}")]
     Vmpl {
@@ -138,8 +168,11 @@ impl Refusal {
     pub const fn reason(&self) -> Reason {
         match self {
             Self::TeeNotSupported { .. } => Reason::TeeNotSupported,
-            Self::SimulatedNotConfigured => Reason::SimulatedNotConfigured,
-            Self::Malformed { .. } => Reason::Malformed,
+            Self::SimulatedNotConfigured { .. } => Reason::SimulatedNotConfigured,
+            Self::Malformed { .. } | Self::EventLog(_) => Reason::Malformed,
+            Self::Replay(_) => Reason::EventLog,
+            Self::CollateralMissing { .. } => Reason::Collateral,
+            Self::Tdx(error) => tdx_reason(error),
             Self::ReportVersion { .. } | Self::UnknownProduct { .. } | Self::Vmpl { .. } => {
                 Reason::Unacceptable
             }
@@ -155,7 +188,10 @@ impl Refusal {
     #[must_use]
     pub const fn claim(&self) -> &'static str {
         match self {
-            Self::TeeNotSupported { .. } | Self::SimulatedNotConfigured => "tee",
+            Self::TeeNotSupported { .. } | Self::SimulatedNotConfigured { .. } => "tee",
+            Self::CollateralMissing { .. } => "collateral",
+            Self::EventLog(_) | Self::Replay(_) => "uefi_event_logs",
+            Self::Tdx(error) => tdx_claim(error),
             Self::Malformed { .. } => "evidence",
             Self::ReportVersion { .. } => "version",
             Self::UnknownProduct { .. } => "cpuid",
@@ -190,8 +226,13 @@ impl Refusal {
 
     fn compared(&self) -> Option<(String, String)> {
         Some(match self {
-            Self::TeeNotSupported { tee } => (tee.to_string(), "snp or sim-snp".to_owned()),
-            Self::SimulatedNotConfigured => ("sim-snp".to_owned(), "snp".to_owned()),
+            Self::TeeNotSupported { tee } => (tee.to_string(), SUPPORTED.to_owned()),
+            Self::SimulatedNotConfigured { tee } => {
+                (tee.to_string(), tee.name().trim_start_matches("sim-").to_owned())
+            }
+            Self::Replay(error) => (hex::encode(error.seen), hex::encode(error.expected)),
+            Self::CollateralMissing { .. } | Self::EventLog(_) => return None,
+            Self::Tdx(error) => return error.compared(),
             Self::ReportVersion { seen } => (seen.to_string(), "3 to 5".to_owned()),
             Self::UnknownProduct { seen } => (seen.clone(), "Milan, Genoa or Turin".to_owned()),
             Self::Vmpl { seen, expected } => (seen.to_string(), format!("at most {expected}")),
@@ -226,5 +267,32 @@ const fn snp_reason(error: &VerifyError) -> Reason {
             Blame::Report => Reason::Unacceptable,
             Blame::Endorsements | Blame::Binding => Reason::Signature,
         },
+    }
+}
+
+const fn tdx_reason(error: &kata_cc_tdx::VerifyError) -> Reason {
+    match error.blame() {
+        kata_cc_tdx::Blame::Quote => Reason::Malformed,
+        kata_cc_tdx::Blame::Root => Reason::UntrustedRoot,
+        kata_cc_tdx::Blame::Signature => Reason::Signature,
+        kata_cc_tdx::Blame::Collateral => Reason::Collateral,
+        kata_cc_tdx::Blame::Platform => Reason::Unacceptable,
+    }
+}
+
+const fn tdx_claim(error: &kata_cc_tdx::VerifyError) -> &'static str {
+    use kata_cc_tdx::VerifyError as Error;
+    match error {
+        Error::Quote(_) => "quote",
+        Error::QuoteSignature | Error::QeReportSignature | Error::QeBinding { .. } => "signature",
+        Error::OtherPlatform { .. } => "fmspc",
+        Error::NoTcbLevel { .. } | Error::TcbRevoked { .. } | Error::Identity { .. } => "tcb_status",
+        Error::Expired { .. } | Error::NotYetValid { .. } => "collateral_expiration_status",
+        Error::Collateral(_)
+        | Error::Crl { .. }
+        | Error::CrlIssuer { .. }
+        | Error::CollateralSignature { .. }
+        | Error::CollateralKind { .. } => "collateral",
+        _ => "cert_chain",
     }
 }

@@ -13,7 +13,7 @@ use crate::{Evidence, Reason, Refusal, Verdict, VerifierConfig, binding, claims}
 
 pub(crate) fn verify(config: &VerifierConfig, input: &Evidence<'_>, now: u64) -> Result<Verdict, Refusal> {
     if input.tee == Tee::SimSnp && config.simulated_roots.is_empty() {
-        return Err(Refusal::SimulatedNotConfigured);
+        return Err(Refusal::SimulatedNotConfigured { tee: input.tee });
     }
     let evidence = SnpEvidence::deserialize(input.evidence)
         .map_err(|error| Refusal::Malformed { what: error.to_string() })?;
@@ -79,14 +79,14 @@ fn verify_simulated(
     given: &Endorsements,
     now: u64,
 ) -> Result<kata_cc_snp::Verified, Refusal> {
-    let mut refused = Refusal::SimulatedNotConfigured;
+    let mut refused = Refusal::SimulatedNotConfigured { tee: Tee::SimSnp };
     for root in &config.simulated_roots {
         let anchor = TrustAnchor::Simulated(Box::new(root.clone()));
         match kata_cc_snp::verify(report, given, &anchor, now) {
             Ok(verified) => return Ok(verified),
             Err(error) => {
                 let error = Refusal::from(error);
-                if refused.reason() != Reason::UntrustedRoot && refused != Refusal::SimulatedNotConfigured {
+                if !matches!(refused.reason(), Reason::UntrustedRoot | Reason::SimulatedNotConfigured) {
                     continue;
                 }
                 refused = error;

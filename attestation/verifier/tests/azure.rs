@@ -31,7 +31,11 @@ fn evidence(name: &str) -> Option<Value> {
     Some(serde_json::from_slice(&vector(name)?).unwrap())
 }
 
-fn check(evidence: &Value, nonce: &[u8], init_data: Option<ExpectedInitData<'_>>) -> Result<Verdict, Refusal> {
+fn check(
+    evidence: &Value,
+    nonce: &[u8],
+    init_data: Option<ExpectedInitData<'_>>,
+) -> Result<Verdict, Refusal> {
     let input = Evidence { tee: Tee::AzSnpVtpm, evidence, report_data: Some(nonce), init_data };
     verify(&VerifierConfig::default(), &input, THEN)
 }
@@ -45,7 +49,10 @@ fn recorded_evidence_is_verified_and_claims_are_trustees() {
         assert_eq!(verdict.claims["report_data"], "6368616c6c656e6765");
         let claims = verdict.tee_claims();
         assert_eq!(verdict.claims["init_data"], claims["tpm"]["pcr08"]);
-        assert_eq!((&claims["policy_debug_allowed"], &claims["policy_abi_minor"]), (&json!("false"), &json!("31")));
+        assert_eq!(
+            (&claims["policy_debug_allowed"], &claims["policy_abi_minor"]),
+            (&json!("false"), &json!("31"))
+        );
         assert_eq!(claims["reported_tcb_microcode"], "219");
         assert_eq!(claims["measurement"].as_str().unwrap().len(), 64, "base64");
         assert_eq!(claims["tpm"].as_object().unwrap().len(), 24);
@@ -83,7 +90,10 @@ fn init_data_is_pcr_8() {
     assert!(refused.to_string().starts_with("PCR 8 is "), "{refused}");
     let text = document("sha384");
     let refused = check(&evidence, b"challenge", Some(ExpectedInitData::Toml(&text))).unwrap_err();
-    assert!(refused.to_string().contains("digest of 48 bytes") && refused.to_string().contains("sha256"), "{refused}");
+    assert!(
+        refused.to_string().contains("digest of 48 bytes") && refused.to_string().contains("sha256"),
+        "{refused}"
+    );
 }
 
 #[test]
@@ -143,6 +153,31 @@ fn every_bit_of_the_quote_and_the_certificate_is_bound() {
         let bytes = hex::decode(text.as_str().unwrap()).unwrap();
         every_bit_is_refused(&evidence, pointer, &bytes, |bytes| hex::encode(bytes));
     }
-    let bytes = kata_cc_kbs_protocol::from_base64_url(evidence["vcek"].as_str().unwrap().trim_end_matches('=')).unwrap();
+    let bytes =
+        kata_cc_kbs_protocol::from_base64_url(evidence["vcek"].as_str().unwrap().trim_end_matches('='))
+            .unwrap();
     every_bit_is_refused(&evidence, "/vcek", &bytes, base64_url);
+}
+
+/// No collateral of its platform was recorded, so a quote gets as far as that; the vTPM's own links come first.
+#[test]
+fn tdx_behind_a_vtpm_needs_the_collateral_of_its_platform() {
+    let Some(evidence) = evidence("tdx/evidence/az-tdx-vtpm-evidence-v1.json") else { return };
+    let check = |evidence: &Value| {
+        let input =
+            Evidence { tee: Tee::AzTdxVtpm, evidence, report_data: Some(b"challenge"), init_data: None };
+        verify(&VerifierConfig::default(), &input, THEN).unwrap_err()
+    };
+    let refused = check(&evidence);
+    assert_eq!((refused.reason(), refused.claim()), (Reason::Collateral, "collateral"), "{refused}");
+    assert!(refused.to_string().contains("00806F050000"), "{refused}");
+    let mut changed = evidence.clone();
+    changed["tpm_quote"]["pcrs"][0] = "00".repeat(32).into();
+    assert_eq!(check(&changed).claim(), "tpm");
+    changed["hcl_report"] = base64_url(b"HCLA").into();
+    assert_eq!(check(&changed).claim(), "hcl_report");
+    // Of the other hardware.
+    let input = Evidence { tee: Tee::AzSnpVtpm, evidence: &evidence, report_data: None, init_data: None };
+    let refused = verify(&VerifierConfig::default(), &input, THEN).unwrap_err();
+    assert_eq!(refused.reason(), Reason::Malformed, "{refused}");
 }

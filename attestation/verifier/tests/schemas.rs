@@ -3,12 +3,15 @@
 
 mod schema;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use kata_cc_kbs_protocol::Tee;
 use kata_cc_sim_tee::{ReportRequest, SimPlatform};
 use kata_cc_snp::evidence::SnpEvidence;
 use kata_cc_snp::{CertTable, Report};
+use kata_cc_tdx::Collateral;
 use kata_cc_verifier::{Evidence, ExpectedInitData, Verdict, VerifierConfig, verify};
 use schema::{Seen, check, properties};
 use serde_json::{Value, json};
@@ -34,7 +37,8 @@ fn vectors() -> Option<PathBuf> {
 fn as_published(verdict: &Verdict, seen: &mut Seen) {
     let errors = check("evidence.json", &verdict.claims, seen);
     assert!(errors.is_empty(), "{}: {errors:#?}", verdict.tee);
-    let named: Vec<_> = verdict.claims.as_object().unwrap().keys().filter_map(|name| Tee::from_name(name)).collect();
+    let named: Vec<_> =
+        verdict.claims.as_object().unwrap().keys().filter_map(|name| Tee::from_name(name)).collect();
     assert_eq!(named, [verdict.tee], "exactly one member is named after a TEE");
 }
 
@@ -58,7 +62,10 @@ fn accepted(tee: Tee, evidence: &Value, now: u64) -> Verdict {
 fn snp() {
     let Some(dir) = vectors().map(|root| root.join("snp")) else { return };
     let mut seen = Seen::default();
-    as_published(&accepted(Tee::Snp, &json_file(&dir.join("evidence/coco-snp-evidence-v3.json")), THEN), &mut seen);
+    as_published(
+        &accepted(Tee::Snp, &json_file(&dir.join("evidence/coco-snp-evidence-v3.json")), THEN),
+        &mut seen,
+    );
     for name in ["genoa-v5", "milan-v3-a", "milan-v3-vlek", "turin-v5"] {
         let folder = dir.join("reports").join(name);
         let report = Report::parse(&std::fs::read(folder.join("report.bin")).unwrap()).unwrap();
@@ -102,10 +109,75 @@ fn azure_snp() {
     nothing_is_promised("az-snp-vtpm.json", &seen);
 }
 
+/// Recorded quotes with collateral of their time.
+fn tdx_verdicts() -> Option<Vec<Verdict>> {
+    let dir = vectors()?.join("tdx/quotes");
+    let folder = dir.join("v5-gcollateral/collateral");
+    let newer = Collateral::from_files(|name| std::fs::read(folder.join(name)).ok()).unwrap();
+    let older = std::fs::read(dir.join("v4-uptodate/collateral.json")).unwrap();
+    let older = Collateral::from_bundle(&older).unwrap();
+    // 2025-07-01 and 2026-02-20: within the validity of each.
+    let cases = [
+        ("v4-uptodate", &older, 1_751_328_000),
+        ("v5-gcollateral", &newer, 1_771_545_600),
+        ("v5-td15", &newer, 1_771_545_600),
+    ];
+    let verdict = |(name, collateral, now): (&str, &Collateral, u64)| {
+        let quote = std::fs::read(dir.join(name).join("quote.bin")).unwrap();
+        let evidence = json!({"quote": kata_cc_kbs_protocol::base64_standard(&quote), "cc_eventlog": null});
+        let key = kata_cc_verifier::tdx::collateral_key(&evidence).unwrap();
+        let mut config = VerifierConfig::default();
+        // Of the second, no moment makes every piece current.
+        config.tdx.expiry = kata_cc_tdx::Expiry::Published;
+        config.tdx.collateral = Some(Arc::new(BTreeMap::from([(key, Arc::new(collateral.clone()))])));
+        let input = Evidence { tee: Tee::Tdx, evidence: &evidence, report_data: None, init_data: None };
+        verify(&config, &input, now).unwrap_or_else(|refused| panic!("{name}: {refused}"))
+    };
+    Some(cases.into_iter().map(verdict).collect())
+}
+
+#[test]
+fn tdx() {
+    let Some(mut verdicts) = tdx_verdicts() else { return };
+    let mut seen = Seen::default();
+    for verdict in &verdicts {
+        as_published(verdict, &mut seen);
+    }
+    nothing_is_promised("tdx.json", &seen);
+    assert_eq!(schema::load("sim-tdx.json")["$ref"], "tdx.json");
+    // An event log beside the same quote, which is not that of its guest: only its form is looked at.
+    let log = vectors().unwrap().join("tdx/eventlogs/ccel-ovmf.bin");
+    let log = kata_cc_tdx::EventLog::parse(&std::fs::read(log).unwrap()).unwrap();
+    let events: Vec<Value> = log.events.iter().map(kata_cc_tdx::event_details::claim).collect();
+    assert!(!events.is_empty());
+    let mut verdict = verdicts.remove(0);
+    verdict.claims["tdx"]["uefi_event_logs"] = events.into();
+    as_published(&verdict, &mut seen);
+}
+
+/// No collateral was recorded for the platform of Azure's TDX evidence, so its claims are put together from their two parts.
+#[test]
+fn azure_tdx() {
+    let Some(tdx) = tdx_verdicts() else { return };
+    let azure = vectors().unwrap().join("snp/evidence/az-snp-vtpm-evidence-v1.json");
+    let azure = accepted(Tee::AzSnpVtpm, &json_file(&azure), THEN);
+    let mut seen = Seen::default();
+    for verdict in tdx {
+        let mut claims = verdict.tee_claims().clone();
+        for name in ["tpm", "hcl"] {
+            claims[name] = azure.tee_claims()[name].clone();
+        }
+        let errors = check("az-tdx-vtpm.json", &claims, &mut seen);
+        assert!(errors.is_empty(), "{errors:#?}");
+    }
+    nothing_is_promised("az-tdx-vtpm.json", &seen);
+}
+
 /// The document for people names every claim of every schema.
 #[test]
 fn every_claim_is_documented() {
-    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/claims.md")).unwrap();
+    let text =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/claims.md")).unwrap();
     for entry in std::fs::read_dir(schema::folder()).unwrap() {
         let file = entry.unwrap().file_name().into_string().unwrap();
         assert!(text.contains(&file), "{file} is not named in docs/claims.md");

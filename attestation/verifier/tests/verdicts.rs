@@ -111,7 +111,7 @@ fn accepted_and_labelled(ours: &SimPlatform) {
 fn roots_decide(ours: &SimPlatform, other: &SimPlatform) {
     let evidence = evidence_of(ours, &request());
     let refused = check(&VerifierConfig::default(), Tee::SimSnp, &evidence).unwrap_err();
-    assert_eq!(refused, Refusal::SimulatedNotConfigured);
+    assert_eq!(refused, Refusal::SimulatedNotConfigured { tee: Tee::SimSnp });
     assert!(
         refused.to_string().starts_with("simulated evidence but no simulated root configured"),
         "{refused}"
@@ -128,8 +128,8 @@ fn roots_decide(ours: &SimPlatform, other: &SimPlatform) {
     assert_eq!(refused.reason(), Reason::UntrustedRoot, "{refused}");
     let refused = check(&trusting(&[other]), Tee::SimSnp, &bare).unwrap_err();
     assert_eq!(refused.reason(), Reason::UntrustedRoot, "{refused}");
-    let refused = check(&trusting(&[ours]), Tee::Tdx, &bare).unwrap_err();
-    assert_eq!(refused, Refusal::TeeNotSupported { tee: Tee::Tdx });
+    let refused = check(&trusting(&[ours]), Tee::Cca, &bare).unwrap_err();
+    assert_eq!(refused, Refusal::TeeNotSupported { tee: Tee::Cca });
 }
 
 fn bindings_are_checked(ours: &SimPlatform) {

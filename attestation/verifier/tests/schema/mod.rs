@@ -1,6 +1,11 @@
 //! Checks JSON against the published schemas. Knows the words that they use and refuses all others, so that no rule of a
 //! schema is passed over in silence.
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test program uses a part; a test may panic")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "each test program uses a part; a test may panic"
+)]
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -39,15 +44,28 @@ struct Checker<'a> {
 }
 
 const WORDS: [&str; 11] = [
-    "$schema", "$ref", "title", "description", "type", "required", "properties", "additionalProperties", "pattern",
-    "enum", "items",
+    "$schema",
+    "$ref",
+    "title",
+    "description",
+    "type",
+    "required",
+    "properties",
+    "additionalProperties",
+    "pattern",
+    "enum",
+    "items",
 ];
 
 impl Checker<'_> {
     fn check(&mut self, schema: &Value, value: &Value, path: &str) {
         let words = schema.as_object().unwrap_or_else(|| panic!("{}: {path} is no schema", self.file));
         for word in words.keys() {
-            assert!(WORDS.contains(&word.as_str()), "{}: {path} uses {word}, which is not checked", self.file);
+            assert!(
+                WORDS.contains(&word.as_str()),
+                "{}: {path} uses {word}, which is not checked",
+                self.file
+            );
         }
         if let Some(file) = schema["$ref"].as_str() {
             let target = load(file);
@@ -117,7 +135,10 @@ fn is(kind: &Value, value: &Value) -> bool {
 
 /// Patterns of the form `^(class count)*$`: a class in brackets or one literal character, then nothing, `{n}`, `{m,n}`, `*` or `+`.
 fn matches(pattern: &str, text: &str) -> bool {
-    let inner = pattern.strip_prefix('^').and_then(|p| p.strip_suffix('$')).unwrap_or_else(|| panic!("{pattern} is not anchored"));
+    let inner = pattern
+        .strip_prefix('^')
+        .and_then(|p| p.strip_suffix('$'))
+        .unwrap_or_else(|| panic!("{pattern} is not anchored"));
     let mut rest = inner;
     let mut left: Vec<char> = text.chars().rev().collect();
     while !rest.is_empty() {
@@ -166,7 +187,10 @@ pub fn properties(file: &str) -> Vec<(String, bool)> {
         let required: Vec<&str> =
             schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         for name in &required {
-            assert!(schema["properties"].get(*name).is_some(), "{file}#{path}: {name} is required and unknown");
+            assert!(
+                schema["properties"].get(*name).is_some(),
+                "{file}#{path}: {name} is required and unknown"
+            );
         }
         for (name, property) in schema["properties"].as_object().into_iter().flatten() {
             let path = format!("{path}/{name}");
@@ -186,13 +210,22 @@ pub fn properties(file: &str) -> Vec<(String, bool)> {
 
 #[test]
 fn the_checker_finds_what_is_wrong() {
-    assert!(matches("^[0-9a-f]{4}$", "00ff") && !matches("^[0-9a-f]{4}$", "00fg") && !matches("^[0-9a-f]{4}$", "00f"));
+    assert!(
+        matches("^[0-9a-f]{4}$", "00ff")
+            && !matches("^[0-9a-f]{4}$", "00fg")
+            && !matches("^[0-9a-f]{4}$", "00f")
+    );
     assert!(matches("^[A-Za-z0-9+/]*={0,2}$", "ab+/==") && !matches("^[A-Za-z0-9+/]*={0,2}$", "a==="));
     assert!(matches("^[0-9]+$", "1") && !matches("^[0-9]+$", "") && !matches("^[0-9]+$", "1x"));
     let mut seen = Seen::default();
     let good = serde_json::json!({"svn": "1"});
     assert!(check("sampledevice.json", &good, &mut seen).is_empty());
-    for bad in [serde_json::json!({}), serde_json::json!({"svn": 1}), serde_json::json!({"svn": "1", "x": 1}), serde_json::json!([])] {
+    for bad in [
+        serde_json::json!({}),
+        serde_json::json!({"svn": 1}),
+        serde_json::json!({"svn": "1", "x": 1}),
+        serde_json::json!([]),
+    ] {
         assert_eq!(check("sampledevice.json", &bad, &mut seen).len(), 1, "{bad}");
     }
 }

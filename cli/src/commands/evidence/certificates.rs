@@ -28,7 +28,8 @@ const MAX_DEPTH: usize = 4;
 #[derive(Debug)]
 pub(super) enum Blob {
     Certificate(Box<Certificate>),
-    Crl(Box<Crl>),
+    /// With its bytes.
+    Crl(Box<Crl>, Vec<u8>),
 }
 
 impl Blob {
@@ -37,7 +38,7 @@ impl Blob {
         match Certificate::from_der_or_pem(bytes) {
             Ok(certificate) => Ok(Self::Certificate(Box::new(certificate))),
             Err(error) => match Crl::from_der_or_pem(bytes) {
-                Ok(crl) => Ok(Self::Crl(Box::new(crl))),
+                Ok(crl) => Ok(Self::Crl(Box::new(crl), bytes.to_vec())),
                 Err(_) => Err(error.into()),
             },
         }
@@ -48,7 +49,8 @@ impl Blob {
 #[derive(Debug, Default)]
 pub(super) struct Endorsements {
     pub(super) certificates: Vec<Certificate>,
-    pub(super) crls: Vec<Crl>,
+    /// Revocation lists as they were given.
+    pub(super) crls: Vec<(Crl, Vec<u8>)>,
     /// What Intel publishes about platforms, of each a bundle or a folder.
     pub(super) collateral: Vec<Arc<Collateral>>,
 }
@@ -91,7 +93,8 @@ impl Endorsements {
         for file in all {
             // The answers of Intel's service belong together: each names only a part of the collateral.
             if file.file_name().is_some_and(|name| name == files::TCB_INFO) {
-                let beside = |name: &str| Some(read_input(Some(&file.with_file_name(name)), MAX_FILE).ok()?.to_vec());
+                let beside =
+                    |name: &str| Some(read_input(Some(&file.with_file_name(name)), MAX_FILE).ok()?.to_vec());
                 let collateral = Collateral::from_files(beside);
                 let collateral = collateral.with_context(|| format!("{} is incomplete", folder.display()))?;
                 self.collateral.push(Arc::new(collateral));
@@ -113,13 +116,13 @@ impl Endorsements {
         }
         match Blob::read(bytes) {
             Ok(Blob::Certificate(certificate)) => self.certificates.push(*certificate),
-            Ok(Blob::Crl(crl)) => self.crls.push(*crl),
+            Ok(Blob::Crl(crl, bytes)) => self.crls.push((*crl, bytes)),
             Err(error) => match CertTable::parse(bytes) {
                 Ok(table) if !table.entries.is_empty() => {
                     for (_, blob) in &table.entries {
                         match Blob::read(blob)? {
                             Blob::Certificate(certificate) => self.certificates.push(*certificate),
-                            Blob::Crl(crl) => self.crls.push(*crl),
+                            Blob::Crl(crl, bytes) => self.crls.push((*crl, bytes)),
                         }
                     }
                 }
@@ -129,25 +132,31 @@ impl Endorsements {
         Ok(())
     }
 
-    /// The chain for a report, as evidence carries it. Of several endorsement keys, the one of the report's chip and firmware.
-    pub(super) fn snp_chain(&self, report: &Report) -> Vec<CertEntry> {
-        let mut entries = Vec::new();
-        let entry = |cert_type: CertType, der: &[u8]| CertEntry { cert_type, data: der.to_vec() };
-        let mut veks: Vec<(&Certificate, VekExtensions)> = Vec::new();
-        for certificate in &self.certificates {
-            if let Ok(extensions) = VekExtensions::of(certificate) {
-                veks.push((certificate, extensions));
-            }
+    /// The chain for a report, as evidence carries it: from what was given, then from `own`, what came with the evidence. Of
+    /// several endorsement keys, the one of the report's chip and firmware. Nothing of it is believed for being given: it has to
+    /// end in the root that the verifier trusts.
+    pub(super) fn snp_chain(&self, report: &Report, own: Vec<CertEntry>) -> Vec<CertEntry> {
+        if self.certificates.is_empty() && self.crls.is_empty() {
+            return own;
         }
+        let brought = own.iter().filter_map(|entry| Certificate::from_der_or_pem(&entry.data).ok());
+        let all: Vec<Certificate> = self.certificates.iter().cloned().chain(brought).collect();
+        let mut veks: Vec<(&Certificate, VekExtensions)> =
+            all.iter().filter_map(|one| Some((one, VekExtensions::of(one).ok()?))).collect();
         veks.sort_by_key(|(_, extensions)| !belongs(report, extensions));
-        if let Some((vek, extensions)) = veks.first() {
-            let kind = if extensions.hw_id.is_some() { CertType::VCEK } else { CertType::VLEK };
-            entries.push(entry(kind, vek.der()));
-            let authorities = || self.certificates.iter().filter(|one| one.check_authority().is_ok());
-            let ask = authorities().find(|one| vek.names_issuer(one));
-            let ark = ask.and_then(|ask| authorities().find(|one| ask.names_issuer(one)));
-            entries.extend(ask.map(|ask| entry(CertType::ASK, ask.der())));
-            entries.extend(ark.map(|ark| entry(CertType::ARK, ark.der())));
+        let Some((vek, extensions)) = veks.first() else { return own };
+        let entry = |cert_type: CertType, der: &[u8]| CertEntry { cert_type, data: der.to_vec() };
+        let kind = if extensions.hw_id.is_some() { CertType::VCEK } else { CertType::VLEK };
+        let mut entries = vec![entry(kind, vek.der())];
+        let authorities = || all.iter().filter(|one| one.check_authority().is_ok());
+        let ask = authorities().find(|one| vek.names_issuer(one));
+        let ark = ask.and_then(|ask| authorities().find(|one| ask.names_issuer(one)));
+        entries.extend(ask.map(|ask| entry(CertType::ASK, ask.der())));
+        entries.extend(ark.map(|ark| entry(CertType::ARK, ark.der())));
+        let given = self.crls.iter().find(|(crl, _)| ark.is_none_or(|ark| crl.names_issuer(ark)));
+        match given {
+            Some((_, crl)) => entries.push(entry(CertType::CRL, crl)),
+            None => entries.extend(own.into_iter().filter(|entry| entry.cert_type == CertType::CRL)),
         }
         entries
     }

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use kata_cc_azure_vtpm::{Hardware, HclReport, VariableData};
-use kata_cc_kbs_protocol::{Tee, base64_standard};
 use kata_cc_kbs_protocol::initdata::InitData;
-use kata_cc_snp::evidence::{CertEntry, SnpEvidence};
+use kata_cc_kbs_protocol::{Tee, base64_standard};
+use kata_cc_snp::evidence::SnpEvidence;
 use kata_cc_verifier::{Evidence, ExpectedInitData, VerifierConfig};
 use serde_json::{Value, json};
 
@@ -116,7 +116,9 @@ impl Judge {
     fn evidence(&self) -> anyhow::Result<Value> {
         let mut snp = match &self.input.form {
             Form::SnpReport(report, table) => SnpEvidence::new(report, table),
-            Form::Json(value) if matches!(self.input.tee, Tee::Snp | Tee::SimSnp) => input::snp_parts(value)?.1,
+            Form::Json(value) if matches!(self.input.tee, Tee::Snp | Tee::SimSnp) => {
+                input::snp_parts(value)?.1
+            }
             Form::Json(value) => return Ok(value.clone()),
             Form::TdxQuote(quote) => {
                 return Ok(json!({"quote": base64_standard(quote), "cc_eventlog": null}));
@@ -124,10 +126,7 @@ impl Judge {
             Form::Hcl(_) => anyhow::bail!("an HCL report alone is no evidence"),
         };
         let report = snp.attestation_report.to_report()?;
-        // What was given beside the evidence goes before what came with it; the chain has to end in a built-in root either way.
-        let mut chain: Vec<CertEntry> = self.endorsements.snp_chain(&report);
-        let rest = snp.cert_chain.take().unwrap_or_default();
-        chain.extend(rest.into_iter().filter(|_| chain.is_empty()).collect::<Vec<_>>());
+        let chain = self.endorsements.snp_chain(&report, snp.cert_chain.take().unwrap_or_default());
         snp.cert_chain = (!chain.is_empty()).then_some(chain);
         Ok(serde_json::to_value(snp)?)
     }
@@ -151,7 +150,8 @@ impl Judge {
         answer.checks.extend(arguments.require.iter().map(|requirement| requirement.check(tee, claims)));
         if arguments.report_data.is_none() {
             answer.warnings.push(
-                "report_data was not compared (--report-data): the evidence may be an old one, played back".to_owned(),
+                "report_data was not compared (--report-data): the evidence may be an old one, played back"
+                    .to_owned(),
             );
         }
         if self.init_data.is_none() && answer.checks.iter().all(|check| check.claim != "init_data") {
@@ -160,10 +160,14 @@ impl Judge {
         let claim = |path: &str| claims.get(tee.name()).and_then(|claims| claims.pointer(path));
         for path in ["/policy_debug_allowed", "/td_attributes/debug"] {
             if claim(path).is_some_and(|value| *value == json!(true) || *value == json!("true")) {
-                answer.warnings.push("the host may debug this guest: it can read all of its memory".to_owned());
+                answer
+                    .warnings
+                    .push("the host may debug this guest: it can read all of its memory".to_owned());
             }
         }
-        if let Some(status) = claim("/tcb_status").and_then(Value::as_str).filter(|status| *status != "UpToDate") {
+        if let Some(status) =
+            claim("/tcb_status").and_then(Value::as_str).filter(|status| *status != "UpToDate")
+        {
             answer.warnings.push(format!("the platform's TCB is {status}: see its advisory_ids"));
         }
     }

@@ -82,7 +82,9 @@ struct Hex(Vec<u8>);
 
 fn hex_bytes(text: &str) -> Result<Hex, String> {
     let bytes = hex::decode(text).ok().filter(|bytes| (1..=64).contains(&bytes.len()));
-    bytes.map(Hex).ok_or_else(|| format!("expected 1 to 64 bytes in hex, seen {:?}", text.chars().take(40).collect::<String>()))
+    bytes.map(Hex).ok_or_else(|| {
+        format!("expected 1 to 64 bytes in hex, seen {:?}", text.chars().take(40).collect::<String>())
+    })
 }
 
 /// Run it.

@@ -16,12 +16,12 @@ use crate::commands::read_input;
 
 const MAX_REFERENCES: u64 = 1 << 20;
 
-const MEASURED: &str = "launch what was measured, or measure what was launched (kata-cc measure) and use that digest";
+const MEASURED: &str =
+    "launch what was measured, or measure what was launched (kata-cc measure) and use that digest";
 const FIRMWARE: &str =
     "update the platform's firmware, or add this version to the reference values if it is acceptable";
 const SETTING: &str = "change the setting of platform or guest, or the reference value";
-const INIT_DATA: &str =
-    "start the guest with the init-data that was registered, or add the digest of this one (kata-cc measure --init-data)";
+const INIT_DATA: &str = "start the guest with the init-data that was registered, or add the digest of this one (kata-cc measure --init-data)";
 const BOOTED: &str = "boot what was measured, or add this value to the reference values";
 
 /// Reference values of SNP, with the claim that each is for and what to do when it differs.
@@ -100,9 +100,8 @@ pub(super) struct Requirement {
 
 impl Requirement {
     pub(super) fn parse(text: &str) -> Result<Self, String> {
-        let wrong = |why: &str| {
-            format!("{why}: expected CLAIM=VALUE, CLAIM>=NUMBER or CLAIM<=NUMBER, seen {text:?}")
-        };
+        let wrong =
+            |why: &str| format!("{why}: expected CLAIM=VALUE, CLAIM>=NUMBER or CLAIM<=NUMBER, seen {text:?}");
         let (claim, value) = text.split_once('=').ok_or_else(|| wrong("no '='"))?;
         let (claim, relation) = match (claim.strip_suffix('>'), claim.strip_suffix('<')) {
             (Some(claim), _) => (claim, Relation::AtLeast),
@@ -271,7 +270,10 @@ mod tests {
         for text in ["x", "=1", ">=1", "x>=y", "x<="] {
             assert!(Requirement::parse(text).is_err(), "{text}");
         }
-        assert_eq!(find(Tee::AzSnpVtpm, &json!({"az-snp-vtpm": {"tpm": {"pcr11": "x"}}}), "tpm.pcr11"), json!("x"));
+        assert_eq!(
+            find(Tee::AzSnpVtpm, &json!({"az-snp-vtpm": {"tpm": {"pcr11": "x"}}}), "tpm.pcr11"),
+            json!("x")
+        );
     }
 
     #[test]
@@ -317,7 +319,8 @@ mod tests {
         assert_eq!(result("snp_microcode"), Some(false), "a claim that is missing");
         assert_eq!(others, ["mr_td"]);
         let azure = json!({"az-snp-vtpm": {"reported_tcb_snp": "24", "tpm": {"pcr11": "aa"}}});
-        let values = serde_json::from_value(json!({"tcb_snp": [24], "snp_pcr11": ["aa"], "snp_pcr1": 1})).unwrap();
+        let values =
+            serde_json::from_value(json!({"tcb_snp": [24], "snp_pcr11": ["aa"], "snp_pcr1": 1})).unwrap();
         let (checks, others) = compare(Tee::AzSnpVtpm, &azure, &values);
         assert!(checks.len() == 2 && checks.iter().all(|check| check.holds), "{checks:?}");
         assert_eq!(others, ["snp_pcr1"]);

@@ -9,9 +9,11 @@ use super::page::Section;
 /// The HCL report without the hardware's report in it.
 pub(super) fn hcl(hcl: &HclReport) -> anyhow::Result<Vec<Section>> {
     let mut section = Section::new("hcl", "HCL report");
-    section
-        .row("hardware", hcl.hardware().name())
-        .noted("variable_data_sha256", hex::encode(hcl.variable_data_digest()), "bound by the hardware's report data");
+    section.row("hardware", hcl.hardware().name()).noted(
+        "variable_data_sha256",
+        hex::encode(hcl.variable_data_digest()),
+        "bound by the hardware's report data",
+    );
     let variable = VariableData::parse(hcl.variable_data())?;
     section.noted(
         "attestation_key_modulus",
@@ -73,12 +75,16 @@ pub(super) fn quote(quote: &TpmQuote) -> anyhow::Result<Vec<Section>> {
 }
 
 const PCR_NAMES: [&str; 24] = [
-    "pcr00", "pcr01", "pcr02", "pcr03", "pcr04", "pcr05", "pcr06", "pcr07", "pcr08", "pcr09", "pcr10", "pcr11",
-    "pcr12", "pcr13", "pcr14", "pcr15", "pcr16", "pcr17", "pcr18", "pcr19", "pcr20", "pcr21", "pcr22", "pcr23",
+    "pcr00", "pcr01", "pcr02", "pcr03", "pcr04", "pcr05", "pcr06", "pcr07", "pcr08", "pcr09", "pcr10",
+    "pcr11", "pcr12", "pcr13", "pcr14", "pcr15", "pcr16", "pcr17", "pcr18", "pcr19", "pcr20", "pcr21",
+    "pcr22", "pcr23",
 ];
 
 /// Trustee's JSON, decoded.
-pub(super) fn decode(hardware: kata_cc_azure_vtpm::Hardware, value: &Value) -> anyhow::Result<(AzureEvidence, HclReport)> {
+pub(super) fn decode(
+    hardware: kata_cc_azure_vtpm::Hardware,
+    value: &Value,
+) -> anyhow::Result<(AzureEvidence, HclReport)> {
     let evidence = AzureEvidence::from_json(hardware, value)?;
     let hcl = HclReport::parse(&evidence.hcl_report).context("the member with the HCL report")?;
     Ok((evidence, hcl))

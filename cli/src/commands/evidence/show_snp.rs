@@ -23,7 +23,8 @@ fn tcb(tcb: &Tcb) -> Value {
 /// All fields of a report, in its order.
 pub(super) fn report(report: &Report) -> Vec<Section> {
     let mut all = Section::new("report", "SNP report");
-    let cpu = report.cpuid.map(|cpu| json!({"family": cpu.family, "model": cpu.model, "stepping": cpu.stepping}));
+    let cpu =
+        report.cpuid.map(|cpu| json!({"family": cpu.family, "model": cpu.model, "stepping": cpu.stepping}));
     let product = report.cpuid.and_then(|cpu| Product::from_cpuid(cpu.family, cpu.model));
     let product = product.map_or("not told by the report", Product::name);
     let vmpl = match report.vmpl {
@@ -37,7 +38,11 @@ pub(super) fn report(report: &Report) -> Vec<Section> {
         .noted("cpuid", cpu.unwrap_or_default(), product)
         .bytes("measurement", &report.measurement)
         .bytes("report_data", &report.report_data)
-        .noted("host_data", hex::encode(report.host_data), "digest of the init-data, cut or padded to 32 bytes")
+        .noted(
+            "host_data",
+            hex::encode(report.host_data),
+            "digest of the init-data, cut or padded to 32 bytes",
+        )
         .bytes("family_id", &report.family_id)
         .bytes("image_id", &report.image_id)
         .bytes("id_key_digest", &report.id_key_digest)
@@ -90,7 +95,11 @@ fn platform(report: &Report) -> Section {
 fn firmware(report: &Report) -> Section {
     let mut section = Section::new("firmware", "Firmware");
     section
-        .noted("reported_tcb", tcb(&report.reported_tcb), "what the key was derived for; the host can lower it")
+        .noted(
+            "reported_tcb",
+            tcb(&report.reported_tcb),
+            "what the key was derived for; the host can lower it",
+        )
         .row("current_tcb", tcb(&report.current_tcb))
         .noted("committed_tcb", tcb(&report.committed_tcb), "cannot be rolled back below")
         .row("launch_tcb", tcb(&report.launch_tcb))
@@ -130,7 +139,7 @@ fn certificate(index: usize, kind: &str, bytes: &[u8]) -> Section {
     section.row("kind", kind).row("bytes", bytes.len());
     match Blob::read(bytes) {
         Ok(Blob::Certificate(certificate)) => describe(&mut section, &certificate),
-        Ok(Blob::Crl(crl)) => describe_crl(&mut section, &crl),
+        Ok(Blob::Crl(crl, _)) => describe_crl(&mut section, &crl),
         Err(error) => {
             section.row("unreadable", format!("{error:#}"));
         }
@@ -157,5 +166,8 @@ fn describe(section: &mut Section, certificate: &Certificate) {
 }
 
 fn describe_crl(section: &mut Section, crl: &Crl) {
-    section.row("issuer", crl.issuer_cn()).row("this_update", utc(crl.this_update())).row("revoked", crl.len());
+    section
+        .row("issuer", crl.issuer_cn())
+        .row("this_update", utc(crl.this_update()))
+        .row("revoked", crl.len());
 }

@@ -11,8 +11,7 @@ use super::time::utc;
 use crate::output::{Output, Tone, printable, table};
 
 /// What is said of simulated evidence, in every form of output.
-pub(super) const SIMULATED: &str =
-    "SIMULATED: no hardware vouches for this. The host owns the key that signed it and the guest's memory; it protects nothing";
+pub(super) const SIMULATED: &str = "SIMULATED: no hardware vouches for this. The host owns the key that signed it and the guest's memory; it protects nothing";
 
 /// Why evidence was refused.
 #[derive(Debug, Serialize)]
@@ -67,9 +66,15 @@ fn advice(refusal: &Refusal) -> &'static str {
         Reason::Signature => {
             "the evidence was changed, or certificates are of another chip or firmware version: take it again, and its certificates with --endorsements"
         }
-        Reason::ReportData => "the evidence is of another exchange: do not use it, ask the guest for new evidence",
-        Reason::InitData => "start the guest with the init-data that is expected, or expect what it was started with",
-        Reason::EventLog => "take quote and event log again together: the log is of other measurements, or was changed",
+        Reason::ReportData => {
+            "the evidence is of another exchange: do not use it, ask the guest for new evidence"
+        }
+        Reason::InitData => {
+            "start the guest with the init-data that is expected, or expect what it was started with"
+        }
+        Reason::EventLog => {
+            "take quote and event log again together: the log is of other measurements, or was changed"
+        }
         Reason::Collateral => {
             "give current collateral of this platform by --endorsements (a bundle, or a folder with tcb_info.json and the others), or the time to judge at by --at"
         }
@@ -120,9 +125,8 @@ impl Answer {
 
     /// Decide the verdict from what was found; gives the exit code.
     pub(super) fn conclude(&mut self) -> u8 {
-        let good = self.refusals.is_empty()
-            && self.claims.is_some()
-            && self.checks.iter().all(|check| check.holds);
+        let good =
+            self.refusals.is_empty() && self.claims.is_some() && self.checks.iter().all(|check| check.holds);
         self.verdict = match (good, self.simulated) {
             (true, false) => "verified",
             (true, true) => "verified-simulated",
@@ -201,7 +205,9 @@ fn check_text(check: &Check, output: &Output) -> String {
         other => plain(other),
     };
     let advice = check.what_to_do.as_deref().unwrap_or_default();
-    for (name, value) in [("seen", plain(&check.seen)), ("expected", expected), ("what to do", advice.to_owned())] {
+    for (name, value) in
+        [("seen", plain(&check.seen)), ("expected", expected), ("what to do", advice.to_owned())]
+    {
         text += &format!("  {name:<11} {}\n", printable(&value));
     }
     text
@@ -258,7 +264,12 @@ mod tests {
         });
         assert_eq!((differs.conclude(), differs.verdict), (1, "refused"));
         let text = differs.text(&Output::new(false));
-        for words in ["a is not as expected by snp_a", "seen        1", "expected    one of 2, 3", "what to do  mend it"] {
+        for words in [
+            "a is not as expected by snp_a",
+            "seen        1",
+            "expected    one of 2, 3",
+            "what to do  mend it",
+        ] {
             assert!(text.contains(words), "{words}: {text}");
         }
         assert!(text.contains("  l[0].x  yes\n  snp.a   1\n  snp.b   1, 2\n"), "{text}");
