@@ -41,6 +41,8 @@ pub(crate) struct Config {
     pub(crate) attestation_token: AttestationToken,
     pub(crate) attestation_service: AttestationServiceConfig,
     pub(crate) attestation: AttestationConfig,
+    /// Where endorsements come from that evidence does not bring; without it nothing is looked up.
+    pub(crate) endorsements: Option<kata_cc_endorsements::EndorsementsConfig>,
     pub(crate) admin: Admin,
     pub(crate) storage_backend: StorageBackend,
     pub(crate) log: Log,
@@ -154,6 +156,8 @@ pub(crate) struct AttestationConfig {
     pub(crate) allow_sample: bool,
     /// Highest VMPL that a report may come from.
     pub(crate) max_vmpl: u32,
+    /// Demands on SNP evidence.
+    pub(crate) snp: kata_cc_verifier::SnpSettings,
     pub(crate) simulated: Option<Simulated>,
 }
 

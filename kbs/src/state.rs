@@ -6,6 +6,7 @@ use kata_cc_attestation_service::service::{AttestationService, signing_key};
 use kata_cc_attestation_service::store::{Store, StoreKey};
 use kata_cc_attestation_service::token::{TokenBroker, TokenVerifier};
 use kata_cc_attestation_service::verify::{SampleVerifier, Verifiers};
+use kata_cc_endorsements::Endorser;
 use tracing::warn;
 
 use crate::admin::AdminGate;
@@ -50,7 +51,10 @@ impl Kbs {
         let broker = &config.attestation_service.attestation_token_broker;
         let key = signing_key(&config.path(&broker.signer.key_path), &broker.signer.algorithm)?;
         let broker = TokenBroker::new(key, &broker.issuer_name, broker.duration_min);
-        let service = AttestationService::new(store.clone(), Box::new(verifiers(config)?), broker).await?;
+        let endorser = endorser(config)?;
+        let verifiers = verifiers(config, endorser.clone())?;
+        let service = AttestationService::new(store.clone(), Box::new(verifiers), broker).await?;
+        let service = service.with_endorser(endorser);
         let mut tokens = TokenVerifier::default();
         tokens.trust_jwks(&service.jwks());
         for uri in &config.attestation_token.trusted_jwk_sets {
@@ -93,10 +97,17 @@ async fn open_store(config: &Config) -> anyhow::Result<Store> {
     })
 }
 
-fn verifiers(config: &Config) -> anyhow::Result<Verifiers> {
+fn endorser(config: &Config) -> anyhow::Result<Option<Arc<Endorser>>> {
+    let Some(endorsements) = &config.endorsements else { return Ok(None) };
+    Ok(Some(Arc::new(endorsements.clone().resolve(&config.base).build()?)))
+}
+
+fn verifiers(config: &Config, endorser: Option<Arc<Endorser>>) -> anyhow::Result<Verifiers> {
     let attestation = &config.attestation;
     let mut verifier =
         kata_cc_verifier::VerifierConfig { max_vmpl: attestation.max_vmpl, ..Default::default() };
+    verifier.snp.settings = attestation.snp.clone();
+    verifier.snp.endorsements = endorser.map(|endorser| endorser as _);
     if let Some(simulated) = &attestation.simulated {
         let path = config.path(&simulated.trust_anchor);
         let anchor = std::fs::read(&path)

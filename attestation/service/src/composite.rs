@@ -164,6 +164,9 @@ impl AttestationService {
         let now = crate::now();
         let mut pieces = Vec::new();
         for request in requests {
+            if let Some(endorser) = self.endorser() {
+                endorser.complete(request.tee, &request.evidence).await;
+            }
             pieces.extend(self.verify_piece(request, now)?);
         }
         if pieces.len() > MAX_SUBMODS {

@@ -25,6 +25,7 @@ use kata_cc_attestation_service::service::{AttestationService, signing_key};
 use kata_cc_attestation_service::store::{Store, StoreKey};
 use kata_cc_attestation_service::token::TokenBroker;
 use kata_cc_attestation_service::verify::{SampleVerifier, Verifiers};
+use kata_cc_endorsements::EndorsementsConfig;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::TcpListener;
@@ -55,6 +56,9 @@ struct Arguments {
     /// Root of a simulated platform (ark.pem) that is trusted. Simulated evidence protects nothing.
     #[arg(long, value_name = "ARK")]
     simulated_trust_anchor: Option<PathBuf>,
+    /// Where endorsements come from that evidence does not bring (TOML, as the section [endorsements] of the KBS).
+    #[arg(long, value_name = "FILE")]
+    endorsements: Option<PathBuf>,
     /// Algorithm of the token key that is made at the first start: ES256 or ES384.
     #[arg(long, default_value = "ES256", value_parser = ["ES256", "ES384"])]
     token_algorithm: String,
@@ -126,8 +130,13 @@ async fn service(arguments: &Arguments, store: Store) -> anyhow::Result<Attestat
     }
     let key = signing_key(&arguments.work_dir.join("token.key"), &arguments.token_algorithm)?;
     let broker = TokenBroker::new(key, DEFAULT_ISSUER, arguments.token_minutes);
+    let endorser = match &arguments.endorsements {
+        Some(path) => Some(Arc::new(EndorsementsConfig::read(path)?.build()?)),
+        None => None,
+    };
+    config.snp.endorsements = endorser.clone().map(|endorser| endorser as _);
     let verifiers = Verifiers { config, sample: SampleVerifier { enabled: false } };
-    Ok(AttestationService::new(store, Box::new(verifiers), broker).await?)
+    Ok(AttestationService::new(store, Box::new(verifiers), broker).await?.with_endorser(endorser))
 }
 
 async fn serve(arguments: &Arguments) -> anyhow::Result<()> {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use kata_cc_endorsements::Endorser;
 use kata_cc_kbs_protocol::Tee;
 use kata_cc_kbs_protocol::rcar::HashAlgorithm;
 use kata_cc_policy::engine::{EngineError, Program};
@@ -122,6 +123,7 @@ pub struct AttestationService {
     verifier: Box<dyn EvidenceVerifier>,
     devices: Devices,
     broker: TokenBroker,
+    endorser: Option<Arc<Endorser>>,
     programs: RwLock<BTreeMap<String, Arc<Program>>>,
 }
 
@@ -158,7 +160,21 @@ impl AttestationService {
             let program = appraisal::compile(&id, &String::from_utf8_lossy(&text))?;
             programs.insert(id, Arc::new(program));
         }
-        Ok(Self { store, verifier, devices: Devices::default(), broker, programs: RwLock::new(programs) })
+        Ok(Self {
+            store,
+            verifier,
+            devices: Devices::default(),
+            broker,
+            endorser: None,
+            programs: RwLock::new(programs),
+        })
+    }
+
+    /// Fetches what evidence lacks before it is verified. The verifier has to look things up in the same endorser.
+    #[must_use]
+    pub fn with_endorser(mut self, endorser: Option<Arc<Endorser>>) -> Self {
+        self.endorser = endorser;
+        self
     }
 
     /// Verifies and appraises evidence; the verdict's token says how good it is. An error means that the evidence proves
@@ -180,6 +196,10 @@ impl AttestationService {
 
     pub(crate) fn verifier(&self) -> &dyn EvidenceVerifier {
         self.verifier.as_ref()
+    }
+
+    pub(crate) fn endorser(&self) -> Option<&Endorser> {
+        self.endorser.as_deref()
     }
 
     pub(crate) fn broker(&self) -> &TokenBroker {

@@ -254,9 +254,17 @@ impl SimPlatform {
         if let Some(recorded) = self.replay {
             return Ok(recorded);
         }
-        let mut report = self.unsigned(request);
-        let signed = report.to_bytes();
-        let signature = signed
+        self.sign_report(&self.unsigned(request))
+    }
+
+    /// Signs a report as it is, whatever it says: a simulated platform vouches for nothing.
+    ///
+    /// # Errors
+    /// [`SimError::Crypto`] when signing fails.
+    pub fn sign_report(&self, report: &Report) -> Result<[u8; REPORT_LEN], SimError> {
+        let mut report = report.clone();
+        let bytes = report.to_bytes();
+        let signature = bytes
             .get(..SIGNED_LEN)
             .and_then(|part| self.key.sign(&SystemRandom::new(), part).ok())
             .and_then(|signature| <[u8; 96]>::try_from(signature.as_ref()).ok())

@@ -257,6 +257,13 @@ impl SnpEvidence {
         Self { attestation_report: report.into(), cert_chain: (!entries.is_empty()).then_some(entries) }
     }
 
+    /// The revocation list that the host supplied, if any.
+    #[must_use]
+    pub fn crl(&self) -> Option<&[u8]> {
+        let all = self.cert_chain.as_deref().unwrap_or_default();
+        all.iter().find(|entry| entry.cert_type == CertType::CRL).map(|entry| entry.data.as_slice())
+    }
+
     /// The certificates by their place in the chain; the first of each kind counts. The
     /// endorsement key is empty when there is none.
     #[must_use]

@@ -10,6 +10,15 @@ impl GuestPolicy {
     /// The usual policy: SMT allowed, reserved bit set, all else forbidden.
     pub const DEFAULT: Self = Self(0x3_0000);
 
+    /// Bits that the ABI defines: versions, flags 16 to 25.
+    pub const KNOWN_BITS: u64 = 0x3FF_FFFF;
+
+    /// Bits that are set and that this software does not know.
+    #[must_use]
+    pub const fn unknown_bits(self) -> u64 {
+        self.0 & !Self::KNOWN_BITS
+    }
+
     /// Lowest acceptable minor version of the firmware's ABI.
     #[must_use]
     pub const fn abi_minor(self) -> u8 {
@@ -157,6 +166,9 @@ pub enum SigningKey {
 pub struct KeyInfo(pub u32);
 
 impl KeyInfo {
+    /// Bits that the ABI defines.
+    pub const KNOWN_BITS: u32 = 0x1F;
+
     /// The author key digest is valid.
     #[must_use]
     pub const fn author_key_enabled(self) -> bool {

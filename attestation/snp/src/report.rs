@@ -10,6 +10,12 @@ use crate::cursor::{Cursor, Truncated};
 use crate::policy::{GuestPolicy, KeyInfo, PlatformInfo, SigningKey};
 use crate::tcb::{Tcb, TcbLayout};
 
+/// Oldest version of the structure that is read (firmware 1.51).
+pub const OLDEST_VERSION: u32 = 2;
+
+/// Newest version of the structure that is read (firmware 1.58).
+pub const NEWEST_VERSION: u32 = 5;
+
 /// Bytes of a report.
 pub const REPORT_LEN: usize = 0x4A0;
 
@@ -28,9 +34,15 @@ pub enum ReportError {
         /// Bytes seen.
         seen: usize,
     },
-    /// The structure's version is outside 2 to 5.
-    #[error("report version is {seen}, supported are 2 to 5")]
+    /// The structure's version is older than any that was ever current.
+    #[error("report version is {seen}, known are {OLDEST_VERSION} to {NEWEST_VERSION}")]
     Version {
+        /// Version seen.
+        seen: u32,
+    },
+    /// The firmware writes a newer structure than this software knows: what its new fields mean is unknown.
+    #[error("report version is {seen}, newer than the newest known, {NEWEST_VERSION}: update this verifier")]
+    NewerVersion {
         /// Version seen.
         seen: u32,
     },
@@ -90,7 +102,9 @@ pub struct CpuId {
 }
 
 /// Version of the SNP firmware.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub struct FirmwareVersion {
     /// Major.
     pub major: u8,
@@ -218,7 +232,11 @@ impl Report {
         let signature_algo = c.u32()?;
         let current_tcb = Tcb::read(c, layout, &mut tcb_clean)?;
         let platform_info = PlatformInfo(c.u64()?);
-        let key_info = KeyInfo(c.u32()?);
+        let key_bits = c.u32()?;
+        if key_bits & !KeyInfo::KNOWN_BITS != 0 {
+            checks.fail("0x48");
+        }
+        let key_info = KeyInfo(key_bits & KeyInfo::KNOWN_BITS);
         checks.zero("0x4c", c.slice(4)?);
         let report_data = c.array()?;
         let measurement = c.array()?;
@@ -335,8 +353,8 @@ fn layout_of(bytes: &[u8]) -> Result<TcbLayout, ReportError> {
     let mut cursor = Cursor::new(bytes);
     let version = cursor.u32()?;
     match version {
-        2 => Ok(TcbLayout::Family19),
-        3..=5 => {
+        OLDEST_VERSION => Ok(TcbLayout::Family19),
+        3..=NEWEST_VERSION => {
             cursor.slice(0x188 - 4)?;
             match cursor.u8()? {
                 0x19 => Ok(TcbLayout::Family19),
@@ -344,6 +362,7 @@ fn layout_of(bytes: &[u8]) -> Result<TcbLayout, ReportError> {
                 family => Err(ReportError::Family { family }),
             }
         }
+        seen if seen > NEWEST_VERSION => Err(ReportError::NewerVersion { seen }),
         seen => Err(ReportError::Version { seen }),
     }
 }

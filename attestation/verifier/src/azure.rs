@@ -13,7 +13,7 @@ use kata_cc_azure_vtpm::{
     AzureEvidence, Hardware, HardwareEvidence, HclError, INIT_DATA_PCR, QuoteError, Vtpm, VtpmError, pcr,
 };
 use kata_cc_kbs_protocol::{Tee, base64_standard};
-use kata_cc_snp::{Endorsements, Report, TrustAnchor};
+use kata_cc_snp::{Endorsements, Verified};
 use serde_json::{Map, Value, json};
 
 use crate::{Evidence, Reason, Refusal, Verdict, VerifierConfig, claims, snp, tdx};
@@ -27,7 +27,7 @@ pub(crate) fn verify(config: &VerifierConfig, input: &Evidence<'_>, now: u64) ->
         .map_err(|error| Refusal::Malformed { what: error.to_string() })?;
     let vtpm = Vtpm::check(&evidence).map_err(Refusal::Vtpm)?;
     let (mut tee_claims, measurement) = match &evidence.hardware {
-        HardwareEvidence::Vcek(vcek) => verify_snp(&vtpm, vcek, now)?,
+        HardwareEvidence::Vcek(vcek) => verify_snp(config, &vtpm, vcek, now)?,
         HardwareEvidence::TdQuote(quote) => verify_tdx(config, &vtpm, quote, now)?,
     };
     if let Some(expected) = input.report_data {
@@ -52,18 +52,25 @@ pub(crate) fn verify(config: &VerifierConfig, input: &Evidence<'_>, now: u64) ->
     })
 }
 
-fn verify_snp(vtpm: &Vtpm, vcek: &[u8], now: u64) -> Result<(Map<String, Value>, Vec<u8>), Refusal> {
+fn verify_snp(
+    config: &VerifierConfig,
+    vtpm: &Vtpm,
+    vcek: &[u8],
+    now: u64,
+) -> Result<(Map<String, Value>, Vec<u8>), Refusal> {
     let (bytes, report) = vtpm.hcl.snp_report().map_err(|error| Refusal::Vtpm(error.into()))?;
     let given = Endorsements { vek: vcek.to_vec(), ask: None, ark: None };
-    let anchor = TrustAnchor::Amd(snp::product_of(&report, &given)?);
-    let verified = kata_cc_snp::verify(bytes, &given, &anchor, now)?;
-    let report = verified.report;
+    let verified = snp::verify_report(config, &report, bytes, given, None, now)?;
     vtpm.hcl.check_report_data(&report.report_data).map_err(|error| Refusal::Vtpm(error.into()))?;
     // The firmware that keeps the vTPM runs there; whoever made a report elsewhere could have chosen the key in it.
     if report.vmpl != 0 {
         return Err(Refusal::Vmpl { seen: report.vmpl, expected: 0 });
     }
-    Ok((snp_claims(&report), report.measurement.to_vec()))
+    let differences = config.snp.settings.requirements.check(&verified);
+    if !differences.is_empty() {
+        return Err(Refusal::Requirements { differences });
+    }
+    Ok((snp_claims(&verified), report.measurement.to_vec()))
 }
 
 fn verify_tdx(
@@ -83,15 +90,15 @@ fn verify_tdx(
 }
 
 /// As the report's other claims, but as texts, and the measurement in base64.
-fn snp_claims(report: &Report) -> Map<String, Value> {
+fn snp_claims(verified: &Verified) -> Map<String, Value> {
     let mut out = Map::new();
-    if let Value::Object(all) = claims::snp(report) {
+    if let Value::Object(all) = claims::snp_verified(verified) {
         for (name, value) in all {
             let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
             out.insert(name, text.into());
         }
     }
-    out.insert("measurement".to_owned(), base64_standard(&report.measurement).into());
+    out.insert("measurement".to_owned(), base64_standard(&verified.report.measurement).into());
     out
 }
 

@@ -6,9 +6,10 @@
 //! simulated evidence is refused, and its claims stand under `sim-snp` or `sim-tdx`, never under the hardware's
 //! name.
 //!
-//! What is checked here: chain and signature, versions, VMPL of SNP, event log of TDX, report data
-//! ([`binding`]), init-data against `HOST_DATA` or `MRCONFIGID` ([`initdata`]). What is not: whether
-//! measurements, policy bits and TCB are *good*. That is for the attestation policy, which sees them as claims
+//! What is checked here: chain and signature, versions (report version 2 of SNP by configuration only), VMPL of SNP, event
+//! log of TDX, report data ([`binding`]), init-data against `HOST_DATA`, `MRCONFIGID` or PCR 8 ([`initdata`]), and whatever
+//! [`SnpSettings`] demands. Else whether measurements, policy bits and TCB are *good* is for the attestation policy, which sees
+//! them as claims
 //! ([`claims`]).
 //!
 //! Sources: Trustee `deps/verifier/src/{snp,tdx}`, their evidence and claims by name; SNP firmware ABI; Intel's DCAP.
@@ -19,7 +20,8 @@ pub mod binding;
 pub mod claims;
 pub mod initdata;
 mod refusal;
-mod snp;
+pub mod snp;
+mod snp_claims;
 pub mod tdx;
 
 use std::sync::Arc;
@@ -31,6 +33,7 @@ use serde_json::Value;
 
 pub use initdata::ExpectedInitData;
 pub use refusal::{Reason, Refusal};
+pub use snp::{SnpConfig, SnpSettings};
 
 /// Most simulated roots of either kind that can be configured.
 pub const MAX_SIMULATED_ROOTS: usize = 16;
@@ -46,6 +49,8 @@ pub struct VerifierConfig {
     pub tdx: TdxConfig,
     /// Highest VMPL that a report may come from; 0 unless an SVSM is expected.
     pub max_vmpl: u32,
+    /// What SNP needs.
+    pub snp: SnpConfig,
 }
 
 /// What the verifier of TDX needs.

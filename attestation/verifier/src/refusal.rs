@@ -133,6 +133,12 @@ pub enum Refusal {
         /// Highest level accepted.
         expected: u32,
     },
+    /// Verified, but not as the configuration demands.
+    #[error("report is not as demanded: {}", listed(.differences))]
+    Requirements {
+        /// All differences, never empty.
+        differences: Vec<kata_cc_snp::Difference>,
+    },
     /// Another nonce or key than this exchange's.
     #[error("report data is {seen}, expected {expected}: the evidence was made for another nonce or key")]
     ReportData {
@@ -173,9 +179,11 @@ impl Refusal {
             Self::Replay(_) => Reason::EventLog,
             Self::CollateralMissing { .. } => Reason::Collateral,
             Self::Tdx(error) => tdx_reason(error),
-            Self::ReportVersion { .. } | Self::UnknownProduct { .. } | Self::Vmpl { .. } => {
-                Reason::Unacceptable
-            }
+            Self::Vtpm(error) => azure::reason(error),
+            Self::ReportVersion { .. }
+            | Self::UnknownProduct { .. }
+            | Self::Vmpl { .. }
+            | Self::Requirements { .. } => Reason::Unacceptable,
             Self::Snp(error) => snp_reason(error),
             Self::ReportData { .. } => Reason::ReportData,
             Self::InitData { .. } | Self::InitDataDocument(_) | Self::InitDataAlgorithm { .. } => {
@@ -186,7 +194,7 @@ impl Refusal {
 
     /// Name of the claim that was compared.
     #[must_use]
-    pub const fn claim(&self) -> &'static str {
+    pub fn claim(&self) -> &'static str {
         match self {
             Self::TeeNotSupported { .. } | Self::SimulatedNotConfigured { .. } => "tee",
             Self::CollateralMissing { .. } => "collateral",
@@ -196,6 +204,9 @@ impl Refusal {
             Self::ReportVersion { .. } => "version",
             Self::UnknownProduct { .. } => "cpuid",
             Self::Vmpl { .. } => "vmpl",
+            Self::Requirements { differences } => {
+                differences.first().map_or("attestation_report", |difference| difference.claim)
+            }
             Self::ReportData { .. } => "report_data",
             Self::InitData { .. } | Self::InitDataDocument(_) | Self::InitDataAlgorithm { .. } => "init_data",
             Self::Vtpm(error) => azure::claim(error),
@@ -207,6 +218,7 @@ impl Refusal {
                 VerifyError::Product { .. } => "cpuid",
                 VerifyError::Tcb { .. } => "reported_tcb",
                 VerifyError::ChipId { .. } => "chip_id",
+                VerifyError::NotCommitted { .. } => "committed_tcb",
                 _ => "cert_chain",
             },
         }
@@ -241,12 +253,19 @@ impl Refusal {
             }
             Self::InitDataAlgorithm { seen, .. } => (format!("{seen} bytes"), "32 bytes".to_owned()),
             Self::Vtpm(error) => return azure::compared(error),
+            Self::Requirements { differences } => {
+                let first = differences.first()?;
+                (first.seen.clone(), first.expected.clone())
+            }
             Self::Malformed { .. } | Self::InitDataDocument(_) => return None,
             Self::Snp(error) => match error {
                 VerifyError::Root { seen, expected }
                 | VerifyError::Issuer { seen, expected, .. }
                 | VerifyError::ChipId { seen, expected } => (seen.clone(), expected.clone()),
                 VerifyError::Product { seen, expected } => (seen.clone(), (*expected).to_owned()),
+                VerifyError::NotCommitted { current, committed, .. } => {
+                    (current.clone(), format!("at least {committed}"))
+                }
                 VerifyError::Tcb { seen, expected } => (seen.to_string(), expected.to_string()),
                 VerifyError::SigningKey { seen, expected } => (format!("{seen:?}"), expected.to_string()),
                 VerifyError::SignatureAlgorithm { seen } => (seen.to_string(), "1".to_owned()),
@@ -254,6 +273,10 @@ impl Refusal {
             },
         })
     }
+}
+
+fn listed(differences: &[kata_cc_snp::Difference]) -> String {
+    differences.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
 /// A chain that ends elsewhere is told from one that is broken or a report that was changed.
