@@ -1,5 +1,5 @@
 //! A throw-away SEV-SNP platform in software: certificate chain, report signing, and the answer to
-//! a guest that asks for a report.
+//! a guest that asks for a report. One of TDX stands beside it ([`tdx`]).
 //!
 //! Purpose: the whole attestation path runs on any KVM machine. Reports have the real format
 //! (version 3) and real signatures, under a root that exists only here. The names in its
@@ -18,6 +18,7 @@
 
 mod certs;
 pub mod service;
+pub mod tdx;
 
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -108,6 +109,12 @@ pub enum SimError {
     Crypto {
         /// Which.
         operation: &'static str,
+    },
+    /// Quotes have version 4 or 5.
+    #[error("quote version {seen} does not exist here, expected 4 or 5")]
+    QuoteVersion {
+        /// Version asked for.
+        seen: u16,
     },
     /// Privilege levels are 0 to 3.
     #[error("VMPL {seen} does not exist, expected 0 to 3")]

@@ -9,10 +9,10 @@ use kata_cc_snp::VerifyError;
 use kata_cc_snp::verify::{Blame, Role};
 use kata_cc_tdx::{CollateralKey, EventLogError, ReplayError};
 
+use crate::azure;
+
 /// TEEs that have a verifier here.
 const SUPPORTED: &str = "snp, tdx, az-snp-vtpm, az-tdx-vtpm, sim-snp and sim-tdx";
-
-use crate::azure;
 
 /// Kinds of refusal with stable names, for logs, metrics and tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
