@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use kata_cc_kbs_protocol::Tee;
@@ -31,13 +32,16 @@ fn evidence(name: &str) -> Option<Value> {
     Some(serde_json::from_slice(&vector(name)?).unwrap())
 }
 
+/// One for all, as in a service: it keeps the chains that it verified.
+static CONFIG: LazyLock<VerifierConfig> = LazyLock::new(VerifierConfig::default);
+
 fn check(
     evidence: &Value,
     nonce: &[u8],
     init_data: Option<ExpectedInitData<'_>>,
 ) -> Result<Verdict, Refusal> {
     let input = Evidence { tee: Tee::AzSnpVtpm, evidence, report_data: Some(nonce), init_data };
-    verify(&VerifierConfig::default(), &input, THEN)
+    verify(&CONFIG, &input, THEN)
 }
 
 #[test]
