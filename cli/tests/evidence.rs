@@ -191,6 +191,37 @@ fn evidence_of_azure_is_shown_and_verified() {
 }
 
 #[test]
+fn a_tdx_quote_needs_current_collateral() {
+    let Some(quote) = vector("tdx/quotes/v4-uptodate/quote.bin") else { return };
+    let bundle = vector("tdx/quotes/v4-uptodate/collateral.json").unwrap();
+    let node = Node::new();
+    let shown = evidence(&node, 0, &["show", &quote]).stdout;
+    has(&shown, &["Quote: what is attested", "mr_td", "septve_disable", "qe_mr_signer", "Intel SGX Root CA"]);
+    let good = ["verify", &quote, "--endorsements", &bundle, "--at", "2025-07-01"];
+    let text = evidence(&node, 0, &good).stdout;
+    has(&text, &["tee       tdx", "verdict   verified\n", "tdx.tcb_status", "UpToDate"]);
+    let answer = json(&node, 0, &good);
+    let mr_td = answer["claims"]["tdx"]["quote"]["body"]["mr_td"].as_str().unwrap();
+    let values = node.file("values.json", serde_json::json!({"mr_td": [mr_td]}).to_string());
+    evidence(&node, 0, &[&good[..], &["--reference-values", &values]].concat());
+    evidence(&node, 1, &[&good[..], &["--require", "tcb_status=OutOfDate"]].concat());
+    let refused =
+        |arguments: &[&str]| json(&node, 1, &[&["verify"], arguments].concat())["refusals"][0].clone();
+    let none = refused(&[&quote, "--at", "2025-07-01"]);
+    has(none["message"].as_str().unwrap(), &["no collateral", "B0C06F000000"]);
+    let expired = refused(&[&quote, "--endorsements", &bundle, "--at", "2026-07-01"]);
+    has(expired["message"].as_str().unwrap(), &["expired"]);
+    let other = vector("tdx/quotes/v5-gcollateral/collateral").unwrap();
+    assert_eq!(refused(&[&quote, "--endorsements", &other, "--at", "2026-02-20"])["reason"], "collateral");
+    // A bit of what is attested.
+    let mut bytes = std::fs::read(&quote).unwrap();
+    bytes[200] ^= 1;
+    let changed = node.file("changed.bin", bytes);
+    let refused = refused(&[&changed, "--endorsements", &bundle, "--at", "2025-07-01"]);
+    assert_eq!(refused["reason"], "signature", "{refused}");
+}
+
+#[test]
 fn simulated_evidence_cannot_be_taken_for_real() {
     let node = Node::new();
     let platform = SimPlatform::create(&node.path("sim")).unwrap();
