@@ -16,6 +16,7 @@ use tracing::{info, warn};
 use crate::cache::{Cache, Cached};
 use crate::document::Document;
 use crate::item::{IntelTee, Item, PckCa};
+use crate::lookup::Parsed;
 use crate::source::{Source, SourceError};
 
 /// Most refusals that are remembered.
@@ -37,6 +38,7 @@ pub struct Endorser {
     fetch_crl: bool,
     flights: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
     refusals: Mutex<HashMap<String, (Instant, SourceError)>>,
+    pub(crate) parsed: Parsed,
 }
 
 /// What a report needs.
@@ -86,8 +88,8 @@ impl Endorser {
         deadline: Duration,
         fetch_crl: bool,
     ) -> Self {
-        let (flights, refusals) = (Mutex::default(), Mutex::default());
-        Self { cache, local, remote, deadline, fetch_crl, flights, refusals }
+        let (flights, refusals, parsed) = (Mutex::default(), Mutex::default(), Parsed::default());
+        Self { cache, local, remote, deadline, fetch_crl, flights, refusals, parsed }
     }
 
     /// Gets one document, within the configured time.

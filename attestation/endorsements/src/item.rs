@@ -7,6 +7,7 @@ use std::fmt;
 
 use kata_cc_snp::Tcb;
 use kata_cc_snp::verify::{Product, VekKind};
+pub use kata_cc_tdx::PckCa;
 use serde::{Deserialize, Serialize};
 
 /// Which of Intel's TEEs collateral is for.
@@ -26,27 +27,6 @@ impl IntelTee {
         match self {
             Self::Tdx => "tdx",
             Self::Sgx => "sgx",
-        }
-    }
-}
-
-/// The intermediate that issued a PCK certificate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PckCa {
-    /// Intel SGX PCK Platform CA.
-    Platform,
-    /// Intel SGX PCK Processor CA.
-    Processor,
-}
-
-impl PckCa {
-    /// Name in addresses and file names.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Platform => "platform",
-            Self::Processor => "processor",
         }
     }
 }

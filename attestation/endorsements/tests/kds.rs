@@ -42,6 +42,39 @@ async fn real_certificates_come_by_amds_addresses_and_verify() {
 }
 
 #[tokio::test]
+async fn evidence_without_certificates_is_completed_and_then_verified() {
+    use kata_cc_kbs_protocol::Tee;
+    use kata_cc_snp::evidence::SnpEvidence;
+    use kata_cc_snp::{CertTable, EndorsementSource as _};
+    let Some(recorded) = recorded("milan-v3-a") else { return };
+    let vcek = recorded.vcek.clone();
+    let server =
+        Server::start(move |_, path| if path.ends_with("/crl") { status(404) } else { bytes(&vcek) }).await;
+    let endorser = endorser(&config(&server));
+    let report = Report::parse(&recorded.report).unwrap();
+    assert_eq!(
+        endorser.find(&report, recorded.product),
+        kata_cc_snp::Supply::default(),
+        "a look-up fetches nothing"
+    );
+    let evidence = serde_json::to_value(SnpEvidence::new(&report, &CertTable::default())).unwrap();
+    for _ in 0..3 {
+        let problems = endorser.complete(Tee::Snp, &evidence).await;
+        assert!(
+            matches!(problems.as_slice(), [SourceError::NotFound { .. }]),
+            "no list is told: {problems:?}"
+        );
+    }
+    let found = endorser.find(&report, recorded.product).vek.unwrap();
+    assert_eq!(found.as_ref(), recorded.vcek);
+    assert_eq!(server.seen().len(), 2, "the certificate, the list");
+    // What cannot be read has no needs.
+    for other in [serde_json::json!({}), serde_json::json!({"attestation_report": 1})] {
+        assert_eq!(endorser.complete(Tee::Snp, &other).await, []);
+    }
+}
+
+#[tokio::test]
 async fn what_was_got_once_survives_restart_and_outage() {
     let Some(recorded) = recorded("milan-v3-a") else { return };
     let folder = tempfile::tempdir().unwrap();

@@ -84,6 +84,28 @@ async fn collateral_comes_whole_and_byte_for_byte() {
 }
 
 #[tokio::test]
+async fn a_real_quote_is_completed_looked_up_and_verified() {
+    use kata_cc_kbs_protocol::{Tee, base64_standard};
+    use kata_cc_tdx::{
+        CollateralKey, CollateralSource as _, Options, Quote, Trailing, TrustAnchor, TrustedCollateral,
+    };
+    let Some(json) = collateral() else { return };
+    let quote = std::fs::read(vectors().unwrap().join("tdx/quotes/v4-uptodate/quote.bin")).unwrap();
+    let server = Server::start(move |_, path| pccs(&json, path)).await;
+    let endorser = endorser(&config(&server));
+    let evidence = serde_json::json!({"quote": base64_standard(&quote), "cc_eventlog": null});
+    let key = CollateralKey::of(&Quote::parse(&quote, Trailing::Zeros).unwrap()).unwrap();
+    assert!(endorser.find(&key).is_none(), "a look-up fetches nothing");
+    assert_eq!(endorser.complete(Tee::Tdx, &evidence).await, []);
+    let found = endorser.find(&key).unwrap();
+    assert!(std::sync::Arc::ptr_eq(&found, &endorser.find(&key).unwrap()), "taken apart once");
+    let trusted = TrustedCollateral::new(&found, &TrustAnchor::Intel).unwrap();
+    // 2025-07-01: within the collateral's time.
+    kata_cc_tdx::verify(&quote, &trusted, &Options::at(1_751_328_000)).unwrap();
+    assert_eq!(server.hits(), 4);
+}
+
+#[tokio::test]
 async fn what_is_not_the_collateral_asked_for_is_refused() {
     let Some(json) = collateral() else { return };
     let tcb_info = Item::TcbInfo { tee: IntelTee::Tdx, fmspc: FMSPC };

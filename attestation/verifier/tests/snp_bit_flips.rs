@@ -87,8 +87,8 @@ fn expected(at: usize, bit: u32, version: u32) -> Outcome {
         0x1A0..0x1E0 => Outcome::Refused("chip_id"),
         0x1E0..0x1E8 => tcb("committed_tcb", at - 0x1E0)
             .map_or(Outcome::NotAReport, |claims| Outcome::Either(claims, "committed_tcb")),
-        0x1E8..0x1EB => firmware("current_version", at - 0x1E8),
-        0x1EC..0x1EF => firmware("committed_version", at - 0x1EC),
+        0x1E8..=0x1EA => firmware("current_version", at - 0x1E8),
+        0x1EC..=0x1EE => firmware("committed_version", at - 0x1EC),
         0x1F0..0x1F8 => or_reserved(tcb("launch_tcb", at - 0x1F0)),
         0x1F8..0x200 if version > 4 => named(&["launch_mit_vector"]),
         0x200..0x208 if version > 4 => named(&["current_mit_vector"]),
