@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|data: &[u8]| {
     let Ok(evidence) = serde_json::from_slice(data) else { return };
     let text = String::from_utf8_lossy(data);
-    for tee in [Tee::Snp, Tee::SimSnp] {
+    for tee in [Tee::Snp, Tee::SimSnp, Tee::Tdx, Tee::SimTdx] {
         let input = Evidence {
             tee,
             evidence: &evidence,

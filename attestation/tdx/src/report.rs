@@ -58,6 +58,17 @@ pub struct Td15 {
 }
 
 impl TdReportBody {
+    /// Reads a body of either length ([`TD10_LEN`], [`TD15_LEN`]); `None` for any other.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let td15 = match bytes.len() {
+            TD10_LEN => false,
+            TD15_LEN => true,
+            _ => return None,
+        };
+        Self::parse(&mut Cursor::new(bytes), td15).ok()
+    }
+
     /// Reads a body; one of TDX 1.5 if `td15`. Only the length can be wrong.
     pub(crate) fn parse(cursor: &mut Cursor<'_>, td15: bool) -> Result<Self, Truncated> {
         Ok(Self {
@@ -133,6 +144,7 @@ pub enum TdReportError {
     },
 }
 
+/// The parts have fixed lengths that make up the whole, so this does not happen; it is passed on rather than a panic.
 impl From<Truncated> for TdReportError {
     fn from(_: Truncated) -> Self {
         Self::Length { seen: 0 }

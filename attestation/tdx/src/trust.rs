@@ -1,7 +1,7 @@
 //! From collateral to trusted collateral: chains to the anchor, signatures, revocation of the signers.
 //!
-//! What is checked here does not depend on a quote, nor, but for nothing, on the time: dates are kept, and compared
-//! at each verification ([`TrustedCollateral::check_dates`]). So one piece of collateral serves many quotes.
+//! What is checked here depends neither on a quote nor on the time: dates are kept, and compared at each verification
+//! ([`TrustedCollateral::check_dates`]). So one piece of collateral serves many quotes.
 
 use aws_lc_rs::digest::{SHA384, digest};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};

@@ -211,7 +211,14 @@ impl TdxPlatform {
             return Err(SimError::QuoteVersion { seen: request.version });
         }
         let header = Header { version: request.version, reserved: [0; 4], user_data: [0; 20] };
-        let body = request.body();
+        self.sign(header, request.body())
+    }
+
+    /// A signed quote of any header and body, also of what no module would measure.
+    ///
+    /// # Errors
+    /// [`SimError::Crypto`] when signing fails.
+    pub fn sign(&self, header: Header, body: TdReportBody) -> Result<Vec<u8>, SimError> {
         let signed = Quote::signed_bytes(&header, &body);
         let point = self.attestation_key.point();
         let attestation_key: [u8; 64] = point
