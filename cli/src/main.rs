@@ -48,6 +48,9 @@ enum Command {
     /// Look at attestation tokens, offline.
     #[command(subcommand)]
     Token(commands::token::Command),
+    /// Print and verify attestation evidence from a file, offline.
+    #[command(subcommand)]
+    Evidence(commands::evidence::Command),
     /// List sandboxes, running and ended.
     Ps(commands::ps::Arguments),
     /// Print the log of a sandbox.
@@ -75,6 +78,7 @@ fn main() -> std::process::ExitCode {
         Command::Secret(command) => commands::secret::run(command, &output),
         Command::Policy(command) => commands::policy::run(command, &output),
         Command::Token(command) => commands::token::run(command, &output),
+        Command::Evidence(command) => commands::evidence::run(&command, &output),
         Command::Ps(arguments) => commands::ps::ps(&arguments, &output),
         Command::Logs(arguments) => commands::logs::logs(&arguments, &output),
         Command::Explain(arguments) => commands::explain::explain(&arguments, &output),

@@ -31,12 +31,18 @@ impl ExpectedInitData<'_> {
     /// Compares with the TEE's field, and gives the claims if the document is there. `name` is the TEE's
     /// name of the field, for the message.
     pub(crate) fn check(&self, name: &'static str, field: &[u8]) -> Result<Option<Value>, Refusal> {
+        let (digest, claims) = self.digest()?;
+        compare(name, field, &digest)?;
+        Ok(claims)
+    }
+
+    /// The digest expected, and the claims if the document is there.
+    pub(crate) fn digest(&self) -> Result<(Vec<u8>, Option<Value>), Refusal> {
         match self {
-            Self::Digest(digest) => compare(name, field, digest).map(|()| None),
+            Self::Digest(digest) => Ok((digest.to_vec(), None)),
             Self::Toml(text) => {
                 let document = InitData::parse(text)?;
-                compare(name, field, &document.digest())?;
-                Ok(Some(claims(&document)))
+                Ok((document.digest(), Some(claims(&document))))
             }
         }
     }

@@ -6,15 +6,16 @@
 //! simulated evidence is refused, and its claims stand under `sim-snp` or `sim-tdx`, never under the hardware's
 //! name.
 //!
-//! What is checked here: chain and signature, versions (of SNP reports 3 to 5, as Trustee does, 2 by configuration),
-//! VMPL of SNP, event log of TDX, report data ([`binding`]), init-data against `HOST_DATA` or `MRCONFIGID`
-//! ([`initdata`]), and whatever [`SnpSettings`] demands. Else whether measurements, policy bits and TCB are *good* is
-//! for the attestation policy, which sees them as claims
+//! What is checked here: chain and signature, versions (report version 2 of SNP by configuration only), VMPL of SNP, event
+//! log of TDX, report data ([`binding`]), init-data against `HOST_DATA`, `MRCONFIGID` or PCR 8 ([`initdata`]), and whatever
+//! [`SnpSettings`] demands. Else whether measurements, policy bits and TCB are *good* is for the attestation policy, which sees
+//! them as claims
 //! ([`claims`]).
 //!
 //! Sources: Trustee `deps/verifier/src/{snp,tdx}`, their evidence and claims by name; SNP firmware ABI; Intel's DCAP.
 #![forbid(unsafe_code)]
 
+mod azure;
 pub mod binding;
 pub mod claims;
 pub mod initdata;
@@ -126,6 +127,7 @@ impl Verdict {
 pub fn verify(config: &VerifierConfig, input: &Evidence<'_>, now: u64) -> Result<Verdict, Refusal> {
     match input.tee {
         Tee::Snp | Tee::SimSnp => snp::verify(config, input, now),
+        Tee::AzSnpVtpm | Tee::AzTdxVtpm => azure::verify(config, input, now),
         Tee::Tdx | Tee::SimTdx => tdx::verify(config, input, now),
         tee => Err(Refusal::TeeNotSupported { tee }),
     }

@@ -2,14 +2,17 @@
 //!
 //! Everything in a refusal may be shown to the guest and logged; nothing in it is secret.
 
+use kata_cc_azure_vtpm::VtpmError;
 use kata_cc_kbs_protocol::Tee;
 use kata_cc_kbs_protocol::initdata::InitDataError;
 use kata_cc_snp::VerifyError;
 use kata_cc_snp::verify::{Blame, Role};
 use kata_cc_tdx::{CollateralKey, EventLogError, ReplayError};
 
+use crate::azure;
+
 /// TEEs that have a verifier here.
-const SUPPORTED: &str = "snp, tdx, sim-snp and sim-tdx";
+const SUPPORTED: &str = "snp, tdx, az-snp-vtpm, az-tdx-vtpm, sim-snp and sim-tdx";
 
 /// Kinds of refusal with stable names, for logs, metrics and tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
@@ -94,6 +97,19 @@ pub enum Refusal {
     /// Chain, signature or their binding.
     #[error(transparent)]
     Snp(VerifyError),
+    /// What came through a vTPM does not hold together.
+    #[error(transparent)]
+    Vtpm(#[from] VtpmError),
+    /// The field takes the digest as it is, so it has to be of its length.
+    #[error(
+        "init-data has a digest of {seen} bytes, {field} holds one of 32: give init-data whose algorithm is sha256"
+    )]
+    InitDataAlgorithm {
+        /// The TEE's name of the field.
+        field: &'static str,
+        /// Bytes of the digest.
+        seen: usize,
+    },
     /// Quote, collateral or their binding.
     #[error(transparent)]
     Tdx(#[from] kata_cc_tdx::VerifyError),
@@ -163,13 +179,16 @@ impl Refusal {
             Self::Replay(_) => Reason::EventLog,
             Self::CollateralMissing { .. } => Reason::Collateral,
             Self::Tdx(error) => tdx_reason(error),
+            Self::Vtpm(error) => azure::reason(error),
             Self::ReportVersion { .. }
             | Self::UnknownProduct { .. }
             | Self::Vmpl { .. }
             | Self::Requirements { .. } => Reason::Unacceptable,
             Self::Snp(error) => snp_reason(error),
             Self::ReportData { .. } => Reason::ReportData,
-            Self::InitData { .. } | Self::InitDataDocument(_) => Reason::InitData,
+            Self::InitData { .. } | Self::InitDataDocument(_) | Self::InitDataAlgorithm { .. } => {
+                Reason::InitData
+            }
         }
     }
 
@@ -189,7 +208,8 @@ impl Refusal {
                 differences.first().map_or("attestation_report", |difference| difference.claim)
             }
             Self::ReportData { .. } => "report_data",
-            Self::InitData { .. } | Self::InitDataDocument(_) => "init_data",
+            Self::InitData { .. } | Self::InitDataDocument(_) | Self::InitDataAlgorithm { .. } => "init_data",
+            Self::Vtpm(error) => azure::claim(error),
             Self::Snp(error) => match error {
                 VerifyError::Report(_) => "attestation_report",
                 VerifyError::Unsigned | VerifyError::SigningKey { .. } => "key_info",
@@ -231,6 +251,8 @@ impl Refusal {
             Self::ReportData { seen, expected } | Self::InitData { seen, expected, .. } => {
                 (seen.clone(), expected.clone())
             }
+            Self::InitDataAlgorithm { seen, .. } => (format!("{seen} bytes"), "32 bytes".to_owned()),
+            Self::Vtpm(error) => return azure::compared(error),
             Self::Requirements { differences } => {
                 let first = differences.first()?;
                 (first.seen.clone(), first.expected.clone())

@@ -102,7 +102,18 @@ fn verify_hardware(
     evidence: &SnpEvidence,
     now: u64,
 ) -> Result<kata_cc_snp::Verified, Refusal> {
-    let given = evidence.endorsements();
+    verify_report(config, report, bytes, evidence.endorsements(), evidence.crl(), now)
+}
+
+/// Verifies a report of hardware with the certificates and the revocation list that came with it.
+pub(crate) fn verify_report(
+    config: &VerifierConfig,
+    report: &Report,
+    bytes: &[u8],
+    given: Endorsements,
+    own_list: Option<&[u8]>,
+    now: u64,
+) -> Result<kata_cc_snp::Verified, Refusal> {
     let product = match (report.cpuid, config.snp.settings.v2_product) {
         (None, Some(product)) => product,
         _ => product_of(report, &given)?,
@@ -110,12 +121,12 @@ fn verify_hardware(
     let source = config.snp.endorsements.as_ref();
     let supply = source.map(|source| source.find(report, product)).unwrap_or_default();
     let given = filled(given, &supply);
-    let list = supply.crl.as_deref().or_else(|| evidence.crl());
+    let list = supply.crl.as_deref().or(own_list);
     verify_under(config, Anchor::Amd(product), bytes, &given, list, now).map_err(Refusal::from)
 }
 
 /// The report's processor line, of version 2 that of the certificate beside it.
-pub(crate) fn product_of(report: &Report, given: &Endorsements) -> Result<Product, Refusal> {
+fn product_of(report: &Report, given: &Endorsements) -> Result<Product, Refusal> {
     // Later versions name their processor, so the certificate need not be read for that.
     let vek = report.cpuid.is_none().then(|| Certificate::from_der_or_pem(&given.vek).ok()).flatten();
     Product::of(report, vek.as_ref()).ok_or_else(|| {

@@ -2,6 +2,7 @@
 
 pub(crate) mod broker;
 pub(crate) mod doctor;
+pub(crate) mod evidence;
 pub(crate) mod explain;
 pub(crate) mod image;
 pub(crate) mod logs;

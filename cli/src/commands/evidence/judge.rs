@@ -1,0 +1,217 @@
+//! Puts together what a verdict needs (evidence, endorsements, what is expected) and asks the verifier.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context;
+use kata_cc_azure_vtpm::{Hardware, HclReport, VariableData};
+use kata_cc_kbs_protocol::initdata::InitData;
+use kata_cc_kbs_protocol::{Tee, base64_standard};
+use kata_cc_snp::evidence::SnpEvidence;
+use kata_cc_verifier::{Evidence, ExpectedInitData, VerifierConfig};
+use serde_json::{Value, json};
+
+use super::VerifyArguments;
+use super::certificates::{self, Endorsements, Given};
+use super::input::{self, Form, Input};
+use super::references;
+use super::time;
+use super::verify::{Answer, Refused, is_simulated};
+use crate::commands::read_input;
+
+/// Most bytes of init-data.
+const MAX_INIT_DATA: u64 = 4 << 20;
+const MAX_ROOT: u64 = 64 << 10;
+
+/// Everything that was read before anything is judged.
+#[derive(Debug)]
+pub(super) struct Judge {
+    input: Input,
+    endorsements: Endorsements,
+    config: VerifierConfig,
+    init_data: Option<Expected>,
+    references: Option<BTreeMap<String, Value>>,
+    at: u64,
+}
+
+/// Init-data as it was given.
+#[derive(Debug)]
+enum Expected {
+    Text(String),
+    Digest(Vec<u8>),
+}
+
+impl Judge {
+    pub(super) fn read(arguments: &VerifyArguments) -> anyhow::Result<Self> {
+        let simulated = !arguments.simulated_root.is_empty();
+        let input = input::read(&arguments.file, arguments.tee, simulated)?;
+        let endorsements = certificates::read(&arguments.endorsements)?;
+        let mut config = VerifierConfig::default();
+        if !endorsements.collateral.is_empty() {
+            config.tdx.collateral = Some(Arc::new(Given(endorsements.collateral.clone())));
+        }
+        for root in &arguments.simulated_root {
+            let bytes = read_input(Some(root), MAX_ROOT)?;
+            config
+                .add_simulated_root(&bytes)
+                .with_context(|| format!("{} is no root of a simulated platform", root.display()))?;
+        }
+        Ok(Self {
+            input,
+            endorsements,
+            config,
+            init_data: arguments.init_data.as_deref().map(read_init_data).transpose()?,
+            references: arguments.reference_values.as_deref().map(references::read).transpose()?,
+            at: arguments.at.unwrap_or_else(time::now),
+        })
+    }
+
+    /// The verdict; everything in which the evidence falls short is in it.
+    pub(super) fn judge(&self, arguments: &VerifyArguments) -> Answer {
+        let mut answer = Answer::new(self.input.kind(), self.input.tee, self.at);
+        if self.input.tee == Tee::Sample {
+            answer.refusals.push(Refused::new(
+                "sample-not-enabled",
+                "tee",
+                "sample evidence proves nothing: anybody can make it up".to_owned(),
+                "take evidence on hardware with a TEE",
+            ));
+            return answer;
+        }
+        if let Form::Hcl(hcl) = &self.input.form {
+            answer.refusals.push(hcl_alone(hcl));
+            return answer;
+        }
+        let evidence = match self.evidence() {
+            Ok(evidence) => evidence,
+            Err(error) => {
+                let advice = "take the evidence again, whole";
+                answer.refusals.push(Refused::new("malformed", "evidence", format!("{error:#}"), advice));
+                return answer;
+            }
+        };
+        let input = Evidence {
+            tee: self.input.tee,
+            evidence: &evidence,
+            report_data: arguments.report_data.as_ref().map(|hex| hex.0.as_slice()),
+            init_data: self.init_data.as_ref().map(|expected| match expected {
+                Expected::Text(text) => ExpectedInitData::Toml(text),
+                Expected::Digest(digest) => ExpectedInitData::Digest(digest),
+            }),
+        };
+        match kata_cc_verifier::verify(&self.config, &input, self.at) {
+            Ok(verdict) => {
+                answer.tee = verdict.tee;
+                answer.simulated = is_simulated(verdict.tee);
+                self.compare(arguments, &verdict.claims, &mut answer);
+                answer.claims = Some(verdict.claims);
+            }
+            Err(refusal) => answer.refusals.push(Refused::from(&refusal)),
+        }
+        answer
+    }
+
+    /// Trustee's form of what was read, with the endorsements in it.
+    fn evidence(&self) -> anyhow::Result<Value> {
+        let mut snp = match &self.input.form {
+            Form::SnpReport(report, table) => SnpEvidence::new(report, table),
+            Form::Json(value) if matches!(self.input.tee, Tee::Snp | Tee::SimSnp) => {
+                input::snp_parts(value)?.1
+            }
+            Form::Json(value) => return Ok(value.clone()),
+            Form::TdxQuote(quote) => {
+                return Ok(json!({"quote": base64_standard(quote), "cc_eventlog": null}));
+            }
+            Form::Hcl(_) => anyhow::bail!("an HCL report alone is no evidence"),
+        };
+        let report = snp.attestation_report.to_report()?;
+        let chain = self.endorsements.snp_chain(&report, snp.cert_chain.take().unwrap_or_default());
+        snp.cert_chain = (!chain.is_empty()).then_some(chain);
+        Ok(serde_json::to_value(snp)?)
+    }
+
+    fn compare(&self, arguments: &VerifyArguments, claims: &Value, answer: &mut Answer) {
+        let tee = answer.tee;
+        if let Some(values) = &self.references {
+            let (checks, others) = references::compare(tee, claims, values);
+            if checks.is_empty() {
+                answer.refusals.push(Refused::new(
+                    "reference-values",
+                    "reference-values",
+                    format!("none of the reference values is for {tee}: {}", names(&others)),
+                    "give reference values of this TEE: docs/claims.md names them",
+                ));
+            } else if !others.is_empty() {
+                answer.warnings.push(format!("reference values that are not for {tee}: {}", names(&others)));
+            }
+            answer.checks.extend(checks);
+        }
+        answer.checks.extend(arguments.require.iter().map(|requirement| requirement.check(tee, claims)));
+        if arguments.report_data.is_none() {
+            answer.warnings.push(
+                "report_data was not compared (--report-data): the evidence may be an old one, played back"
+                    .to_owned(),
+            );
+        }
+        if self.init_data.is_none() && answer.checks.iter().all(|check| check.claim != "init_data") {
+            answer.warnings.push("init_data was not compared (--init-data)".to_owned());
+        }
+        let claim = |path: &str| claims.get(tee.name()).and_then(|claims| claims.pointer(path));
+        for path in ["/policy_debug_allowed", "/td_attributes/debug"] {
+            if claim(path).is_some_and(|value| *value == json!(true) || *value == json!("true")) {
+                answer
+                    .warnings
+                    .push("the host may debug this guest: it can read all of its memory".to_owned());
+            }
+        }
+        if let Some(status) =
+            claim("/tcb_status").and_then(Value::as_str).filter(|status| *status != "UpToDate")
+        {
+            answer.warnings.push(format!("the platform's TCB is {status}: see its advisory_ids"));
+        }
+    }
+}
+
+fn names(all: &[String]) -> String {
+    let mut text = all.iter().take(8).cloned().collect::<Vec<_>>().join(", ");
+    if all.len() > 8 {
+        text += ", ...";
+    }
+    text
+}
+
+/// A digest in hex, or a document.
+fn read_init_data(text: &str) -> anyhow::Result<Expected> {
+    if let Some(digest) = hex::decode(text).ok().filter(|bytes| matches!(bytes.len(), 32 | 48 | 64)) {
+        return Ok(Expected::Digest(digest));
+    }
+    let bytes = read_input(Some(Path::new(text)), MAX_INIT_DATA)
+        .context("--init-data takes a file, or a digest of 32, 48 or 64 bytes in hex")?;
+    let document = std::str::from_utf8(&bytes).with_context(|| format!("{text} is no text"))?;
+    InitData::parse(document).with_context(|| format!("{text} is no init-data"))?;
+    Ok(Expected::Text(document.to_owned()))
+}
+
+/// Without a quote of the vTPM nothing says when the report was made, or for whom.
+fn hcl_alone(hcl: &HclReport) -> Refused {
+    let bound = match hcl.hardware() {
+        Hardware::Snp => hcl
+            .snp_report()
+            .and_then(|(_, report)| hcl.check_report_data(&report.report_data))
+            .and_then(|()| VariableData::parse(hcl.variable_data()).map(|_| ())),
+        Hardware::Tdx => Ok(()),
+    };
+    match bound {
+        Ok(()) => Refused::new(
+            "incomplete",
+            "tpm_quote",
+            format!(
+                "an HCL report of {} alone proves nothing about now: there is no quote of its vTPM over a nonce and the PCRs",
+                hcl.hardware().name()
+            ),
+            "give the whole evidence as JSON (hcl_report, tpm_quote, and vcek or td_quote)",
+        ),
+        Err(error) => Refused::new("malformed", "hcl_report", error.to_string(), "take the HCL report again"),
+    }
+}
