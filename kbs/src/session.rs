@@ -12,8 +12,6 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
 
-use kata_cc_attestation_service::serve::Peer;
-use kata_cc_kbs_protocol::Tee;
 
 /// Most sessions, of all peers, in which nobody attested.
 const MAX_OPEN: usize = 65_536;
@@ -21,6 +19,21 @@ const MAX_OPEN: usize = 65_536;
 const PER_PEER: usize = 1024;
 /// Most bytes of tokens.
 const MAX_TOKENS: usize = 256 << 20;
+
+/// A session that is opened.
+#[derive(Debug, Clone)]
+pub(crate) struct Opening {
+    /// Who asked.
+    pub(crate) peer: String,
+    /// What the answer is judged by.
+    pub(crate) context: String,
+    /// The challenge.
+    pub(crate) nonce: String,
+    /// When the session ends.
+    pub(crate) expires: i64,
+}
+
+type Peer = String;
 
 /// An attested guest.
 #[derive(Debug, Clone)]
@@ -44,7 +57,7 @@ enum State {
 #[derive(Debug, Clone)]
 struct Session {
     peer: Peer,
-    tee: Tee,
+    context: String,
     expires: i64,
     state: State,
 }
@@ -53,9 +66,9 @@ struct Session {
 #[derive(Debug)]
 pub(crate) enum Answer {
     /// Judge the evidence, which must bind the nonce that was just taken.
-    Judge { tee: Tee },
+    Judge { context: String },
     /// It was judged before; this is the token.
-    Done(String),
+    Done(Attested),
 }
 
 #[derive(Debug, Default)]
@@ -74,7 +87,7 @@ impl Table {
         match &session.state {
             State::Attested(attested) => self.tokens += attested.token.len(),
             State::Challenged { .. } | State::Answered => {
-                self.open.entry(session.peer).or_default().push_back(id.to_owned());
+                self.open.entry(session.peer.clone()).or_default().push_back(id.to_owned());
                 self.opened += 1;
             }
         }
@@ -104,15 +117,15 @@ impl Table {
     }
 
     /// Removes the oldest open session of `peer`.
-    fn drop_oldest(&mut self, peer: Peer) {
-        if let Some(id) = self.open.get(&peer).and_then(|queue| queue.front().cloned()) {
+    fn drop_oldest(&mut self, peer: &Peer) {
+        if let Some(id) = self.open.get(peer).and_then(|queue| queue.front().cloned()) {
             self.remove(&id);
         }
     }
 
     /// Makes room for one more open session of `peer`.
-    fn room(&mut self, peer: Peer, now: i64) {
-        if self.open.get(&peer).is_some_and(|queue| queue.len() >= PER_PEER) {
+    fn room(&mut self, peer: &Peer, now: i64) {
+        if self.open.get(peer).is_some_and(|queue| queue.len() >= PER_PEER) {
             self.drop_oldest(peer);
         }
         if self.opened >= MAX_OPEN {
@@ -172,21 +185,22 @@ impl Sessions {
     }
 
     /// Opens a session.
-    pub(crate) fn open(&self, id: &str, peer: Peer, tee: Tee, nonce: &str, (now, expires): (i64, i64)) {
+    pub(crate) async fn open(&self, id: &str, opening: Opening, now: i64) -> Result<(), String> {
         self.with(|table| {
-            table.room(peer, now);
-            let state = State::Challenged { nonce: nonce.to_owned() };
-            table.insert(id, Session { peer, tee, expires, state });
+            table.room(&opening.peer, now);
+            let Opening { peer, context, nonce, expires } = opening;
+            table.insert(id, Session { peer, context, expires, state: State::Challenged { nonce } });
         });
+        Ok(())
     }
 
     /// Takes the challenge for judging `nonce`. The error says why there is nothing to judge.
-    pub(crate) fn answer(&self, id: &str, nonce: &str, now: i64) -> Result<Answer, String> {
+    pub(crate) async fn take_nonce(&self, id: &str, nonce: &str, now: i64) -> Result<Answer, String> {
         self.with(|table| {
             let session = table.sessions.get_mut(id).filter(|s| s.expires > now);
             let session = session.ok_or("the session is unknown or has expired, ask for a new challenge")?;
             match &session.state {
-                State::Attested(attested) => return Ok(Answer::Done(attested.token.clone())),
+                State::Attested(attested) => return Ok(Answer::Done(attested.clone())),
                 State::Answered => {
                     return Err("the nonce was used before: replayed evidence is refused".to_owned());
                 }
@@ -199,12 +213,12 @@ impl Sessions {
                 State::Challenged { .. } => {}
             }
             session.state = State::Answered;
-            Ok(Answer::Judge { tee: session.tee })
+            Ok(Answer::Judge { context: session.context.clone() })
         })
     }
 
     /// Marks a session as attested. The error says why it cannot be kept.
-    pub(crate) fn attested(&self, id: &str, attested: Attested, now: i64) -> Result<(), String> {
+    pub(crate) async fn attested(&self, id: &str, attested: Attested, now: i64) -> Result<(), String> {
         self.with(|table| {
             let Some(mut session) = table.sessions.get(id).cloned() else {
                 return Err("the session was given up, ask for a new challenge".to_owned());
@@ -219,107 +233,21 @@ impl Sessions {
     }
 
     /// The guest of an attested session.
-    pub(crate) fn guest(&self, id: &str, now: i64) -> Option<Attested> {
-        self.with(|table| match table.sessions.get(id) {
+    pub(crate) async fn get(&self, id: &str, now: i64) -> Result<Option<Attested>, String> {
+        Ok(self.with(|table| match table.sessions.get(id) {
             Some(Session { state: State::Attested(attested), expires, .. }) if *expires > now => {
                 Some(attested.clone())
             }
             _ => None,
-        })
+        }))
     }
 
     /// Forgets what has expired; returns how many are left.
-    pub(crate) fn sweep(&self, now: i64) -> usize {
-        self.with(|table| {
+    pub(crate) async fn sweep(&self, now: i64) -> Result<usize, String> {
+        Ok(self.with(|table| {
             table.sweep(now);
             table.sessions.len()
-        })
+        }))
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn attested(token: &str, affirming: bool) -> Attested {
-        Attested { token: token.to_owned(), affirming }
-    }
-
-    fn peer(number: usize) -> Peer {
-        Peer::of(std::net::Ipv4Addr::from(u32::try_from(number).unwrap()).into())
-    }
-
-    fn open(sessions: &Sessions, id: &str, from: usize) {
-        sessions.open(id, peer(from), Tee::SimSnp, "n", (0, 100));
-    }
-
-    fn attest(sessions: &Sessions, id: &str, guest: Attested) -> Result<(), String> {
-        assert!(matches!(sessions.answer(id, "n", 1), Ok(Answer::Judge { .. })));
-        sessions.attested(id, guest, 1)
-    }
-
-    #[test]
-    fn a_nonce_is_good_once() {
-        let sessions = Sessions::default();
-        open(&sessions, "s", 1);
-        assert!(sessions.answer("s", "other", 1).unwrap_err().contains("not the one"));
-        assert!(matches!(sessions.answer("s", "n", 1), Ok(Answer::Judge { .. })));
-        assert!(sessions.answer("s", "n", 1).unwrap_err().contains("used before"));
-        assert!(sessions.guest("s", 1).is_none());
-        sessions.attested("s", attested("t", true), 1).unwrap();
-        assert!(matches!(sessions.answer("s", "n", 1), Ok(Answer::Done(token)) if token == "t"));
-        assert!(sessions.guest("s", 99).is_some());
-        assert!(sessions.guest("s", 100).is_none());
-        assert!(sessions.answer("s", "n", 100).unwrap_err().contains("expired"));
-        assert!(sessions.answer("x", "n", 1).unwrap_err().contains("unknown"));
-        assert_eq!(sessions.sweep(100), 0);
-        sessions.with(|table| assert_eq!((table.opened, table.tokens, table.open.len()), (0, 0, 0)));
-    }
-
-    /// All with the same expiry, as whoever asks quickly gets it.
-    #[test]
-    fn a_flood_of_challenges_hurts_only_its_sender() {
-        let sessions = Sessions::default();
-        open(&sessions, "victim", 1);
-        open(&sessions, "attested", 2);
-        attest(&sessions, "attested", attested("t", false)).unwrap();
-        for n in 0..70_000 {
-            open(&sessions, &n.to_string(), 3);
-        }
-        assert_eq!(sessions.sweep(1), PER_PEER + 2);
-        assert!(matches!(sessions.answer("victim", "n", 1), Ok(Answer::Judge { .. })));
-        assert!(sessions.guest("attested", 1).is_some());
-        assert!(sessions.answer("69999", "n", 1).is_ok());
-        // From many addresses.
-        open(&sessions, "victim 2", 1);
-        for n in 0..140_000 {
-            open(&sessions, &format!("many {n}"), 10 + n / 2);
-        }
-        assert!(sessions.sweep(1) <= MAX_OPEN + 1);
-        assert!(sessions.answer("many 139999", "n", 1).is_ok());
-        assert!(matches!(sessions.answer("victim 2", "n", 1), Ok(Answer::Judge { .. })));
-        assert!(sessions.guest("attested", 1).is_some());
-    }
-
-    #[test]
-    fn tokens_are_bounded_and_the_affirmed_stay() {
-        let sessions = Sessions::default();
-        let token = "x".repeat(1 << 20);
-        open(&sessions, "good", 1);
-        attest(&sessions, "good", attested(&token, true)).unwrap();
-        for n in 0..1000 {
-            open(&sessions, &n.to_string(), 2);
-            attest(&sessions, &n.to_string(), attested(&token, false)).unwrap();
-            sessions.with(|table| assert!(table.tokens <= MAX_TOKENS));
-        }
-        assert!(sessions.guest("good", 1).is_some());
-        for n in 1..256 {
-            let id = format!("good {n}");
-            open(&sessions, &id, 1);
-            attest(&sessions, &id, attested(&token, true)).unwrap();
-        }
-        open(&sessions, "full", 1);
-        assert!(attest(&sessions, "full", attested(&token, true)).unwrap_err().contains("try later"));
-        assert!(sessions.guest("good", 1).is_some());
-    }
-}

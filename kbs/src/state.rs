@@ -1,7 +1,9 @@
 //! Everything that the handlers share.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
+use arc_swap::ArcSwap;
 use kata_cc_attestation_service::service::{AttestationService, signing_key};
 use kata_cc_attestation_service::store::{Store, StoreKey};
 use kata_cc_attestation_service::token::{TokenBroker, TokenVerifier};
@@ -10,8 +12,10 @@ use tracing::warn;
 
 use crate::admin::AdminGate;
 use crate::config::{AuthorizationMode, Config, StorageType};
+use crate::limits::Budget;
 use crate::metrics::Metrics;
 use crate::policy::ResourcePolicy;
+use crate::reload::Settings;
 use crate::session::Sessions;
 
 /// Environment variable with the store's key in hex.
@@ -24,8 +28,16 @@ pub(crate) struct Kbs {
     pub(crate) policy: ResourcePolicy,
     pub(crate) sessions: Sessions,
     pub(crate) tokens: TokenVerifier,
-    pub(crate) gate: AdminGate,
+    pub(crate) gate: ArcSwap<AdminGate>,
     pub(crate) metrics: Metrics,
+    /// What a reload may change.
+    pub(crate) settings: ArcSwap<Settings>,
+    /// Requests that each peer may make.
+    pub(crate) requests: Budget,
+    /// Refused administrators that each peer may have.
+    pub(crate) failures: Budget,
+    /// Whether the process is about to end.
+    pub(crate) draining: AtomicBool,
     /// Seconds that a session lives.
     pub(crate) session_seconds: i64,
     /// JSON pointers to the guest's key in a token.
@@ -65,7 +77,11 @@ impl Kbs {
         let extra = config.attestation_token.extra_teekey_paths.iter().cloned();
         Ok(Arc::new(Self {
             policy: ResourcePolicy::load(store.clone()).await?,
-            gate: AdminGate::new(config)?,
+            gate: ArcSwap::from_pointee(AdminGate::new(config)?),
+            settings: ArcSwap::from_pointee(Settings::of(config)),
+            requests: Budget::new(config.limits.requests()),
+            failures: Budget::new(config.limits.failures()),
+            draining: AtomicBool::new(false),
             sessions: Sessions::default(),
             metrics: Metrics::new(),
             session_seconds: i64::from(config.attestation_service.timeout) * 60,

@@ -6,6 +6,8 @@
     reason = "shared by several test programs; a test may panic"
 )]
 
+pub mod raw;
+
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
