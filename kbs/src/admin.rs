@@ -55,6 +55,12 @@ pub(crate) struct Administrator {
     pub(crate) name: String,
 }
 
+impl std::fmt::Display for Administrator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({})", self.name, self.role)
+    }
+}
+
 /// The gate that every admin call passes.
 #[derive(Debug)]
 pub(crate) struct AdminGate {

@@ -18,6 +18,8 @@ use kata_cc_kbs_protocol::strict::BodyError;
 use thiserror::Error;
 use tracing::error;
 
+use crate::session::SessionError;
+
 /// An error answer.
 #[derive(Debug, Error)]
 pub(crate) enum ApiError {
@@ -173,10 +175,13 @@ impl From<StoreError> for ApiError {
     }
 }
 
-/// Sessions say so when their store fails.
-impl From<String> for ApiError {
-    fn from(error: String) -> Self {
-        Self::Internal(error)
+/// Only the store's error is met where this is used; others are told by the handshake itself.
+impl From<SessionError> for ApiError {
+    fn from(error: SessionError) -> Self {
+        match error {
+            SessionError::Store(error) => error.into(),
+            why => Self::Attestation(format!("RCAR handshake failed: {why}")),
+        }
     }
 }
 

@@ -22,7 +22,6 @@ use kata_cc_kbs_protocol::strict::BodyError;
 use kata_cc_kbs_protocol::{
     AttestationResponse, Challenge, InitDataBody, ProtocolVersion, SESSION_COOKIE, Tee, base64_standard,
 };
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::macros::format_description;
@@ -31,42 +30,9 @@ use tracing::{Span, info};
 use crate::api::{Shared, session_id};
 use crate::error::ApiError;
 use crate::request::check_media_type;
-use crate::session::{Answer, Attested, Opening};
+use crate::audit;
+use crate::session::{Answer, Context, Guest, SessionError};
 use crate::state::Kbs;
-
-/// What a session remembers of its beginning.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Context {
-    tee: Tee,
-    version: ProtocolVersion,
-    /// The challenge.
-    nonce: String,
-}
-
-/// What a session is taken by where the client does not send the nonce back: protocols before 0.4.0. The nonce itself is bound by
-/// the evidence all the same. No challenge is this text, so a body of 0.4.0 that names it meets only sessions of old versions, whose
-/// shape it does not have.
-const NOT_SENT: &str = "not sent by this version";
-
-/// A guest as a session keeps it: its token behind the version that it speaks.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Guest {
-    pub(crate) version: ProtocolVersion,
-    pub(crate) token: String,
-}
-
-impl Guest {
-    fn keep(&self, affirming: bool) -> Attested {
-        Attested { token: format!("{} {}", self.version, self.token), affirming }
-    }
-
-    /// The guest that [`Guest::keep`] kept.
-    pub(crate) fn of(kept: &Attested) -> Option<Self> {
-        let (version, token) = kept.token.split_once(' ')?;
-        let version = ProtocolVersion::negotiate(version, &ProtocolVersion::ALL).ok()?;
-        Some(Self { version, token: token.to_owned() })
-    }
-}
 
 /// `Set-Cookie` of a session, in Trustee's form.
 fn cookie(id: &str, expires: i64) -> Option<HeaderValue> {
@@ -114,18 +80,21 @@ pub(crate) async fn auth(
     let now = kata_cc_attestation_service::now();
     let expires = now + kbs.session_seconds;
     let context = Context { tee, version, nonce: nonce.clone() };
-    let opening = Opening {
-        peer: peer.to_string(),
-        context: serde_json::to_string(&context).map_err(|e| ApiError::Internal(e.to_string()))?,
-        nonce: if version.has_runtime_data() { nonce.clone() } else { NOT_SENT.to_owned() },
-        expires,
-    };
-    kbs.metrics.timed("session-open", kbs.sessions.open(&id, opening, now)).await?;
+    let opened = kbs.sessions.open(&id, peer, &context, (now, expires));
+    kbs.metrics.timed("session-open", opened).await?;
     kbs.metrics.count("auth", "ok");
     kbs.metrics.client(Some(version), tee);
     kbs.metrics.step("auth", Some(tee), begin);
     info!(%tee, protocol = version.name(), "challenge");
     Ok(with_cookie(Json(Challenge { nonce, extra_params: json!("") }), &id, expires))
+}
+
+/// The error of a step with the session: the store's is ours, others are the guest's.
+fn session_error(refuse: &Refuse<'_>, reason: &'static str, error: SessionError) -> ApiError {
+    match error {
+        SessionError::Store(error) => error.into(),
+        why => refuse.because(reason, why),
+    }
 }
 
 /// A refusal of `/attest`: counted, logged, told.
@@ -166,28 +135,29 @@ pub(crate) async fn attest(
     check_media_type(&headers)?;
     let request = bodies::attestation(&body).map_err(|error| refuse.body(error))?;
     let sent = match &request {
-        AttestBody::Current(current) => current.runtime_data.nonce.as_str(),
-        AttestBody::Legacy(_) => NOT_SENT,
+        AttestBody::Current(current) => Some(current.runtime_data.nonce.as_str()),
+        AttestBody::Legacy(_) => None,
     };
-    let taken = kbs.metrics.timed("session-take", kbs.sessions.take_nonce(id, sent, now)).await;
-    let context = match taken.map_err(|why| refuse.because("nonce", why))? {
-        Answer::Judge { context } => context,
-        Answer::Done(kept) => {
-            let guest = Guest::of(&kept).ok_or_else(|| refuse.because("session", "it cannot be read"))?;
-            return Ok(Json(AttestationResponse { token: guest.token }).into_response());
-        }
+    let taken = kbs.metrics.timed("session-take", kbs.sessions.take(id, sent, now)).await;
+    let context = match taken.map_err(|error| session_error(&refuse, "nonce", error))? {
+        Answer::Judge(context) => context,
+        Answer::Done(guest) => return Ok(Json(AttestationResponse { token: guest.token }).into_response()),
     };
-    let context: Context = serde_json::from_str(&context).map_err(|e| ApiError::Internal(e.to_string()))?;
     let (tee, version) = (context.tee, context.version);
     Span::current().record("protocol", version.name()).record("tee", tee.name());
     let refuse = Refuse { kbs: &kbs, tee: Some(tee) };
-    let evaluate = evaluation(&context, request).map_err(|error| refuse.body(error))?;
-    let verdict = judge(&kbs, &refuse, &evaluate).await?;
-    let status = verdict.vector.status();
+    // From here on there is evidence of somebody: what comes of it is put on record before anybody is told.
+    let verdict = match evaluation(&context, request) {
+        Err(error) => Err(refuse.body(error)),
+        Ok(evaluate) => judge(&kbs, &refuse, &evaluate).await,
+    };
+    audit::attested(&kbs, id, tee, verdict.as_ref()).await?;
+    let verdict = verdict?;
+    let affirming = verdict.vector.status() == Tier::Affirming;
     let guest = Guest { version, token: verdict.token };
-    let kept = guest.keep(status == Tier::Affirming);
-    let done = kbs.metrics.timed("session-attested", kbs.sessions.attested(id, kept, now)).await;
-    done.map_err(|why| refuse.because("session", why))?;
+    let kept = kbs.sessions.attested(id, &guest, affirming, now);
+    let kept = kbs.metrics.timed("session-attested", kept).await;
+    kept.map_err(|error| session_error(&refuse, "session", error))?;
     kbs.metrics.step("attest", Some(tee), begin);
     let expires = now + kbs.session_seconds;
     Ok(with_cookie(Json(AttestationResponse { token: guest.token }), id, expires))
@@ -297,15 +267,6 @@ mod tests {
         let context = Context { tee: Tee::SimSnp, version: ProtocolVersion::V0_4_0, nonce: "n".to_owned() };
         let error = evaluation(&context, attestation(device)).unwrap_err();
         assert_eq!(error.member(), Some("tee-evidence.additional_evidence"));
-    }
-
-    #[test]
-    fn a_guest_is_kept_with_its_version() {
-        for version in ProtocolVersion::ALL {
-            let guest = Guest { version, token: "a.b.c".to_owned() };
-            assert_eq!(Guest::of(&guest.keep(true)), Some(guest));
-        }
-        assert_eq!(Guest::of(&Attested { token: "a.b.c".to_owned(), affirming: true }), None);
     }
 
     #[test]

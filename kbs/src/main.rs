@@ -12,6 +12,7 @@
 
 mod admin;
 mod api;
+mod audit;
 mod config;
 mod error;
 mod handshake;
@@ -41,6 +42,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use kata_cc_attestation_service::serve::{self, Limits};
+use kata_cc_store::audit::Kind;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::info;
@@ -109,6 +111,7 @@ async fn serve(path: &Path, config: &Config, check: bool) -> anyhow::Result<()> 
         println!("configuration is fine");
         return Ok(());
     }
+    audit::mark(&kbs, Kind::Start).await?;
     policies.put(&kbs).await?;
     let listeners = server::bind(&config.http_server.sockets).await?;
     for listener in &listeners {
@@ -117,6 +120,7 @@ async fn serve(path: &Path, config: &Config, check: bool) -> anyhow::Result<()> 
     let (tls, acceptor) = tls.unzip();
     let (stop, stopped) = watch::channel(false);
     let sweeper = tokio::spawn(sweep(Arc::clone(&kbs)));
+    let refresher = tokio::spawn(refresh(Arc::clone(&kbs)));
     let warmer = tokio::spawn({
         let gate = kbs.gate.load_full();
         async move { gate.warm().await }
@@ -136,8 +140,12 @@ async fn serve(path: &Path, config: &Config, check: bool) -> anyhow::Result<()> 
             _ = int.recv() => drain(&kbs, &stop),
         }
     }
-    warmer.abort();
-    sweeper.abort();
+    for task in [warmer, sweeper, refresher] {
+        task.abort();
+    }
+    if let Err(why) = audit::mark(&kbs, Kind::Stop).await {
+        tracing::warn!(%why, "the end is not in the audit log");
+    }
     kbs.store.close().await;
     info!("stopped");
     log.stop().await;
@@ -150,6 +158,19 @@ fn drain(kbs: &Kbs, stop: &watch::Sender<bool>) {
     notify("STOPPING=1");
     // Nobody listens when the server has ended by itself.
     let _ = stop.send(true);
+}
+
+/// How long a resource policy that another replica set may be unknown here.
+const REFRESH: Duration = Duration::from_secs(2);
+
+/// Takes the resource policy that another replica has set.
+async fn refresh(kbs: Arc<Kbs>) {
+    loop {
+        tokio::time::sleep(REFRESH).await;
+        if let Err(why) = kbs.policy.refresh().await {
+            tracing::warn!(%why, "the stored resource policy cannot be taken into use, the one before stays");
+        }
+    }
 }
 
 /// Forgets sessions that have expired, now and then.

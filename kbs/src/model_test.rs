@@ -8,11 +8,12 @@ use axum::body::Body;
 use axum::http::{Request, StatusCode, header};
 use kata_cc_kbs_client::{KeyAlgorithm, TeeKey, jwe};
 use kata_cc_kbs_protocol::rcar::{HashAlgorithm, canonical};
-use kata_cc_kbs_protocol::{JweResponse, ProtocolVersion, base64_standard};
+use kata_cc_attestation_service::serve::Peer;
+use kata_cc_kbs_protocol::{JweResponse, ProtocolVersion, Tee, base64_standard};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use crate::session::Opening;
+use crate::session::Context;
 use crate::state::Kbs;
 use crate::test_utils::{self, Answer, OPEN_POLICY, send};
 
@@ -101,7 +102,7 @@ struct World {
 impl World {
     async fn new(folder: &std::path::Path) -> Self {
         let kbs = test_utils::kbs(folder, "").await;
-        kbs.policy.set(OPEN_POLICY).await.unwrap();
+        test_utils::set_policy(&kbs, OPEN_POLICY).await;
         let router = test_utils::router(&kbs);
         for path in ["/kbs/v0/resource/default/key/1", "/kbs/v0/resource/other/key/1"] {
             let put = Request::post(path).body(Body::from(SECRET)).unwrap();
@@ -201,11 +202,10 @@ impl World {
     async fn expired(&mut self, version: ProtocolVersion) {
         let id = uuid::Uuid::new_v4().simple().to_string();
         let nonce = base64_standard(id.as_bytes());
-        let context = json!({"tee": "sample", "version": version, "nonce": nonce}).to_string();
-        let sent = if version.has_runtime_data() { nonce.clone() } else { "not sent by this version".to_owned() };
+        let context = Context { tee: Tee::Sample, version, nonce: nonce.clone() };
+        let peer = Peer::of([127, 0, 0, 1].into());
         let now = kata_cc_attestation_service::now();
-        let opening = Opening { peer: "127.0.0.1".to_owned(), context, nonce: sent, expires: now - 1 };
-        self.kbs.sessions.open(&id, opening, now - 10).await.unwrap();
+        self.kbs.sessions.open(&id, peer, &context, (now - 10, now - 1)).await.unwrap();
         self.sessions.push(Session { id, nonce, version, state: Expected::Gone });
     }
 

@@ -11,6 +11,8 @@ use kata_cc_attestation_service::ear::{FINDINGS, Finding};
 use kata_cc_attestation_service::store::Store;
 use kata_cc_kbs_protocol::admin::ResourcePolicyVerdict;
 use kata_cc_policy::engine::{EngineError, Limits, Program};
+use kata_cc_store::Write;
+use kata_cc_store::audit::Record;
 use serde_json::{Value, json};
 use tokio::sync::RwLock;
 
@@ -66,11 +68,18 @@ impl ResourcePolicy {
     /// Takes the stored policy, or the default one.
     pub(crate) async fn load(store: Store) -> Result<Self, ApiError> {
         let policy = Self { program: RwLock::new(Arc::new(compile(DEFAULT).map_err(parse)?)), store };
-        let (text, default) = policy.text().await?;
-        if !default {
-            *policy.program.write().await = Arc::new(compile(&text).map_err(parse)?);
-        }
+        policy.refresh().await?;
         Ok(policy)
+    }
+
+    /// Takes what another replica has set. A stored text was compiled before, so one that does not is an error of ours.
+    pub(crate) async fn refresh(&self) -> Result<(), ApiError> {
+        let (text, _) = self.text().await?;
+        if self.program.read().await.digest != digest(&text) {
+            let program = Arc::new(compile(&text).map_err(parse)?);
+            *self.program.write().await = program;
+        }
+        Ok(())
     }
 
     /// Text, and whether it is the built-in one.
@@ -86,12 +95,13 @@ impl ResourcePolicy {
         compile(text).map(drop).map_err(parse)
     }
 
-    /// Replaces the policy, if it compiles.
-    pub(crate) async fn set(&self, text: &str) -> Result<(), ApiError> {
-        let program = compile(text).map_err(parse)?;
+    /// Replaces the policy, if it compiles, and puts `record` into the audit log; the older ones are kept as versions.
+    pub(crate) async fn set(&self, text: &str, who: &str, record: Record) -> Result<(), ApiError> {
+        let program = Arc::new(compile(text).map_err(parse)?);
         let mut current = self.program.write().await;
-        self.store.put(NAMESPACE, NAME, text.as_bytes()).await?;
-        *current = Arc::new(program);
+        let write = Write { value: text.as_bytes(), content_type: "text/x-rego", who };
+        self.store.put_version(NAMESPACE, NAME, write, Some(record)).await?;
+        *current = program;
         Ok(())
     }
 
@@ -201,6 +211,10 @@ mod tests {
     use kata_cc_attestation_service::store::StoreKey;
     use kata_cc_kbs_protocol::ResourcePath;
 
+    async fn set(policy: &ResourcePolicy, text: &str) -> Result<(), ApiError> {
+        policy.set(text, "me", Record::new(kata_cc_store::audit::Kind::Admin)).await
+    }
+
     /// A guest that asks for a resource.
     async fn check(policy: &ResourcePolicy, claims: &Value, path: &ResourcePath) -> Result<(), ApiError> {
         policy.check(claims, "resource", &path.segments().map(str::to_owned), &BTreeMap::new()).await
@@ -247,7 +261,7 @@ mod tests {
         let (text, _) = text.split_once("```").unwrap();
         let policy =
             ResourcePolicy::load(Store::in_memory(StoreKey::ephemeral()).await.unwrap()).await.unwrap();
-        policy.set(text).await.unwrap();
+        set(&policy, text).await.unwrap();
         let claims = |tee: &str, status: &str, init_data: &str| {
             let mut claims = claims(tee, status);
             claims["submods"]["cpu0"]["ear.veraison.annotated-evidence"]["init_data"] = json!(init_data);
@@ -269,9 +283,9 @@ mod tests {
         let store = Store::in_memory(StoreKey::ephemeral()).await.unwrap();
         let policy = ResourcePolicy::load(store.clone()).await.unwrap();
         let path = ResourcePath::new("a", "b", "c").unwrap();
-        assert!(policy.set("package policy\nallow if {").await.is_err());
+        assert!(set(&policy, "package policy\nallow if {").await.is_err());
         assert!(policy.text().await.unwrap().1);
-        policy.set("package policy\nallow if data[\"resource-path\"][2] == \"c\"").await.unwrap();
+        set(&policy, "package policy\nallow if data[\"resource-path\"][2] == \"c\"").await.unwrap();
         check(&policy, &json!({}), &path).await.unwrap();
         let again = ResourcePolicy::load(store).await.unwrap();
         check(&again, &json!({}), &path).await.unwrap();
@@ -292,7 +306,7 @@ mod tests {
         assert!(tried(Some("package policy\nallow if {"), "1").await.is_err());
         check(&policy, &json!({}), &path).await.unwrap();
         // A text "true" is not true.
-        policy.set("package policy\nallow := \"true\"").await.unwrap();
+        set(&policy, "package policy\nallow := \"true\"").await.unwrap();
         assert!(check(&policy, &json!({}), &path).await.is_err());
     }
 }

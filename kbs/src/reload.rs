@@ -10,13 +10,18 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use kata_cc_attestation_service::appraisal;
+use kata_cc_store::audit::{Kind, Record};
 use tracing::{error, info, warn};
 
 use crate::admin::AdminGate;
+use crate::policy;
 use crate::config::{Config, LimitsConfig, PolicyFiles, ProtocolConfig};
 use crate::server::{self, Tls};
 use crate::state::Kbs;
 use crate::telemetry::{self, Telemeter};
+
+/// Who sets what is in files.
+const FILE: &str = "configuration file";
 
 /// Settings that handlers read.
 #[derive(Debug, Clone)]
@@ -139,7 +144,9 @@ impl Policies {
         if let Some(text) = &self.resource
             && kbs.policy.text().await?.0 != *text
         {
-            kbs.policy.set(text).await.context("[policies] resource")?;
+            let record = Record::new(Kind::Admin).who(FILE).verdict("done").reason("set resource policy");
+            let record = record.resource(policy::NAME, None).policy(text.as_bytes());
+            kbs.policy.set(text, FILE, record).await.context("[policies] resource")?;
             info!("resource policy was taken from its file");
         }
         for (id, text) in &self.attestation {

@@ -82,7 +82,7 @@ impl Kbs {
             requests: Budget::new(config.limits.requests()),
             failures: Budget::new(config.limits.failures()),
             draining: AtomicBool::new(false),
-            sessions: Sessions::default(),
+            sessions: Sessions::new(store.sessions()),
             metrics: Metrics::new(),
             session_seconds: i64::from(config.attestation_service.timeout) * 60,
             key_paths: extra.chain(KEY_PATHS.map(str::to_owned)).collect(),

@@ -66,3 +66,9 @@ pub(crate) async fn call(router: &Router, method: &str, path: &str, body: Option
 pub(crate) fn router(kbs: &Arc<Kbs>) -> Router {
     api::router(Arc::clone(kbs))
 }
+
+/// Sets the resource policy.
+pub(crate) async fn set_policy(kbs: &Kbs, text: &str) {
+    let record = kata_cc_store::audit::Record::new(kata_cc_store::audit::Kind::Admin);
+    kbs.policy.set(text, "test", record).await.unwrap();
+}

@@ -21,7 +21,10 @@ pub mod jws;
 pub mod rest;
 pub mod serve;
 pub mod service;
-pub mod store;
+pub mod store {
+    //! The store, which is a crate of its own.
+    pub use kata_cc_store::*;
+}
 #[cfg(test)]
 pub(crate) mod test_utils;
 pub mod token;

@@ -13,7 +13,7 @@ use tracing::info;
 use super::session_id;
 use crate::admin::{Administrator, Call, bearer};
 use crate::error::ApiError;
-use crate::handshake::Guest;
+use crate::audit;
 use crate::jwe;
 use crate::state::Kbs;
 
@@ -51,8 +51,8 @@ pub(crate) async fn caller(kbs: &Kbs, headers: &HeaderMap) -> Result<Caller, Api
     let session = match session_id(headers) {
         None => None,
         Some(id) => {
-            let kept = kbs.metrics.timed("session-get", kbs.sessions.get(id, now)).await?;
-            kept.as_ref().and_then(Guest::of).map(|guest| (id.to_owned(), guest))
+            let guest = kbs.metrics.timed("session-get", kbs.sessions.guest(id, now)).await?;
+            guest.map(|guest| (id.to_owned(), guest))
         }
     };
     let (session, token, version) = match (&session, bearer(headers)) {
@@ -116,7 +116,13 @@ impl AdminCall {
         let target = self.uri.path();
         match &passed {
             Ok(Administrator { role, name }) => info!(role, name, action, target, "admin"),
-            Err(error) => info!(action, target, %error, "admin refused"),
+            Err(error) => {
+                info!(action, target, %error, "admin refused");
+                // Whoever is locked out was on record before, and must not fill the log.
+                if !matches!(error, ApiError::TooMany { .. }) {
+                    audit::not_let(kbs, action, target, error).await?;
+                }
+            }
         }
         passed
     }

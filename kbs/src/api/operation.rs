@@ -1,17 +1,20 @@
 //! Health, readiness, metrics, keys, and the description of the interface.
 
+use std::io::Seek as _;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Json;
+use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use tracing::warn;
 
-use super::Shared;
-use crate::policy;
+use super::{AdminCall, Shared, only, query};
+use crate::audit;
+use crate::error::ApiError;
 
 /// Description of the interface, kept by hand.
 pub(super) const OPENAPI: &str = include_str!("../../openapi.json");
@@ -26,7 +29,7 @@ pub(crate) async fn healthz() -> StatusCode {
 
 /// Whether it can serve guests: the store answers, policies and keys are there, and it is not about to end.
 pub(crate) async fn readyz(State(kbs): State<Shared>) -> Response {
-    let asked = kbs.metrics.timed("ready", kbs.store.get(policy::NAMESPACE, policy::NAME));
+    let asked = kbs.metrics.timed("ready", kbs.store.ready());
     let store = match tokio::time::timeout(STORE_PATIENCE, asked).await {
         Ok(Ok(_)) => true,
         Ok(Err(why)) => {
@@ -52,6 +55,21 @@ pub(crate) async fn metrics(State(kbs): State<Shared>) -> String {
         kbs.metrics.sessions.set(i64::try_from(open).unwrap_or(i64::MAX));
     }
     kbs.metrics.render()
+}
+
+/// The audit log as it is, one JSON object a line. It is made in a file without a name and sent from there: it may be larger than memory.
+pub(crate) async fn audit_export(State(kbs): State<Shared>, call: AdminCall) -> Result<Response, ApiError> {
+    let administrator = call.admit(&kbs, "export audit log").await?;
+    only(&query(&call.uri)?, &[])?;
+    audit::asked(&kbs, &administrator, "export audit log", "audit").await?;
+    let failed = |e: std::io::Error| ApiError::Internal(format!("export of the audit log: {e}"));
+    let mut file = tempfile::tempfile().map_err(failed)?;
+    kbs.metrics.timed("audit-export", kbs.store.audit().export(&mut file)).await?;
+    let length = file.stream_position().map_err(failed)?;
+    file.rewind().map_err(failed)?;
+    let body = Body::from_stream(tokio_util::io::ReaderStream::new(tokio::fs::File::from_std(file)));
+    let headers = [(header::CONTENT_TYPE, "application/jsonl".to_owned()), (header::CONTENT_LENGTH, length.to_string())];
+    Ok((headers, body).into_response())
 }
 
 pub(crate) async fn openapi() -> Response {

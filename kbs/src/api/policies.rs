@@ -8,14 +8,15 @@ use axum::extract::{Path, State};
 use kata_cc_attestation_service::rest::policy_text;
 use kata_cc_kbs_protocol::ResourcePath;
 use kata_cc_kbs_protocol::admin::{
-    ResourcePolicyDryRun, ResourcePolicyText, ResourcePolicyVerdict, SetAttestationPolicy, SetResourcePolicy,
+    ResourceHistory, ResourcePolicyDryRun, ResourcePolicyText, ResourcePolicyVerdict, SetAttestationPolicy, SetResourcePolicy,
 };
 use kata_cc_kbs_protocol::strict::BodyError;
 use serde_json::Value;
 
+use super::resources::versions;
 use super::{AdminCall, Shared};
+use crate::audit;
 use crate::error::ApiError;
-use crate::handshake::Guest;
 use crate::policy;
 use crate::request::parse;
 use crate::state::Kbs;
@@ -29,9 +30,11 @@ pub(crate) async fn set_resource(
     call: AdminCall,
     body: Bytes,
 ) -> Result<(), ApiError> {
-    call.admit(&kbs, "set resource policy").await?;
+    let administrator = call.admit(&kbs, "set resource policy").await?;
     let request: SetResourcePolicy = parse(&call.headers, &body)?;
-    kbs.policy.set(&encoded(&request.policy)?).await
+    let text = encoded(&request.policy)?;
+    let record = audit::admin(&administrator, "set resource policy", policy::NAME).policy(text.as_bytes());
+    kbs.policy.set(&text, &administrator.to_string(), record).await
 }
 
 pub(crate) async fn list_resource(
@@ -49,6 +52,15 @@ pub(crate) async fn resource(
     call.admit(&kbs, "read resource policy").await?;
     let (policy, default) = kbs.policy.text().await?;
     Ok(Json(ResourcePolicyText { policy, default }))
+}
+
+/// Versions of the resource policy, the latest first.
+pub(crate) async fn history(
+    State(kbs): State<Shared>,
+    call: AdminCall,
+) -> Result<Json<ResourceHistory>, ApiError> {
+    call.admit(&kbs, "read history of resource policy").await?;
+    Ok(Json(versions(&kbs, policy::NAMESPACE, policy::NAME).await?))
 }
 
 /// Tries a policy text, or the one in force, on claims, on a token, or on the guest of a session. Nothing is stored or released.
@@ -84,8 +96,7 @@ async fn claims(kbs: &Kbs, request: &ResourcePolicyDryRun) -> Result<Value, ApiE
         }
         (None, Some(token), None) => token.clone(),
         (None, None, Some(id)) => {
-            let kept = kbs.sessions.get(id, now).await?;
-            let guest = kept.as_ref().and_then(Guest::of);
+            let guest = kbs.sessions.guest(id, now).await?;
             let guest = guest
                 .ok_or_else(|| refuse("session", "no attested guest has this session (any more)".to_owned()))?;
             guest.token
@@ -103,9 +114,10 @@ pub(crate) async fn set_attestation(
     call: AdminCall,
     body: Bytes,
 ) -> Result<(), ApiError> {
-    call.admit(&kbs, "set attestation policy").await?;
+    let administrator = call.admit(&kbs, "set attestation policy").await?;
     let request: SetAttestationPolicy = parse(&call.headers, &body)?;
     let text = encoded(&request.policy)?;
+    audit::asked(&kbs, &administrator, "set attestation policy", &request.policy_id).await?;
     Ok(kbs.service.set_policy(&request.policy_id, &text).await?)
 }
 

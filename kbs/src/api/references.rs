@@ -9,6 +9,7 @@ use kata_cc_kbs_protocol::admin::{ReferenceValueList, ReferenceValueMessage};
 use serde_json::Value;
 
 use super::{AdminCall, Shared};
+use crate::audit;
 use crate::error::ApiError;
 use crate::request::parse;
 
@@ -22,9 +23,11 @@ pub(crate) async fn set(
     call: AdminCall,
     body: Bytes,
 ) -> Result<Response, ApiError> {
-    call.admit(&kbs, "set reference values").await?;
+    let administrator = call.admit(&kbs, "set reference values").await?;
     let message: ReferenceValueMessage = parse(&call.headers, &body)?;
     let values = message.values().map_err(|e| ApiError::Rvps(e.to_string()))?;
+    let names = values.keys().map(String::as_str).collect::<Vec<_>>().join(" ");
+    audit::asked(&kbs, &administrator, "set reference values", &names).await?;
     kbs.service.set_reference_values(&values).await?;
     Ok([(header::CONTENT_TYPE, "application/json")].into_response())
 }
@@ -52,6 +55,7 @@ pub(crate) async fn delete(
     call: AdminCall,
     Path(id): Path<String>,
 ) -> Result<(), ApiError> {
-    call.admit(&kbs, "delete reference value").await?;
+    let administrator = call.admit(&kbs, "delete reference value").await?;
+    audit::asked(&kbs, &administrator, "delete reference value", &id).await?;
     if kbs.service.delete_reference_value(&id).await? { Ok(()) } else { Err(missing(&id)) }
 }

@@ -64,6 +64,30 @@ pub struct ResourceList {
     pub next: Option<String>,
 }
 
+/// Ours: one version of a resource or policy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResourceVersion {
+    /// Its number, from 1.
+    pub version: u64,
+    /// `live`, `erased` (a later deletion removed its value), or `deleted` (it is that deletion).
+    pub state: String,
+    /// Bytes of its value.
+    pub size: u64,
+    /// Media type that it was uploaded with.
+    pub content_type: String,
+    /// When it was written, RFC 3339.
+    pub modified: String,
+    /// Who wrote it.
+    pub who: String,
+}
+
+/// Ours: `GET /kbs/v0/admin/resources/{repository}/{type}/{tag}/history`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ResourceHistory {
+    /// Those that are kept, the latest first.
+    pub versions: Vec<ResourceVersion>,
+}
+
 /// Ours: `POST /kbs/v0/admin/resource-policy/dry-run`. Exactly one of `claims`, `token` and `session`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

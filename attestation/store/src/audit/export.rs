@@ -1,0 +1,162 @@
+//! The audit log as a file: JSON Lines that anybody can check who has the public key, without the store.
+//!
+//! First line `{"audit":1,"public_key":HEX}`; one line per record `{"seq":N,"hash":HEX,"record":{…}}`; between them and at the end
+//! `{"checkpoint":{"seq","hash","time","signature"}}`. Records are hashed in canonical form (RFC 8785), so that a file whose lines
+//! were written anew by a JSON tool is still the same log.
+
+use std::io::BufRead;
+
+use serde::Deserialize;
+use serde_json::Value;
+use thiserror::Error;
+
+use super::chain::{Chain, Checkpoint, Hash, PublicKey, Tampered};
+
+/// Most bytes of a line.
+const MAX_LINE: u64 = 64 << 10;
+
+/// What is wrong with an export.
+#[derive(Debug, Error)]
+pub enum VerifyError {
+    /// The log was changed.
+    #[error("the audit log was tampered with: {0}")]
+    Tampered(#[from] Tampered),
+    /// The file is no export.
+    #[error("line {line} is not a line of an audit log: {why}")]
+    Unreadable {
+        /// Number of the line, from 1.
+        line: u64,
+        /// Why.
+        why: String,
+    },
+}
+
+/// A log that is whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Whole {
+    /// Records in it.
+    pub records: u64,
+    /// Hash of the last one, hex. Note it with the number elsewhere: a later check can demand it.
+    pub head: String,
+    /// Key by which it was checked, hex.
+    pub public_key: String,
+    /// When the end was signed.
+    pub signed: String,
+}
+
+/// A state of the log that is known from elsewhere: number and hash (hex) of a record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// Number of the record.
+    pub seq: u64,
+    /// Its hash.
+    pub hash: [u8; 32],
+}
+
+impl std::str::FromStr for Known {
+    type Err = String;
+
+    /// Reads `NUMBER:HASH`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = text.split_once(':');
+        let known = parts.and_then(|(seq, hash)| {
+            let hash = hex::decode(hash).ok()?.try_into().ok()?;
+            Some(Self { seq: seq.parse().ok()?, hash })
+        });
+        known.ok_or_else(|| {
+            format!("{:?} is not NUMBER:HASH of a record", text.chars().take(100).collect::<String>())
+        })
+    }
+}
+
+impl Known {
+    pub(crate) fn pair(&self) -> (u64, Hash) {
+        (self.seq, self.hash)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    audit: Option<u64>,
+    public_key: Option<String>,
+    seq: Option<u64>,
+    hash: Option<String>,
+    record: Option<Value>,
+    checkpoint: Option<Checkpoint>,
+}
+
+/// Checks an export. Without `key` the key in the file is taken, which only proves that the file fits itself.
+pub fn verify_export(
+    reader: impl BufRead,
+    key: Option<&PublicKey>,
+    known: Option<&Known>,
+) -> Result<Whole, VerifyError> {
+    let mut reader = Lines { reader, number: 0 };
+    let bad = |line, why: &str| VerifyError::Unreadable { line, why: why.to_owned() };
+    let Some((number, Line { audit: Some(1), public_key: Some(seen), .. })) = reader.next()? else {
+        return Err(bad(1, "the first line must be {\"audit\":1,\"public_key\":...}"));
+    };
+    let seen = PublicKey::parse(&seen).map_err(|e| bad(number, &e.to_string()))?;
+    if let Some(key) = key
+        && *key != seen
+    {
+        return Err(Tampered::OtherKey { seen: seen.hex(), expected: key.hex() }.into());
+    }
+    let mut chain = Chain::new(seen, known.map(Known::pair));
+    let mut last = None;
+    while let Some((number, line)) = reader.next()? {
+        match line {
+            Line {
+                seq: Some(seq),
+                hash: Some(hash),
+                record: Some(record),
+                checkpoint: None,
+                audit: None,
+                ..
+            } => {
+                let hash = hex::decode(hash).map_err(|_| bad(number, "hash is not hexadecimal"))?;
+                let record =
+                    serde_json_canonicalizer::to_vec(&record).map_err(|e| bad(number, &e.to_string()))?;
+                chain.record(seq, &record, &hash)?;
+            }
+            Line { checkpoint: Some(state), seq: None, record: None, audit: None, .. } => {
+                let hash = hex::decode(&state.hash).map_err(|_| bad(number, "hash is not hexadecimal"))?;
+                let signature =
+                    hex::decode(&state.signature).map_err(|_| bad(number, "signature is not hexadecimal"))?;
+                chain.checkpoint(state.seq, &hash, &state.time, &signature)?;
+                last = Some(state);
+            }
+            _ => return Err(bad(number, "neither a record nor a checkpoint")),
+        }
+    }
+    let Some(last) = last else {
+        return Err(Tampered::Unsigned { from: 1 }.into());
+    };
+    let records = chain.end()?;
+    Ok(Whole { records, head: last.hash, public_key: seen.hex(), signed: last.time })
+}
+
+/// Lines of bounded length.
+struct Lines<R> {
+    reader: R,
+    number: u64,
+}
+
+impl<R: BufRead> Lines<R> {
+    fn next(&mut self) -> Result<Option<(u64, Line)>, VerifyError> {
+        self.number = self.number.saturating_add(1);
+        let number = self.number;
+        let bad = |why: String| VerifyError::Unreadable { line: number, why };
+        let mut bytes = Vec::new();
+        let mut limited = std::io::Read::take(&mut self.reader, MAX_LINE + 1);
+        limited.read_until(b'\n', &mut bytes).map_err(|e| bad(e.to_string()))?;
+        if bytes.len() as u64 > MAX_LINE {
+            return Err(bad(format!("it has more than {MAX_LINE} bytes")));
+        }
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        serde_json::from_slice(&bytes).map(|line| Some((number, line))).map_err(|e| bad(e.to_string()))
+    }
+}

@@ -1,0 +1,205 @@
+//! What the audit log tells of one event. Records hold no secrets and no credentials.
+
+use aws_lc_rs::digest::{SHA256, digest};
+use serde::{Deserialize, Serialize};
+
+use crate::StoreError;
+
+/// Most bytes of a member of a record; what is longer is cut.
+const MAX_MEMBER: usize = 1024;
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// A challenge was given. Anybody can ask for one and it gives nothing away: records of it are for who wants them.
+    Auth,
+    /// Evidence was judged; `verdict` says how.
+    Attest,
+    /// A resource was given to a guest.
+    Release,
+    /// A resource was not given to a guest; `reason` says why.
+    Refusal,
+    /// An administrator did something, or was not let.
+    Admin,
+    /// The service started.
+    Start,
+    /// The service stopped.
+    Stop,
+}
+
+impl Kind {
+    /// Its name in a record.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auth => "auth",
+            Self::Attest => "attest",
+            Self::Release => "release",
+            Self::Refusal => "refusal",
+            Self::Admin => "admin",
+            Self::Start => "start",
+            Self::Stop => "stop",
+        }
+    }
+}
+
+/// A resource, and which version of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resource {
+    /// `repository/type/tag`, or the name of a policy.
+    pub id: String,
+    /// Version; unknown for what does not exist.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub version: Option<u64>,
+}
+
+/// One event. Members that do not apply are left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// When, RFC 3339 with milliseconds; set when the record is appended.
+    pub time: String,
+    /// What.
+    pub kind: Kind,
+    /// Label of the session: its id is a credential, so this is the beginning of a hash of it ([`session_label`]).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub session: Option<String>,
+    /// Kind of TEE.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub tee: Option<String>,
+    /// What was decided, e.g. `affirming`, `denied`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub verdict: Option<String>,
+    /// SHA-256 of the claims, hex ([`digest_hex`]).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub claims: Option<String>,
+    /// SHA-256 of the policy that decided, hex.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub policy: Option<String>,
+    /// What it was about.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub resource: Option<Resource>,
+    /// Who did it: role or subject of an administrator, address of a peer.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub who: Option<String>,
+    /// What an administrator did, or why something was refused.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reason: Option<String>,
+}
+
+impl Record {
+    /// A record of an event of this kind.
+    #[must_use]
+    pub fn new(kind: Kind) -> Self {
+        Self {
+            time: String::new(),
+            kind,
+            session: None,
+            tee: None,
+            verdict: None,
+            claims: None,
+            policy: None,
+            resource: None,
+            who: None,
+            reason: None,
+        }
+    }
+
+    /// Names the session by its label.
+    #[must_use]
+    pub fn session(mut self, id: &str) -> Self {
+        self.session = Some(session_label(id));
+        self
+    }
+
+    /// Names the kind of TEE.
+    #[must_use]
+    pub fn tee(mut self, tee: impl Into<String>) -> Self {
+        self.tee = Some(tee.into());
+        self
+    }
+
+    /// Says what was decided.
+    #[must_use]
+    pub fn verdict(mut self, verdict: impl Into<String>) -> Self {
+        self.verdict = Some(verdict.into());
+        self
+    }
+
+    /// Adds the digest of the claims, over which the decision was taken.
+    #[must_use]
+    pub fn claims(mut self, claims: &[u8]) -> Self {
+        self.claims = Some(digest_hex(claims));
+        self
+    }
+
+    /// Adds the digest of the policy that decided.
+    #[must_use]
+    pub fn policy(mut self, text: &[u8]) -> Self {
+        self.policy = Some(digest_hex(text));
+        self
+    }
+
+    /// Names the resource. [`Store::put_version`](crate::Store::put_version) fills the version in.
+    #[must_use]
+    pub fn resource(mut self, id: impl Into<String>, version: Option<u64>) -> Self {
+        self.resource = Some(Resource { id: id.into(), version });
+        self
+    }
+
+    /// Says who did it.
+    #[must_use]
+    pub fn who(mut self, who: impl Into<String>) -> Self {
+        self.who = Some(who.into());
+        self
+    }
+
+    /// Says what was done, or why something was refused.
+    #[must_use]
+    pub fn reason(mut self, reason: impl Into<String>) -> Self {
+        self.reason = Some(reason.into());
+        self
+    }
+
+    /// The canonical text (RFC 8785) that is stored and hashed, with `time` as its time.
+    pub(crate) fn canonical(&self, time: &str) -> Result<String, StoreError> {
+        let mut record = self.clone();
+        record.time = time.to_owned();
+        let texts = [
+            &mut record.session,
+            &mut record.tee,
+            &mut record.verdict,
+            &mut record.claims,
+            &mut record.policy,
+            &mut record.who,
+            &mut record.reason,
+        ];
+        texts.into_iter().flatten().for_each(cut);
+        if let Some(resource) = &mut record.resource {
+            cut(&mut resource.id);
+        }
+        serde_json_canonicalizer::to_string(&record).map_err(|e| StoreError::AuditWrite(e.to_string()))
+    }
+}
+
+/// Cuts a text to [`MAX_MEMBER`] bytes, and says so by an ellipsis.
+fn cut(text: &mut String) {
+    if text.len() > MAX_MEMBER {
+        text.truncate(text.floor_char_boundary(MAX_MEMBER));
+        text.push('…');
+    }
+}
+
+/// The name of a session in audit log and messages: 16 hexadecimal digits of a hash of its id.
+#[must_use]
+pub fn session_label(id: &str) -> String {
+    let mut label = digest_hex(format!("kata-cc session\0{id}").as_bytes());
+    label.truncate(16);
+    label
+}
+
+/// SHA-256 in hex.
+#[must_use]
+pub fn digest_hex(bytes: &[u8]) -> String {
+    hex::encode(digest(&SHA256, bytes))
+}
