@@ -14,7 +14,7 @@ use kata_cc_kbs_protocol::admin::{
     ReferenceValueList, ReferenceValueMessage, ResourceEntry, ResourceList, ResourcePolicyText,
     SetAttestationPolicy, SetResourcePolicy,
 };
-use kata_cc_kbs_protocol::{ResourcePath, SESSION_COOKIE, TeePubKey};
+use kata_cc_kbs_protocol::{SESSION_COOKIE, TeePubKey};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tracing::info;
@@ -22,10 +22,7 @@ use tracing::info;
 use crate::admin::bearer;
 use crate::error::ApiError;
 use crate::state::Kbs;
-use crate::{handshake, jwe, policy};
-
-/// Namespace of resources in the store.
-const REPOSITORY: &str = "repository";
+use crate::{handshake, plugins, policy};
 
 pub(crate) type Shared = Arc<Kbs>;
 
@@ -35,10 +32,6 @@ pub(crate) fn router(kbs: Shared) -> Router {
     Router::new()
         .route("/kbs/v0/auth", post(handshake::auth))
         .route("/kbs/v0/attest", post(handshake::attest))
-        .route(
-            "/kbs/v0/resource/{repository}/{kind}/{tag}",
-            get(read_resource).post(write_resource).delete(delete_resource),
-        )
         .route("/kbs/v0/admin/resources", get(list_resources))
         .route("/kbs/v0/resource-policy", post(set_resource_policy).get(resource_policies))
         .route("/kbs/v0/resource-policy/text", get(resource_policy))
@@ -46,8 +39,8 @@ pub(crate) fn router(kbs: Shared) -> Router {
         .route("/kbs/v0/attestation-policy/{id}", get(attestation_policy))
         .route("/kbs/v0/reference-value", post(set_reference_values).get(reference_values))
         .route("/kbs/v0/reference-value/{*id}", get(reference_value).delete(delete_reference_value))
-        .route("/kbs/v0/{plugin}", any(no_plugin))
-        .route("/kbs/v0/{plugin}/{*rest}", any(no_plugin))
+        .route("/kbs/v0/{plugin}", any(plugins::http::call))
+        .route("/kbs/v0/{plugin}/{*rest}", any(plugins::http::call))
         .route("/healthz", get(|| async { StatusCode::OK }))
         .route("/metrics", get(metrics))
         .route("/.well-known/jwks.json", get(jwks))
@@ -71,14 +64,6 @@ pub(crate) fn session_id(headers: &HeaderMap) -> Option<&str> {
     })
 }
 
-async fn no_plugin(Path(parts): Path<Vec<String>>) -> ApiError {
-    let name = parts.first().map(String::as_str).unwrap_or("");
-    if name == "resource" {
-        return ApiError::Path("a resource is repository/type/tag".to_owned());
-    }
-    ApiError::PluginNotFound(name.chars().take(64).collect())
-}
-
 async fn metrics(State(kbs): State<Shared>) -> String {
     kbs.metrics
         .sessions
@@ -91,7 +76,7 @@ async fn jwks(State(kbs): State<Shared>) -> Json<Value> {
 }
 
 /// Claims of the caller's attestation token: that of its session, else the bearer's.
-fn guest(kbs: &Kbs, headers: &HeaderMap) -> Result<Value, ApiError> {
+pub(crate) fn guest(kbs: &Kbs, headers: &HeaderMap) -> Result<Value, ApiError> {
     let now = kata_cc_attestation_service::now();
     let session = session_id(headers).and_then(|id| kbs.sessions.guest(id, now));
     let token = match (&session, bearer(headers)) {
@@ -106,55 +91,21 @@ fn guest(kbs: &Kbs, headers: &HeaderMap) -> Result<Value, ApiError> {
     kbs.tokens.verify(token, now).map_err(|e| ApiError::TokenVerifier(e.to_string()))
 }
 
-fn guest_key(kbs: &Kbs, claims: &Value) -> Result<TeePubKey, ApiError> {
+pub(crate) fn guest_key(kbs: &Kbs, claims: &Value) -> Result<TeePubKey, ApiError> {
     let found = kbs.key_paths.iter().find_map(|path| claims.pointer(path));
     let key =
         found.ok_or_else(|| ApiError::TokenVerifier("the token names no key of the guest".to_owned()))?;
     serde_json::from_value(key.clone()).map_err(|e| ApiError::TokenVerifier(format!("key of the guest: {e}")))
 }
 
-type ResourceParts = Path<(String, String, String)>;
-
-fn resource_path(Path((repository, kind, tag)): ResourceParts) -> Result<ResourcePath, ApiError> {
-    ResourcePath::new(&repository, &kind, &tag).map_err(|e| ApiError::Path(e.to_string()))
-}
-
-async fn read_resource(State(kbs): State<Shared>, parts: ResourceParts, headers: HeaderMap) -> Response {
-    let result = release(&kbs, parts, &headers).await;
-    kbs.metrics.count("resource", result.as_ref().map_or_else(|e| e.name(), |_| "ok"));
-    match result {
-        Ok(body) => ([(header::CONTENT_TYPE, "application/json")], body).into_response(),
-        Err(error) => error.into_response(),
-    }
-}
-
-/// Token, then policy, then existence: a denied guest does not learn what exists.
-async fn release(kbs: &Kbs, parts: ResourceParts, headers: &HeaderMap) -> Result<Vec<u8>, ApiError> {
-    let path = resource_path(parts)?;
-    let claims = guest(kbs, headers)?;
-    let key = guest_key(kbs, &claims)?;
-    let status = claims.pointer("/submods/cpu0/ear.status").and_then(Value::as_str).unwrap_or("none");
-    if let Err(error) = kbs.policy.check(&claims, &path).await {
-        info!(resource = %path, status, verdict = "denied", reason = %error, "resource");
-        return Err(error);
-    }
-    let Some(plain) = kbs.store.get(REPOSITORY, &path.to_string()).await? else {
-        info!(resource = %path, status, verdict = "unknown", "resource");
-        return Err(ApiError::NotFound(format!("resource {} does not exist", path.uri())));
-    };
-    let jwe = jwe::encrypt(&key, &plain).map_err(|e| ApiError::Jwe(e.to_string()))?;
-    info!(resource = %path, status, verdict = "released", "resource");
-    serde_json::to_vec(&jwe).map_err(|e| ApiError::Internal(e.to_string()))
-}
-
-/// The gate of every admin call; leaves a trace of who did what.
-fn admin(kbs: &Kbs, headers: &HeaderMap, uri: &Uri, action: &str) -> Result<(), ApiError> {
+/// The gate of every admin call; leaves a trace of who did what. Returns the role.
+pub(crate) fn admin(kbs: &Kbs, headers: &HeaderMap, uri: &Uri, action: &str) -> Result<String, ApiError> {
     let passed = kbs.gate.check(headers, uri, kata_cc_attestation_service::now());
     kbs.metrics.count("admin", if passed.is_ok() { "ok" } else { "denied" });
     match passed {
         Ok(role) => {
             info!(role, action, target = uri.path(), "admin");
-            Ok(())
+            Ok(role)
         }
         Err(error) => {
             info!(action, target = uri.path(), %error, "admin refused");
@@ -163,39 +114,13 @@ fn admin(kbs: &Kbs, headers: &HeaderMap, uri: &Uri, action: &str) -> Result<(), 
     }
 }
 
-async fn write_resource(
-    State(kbs): State<Shared>,
-    parts: ResourceParts,
-    uri: Uri,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Result<(), ApiError> {
-    admin(&kbs, &headers, &uri, "write resource")?;
-    let path = resource_path(parts)?;
-    Ok(kbs.store.put(REPOSITORY, &path.to_string(), &body).await?)
-}
-
-async fn delete_resource(
-    State(kbs): State<Shared>,
-    parts: ResourceParts,
-    uri: Uri,
-    headers: HeaderMap,
-) -> Result<(), ApiError> {
-    admin(&kbs, &headers, &uri, "delete resource")?;
-    let path = resource_path(parts)?;
-    if kbs.store.delete(REPOSITORY, &path.to_string()).await? {
-        return Ok(());
-    }
-    Err(ApiError::NotFound(format!("resource {} does not exist", path.uri())))
-}
-
 async fn list_resources(
     State(kbs): State<Shared>,
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Json<ResourceList>, ApiError> {
     admin(&kbs, &headers, &uri, "list resources")?;
-    let entries = kbs.store.list(REPOSITORY).await?;
+    let entries = kbs.store.list(plugins::REPOSITORY).await?;
     let read = |e: kata_cc_attestation_service::store::Entry| ResourceEntry {
         path: e.name,
         size: e.size,

@@ -6,8 +6,11 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use kata_cc_kbs_pkcs11::WrapAlgorithm;
 use serde::Deserialize;
 use thiserror::Error;
+
+use crate::plugins::PluginConfig;
 
 /// Why the configuration was refused.
 #[derive(Debug, Error)]
@@ -43,6 +46,7 @@ pub(crate) struct Config {
     pub(crate) attestation: AttestationConfig,
     pub(crate) admin: Admin,
     pub(crate) storage_backend: StorageBackend,
+    pub(crate) plugins: Vec<PluginConfig>,
     pub(crate) log: Log,
     /// Folder that relative paths start from.
     #[serde(skip)]
@@ -271,11 +275,22 @@ pub(crate) struct Sqlite {
     pub(crate) file_path: PathBuf,
     /// Key of the store, 64 hexadecimal digits, mode 0600; made at the first start. `KBS_STORE_KEY` wins.
     pub(crate) key_path: PathBuf,
+    /// Key of the token of `[[plugins]]` `pkcs11` that wraps the key in `key_path`.
+    pub(crate) key_wrapped_by: Option<KeyWrappedBy>,
+}
+
+/// `key_wrapped_by = { label, algorithm }`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct KeyWrappedBy {
+    /// `CKA_LABEL`.
+    pub(crate) label: String,
+    pub(crate) algorithm: WrapAlgorithm,
 }
 
 impl Default for Sqlite {
     fn default() -> Self {
-        Self { file_path: "kbs.db".into(), key_path: "store.key".into() }
+        Self { file_path: "kbs.db".into(), key_path: "store.key".into(), key_wrapped_by: None }
     }
 }
 

@@ -13,6 +13,8 @@ use kata_cc_kbs_protocol::ErrorInformation;
 use thiserror::Error;
 use tracing::error;
 
+use crate::plugins::{PluginError, http};
+
 /// An error answer.
 #[derive(Debug, Error)]
 pub(crate) enum ApiError {
@@ -60,6 +62,9 @@ pub(crate) enum ApiError {
     /// The guest's key cannot be encrypted to.
     #[error("answer cannot be encrypted: {0}")]
     Jwe(String),
+    /// A plugin failed.
+    #[error(transparent)]
+    Plugin(#[from] PluginError),
     /// Our fault; the text is for the log.
     #[error("{0}")]
     Internal(String),
@@ -81,6 +86,7 @@ impl ApiError {
             Self::Serde(_) => (StatusCode::BAD_REQUEST, "SerdeError"),
             Self::Rvps(_) => (StatusCode::BAD_REQUEST, "RvpsError"),
             Self::Jwe(_) => (StatusCode::BAD_REQUEST, "JweError"),
+            Self::Plugin(error) => error.parts(),
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "PluginInternalError"),
         }
     }
@@ -123,6 +129,10 @@ impl IntoResponse for ApiError {
             Self::Internal(why) => {
                 error!(%why, "internal error");
                 "internal error, the reason is in the log of the key broker".to_owned()
+            }
+            Self::Plugin(error) => {
+                http::log_failure(error);
+                http::told(error)
             }
             other => other.to_string(),
         };

@@ -17,6 +17,7 @@ mod handshake;
 mod init;
 mod jwe;
 mod metrics;
+mod plugins;
 mod policy;
 mod server;
 mod session;

@@ -6,10 +6,12 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use crate::plugins::registry::PluginMetrics;
+
 /// What was asked for and what came of it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct Outcome {
-    /// `auth`, `attest`, `resource`, `admin`.
+    /// `auth`, `attest`, `admin`, or the plugin.
     pub(crate) call: &'static str,
     /// `ok`, or the reason.
     pub(crate) outcome: &'static str,
@@ -22,6 +24,8 @@ pub(crate) struct Metrics {
     calls: Family<Outcome, Counter>,
     /// Open sessions.
     pub(crate) sessions: Gauge,
+    /// Those of the plugins.
+    pub(crate) plugins: PluginMetrics,
 }
 
 impl Metrics {
@@ -31,7 +35,9 @@ impl Metrics {
         let sessions = Gauge::default();
         registry.register("kbs_calls", "Calls by what came of them", calls.clone());
         registry.register("kbs_sessions", "Sessions that are open", sessions.clone());
-        Self { registry, calls, sessions }
+        let plugins = PluginMetrics::new();
+        plugins.register(&mut registry);
+        Self { registry, calls, sessions, plugins }
     }
 
     /// Counts a call.

@@ -4,11 +4,11 @@
 //! is `{"plugin", "resource-path", "query"}`. Ours: texts in `data.policy.reasons` are told to the guest on a denial,
 //! together with what the attestation policy found.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kata_cc_attestation_service::ear::{FINDINGS, Finding};
 use kata_cc_attestation_service::store::Store;
-use kata_cc_kbs_protocol::ResourcePath;
 use kata_cc_policy::engine::{EngineError, Limits, Program};
 use serde_json::{Value, json};
 use tokio::sync::RwLock;
@@ -62,17 +62,23 @@ impl ResourcePolicy {
         Ok(())
     }
 
-    /// Whether a guest with these claims may have `path`. A denial says why.
-    pub(crate) async fn check(&self, claims: &Value, path: &ResourcePath) -> Result<(), ApiError> {
+    /// Whether a guest with these claims may have `path` of `plugin`. A denial says why.
+    pub(crate) async fn check(
+        &self,
+        claims: &Value,
+        plugin: &str,
+        path: &[String],
+        query: &BTreeMap<String, String>,
+    ) -> Result<(), ApiError> {
         let program = Arc::clone(&*self.program.read().await);
-        let data = json!({"plugin": "resource", "resource-path": path.segments(), "query": {}});
+        let data = json!({"plugin": plugin, "resource-path": path, "query": query});
         let run = |rule: &str| program.evaluate(&format!("data.policy.{rule}"), claims, &data);
         let allow = run("allow").map_err(|e| ApiError::PolicyEngine(e.to_string()))?;
         if allow.is_true() {
             return Ok(());
         }
         let reasons = run("reasons").ok().and_then(|e| e.value);
-        Err(ApiError::PolicyDeny(explain(path, claims, reasons.as_ref())))
+        Err(ApiError::PolicyDeny(explain(plugin, path, claims, reasons.as_ref())))
     }
 }
 
@@ -80,8 +86,10 @@ fn parse(error: EngineError) -> ApiError {
     ApiError::ParsePolicy(error.to_string())
 }
 
-fn explain(path: &ResourcePath, claims: &Value, reasons: Option<&Value>) -> String {
-    let mut parts = vec![format!("rule data.policy.allow of {NAME} does not hold for {}", path.uri())];
+fn explain(plugin: &str, path: &[String], claims: &Value, reasons: Option<&Value>) -> String {
+    let scheme = if plugin == "resource" { "kbs".to_owned() } else { format!("kbs+{plugin}") };
+    let uri = format!("{scheme}:///{}", path.join("/"));
+    let mut parts = vec![format!("rule data.policy.allow of {NAME} does not hold for {uri}")];
     let reasons = reasons.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
     parts.extend(reasons.take(MAX_REASONS).map(|r| r.chars().take(300).collect()));
     let cpu = &claims["submods"]["cpu0"];
@@ -98,6 +106,12 @@ fn explain(path: &ResourcePath, claims: &Value, reasons: Option<&Value>) -> Stri
 mod tests {
     use super::*;
     use kata_cc_attestation_service::store::StoreKey;
+    use kata_cc_kbs_protocol::ResourcePath;
+
+    /// A guest that asks for a resource.
+    async fn check(policy: &ResourcePolicy, claims: &Value, path: &ResourcePath) -> Result<(), ApiError> {
+        policy.check(claims, "resource", &path.segments().map(str::to_owned), &BTreeMap::new()).await
+    }
 
     fn claims(tee: &str, status: &str) -> Value {
         json!({"submods": {"cpu0": {"ear.status": status, "ear.veraison.annotated-evidence": {tee: {"x": 1}}}}})
@@ -108,18 +122,18 @@ mod tests {
         let store = Store::in_memory(StoreKey::ephemeral()).await.unwrap();
         let policy = ResourcePolicy::load(store).await.unwrap();
         let path = ResourcePath::new("a", "b", "c").unwrap();
-        policy.check(&claims("snp", "affirming"), &path).await.unwrap();
+        check(&policy, &claims("snp", "affirming"), &path).await.unwrap();
         for (tee, status, expected) in [
             ("snp", "warning", "ear.status is warning"),
             ("sim-snp", "affirming", "the evidence is sim-snp"),
             ("sample", "affirming", "the evidence is sample"),
         ] {
-            let error = policy.check(&claims(tee, status), &path).await.unwrap_err().to_string();
+            let error = check(&policy, &claims(tee, status), &path).await.unwrap_err().to_string();
             assert!(error.contains(expected) && error.contains("data.policy.allow"), "{error}");
         }
-        assert!(policy.check(&json!({}), &path).await.is_err());
+        assert!(check(&policy, &json!({}), &path).await.is_err());
         // No init-data at all, and init-data that the attestation policy does not know.
-        let why = async |claims: &Value| policy.check(claims, &path).await.unwrap_err().to_string();
+        let why = async |claims: &Value| check(&policy, claims, &path).await.unwrap_err().to_string();
         let mut none = claims("snp", "affirming");
         none["submods"]["cpu0"]["ear.veraison.annotated-evidence"]["init_data"] = json!("0".repeat(64));
         assert!(why(&none).await.contains("launched without any"));
@@ -148,13 +162,13 @@ mod tests {
         };
         let key = ResourcePath::new("shop", "image-key", "1").unwrap();
         let owner = "0".repeat(64);
-        policy.check(&claims("snp", "affirming", &owner), &key).await.unwrap();
-        let other = policy.check(&claims("snp", "affirming", &"1".repeat(64)), &key).await.unwrap_err();
+        check(&policy, &claims("snp", "affirming", &owner), &key).await.unwrap();
+        let other = check(&policy, &claims("snp", "affirming", &"1".repeat(64)), &key).await.unwrap_err();
         assert!(other.to_string().contains("does not own this resource"), "{other}");
-        assert!(policy.check(&claims("snp", "warning", &owner), &key).await.is_err());
-        assert!(policy.check(&claims("sim-snp", "affirming", &owner), &key).await.is_err());
+        assert!(check(&policy, &claims("snp", "warning", &owner), &key).await.is_err());
+        assert!(check(&policy, &claims("sim-snp", "affirming", &owner), &key).await.is_err());
         let unowned = ResourcePath::new("shop", "image-key", "2").unwrap();
-        assert!(policy.check(&claims("snp", "affirming", &owner), &unowned).await.is_err());
+        assert!(check(&policy, &claims("snp", "affirming", &owner), &unowned).await.is_err());
     }
 
     #[tokio::test]
@@ -165,12 +179,12 @@ mod tests {
         assert!(policy.set("package policy\nallow if {").await.is_err());
         assert!(policy.text().await.unwrap().1);
         policy.set("package policy\nallow if data[\"resource-path\"][2] == \"c\"").await.unwrap();
-        policy.check(&json!({}), &path).await.unwrap();
+        check(&policy, &json!({}), &path).await.unwrap();
         let again = ResourcePolicy::load(store).await.unwrap();
-        again.check(&json!({}), &path).await.unwrap();
-        assert!(again.check(&json!({}), &ResourcePath::new("a", "b", "d").unwrap()).await.is_err());
+        check(&again, &json!({}), &path).await.unwrap();
+        assert!(check(&again, &json!({}), &ResourcePath::new("a", "b", "d").unwrap()).await.is_err());
         // A text "true" is not true.
         policy.set("package policy\nallow := \"true\"").await.unwrap();
-        assert!(policy.check(&json!({}), &path).await.is_err());
+        assert!(check(&policy, &json!({}), &path).await.is_err());
     }
 }
