@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Path, Query};
+use axum::extract::{DefaultBodyLimit, Query};
 use axum::http::{HeaderMap, Uri, header};
 use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, any, get, post};
@@ -21,7 +21,7 @@ pub(crate) use gate::{AdminCall, Caller, caller};
 
 use crate::error::ApiError;
 use crate::state::Kbs;
-use crate::{handshake, request};
+use crate::{handshake, plugins, request};
 
 pub(crate) type Shared = Arc<Kbs>;
 
@@ -68,20 +68,12 @@ pub(crate) fn router(kbs: Shared) -> Router {
         router = router.route(path, handler);
     }
     router
-        .route("/kbs/v0/{plugin}", any(no_plugin))
-        .route("/kbs/v0/{plugin}/{*rest}", any(no_plugin))
+        .route("/kbs/v0/{plugin}", any(plugins::http::call))
+        .route("/kbs/v0/{plugin}/{*rest}", any(plugins::http::call))
         .fallback(|uri: Uri| async move { ApiError::Path(uri.path().chars().take(200).collect()) })
         .layer(DefaultBodyLimit::max(limit))
         .layer(from_fn_with_state(Arc::clone(&kbs), request::observe))
         .with_state(kbs)
-}
-
-async fn no_plugin(Path(parts): Path<Vec<String>>) -> ApiError {
-    let name = parts.first().map(String::as_str).unwrap_or("");
-    if name == "resource" {
-        return ApiError::Path("a resource is repository/type/tag".to_owned());
-    }
-    ApiError::PluginNotFound(name.chars().take(64).collect())
 }
 
 /// Session id of a request.

@@ -11,8 +11,11 @@ mod operation;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use kata_cc_kbs_pkcs11::WrapAlgorithm;
 use serde::Deserialize;
 use thiserror::Error;
+
+use crate::plugins::PluginConfig;
 
 pub(crate) use administration::{Admin, AuthorizationMode, CertificateIdentity, IdentityProvider};
 pub(crate) use operation::{LimitsConfig, Log, LogFormat, PolicyFiles, ProtocolConfig, Telemetry};
@@ -51,6 +54,7 @@ pub(crate) struct Config {
     pub(crate) attestation: AttestationConfig,
     pub(crate) admin: Admin,
     pub(crate) storage_backend: StorageBackend,
+    pub(crate) plugins: Vec<PluginConfig>,
     pub(crate) protocol: ProtocolConfig,
     pub(crate) limits: LimitsConfig,
     pub(crate) policies: PolicyFiles,
@@ -215,11 +219,22 @@ pub(crate) struct Sqlite {
     pub(crate) file_path: PathBuf,
     /// Key of the store, 64 hexadecimal digits, mode 0600; made at the first start. `KBS_STORE_KEY` wins.
     pub(crate) key_path: PathBuf,
+    /// Key of the token of `[[plugins]]` `pkcs11` that wraps the key in `key_path`.
+    pub(crate) key_wrapped_by: Option<KeyWrappedBy>,
+}
+
+/// `key_wrapped_by = { label, algorithm }`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct KeyWrappedBy {
+    /// `CKA_LABEL`.
+    pub(crate) label: String,
+    pub(crate) algorithm: WrapAlgorithm,
 }
 
 impl Default for Sqlite {
     fn default() -> Self {
-        Self { file_path: "kbs.db".into(), key_path: "store.key".into() }
+        Self { file_path: "kbs.db".into(), key_path: "store.key".into(), key_wrapped_by: None }
     }
 }
 

@@ -18,6 +18,7 @@ use kata_cc_kbs_protocol::strict::BodyError;
 use thiserror::Error;
 use tracing::error;
 
+use crate::plugins::{PluginError, http};
 use crate::session::SessionError;
 
 /// An error answer.
@@ -113,6 +114,9 @@ pub(crate) enum ApiError {
     /// The guest's key cannot be encrypted to.
     #[error("answer cannot be encrypted: {0}")]
     Jwe(String),
+    /// A plugin failed.
+    #[error(transparent)]
+    Plugin(#[from] PluginError),
     /// Our fault; the text is for the log.
     #[error("{0}")]
     Internal(String),
@@ -150,6 +154,7 @@ impl ApiError {
             Self::TooMany { .. } => (StatusCode::TOO_MANY_REQUESTS, "TooManyRequests"),
             Self::Rvps(_) => (StatusCode::BAD_REQUEST, "RvpsError"),
             Self::Jwe(_) => (StatusCode::BAD_REQUEST, "JweError"),
+            Self::Plugin(error) => error.parts(),
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "PluginInternalError"),
         }
     }
@@ -211,6 +216,10 @@ impl IntoResponse for ApiError {
             Self::Internal(why) | Self::PolicyEngine(why) => {
                 error!(%why, "internal error");
                 "internal error, the reason is in the log of the key broker".to_owned()
+            }
+            Self::Plugin(error) => {
+                http::log_failure(error);
+                http::told(error)
             }
             other => other.to_string(),
         };

@@ -21,6 +21,7 @@ mod init;
 mod jwe;
 mod limits;
 mod metrics;
+mod plugins;
 mod policy;
 mod reload;
 mod request;

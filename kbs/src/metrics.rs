@@ -12,6 +12,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::plugins::registry::PluginMetrics;
+
 /// Upper bounds in seconds: a signature check takes one millisecond, a bad day of the store several seconds.
 const BOUNDS: [f64; 14] =
     [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
@@ -85,6 +87,8 @@ pub(crate) struct Metrics {
     reloads: Family<Outcome, Counter>,
     /// Open sessions.
     pub(crate) sessions: Gauge,
+    /// Those of the plugins.
+    pub(crate) plugins: PluginMetrics,
 }
 
 impl Metrics {
@@ -102,6 +106,7 @@ impl Metrics {
             store_errors: Family::default(),
             reloads: Family::default(),
             sessions: Gauge::default(),
+            plugins: PluginMetrics::new(),
             registry: Registry::default(),
         };
         let r = &mut registry;
@@ -118,6 +123,7 @@ impl Metrics {
         r.register("kbs_store_errors", "Operations of the store that failed", new.store_errors.clone());
         r.register("kbs_reloads", "Reloads of the configuration", new.reloads.clone());
         r.register("kbs_sessions", "Sessions that are open", new.sessions.clone());
+        new.plugins.register(r);
         Self { registry, ..new }
     }
 

@@ -14,6 +14,9 @@ use crate::admin::AdminGate;
 use crate::config::{AuthorizationMode, Config, StorageType};
 use crate::limits::Budget;
 use crate::metrics::Metrics;
+use crate::plugins::Plugins;
+use crate::plugins::pkcs11::{Token, store_key};
+use crate::plugins::registry::{Context, open_token};
 use crate::policy::ResourcePolicy;
 use crate::reload::Settings;
 use crate::session::Sessions;
@@ -30,6 +33,7 @@ pub(crate) struct Kbs {
     pub(crate) tokens: TokenVerifier,
     pub(crate) gate: ArcSwap<AdminGate>,
     pub(crate) metrics: Metrics,
+    pub(crate) plugins: Plugins,
     /// What a reload may change.
     pub(crate) settings: ArcSwap<Settings>,
     /// Requests that each peer may make.
@@ -58,7 +62,8 @@ const KEY_PATHS: [&str; 5] = [
 impl Kbs {
     /// Opens store and keys, compiles policies.
     pub(crate) async fn new(config: &Config) -> anyhow::Result<Arc<Self>> {
-        let store = open_store(config).await?;
+        let token = open_token(&config.plugins, &config.base).await?;
+        let store = open_store(config, token.as_deref()).await?;
         let broker = &config.attestation_service.attestation_token_broker;
         let key = signing_key(&config.path(&broker.signer.key_path), &broker.signer.algorithm)?;
         let broker = TokenBroker::new(key, &broker.issuer_name, broker.duration_min);
@@ -75,6 +80,9 @@ impl Kbs {
             );
         }
         let extra = config.attestation_token.extra_teekey_paths.iter().cloned();
+        let metrics = Metrics::new();
+        let context = Context { base: config.base.clone(), store: Arc::new(store.clone()), token };
+        let plugins = Plugins::load(&config.plugins, &context, metrics.plugins.clone()).await?;
         Ok(Arc::new(Self {
             policy: ResourcePolicy::load(store.clone()).await?,
             gate: ArcSwap::from_pointee(AdminGate::new(config)?),
@@ -83,7 +91,8 @@ impl Kbs {
             failures: Budget::new(config.limits.failures()),
             draining: AtomicBool::new(false),
             sessions: Sessions::new(store.sessions()),
-            metrics: Metrics::new(),
+            metrics,
+            plugins,
             session_seconds: i64::from(config.attestation_service.timeout) * 60,
             key_paths: extra.chain(KEY_PATHS.map(str::to_owned)).collect(),
             max_request: (config.http_server.payload_request_size as usize) << 20,
@@ -94,15 +103,22 @@ impl Kbs {
     }
 }
 
-async fn open_store(config: &Config) -> anyhow::Result<Store> {
+async fn open_store(config: &Config, token: Option<&Token>) -> anyhow::Result<Store> {
     let from_environment = std::env::var(STORE_KEY).ok().map(zeroize::Zeroizing::new);
     let sqlite = &config.storage_backend.backends.sqlite;
     Ok(match config.storage_backend.storage_type {
         StorageType::Memory => Store::in_memory(StoreKey::ephemeral()).await?,
         StorageType::Sqlite => {
-            let key = match from_environment {
-                Some(text) => StoreKey::from_hex(&text)?,
-                None => StoreKey::from_file(&config.path(&sqlite.key_path))?,
+            let path = config.path(&sqlite.key_path);
+            let key = match (from_environment, &sqlite.key_wrapped_by) {
+                (Some(text), _) => StoreKey::from_hex(&text)?,
+                (None, None) => StoreKey::from_file(&path)?,
+                (None, Some(by)) => {
+                    let token = token.ok_or_else(|| {
+                        anyhow::anyhow!("key_wrapped_by needs [[plugins]] name = \"pkcs11\"")
+                    })?;
+                    store_key::load(token, &by.label, by.algorithm, &path).await?
+                }
             };
             Store::open(&config.path(&sqlite.file_path), key).await?
         }
