@@ -133,6 +133,41 @@ pub(crate) fn only(query: &BTreeMap<String, String>, known: &[&str]) -> Result<(
 mod tests {
     use super::*;
 
+    /// The document has every path, and of each path exactly the methods that are routed.
+    #[tokio::test]
+    async fn the_document_is_what_is_routed() {
+        use crate::test_utils;
+        let document: serde_json::Value = serde_json::from_str(operation::OPENAPI).unwrap();
+        let documented = document["paths"].as_object().unwrap();
+        let routed: Vec<String> = routes().iter().map(|route| route.path.replace("{*", "{")).collect();
+        let mut names: Vec<&String> = documented.keys().collect();
+        let mut expected: Vec<&String> = routed.iter().collect();
+        names.sort();
+        expected.sort();
+        assert_eq!(names, expected);
+        let folder = tempfile::tempdir().unwrap();
+        let router = test_utils::router(&test_utils::kbs(folder.path(), "").await);
+        for (path, operations) in documented {
+            let target = path.replace(['{', '}'], "");
+            for method in ["GET", "POST", "PUT", "DELETE", "PATCH"] {
+                let answer = test_utils::call(&router, method, &target, None).await;
+                let told = operations.get(method.to_ascii_lowercase()).is_some();
+                let text = String::from_utf8_lossy(&answer.body);
+                assert_eq!(answer.status != 405, told, "{method} {path}: {} {text}", answer.status);
+                assert!(!text.contains("PluginNotFound"), "{method} {path} is not routed");
+                assert_eq!(answer.headers["x-request-id"].len(), 32);
+            }
+        }
+        let served = test_utils::call(&router, "GET", "/openapi.json", None).await;
+        assert_eq!(served.json(), document);
+        // What operations refer to is there.
+        let text = operation::OPENAPI;
+        for part in text.split("\"#/").skip(1) {
+            let pointer = format!("/{}", part.split('"').next().unwrap());
+            assert!(document.pointer(&pointer).is_some(), "{pointer} is not in the document");
+        }
+    }
+
     #[test]
     fn queries_are_read_strictly() {
         let read = |text: &str| query(&text.parse().unwrap());

@@ -43,9 +43,7 @@ pub(crate) async fn attested(
     append(
         kbs,
         match verdict {
-            Ok(verdict) => {
-                record.verdict(verdict.vector.status().name()).claims(&issued(&verdict.token))
-            }
+            Ok(verdict) => record.verdict(verdict.vector.status().name()).claims(&issued(&verdict.token)),
             Err(error) => record.verdict("refused").reason(error.to_string()),
         },
     )
@@ -88,7 +86,11 @@ pub(crate) async fn refused(
 
 /// What an administrator is about to do, for the transaction that does it.
 pub(crate) fn admin(administrator: &Administrator, action: &str, target: &str) -> Record {
-    Record::new(Kind::Admin).who(administrator.to_string()).verdict("done").reason(action).resource(target, None)
+    Record::new(Kind::Admin)
+        .who(administrator.to_string())
+        .verdict("done")
+        .reason(action)
+        .resource(target, None)
 }
 
 /// An administrator asks for something whose change cannot carry the record with it: on record before it is done.

@@ -5,6 +5,8 @@
 //! How a file becomes a [`Config`]: [`load`]. Every member is in `docs/operator-guide/configuration.md`; a test compares.
 
 mod administration;
+#[cfg(test)]
+mod documented;
 mod load;
 mod operation;
 

@@ -28,9 +28,9 @@ use time::macros::format_description;
 use tracing::{Span, info};
 
 use crate::api::{Shared, session_id};
+use crate::audit;
 use crate::error::ApiError;
 use crate::request::check_media_type;
-use crate::audit;
 use crate::session::{Answer, Context, Guest, SessionError};
 use crate::state::Kbs;
 

@@ -235,7 +235,8 @@ mod tests {
         for case in cases.iter().filter(|case| case["strict_jose_valid"] == true) {
             let name = &case["name"];
             let key = TeeKey::from_pem(case["private_key_pem"].as_str().unwrap().as_bytes()).unwrap();
-            let plain = kata_cc_kbs_protocol::from_base64_standard(case["plaintext_b64"].as_str().unwrap()).unwrap();
+            let plain =
+                kata_cc_kbs_protocol::from_base64_standard(case["plaintext_b64"].as_str().unwrap()).unwrap();
             let ours = encrypt(key.public(), &plain, Form::STRICT).unwrap();
             assert_eq!(decrypt(&key, &ours).unwrap().as_slice(), plain, "{name}");
             let ours = serde_json::to_value(&ours).unwrap();

@@ -76,7 +76,11 @@ impl Inner {
             (bucket.left + gained).min(burst)
         });
         // At least one whole second, or Retry-After would say "at once".
-        if left >= 1.0 { Ok(left) } else { Err(((1.0 - left) / per_second).ceil().clamp(1.0, 86_400.0) as u64) }
+        if left >= 1.0 {
+            Ok(left)
+        } else {
+            Err(((1.0 - left) / per_second).ceil().clamp(1.0, 86_400.0) as u64)
+        }
     }
 
     fn put(&mut self, peer: Peer, left: f64, now: Instant) {

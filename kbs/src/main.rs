@@ -21,6 +21,8 @@ mod init;
 mod jwe;
 mod limits;
 mod metrics;
+#[cfg(test)]
+mod model_test;
 mod plugins;
 mod policy;
 mod reload;
@@ -31,8 +33,6 @@ mod state;
 mod telemetry;
 #[cfg(test)]
 mod test_utils;
-#[cfg(test)]
-mod model_test;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -126,7 +126,8 @@ async fn serve(path: &Path, config: &Config, check: bool) -> anyhow::Result<()> 
         let gate = kbs.gate.load_full();
         async move { gate.warm().await }
     });
-    let serving = serve::serve(listeners, acceptor, api::router(Arc::clone(&kbs)), Limits::default(), &stopped);
+    let serving =
+        serve::serve(listeners, acceptor, api::router(Arc::clone(&kbs)), Limits::default(), &stopped);
     notify("READY=1");
     tokio::pin!(serving);
     loop {

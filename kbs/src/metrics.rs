@@ -15,8 +15,7 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::plugins::registry::PluginMetrics;
 
 /// Upper bounds in seconds: a signature check takes one millisecond, a bad day of the store several seconds.
-const BOUNDS: [f64; 14] =
-    [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
+const BOUNDS: [f64; 14] = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
 
 /// What was asked for and what came of it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]

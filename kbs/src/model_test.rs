@@ -6,9 +6,9 @@ use std::sync::{Arc, OnceLock};
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, StatusCode, header};
+use kata_cc_attestation_service::serve::Peer;
 use kata_cc_kbs_client::{KeyAlgorithm, TeeKey, jwe};
 use kata_cc_kbs_protocol::rcar::{HashAlgorithm, canonical};
-use kata_cc_attestation_service::serve::Peer;
 use kata_cc_kbs_protocol::{JweResponse, ProtocolVersion, Tee, base64_standard};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -68,10 +68,24 @@ fn version() -> impl Strategy<Value = ProtocolVersion> {
 /// Mostly the same session and key everywhere, or hardly anything would get through.
 fn step() -> impl Strategy<Value = Step> {
     let honest = (0usize..6, version(), 0usize..2, any::<bool>()).prop_map(|(session, shape, key, own)| {
-        Step::Attest { session, shape: if own { ProtocolVersion::V0_4_0 } else { shape }, nonce: session, key, bound: session, bound_key: key }
+        Step::Attest {
+            session,
+            shape: if own { ProtocolVersion::V0_4_0 } else { shape },
+            nonce: session,
+            key,
+            bound: session,
+            bound_key: key,
+        }
     });
     let any_attest = (0usize..6, version(), 0usize..6, 0usize..2, 0usize..6, 0usize..2).prop_map(
-        |(session, shape, nonce, key, bound, bound_key)| Step::Attest { session, shape, nonce, key, bound, bound_key },
+        |(session, shape, nonce, key, bound, bound_key)| Step::Attest {
+            session,
+            shape,
+            nonce,
+            key,
+            bound,
+            bound_key,
+        },
     );
     prop_oneof![
         3 => version().prop_map(|version| Step::Auth { version }),
@@ -231,7 +245,8 @@ impl World {
                 (StatusCode::OK, session.state.clone())
             }
             Expected::Challenged if good => {
-                let token = answer.json()["token"].as_str().unwrap_or_else(|| panic!("{}", answer.json())).to_owned();
+                let token =
+                    answer.json()["token"].as_str().unwrap_or_else(|| panic!("{}", answer.json())).to_owned();
                 (StatusCode::OK, Expected::Attested { key, token })
             }
             Expected::Challenged if takes => (StatusCode::UNAUTHORIZED, Expected::Answered),

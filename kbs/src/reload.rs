@@ -14,8 +14,8 @@ use kata_cc_store::audit::{Kind, Record};
 use tracing::{error, info, warn};
 
 use crate::admin::AdminGate;
-use crate::policy;
 use crate::config::{Config, LimitsConfig, PolicyFiles, ProtocolConfig};
+use crate::policy;
 use crate::server::{self, Tls};
 use crate::state::Kbs;
 use crate::telemetry::{self, Telemeter};

@@ -119,12 +119,14 @@ fn router_refusal(status: StatusCode, limit: usize) -> Option<Failure> {
     let failure = |name, detail: String| Some(Failure { name, detail, field: None });
     match status {
         StatusCode::PAYLOAD_TOO_LARGE => {
-            let error = ApiError::TooLarge { limit: limit as u64, by: "http_server.payload_request_size".to_owned() };
+            let error =
+                ApiError::TooLarge { limit: limit as u64, by: "http_server.payload_request_size".to_owned() };
             failure(error.name(), error.to_string())
         }
-        StatusCode::METHOD_NOT_ALLOWED => {
-            failure("MethodNotAllowed", "this path does not take that method, see the header allow".to_owned())
-        }
+        StatusCode::METHOD_NOT_ALLOWED => failure(
+            "MethodNotAllowed",
+            "this path does not take that method, see the header allow".to_owned(),
+        ),
         status if status.is_client_error() => {
             failure("InvalidRequestPath", "the request's path or query is not understood".to_owned())
         }

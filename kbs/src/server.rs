@@ -75,8 +75,8 @@ impl Tls {
         let has_clients = credentials.clients.is_some();
         let tls = Arc::new(Self(ArcSwap::from_pointee(credentials)));
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let builder = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?;
+        let builder =
+            rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
         let mut server = if has_clients {
             builder.with_client_cert_verifier(Arc::clone(&tls) as Arc<dyn ClientCertVerifier>)
         } else {

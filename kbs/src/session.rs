@@ -95,12 +95,7 @@ impl Sessions {
 
     /// Takes the challenge for judging evidence; `nonce` is what the body names, where its version does. The error says why there is
     /// nothing to judge.
-    pub(crate) async fn take(
-        &self,
-        id: &str,
-        nonce: Option<&str>,
-        now: i64,
-    ) -> Result<Answer, SessionError> {
+    pub(crate) async fn take(&self, id: &str, nonce: Option<&str>, now: i64) -> Result<Answer, SessionError> {
         use kata_cc_store::session::Answer as Taken;
         Ok(match self.store.take_nonce(id, nonce.unwrap_or(NOT_SENT), now).await? {
             Taken::Judge { context } => {

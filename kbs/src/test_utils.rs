@@ -19,7 +19,8 @@ pub(crate) const OPEN_POLICY: &str = "package policy\nimport rego.v1\ndefault al
 
 /// A key broker with sample evidence, everything in memory, and `more` in its configuration.
 pub(crate) async fn kbs(folder: &std::path::Path, more: &str) -> Arc<Kbs> {
-    let admin = if more.contains("[admin") { "" } else { "[admin]\nauthorization_mode = \"InsecureAllowAll\"\n" };
+    let admin =
+        if more.contains("[admin") { "" } else { "[admin]\nauthorization_mode = \"InsecureAllowAll\"\n" };
     let text = format!(
         "[http_server]\ninsecure_http = true\n[attestation]\nallow_sample = true\n\
          [storage_backend]\nstorage_type = \"Memory\"\n{admin}{more}"

@@ -29,7 +29,8 @@ const AGENT: &[&str] = &[
 /// What `kbs-client` puts into every request.
 const TOOL: &[&str] = &["user-agent: kbs-client/0.21.0", "accept: */*", "host: 127.0.0.1:8080"];
 
-const POLICY: &str = "package policy\ndefault allow = false\nallow {\n\tdata[\"resource-path\"][0] == \"default\"\n}\n";
+const POLICY: &str =
+    "package policy\ndefault allow = false\nallow {\n\tdata[\"resource-path\"][0] == \"default\"\n}\n";
 
 fn start(folder: &std::path::Path, more: &str) -> (Server, SocketAddr) {
     let config = format!(
@@ -103,7 +104,10 @@ fn handshake(to: SocketAddr, version: &str, key: &TeePubKey) -> (String, String)
     let session = challenge.session();
     assert!(session.len() == 32 && session.bytes().all(|b| b.is_ascii_hexdigit()), "{set}");
     let attributes: Vec<&str> = set.split("; ").skip(1).collect();
-    assert!(attributes.len() == 1 && attributes[0].starts_with("Expires=") && attributes[0].ends_with(" GMT"), "{set}");
+    assert!(
+        attributes.len() == 1 && attributes[0].starts_with("Expires=") && attributes[0].ends_with(" GMT"),
+        "{set}"
+    );
     let response = attest(to, version, &session, &nonce, key);
     assert_eq!(response.status, 200, "{version}: {}", response.text());
     assert_eq!(response.session(), session);
@@ -150,9 +154,18 @@ fn clients_of_every_version_get_their_resource() {
                 let reply = resource(to, "default/key/testfile", &by);
                 assert_eq!((reply.status, reply.header("content-type")), (200, Some("application/json")));
                 let sealed: JweResponse = serde_json::from_slice(&reply.body).unwrap();
-                assert_eq!(jwe::decrypt(&key, &sealed).unwrap().as_slice(), SECRET, "{version} {algorithm:?}");
+                assert_eq!(
+                    jwe::decrypt(&key, &sealed).unwrap().as_slice(),
+                    SECRET,
+                    "{version} {algorithm:?}"
+                );
                 // Members in the order of the real server, none besides.
-                let names: Vec<String> = reply.text().split("\":\"").filter_map(|part| part.rsplit('"').next().map(str::to_owned)).take(5).collect();
+                let names: Vec<String> = reply
+                    .text()
+                    .split("\":\"")
+                    .filter_map(|part| part.rsplit('"').next().map(str::to_owned))
+                    .take(5)
+                    .collect();
                 assert_eq!(names, ["protected", "encrypted_key", "iv", "ciphertext", "tag"]);
             }
         }
@@ -177,7 +190,9 @@ fn rsa1_5() -> (TeePubKey, Pkcs1PrivateDecryptingKey) {
     let der: Pkcs8V1Der<'_> = private.as_der().unwrap();
     let text = base64_standard(der.as_ref());
     let pem = format!("-----BEGIN PRIVATE KEY-----\n{text}\n-----END PRIVATE KEY-----\n");
-    let TeePubKey::RSA { n, e, .. } = TeeKey::from_pem(pem.as_bytes()).unwrap().public().clone() else { panic!() };
+    let TeePubKey::RSA { n, e, .. } = TeeKey::from_pem(pem.as_bytes()).unwrap().public().clone() else {
+        panic!()
+    };
     (TeePubKey::RSA { alg: "RSA1_5".to_owned(), n, e }, Pkcs1PrivateDecryptingKey::new(private).unwrap())
 }
 
@@ -225,10 +240,19 @@ fn errors_have_trustees_bodies() {
     is_error(&auth(to, "new"), 401, "AttestationError", &detail);
 
     let reply = resource(to, "default/key/testfile", "a: b");
-    is_error(&reply, 401, "TokenNotFound", "Attestation Token not found: attest first: no attested session and no bearer token");
+    is_error(
+        &reply,
+        401,
+        "TokenNotFound",
+        "Attestation Token not found: attest first: no attested session and no bearer token",
+    );
     let reply = resource(to, "default/key/testfile", "authorization: Bearer a.b.c");
     assert_eq!(reply.status, 401);
-    assert!(reply.text().contains("/errors/TokenVerifierError\",\"detail\":\"Token Verifier error: "), "{}", reply.text());
+    assert!(
+        reply.text().contains("/errors/TokenVerifierError\",\"detail\":\"Token Verifier error: "),
+        "{}",
+        reply.text()
+    );
 
     let key = TeeKey::generate(KeyAlgorithm::EcdhP256).unwrap();
     let (session, _) = handshake(to, "0.4.0", key.public());
@@ -238,7 +262,11 @@ fn errors_have_trustees_bodies() {
     let denied = "Access denied by policy: rule data.policy.allow of resource-policy does not hold for";
     let reply = resource(to, "other/key/testfile", &by);
     assert_eq!(reply.status, 403);
-    assert!(reply.text().contains("/errors/PolicyDeny\"") && reply.text().contains(denied), "{}", reply.text());
+    assert!(
+        reply.text().contains("/errors/PolicyDeny\"") && reply.text().contains(denied),
+        "{}",
+        reply.text()
+    );
     // Denied before anybody learns that there is nothing.
     let reply = resource(to, "other/key/nothing", &by);
     assert!(reply.status == 403 && reply.text().contains(denied), "{}", reply.text());
@@ -246,8 +274,12 @@ fn errors_have_trustees_bodies() {
     is_error(&reply, 404, "InvalidRequestPath", "invalid request path: a resource is repository/type/tag");
     let get = |path: &str| exchange(to, format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes());
     is_error(&get("/kbs/v0/nebula-ca/credential"), 404, "PluginNotFound", "Plugin nebula-ca not found");
-    is_error(&get("/kbs/v0/resource/default/key/..%2fx"), 404, "InvalidRequestPath",
-        "invalid request path: tag in a resource path must be 1 to 255 of [a-zA-Z0-9_.-] and not start with a dot, seen \"../x\"");
+    is_error(
+        &get("/kbs/v0/resource/default/key/..%2fx"),
+        404,
+        "InvalidRequestPath",
+        "invalid request path: tag in a resource path must be 1 to 255 of [a-zA-Z0-9_.-] and not start with a dot, seen \"../x\"",
+    );
 
     // Evidence that was made for something else, and the nonce is gone with it.
     let challenge = auth(to, "0.4.0");
@@ -255,7 +287,11 @@ fn errors_have_trustees_bodies() {
     let other = base64_standard(&[7; 32]);
     let reply = attest(to, "0.4.0", &session, &other, key.public());
     assert_eq!(reply.status, 401);
-    assert!(reply.text().contains("Attest failed: the nonce is not the one of this session"), "{}", reply.text());
+    assert!(
+        reply.text().contains("Attest failed: the nonce is not the one of this session"),
+        "{}",
+        reply.text()
+    );
     let reply = attest(to, "0.2.0", &session, &nonce, key.public());
     assert_eq!(reply.status, 401, "the shape of another version: {}", reply.text());
     assert_eq!(attest(to, "0.4.0", &session, &nonce, key.public()).status, 200);

@@ -20,7 +20,8 @@ const EXAMPLES: &str = "40";
 const TIMEOUT: &str = "20";
 /// What is looked for. Whether each wrong request is refused is tested elsewhere: bodies that the document calls wrong are often right
 /// enough (a version is negotiated, a TEE is refused by its verifier).
-const CHECKS: &str = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance";
+const CHECKS: &str =
+    "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance";
 
 /// A service that is checked.
 pub(crate) struct Service {
@@ -36,7 +37,8 @@ pub(crate) struct Service {
 }
 
 /// All of them.
-const SERVICES: [Service; 1] = [Service { name: "key broker", binary: "kbs", prepare: key_broker, headers: none }];
+const SERVICES: [Service; 1] =
+    [Service { name: "key broker", binary: "kbs", prepare: key_broker, headers: none }];
 
 fn none(_: &Path) -> anyhow::Result<Vec<String>> {
     Ok(Vec::new())
@@ -76,7 +78,8 @@ pub(crate) fn check() -> anyhow::Result<()> {
             _ => {}
         }
         std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        check_one(service, &schemathesis, &folder).with_context(|| format!("{} was found wrong", service.name))?;
+        check_one(service, &schemathesis, &folder)
+            .with_context(|| format!("{} was found wrong", service.name))?;
     }
     Ok(())
 }
@@ -95,10 +98,13 @@ fn install() -> anyhow::Result<Option<PathBuf>> {
     let made = status(&mut command("python3", &["-m", "venv", "--clear", &folder]));
     let pip = venv.join("bin/pip");
     let arguments = ["install", "--quiet", "--disable-pip-version-check", &package];
-    if made.is_ok_and(|code| code == 0) && status(&mut command(&pip, &arguments)).is_ok_and(|code| code == 0) {
+    if made.is_ok_and(|code| code == 0) && status(&mut command(&pip, &arguments)).is_ok_and(|code| code == 0)
+    {
         return Ok(Some(program));
     }
-    println!("x: schemathesis cannot be had from here: the OpenAPI documents were NOT checked against the services");
+    println!(
+        "x: schemathesis cannot be had from here: the OpenAPI documents were NOT checked against the services"
+    );
     Ok(None)
 }
 
@@ -122,7 +128,8 @@ fn check_one(service: &Service, schemathesis: &Path, folder: &Path) -> anyhow::R
         let Some(line) = lines.next().transpose()? else {
             bail!("it did not start:\n{}", told.join("\n"));
         };
-        let found = line.split("address=").nth(1).and_then(|rest| rest.split([' ', '"']).next()).map(str::to_owned);
+        let found =
+            line.split("address=").nth(1).and_then(|rest| rest.split([' ', '"']).next()).map(str::to_owned);
         told.push(line);
         if let Some(address) = found {
             break address;

@@ -11,7 +11,10 @@ use crate::config::CertificateIdentity;
 const MAX_NAMES: usize = 64;
 
 /// Role and name of the holder of a certificate; `None` when it is nobody's that is known.
-pub(crate) fn role(certificate: &CertificateDer<'_>, identities: &[CertificateIdentity]) -> Option<(String, String)> {
+pub(crate) fn role(
+    certificate: &CertificateDer<'_>,
+    identities: &[CertificateIdentity],
+) -> Option<(String, String)> {
     let certificate = x509_cert::Certificate::from_der(certificate).ok()?;
     let subject = certificate.tbs_certificate.subject.to_string();
     let names = alternative_names(&certificate);
@@ -58,7 +61,10 @@ mod tests {
             role(&der, &[identity]).map(|(role, name)| format!("{role} {name}"))
         };
         assert_eq!(by(Some("CN=alice,O=example"), None).as_deref(), Some("operator CN=alice,O=example"));
-        assert_eq!(by(None, Some("URI:spiffe://example/ops")).as_deref(), Some("operator URI:spiffe://example/ops"));
+        assert_eq!(
+            by(None, Some("URI:spiffe://example/ops")).as_deref(),
+            Some("operator URI:spiffe://example/ops")
+        );
         assert!(by(None, Some("DNS:ops.example")).is_some());
         for (subject, san) in [
             (Some("CN=alice"), None),

@@ -114,7 +114,8 @@ impl Keys {
 
     /// The key that a token with this `kid` must be signed by.
     pub(crate) async fn find(&self, kid: Option<&str>, now: Instant) -> Option<VerifyingKey> {
-        let named = |keys: &[VerifyingKey]| keys.iter().find(|key| kid.is_some() && key.kid() == kid).cloned();
+        let named =
+            |keys: &[VerifyingKey]| keys.iter().find(|key| kid.is_some() && key.kid() == kid).cloned();
         if let Some(key) = named(&self.set) {
             return Some(key);
         }

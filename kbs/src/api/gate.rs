@@ -12,8 +12,8 @@ use tracing::info;
 
 use super::session_id;
 use crate::admin::{Administrator, Call, bearer};
-use crate::error::ApiError;
 use crate::audit;
+use crate::error::ApiError;
 use crate::jwe;
 use crate::state::Kbs;
 

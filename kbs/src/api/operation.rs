@@ -68,7 +68,10 @@ pub(crate) async fn audit_export(State(kbs): State<Shared>, call: AdminCall) -> 
     let length = file.stream_position().map_err(failed)?;
     file.rewind().map_err(failed)?;
     let body = Body::from_stream(tokio_util::io::ReaderStream::new(tokio::fs::File::from_std(file)));
-    let headers = [(header::CONTENT_TYPE, "application/jsonl".to_owned()), (header::CONTENT_LENGTH, length.to_string())];
+    let headers = [
+        (header::CONTENT_TYPE, "application/jsonl".to_owned()),
+        (header::CONTENT_LENGTH, length.to_string()),
+    ];
     Ok((headers, body).into_response())
 }
 

@@ -8,7 +8,8 @@ use axum::extract::{Path, State};
 use kata_cc_attestation_service::rest::policy_text;
 use kata_cc_kbs_protocol::ResourcePath;
 use kata_cc_kbs_protocol::admin::{
-    ResourceHistory, ResourcePolicyDryRun, ResourcePolicyText, ResourcePolicyVerdict, SetAttestationPolicy, SetResourcePolicy,
+    ResourceHistory, ResourcePolicyDryRun, ResourcePolicyText, ResourcePolicyVerdict, SetAttestationPolicy,
+    SetResourcePolicy,
 };
 use kata_cc_kbs_protocol::strict::BodyError;
 use serde_json::Value;
@@ -97,8 +98,9 @@ async fn claims(kbs: &Kbs, request: &ResourcePolicyDryRun) -> Result<Value, ApiE
         (None, Some(token), None) => token.clone(),
         (None, None, Some(id)) => {
             let guest = kbs.sessions.guest(id, now).await?;
-            let guest = guest
-                .ok_or_else(|| refuse("session", "no attested guest has this session (any more)".to_owned()))?;
+            let guest = guest.ok_or_else(|| {
+                refuse("session", "no attested guest has this session (any more)".to_owned())
+            })?;
             guest.token
         }
         _ => {

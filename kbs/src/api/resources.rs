@@ -122,11 +122,7 @@ pub(crate) async fn write(
     Ok(())
 }
 
-pub(crate) async fn delete(
-    State(kbs): State<Shared>,
-    call: AdminCall,
-    parts: Parts,
-) -> Result<(), ApiError> {
+pub(crate) async fn delete(State(kbs): State<Shared>, call: AdminCall, parts: Parts) -> Result<(), ApiError> {
     let administrator = call.admit(&kbs, "delete resource").await?;
     let path = resource_path(parts)?;
     let (name, who) = (path.to_string(), administrator.to_string());

@@ -70,7 +70,8 @@ fn override_one(table: &mut Table, name: &str, value: &str) -> Result<(), Config
 
 /// Adds the nearest known name to serde's "unknown field `a`, expected one of `b`, `c`".
 fn nearest(why: &str) -> String {
-    let Some((_, rest)) = why.split_once("unknown field `").or_else(|| why.split_once("unknown variant `")) else {
+    let Some((_, rest)) = why.split_once("unknown field `").or_else(|| why.split_once("unknown variant `"))
+    else {
         return why.to_owned();
     };
     let mut names = rest.split('`').step_by(2);

@@ -151,4 +151,3 @@ pub(crate) enum LogFormat {
     /// One object a line.
     Json,
 }
-

@@ -16,11 +16,7 @@ use crate::state::Kbs;
 const PREFIX: &str = "/kbs/v0/";
 
 /// Handler of every path of a plugin.
-pub(crate) async fn call(
-    State(kbs): State<Shared>,
-    admin: AdminCall,
-    body: Bytes,
-) -> Response {
+pub(crate) async fn call(State(kbs): State<Shared>, admin: AdminCall, body: Bytes) -> Response {
     let uri = &admin.uri;
     let (name, path) = match uri.path().strip_prefix(PREFIX) {
         Some(rest) => rest.split_once('/').unwrap_or((rest, "")),

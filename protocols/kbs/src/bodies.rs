@@ -6,7 +6,9 @@
 
 use serde_json::Value;
 
-use crate::rcar::{Attestation, CompositeEvidence, InitDataBody, Request, RuntimeData, Tee, TeePubKey, canonical};
+use crate::rcar::{
+    Attestation, CompositeEvidence, InitDataBody, Request, RuntimeData, Tee, TeePubKey, canonical,
+};
 use crate::strict::{BodyError, Members, kind, parse};
 
 /// `POST /attest` of protocols 0.1.1 and 0.2.0. The nonce is not in it: it is the session's.
@@ -155,7 +157,9 @@ mod tests {
 
     #[test]
     fn every_version_has_its_shape() {
-        let AttestBody::Current(read) = attestation(current().to_string().as_bytes()).unwrap() else { panic!() };
+        let AttestBody::Current(read) = attestation(current().to_string().as_bytes()).unwrap() else {
+            panic!()
+        };
         assert_eq!(read.runtime_data.nonce, "bm9uY2U=");
         assert_eq!(serde_json::to_value(&read).unwrap(), current());
         for evidence in [json!("{\"svn\":\"1\"}"), json!({"svn": "1"})] {
@@ -163,7 +167,10 @@ mod tests {
             let AttestBody::Legacy(read) = attestation(body.as_bytes()).unwrap() else { panic!() };
             assert_eq!(read.tee_evidence, json!({"svn": "1"}));
             let canonical = String::from_utf8(read.canonical("bm9uY2U=")).unwrap();
-            assert!(canonical.starts_with(r#"{"nonce":"bm9uY2U=","tee-pubkey":{"alg":"ECDH-ES+A256KW","crv""#), "{canonical}");
+            assert!(
+                canonical.starts_with(r#"{"nonce":"bm9uY2U=","tee-pubkey":{"alg":"ECDH-ES+A256KW","crv""#),
+                "{canonical}"
+            );
         }
     }
 
@@ -180,7 +187,11 @@ mod tests {
         };
         for (path, value, expected) in [
             (&["extra"][..], json!(1), "member extra is not known here"),
-            (&["runtime-data", "tee-pubkey", "kid"], json!("k"), "runtime-data.tee-pubkey.kid is not known here, known are kty, crv, alg, x, y"),
+            (
+                &["runtime-data", "tee-pubkey", "kid"],
+                json!("k"),
+                "runtime-data.tee-pubkey.kid is not known here, known are kty, crv, alg, x, y",
+            ),
             (&["runtime-data", "nonce"], json!(1), "runtime-data.nonce is not understood: expected a text"),
             (&["runtime-data", "tee-pubkey", "kty"], json!("AKP"), "known are EC and RSA"),
             (&["runtime-data", "tee-pubkey", "x"], json!("A"), "member x of tee-pubkey has 1 characters"),
@@ -193,7 +204,9 @@ mod tests {
             assert!(error.contains(expected), "{error}");
         }
         assert_eq!(why(&json!({})), "member runtime-data is missing");
-        assert!(why(&json!({"tee-pubkey": ec(), "tee-evidence": "x"})).contains("its text holds no evidence"));
+        assert!(
+            why(&json!({"tee-pubkey": ec(), "tee-evidence": "x"})).contains("its text holds no evidence")
+        );
         assert!(why(&json!({"tee-pubkey": ec(), "tee-evidence": 1})).contains("seen a number"));
         // Both shapes at once are neither.
         let mut both = current();
@@ -216,7 +229,10 @@ mod tests {
         };
         assert_eq!(why("version", None), "member version is missing");
         assert_eq!(why("extra-params", None), "member extra-params is missing");
-        assert!(why("tee", Some(json!("enclave"))).contains("\"enclave\" is no TEE that is known, known are snp, tdx"));
+        assert!(
+            why("tee", Some(json!("enclave")))
+                .contains("\"enclave\" is no TEE that is known, known are snp, tdx")
+        );
         assert!(why("tee", Some(json!(3))).contains("expected a text"));
         assert!(why("workload_id", Some(json!("x"))).contains("workload_id is not known here"));
         assert!(why("tee", Some(json!("x".repeat(1 << 20)))).len() < 400);

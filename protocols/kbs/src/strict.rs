@@ -258,7 +258,9 @@ mod tests {
         parse(&nested(MAX_DEPTH)).unwrap();
         assert!(why(&nested(MAX_DEPTH + 2)).contains("deeper than 32"));
         assert!(why(&nested(1 << 20)).len() < 200);
-        for bytes in [&b""[..], b"{", b"{}x", b"{'a':1}", b"\xff\xfe", b"{\"a\":\"\xc3\x28\"}", b"NaN", b"1e999"] {
+        for bytes in
+            [&b""[..], b"{", b"{}x", b"{'a':1}", b"\xff\xfe", b"{\"a\":\"\xc3\x28\"}", b"NaN", b"1e999"]
+        {
             assert!(parse(bytes).is_err(), "{bytes:?}");
         }
     }
@@ -266,13 +268,21 @@ mod tests {
     #[test]
     fn members_are_named() {
         let members = || Members::of("a", json!({"b": 1, "c": null, "d\u{7}": 2})).unwrap();
-        assert_eq!(members().text("b").unwrap_err().to_string(), "member a.b is not understood: expected a text, seen a number");
+        assert_eq!(
+            members().text("b").unwrap_err().to_string(),
+            "member a.b is not understood: expected a text, seen a number"
+        );
         assert_eq!(members().required("x").unwrap_err(), BodyError::Missing("a.x".to_owned()));
         let mut all = members();
         assert!(all.optional("b").is_some() && all.optional("c").is_none());
         let error = all.end().unwrap_err();
-        assert_eq!((error.member(), error.to_string().as_str()), (Some("a.d"), "member a.d is not known here, known are b, c"));
-        assert!(Members::of("", json!([])).unwrap_err().to_string().contains("expected an object, seen an array"));
+        assert_eq!(
+            (error.member(), error.to_string().as_str()),
+            (Some("a.d"), "member a.d is not known here, known are b, c")
+        );
+        assert!(
+            Members::of("", json!([])).unwrap_err().to_string().contains("expected an object, seen an array")
+        );
     }
 
     proptest! {

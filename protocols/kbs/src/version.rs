@@ -124,9 +124,8 @@ mod tests {
             let json = serde_json::to_value(version).unwrap();
             assert_eq!(json, version.name());
         }
-        let why = |text: &str| {
-            ProtocolVersion::negotiate(text, &ProtocolVersion::ALL).unwrap_err().to_string()
-        };
+        let why =
+            |text: &str| ProtocolVersion::negotiate(text, &ProtocolVersion::ALL).unwrap_err().to_string();
         for other in ["0.3.0", "0.4.1", "0.4.0-rc.1", "0.4.0+x", "1.0.0"] {
             assert_eq!(
                 why(other),
