@@ -65,8 +65,8 @@ pub(crate) async fn auth(
         ApiError::Handshake { step: "Auth", error }
     })?;
     let tee = request.tee;
-    let spoken = &kbs.settings.load().protocol.versions;
-    let version = ProtocolVersion::negotiate(&request.version, spoken).map_err(|why| {
+    let settings = kbs.settings.load_full();
+    let version = ProtocolVersion::negotiate(&request.version, &settings.protocol.versions).map_err(|why| {
         kbs.metrics.count("auth", "version");
         kbs.metrics.client(None, tee);
         info!(%tee, %why, "auth refused");
