@@ -3,11 +3,15 @@
 //! Relative paths are relative to the folder of the file. Nothing is open by default: TLS is required unless
 //! `insecure_http` says otherwise, no administrator is let in, simulated and sample evidence is refused.
 
+mod storage;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use thiserror::Error;
+
+pub(crate) use storage::{StorageBackend, StorageType, Tls};
 
 /// Why the configuration was refused.
 #[derive(Debug, Error)]
@@ -237,48 +241,6 @@ pub(crate) struct Acl {
     pub(crate) allowed_endpoints: String,
 }
 
-/// `[storage_backend]`.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct StorageBackend {
-    pub(crate) storage_type: StorageType,
-    pub(crate) backends: Backends,
-}
-
-/// Where things are kept.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-pub(crate) enum StorageType {
-    /// Ours: an SQLite file with sealed values.
-    #[default]
-    #[serde(alias = "sqlite")]
-    Sqlite,
-    /// Forgotten at the end.
-    #[serde(alias = "memory")]
-    Memory,
-}
-
-/// `[storage_backend.backends]`.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct Backends {
-    pub(crate) sqlite: Sqlite,
-}
-
-/// `[storage_backend.backends.sqlite]`.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct Sqlite {
-    pub(crate) file_path: PathBuf,
-    /// Key of the store, 64 hexadecimal digits, mode 0600; made at the first start. `KBS_STORE_KEY` wins.
-    pub(crate) key_path: PathBuf,
-}
-
-impl Default for Sqlite {
-    fn default() -> Self {
-        Self { file_path: "kbs.db".into(), key_path: "store.key".into() }
-    }
-}
-
 /// `[log]`, ours.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -344,7 +306,7 @@ impl Config {
         ) {
             return refuse("signer.algorithm must be ES256 or ES384");
         }
-        Ok(())
+        self.storage_backend.check().map_err(|why| ConfigError::Value(why.to_owned()))
     }
 
     /// A path of the configuration, as it is to be opened.
@@ -407,5 +369,17 @@ mod tests {
         assert!(read(&format!("{text}\n[colour]")).is_err());
         assert!(read(&text.replace("\"0.0.0.0:8443\"", "")).is_err());
         assert!(read(&text.replace("coco_as_builtin", "intel_ta")).is_err());
+        let postgres = r#"
+            [storage_backend]
+            storage_type = "Postgres"
+            kept_versions = 3
+            backends.postgres = { host = "db", port = 5433, db = "trustee", username = "kbs", password = "secret" }
+        "#;
+        let storage = read(&format!("{text}{postgres}")).unwrap().storage_backend;
+        assert_eq!((storage.storage_type, storage.backends.postgres.port), (StorageType::Postgres, 5433));
+        assert!(!format!("{storage:?}").contains("secret"));
+        assert!(
+            read(&format!("{text}{}", postgres.replace("kept_versions = 3", "kept_versions = 0"))).is_err()
+        );
     }
 }

@@ -16,11 +16,13 @@ mod error;
 mod handshake;
 mod init;
 mod jwe;
+mod maintenance;
 mod metrics;
 mod policy;
 mod server;
 mod session;
 mod state;
+mod storage;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -53,12 +55,14 @@ struct Arguments {
 enum Command {
     /// Make keys, a certificate and a configuration in a folder.
     Init(init::Init),
+    #[command(flatten)]
+    Maintenance(maintenance::Command),
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match run(&arguments) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("kbs: {error:#}");
             ExitCode::FAILURE
@@ -66,9 +70,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: &Arguments) -> anyhow::Result<()> {
+fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     if let Some(Command::Init(init)) = &arguments.command {
-        return init::run(init);
+        return init::run(init).map(|()| ExitCode::SUCCESS);
     }
     let path = arguments
         .config_file
@@ -76,7 +80,11 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         .context("no configuration: give --config-file FILE or KBS_CONFIG_FILE (kbs init DIR makes one)")?;
     let config = Config::read(path)?;
     log(&config.log)?;
-    tokio::runtime::Runtime::new()?.block_on(serve(&config, arguments.check))
+    if let Some(Command::Maintenance(command)) = &arguments.command {
+        return maintenance::run(command, &config);
+    }
+    tokio::runtime::Runtime::new()?.block_on(serve(&config, arguments.check))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn log(log: &Log) -> anyhow::Result<()> {

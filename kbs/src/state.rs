@@ -3,19 +3,17 @@
 use std::sync::Arc;
 
 use kata_cc_attestation_service::service::{AttestationService, signing_key};
-use kata_cc_attestation_service::store::{Store, StoreKey};
 use kata_cc_attestation_service::token::{TokenBroker, TokenVerifier};
 use kata_cc_attestation_service::verify::{SampleVerifier, Verifiers};
+use kata_cc_store::Store;
 use tracing::warn;
 
 use crate::admin::AdminGate;
-use crate::config::{AuthorizationMode, Config, StorageType};
+use crate::config::{AuthorizationMode, Config};
 use crate::metrics::Metrics;
 use crate::policy::ResourcePolicy;
 use crate::session::Sessions;
-
-/// Environment variable with the store's key in hex.
-const STORE_KEY: &str = "KBS_STORE_KEY";
+use crate::storage;
 
 /// Shared state.
 pub(crate) struct Kbs {
@@ -46,7 +44,7 @@ const KEY_PATHS: [&str; 5] = [
 impl Kbs {
     /// Opens store and keys, compiles policies.
     pub(crate) async fn new(config: &Config) -> anyhow::Result<Arc<Self>> {
-        let store = open_store(config).await?;
+        let store = storage::open(config).await?;
         let broker = &config.attestation_service.attestation_token_broker;
         let key = signing_key(&config.path(&broker.signer.key_path), &broker.signer.algorithm)?;
         let broker = TokenBroker::new(key, &broker.issuer_name, broker.duration_min);
@@ -76,21 +74,6 @@ impl Kbs {
             store,
         }))
     }
-}
-
-async fn open_store(config: &Config) -> anyhow::Result<Store> {
-    let from_environment = std::env::var(STORE_KEY).ok().map(zeroize::Zeroizing::new);
-    let sqlite = &config.storage_backend.backends.sqlite;
-    Ok(match config.storage_backend.storage_type {
-        StorageType::Memory => Store::in_memory(StoreKey::ephemeral()).await?,
-        StorageType::Sqlite => {
-            let key = match from_environment {
-                Some(text) => StoreKey::from_hex(&text)?,
-                None => StoreKey::from_file(&config.path(&sqlite.key_path))?,
-            };
-            Store::open(&config.path(&sqlite.file_path), key).await?
-        }
-    })
 }
 
 fn verifiers(config: &Config) -> anyhow::Result<Verifiers> {
