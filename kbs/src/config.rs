@@ -9,11 +9,11 @@ mod administration;
 mod documented;
 mod load;
 mod operation;
+mod storage;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use kata_cc_kbs_pkcs11::WrapAlgorithm;
 use serde::Deserialize;
 use thiserror::Error;
 
@@ -21,6 +21,7 @@ use crate::plugins::PluginConfig;
 
 pub(crate) use administration::{Admin, AuthorizationMode, CertificateIdentity, IdentityProvider};
 pub(crate) use operation::{LimitsConfig, Log, LogFormat, PolicyFiles, ProtocolConfig, Telemetry};
+pub(crate) use storage::{StorageBackend, StorageType, Tls};
 
 /// Why the configuration was refused.
 #[derive(Debug, Error)]
@@ -187,59 +188,6 @@ pub(crate) struct Simulated {
     pub(crate) trust_anchor: PathBuf,
 }
 
-/// `[storage_backend]`.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct StorageBackend {
-    pub(crate) storage_type: StorageType,
-    pub(crate) backends: Backends,
-}
-
-/// Where things are kept.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-pub(crate) enum StorageType {
-    /// Ours: an SQLite file with sealed values.
-    #[default]
-    #[serde(alias = "sqlite")]
-    Sqlite,
-    /// Forgotten at the end.
-    #[serde(alias = "memory")]
-    Memory,
-}
-
-/// `[storage_backend.backends]`.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct Backends {
-    pub(crate) sqlite: Sqlite,
-}
-
-/// `[storage_backend.backends.sqlite]`.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct Sqlite {
-    pub(crate) file_path: PathBuf,
-    /// Key of the store, 64 hexadecimal digits, mode 0600; made at the first start. `KBS_STORE_KEY` wins.
-    pub(crate) key_path: PathBuf,
-    /// Key of the token of `[[plugins]]` `pkcs11` that wraps the key in `key_path`.
-    pub(crate) key_wrapped_by: Option<KeyWrappedBy>,
-}
-
-/// `key_wrapped_by = { label, algorithm }`.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct KeyWrappedBy {
-    /// `CKA_LABEL`.
-    pub(crate) label: String,
-    pub(crate) algorithm: WrapAlgorithm,
-}
-
-impl Default for Sqlite {
-    fn default() -> Self {
-        Self { file_path: "kbs.db".into(), key_path: "store.key".into(), key_wrapped_by: None }
-    }
-}
-
 impl Config {
     /// Reads a file, and what the environment overrides of it.
     pub(crate) fn read(path: &Path) -> Result<Self, ConfigError> {
@@ -287,6 +235,7 @@ impl Config {
         }
         self.protocol.check()?;
         self.limits.check()?;
+        self.storage_backend.check().map_err(|why| ConfigError::Value(why.to_owned()))?;
         self.admin.check(http.client_ca.is_some())
     }
 
@@ -350,5 +299,17 @@ mod tests {
         assert!(read(&format!("{text}\n[colour]")).is_err());
         assert!(read(&text.replace("\"0.0.0.0:8443\"", "")).is_err());
         assert!(read(&text.replace("coco_as_builtin", "intel_ta")).is_err());
+        let postgres = r#"
+            [storage_backend]
+            storage_type = "Postgres"
+            kept_versions = 3
+            backends.postgres = { host = "db", port = 5433, db = "trustee", username = "kbs", password = "secret" }
+        "#;
+        let storage = read(&format!("{text}{postgres}")).unwrap().storage_backend;
+        assert_eq!((storage.storage_type, storage.backends.postgres.port), (StorageType::Postgres, 5433));
+        assert!(!format!("{storage:?}").contains("secret"));
+        assert!(
+            read(&format!("{text}{}", postgres.replace("kept_versions = 3", "kept_versions = 0"))).is_err()
+        );
     }
 }

@@ -20,6 +20,7 @@ mod hardening;
 mod init;
 mod jwe;
 mod limits;
+mod maintenance;
 mod metrics;
 #[cfg(test)]
 mod model_test;
@@ -30,6 +31,7 @@ mod request;
 mod server;
 mod session;
 mod state;
+mod storage;
 mod telemetry;
 #[cfg(test)]
 mod test_utils;
@@ -70,12 +72,14 @@ struct Arguments {
 enum Command {
     /// Make keys, a certificate and a configuration in a folder.
     Init(init::Init),
+    #[command(flatten)]
+    Maintenance(maintenance::Command),
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match run(&arguments) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("kbs: {error:#}");
             ExitCode::FAILURE
@@ -83,9 +87,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: &Arguments) -> anyhow::Result<()> {
+fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     if let Some(Command::Init(init)) = &arguments.command {
-        return init::run(init);
+        return init::run(init).map(|()| ExitCode::SUCCESS);
     }
     let path = arguments
         .config_file
@@ -95,7 +99,12 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     // Fails only where it was done before.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let config = Config::read(path)?;
-    tokio::runtime::Runtime::new()?.block_on(serve(path, &config, arguments.check))
+    if let Some(Command::Maintenance(command)) = &arguments.command {
+        telemetry::log_only(&config.log)?;
+        return maintenance::run(command, &config);
+    }
+    tokio::runtime::Runtime::new()?.block_on(serve(path, &config, arguments.check))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn serve(path: &Path, config: &Config, check: bool) -> anyhow::Result<()> {

@@ -5,24 +5,21 @@ use std::sync::atomic::AtomicBool;
 
 use arc_swap::ArcSwap;
 use kata_cc_attestation_service::service::{AttestationService, signing_key};
-use kata_cc_attestation_service::store::{Store, StoreKey};
 use kata_cc_attestation_service::token::{TokenBroker, TokenVerifier};
 use kata_cc_attestation_service::verify::{SampleVerifier, Verifiers};
+use kata_cc_store::Store;
 use tracing::warn;
 
 use crate::admin::AdminGate;
-use crate::config::{AuthorizationMode, Config, StorageType};
+use crate::config::{AuthorizationMode, Config};
 use crate::limits::Budget;
 use crate::metrics::Metrics;
 use crate::plugins::Plugins;
-use crate::plugins::pkcs11::{Token, store_key};
 use crate::plugins::registry::{Context, open_token};
 use crate::policy::ResourcePolicy;
 use crate::reload::Settings;
 use crate::session::Sessions;
-
-/// Environment variable with the store's key in hex.
-const STORE_KEY: &str = "KBS_STORE_KEY";
+use crate::storage;
 
 /// Shared state.
 pub(crate) struct Kbs {
@@ -63,7 +60,7 @@ impl Kbs {
     /// Opens store and keys, compiles policies.
     pub(crate) async fn new(config: &Config) -> anyhow::Result<Arc<Self>> {
         let token = open_token(&config.plugins, &config.base).await?;
-        let store = open_store(config, token.as_deref()).await?;
+        let store = storage::open_by(config, token.as_deref()).await?;
         let broker = &config.attestation_service.attestation_token_broker;
         let key = signing_key(&config.path(&broker.signer.key_path), &broker.signer.algorithm)?;
         let broker = TokenBroker::new(key, &broker.issuer_name, broker.duration_min);
@@ -101,28 +98,6 @@ impl Kbs {
             store,
         }))
     }
-}
-
-async fn open_store(config: &Config, token: Option<&Token>) -> anyhow::Result<Store> {
-    let from_environment = std::env::var(STORE_KEY).ok().map(zeroize::Zeroizing::new);
-    let sqlite = &config.storage_backend.backends.sqlite;
-    Ok(match config.storage_backend.storage_type {
-        StorageType::Memory => Store::in_memory(StoreKey::ephemeral()).await?,
-        StorageType::Sqlite => {
-            let path = config.path(&sqlite.key_path);
-            let key = match (from_environment, &sqlite.key_wrapped_by) {
-                (Some(text), _) => StoreKey::from_hex(&text)?,
-                (None, None) => StoreKey::from_file(&path)?,
-                (None, Some(by)) => {
-                    let token = token.ok_or_else(|| {
-                        anyhow::anyhow!("key_wrapped_by needs [[plugins]] name = \"pkcs11\"")
-                    })?;
-                    store_key::load(token, &by.label, by.algorithm, &path).await?
-                }
-            };
-            Store::open(&config.path(&sqlite.file_path), key).await?
-        }
-    })
 }
 
 fn verifiers(config: &Config) -> anyhow::Result<Verifiers> {

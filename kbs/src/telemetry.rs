@@ -40,6 +40,16 @@ pub(crate) fn filter(log: &Log) -> anyhow::Result<EnvFilter> {
     EnvFilter::try_new(&level).with_context(|| format!("log level {level:?}"))
 }
 
+/// Starts logging for a command that ends soon: no traces, nothing to change.
+pub(crate) fn log_only(log: &Log) -> anyhow::Result<()> {
+    let builder = tracing_subscriber::fmt().with_env_filter(filter(log)?).with_writer(std::io::stderr);
+    match log.format {
+        LogFormat::Text => builder.with_ansi(false).init(),
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+    }
+    Ok(())
+}
+
 impl Telemeter {
     /// Starts logging, and tracing where it is configured. Must run inside the runtime, which the traces are sent from.
     pub(crate) fn start(log: &Log, telemetry: &Telemetry) -> anyhow::Result<Self> {
