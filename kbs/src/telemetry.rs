@@ -88,8 +88,9 @@ impl Telemeter {
     }
 }
 
+/// Our spans. Their events are the log's: they name resources and what was seen, which no collector needs.
 fn ours(metadata: &tracing::Metadata<'_>) -> bool {
-    ["kbs", "kata_cc"].iter().any(|prefix| metadata.target().starts_with(prefix))
+    metadata.is_span() && ["kbs", "kata_cc"].iter().any(|prefix| metadata.target().starts_with(prefix))
 }
 
 fn provider(endpoint: &str, service: &str) -> anyhow::Result<SdkTracerProvider> {
