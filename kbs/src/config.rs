@@ -19,7 +19,9 @@ use thiserror::Error;
 
 use crate::plugins::PluginConfig;
 
-pub(crate) use administration::{Admin, AuthorizationMode, CertificateIdentity, IdentityProvider};
+pub(crate) use administration::{
+    Admin, AuthorizationMode, BuiltinAcl, CertificateIdentity, IdentityProvider,
+};
 pub(crate) use operation::{LimitsConfig, Log, LogFormat, PolicyFiles, ProtocolConfig, Telemetry};
 pub(crate) use storage::{StorageBackend, StorageType, Tls};
 

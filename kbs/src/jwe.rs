@@ -46,11 +46,6 @@ pub(crate) struct Form {
     pub(crate) allow_rsa1_5: bool,
 }
 
-impl Form {
-    /// Of the newest version, and safe.
-    pub(crate) const STRICT: Self = Self { version: ProtocolVersion::V0_4_0, allow_rsa1_5: false };
-}
-
 /// Encrypts `plain` to `key`.
 pub(crate) fn encrypt(key: &TeePubKey, plain: &[u8], form: Form) -> Result<JweResponse, JweError> {
     let mut content_key = Zeroizing::new([0; 32]);
@@ -172,6 +167,7 @@ mod tests {
     use kata_cc_kbs_client::{KeyAlgorithm, TeeKey, jwe::decrypt};
     use serde_json::Value;
 
+    const STRICT: Form = Form { version: ProtocolVersion::V0_4_0, allow_rsa1_5: false };
     const OLD: Form = Form { version: ProtocolVersion::V0_1_1, allow_rsa1_5: true };
 
     #[test]
@@ -237,7 +233,7 @@ mod tests {
             let key = TeeKey::from_pem(case["private_key_pem"].as_str().unwrap().as_bytes()).unwrap();
             let plain =
                 kata_cc_kbs_protocol::from_base64_standard(case["plaintext_b64"].as_str().unwrap()).unwrap();
-            let ours = encrypt(key.public(), &plain, Form::STRICT).unwrap();
+            let ours = encrypt(key.public(), &plain, STRICT).unwrap();
             assert_eq!(decrypt(&key, &ours).unwrap().as_slice(), plain, "{name}");
             let ours = serde_json::to_value(&ours).unwrap();
             let recorded = &case["jwe"];
@@ -264,7 +260,7 @@ mod tests {
     #[test]
     fn the_header_survives_being_serialised_anew() {
         let key = TeeKey::generate(KeyAlgorithm::EcdhP256).unwrap();
-        let jwe = encrypt(key.public(), b"x", Form::STRICT).unwrap();
+        let jwe = encrypt(key.public(), b"x", STRICT).unwrap();
         let header = String::from_utf8(from_base64_url(&jwe.protected).unwrap()).unwrap();
         assert!(
             header.starts_with(

@@ -117,18 +117,6 @@ impl ResourcePolicy {
         program.decide(claims, plugin, path, query)
     }
 
-    /// The same; a denial is an error that says why.
-    pub(crate) async fn check(
-        &self,
-        claims: &Value,
-        plugin: &str,
-        path: &[String],
-        query: &BTreeMap<String, String>,
-    ) -> Result<(), ApiError> {
-        let decision = self.decide(claims, plugin, path, query).await?;
-        if decision.allow { Ok(()) } else { Err(ApiError::PolicyDeny(decision.explanation)) }
-    }
-
     /// What `text`, or the policy in force, would say.
     pub(crate) async fn dry_run(
         &self,
@@ -217,7 +205,9 @@ mod tests {
 
     /// A guest that asks for a resource.
     async fn check(policy: &ResourcePolicy, claims: &Value, path: &ResourcePath) -> Result<(), ApiError> {
-        policy.check(claims, "resource", &path.segments().map(str::to_owned), &BTreeMap::new()).await
+        let segments = path.segments().map(str::to_owned);
+        let decision = policy.decide(claims, "resource", &segments, &BTreeMap::new()).await?;
+        if decision.allow { Ok(()) } else { Err(ApiError::PolicyDeny(decision.explanation)) }
     }
 
     fn claims(tee: &str, status: &str) -> Value {

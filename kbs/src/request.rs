@@ -27,10 +27,6 @@ pub(crate) const REQUEST_ID: &str = "x-request-id";
 /// Media type of an error on our own paths.
 const PROBLEM: &str = "application/problem+json";
 
-/// Id of a request, an extension of it.
-#[derive(Debug, Clone)]
-pub(crate) struct RequestId(pub(crate) String);
-
 /// Whether a path is our own, not Trustee's: errors are problem+json there.
 fn ours(method: &Method, path: &str) -> bool {
     let Some(rest) = path.strip_prefix("/kbs/v0/") else {
@@ -44,12 +40,11 @@ fn ours(method: &Method, path: &str) -> bool {
 }
 
 /// The outermost layer.
-pub(crate) async fn observe(State(kbs): State<Shared>, mut request: Request, next: Next) -> Response {
+pub(crate) async fn observe(State(kbs): State<Shared>, request: Request, next: Next) -> Response {
     let begin = Instant::now();
     let id = uuid::Uuid::new_v4().simple().to_string();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let route = request.extensions().get::<MatchedPath>().map_or("unknown", MatchedPath::as_str).to_owned();
-    request.extensions_mut().insert(RequestId(id.clone()));
     let span = tracing::info_span!(
         "request", otel.name = %format!("{method} {route}"), otel.kind = "server", id, %method, route,
         status = tracing::field::Empty, protocol = tracing::field::Empty, tee = tracing::field::Empty,
