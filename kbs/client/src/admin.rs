@@ -140,7 +140,8 @@ impl AdminClient {
         let mut all = Vec::new();
         let mut after = String::new();
         loop {
-            let page = self.http.request(Method::GET, "/admin/resources").query(&[("after", &after)]);
+            // A path has no character that means anything in a query.
+            let page = self.http.request(Method::GET, &format!("/admin/resources?after={after}"));
             let page: ResourceList = self.call("resource list", page).await?.json("resource list")?;
             all.extend(page.resources);
             match page.next {
@@ -153,9 +154,8 @@ impl AdminClient {
     /// What a listing tells of one resource. Ours, not Trustee's.
     pub async fn resource_metadata(&self, path: &ResourcePath) -> Result<ResourceEntry, ClientError> {
         let name = path.to_string();
-        let page = self.http.request(Method::GET, "/admin/resources");
         // The first that begins with a name is that name, if it is there.
-        let page = page.query(&[("prefix", name.as_str()), ("limit", "1")]);
+        let page = self.http.request(Method::GET, &format!("/admin/resources?limit=1&prefix={name}"));
         let page: ResourceList = self.call(&path.uri(), page).await?.json("resource list")?;
         let found = page.resources.into_iter().find(|entry| entry.path == name);
         found.ok_or_else(|| ClientError::NotFound {

@@ -16,10 +16,9 @@ use tracing::info;
 use super::{AdminCall, Shared, caller, number, only, query};
 use crate::audit;
 use crate::error::ApiError;
+use crate::plugins::REPOSITORY;
 use crate::state::Kbs;
 
-/// Namespace of resources in the store.
-pub(crate) const REPOSITORY: &str = "repository";
 /// Entries of a page of the listing, unless it is told.
 const PAGE: u64 = 1000;
 /// Most that may be told.

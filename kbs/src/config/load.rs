@@ -5,7 +5,6 @@
 
 use std::path::Path;
 
-use serde::Deserialize as _;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 

@@ -88,6 +88,7 @@ pub(crate) struct Postgres {
     pub(crate) db: String,
     pub(crate) username: String,
     /// Better in `password_file`.
+    #[serde(deserialize_with = "secret")]
     pub(crate) password: Option<Zeroizing<String>>,
     /// Ours: a file of mode 0600 with the password; a newline at its end is no part of it.
     pub(crate) password_file: Option<PathBuf>,
@@ -99,6 +100,11 @@ pub(crate) struct Postgres {
     pub(crate) connections: u32,
     /// Ours: key of the store, the same for all replicas; made at the first start.
     pub(crate) key_path: PathBuf,
+}
+
+/// A text that is wiped when it is dropped.
+fn secret<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Zeroizing<String>>, D::Error> {
+    Option::<String>::deserialize(from).map(|text| text.map(Zeroizing::new))
 }
 
 impl Default for Postgres {
