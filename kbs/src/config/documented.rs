@@ -22,7 +22,8 @@ fn at(path: &[&str], value: Value) -> Value {
 fn members(path: &[&str]) -> Option<Vec<String>> {
     let unknown = Value::Table(Table::from_iter([(UNKNOWN.to_owned(), Value::Boolean(true))]));
     let error = at(path, unknown).try_into::<Config>().err()?.to_string();
-    let (_, known) = error.split_once(&format!("unknown field `{UNKNOWN}`, expected "))?;
+    // Further lines tell where.
+    let (_, known) = error.lines().next()?.split_once(&format!("unknown field `{UNKNOWN}`, expected "))?;
     Some(known.split('`').skip(1).step_by(2).map(str::to_owned).collect())
 }
 

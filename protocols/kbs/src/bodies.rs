@@ -243,7 +243,7 @@ mod tests {
         let Some(folder) = crate::initdata::tests::vectors("coco/runtime-data") else { return };
         let cases: Vec<Value> =
             serde_json::from_slice(&std::fs::read(folder.join("cases.json")).unwrap()).unwrap();
-        for case in &cases {
+        for case in cases.iter().filter(|case| case["wire_runtime_data"]["tee-pubkey"].is_object()) {
             let runtime = &case["wire_runtime_data"];
             let body = json!({"tee-pubkey": runtime["tee-pubkey"], "tee-evidence": "{}"}).to_string();
             let AttestBody::Legacy(read) = attestation(body.as_bytes()).unwrap() else { panic!() };
