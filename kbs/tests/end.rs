@@ -38,7 +38,7 @@ fn running_requests_finish_and_idle_connections_do_not_hold_it() {
     assert_eq!(idle.read(&mut [0]).unwrap(), 0, "an idle connection is closed");
     running.write_all(b"}").unwrap();
     let answered = answer(&mut running);
-    assert!(answered.starts_with("HTTP/1.1 401"), "{answered}");
+    assert!(answered.starts_with("HTTP/1.1 400"), "{answered}");
     let (code, log) = stopped.join().unwrap();
     assert_eq!(code, Some(0), "{log}");
     assert!(log.contains("draining") && !log.contains("cut off"), "{log}");

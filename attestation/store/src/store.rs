@@ -238,6 +238,12 @@ pub(crate) fn check_key(key: &StoreKey, generation: i64, sealed: Vec<u8>) -> Res
 
 /// Checks the key of a store; makes what a new one needs. Returns the audit log's signer and the number of the key.
 async fn prepare(engine: &Engine, key: &StoreKey) -> Result<(Signer, i64), StoreError> {
+    // Without the lock first: a maintenance command does not wait for a service that writes all the time.
+    let mut tx = engine.snapshot().await?;
+    if let Some(head) = Head::of(&mut tx).await?.filter(|head| head.generation > 0) {
+        return signer(&mut tx, key, head).await;
+    }
+    drop(tx);
     let mut tx = engine.write().await?;
     // The first replica inserts, others wait for it here.
     let sql = "INSERT INTO store_state (id, generation, key_check, audit_seq, audit_hash, audit_time, \
@@ -249,13 +255,16 @@ async fn prepare(engine: &Engine, key: &StoreKey) -> Result<(Signer, i64), Store
         tx.commit().await?;
         return Ok((signer, 1));
     }
+    signer(&mut tx, key, head).await
+}
+
+/// Checks the key of a store that has one, and reads the audit log's signer.
+async fn signer(tx: &mut Tx, key: &StoreKey, head: Head) -> Result<(Signer, i64), StoreError> {
     check_key(key, head.generation, head.key_check)?;
     let (namespace, name) = AUDIT_KEY;
     let missing = || StoreError::Sealed { namespace: namespace.to_owned(), name: name.to_owned() };
-    let stored = latest(&mut tx, namespace, name).await?.ok_or_else(missing)?;
-    let signer = Signer::new(&stored.unseal(key)?.value)?;
-    tx.commit().await?;
-    Ok((signer, head.generation))
+    let stored = latest(tx, namespace, name).await?.ok_or_else(missing)?;
+    Ok((Signer::new(&stored.unseal(key)?.value)?, head.generation))
 }
 
 /// Makes a store of an empty database, or of one of before there was an audit log.

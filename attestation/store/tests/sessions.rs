@@ -121,13 +121,13 @@ async fn run(replicas: &[Arc<dyn SessionStore>], run: usize, calls: &[Call]) {
 #[test]
 fn no_order_of_calls_attests_who_was_not_judged() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let mut number = 0;
+    let number = std::cell::Cell::new(0);
     let mut runner = TestRunner::new(Config { cases: 500, failure_persistence: None, ..Config::default() });
     runner
         .run(&calls(), |calls| {
-            number += 1;
+            number.set(number.get() + 1);
             let store: Arc<dyn SessionStore> = Arc::new(MemorySessions::default());
-            runtime.block_on(run(&[store], number, &calls));
+            runtime.block_on(run(&[store], number.get(), &calls));
             Ok(())
         })
         .unwrap();
@@ -141,12 +141,12 @@ fn nor_over_two_replicas() {
     let open = || runtime.block_on(Store::postgres(&postgres.options(), key.clone())).unwrap();
     let stores = [open(), open()];
     let replicas = [stores[0].sessions(), stores[1].sessions()];
-    let mut number = 0;
+    let number = std::cell::Cell::new(0);
     let mut runner = TestRunner::new(Config { cases: 60, failure_persistence: None, ..Config::default() });
     runner
         .run(&calls(), |calls| {
-            number += 1;
-            runtime.block_on(run(&replicas, number, &calls));
+            number.set(number.get() + 1);
+            runtime.block_on(run(&replicas, number.get(), &calls));
             Ok(())
         })
         .unwrap();

@@ -251,11 +251,6 @@ impl Chain {
         Self { key, seq: 0, hash: key.genesis(), vouched: 0, known }
     }
 
-    /// Number of the last record.
-    pub(crate) fn seq(&self) -> u64 {
-        self.seq
-    }
-
     /// The next record, with its number and hash as they stand beside it.
     pub(crate) fn record(&mut self, seq: u64, record: &[u8], hash: &[u8]) -> Result<(), Tampered> {
         let due = self.seq.saturating_add(1);

@@ -1,0 +1,254 @@
+//! `kbs backup`, `restore`, `rekey`, `audit`: what an operator does with the store, by the configuration of the service.
+//!
+//! Exit codes of `audit verify`: 0 the log is whole, 1 it was changed, 2 it cannot be read. Of the others: 0 done, 1 failed.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufReader, BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+use kata_cc_store::audit::{Known, PublicKey};
+use kata_cc_store::{KeySource, Store, StoreError, StoreKey};
+
+use crate::config::Config;
+use crate::storage;
+
+/// Commands that need a configuration and no listening service.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Write everything in the store to a file, sealed as it is in the store, while the service may run.
+    Backup(Backup),
+    /// Fill an empty store from a backup that was made under the same key. Stop the service first.
+    Restore(Restore),
+    /// Seal everything in the store under a new key. Stop the service (all replicas) first.
+    Rekey(Rekey),
+    /// The audit log.
+    #[command(subcommand)]
+    Audit(Audit),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Backup {
+    /// File to make.
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Restore {
+    /// File that `kbs backup` made.
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Replace what is in the store.
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Rekey {
+    /// File of the new key, made when it is absent. Needed where the key is not in a file of its own; afterwards give its
+    /// contents to whatever holds the key.
+    #[arg(long, value_name = "FILE")]
+    new_key: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Audit {
+    /// Write the log as JSON Lines, to be checked by `kata-cc audit verify`.
+    Export {
+        /// File to make; standard output without it.
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Check that no record was changed, removed, inserted or moved, and that no stored value was.
+    Verify {
+        /// A record noted elsewhere, which the log must still have: NUMBER:HASH.
+        #[arg(long, value_name = "NUMBER:HASH")]
+        after: Option<Known>,
+    },
+    /// Print the public key by which exports are checked (PEM).
+    Key,
+}
+
+/// Runs a command.
+pub(crate) fn run(command: &Command, config: &Config) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        match command {
+            Command::Backup(backup) => save(&backup.file, config).await,
+            Command::Restore(restore) => fill(restore, config).await,
+            Command::Rekey(rekey) => seal_anew(rekey, config).await,
+            Command::Audit(Audit::Verify { after }) => Ok(verify(after.as_ref(), config).await),
+            Command::Audit(Audit::Export { output }) => export(output.as_deref(), config).await,
+            Command::Audit(Audit::Key) => {
+                let store = storage::open(config).await?;
+                let key: PublicKey = store.audit().public_key();
+                store.close().await;
+                print(&key.pem())
+            }
+        }
+    })
+}
+
+/// Prints a text; a reader that went away is an error, no panic.
+fn print(text: &str) -> anyhow::Result<ExitCode> {
+    std::io::stdout().write_all(text.as_bytes()).context("standard output")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A new file of mode 0600 that is there whole or not at all: written beside its place, then moved there.
+struct NewFile {
+    path: PathBuf,
+    part: PathBuf,
+    out: BufWriter<File>,
+}
+
+impl NewFile {
+    fn make(path: &Path) -> anyhow::Result<Self> {
+        anyhow::ensure!(!path.exists(), "{} exists, it is not overwritten", path.display());
+        let mut part = path.as_os_str().to_owned();
+        part.push(".part");
+        let part = PathBuf::from(part);
+        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&part);
+        let file = file.with_context(|| format!("{} cannot be made", part.display()))?;
+        Ok(Self { path: path.to_owned(), part, out: BufWriter::new(file) })
+    }
+
+    fn finish(mut self) -> anyhow::Result<()> {
+        self.out.flush()?;
+        self.out.get_ref().sync_all()?;
+        std::fs::hard_link(&self.part, &self.path)
+            .with_context(|| format!("{} cannot be made", self.path.display()))?;
+        std::fs::remove_file(&self.part)?;
+        Ok(())
+    }
+}
+
+async fn save(path: &Path, config: &Config) -> anyhow::Result<ExitCode> {
+    let store = storage::open(config).await?;
+    let mut file = NewFile::make(path)?;
+    let done = store.backup(&mut file.out).await;
+    store.close().await;
+    let done = done?;
+    file.finish()?;
+    print(&format!("{}: {} values, {} audit records\n", path.display(), done.values, done.records))
+}
+
+async fn fill(restore: &Restore, config: &Config) -> anyhow::Result<ExitCode> {
+    let path = &restore.file;
+    File::open(path).with_context(|| format!("{} cannot be read", path.display()))?;
+    let store = storage::open(config).await?;
+    let done = store.restore(|| File::open(path).map(BufReader::new), restore.force).await?;
+    print(&format!("restored {} values, {} audit records\n", done.values, done.records))
+}
+
+/// Seals everything anew. Whatever moment it is interrupted at, doing it again completes it: the new key is on disk before
+/// anything is sealed under it, the old key stays in a file beside it.
+async fn seal_anew(rekey: &Rekey, config: &Config) -> anyhow::Result<ExitCode> {
+    let source = storage::key_source(config).context("a store in memory has no key to change")?;
+    let (new_path, replaces) = match (&source, &rekey.new_key) {
+        (_, Some(path)) => (path.clone(), None),
+        (KeySource::File(path), None) => (beside(path, ".new"), Some(path.clone())),
+        _ => {
+            anyhow::bail!("the key is not in a file of its own: name one for the new key with --new-key FILE")
+        }
+    };
+    let new = StoreKey::from_file(&new_path)?;
+    let count = match open_existing(config, &source).await {
+        Ok(store) => Some(store.rekey(&new).await?),
+        // An earlier run was interrupted after everything was sealed anew.
+        Err(error) => {
+            let done = storage::open_with(config, new).await.map_err(|_| error)?;
+            done.close().await;
+            None
+        }
+    };
+    let mut told = match count {
+        Some(count) => format!("{count} values are sealed under the new key\n"),
+        None => "the store was sealed under the new key already\n".to_owned(),
+    };
+    match replaces {
+        Some(path) => {
+            let old = beside(&path, ".old");
+            // A second link first: at no moment is there no key at the usual place.
+            let _ = std::fs::remove_file(&old);
+            std::fs::hard_link(&path, &old).with_context(|| format!("{} cannot be made", old.display()))?;
+            std::fs::rename(&new_path, &path)
+                .with_context(|| format!("{} cannot be moved to its place", new_path.display()))?;
+            told += &format!(
+                "{} is the new key; {} is the old one, which older backups need\n",
+                path.display(),
+                old.display()
+            );
+        }
+        None => told += &format!("{} is the new key: give it to the service\n", new_path.display()),
+    }
+    print(&told)
+}
+
+/// Opens the store with the key that there is, making none.
+async fn open_existing(config: &Config, source: &KeySource) -> anyhow::Result<Store> {
+    let key = match source {
+        KeySource::File(path) => StoreKey::from_existing_file(path)?,
+        other => other.load().await?,
+    };
+    storage::open_with(config, key).await
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+async fn export(output: Option<&Path>, config: &Config) -> anyhow::Result<ExitCode> {
+    let store = storage::open(config).await?;
+    match output {
+        None => {
+            let mut out = BufWriter::new(std::io::stdout());
+            store.audit().export(&mut out).await?;
+            out.flush().context("standard output")?;
+        }
+        Some(path) => {
+            let mut file = NewFile::make(path)?;
+            store.audit().export(&mut file.out).await?;
+            file.finish()?;
+        }
+    }
+    store.close().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn verify(after: Option<&Known>, config: &Config) -> ExitCode {
+    let outcome: anyhow::Result<_> = async {
+        let store = storage::open(config).await?;
+        let whole = store.audit().verify(after).await?;
+        let values = store.verify_values().await?;
+        store.close().await;
+        Ok((whole, values))
+    }
+    .await;
+    match outcome {
+        Ok((whole, values)) => {
+            let told = format!(
+                "{} audit records are whole, and {values} values; noted elsewhere, {}:{} finds an older copy of the store\n",
+                whole.records, whole.records, whole.head
+            );
+            print(&told).unwrap_or(ExitCode::FAILURE)
+        }
+        Err(error) => {
+            eprintln!("kbs: {error:#}");
+            match error.downcast_ref() {
+                Some(StoreError::Audit(tampered)) => {
+                    eprintln!("kbs: first bad record: {}", tampered.first_bad());
+                    ExitCode::from(1)
+                }
+                Some(StoreError::Sealed { .. }) => ExitCode::from(1),
+                _ => ExitCode::from(2),
+            }
+        }
+    }
+}
