@@ -235,7 +235,9 @@ async fn a_helper_that_is_killed_is_started_again() {
     let pid = plugin.token.pid().await.unwrap();
     kill("-STOP", pid);
     let (call, ()) = tokio::join!(ask(&plugin, Method::GET, "aes/x", b""), async {
-        tokio::task::yield_now().await;
+        while !plugin.token.is_busy() {
+            tokio::task::yield_now().await;
+        }
         kill("-KILL", pid);
     });
     let error = call.unwrap_err();
