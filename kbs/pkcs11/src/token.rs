@@ -189,7 +189,7 @@ impl Token {
         let kek = self.find(key, ObjectClass::SECRET_KEY, KeyType::AES)?;
         let read = self.session.get_attributes(kek, &[AttributeType::ValueLen]);
         match read.map_err(device("length of the key"))?.first() {
-            Some(Attribute::ValueLen(length)) if u64::from(**length) == AES_256 => Ok(kek),
+            Some(Attribute::ValueLen(length)) if **length == AES_256 => Ok(kek),
             _ => fail(ErrorKind::Algorithm, format!("key {key} is not of 256 bits, as A256KW needs")),
         }
     }
@@ -357,8 +357,9 @@ fn oaep(algorithm: WrapAlgorithm) -> Option<Mechanism<'static>> {
 fn from_hex(text: &str) -> Result<Vec<u8>> {
     let digits = text.as_bytes();
     let pair = |pair: &[u8]| -> Option<u8> { u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok() };
-    let bytes: Option<Vec<u8>> =
-        (digits.len() % 2 == 0 && !digits.is_empty()).then(|| digits.chunks(2).map(pair).collect()).flatten();
+    let bytes: Option<Vec<u8>> = (digits.len().is_multiple_of(2) && !digits.is_empty())
+        .then(|| digits.chunks(2).map(pair).collect())
+        .flatten();
     bytes.ok_or_else(|| HelperError::new(ErrorKind::Request, "id of the key is not hexadecimal"))
 }
 

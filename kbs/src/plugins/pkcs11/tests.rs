@@ -227,7 +227,7 @@ async fn a_helper_that_is_killed_is_started_again() {
     let kill = |signal: &str, pid: u32| run(Command::new("kill").args([signal, &pid.to_string()]));
     // Between two calls: nobody notices.
     kill("-KILL", plugin.token.pid().await.unwrap());
-    while plugin.token.pid().await.is_some_and(|pid| is_alive(pid)) {
+    while plugin.token.pid().await.is_some_and(is_alive) {
         tokio::task::yield_now().await;
     }
     assert_eq!(ask(&plugin, Method::GET, "aes/x", b"").await.unwrap(), b"secret");
