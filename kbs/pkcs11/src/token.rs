@@ -14,7 +14,7 @@ use kata_cc_kbs_pkcs11::{
     Answer, Bytes, ErrorKind, HelperError, KeyName, MAX_RANDOM, MAX_SECRET, MAX_WRAP, Operation, Secret,
     TokenChoice, WrapAlgorithm,
 };
-use zeroize::Zeroizing;
+use zeroize::{Zeroize as _, Zeroizing};
 
 /// Bytes of a key for A256KW.
 const AES_256: u64 = 32;
@@ -168,7 +168,7 @@ impl Token {
         let plain = match oaep(algorithm) {
             Some(mechanism) => {
                 let key = self.find(key, ObjectClass::PRIVATE_KEY, KeyType::RSA)?;
-                self.session.decrypt(&mechanism, key, wrapped).map_err(unwrapping(&what))?
+                Zeroizing::new(self.session.decrypt(&mechanism, key, wrapped).map_err(unwrapping(&what))?)
             }
             None => {
                 let kek = self.aes_key(key)?;
@@ -189,25 +189,29 @@ impl Token {
         let kek = self.find(key, ObjectClass::SECRET_KEY, KeyType::AES)?;
         let read = self.session.get_attributes(kek, &[AttributeType::ValueLen]);
         match read.map_err(device("length of the key"))?.first() {
-            Some(Attribute::ValueLen(length)) if u64::from(**length) == AES_256 => Ok(kek),
+            Some(Attribute::ValueLen(length)) if **length == AES_256 => Ok(kek),
             _ => fail(ErrorKind::Algorithm, format!("key {key} is not of 256 bits, as A256KW needs")),
         }
     }
 
     /// Puts a key into the session, for the token to wrap it.
     fn session_key(&self, value: &[u8]) -> Result<ObjectHandle> {
-        let mut template = vec![
-            Attribute::Class(ObjectClass::SECRET_KEY),
-            Attribute::KeyType(KeyType::GENERIC_SECRET),
-            Attribute::Value(value.to_vec()),
-        ];
-        template.extend([
-            Attribute::Token(false),
-            Attribute::Private(true),
-            Attribute::Sensitive(false),
-            Attribute::Extractable(true),
-        ]);
-        self.session.create_object(&template).map_err(device("putting the key into the session"))
+        self.create(inner_template(), value).map_err(device("putting the key into the session"))
+    }
+
+    /// Makes an object with a value, and wipes the copy of the value that this takes.
+    fn create(
+        &self,
+        template: impl Into<Vec<Attribute>>,
+        value: &[u8],
+    ) -> std::result::Result<ObjectHandle, Error> {
+        let mut template = template.into();
+        template.push(Attribute::Value(value.to_vec()));
+        let made = self.session.create_object(&template);
+        if let Some(Attribute::Value(mut copy)) = template.pop() {
+            copy.zeroize();
+        }
+        made
     }
 
     /// Removes an object of the session. A token that cannot is not asked for more.
@@ -304,10 +308,9 @@ impl Token {
             Attribute::Sensitive(false),
             Attribute::Extractable(true),
             Attribute::Label(label.as_bytes().to_vec()),
-            Attribute::Value(value.0.to_vec()),
         ];
         // The new one first: when this fails, the old one is still there.
-        self.session.create_object(&template).map_err(device("writing the secret"))?;
+        self.create(template, &value.0).map_err(device("writing the secret"))?;
         for object in old {
             self.session.destroy_object(object).map_err(device("removing the old secret"))?;
         }
@@ -354,8 +357,9 @@ fn oaep(algorithm: WrapAlgorithm) -> Option<Mechanism<'static>> {
 fn from_hex(text: &str) -> Result<Vec<u8>> {
     let digits = text.as_bytes();
     let pair = |pair: &[u8]| -> Option<u8> { u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok() };
-    let bytes: Option<Vec<u8>> =
-        (digits.len() % 2 == 0 && !digits.is_empty()).then(|| digits.chunks(2).map(pair).collect()).flatten();
+    let bytes: Option<Vec<u8>> = (digits.len().is_multiple_of(2) && !digits.is_empty())
+        .then(|| digits.chunks(2).map(pair).collect())
+        .flatten();
     bytes.ok_or_else(|| HelperError::new(ErrorKind::Request, "id of the key is not hexadecimal"))
 }
 

@@ -397,4 +397,55 @@ mod tests {
             assert!(error.to_string().contains(why), "{error}");
         }
     }
+
+    const PAGE: &str = include_str!("../../../docs/operator-guide/plugins.md");
+
+    #[test]
+    fn the_examples_of_the_documentation_are_read() {
+        #[derive(Deserialize)]
+        struct Page {
+            plugins: Vec<PluginConfig>,
+        }
+        let mut seen = 0;
+        for text in PAGE.split("```toml\n").skip(1).filter_map(|part| part.split_once("```")) {
+            if !text.0.starts_with("[[plugins]]") {
+                continue;
+            }
+            for config in toml::from_str::<Page>(text.0).unwrap().plugins {
+                match config {
+                    PluginConfig::Resource(config) => config.limits.check("resource").unwrap(),
+                    PluginConfig::Pkcs11(config) => config.check().unwrap(),
+                    PluginConfig::Vault(config) => config.check().unwrap(),
+                    PluginConfig::Ca(config) => assert_eq!(config.check().unwrap().len(), 2),
+                }
+                seen += 1;
+            }
+        }
+        assert_eq!(seen, 3);
+        let limits = PAGE.split_once("takes `limits = ").unwrap().1.split_once('`').unwrap().0;
+        let limits: toml::Table = toml::from_str(&format!("limits = {limits}")).unwrap();
+        let limits: LimitsConfig = limits["limits"].clone().try_into().unwrap();
+        assert_eq!(limits, LimitsConfig::default());
+    }
+
+    #[test]
+    fn the_policy_of_the_documentation_holds() {
+        use kata_cc_policy::engine::{Limits, Program};
+        use serde_json::json;
+        let (text, _) = PAGE.split_once("```rego\n").unwrap().1.split_once("```").unwrap();
+        let program = Program::compile("page", text, &Limits::default()).unwrap();
+        let allows = |tee: &str, plugin: &str, path: &[&str]| {
+            let claims = json!({"submods": {"cpu0": {"ear.status": "affirming",
+                "ear.veraison.annotated-evidence": {tee: {}}}}});
+            let data = json!({"plugin": plugin, "resource-path": path, "query": {}});
+            program.evaluate("data.policy.allow", &claims, &data).unwrap().is_true()
+        };
+        assert!(allows("snp", "pkcs11", &["wrap", "db-password"]));
+        assert!(allows("snp", "vault", &["kv", "apps", "shop", "db"]));
+        assert!(allows("snp", "ca", &["certificate"]));
+        assert!(!allows("sim-snp", "ca", &["certificate"]));
+        assert!(!allows("snp", "vault", &["kv", "apps", "bank", "db"]));
+        assert!(!allows("snp", "pkcs11", &["wrap", "other"]));
+        assert!(!allows("snp", "resource", &["a", "b", "c"]));
+    }
 }

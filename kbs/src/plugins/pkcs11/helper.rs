@@ -124,6 +124,12 @@ impl Token {
         self.state.lock().await.running.as_ref().and_then(|running| running.child.id())
     }
 
+    /// Whether a call is under way.
+    #[cfg(test)]
+    pub(crate) fn is_busy(&self) -> bool {
+        self.state.try_lock().is_err()
+    }
+
     /// Asks one thing.
     pub(crate) async fn ask(&self, operation: Operation) -> Result<Answer, TokenError> {
         let mut state = self.state.lock().await;

@@ -238,17 +238,15 @@ impl Plugin for Pkcs11 {
     }
 
     fn validate_auth(&self, request: &PluginRequest) -> Result<Access, PluginError> {
-        let blob = matches!(self.target(request), Ok(Target::Blob { .. }) | Err(PluginError::NotFound(_)));
-        match request.method {
+        let blob = match self.target(request) {
+            Err(error @ PluginError::Path(_)) => return Err(error),
             // A key that is not configured is told after the policy was asked, as a blob that does not exist.
-            Method::GET => match self.target(request) {
-                Err(error @ PluginError::Path(_)) => Err(error),
-                _ => Ok(Access::Guest),
-            },
-            Method::POST => match self.target(request) {
-                Err(error @ PluginError::Path(_)) => Err(error),
-                _ => Ok(Access::Admin),
-            },
+            Ok(Target::Blob { .. }) | Err(_) => true,
+            Ok(Target::Object(_) | Target::Body(_)) => false,
+        };
+        match request.method {
+            Method::GET => Ok(Access::Guest),
+            Method::POST => Ok(Access::Admin),
             Method::DELETE if blob => Ok(Access::Admin),
             ref other => {
                 Err(PluginError::method(other, if blob { "GET, POST or DELETE" } else { "GET or POST" }))

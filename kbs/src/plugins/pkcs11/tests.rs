@@ -227,7 +227,7 @@ async fn a_helper_that_is_killed_is_started_again() {
     let kill = |signal: &str, pid: u32| run(Command::new("kill").args([signal, &pid.to_string()]));
     // Between two calls: nobody notices.
     kill("-KILL", plugin.token.pid().await.unwrap());
-    while plugin.token.pid().await.is_some_and(|pid| is_alive(pid)) {
+    while plugin.token.pid().await.is_some_and(is_alive) {
         tokio::task::yield_now().await;
     }
     assert_eq!(ask(&plugin, Method::GET, "aes/x", b"").await.unwrap(), b"secret");
@@ -235,7 +235,9 @@ async fn a_helper_that_is_killed_is_started_again() {
     let pid = plugin.token.pid().await.unwrap();
     kill("-STOP", pid);
     let (call, ()) = tokio::join!(ask(&plugin, Method::GET, "aes/x", b""), async {
-        tokio::task::yield_now().await;
+        while !plugin.token.is_busy() {
+            tokio::task::yield_now().await;
+        }
         kill("-KILL", pid);
     });
     let error = call.unwrap_err();

@@ -7,7 +7,7 @@
 //! | `transit/{engine}/{key}/datakey` | GET or POST `?bits=&context=` | guest | `{"plaintext", "ciphertext"}`, base64 and `vault:v1:…` |
 //!
 //! Every answer is encrypted to the guest. The broker's token does not leave it, and guests reach only the engines, prefixes
-//! and keys that the configuration names, by the resource policy. Tested against a contract server (`tests/vault.rs`) that
+//! and keys that the configuration names, by the resource policy. Tested against a contract server (`tests`) that
 //! follows HashiCorp's documented HTTP API, not against a real server: Debian 12 packages none.
 
 mod auth;
