@@ -1,31 +1,64 @@
-//! Who may administrate: Trustee's `[admin]` section.
+//! Who may administrate: Trustee's `[admin]` section, and more ways to be known.
 //!
-//! `DenyAll` unless configured. `AuthenticatedAuthorization`: a bearer JWT, signed by a configured key, with `exp`, the
-//! configured `iss` and `aud`, and a `role`; the role's regular expressions are matched against the whole path. A query is no part of
-//! it: no call reads one, so it could only make another path look like an allowed one.
+//! `DenyAll` unless configured. `AuthenticatedAuthorization`: a bearer JWT with `exp`, the configured `iss` and `aud`, and a role, signed
+//! by a key from a file, a JWKS or an OpenID provider ([`keys`]); or a TLS certificate ([`certificate`]). What a role may call:
+//! [`roles`]. Whoever is refused too often from one address has to wait, with a good token too: guessing must not be free.
 //! `InsecureAllowAll` says so in the log at every start.
 
-use axum::http::{HeaderMap, Uri};
+pub(crate) mod certificate;
+pub(crate) mod keys;
+pub(crate) mod roles;
+
+use std::time::Instant;
+
+use axum::http::{HeaderMap, Method, Uri};
 pub(crate) use kata_cc_attestation_service::gate::bearer;
-use kata_cc_attestation_service::jws::{JwsError, Unverified, VerifyingKey};
+use kata_cc_attestation_service::jws::{JwsError, Unverified};
+use kata_cc_attestation_service::serve::{ClientCertificate, Peer};
 use kata_cc_attestation_service::token::check_times;
-use regex::Regex;
 use serde_json::Value;
 
-use crate::config::{AuthorizationMode, Config, ConfigError};
+use crate::config::{AuthorizationMode, CertificateIdentity, Config, ConfigError};
 use crate::error::ApiError;
+use crate::limits::Budget;
 
-/// Largest compiled expression in bytes.
-const MAX_REGEX: usize = 1 << 20;
+use keys::Keys;
+use roles::Roles;
+
+/// Most roles of a token that are looked at.
+const MAX_ROLES: usize = 64;
 
 #[derive(Debug)]
 struct Provider {
     issuer: Option<String>,
     audience: Option<String>,
-    /// From a PEM; used whatever `kid` says.
-    key: Option<VerifyingKey>,
-    /// From a JWKS; chosen by `kid`.
-    keys: Vec<VerifyingKey>,
+    role_claim: String,
+    keys: Keys,
+}
+
+/// A call that wants to pass.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Call<'a> {
+    pub(crate) method: &'a Method,
+    pub(crate) uri: &'a Uri,
+    pub(crate) headers: &'a HeaderMap,
+    pub(crate) certificate: Option<&'a ClientCertificate>,
+    pub(crate) peer: Option<Peer>,
+}
+
+/// An administrator who passed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Administrator {
+    /// The role by which he may.
+    pub(crate) role: String,
+    /// Who he is, as far as that is said: `sub` of the token, or the name in the certificate.
+    pub(crate) name: String,
+}
+
+impl std::fmt::Display for Administrator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({})", self.name, self.role)
+    }
 }
 
 /// The gate that every admin call passes.
@@ -33,66 +66,55 @@ struct Provider {
 pub(crate) struct AdminGate {
     mode: AuthorizationMode,
     providers: Vec<Provider>,
-    acls: Vec<(String, Regex)>,
+    identities: Vec<CertificateIdentity>,
+    roles: Roles,
 }
 
 impl AdminGate {
     /// Reads keys and rules.
     pub(crate) fn new(config: &Config) -> Result<Self, ConfigError> {
         let admin = &config.admin;
-        let value = |e: &dyn std::fmt::Display, what: &str| ConfigError::Value(format!("{what}: {e}"));
         let mut providers = Vec::new();
         for provider in &admin.authentication.bearer_jwt.identity_providers {
-            let key = match &provider.public_key_uri {
-                None => None,
-                Some(uri) => {
-                    Some(VerifyingKey::from_pem(&config.read_uri(uri)?).map_err(|e| value(&e, uri))?)
-                }
-            };
-            let mut keys = Vec::new();
-            if let Some(uri) = &provider.jwk_set_uri {
-                let set: Value =
-                    serde_json::from_slice(&config.read_uri(uri)?).map_err(|e| value(&e, uri))?;
-                for jwk in set.get("keys").and_then(Value::as_array).into_iter().flatten() {
-                    keys.push(VerifyingKey::from_jwk(jwk).map_err(|e| value(&e, uri))?);
-                }
-            }
-            if key.is_none() && keys.is_empty() {
-                return Err(ConfigError::Value(
-                    "identity provider without public_key_uri or jwk_set_uri".to_owned(),
-                ));
-            }
-            let (issuer, audience) = (provider.issuer.clone(), provider.audience.clone());
-            providers.push(Provider { issuer, audience, key, keys });
+            providers.push(Provider {
+                issuer: provider.issuer.clone().or_else(|| provider.oidc_issuer.clone()),
+                audience: provider.audience.clone(),
+                role_claim: provider.role_claim.clone().unwrap_or_else(|| "role".to_owned()),
+                keys: Keys::new(config, provider)?,
+            });
         }
-        let mut acls = Vec::new();
-        for acl in &admin.authorization.regex_acl.acls {
-            let text = &acl.allowed_endpoints;
-            if !text.starts_with("^/kbs") || !text.ends_with('$') {
-                return Err(ConfigError::Value(format!(
-                    "allowed_endpoints {text:?} must start with ^/kbs and end with $"
-                )));
-            }
-            // Alternation binds weaker than the anchors: without the group `^/kbs/a|.*$` would allow everything.
-            let inner = format!("^(?:{})$", &text[1..text.len() - 1]);
-            let regex = regex::RegexBuilder::new(&inner).size_limit(MAX_REGEX).build();
-            acls.push((acl.role.clone(), regex.map_err(|e| value(&e, text))?));
-        }
+        let identities = admin.authentication.mutual_tls.identities.clone();
+        let roles = Roles::new(admin)?;
         if admin.authorization_mode == AuthorizationMode::AuthenticatedAuthorization
-            && (providers.is_empty() || acls.is_empty())
+            && ((providers.is_empty() && identities.is_empty()) || roles.is_empty())
         {
             return Err(ConfigError::Value(
-                "AuthenticatedAuthorization needs at least one identity provider and one acl".to_owned(),
+                "AuthenticatedAuthorization needs at least one identity provider (or identity of mutual_tls) and one acl or role"
+                    .to_owned(),
             ));
         }
-        Ok(Self { mode: admin.authorization_mode, providers, acls })
+        Ok(Self { mode: admin.authorization_mode, providers, identities, roles })
     }
 
-    /// Lets an admin call pass, or says why not. Returns the role, for the log.
-    pub(crate) fn check(&self, headers: &HeaderMap, uri: &Uri, now: i64) -> Result<String, ApiError> {
-        let deny = |why: String| ApiError::Admin { endpoint: uri.path().to_owned(), why };
+    /// Fetches keys of identity providers that are elsewhere.
+    pub(crate) async fn warm(&self) {
+        for provider in &self.providers {
+            provider.keys.warm().await;
+        }
+    }
+
+    /// Lets an admin call pass, or says why not. `failures` is what the caller's address may still get wrong.
+    pub(crate) async fn check(
+        &self,
+        call: Call<'_>,
+        failures: &Budget,
+        now: i64,
+    ) -> Result<Administrator, ApiError> {
+        let deny = |why: String| ApiError::Admin { endpoint: call.uri.path().to_owned(), why };
         match self.mode {
-            AuthorizationMode::InsecureAllowAll => return Ok("anybody".to_owned()),
+            AuthorizationMode::InsecureAllowAll => {
+                return Ok(Administrator { role: "anybody".to_owned(), name: "anybody".to_owned() });
+            }
             AuthorizationMode::DenyAll => {
                 return Err(deny(
                     "the key broker is configured to let no administrator in ([admin] authorization_mode)"
@@ -101,23 +123,47 @@ impl AdminGate {
             }
             AuthorizationMode::AuthenticatedAuthorization => {}
         }
-        let token = bearer(headers).ok_or_else(|| deny("there is no bearer token".to_owned()))?;
-        let claims = self.authenticate(token, now).map_err(deny)?;
-        let role = claims.get("role").and_then(Value::as_str);
-        let role = role.ok_or_else(|| deny("the token names no role".to_owned()))?;
-        if self.acls.iter().any(|(name, regex)| name == role && regex.is_match(uri.path())) {
-            return Ok(role.to_owned());
+        let clock = Instant::now();
+        if let Some(peer) = call.peer {
+            let what = "administrators were refused too often at this address";
+            failures.check(peer, clock).map_err(|seconds| ApiError::TooMany { what, seconds })?;
         }
-        Err(deny(format!("role {:?} may not call it", role.chars().take(64).collect::<String>())))
+        let (roles, name) = match self.authenticate(call, now).await {
+            Ok(known) => known,
+            Err(why) => {
+                if let Some(peer) = call.peer {
+                    // One that is not there any more changes nothing.
+                    let _ = failures.take(peer, clock);
+                }
+                return Err(deny(why));
+            }
+        };
+        if let Some(role) = roles.iter().find(|role| self.roles.allow(role, call.method, call.uri.path())) {
+            return Ok(Administrator { role: role.clone(), name });
+        }
+        let roles: Vec<String> = roles.iter().map(|role| role.chars().take(64).collect()).collect();
+        let why = format!("role {} may not {} it", roles.join(", "), call.method);
+        Err(ApiError::Role { endpoint: call.uri.path().to_owned(), why })
     }
 
-    fn authenticate(&self, token: &str, now: i64) -> Result<Value, String> {
+    async fn authenticate(&self, call: Call<'_>, now: i64) -> Result<(Vec<String>, String), String> {
+        if let Some(token) = bearer(call.headers) {
+            return self.token(token, now).await;
+        }
+        if let Some(certificate) = call.certificate {
+            let known = certificate::role(&certificate.0, &self.identities);
+            let (role, name) = known.ok_or("the certificate is of nobody who is configured")?;
+            return Ok((vec![role], name));
+        }
+        Err("there is no bearer token and no certificate".to_owned())
+    }
+
+    async fn token(&self, token: &str, now: i64) -> Result<(Vec<String>, String), String> {
         let parsed = Unverified::parse(token).map_err(|e| e.to_string())?;
         let kid = parsed.header.get("kid").and_then(Value::as_str);
         let mut last = JwsError::UnknownKey.to_string();
         for provider in &self.providers {
-            let by_kid = provider.keys.iter().find(|key| kid.is_some() && key.kid() == kid);
-            let Some(key) = by_kid.or(provider.key.as_ref()) else { continue };
+            let Some(key) = provider.keys.find(kid, Instant::now()).await else { continue };
             let claims = match key.verify(&parsed) {
                 Ok(claims) => claims,
                 Err(e) => {
@@ -126,25 +172,49 @@ impl AdminGate {
                 }
             };
             check_times(&claims, now).map_err(|e| e.to_string())?;
-            let text = |name: &str| claims.get(name).and_then(Value::as_str);
-            if provider.issuer.is_some() && text("iss") != provider.issuer.as_deref() {
-                last = "the token is of another issuer".to_owned();
-                continue;
+            match provider.judge(&claims) {
+                Ok(known) => return Ok(known),
+                Err(why) => last = why.to_owned(),
             }
-            if let Some(audience) = &provider.audience {
-                let named = text("aud") == Some(audience)
-                    || claims
-                        .get("aud")
-                        .and_then(Value::as_array)
-                        .is_some_and(|all| all.iter().any(|a| a == audience));
-                if !named {
-                    last = "the token is for another audience".to_owned();
-                    continue;
-                }
-            }
-            return Ok(claims);
         }
         Err(last)
+    }
+}
+
+impl Provider {
+    /// Roles and name out of claims whose signature and times are good.
+    fn judge(&self, claims: &Value) -> Result<(Vec<String>, String), &'static str> {
+        let text = |name: &str| claims.get(name).and_then(Value::as_str);
+        if let Some(issuer) = &self.issuer
+            && text("iss").map(|iss| iss.trim_end_matches('/')) != Some(issuer.trim_end_matches('/'))
+        {
+            return Err("the token is of another issuer");
+        }
+        if let Some(audience) = &self.audience {
+            let listed = claims.get("aud").and_then(Value::as_array);
+            let named = text("aud") == Some(audience)
+                || listed.is_some_and(|all| all.iter().any(|aud| aud == audience));
+            if !named {
+                return Err("the token is for another audience");
+            }
+        }
+        let claim = if self.role_claim.starts_with('/') {
+            claims.pointer(&self.role_claim)
+        } else {
+            claims.get(&self.role_claim)
+        };
+        let roles: Vec<String> = match claim {
+            Some(Value::String(role)) => vec![role.clone()],
+            Some(Value::Array(roles)) => {
+                roles.iter().filter_map(Value::as_str).take(MAX_ROLES).map(str::to_owned).collect()
+            }
+            _ => Vec::new(),
+        };
+        if roles.is_empty() {
+            return Err("the token names no role");
+        }
+        let name = text("sub").unwrap_or("administrator").chars().filter(|c| !c.is_control()).take(128);
+        Ok((roles, name.collect()))
     }
 }
 
@@ -173,50 +243,92 @@ mod tests {
         headers
     }
 
-    #[test]
-    fn only_a_valid_token_of_the_right_role_passes() {
+    fn budget() -> Budget {
+        Budget::new(crate::limits::Rate { per_second: 0.01, burst: 3.0 })
+    }
+
+    async fn check(gate: &AdminGate, headers: &HeaderMap, target: &str) -> Result<Administrator, ApiError> {
+        let (method, uri) = (Method::GET, target.parse().unwrap());
+        let call = Call { method: &method, uri: &uri, headers, certificate: None, peer: None };
+        gate.check(call, &budget(), 1000).await
+    }
+
+    #[tokio::test]
+    async fn only_a_valid_token_of_the_right_role_passes() {
         let folder = tempfile::tempdir().unwrap();
         let (key, gate) = gate(folder.path(), "^/kbs/v0/resource/a|/kbs/v0/resource/b/.+$");
         let gate = gate.unwrap();
-        let uri: Uri = "/kbs/v0/resource/b/c/d".parse().unwrap();
+        let path = "/kbs/v0/resource/b/c/d";
         let sign = |claims: Value| key.sign(&json!({}), &claims).unwrap();
-        let good = sign(json!({"role": "admin", "exp": 2000, "iss": "me"}));
-        assert_eq!(gate.check(&headers(&good), &uri, 1000).unwrap(), "admin");
-        let why = |token: &str, uri: &Uri| gate.check(&headers(token), uri, 1000).unwrap_err().to_string();
-        assert!(why(&good, &"/kbs/v0/resource-policy".parse().unwrap()).contains("may not call"));
-        assert!(why(&good, &"/kbs/v0/resource/a/x".parse().unwrap()).contains("may not call"));
-        assert!(why(&sign(json!({"role": "admin", "exp": 900, "iss": "me"})), &uri).contains("expired"));
-        assert!(why(&sign(json!({"role": "admin", "iss": "me"})), &uri).contains("no expiry"));
-        assert!(why(&sign(json!({"role": "admin", "exp": 2000})), &uri).contains("another issuer"));
-        assert!(
-            why(&sign(json!({"role": "other", "exp": 2000, "iss": "me"})), &uri).contains("may not call")
-        );
-        assert!(why(&sign(json!({"exp": 2000, "iss": "me"})), &uri).contains("no role"));
+        let good = sign(json!({"role": "admin", "exp": 2000, "iss": "me", "sub": "alice"}));
+        let passed = check(&gate, &headers(&good), path).await.unwrap();
+        assert_eq!((passed.role.as_str(), passed.name.as_str()), ("admin", "alice"));
+        let several = sign(json!({"role": ["x", "admin"], "exp": 2000, "iss": "me"}));
+        assert_eq!(check(&gate, &headers(&several), path).await.unwrap().role, "admin");
+        let why = async |token: &str, path: &str| check(&gate, &headers(token), path).await.unwrap_err();
+        for path in ["/kbs/v0/resource-policy", "/kbs/v0/resource/a/x"] {
+            let error = why(&good, path).await;
+            assert!(matches!(&error, ApiError::Role { .. }) && error.to_string().contains("may not GET it"));
+        }
+        for (claims, expected) in [
+            (json!({"role": "admin", "exp": 900, "iss": "me"}), "expired"),
+            (json!({"role": "admin", "iss": "me"}), "no expiry"),
+            (json!({"role": "admin", "exp": 2000}), "another issuer"),
+            (json!({"exp": 2000, "iss": "me"}), "no role"),
+            (json!({"exp": 2000, "iss": "me", "role": {"admin": 1}}), "no role"),
+        ] {
+            let error = why(&sign(claims), path).await;
+            assert!(matches!(&error, ApiError::Admin { why, .. } if why.contains(expected)), "{error}");
+        }
+        let error = why(&sign(json!({"role": "other", "exp": 2000, "iss": "me"})), path).await;
+        assert!(matches!(error, ApiError::Role { .. }));
         let other = SigningKey::from_pem(SigningKey::generate_pem("EdDSA").unwrap().as_bytes()).unwrap();
         let forged = other.sign(&json!({}), &json!({"role": "admin", "exp": 2000, "iss": "me"})).unwrap();
-        assert!(why(&forged, &uri).contains("signature"));
-        assert!(
-            gate.check(&HeaderMap::new(), &uri, 1000).unwrap_err().to_string().contains("no bearer token")
-        );
+        assert!(why(&forged, path).await.to_string().contains("signature"));
+        let error = check(&gate, &HeaderMap::new(), path).await.unwrap_err().to_string();
+        assert!(error.contains("no bearer token"), "{error}");
     }
 
-    #[test]
-    fn a_query_makes_no_other_path() {
+    #[tokio::test]
+    async fn who_is_refused_too_often_has_to_wait_and_others_do_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let (key, gate) = gate(folder.path(), "^/kbs/.+$");
+        let (gate, failures) = (gate.unwrap(), budget());
+        let good = key.sign(&json!({}), &json!({"role": "admin", "exp": 2000, "iss": "me"})).unwrap();
+        let (method, uri) = (Method::GET, "/kbs/v0/x".parse().unwrap());
+        let call = async |headers: &HeaderMap, address: u8| {
+            let peer = Some(Peer::of([127, 0, 0, address].into()));
+            let call = Call { method: &method, uri: &uri, headers, certificate: None, peer };
+            gate.check(call, &failures, 1000).await
+        };
+        for _ in 0..3 {
+            call(&headers(&good), 1).await.unwrap();
+            assert!(matches!(call(&headers("a.b.c"), 1).await, Err(ApiError::Admin { .. })));
+        }
+        for token in ["a.b.c", &good] {
+            assert!(matches!(call(&headers(token), 1).await, Err(ApiError::TooMany { seconds: 1.., .. })));
+        }
+        call(&headers(&good), 2).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_query_makes_no_other_path() {
         let folder = tempfile::tempdir().unwrap();
         let (key, gate) = gate(folder.path(), "^/kbs/v0/resource/.+/test$");
         let gate = gate.unwrap();
         let token = key.sign(&json!({}), &json!({"role": "admin", "exp": 2000, "iss": "me"})).unwrap();
-        let check = |target: &str| gate.check(&headers(&token), &target.parse().unwrap(), 1000);
-        check("/kbs/v0/resource/prod/key/test").unwrap();
-        check("/kbs/v0/resource/prod/key/test?x=1").unwrap();
-        let error = check("/kbs/v0/resource/prod/key/1?/test").unwrap_err().to_string();
-        assert!(error.contains("may not call"), "{error}");
+        let check = async |target: &str| check(&gate, &headers(&token), target).await;
+        check("/kbs/v0/resource/prod/key/test").await.unwrap();
+        check("/kbs/v0/resource/prod/key/test?x=1").await.unwrap();
+        let error = check("/kbs/v0/resource/prod/key/1?/test").await.unwrap_err().to_string();
+        assert!(error.contains("may not GET"), "{error}");
     }
 
     #[test]
     fn expressions_must_be_anchored() {
         let folder = tempfile::tempdir().unwrap();
-        assert!(gate(folder.path(), ".*").1.is_err());
-        assert!(gate(folder.path(), "^/kbs/(.*$").1.is_err());
+        for endpoints in [".*", "^/kbs/(.*$", "^", "$", "^/other$", "^/kbs"] {
+            assert!(gate(folder.path(), endpoints).1.is_err(), "{endpoints}");
+        }
     }
 }

@@ -1,64 +1,79 @@
-//! The HTTP interface: Trustee's paths under `/kbs/v0`, and ours: `admin/resources`, `resource-policy/text`,
-//! `attestation-policy/{id}`, `reference-value` (list), deletion of reference values, `/.well-known/jwks.json`.
+//! The HTTP interface: Trustee's paths under `/kbs/v0`, and ours. All of them stand in one table, [`routes`]; `kbs/openapi.json`
+//! describes them, and a test compares the two.
 
+mod gate;
+mod operation;
+mod policies;
+mod references;
+mod resources;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Path, State};
-use axum::http::{HeaderMap, StatusCode, Uri, header};
-use axum::response::{IntoResponse, Response};
-use axum::routing::{any, get, post};
-use axum::{Json, Router};
-use kata_cc_attestation_service::rest::policy_text;
-use kata_cc_kbs_protocol::admin::{
-    ReferenceValueList, ReferenceValueMessage, ResourceEntry, ResourceList, ResourcePolicyText,
-    SetAttestationPolicy, SetResourcePolicy,
-};
-use kata_cc_kbs_protocol::{ResourcePath, SESSION_COOKIE, TeePubKey};
-use serde::de::DeserializeOwned;
-use serde_json::Value;
-use tracing::info;
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Query};
+use axum::http::{HeaderMap, Uri, header};
+use axum::middleware::from_fn_with_state;
+use axum::routing::{MethodRouter, any, get, post};
+use kata_cc_kbs_protocol::SESSION_COOKIE;
 
-use crate::admin::bearer;
+pub(crate) use gate::{AdminCall, Caller, caller};
+
 use crate::error::ApiError;
 use crate::state::Kbs;
-use crate::{handshake, jwe, policy};
-
-/// Namespace of resources in the store.
-const REPOSITORY: &str = "repository";
+use crate::{handshake, plugins, request};
 
 pub(crate) type Shared = Arc<Kbs>;
 
-/// All routes.
-pub(crate) fn router(kbs: Shared) -> Router {
-    let limit = kbs.max_request;
-    Router::new()
-        .route("/kbs/v0/auth", post(handshake::auth))
-        .route("/kbs/v0/attest", post(handshake::attest))
-        .route(
-            "/kbs/v0/resource/{repository}/{kind}/{tag}",
-            get(read_resource).post(write_resource).delete(delete_resource),
-        )
-        .route("/kbs/v0/admin/resources", get(list_resources))
-        .route("/kbs/v0/resource-policy", post(set_resource_policy).get(resource_policies))
-        .route("/kbs/v0/resource-policy/text", get(resource_policy))
-        .route("/kbs/v0/attestation-policy", post(set_attestation_policy))
-        .route("/kbs/v0/attestation-policy/{id}", get(attestation_policy))
-        .route("/kbs/v0/reference-value", post(set_reference_values).get(reference_values))
-        .route("/kbs/v0/reference-value/{*id}", get(reference_value).delete(delete_reference_value))
-        .route("/kbs/v0/{plugin}", any(no_plugin))
-        .route("/kbs/v0/{plugin}/{*rest}", any(no_plugin))
-        .route("/healthz", get(|| async { StatusCode::OK }))
-        .route("/metrics", get(metrics))
-        .route("/.well-known/jwks.json", get(jwks))
-        .fallback(|uri: Uri| async move { ApiError::Path(uri.path().chars().take(200).collect()) })
-        .layer(DefaultBodyLimit::max(limit))
-        .with_state(kbs)
+/// A path and what answers it.
+struct Route {
+    path: &'static str,
+    handler: MethodRouter<Shared>,
 }
 
-/// Reads a JSON body, whatever its content type.
-pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
-    serde_json::from_slice(body).map_err(|e| ApiError::Serde(e.to_string()))
+/// All of them, but for those of plugins.
+fn routes() -> Vec<Route> {
+    let route = |path, handler| Route { path, handler };
+    vec![
+        route("/kbs/v0/auth", post(handshake::auth)),
+        route("/kbs/v0/attest", post(handshake::attest)),
+        route(
+            "/kbs/v0/resource/{repository}/{type}/{tag}",
+            get(resources::read).post(resources::write).delete(resources::delete),
+        ),
+        route("/kbs/v0/resource-policy", post(policies::set_resource).get(policies::list_resource)),
+        route("/kbs/v0/resource-policy/text", get(policies::resource)),
+        route("/kbs/v0/attestation-policy", post(policies::set_attestation)),
+        route("/kbs/v0/attestation-policy/{id}", get(policies::attestation)),
+        route("/kbs/v0/reference-value", post(references::set).get(references::list)),
+        route("/kbs/v0/reference-value/{*id}", get(references::read).delete(references::delete)),
+        route("/kbs/v0/admin/resources", get(resources::list)),
+        route("/kbs/v0/admin/resources/{repository}/{type}/{tag}/history", get(resources::history)),
+        route("/kbs/v0/admin/resource-policy/dry-run", post(policies::dry_run)),
+        route("/kbs/v0/admin/resource-policy/history", get(policies::history)),
+        route("/kbs/v0/admin/audit", get(operation::audit_export)),
+        route("/healthz", get(operation::healthz)),
+        route("/readyz", get(operation::readyz)),
+        route("/metrics", get(operation::metrics)),
+        route("/openapi.json", get(operation::openapi)),
+        route("/.well-known/jwks.json", get(operation::jwks)),
+    ]
+}
+
+/// The router.
+pub(crate) fn router(kbs: Shared) -> Router {
+    let limit = kbs.max_request;
+    let mut router = Router::new();
+    for Route { path, handler } in routes() {
+        router = router.route(path, handler);
+    }
+    router
+        .route("/kbs/v0/{plugin}", any(plugins::http::call))
+        .route("/kbs/v0/{plugin}/{*rest}", any(plugins::http::call))
+        .fallback(|uri: Uri| async move { ApiError::Path(uri.path().chars().take(200).collect()) })
+        .layer(DefaultBodyLimit::max(limit))
+        .layer(from_fn_with_state(Arc::clone(&kbs), request::observe))
+        .with_state(kbs)
 }
 
 /// Session id of a request.
@@ -71,238 +86,100 @@ pub(crate) fn session_id(headers: &HeaderMap) -> Option<&str> {
     })
 }
 
-async fn no_plugin(Path(parts): Path<Vec<String>>) -> ApiError {
-    let name = parts.first().map(String::as_str).unwrap_or("");
-    if name == "resource" {
-        return ApiError::Path("a resource is repository/type/tag".to_owned());
-    }
-    ApiError::PluginNotFound(name.chars().take(64).collect())
-}
-
-async fn metrics(State(kbs): State<Shared>) -> String {
-    // A store that fails tells so elsewhere; the other figures are still right.
-    if let Ok(sessions) = kbs.sessions.sweep(kata_cc_attestation_service::now()).await {
-        kbs.metrics.sessions.set(i64::try_from(sessions).unwrap_or(0));
-    }
-    kbs.metrics.render()
-}
-
-async fn jwks(State(kbs): State<Shared>) -> Json<Value> {
-    Json(kbs.service.jwks())
-}
-
-/// Claims of the caller's attestation token: that of its session, else the bearer's.
-async fn guest(kbs: &Kbs, headers: &HeaderMap) -> Result<Value, ApiError> {
-    let now = kata_cc_attestation_service::now();
-    let session = match session_id(headers) {
-        Some(id) => kbs.sessions.guest(id, now).await.map_err(handshake::session)?,
-        None => None,
-    };
-    let token = match (&session, bearer(headers)) {
-        (Some(attested), _) => attested.token.as_str(),
-        (None, Some(token)) => token,
-        (None, None) => {
-            return Err(ApiError::TokenNotFound(
-                "attest first: no attested session and no bearer token".to_owned(),
-            ));
+/// The query of a request; a parameter that is there twice is refused.
+pub(crate) fn query(uri: &Uri) -> Result<BTreeMap<String, String>, ApiError> {
+    let refuse = |why: String| ApiError::Query { name: "query", why };
+    let Query(pairs) =
+        Query::<Vec<(String, String)>>::try_from_uri(uri).map_err(|e| refuse(e.body_text()))?;
+    let mut query = BTreeMap::new();
+    for (name, value) in pairs {
+        let name: String = name.chars().take(64).collect();
+        if query.insert(name.clone(), value).is_some() {
+            return Err(refuse(format!("{name:?} is there twice")));
         }
-    };
-    kbs.tokens.verify(token, now).map_err(|e| ApiError::TokenVerifier(e.to_string()))
-}
-
-fn guest_key(kbs: &Kbs, claims: &Value) -> Result<TeePubKey, ApiError> {
-    let found = kbs.key_paths.iter().find_map(|path| claims.pointer(path));
-    let key =
-        found.ok_or_else(|| ApiError::TokenVerifier("the token names no key of the guest".to_owned()))?;
-    serde_json::from_value(key.clone()).map_err(|e| ApiError::TokenVerifier(format!("key of the guest: {e}")))
-}
-
-type ResourceParts = Path<(String, String, String)>;
-
-fn resource_path(Path((repository, kind, tag)): ResourceParts) -> Result<ResourcePath, ApiError> {
-    ResourcePath::new(&repository, &kind, &tag).map_err(|e| ApiError::Path(e.to_string()))
-}
-
-async fn read_resource(State(kbs): State<Shared>, parts: ResourceParts, headers: HeaderMap) -> Response {
-    let result = release(&kbs, parts, &headers).await;
-    kbs.metrics.count("resource", result.as_ref().map_or_else(|e| e.name(), |_| "ok"));
-    match result {
-        Ok(body) => ([(header::CONTENT_TYPE, "application/json")], body).into_response(),
-        Err(error) => error.into_response(),
     }
+    Ok(query)
 }
 
-/// Token, then policy, then existence: a denied guest does not learn what exists.
-async fn release(kbs: &Kbs, parts: ResourceParts, headers: &HeaderMap) -> Result<Vec<u8>, ApiError> {
-    let path = resource_path(parts)?;
-    let claims = guest(kbs, headers).await?;
-    let key = guest_key(kbs, &claims)?;
-    let status = claims.pointer("/submods/cpu0/ear.status").and_then(Value::as_str).unwrap_or("none");
-    if let Err(error) = kbs.policy.check(&claims, &path).await {
-        info!(resource = %path, status, verdict = "denied", reason = %error, "resource");
-        return Err(error);
-    }
-    let Some(plain) = kbs.store.get(REPOSITORY, &path.to_string()).await? else {
-        info!(resource = %path, status, verdict = "unknown", "resource");
-        return Err(ApiError::NotFound(format!("resource {} does not exist", path.uri())));
-    };
-    let jwe = jwe::encrypt(&key, &plain).map_err(|e| ApiError::Jwe(e.to_string()))?;
-    info!(resource = %path, status, verdict = "released", "resource");
-    serde_json::to_vec(&jwe).map_err(|e| ApiError::Internal(e.to_string()))
-}
-
-/// The gate of every admin call; leaves a trace of who did what.
-fn admin(kbs: &Kbs, headers: &HeaderMap, uri: &Uri, action: &str) -> Result<(), ApiError> {
-    let passed = kbs.gate.check(headers, uri, kata_cc_attestation_service::now());
-    kbs.metrics.count("admin", if passed.is_ok() { "ok" } else { "denied" });
-    match passed {
-        Ok(role) => {
-            info!(role, action, target = uri.path(), "admin");
-            Ok(())
-        }
-        Err(error) => {
-            info!(action, target = uri.path(), %error, "admin refused");
-            Err(error)
+/// A number of a query.
+pub(crate) fn number(
+    query: &BTreeMap<String, String>,
+    name: &'static str,
+    range: std::ops::RangeInclusive<u64>,
+) -> Result<Option<u64>, ApiError> {
+    let Some(text) = query.get(name) else { return Ok(None) };
+    match text.parse::<u64>() {
+        Ok(number) if range.contains(&number) => Ok(Some(number)),
+        _ => {
+            let seen: String = text.chars().take(32).collect();
+            let why = format!("{seen:?} is no number from {} to {}", range.start(), range.end());
+            Err(ApiError::Query { name, why })
         }
     }
 }
 
-async fn write_resource(
-    State(kbs): State<Shared>,
-    parts: ResourceParts,
-    uri: Uri,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Result<(), ApiError> {
-    admin(&kbs, &headers, &uri, "write resource")?;
-    let path = resource_path(parts)?;
-    Ok(kbs.store.put(REPOSITORY, &path.to_string(), &body).await?)
-}
-
-async fn delete_resource(
-    State(kbs): State<Shared>,
-    parts: ResourceParts,
-    uri: Uri,
-    headers: HeaderMap,
-) -> Result<(), ApiError> {
-    admin(&kbs, &headers, &uri, "delete resource")?;
-    let path = resource_path(parts)?;
-    if kbs.store.delete(REPOSITORY, &path.to_string()).await? {
-        return Ok(());
+/// Refuses parameters that our own paths do not know.
+pub(crate) fn only(query: &BTreeMap<String, String>, known: &[&str]) -> Result<(), ApiError> {
+    match query.keys().find(|name| !known.contains(&name.as_str())) {
+        None => Ok(()),
+        Some(name) => {
+            let why = format!("parameter {name:?} is not known here, known are: {}", known.join(", "));
+            Err(ApiError::Query { name: "query", why })
+        }
     }
-    Err(ApiError::NotFound(format!("resource {} does not exist", path.uri())))
 }
 
-async fn list_resources(
-    State(kbs): State<Shared>,
-    uri: Uri,
-    headers: HeaderMap,
-) -> Result<Json<ResourceList>, ApiError> {
-    admin(&kbs, &headers, &uri, "list resources")?;
-    let entries = kbs.store.list(REPOSITORY).await?;
-    let read = |e: kata_cc_attestation_service::store::Entry| ResourceEntry {
-        path: e.name,
-        size: e.size,
-        modified: e.modified,
-    };
-    Ok(Json(ResourceList { resources: entries.into_iter().map(read).collect() }))
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-async fn set_resource_policy(
-    State(kbs): State<Shared>,
-    uri: Uri,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Result<(), ApiError> {
-    admin(&kbs, &headers, &uri, "set resource policy")?;
-    let request: SetResourcePolicy = parse(&body)?;
-    kbs.policy.set(&policy_text(&request.policy)?).await
-}
-
-async fn resource_policies(
-    State(kbs): State<Shared>,
-    uri: Uri,
-    headers: HeaderMap,
-) -> Result<Json<Vec<&'static str>>, ApiError> {
-    admin(&kbs, &headers, &uri, "list resource policies")?;
-    Ok(Json(vec![policy::NAME]))
-}
-
-async fn resource_policy(
-    State(kbs): State<Shared>,
-    uri: Uri,
-    headers: HeaderMap,
-) -> Result<Json<ResourcePolicyText>, ApiError> {
-    admin(&kbs, &headers, &uri, "read resource policy")?;
-    let (policy, default) = kbs.policy.text().await?;
-    Ok(Json(ResourcePolicyText { policy, default }))
-}
-
-async fn set_attestation_policy(
-    State(kbs): State<Shared>,
-    uri: Uri,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Result<(), ApiError> {
-    admin(&kbs, &headers, &uri, "set attestation policy")?;
-    let request: SetAttestationPolicy = parse(&body)?;
-    let text = policy_text(&request.policy)?;
-    Ok(kbs.service.set_policy(&request.policy_id, &text).await?)
-}
-
-async fn attestation_policy(
-    State(kbs): State<Shared>,
-    Path(id): Path<String>,
-    uri: Uri,
-    headers: HeaderMap,
-) -> Result<Json<ResourcePolicyText>, ApiError> {
-    admin(&kbs, &headers, &uri, "read attestation policy")?;
-    let (policy, default) = kbs.service.policy(&id).await?;
-    Ok(Json(ResourcePolicyText { policy, default }))
-}
-
-async fn set_reference_values(
-    State(kbs): State<Shared>,
-    uri: Uri,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Result<Response, ApiError> {
-    admin(&kbs, &headers, &uri, "set reference values")?;
-    let message: ReferenceValueMessage = parse(&body)?;
-    let values = message.values().map_err(|e| ApiError::Rvps(e.to_string()))?;
-    kbs.service.set_reference_values(&values).await?;
-    Ok([(header::CONTENT_TYPE, "application/json")].into_response())
-}
-
-async fn reference_values(
-    State(kbs): State<Shared>,
-    uri: Uri,
-    headers: HeaderMap,
-) -> Result<Json<ReferenceValueList>, ApiError> {
-    admin(&kbs, &headers, &uri, "list reference values")?;
-    Ok(Json(ReferenceValueList { reference_values: kbs.service.reference_values().await? }))
-}
-
-async fn reference_value(
-    State(kbs): State<Shared>,
-    Path(id): Path<String>,
-    uri: Uri,
-    headers: HeaderMap,
-) -> Result<Json<Value>, ApiError> {
-    admin(&kbs, &headers, &uri, "read reference value")?;
-    let value = kbs.service.reference_values().await?.remove(&id);
-    value.map(Json).ok_or_else(|| ApiError::NotFound(format!("reference value {id} does not exist")))
-}
-
-async fn delete_reference_value(
-    State(kbs): State<Shared>,
-    Path(id): Path<String>,
-    uri: Uri,
-    headers: HeaderMap,
-) -> Result<(), ApiError> {
-    admin(&kbs, &headers, &uri, "delete reference value")?;
-    if kbs.service.delete_reference_value(&id).await? {
-        return Ok(());
+    /// The document has every path, and of each path exactly the methods that are routed.
+    #[tokio::test]
+    async fn the_document_is_what_is_routed() {
+        use crate::test_utils;
+        let document: serde_json::Value = serde_json::from_str(operation::OPENAPI).unwrap();
+        let documented = document["paths"].as_object().unwrap();
+        let routed: Vec<String> = routes().iter().map(|route| route.path.replace("{*", "{")).collect();
+        let mut names: Vec<&String> = documented.keys().collect();
+        let mut expected: Vec<&String> = routed.iter().collect();
+        names.sort();
+        expected.sort();
+        assert_eq!(names, expected);
+        let folder = tempfile::tempdir().unwrap();
+        let router = test_utils::router(&test_utils::kbs(folder.path(), "").await);
+        for (path, operations) in documented {
+            let target = path.replace(['{', '}'], "");
+            for method in ["GET", "POST", "PUT", "DELETE", "PATCH"] {
+                let answer = test_utils::call(&router, method, &target, None).await;
+                let told = operations.get(method.to_ascii_lowercase()).is_some();
+                let text = String::from_utf8_lossy(&answer.body);
+                assert_eq!(answer.status != 405, told, "{method} {path}: {} {text}", answer.status);
+                assert!(!text.contains("PluginNotFound"), "{method} {path} is not routed");
+                assert_eq!(answer.headers["x-request-id"].len(), 32);
+            }
+        }
+        let served = test_utils::call(&router, "GET", "/openapi.json", None).await;
+        assert_eq!(served.json(), document);
+        // What operations refer to is there.
+        let text = operation::OPENAPI;
+        for part in text.split("\"#/").skip(1) {
+            let pointer = format!("/{}", part.split('"').next().unwrap());
+            assert!(document.pointer(&pointer).is_some(), "{pointer} is not in the document");
+        }
     }
-    Err(ApiError::NotFound(format!("reference value {id} does not exist")))
+
+    #[test]
+    fn queries_are_read_strictly() {
+        let read = |text: &str| query(&text.parse().unwrap());
+        let good = read("/x?version=3&a=b%20c").unwrap();
+        assert_eq!(good["a"], "b c");
+        assert_eq!(number(&good, "version", 1..=9).unwrap(), Some(3));
+        assert_eq!(number(&good, "limit", 1..=9).unwrap(), None);
+        assert!(number(&good, "version", 4..=9).unwrap_err().to_string().contains("no number from 4 to 9"));
+        assert!(number(&read("/x?version=-1").unwrap(), "version", 0..=9).is_err());
+        assert!(read("/x?a=1&a=2").unwrap_err().to_string().contains("twice"));
+        assert!(only(&good, &["version", "a"]).is_ok());
+        assert!(only(&good, &["version"]).unwrap_err().to_string().contains("\"a\" is not known here"));
+        assert!(read("/x").unwrap().is_empty());
+    }
 }

@@ -1,8 +1,14 @@
-//! The configuration file: TOML, with Trustee's names where Trustee has them. Unknown members are refused.
+//! The configuration file: TOML or JSON, with Trustee's names where Trustee has them. Unknown members are refused.
 //!
 //! Relative paths are relative to the folder of the file. Nothing is open by default: TLS is required unless
 //! `insecure_http` says otherwise, no administrator is let in, simulated and sample evidence is refused.
+//! How a file becomes a [`Config`]: [`load`]. Every member is in `docs/operator-guide/configuration.md`; a test compares.
 
+mod administration;
+#[cfg(test)]
+mod documented;
+mod load;
+mod operation;
 mod storage;
 
 use std::net::SocketAddr;
@@ -11,7 +17,11 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use thiserror::Error;
 
-pub(crate) use storage::{StorageBackend, StorageType, Tls};
+use crate::plugins::PluginConfig;
+
+pub(crate) use administration::{Admin, AuthorizationMode, CertificateIdentity, IdentityProvider};
+pub(crate) use operation::{LimitsConfig, Log, LogFormat, PolicyFiles, ProtocolConfig, Telemetry};
+pub(crate) use storage::{KeyWrappedBy, StorageBackend, StorageType, Tls};
 
 /// Why the configuration was refused.
 #[derive(Debug, Error)]
@@ -24,13 +34,13 @@ pub(crate) enum ConfigError {
         /// Why.
         source: std::io::Error,
     },
-    /// The file is no configuration.
-    #[error("configuration file {path} is not understood: {source}")]
+    /// The file, or a variable of the environment that overrides it, is no configuration.
+    #[error("configuration {from} is not understood: {why}")]
     Parse {
         /// Which.
-        path: PathBuf,
-        /// Why.
-        source: Box<toml::de::Error>,
+        from: String,
+        /// Why, with the nearest name that is known where one is not.
+        why: String,
     },
     /// A value that does not go.
     #[error("configuration: {0}")]
@@ -47,6 +57,11 @@ pub(crate) struct Config {
     pub(crate) attestation: AttestationConfig,
     pub(crate) admin: Admin,
     pub(crate) storage_backend: StorageBackend,
+    pub(crate) plugins: Vec<PluginConfig>,
+    pub(crate) protocol: ProtocolConfig,
+    pub(crate) limits: LimitsConfig,
+    pub(crate) policies: PolicyFiles,
+    pub(crate) telemetry: Telemetry,
     pub(crate) log: Log,
     /// Folder that relative paths start from.
     #[serde(skip)]
@@ -65,6 +80,9 @@ pub(crate) struct HttpServer {
     pub(crate) private_key: Option<PathBuf>,
     /// PEM, leaf first.
     pub(crate) certificate: Option<PathBuf>,
+    /// Ours: PEM certificates of the authority that issues administrators' certificates. Callers without one are let in, and
+    /// are no administrators by it.
+    pub(crate) client_ca: Option<PathBuf>,
     /// Largest request in MiB.
     pub(crate) payload_request_size: u32,
 }
@@ -76,6 +94,7 @@ impl Default for HttpServer {
             insecure_http: false,
             private_key: None,
             certificate: None,
+            client_ca: None,
             payload_request_size: 2,
         }
     }
@@ -169,111 +188,19 @@ pub(crate) struct Simulated {
     pub(crate) trust_anchor: PathBuf,
 }
 
-/// `[admin]`.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct Admin {
-    pub(crate) authorization_mode: AuthorizationMode,
-    pub(crate) authentication: Authentication,
-    pub(crate) authorization: Authorization,
-}
-
-/// Who may administrate.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-pub(crate) enum AuthorizationMode {
-    /// Everybody. For tests on loopback.
-    InsecureAllowAll,
-    /// Nobody.
-    #[default]
-    DenyAll,
-    /// Bearers of a signed token, by role.
-    AuthenticatedAuthorization,
-}
-
-/// `[admin.authentication]`.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct Authentication {
-    pub(crate) bearer_jwt: BearerJwt,
-}
-
-/// `[admin.authentication.bearer_jwt]`.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct BearerJwt {
-    pub(crate) identity_providers: Vec<IdentityProvider>,
-}
-
-/// One identity provider.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct IdentityProvider {
-    /// `iss` that its tokens must carry.
-    pub(crate) issuer: Option<String>,
-    /// `aud` that its tokens must contain.
-    pub(crate) audience: Option<String>,
-    /// Path or `file://` of a PEM public key.
-    pub(crate) public_key_uri: Option<String>,
-    /// Path or `file://` of a JWKS.
-    pub(crate) jwk_set_uri: Option<String>,
-}
-
-/// `[admin.authorization]`.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct Authorization {
-    pub(crate) regex_acl: RegexAcl,
-}
-
-/// `[admin.authorization.regex_acl]`.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct RegexAcl {
-    pub(crate) acls: Vec<Acl>,
-}
-
-/// What a role may call.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Acl {
-    pub(crate) role: String,
-    /// Regular expression over the path, without its query; starts with `^/kbs`, ends with `$`.
-    pub(crate) allowed_endpoints: String,
-}
-
-/// `[log]`, ours.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct Log {
-    /// `text` or `json`.
-    pub(crate) format: LogFormat,
-    /// Filter, e.g. `info` or `kbs=debug`. `RUST_LOG` wins.
-    pub(crate) level: String,
-}
-
-impl Default for Log {
-    fn default() -> Self {
-        Self { format: LogFormat::Text, level: "info".to_owned() }
-    }
-}
-
-/// Form of log lines.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum LogFormat {
-    /// For people.
-    Text,
-    /// One object a line.
-    Json,
-}
-
 impl Config {
-    /// Reads a file.
+    /// Reads a file, and what the environment overrides of it.
     pub(crate) fn read(path: &Path) -> Result<Self, ConfigError> {
+        Self::read_with(path, std::env::vars())
+    }
+
+    fn read_with(
+        path: &Path,
+        environment: impl Iterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        let mut config: Self = toml::from_str(&text)
-            .map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })?;
+        let mut config: Self = load::load(path, &text, environment)?;
         config.base = path.parent().map(Path::to_owned).unwrap_or_default();
         config.check()?;
         Ok(config)
@@ -306,6 +233,10 @@ impl Config {
         ) {
             return refuse("signer.algorithm must be ES256 or ES384");
         }
+        self.protocol.check()?;
+        self.limits.check()?;
+        self.admin.check(http.client_ca.is_some())?;
+
         self.storage_backend.check().map_err(|why| ConfigError::Value(why.to_owned()))
     }
 

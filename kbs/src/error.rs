@@ -1,17 +1,25 @@
-//! Errors as answers: Trustee's JSON shape, with status codes and details that say what went wrong.
+//! Errors as answers: status, name, detail, and the member of the request that is wrong.
 //!
 //! Trustee answers 401 to nearly everything. Here 401 means "attest (again)" or "no valid admin token", 403 "attested,
 //! but the policy says no", 404 "no such resource", 400 "not understood", 500 "our fault" (with the reason in the log
 //! only). A refusal of evidence stays 401 with `AttestationError`, as clients expect, and its detail names the reason.
+//! Which client depends on which 401: `docs/operator-guide/protocol.md`.
+//!
+//! A handler gives an [`ApiError`]; the body is written by [`crate::request`], which knows the request's id: Trustee's
+//! `{"type", "detail"}` on Trustee's paths, problem+json on ours.
 
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::body::Body;
+use axum::http::{HeaderValue, Response, StatusCode, header};
+use axum::response::IntoResponse;
 use kata_cc_attestation_service::service::ServiceError;
 use kata_cc_attestation_service::store::StoreError;
 use kata_cc_attestation_service::token::TokenError;
-use kata_cc_kbs_protocol::ErrorInformation;
+use kata_cc_kbs_protocol::strict::BodyError;
 use thiserror::Error;
 use tracing::error;
+
+use crate::plugins::{PluginError, http};
+use crate::session::SessionError;
 
 /// An error answer.
 #[derive(Debug, Error)]
@@ -19,6 +27,14 @@ pub(crate) enum ApiError {
     /// The handshake failed.
     #[error("Attestation error: {0}")]
     Attestation(String),
+    /// A body of the handshake that is not understood.
+    #[error("Attestation error: RCAR handshake {step} failed: {error}")]
+    Handshake {
+        /// `Auth` or `Attest`.
+        step: &'static str,
+        /// What is wrong with it.
+        error: BodyError,
+    },
     /// Neither a session nor a token.
     #[error("Attestation Token not found: {0}")]
     TokenNotFound(String),
@@ -42,6 +58,14 @@ pub(crate) enum ApiError {
         /// Why.
         why: String,
     },
+    /// An administrator whose role may not call this.
+    #[error("admin access denied for endpoint {endpoint}: {why}")]
+    Role {
+        /// What was called.
+        endpoint: String,
+        /// Why.
+        why: String,
+    },
     /// Something that is not there.
     #[error("{0}")]
     NotFound(String),
@@ -54,33 +78,83 @@ pub(crate) enum ApiError {
     /// A body that is not understood.
     #[error("request is not understood: {0}")]
     Serde(String),
+    /// A body of which one member is not understood.
+    #[error("request is not understood: {0}")]
+    Body(#[from] BodyError),
+    /// A parameter of the query that is not understood.
+    #[error("request is not understood: parameter {name}: {why}")]
+    Query {
+        /// Which.
+        name: &'static str,
+        /// What is wrong.
+        why: String,
+    },
+    /// A body in another media type.
+    #[error("content type {0:?} is not read here, send application/json")]
+    MediaType(String),
+    /// A body that is too large.
+    #[error("the body has more than {limit} bytes, which is the most that is taken ({by})")]
+    TooLarge {
+        /// Most bytes.
+        limit: u64,
+        /// Which setting says so.
+        by: String,
+    },
+    /// Too many requests of one peer.
+    #[error("{what}, try again in {seconds} s")]
+    TooMany {
+        /// What there were too many of.
+        what: &'static str,
+        /// Seconds until the next may pass.
+        seconds: u64,
+    },
     /// Reference values.
     #[error("reference values: {0}")]
     Rvps(String),
     /// The guest's key cannot be encrypted to.
     #[error("answer cannot be encrypted: {0}")]
     Jwe(String),
+    /// A plugin failed.
+    #[error(transparent)]
+    Plugin(#[from] PluginError),
     /// Our fault; the text is for the log.
     #[error("{0}")]
     Internal(String),
+}
+
+/// What a failure says, as an extension of its answer until the body is written.
+#[derive(Debug, Clone)]
+pub(crate) struct Failure {
+    /// Bare name of the error.
+    pub(crate) name: &'static str,
+    /// Sentence for the caller.
+    pub(crate) detail: String,
+    /// Member or parameter of the request that is wrong.
+    pub(crate) field: Option<String>,
 }
 
 impl ApiError {
     fn parts(&self) -> (StatusCode, &'static str) {
         match self {
             Self::Attestation(_) => (StatusCode::UNAUTHORIZED, "AttestationError"),
+            Self::Handshake { .. } => (StatusCode::BAD_REQUEST, "AttestationError"),
             Self::TokenNotFound(_) => (StatusCode::UNAUTHORIZED, "TokenNotFound"),
             Self::TokenVerifier(_) => (StatusCode::UNAUTHORIZED, "TokenVerifierError"),
             Self::PolicyDeny(_) => (StatusCode::FORBIDDEN, "PolicyDeny"),
             Self::PolicyEngine(_) => (StatusCode::INTERNAL_SERVER_ERROR, "PolicyEngineError"),
             Self::ParsePolicy(_) => (StatusCode::BAD_REQUEST, "ParsePolicyError"),
             Self::Admin { .. } => (StatusCode::UNAUTHORIZED, "AdminAuthAccess"),
+            Self::Role { .. } => (StatusCode::FORBIDDEN, "AdminAuthAccess"),
             Self::NotFound(_) => (StatusCode::NOT_FOUND, "ResourceNotFound"),
             Self::PluginNotFound(_) => (StatusCode::NOT_FOUND, "PluginNotFound"),
             Self::Path(_) => (StatusCode::NOT_FOUND, "InvalidRequestPath"),
-            Self::Serde(_) => (StatusCode::BAD_REQUEST, "SerdeError"),
+            Self::Serde(_) | Self::Body(_) | Self::Query { .. } => (StatusCode::BAD_REQUEST, "SerdeError"),
+            Self::MediaType(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "UnsupportedMediaType"),
+            Self::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "PayloadTooLarge"),
+            Self::TooMany { .. } => (StatusCode::TOO_MANY_REQUESTS, "TooManyRequests"),
             Self::Rvps(_) => (StatusCode::BAD_REQUEST, "RvpsError"),
             Self::Jwe(_) => (StatusCode::BAD_REQUEST, "JweError"),
+            Self::Plugin(error) => error.parts(),
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "PluginInternalError"),
         }
     }
@@ -89,11 +163,30 @@ impl ApiError {
     pub(crate) fn name(&self) -> &'static str {
         self.parts().1
     }
+
+    fn field(&self) -> Option<String> {
+        match self {
+            Self::Handshake { error, .. } | Self::Body(error) => error.member().map(str::to_owned),
+            Self::Query { name, .. } => Some((*name).to_owned()),
+            Self::MediaType(_) => Some("content-type".to_owned()),
+            _ => None,
+        }
+    }
 }
 
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         Self::Internal(error.to_string())
+    }
+}
+
+/// Only the store's error is met where this is used; others are told by the handshake itself.
+impl From<SessionError> for ApiError {
+    fn from(error: SessionError) -> Self {
+        match error {
+            SessionError::Store(error) => error.into(),
+            why => Self::Attestation(format!("RCAR handshake failed: {why}")),
+        }
     }
 }
 
@@ -117,16 +210,24 @@ impl From<ServiceError> for ApiError {
 }
 
 impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
+    fn into_response(self) -> Response<Body> {
         let (status, name) = self.parts();
         let detail = match &self {
-            Self::Internal(why) => {
+            Self::Internal(why) | Self::PolicyEngine(why) => {
                 error!(%why, "internal error");
                 "internal error, the reason is in the log of the key broker".to_owned()
             }
+            Self::Plugin(error) => {
+                http::log_failure(error);
+                http::told(error)
+            }
             other => other.to_string(),
         };
-        let body = serde_json::to_vec(&ErrorInformation::new(name, detail)).unwrap_or_default();
-        (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
+        let mut response = status.into_response();
+        if let Self::TooMany { seconds, .. } = &self {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(*seconds));
+        }
+        response.extensions_mut().insert(Failure { name, detail, field: self.field() });
+        response
     }
 }

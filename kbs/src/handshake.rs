@@ -2,6 +2,11 @@
 //!
 //! One log line per verdict: what was claimed, what was seen, what was expected. The nonce is consumed before the evidence
 //! is looked at, so evidence cannot be tried twice.
+//!
+//! Three versions of the protocol are spoken ([`kata_cc_kbs_protocol::version`]). Which one a client speaks is settled by `/auth`, kept
+//! in its session, and decides what `/attest` may look like and how resources are encrypted ([`crate::jwe`]).
+
+use std::time::Instant;
 
 use axum::body::Bytes;
 use axum::extract::State;
@@ -10,20 +15,24 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use kata_cc_attestation_service::ear::Tier;
 use kata_cc_attestation_service::serve::Peer;
-use kata_cc_attestation_service::service::{Binding, Evaluate, ExpectedInitData, ServiceError};
+use kata_cc_attestation_service::service::{Binding, Evaluate, ExpectedInitData, ServiceError, Verdict};
+use kata_cc_kbs_protocol::bodies::{self, AttestBody};
 use kata_cc_kbs_protocol::rcar::HashAlgorithm;
+use kata_cc_kbs_protocol::strict::BodyError;
 use kata_cc_kbs_protocol::{
-    Attestation, AttestationResponse, Challenge, PROTOCOL_VERSION, Request, SESSION_COOKIE, Tee,
-    base64_standard,
+    AttestationResponse, Challenge, InitDataBody, ProtocolVersion, SESSION_COOKIE, Tee, base64_standard,
 };
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::macros::format_description;
-use tracing::info;
+use tracing::{Span, info};
 
-use crate::api::{Shared, parse, session_id};
+use crate::api::{Shared, session_id};
+use crate::audit;
 use crate::error::ApiError;
-use crate::session::{Answer, Attested, SessionError};
+use crate::request::check_media_type;
+use crate::session::{Answer, Context, Guest, SessionError};
+use crate::state::Kbs;
 
 /// `Set-Cookie` of a session, in Trustee's form.
 fn cookie(id: &str, expires: i64) -> Option<HeaderValue> {
@@ -42,46 +51,75 @@ fn with_cookie(body: impl IntoResponse, id: &str, expires: i64) -> Response {
     response
 }
 
-/// An error of the store is ours; others are the guest's.
-pub(crate) fn session(error: SessionError) -> ApiError {
-    match error {
-        SessionError::Store(error) => error.into(),
-        why => ApiError::Attestation(format!("RCAR handshake failed: {why}")),
-    }
-}
-
 pub(crate) async fn auth(
     State(kbs): State<Shared>,
     Extension(peer): Extension<Peer>,
+    headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, ApiError> {
-    let refuse = |why: String| {
-        kbs.metrics.count("auth", "refused");
-        info!(%why, "auth refused");
+    let begin = Instant::now();
+    check_media_type(&headers)?;
+    let request = bodies::request(&body).map_err(|error| {
+        kbs.metrics.count("auth", "malformed");
+        info!(why = %error, "auth refused");
+        ApiError::Handshake { step: "Auth", error }
+    })?;
+    let tee = request.tee;
+    let spoken = &kbs.settings.load().protocol.versions;
+    let version = ProtocolVersion::negotiate(&request.version, spoken).map_err(|why| {
+        kbs.metrics.count("auth", "version");
+        kbs.metrics.client(None, tee);
+        info!(%tee, %why, "auth refused");
         ApiError::Attestation(format!("RCAR handshake Auth failed: {why}"))
-    };
-    let request: Request = serde_json::from_slice(&body).map_err(|e| refuse(format!("request: {e}")))?;
-    if request.version != PROTOCOL_VERSION {
-        let seen: String = request.version.chars().take(32).collect();
-        let semver = seen.split('.').filter(|part| part.parse::<u64>().is_ok()).count() >= 3;
-        return Err(refuse(if semver {
-            format!(
-                "KBS Client Protocol Version Mismatch: expect ={PROTOCOL_VERSION} while the request is {seen}"
-            )
-        } else {
-            format!("failed to parse KBS version {seen:?}")
-        }));
-    }
+    })?;
+    Span::current().record("protocol", version.name()).record("tee", tee.name());
     let mut nonce = [0; 32];
     aws_lc_rs::rand::fill(&mut nonce).map_err(|_| ApiError::Internal("no random numbers".to_owned()))?;
     let nonce = base64_standard(&nonce);
     let id = uuid::Uuid::new_v4().simple().to_string();
     let now = kata_cc_attestation_service::now();
     let expires = now + kbs.session_seconds;
-    kbs.sessions.open(&id, peer, request.tee, &nonce, (now, expires)).await.map_err(session)?;
+    let context = Context { tee, version, nonce: nonce.clone() };
+    let opened = kbs.sessions.open(&id, peer, &context, (now, expires));
+    kbs.metrics.timed("session-open", opened).await?;
     kbs.metrics.count("auth", "ok");
-    info!(tee = %request.tee, "challenge");
+    kbs.metrics.client(Some(version), tee);
+    kbs.metrics.step("auth", Some(tee), begin);
+    info!(%tee, protocol = version.name(), "challenge");
     Ok(with_cookie(Json(Challenge { nonce, extra_params: json!("") }), &id, expires))
+}
+
+/// The error of a step with the session: the store's is ours, others are the guest's.
+fn session_error(refuse: &Refuse<'_>, reason: &'static str, error: SessionError) -> ApiError {
+    match error {
+        SessionError::Store(error) => error.into(),
+        why => refuse.because(reason, why),
+    }
+}
+
+/// A refusal of `/attest`: counted, logged, told.
+struct Refuse<'a> {
+    kbs: &'a Kbs,
+    tee: Option<Tee>,
+}
+
+impl Refuse<'_> {
+    fn note(&self, reason: &'static str, why: &dyn std::fmt::Display) {
+        self.kbs.metrics.count("attest", reason);
+        self.kbs.metrics.verdict(self.tee, "refused", reason);
+        let tee = self.tee.map_or("none", Tee::name);
+        info!(tee, verdict = "refused", reason, %why, "verdict");
+    }
+
+    fn because(&self, reason: &'static str, why: impl std::fmt::Display) -> ApiError {
+        self.note(reason, &why);
+        ApiError::Attestation(format!("RCAR handshake Attest failed: {why}"))
+    }
+
+    fn body(&self, error: BodyError) -> ApiError {
+        self.note("malformed", &error);
+        ApiError::Handshake { step: "Attest", error }
+    }
 }
 
 pub(crate) async fn attest(
@@ -89,45 +127,70 @@ pub(crate) async fn attest(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, ApiError> {
+    let begin = Instant::now();
     let now = kata_cc_attestation_service::now();
-    let refuse = |reason: &'static str, why: String| {
-        kbs.metrics.count("attest", reason);
-        info!(verdict = "refused", reason, %why, "verdict");
-        ApiError::Attestation(format!("RCAR handshake Attest failed: {why}"))
-    };
+    let refuse = Refuse { kbs: &kbs, tee: None };
     let id = session_id(&headers)
-        .ok_or_else(|| refuse("session", "there is no session cookie, call auth first".to_owned()))?;
-    let request: Attestation = match parse(&body) {
-        Ok(request) => request,
-        Err(error) => return Err(refuse("malformed", error.to_string())),
+        .ok_or_else(|| refuse.because("session", "there is no session cookie, call auth first"))?;
+    check_media_type(&headers)?;
+    let request = bodies::attestation(&body).map_err(|error| refuse.body(error))?;
+    let sent = match &request {
+        AttestBody::Current(current) => Some(current.runtime_data.nonce.as_str()),
+        AttestBody::Legacy(_) => None,
     };
-    let nonce = &request.runtime_data.nonce;
-    let tee = match kbs.sessions.answer(id, nonce, now).await {
-        Ok(Answer::Judge { tee }) => tee,
-        Ok(Answer::Done(token)) => return Ok(Json(AttestationResponse { token }).into_response()),
-        Err(SessionError::Store(error)) => return Err(error.into()),
-        Err(why) => return Err(refuse("nonce", why.to_string())),
+    let taken = kbs.metrics.timed("session-take", kbs.sessions.take(id, sent, now)).await;
+    let context = match taken.map_err(|error| session_error(&refuse, "nonce", error))? {
+        Answer::Judge(context) => context,
+        Answer::Done(guest) => return Ok(Json(AttestationResponse { token: guest.token }).into_response()),
     };
-    let evaluate = evaluation(tee, request).map_err(|why| refuse("malformed", why))?;
-    let verdict = match kbs.service.evaluate(&evaluate).await {
+    let (tee, version) = (context.tee, context.version);
+    Span::current().record("protocol", version.name()).record("tee", tee.name());
+    let refuse = Refuse { kbs: &kbs, tee: Some(tee) };
+    // From here on there is evidence of somebody: what comes of it is put on record before anybody is told.
+    let verdict = match evaluation(&context, request) {
+        Err(error) => Err(refuse.body(error)),
+        Ok(evaluate) => judge(&kbs, &refuse, &evaluate).await,
+    };
+    audit::attested(&kbs, id, tee, verdict.as_ref()).await?;
+    let verdict = verdict?;
+    let affirming = verdict.vector.status() == Tier::Affirming;
+    let guest = Guest { version, token: verdict.token };
+    let kept = kbs.sessions.attested(id, &guest, affirming, now);
+    let kept = kbs.metrics.timed("session-attested", kept).await;
+    kept.map_err(|error| session_error(&refuse, "session", error))?;
+    kbs.metrics.step("attest", Some(tee), begin);
+    let expires = now + kbs.session_seconds;
+    Ok(with_cookie(Json(AttestationResponse { token: guest.token }), id, expires))
+}
+
+/// Has the evidence judged; the verdict is counted and logged.
+async fn judge(kbs: &Kbs, refuse: &Refuse<'_>, evaluate: &Evaluate) -> Result<Verdict, ApiError> {
+    let (begin, tee) = (Instant::now(), evaluate.tee);
+    let verdict = kbs.service.evaluate(evaluate).await;
+    kbs.metrics.step("verify", Some(tee), begin);
+    let verdict = match verdict {
         Ok(verdict) => verdict,
+        Err(ServiceError::Refused(refusal)) => {
+            let reason = refusal.reason.name();
+            kbs.metrics.count("attest", reason);
+            kbs.metrics.verdict(Some(tee), "refused", reason);
+            info!(
+                %tee, verdict = "refused", reason, claim = refusal.claim, seen = refusal.seen,
+                expected = refusal.expected, why = %refusal, "verdict"
+            );
+            return Err(ApiError::Attestation(format!("RCAR handshake Attest failed: {refusal}")));
+        }
         Err(error) => {
-            if let ServiceError::Refused(refusal) = &error {
-                kbs.metrics.count("attest", refusal.reason.name());
-                info!(
-                    %tee, verdict = "refused", reason = refusal.reason.name(), claim = refusal.claim,
-                    seen = refusal.seen, expected = refusal.expected, why = %refusal, "verdict"
-                );
-                return Err(ApiError::Attestation(format!("RCAR handshake Attest failed: {refusal}")));
-            }
             return Err(match ApiError::from(error) {
-                ApiError::Attestation(why) => refuse("policy", why),
+                ApiError::Attestation(why) => refuse.because("policy", why),
                 other => other,
             });
         }
     };
     let status = verdict.vector.status();
     kbs.metrics.count("attest", status.name());
+    let reason = verdict.findings.first().map_or("none", |_| "reference-value");
+    kbs.metrics.verdict(Some(tee), status.name(), reason);
     for finding in &verdict.findings {
         info!(
             %tee, verdict = status.name(), claim = finding.claim, seen = %finding.seen,
@@ -137,37 +200,37 @@ pub(crate) async fn attest(
     if status == Tier::Affirming || verdict.findings.is_empty() {
         info!(%tee, verdict = status.name(), claim = "measurement", seen = verdict.measurement, "verdict");
     }
-    let attested = Attested { token: verdict.token.clone(), affirming: status == Tier::Affirming };
-    kbs.sessions.attested(id, attested, now).await.map_err(|error| match error {
-        SessionError::Store(error) => error.into(),
-        why => refuse("session", why.to_string()),
-    })?;
-    let expires = now + kbs.session_seconds;
-    Ok(with_cookie(Json(AttestationResponse { token: verdict.token }), id, expires))
+    Ok(verdict)
 }
 
-fn evaluation(tee: Tee, request: Attestation) -> Result<Evaluate, String> {
-    let additional = &request.tee_evidence.additional_evidence;
-    if !additional.is_empty() {
-        return Err("evidence of additional devices is not supported".to_owned());
-    }
-    let init_data = match request.init_data {
-        None => None,
-        Some(init_data) if init_data.format == "toml" => Some(ExpectedInitData::Toml(init_data.body)),
-        Some(init_data) => {
-            let seen: String = init_data.format.chars().take(32).collect();
-            return Err(format!("init-data has the format {seen:?}, only toml is known"));
+/// What is to be evaluated, if the body has the shape of the session's version.
+fn evaluation(context: &Context, request: AttestBody) -> Result<Evaluate, BodyError> {
+    let version = context.version;
+    let (canonical, evidence, init_data) = match request {
+        AttestBody::Current(current) if version.has_runtime_data() => {
+            let additional = &current.tee_evidence.additional_evidence;
+            if !additional.is_empty() {
+                let why = "evidence of additional devices is not supported";
+                return Err(BodyError::value("tee-evidence.additional_evidence", why));
+            }
+            let canonical = current.runtime_data.canonical_primary(additional);
+            (canonical, current.tee_evidence.primary_evidence, current.init_data)
+        }
+        AttestBody::Legacy(legacy) if !version.has_runtime_data() => {
+            (legacy.canonical(&context.nonce), legacy.tee_evidence, legacy.init_data)
+        }
+        AttestBody::Current(_) | AttestBody::Legacy(_) => {
+            let why = format!("its shape is not that of protocol {version}, which auth was asked for");
+            return Err(BodyError::Json(why));
         }
     };
-    request.runtime_data.tee_pubkey.check()?;
-    let canonical = request.runtime_data.canonical_primary(additional);
-    let binding: Value = serde_json::from_slice(&canonical).map_err(|e| e.to_string())?;
+    let binding: Value = serde_json::from_slice(&canonical).map_err(|e| BodyError::Json(e.to_string()))?;
     Ok(Evaluate {
-        tee,
-        evidence: request.tee_evidence.primary_evidence,
+        tee: context.tee,
+        evidence,
         binding: Some(Binding::Structured(binding)),
         hash: HashAlgorithm::Sha384,
-        init_data,
+        init_data: init_data.map(|InitDataBody { body, .. }| ExpectedInitData::Toml(body)),
         policy_id: String::new(),
     })
 }
@@ -176,20 +239,34 @@ fn evaluation(tee: Tee, request: Attestation) -> Result<Evaluate, String> {
 mod tests {
     use super::*;
 
-    /// The key goes into the token, which is kept for as long as the session: whoever has evidence must not choose its size.
+    fn attestation(body: Value) -> AttestBody {
+        bodies::attestation(body.to_string().as_bytes()).unwrap()
+    }
+
+    /// A body of one version in a session of another is nobody's.
     #[test]
-    fn a_key_of_any_length_is_refused() {
-        let attestation = |x: String| -> Attestation {
-            serde_json::from_value(json!({
-                "runtime-data": {"nonce": "n", "tee-pubkey":
-                    {"kty": "EC", "crv": "P-256", "alg": "ECDH-ES+A256KW", "x": x, "y": "A".repeat(43)}},
-                "tee-evidence": {"primary_evidence": {}, "additional_evidence": ""}
-            }))
-            .unwrap()
-        };
-        evaluation(Tee::SimSnp, attestation("A".repeat(43))).unwrap();
-        let error = evaluation(Tee::SimSnp, attestation("A".repeat(1 << 20))).unwrap_err();
-        assert!(error.contains("tee-pubkey") && error.len() < 300, "{error}");
+    fn the_shape_must_be_that_of_the_session() {
+        let key = json!({"kty": "EC", "crv": "P-256", "alg": "ECDH-ES+A256KW", "x": "A".repeat(43), "y": "A".repeat(43)});
+        let current = json!({
+            "runtime-data": {"nonce": "n", "tee-pubkey": key},
+            "tee-evidence": {"primary_evidence": {}, "additional_evidence": ""}
+        });
+        let legacy = json!({"tee-pubkey": key, "tee-evidence": "{}"});
+        for version in ProtocolVersion::ALL {
+            let context = Context { tee: Tee::SimSnp, version, nonce: "n".to_owned() };
+            let fits = |body: &Value| evaluation(&context, attestation(body.clone()));
+            assert_eq!(fits(&current).is_ok(), version == ProtocolVersion::V0_4_0);
+            assert_eq!(fits(&legacy).is_ok(), version != ProtocolVersion::V0_4_0);
+            let hashed = fits(if version.has_runtime_data() { &current } else { &legacy }).unwrap();
+            let Some(Binding::Structured(hashed)) = hashed.binding else { panic!() };
+            assert_eq!(hashed["nonce"], "n");
+            assert_eq!(hashed.get("additional-evidence").is_some(), version == ProtocolVersion::V0_4_0);
+        }
+        let mut device = current;
+        device["tee-evidence"]["additional_evidence"] = json!("{\"nvidia\":{}}");
+        let context = Context { tee: Tee::SimSnp, version: ProtocolVersion::V0_4_0, nonce: "n".to_owned() };
+        let error = evaluation(&context, attestation(device)).unwrap_err();
+        assert_eq!(error.member(), Some("tee-evidence.additional_evidence"));
     }
 
     #[test]

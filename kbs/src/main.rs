@@ -1,47 +1,64 @@
-//! `kbs`: the key broker. Speaks Trustee's KBS protocol 0.4.0.
+//! `kbs`: the key broker. Speaks Trustee's KBS protocol 0.4.0, 0.2.0 and 0.1.1.
 //!
 //! A guest proves by remote attestation what was launched (`/auth`, `/attest`), then fetches resources that the resource
 //! policy lets it have, encrypted to its key. Administrators put resources, policies and reference values.
 //! The attestation service is linked in.
 //!
-//! Exit codes: 0 after SIGTERM or SIGINT, 1 when the start failed, 2 for wrong arguments.
+//! Exit codes: 0 after SIGTERM or SIGINT, 1 when the start failed, 2 for wrong arguments. SIGHUP takes a changed configuration
+//! into use ([`reload`]).
 
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
 
 mod admin;
 mod api;
+mod audit;
 mod config;
 mod error;
 mod handshake;
+mod hardening;
 mod init;
 mod jwe;
+mod limits;
 mod maintenance;
 mod metrics;
+#[cfg(test)]
+mod model_test;
+mod plugins;
 mod policy;
+mod reload;
+mod request;
 mod server;
 mod session;
 mod state;
 mod storage;
+mod telemetry;
+#[cfg(test)]
+mod test_utils;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use kata_cc_attestation_service::serve::{self, Limits};
+use kata_cc_store::audit::Kind;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::info;
 
-use crate::config::{Config, Log, LogFormat};
+use crate::config::Config;
+use crate::state::Kbs;
+use crate::telemetry::Telemeter;
 
 /// Key broker: hands secrets to guests that proved by remote attestation what they are.
 #[derive(Debug, Parser)]
 #[command(name = "kbs", version)]
 struct Arguments {
-    /// Configuration file (TOML).
+    /// Configuration file: TOML, or JSON where its name ends in .json.
     #[arg(short, long, env = "KBS_CONFIG_FILE", value_name = "FILE")]
     config_file: Option<PathBuf>,
     /// Check configuration, keys and stored policies, then exit.
@@ -78,68 +95,102 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         .config_file
         .as_ref()
         .context("no configuration: give --config-file FILE or KBS_CONFIG_FILE (kbs init DIR makes one)")?;
+    hardening::protect_memory()?;
+    // Fails only where it was done before.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let config = Config::read(path)?;
-    log(&config.log)?;
     if let Some(Command::Maintenance(command)) = &arguments.command {
         return maintenance::run(command, &config);
     }
-    tokio::runtime::Runtime::new()?.block_on(serve(&config, arguments.check))?;
+    tokio::runtime::Runtime::new()?.block_on(serve(path, &config, arguments.check))?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn log(log: &Log) -> anyhow::Result<()> {
-    let level = std::env::var("RUST_LOG").unwrap_or_else(|_| log.level.clone());
-    let filter =
-        tracing_subscriber::EnvFilter::try_new(&level).with_context(|| format!("log level {level:?}"))?;
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
-    match log.format {
-        LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
-    }
-    Ok(())
-}
-
-async fn serve(config: &Config, check: bool) -> anyhow::Result<()> {
+async fn serve(path: &Path, config: &Config, check: bool) -> anyhow::Result<()> {
+    let log = Telemeter::start(&config.log, &config.telemetry)?;
     // Handlers first: a signal during the start must not be lost.
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let kbs = state::Kbs::new(config).await?;
-    let tls = server::tls(config)?;
+    let mut hup = signal(SignalKind::hangup())?;
+    let kbs = Kbs::new(config).await?;
+    let policies = reload::Policies::read(config)?;
+    let tls = server::Tls::new(config)?;
     if check {
+        policies.check(&kbs)?;
         kbs.store.close().await;
         println!("configuration is fine");
         return Ok(());
     }
+    audit::mark(&kbs, Kind::Start).await?;
+    policies.put(&kbs).await?;
     let listeners = server::bind(&config.http_server.sockets).await?;
     for listener in &listeners {
         info!(address = %listener.local_addr()?, tls = tls.is_some(), "listening");
     }
+    let (tls, acceptor) = tls.unzip();
     let (stop, stopped) = watch::channel(false);
-    let sweeper = tokio::spawn({
-        let kbs = kbs.clone();
-        async move {
-            loop {
-                tokio::time::sleep(Duration::from_secs(60)).await;
-                if let Err(error) = kbs.sessions.sweep(kata_cc_attestation_service::now()).await {
-                    warn!(%error, "expired sessions are not forgotten");
-                }
-            }
-        }
+    let sweeper = tokio::spawn(sweep(Arc::clone(&kbs)));
+    let refresher = tokio::spawn(refresh(Arc::clone(&kbs)));
+    let warmer = tokio::spawn({
+        let gate = kbs.gate.load_full();
+        async move { gate.warm().await }
     });
+    let serving =
+        serve::serve(listeners, acceptor, api::router(Arc::clone(&kbs)), Limits::default(), &stopped);
     notify("READY=1");
-    tokio::spawn(async move {
+    tokio::pin!(serving);
+    loop {
         tokio::select! {
-            _ = term.recv() => {}
-            _ = int.recv() => {}
+            () = &mut serving => break,
+            _ = hup.recv() => {
+                notify("RELOADING=1");
+                reload::reload(path, config, &kbs, tls.as_deref(), &log).await;
+                notify("READY=1");
+            }
+            _ = term.recv() => drain(&kbs, &stop),
+            _ = int.recv() => drain(&kbs, &stop),
         }
-        notify("STOPPING=1");
-        let _ = stop.send(true);
-    });
-    serve::serve(listeners, tls, api::router(kbs.clone()), Limits::default(), &stopped).await;
-    sweeper.abort();
+    }
+    for task in [warmer, sweeper, refresher] {
+        task.abort();
+    }
+    if let Err(why) = audit::mark(&kbs, Kind::Stop).await {
+        tracing::warn!(%why, "the end is not in the audit log");
+    }
     kbs.store.close().await;
     info!("stopped");
+    log.stop().await;
     Ok(())
+}
+
+/// The begin of the end: no new connections, and not ready any more.
+fn drain(kbs: &Kbs, stop: &watch::Sender<bool>) {
+    kbs.draining.store(true, Ordering::Relaxed);
+    notify("STOPPING=1");
+    // Nobody listens when the server has ended by itself.
+    let _ = stop.send(true);
+}
+
+/// How long a resource policy that another replica set may be unknown here.
+const REFRESH: Duration = Duration::from_secs(2);
+
+/// Takes the resource policy that another replica has set.
+async fn refresh(kbs: Arc<Kbs>) {
+    loop {
+        tokio::time::sleep(REFRESH).await;
+        if let Err(why) = kbs.policy.refresh().await {
+            tracing::warn!(%why, "the stored resource policy cannot be taken into use, the one before stays");
+        }
+    }
+}
+
+/// Forgets sessions that have expired, now and then.
+async fn sweep(kbs: Arc<Kbs>) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        if let Err(why) = kbs.sessions.sweep(kata_cc_attestation_service::now()).await {
+            tracing::warn!(%why, "expired sessions cannot be removed");
+        }
+    }
 }
 
 /// Tells systemd (sd_notify(3)), when it asked to be told. Nobody waits for it, so a failure is not one of ours.

@@ -1,7 +1,9 @@
 //! Everything that the handlers share.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
+use arc_swap::ArcSwap;
 use kata_cc_attestation_service::service::{AttestationService, signing_key};
 use kata_cc_attestation_service::token::{TokenBroker, TokenVerifier};
 use kata_cc_attestation_service::verify::{SampleVerifier, Verifiers};
@@ -10,8 +12,12 @@ use tracing::warn;
 
 use crate::admin::AdminGate;
 use crate::config::{AuthorizationMode, Config};
+use crate::limits::Budget;
 use crate::metrics::Metrics;
+use crate::plugins::Plugins;
+use crate::plugins::registry::{Context, open_token};
 use crate::policy::ResourcePolicy;
+use crate::reload::Settings;
 use crate::session::Sessions;
 use crate::storage;
 
@@ -22,8 +28,17 @@ pub(crate) struct Kbs {
     pub(crate) policy: ResourcePolicy,
     pub(crate) sessions: Sessions,
     pub(crate) tokens: TokenVerifier,
-    pub(crate) gate: AdminGate,
+    pub(crate) gate: ArcSwap<AdminGate>,
     pub(crate) metrics: Metrics,
+    pub(crate) plugins: Plugins,
+    /// What a reload may change.
+    pub(crate) settings: ArcSwap<Settings>,
+    /// Requests that each peer may make.
+    pub(crate) requests: Budget,
+    /// Refused administrators that each peer may have.
+    pub(crate) failures: Budget,
+    /// Whether the process is about to end.
+    pub(crate) draining: AtomicBool,
     /// Seconds that a session lives.
     pub(crate) session_seconds: i64,
     /// JSON pointers to the guest's key in a token.
@@ -44,7 +59,8 @@ const KEY_PATHS: [&str; 5] = [
 impl Kbs {
     /// Opens store and keys, compiles policies.
     pub(crate) async fn new(config: &Config) -> anyhow::Result<Arc<Self>> {
-        let store = storage::open(config).await?;
+        let token = open_token(&config.plugins, &config.base).await?;
+        let store = storage::open(config, token.as_deref()).await?;
         let broker = &config.attestation_service.attestation_token_broker;
         let key = signing_key(&config.path(&broker.signer.key_path), &broker.signer.algorithm)?;
         let broker = TokenBroker::new(key, &broker.issuer_name, broker.duration_min);
@@ -61,11 +77,19 @@ impl Kbs {
             );
         }
         let extra = config.attestation_token.extra_teekey_paths.iter().cloned();
+        let metrics = Metrics::new();
+        let context = Context { base: config.base.clone(), store: Arc::new(store.clone()), token };
+        let plugins = Plugins::load(&config.plugins, &context, metrics.plugins.clone()).await?;
         Ok(Arc::new(Self {
             policy: ResourcePolicy::load(store.clone()).await?,
-            gate: AdminGate::new(config)?,
+            gate: ArcSwap::from_pointee(AdminGate::new(config)?),
+            settings: ArcSwap::from_pointee(Settings::of(config)),
+            requests: Budget::new(config.limits.requests()),
+            failures: Budget::new(config.limits.failures()),
+            draining: AtomicBool::new(false),
             sessions: Sessions::new(store.sessions()),
-            metrics: Metrics::new(),
+            metrics,
+            plugins,
             session_seconds: i64::from(config.attestation_service.timeout) * 60,
             key_paths: extra.chain(KEY_PATHS.map(str::to_owned)).collect(),
             max_request: (config.http_server.payload_request_size as usize) << 20,

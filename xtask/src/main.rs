@@ -11,6 +11,7 @@ mod cpio;
 mod fuzz;
 mod guest_image;
 mod lab;
+mod openapi;
 mod paths;
 mod run;
 mod shell;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 
 use crate::shell::{command, output, run, step};
-use crate::{binaries, checks, guest_image, lab, paths};
+use crate::{binaries, checks, guest_image, lab, openapi, paths};
 
 /// Version of cargo-nextest that is installed when there is none.
 const NEXTEST: &str = "0.9.143";
@@ -24,6 +24,7 @@ pub(crate) fn test(name: Option<&str>, no_vm: bool) -> anyhow::Result<()> {
     }
     binaries::build()?;
     unit(name)?;
+    openapi::check()?;
     if no_vm {
         step("end-to-end tests were left out (--no-vm)");
         return Ok(());

@@ -17,6 +17,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -83,6 +84,10 @@ impl std::fmt::Display for Peer {
         self.0.fmt(f)
     }
 }
+
+/// The certificate that a caller showed in the TLS handshake, which checked it. An extension of every request of such a caller.
+#[derive(Debug, Clone)]
+pub struct ClientCertificate(pub CertificateDer<'static>);
 
 /// Connections of each peer.
 #[derive(Debug, Default)]
@@ -203,9 +208,13 @@ async fn connection(
     let _ = stream.set_nodelay(true);
     let peer = Peer::of(address.ip());
     let ended = match shared.tls.clone() {
-        None => http(stream, peer, shared).await,
+        None => http(stream, peer, None, shared).await,
         Some(tls) => match tokio::time::timeout(shared.limits.handshake, tls.accept(stream)).await {
-            Ok(Ok(stream)) => http(stream, peer, shared).await,
+            Ok(Ok(stream)) => {
+                let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+                let certificate = shown.map(|leaf| ClientCertificate(leaf.clone().into_owned()));
+                http(stream, peer, certificate, shared).await
+            }
             Ok(Err(error)) => Err(format!("TLS handshake failed: {error}")),
             Err(_) => Err("TLS handshake took too long".to_owned()),
         },
@@ -215,7 +224,12 @@ async fn connection(
     }
 }
 
-async fn http<S>(stream: S, peer: Peer, mut shared: Shared) -> Result<(), String>
+async fn http<S>(
+    stream: S,
+    peer: Peer,
+    certificate: Option<ClientCertificate>,
+    mut shared: Shared,
+) -> Result<(), String>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -223,6 +237,9 @@ where
     let time = limits.request;
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer);
+        if let Some(certificate) = &certificate {
+            request.extensions_mut().insert(certificate.clone());
+        }
         answer(router.clone(), request.map(Body::new), time)
     });
     let mut connection = std::pin::pin!(

@@ -137,14 +137,27 @@ impl AdminClient {
 
     /// Lists resources: paths, sizes, times. Contents cannot be read back, only guests get them. Ours, not Trustee's.
     pub async fn list_resources(&self) -> Result<Vec<ResourceEntry>, ClientError> {
-        let answer = self.call("resource list", self.http.request(Method::GET, "/admin/resources")).await?;
-        Ok(answer.json::<ResourceList>("resource list")?.resources)
+        let mut all = Vec::new();
+        let mut after = String::new();
+        loop {
+            let page = self.http.request(Method::GET, "/admin/resources").query(&[("after", &after)]);
+            let page: ResourceList = self.call("resource list", page).await?.json("resource list")?;
+            all.extend(page.resources);
+            match page.next {
+                Some(next) if next > after => after = next,
+                _ => return Ok(all),
+            }
+        }
     }
 
     /// What a listing tells of one resource. Ours, not Trustee's.
     pub async fn resource_metadata(&self, path: &ResourcePath) -> Result<ResourceEntry, ClientError> {
         let name = path.to_string();
-        let found = self.list_resources().await?.into_iter().find(|entry| entry.path == name);
+        let page = self.http.request(Method::GET, "/admin/resources");
+        // The first that begins with a name is that name, if it is there.
+        let page = page.query(&[("prefix", name.as_str()), ("limit", "1")]);
+        let page: ResourceList = self.call(&path.uri(), page).await?.json("resource list")?;
+        let found = page.resources.into_iter().find(|entry| entry.path == name);
         found.ok_or_else(|| ClientError::NotFound {
             what: path.uri(),
             detail: format!("resource {name} does not exist"),

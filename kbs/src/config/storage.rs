@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use kata_cc_kbs_pkcs11::WrapAlgorithm;
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
@@ -58,11 +59,33 @@ pub(crate) struct Sqlite {
     pub(crate) file_path: PathBuf,
     /// Key of the store, 64 hexadecimal digits, mode 0600; made at the first start. `KBS_STORE_KEY` wins.
     pub(crate) key_path: PathBuf,
+    /// Key of the token of `[[plugins]]` `pkcs11` that wraps the key in `key_path`.
+    pub(crate) key_wrapped_by: Option<KeyWrappedBy>,
+}
+
+/// `key_wrapped_by = { label, algorithm }`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct KeyWrappedBy {
+    /// `CKA_LABEL`.
+    pub(crate) label: String,
+    pub(crate) algorithm: WrapAlgorithm,
 }
 
 impl Default for Sqlite {
     fn default() -> Self {
-        Self { file_path: "kbs.db".into(), key_path: "store.key".into() }
+        Self { file_path: "kbs.db".into(), key_path: "store.key".into(), key_wrapped_by: None }
+    }
+}
+
+/// A password, which is not printed.
+#[derive(Clone, Deserialize)]
+#[serde(from = "String")]
+pub(crate) struct Password(pub(crate) Zeroizing<String>);
+
+impl From<String> for Password {
+    fn from(text: String) -> Self {
+        Self(Zeroizing::new(text))
     }
 }
 
@@ -76,7 +99,7 @@ pub(crate) struct Postgres {
     pub(crate) db: String,
     pub(crate) username: String,
     /// Better in `password_file`.
-    pub(crate) password: Option<Zeroizing<String>>,
+    pub(crate) password: Option<Password>,
     /// Ours: a file of mode 0600 with the password; a newline at its end is no part of it.
     pub(crate) password_file: Option<PathBuf>,
     /// Ours: how the connection is protected; `verify-full` unless set, but `disable` to this machine.
@@ -87,6 +110,8 @@ pub(crate) struct Postgres {
     pub(crate) connections: u32,
     /// Ours: key of the store, the same for all replicas; made at the first start.
     pub(crate) key_path: PathBuf,
+    /// Ours: key of the token of `[[plugins]]` `pkcs11` that wraps the key in `key_path`.
+    pub(crate) key_wrapped_by: Option<KeyWrappedBy>,
 }
 
 impl Default for Postgres {
@@ -103,6 +128,7 @@ impl Default for Postgres {
             tls_root_certificates: None,
             connections: usual.connections,
             key_path: "store.key".into(),
+            key_wrapped_by: None,
         }
     }
 }

@@ -6,6 +6,8 @@
     reason = "shared by several test programs; a test may panic"
 )]
 
+pub mod raw;
+
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -97,6 +99,29 @@ impl Server {
             ..KbsConfig::default()
         };
         KbsClient::new(config, Arc::new(evidence)).unwrap()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Has it read its configuration anew, and waits until it says what came of it.
+    pub fn reload(&self) -> String {
+        let before = self.log.lock().unwrap().len();
+        let told = Command::new("kill").arg("-HUP").arg(self.child.id().to_string()).status().unwrap();
+        assert!(told.success());
+        for _ in 0..1200 {
+            std::thread::sleep(Duration::from_millis(50));
+            let log = self.log.lock().unwrap();
+            let said = log.iter().skip(before).find(|line| {
+                line.contains("configuration was taken into use")
+                    || line.contains("configuration was refused")
+            });
+            if let Some(line) = said {
+                return line.clone();
+            }
+        }
+        panic!("nothing came of SIGHUP: {:?}", self.log.lock().unwrap());
     }
 
     /// Asks it to end, as systemd does; returns its exit code and everything it logged.

@@ -15,6 +15,7 @@ pub const MAX_REFERENCE_VALUES: usize = 1024;
 
 /// `POST /kbs/v0/attestation-policy`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct SetAttestationPolicy {
     /// `rego`; ignored.
     #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
@@ -27,6 +28,7 @@ pub struct SetAttestationPolicy {
 
 /// `POST /kbs/v0/resource-policy`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct SetResourcePolicy {
     /// b64url of the Rego text.
     pub policy: String,
@@ -55,8 +57,76 @@ pub struct ResourceEntry {
 /// Ours: `GET /kbs/v0/admin/resources`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ResourceList {
-    /// All of them, in the order of their paths.
+    /// A page of them, in the order of their paths.
     pub resources: Vec<ResourceEntry>,
+    /// What the next page is asked for by (`after`), when there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// Ours: one version of a resource or policy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResourceVersion {
+    /// Its number, from 1.
+    pub version: u64,
+    /// `live`, `erased` (a later deletion removed its value), or `deleted` (it is that deletion).
+    pub state: String,
+    /// Bytes of its value.
+    pub size: u64,
+    /// Media type that it was uploaded with.
+    pub content_type: String,
+    /// When it was written, RFC 3339.
+    pub modified: String,
+    /// Who wrote it.
+    pub who: String,
+}
+
+/// Ours: `GET /kbs/v0/admin/resources/{repository}/{type}/{tag}/history`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ResourceHistory {
+    /// Those that are kept, the latest first.
+    pub versions: Vec<ResourceVersion>,
+}
+
+/// Ours: `POST /kbs/v0/admin/resource-policy/dry-run`. Exactly one of `claims`, `token` and `session`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResourcePolicyDryRun {
+    /// Rego text to try; the policy in force when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
+    /// Claims to try it on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claims: Option<serde_json::Value>,
+    /// Attestation token whose claims it is tried on. It must be valid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+    /// Id of the session of an attested guest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<String>,
+    /// What is asked for: `repository/type/tag`, or the path of a plugin.
+    pub resource: String,
+    /// Which plugin; `resource` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plugin: Option<String>,
+    /// Query of the request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub query: Option<BTreeMap<String, String>>,
+}
+
+/// Answer to [`ResourcePolicyDryRun`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResourcePolicyVerdict {
+    /// Whether the guest would get it.
+    pub allow: bool,
+    /// Why, in words.
+    pub explanation: String,
+    /// What the policy's rule `reasons` says.
+    pub reasons: Vec<String>,
+    /// What the policy printed.
+    pub prints: Vec<String>,
+    /// SHA-256 of the policy's text in hex.
+    pub policy_digest: String,
 }
 
 /// Ours: `GET /kbs/v0/reference-value`.
@@ -68,6 +138,7 @@ pub struct ReferenceValueList {
 
 /// `POST /kbs/v0/reference-value`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ReferenceValueMessage {
     /// `0.1.0`, also when absent.
     #[serde(default = "ReferenceValueMessage::version")]

@@ -2,12 +2,13 @@
 //!
 //! Types, names, encodings and the limits of parsing; no I/O and no decisions. The shapes follow Trustee's
 //! protocol 0.4.0 (`kbs_attestation_protocol.md`, kbs-types 0.18), so that its clients work with our server and
-//! ours with its server. Members that we add are optional and say so.
+//! ours with its server; of 0.1.1 and 0.2.0 what differs ([`version`]). Members that we add are optional and say so.
 //!
 //! Encodings: `b64` is the standard alphabet with padding ([`base64_standard`]), `b64url` the URL alphabet without
 //! ([`base64_url`]). A nonce is b64; JWK, JWE and policies are b64url.
 //!
 //! - [`rcar`]: request, challenge, attestation, response.
+//! - [`version`]: which versions there are. [`bodies`]: reading what anybody may send, [`strict`]ly.
 //! - [`resource`] is the address `kbs:///repository/type/tag`.
 //! - [`admin`]: policies, reference values, listings.
 //! - [`service`]: REST types of the attestation service.
@@ -18,21 +19,25 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
 
 pub mod admin;
+pub mod bodies;
 pub mod initdata;
 pub mod jwe;
 pub mod rcar;
 pub mod resource;
 pub mod service;
+pub mod strict;
+pub mod version;
 
 pub use rcar::{
     Attestation, AttestationResponse, Challenge, CompositeEvidence, ErrorInformation, InitDataBody,
     JweResponse, Request, RuntimeData, Tee, TeePubKey,
 };
 pub use resource::{ResourcePath, ResourceUri};
+pub use version::ProtocolVersion;
 
 use base64::Engine as _;
 
-/// The protocol version that is spoken; matched exactly.
+/// The newest protocol version, which our clients speak; servers know [`ProtocolVersion::ALL`].
 pub const PROTOCOL_VERSION: &str = "0.4.0";
 
 /// Prefix of every path of the key broker.

@@ -69,6 +69,31 @@ impl Tee {
         }
     }
 
+    /// All of them, in the order of their names' use.
+    pub const ALL: [Self; 15] = [
+        Self::Snp,
+        Self::Tdx,
+        Self::AzSnpVtpm,
+        Self::AzTdxVtpm,
+        Self::SimSnp,
+        Self::Sample,
+        Self::Sgx,
+        Self::Cca,
+        Self::Csv,
+        Self::Se,
+        Self::Hygondcu,
+        Self::Nvidia,
+        Self::NvidiaDpu,
+        Self::Tpm,
+        Self::Sampledevice,
+    ];
+
+    /// All names, for a message.
+    #[must_use]
+    pub fn names() -> String {
+        Self::ALL.map(Self::name).join(", ")
+    }
+
     /// The name back to the value; `None` when unknown.
     pub fn from_name(name: &str) -> Option<Self> {
         serde_json::from_value(Value::String(name.to_owned())).ok()

@@ -1,0 +1,115 @@
+//! What goes on record: verdicts, releases, refusals, and what administrators do. The log itself: [`kata_cc_store::audit`].
+//!
+//! Records are written before the answer that they tell of; when that fails, the answer is not given. Claims and policies stand in them
+//! as digests, sessions as labels (their ids are credentials).
+
+use kata_cc_attestation_service::service::Verdict;
+use kata_cc_kbs_protocol::Tee;
+use kata_cc_kbs_protocol::rcar::canonical;
+use kata_cc_store::StoreError;
+use kata_cc_store::audit::{Kind, Record};
+use serde_json::Value;
+
+use crate::admin::Administrator;
+use crate::api::Caller;
+use crate::error::ApiError;
+use crate::state::Kbs;
+
+/// Appends a record.
+async fn append(kbs: &Kbs, record: Record) -> Result<(), StoreError> {
+    kbs.metrics.timed("audit", kbs.store.audit().append(record)).await.map(drop)
+}
+
+/// The claims of a token that was just issued, as [`claims_bytes`] gives them when it is shown.
+fn issued(token: &str) -> Vec<u8> {
+    let claims = token.split('.').nth(1).and_then(kata_cc_kbs_protocol::from_base64_url);
+    let claims = claims.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+    claims.as_ref().map(claims_bytes).unwrap_or_default()
+}
+
+/// What the digest of claims is over: their canonical form.
+fn claims_bytes(claims: &Value) -> Vec<u8> {
+    canonical(claims)
+}
+
+/// Evidence was judged.
+pub(crate) async fn attested(
+    kbs: &Kbs,
+    session: &str,
+    tee: Tee,
+    verdict: Result<&Verdict, &ApiError>,
+) -> Result<(), StoreError> {
+    let record = Record::new(Kind::Attest).session(session).tee(tee.name());
+    append(
+        kbs,
+        match verdict {
+            Ok(verdict) => record.verdict(verdict.vector.status().name()).claims(&issued(&verdict.token)),
+            Err(error) => record.verdict("refused").reason(error.to_string()),
+        },
+    )
+    .await
+}
+
+fn guest(kind: Kind, caller: &Caller, policy: &str, resource: &str, version: Option<u64>) -> Record {
+    let mut record = Record::new(kind)
+        .verdict(caller.status())
+        .claims(&claims_bytes(&caller.claims))
+        .resource(resource, version);
+    record.policy = Some(policy.to_owned());
+    match &caller.session {
+        Some(session) => record.session(session),
+        None => record,
+    }
+}
+
+/// A resource, or what a plugin makes, is given to a guest.
+pub(crate) async fn released(
+    kbs: &Kbs,
+    caller: &Caller,
+    policy: &str,
+    resource: &str,
+    version: Option<u64>,
+) -> Result<(), StoreError> {
+    append(kbs, guest(Kind::Release, caller, policy, resource, version)).await
+}
+
+/// A guest is refused.
+pub(crate) async fn refused(
+    kbs: &Kbs,
+    caller: &Caller,
+    policy: &str,
+    resource: &str,
+    why: &str,
+) -> Result<(), StoreError> {
+    append(kbs, guest(Kind::Refusal, caller, policy, resource, None).reason(why)).await
+}
+
+/// What an administrator is about to do, for the transaction that does it.
+pub(crate) fn admin(administrator: &Administrator, action: &str, target: &str) -> Record {
+    Record::new(Kind::Admin)
+        .who(administrator.to_string())
+        .verdict("done")
+        .reason(action)
+        .resource(target, None)
+}
+
+/// An administrator asks for something whose change cannot carry the record with it: on record before it is done.
+pub(crate) async fn asked(
+    kbs: &Kbs,
+    administrator: &Administrator,
+    action: &str,
+    target: &str,
+) -> Result<(), StoreError> {
+    append(kbs, admin(administrator, action, target).verdict("asked")).await
+}
+
+/// Somebody who is no administrator, or not the right one, was not let.
+pub(crate) async fn not_let(kbs: &Kbs, action: &str, target: &str, why: &ApiError) -> Result<(), StoreError> {
+    let record = Record::new(Kind::Admin).verdict("refused").resource(target, None);
+    append(kbs, record.reason(format!("{action}: {why}"))).await
+}
+
+/// The service begins or ends.
+pub(crate) async fn mark(kbs: &Kbs, kind: Kind) -> Result<(), StoreError> {
+    append(kbs, Record::new(kind)).await
+}

@@ -1,0 +1,45 @@
+//! What plugins need of a store: named values in a namespace. The broker's store seals them at rest.
+
+use async_trait::async_trait;
+use kata_cc_attestation_service::store::{Store, StoreError};
+use zeroize::Zeroizing;
+
+use super::PluginError;
+
+/// Named values.
+#[async_trait]
+pub(crate) trait BlobStore: Send + Sync + std::fmt::Debug {
+    /// Value of a name; `None` when there is none.
+    async fn get(&self, namespace: &str, name: &str) -> Result<Option<Zeroizing<Vec<u8>>>, PluginError>;
+    /// Stores a value, replacing an older one.
+    async fn put(&self, namespace: &str, name: &str, value: &[u8]) -> Result<(), PluginError>;
+    /// Removes a value; false when there was none.
+    async fn delete(&self, namespace: &str, name: &str) -> Result<bool, PluginError>;
+    /// Names of a namespace, in order.
+    async fn names(&self, namespace: &str) -> Result<Vec<String>, PluginError>;
+}
+
+impl From<StoreError> for PluginError {
+    fn from(error: StoreError) -> Self {
+        Self::Internal(error.to_string())
+    }
+}
+
+#[async_trait]
+impl BlobStore for Store {
+    async fn get(&self, namespace: &str, name: &str) -> Result<Option<Zeroizing<Vec<u8>>>, PluginError> {
+        Ok(Self::get(self, namespace, name).await?)
+    }
+
+    async fn put(&self, namespace: &str, name: &str, value: &[u8]) -> Result<(), PluginError> {
+        Ok(Self::put(self, namespace, name, value).await?)
+    }
+
+    async fn delete(&self, namespace: &str, name: &str) -> Result<bool, PluginError> {
+        Ok(Self::delete(self, namespace, name).await?)
+    }
+
+    async fn names(&self, namespace: &str) -> Result<Vec<String>, PluginError> {
+        Ok(self.list(namespace).await?.into_iter().map(|entry| entry.name).collect())
+    }
+}

@@ -1,0 +1,210 @@
+//! What every request passes on its way in and every answer on its way out: an id, a span, the peer's budget, metrics, and the
+//! body of an error.
+//!
+//! The id is ours, in the header `x-request-id` of every answer, in the detail of every error and in every log line of the
+//! request, so that whoever reads "refused" in a pod's events finds the line that says why. A caller's `traceparent` (W3C Trace
+//! Context) is taken as the parent of the request's span where traces are sent.
+
+use std::time::Instant;
+
+use axum::body::Body;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+use kata_cc_attestation_service::serve::Peer;
+use kata_cc_kbs_protocol::ErrorInformation;
+use kata_cc_kbs_protocol::strict;
+use serde_json::{Value, json};
+use tracing::{Instrument as _, debug};
+
+use crate::api::Shared;
+use crate::error::{ApiError, Failure};
+use crate::telemetry;
+
+/// Header with the id of a request.
+pub(crate) const REQUEST_ID: &str = "x-request-id";
+/// Media type of an error on our own paths.
+const PROBLEM: &str = "application/problem+json";
+
+/// Id of a request, an extension of it.
+#[derive(Debug, Clone)]
+pub(crate) struct RequestId(pub(crate) String);
+
+/// Whether a path is our own, not Trustee's: errors are problem+json there.
+fn ours(method: &Method, path: &str) -> bool {
+    let Some(rest) = path.strip_prefix("/kbs/v0/") else {
+        return !matches!(path, "/healthz" | "/metrics");
+    };
+    rest.starts_with("admin/")
+        || rest == "resource-policy/text"
+        || rest.starts_with("attestation-policy/")
+        || (rest == "reference-value" && method == Method::GET)
+        || (rest.starts_with("reference-value/") && method == Method::DELETE)
+}
+
+/// The outermost layer.
+pub(crate) async fn observe(State(kbs): State<Shared>, mut request: Request, next: Next) -> Response {
+    let begin = Instant::now();
+    let id = uuid::Uuid::new_v4().simple().to_string();
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let route = request.extensions().get::<MatchedPath>().map_or("unknown", MatchedPath::as_str).to_owned();
+    request.extensions_mut().insert(RequestId(id.clone()));
+    let span = tracing::info_span!(
+        "request", otel.name = %format!("{method} {route}"), otel.kind = "server", id, %method, route,
+        status = tracing::field::Empty, protocol = tracing::field::Empty, tee = tracing::field::Empty,
+    );
+    telemetry::take_parent(&span, request.headers());
+    let answered = async {
+        match admit(&kbs, &request, &route) {
+            Ok(()) => next.run(request).await,
+            Err(error) => error.into_response(),
+        }
+    };
+    let mut response = answered.instrument(span.clone()).await;
+    let status = response.status();
+    if !status.is_success() {
+        response = failed(response, kbs.max_request, &method, &path, &id);
+    }
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    span.record("status", status.as_u16());
+    kbs.metrics.request(&method, &route, status, begin.elapsed());
+    debug!(parent: &span, status = status.as_u16(), elapsed = ?begin.elapsed(), "request");
+    response
+}
+
+/// Takes a request out of its peer's budget. Health and metrics cost nothing: who watches must see a flood.
+fn admit(kbs: &Shared, request: &Request, route: &str) -> Result<(), ApiError> {
+    if matches!(route, "/healthz" | "/readyz" | "/metrics") {
+        return Ok(());
+    }
+    let Some(peer) = request.extensions().get::<Peer>() else { return Ok(()) };
+    kbs.requests.take(*peer, Instant::now()).map_err(|seconds| {
+        kbs.metrics.count("limit", "requests");
+        ApiError::TooMany { what: "this address has made too many requests", seconds }
+    })
+}
+
+/// Writes the body of an error: ours says what failed, what the router itself refuses is told likewise.
+fn failed(response: Response, limit: usize, method: &Method, path: &str, id: &str) -> Response {
+    let (mut parts, body) = response.into_parts();
+    let failure = parts.extensions.remove::<Failure>().or_else(|| router_refusal(parts.status, limit));
+    let Some(failure) = failure else { return Response::from_parts(parts, body) };
+    let detail = format!("{} (request {id})", failure.detail);
+    let (kind, body) = if ours(method, path) {
+        let mut problem = json!({
+            "type": format!("{}{}", ErrorInformation::TYPE_PREFIX, failure.name),
+            "title": failure.name,
+            "status": parts.status.as_u16(),
+            "detail": detail,
+            "instance": format!("urn:kata-cc:request:{id}"),
+        });
+        if let Some(field) = failure.field {
+            problem["field"] = Value::String(field);
+            problem["reason"] = Value::String(failure.detail);
+        }
+        (PROBLEM, problem.to_string())
+    } else {
+        let body = serde_json::to_string(&ErrorInformation::new(failure.name, detail));
+        ("application/json", body.unwrap_or_default())
+    };
+    parts.headers.remove(header::CONTENT_LENGTH);
+    parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    Response::from_parts(parts, Body::from(body))
+}
+
+fn router_refusal(status: StatusCode, limit: usize) -> Option<Failure> {
+    let failure = |name, detail: String| Some(Failure { name, detail, field: None });
+    match status {
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            let error =
+                ApiError::TooLarge { limit: limit as u64, by: "http_server.payload_request_size".to_owned() };
+            failure(error.name(), error.to_string())
+        }
+        StatusCode::METHOD_NOT_ALLOWED => failure(
+            "MethodNotAllowed",
+            "this path does not take that method, see the header allow".to_owned(),
+        ),
+        status if status.is_client_error() => {
+            failure("InvalidRequestPath", "the request's path or query is not understood".to_owned())
+        }
+        _ => None,
+    }
+}
+
+/// A body that must be JSON: its media type, where one is named, and its form ([`strict`]).
+pub(crate) fn json_body(headers: &HeaderMap, body: &[u8]) -> Result<Value, ApiError> {
+    check_media_type(headers)?;
+    Ok(strict::parse(body)?)
+}
+
+/// Reads a JSON body into a type that knows all its members.
+pub(crate) fn parse<T: serde::de::DeserializeOwned>(headers: &HeaderMap, body: &[u8]) -> Result<T, ApiError> {
+    let value = json_body(headers, body)?;
+    serde_json::from_value(value).map_err(|e| {
+        let text = e.to_string();
+        // serde names the member between back-ticks, where it is about one.
+        match text.split('`').nth(1).map(str::to_owned) {
+            Some(member) => ApiError::Body(strict::BodyError::Value { member, why: text }),
+            None => ApiError::Serde(text),
+        }
+    })
+}
+
+/// Whether the body is said to be JSON. Clients that say nothing are believed.
+pub(crate) fn check_media_type(headers: &HeaderMap) -> Result<(), ApiError> {
+    let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(()) };
+    let text = String::from_utf8_lossy(value.as_bytes()).into_owned();
+    let essence = text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    if essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json")) {
+        return Ok(());
+    }
+    Err(ApiError::MediaType(text.chars().filter(|c| !c.is_control()).take(64).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_own_paths_are_told_apart() {
+        for (method, path) in [
+            (Method::GET, "/kbs/v0/admin/resources"),
+            (Method::GET, "/kbs/v0/reference-value"),
+            (Method::DELETE, "/kbs/v0/reference-value/a/b"),
+            (Method::GET, "/kbs/v0/attestation-policy/default_cpu"),
+            (Method::GET, "/readyz"),
+            (Method::GET, "/nothing"),
+        ] {
+            assert!(ours(&method, path), "{path}");
+        }
+        for (method, path) in [
+            (Method::POST, "/kbs/v0/auth"),
+            (Method::GET, "/kbs/v0/resource/a/b/c"),
+            (Method::POST, "/kbs/v0/reference-value"),
+            (Method::GET, "/kbs/v0/reference-value/a"),
+            (Method::POST, "/kbs/v0/attestation-policy"),
+            (Method::POST, "/metrics"),
+        ] {
+            assert!(!ours(&method, path), "{path}");
+        }
+    }
+
+    #[test]
+    fn media_types() {
+        let check = |value: &'static [u8]| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_bytes(value).unwrap());
+            check_media_type(&headers).is_ok()
+        };
+        assert!(check_media_type(&HeaderMap::new()).is_ok());
+        for good in [&b"application/json"[..], b"Application/JSON; charset=utf-8", b"application/x+json"] {
+            assert!(check(good));
+        }
+        for bad in [&b"text/plain"[..], b"", b"\xff", b"application/x-www-form-urlencoded", b"text/json"] {
+            assert!(!check(bad));
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Log and traces of the process: the log's level can be changed while it runs, traces go out where an address is configured.
+//!
+//! Spans carry method, route, status, request id, protocol version and TEE. No header, query, body, token, cookie or resource
+//! goes into an attribute.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use axum::http::HeaderMap;
+use opentelemetry::propagation::{Extractor, TextMapPropagator as _};
+use opentelemetry::trace::TracerProvider as _;
+use opentelemetry_otlp::{Protocol, WithExportConfig as _};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanExporter};
+use tracing::Span;
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _, Registry, reload};
+
+use crate::config::{Log, LogFormat, Telemetry};
+
+/// Handle on what is logged and traced.
+pub(crate) struct Telemeter {
+    level: reload::Handle<EnvFilter, Registry>,
+    traces: Option<SdkTracerProvider>,
+}
+
+impl std::fmt::Debug for Telemeter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Telemeter").field("traces", &self.traces.is_some()).finish_non_exhaustive()
+    }
+}
+
+/// The filter of a configuration; `RUST_LOG` wins.
+pub(crate) fn filter(log: &Log) -> anyhow::Result<EnvFilter> {
+    let level = std::env::var("RUST_LOG").unwrap_or_else(|_| log.level.clone());
+    EnvFilter::try_new(&level).with_context(|| format!("log level {level:?}"))
+}
+
+impl Telemeter {
+    /// Starts logging, and tracing where it is configured. Must run inside the runtime, which the traces are sent from.
+    pub(crate) fn start(log: &Log, telemetry: &Telemetry) -> anyhow::Result<Self> {
+        let (filter, level) = reload::Layer::new(filter(log)?);
+        let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+        let lines = match log.format {
+            LogFormat::Text => lines.boxed(),
+            LogFormat::Json => lines.json().flatten_event(true).boxed(),
+        };
+        let traces = telemetry.otlp_endpoint.as_deref().map(|to| provider(to, &telemetry.service_name));
+        let traces = traces.transpose()?;
+        let spans = traces
+            .as_ref()
+            .map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer("kbs")))
+            .map(|layer| layer.with_location(false).with_threads(false).with_tracked_inactivity(false));
+        // What sends traces must not make traces.
+        let spans = spans.map(|layer| layer.with_filter(tracing_subscriber::filter::filter_fn(ours)));
+        tracing_subscriber::registry().with(filter).with(lines).with(spans).init();
+        Ok(Self { level, traces })
+    }
+
+    /// Another level from now on.
+    pub(crate) fn set_filter(&self, filter: EnvFilter) {
+        // Fails only when the subscriber is gone.
+        let _ = self.level.reload(filter);
+    }
+
+    /// Sends what has not been sent yet.
+    pub(crate) async fn stop(self) {
+        if let Some(provider) = self.traces {
+            let stopped = tokio::task::spawn_blocking(move || provider.shutdown()).await;
+            if !matches!(stopped, Ok(Ok(()))) {
+                tracing::warn!("the last traces were not sent");
+            }
+        }
+    }
+}
+
+fn ours(metadata: &tracing::Metadata<'_>) -> bool {
+    ["kbs", "kata_cc"].iter().any(|prefix| metadata.target().starts_with(prefix))
+}
+
+fn provider(endpoint: &str, service: &str) -> anyhow::Result<SdkTracerProvider> {
+    let exporter = opentelemetry_otlp::SpanExporter::builder()
+        .with_http()
+        .with_protocol(Protocol::HttpBinary)
+        .with_endpoint(endpoint)
+        .build()
+        .with_context(|| format!("telemetry.otlp_endpoint {endpoint:?}"))?;
+    let exporter = InRuntime { exporter: Arc::new(exporter), runtime: tokio::runtime::Handle::current() };
+    let resource = Resource::builder_empty().with_attributes([
+        opentelemetry::KeyValue::new("service.name", service.to_owned()),
+        opentelemetry::KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
+    ]);
+    Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource.build()).build())
+}
+
+/// The batch processor works on a thread of its own, where the HTTP client finds no runtime: it is sent from ours.
+#[derive(Debug)]
+struct InRuntime {
+    exporter: Arc<opentelemetry_otlp::SpanExporter>,
+    runtime: tokio::runtime::Handle,
+}
+
+impl SpanExporter for InRuntime {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        let exporter = Arc::clone(&self.exporter);
+        let sent = self.runtime.spawn(async move { exporter.export(batch).await }).await;
+        sent.unwrap_or_else(|e| Err(OTelSdkError::InternalFailure(e.to_string())))
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        if let Some(exporter) = Arc::get_mut(&mut self.exporter) {
+            exporter.set_resource(resource);
+        }
+    }
+}
+
+struct Headers<'a>(&'a HeaderMap);
+
+impl Extractor for Headers<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).and_then(|value| value.to_str().ok())
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.keys().map(axum::http::HeaderName::as_str).collect()
+    }
+}
+
+/// Makes a caller's `traceparent`, if it sent one, the parent of `span`. Without traces this does nothing.
+pub(crate) fn take_parent(span: &Span, headers: &HeaderMap) {
+    if headers.contains_key("traceparent") {
+        let parent = TraceContextPropagator::new().extract(&Headers(headers));
+        let _ = span.set_parent(parent);
+    }
+}

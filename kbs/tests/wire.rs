@@ -1,0 +1,303 @@
+//! Requests of Trustee's clients as they are on the wire, replayed byte for byte against the real `kbs` for each version of the
+//! protocol, and the answers compared: status, headers, shape of the body, error bodies.
+//!
+//! What a request cannot have fixed, since the server chose it, stands in braces: the cookie, the nonce, evidence over that.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+use std::net::SocketAddr;
+
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use aws_lc_rs::rsa::{KeySize, Pkcs1PrivateDecryptingKey, PrivateDecryptingKey};
+use common::Server;
+use common::raw::{Reply, exchange, request};
+use kata_cc_kbs_client::{KeyAlgorithm, TeeKey, jwe};
+use kata_cc_kbs_protocol::rcar::{HashAlgorithm, canonical};
+use kata_cc_kbs_protocol::{JweResponse, TeePubKey, base64_standard, base64_url, from_base64_url};
+use serde_json::{Value, json};
+
+const SECRET: &[u8] = b"the resource's bytes \x00\xff";
+
+/// What attestation-agent's client (reqwest) puts into every request.
+const AGENT: &[&str] = &[
+    "content-type: application/json",
+    "user-agent: attestation-agent-kbs-client/0.21.0",
+    "accept: */*",
+    "host: 127.0.0.1:8080",
+];
+/// What `kbs-client` puts into every request.
+const TOOL: &[&str] = &["user-agent: kbs-client/0.21.0", "accept: */*", "host: 127.0.0.1:8080"];
+
+const POLICY: &str =
+    "package policy\ndefault allow = false\nallow {\n\tdata[\"resource-path\"][0] == \"default\"\n}\n";
+
+fn start(folder: &std::path::Path, more: &str) -> (Server, SocketAddr) {
+    let config = format!(
+        "[http_server]\nsockets = [\"127.0.0.1:0\"]\ninsecure_http = true\n[attestation]\nallow_sample = true\n\
+         [storage_backend]\nstorage_type = \"Memory\"\n[admin]\nauthorization_mode = \"InsecureAllowAll\"\n{more}"
+    );
+    std::fs::write(folder.join("kbs.toml"), config).unwrap();
+    let server = Server::start(folder);
+    let address = server.endpoint.url.trim_start_matches("http://").parse().unwrap();
+    (server, address)
+}
+
+fn cookie(session: &str) -> String {
+    format!("cookie: kbs-session-id={session}")
+}
+
+/// `/auth` as each version's client sends it.
+fn auth(to: SocketAddr, version: &str) -> Reply {
+    let body = match version {
+        "0.4.0" => {
+            r#"{"version":"0.4.0","tee":"sample","extra-params":{"supported-hash-algorithms":["sha256","sha384","sha512","sm3"]}}"#.to_owned()
+        }
+        other => format!(r#"{{"version":"{other}","tee":"sample","extra-params":""}}"#),
+    };
+    exchange(to, &request("POST /kbs/v0/auth", AGENT, body.as_bytes()))
+}
+
+fn evidence(bound: &Value) -> String {
+    let digest = HashAlgorithm::Sha384.digest(&canonical(bound));
+    format!(r#"{{"svn":"1","report_data":"{}"}}"#, base64_standard(&digest))
+}
+
+/// `/attest` as each version's client sends it.
+fn attest(to: SocketAddr, version: &str, session: &str, nonce: &str, key: &TeePubKey) -> Reply {
+    let key = serde_json::to_value(key).unwrap();
+    let body = match version {
+        "0.4.0" => {
+            let bound = json!({"additional-evidence": "", "nonce": nonce, "tee-pubkey": key});
+            format!(
+                r#"{{"init-data":null,"runtime-data":{{"nonce":"{nonce}","tee-pubkey":{key}}},"tee-evidence":{{"primary_evidence":{},"additional_evidence":""}}}}"#,
+                evidence(&bound)
+            )
+        }
+        _ => {
+            let text = Value::String(evidence(&json!({"nonce": nonce, "tee-pubkey": key})));
+            format!(r#"{{"tee-pubkey":{key},"tee-evidence":{text}}}"#)
+        }
+    };
+    let cookie = cookie(session);
+    let headers: Vec<&str> = AGENT.iter().copied().chain([cookie.as_str()]).collect();
+    exchange(to, &request("POST /kbs/v0/attest", &headers, body.as_bytes()))
+}
+
+fn resource(to: SocketAddr, path: &str, header: &str) -> Reply {
+    let headers = ["accept: */*", "user-agent: attestation-agent-kbs-client/0.21.0", "host: x", header];
+    let mut bytes = format!("GET /kbs/v0/resource/{path} HTTP/1.1\r\n");
+    headers.iter().for_each(|header| bytes += &format!("{header}\r\n"));
+    exchange(to, format!("{bytes}\r\n").as_bytes())
+}
+
+/// The whole handshake; session id and token.
+fn handshake(to: SocketAddr, version: &str, key: &TeePubKey) -> (String, String) {
+    let challenge = auth(to, version);
+    assert_eq!(challenge.status, 200, "{}", challenge.text());
+    let nonce = challenge.json()["nonce"].as_str().unwrap().to_owned();
+    // 32 bytes in b64 with padding, and exactly these members in this order.
+    assert_eq!(nonce.len(), 44);
+    assert_eq!(challenge.text(), format!(r#"{{"nonce":"{nonce}","extra-params":""}}"#));
+    assert_eq!(challenge.header("content-type"), Some("application/json"));
+    let set = challenge.header("set-cookie").unwrap().to_owned();
+    let session = challenge.session();
+    assert!(session.len() == 32 && session.bytes().all(|b| b.is_ascii_hexdigit()), "{set}");
+    let attributes: Vec<&str> = set.split("; ").skip(1).collect();
+    assert!(
+        attributes.len() == 1 && attributes[0].starts_with("Expires=") && attributes[0].ends_with(" GMT"),
+        "{set}"
+    );
+    let response = attest(to, version, &session, &nonce, key);
+    assert_eq!(response.status, 200, "{version}: {}", response.text());
+    assert_eq!(response.session(), session);
+    let token = response.json()["token"].as_str().unwrap().to_owned();
+    assert_eq!(response.text(), format!(r#"{{"token":"{token}"}}"#));
+    // Asked again, the token is told again, whatever the evidence.
+    let again = attest(to, version, &session, &nonce, key);
+    assert_eq!((again.status, again.text()), (200, response.text()));
+    (session, token)
+}
+
+/// The error body to the byte, but for the id of the request, which must be the header's.
+fn is_error(reply: &Reply, status: u16, name: &str, detail: &str) {
+    let id = reply.header("x-request-id").unwrap_or_else(|| panic!("no request id: {reply:?}"));
+    assert_eq!(id.len(), 32);
+    let detail = Value::String(format!("{detail} (request {id})"));
+    let kind = format!("https://github.com/confidential-containers/kbs/errors/{name}");
+    assert_eq!(reply.text(), format!(r#"{{"type":"{kind}","detail":{detail}}}"#));
+    assert_eq!(reply.status, status);
+}
+
+fn upload(to: SocketAddr) {
+    let octets: Vec<&str> = ["content-type: application/octet-stream"].iter().chain(TOOL).copied().collect();
+    let put = exchange(to, &request("POST /kbs/v0/resource/default/key/testfile", &octets, SECRET));
+    assert_eq!((put.status, put.body.len()), (200, 0), "{}", put.text());
+    let put = exchange(to, &request("POST /kbs/v0/resource/other/key/testfile", &octets, SECRET));
+    assert_eq!(put.status, 200);
+    let typed: Vec<&str> = ["content-type: application/json"].iter().chain(TOOL).copied().collect();
+    let policy = format!(r#"{{"policy":"{}"}}"#, base64_url(POLICY.as_bytes()));
+    let put = exchange(to, &request("POST /kbs/v0/resource-policy", &typed, policy.as_bytes()));
+    assert_eq!((put.status, put.body.len()), (200, 0), "{}", put.text());
+}
+
+#[test]
+fn clients_of_every_version_get_their_resource() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, to) = start(folder.path(), "");
+    upload(to);
+    for version in ["0.2.0", "0.4.0"] {
+        for algorithm in [KeyAlgorithm::EcdhP256, KeyAlgorithm::EcdhP521, KeyAlgorithm::RsaOaep256] {
+            let key = TeeKey::generate(algorithm).unwrap();
+            let (session, token) = handshake(to, version, key.public());
+            for by in [cookie(&session), format!("authorization: Bearer {token}")] {
+                let reply = resource(to, "default/key/testfile", &by);
+                assert_eq!((reply.status, reply.header("content-type")), (200, Some("application/json")));
+                let sealed: JweResponse = serde_json::from_slice(&reply.body).unwrap();
+                assert_eq!(
+                    jwe::decrypt(&key, &sealed).unwrap().as_slice(),
+                    SECRET,
+                    "{version} {algorithm:?}"
+                );
+                // Members in the order of the real server, none besides.
+                let names: Vec<String> = reply
+                    .text()
+                    .split("\":\"")
+                    .filter_map(|part| part.rsplit('"').next().map(str::to_owned))
+                    .take(5)
+                    .collect();
+                assert_eq!(names, ["protected", "encrypted_key", "iv", "ciphertext", "tag"]);
+            }
+        }
+    }
+    // The key decides, not only the version: attesting works for a client of 0.1.1, its key for RSA1_5 is not answered.
+    let (key, _) = rsa1_5();
+    let (session, _) = handshake(to, "0.1.1", &key);
+    let reply = resource(to, "default/key/testfile", &cookie(&session));
+    assert_eq!(reply.status, 400);
+    assert!(reply.text().contains("JweError") && reply.text().contains("allow_rsa1_5"), "{}", reply.text());
+    let (code, log) = server.stop();
+    assert_eq!(code, Some(0));
+    for version in ["0.1.1", "0.2.0", "0.4.0"] {
+        assert!(log.contains(&format!("protocol=\"{version}\"")), "{version} is not in the log");
+    }
+    assert!(!log.contains("the resource's bytes"));
+}
+
+fn rsa1_5() -> (TeePubKey, Pkcs1PrivateDecryptingKey) {
+    use aws_lc_rs::encoding::{AsDer as _, Pkcs8V1Der};
+    let private = PrivateDecryptingKey::generate(KeySize::Rsa2048).unwrap();
+    let der: Pkcs8V1Der<'_> = private.as_der().unwrap();
+    let text = base64_standard(der.as_ref());
+    let pem = format!("-----BEGIN PRIVATE KEY-----\n{text}\n-----END PRIVATE KEY-----\n");
+    let TeePubKey::RSA { n, e, .. } = TeeKey::from_pem(pem.as_bytes()).unwrap().public().clone() else {
+        panic!()
+    };
+    (TeePubKey::RSA { alg: "RSA1_5".to_owned(), n, e }, Pkcs1PrivateDecryptingKey::new(private).unwrap())
+}
+
+#[test]
+fn a_client_of_0_1_1_decrypts_as_it_did() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, to) = start(folder.path(), "[protocol]\nallow_rsa1_5 = true\n");
+    upload(to);
+    let (key, private) = rsa1_5();
+    let (session, _) = handshake(to, "0.1.1", &key);
+    let reply = resource(to, "default/key/testfile", &cookie(&session));
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    let sealed = reply.json();
+    // guest-components v0.10 reads `protected` as JSON, and gives ciphertext and tag to the cipher as one.
+    let header: Value = serde_json::from_str(sealed["protected"].as_str().unwrap()).unwrap();
+    assert_eq!(header, json!({"alg": "RSA1_5", "enc": "A256GCM"}));
+    assert_eq!(sealed["tag"], "");
+    let bytes = |name: &str| from_base64_url(sealed[name].as_str().unwrap()).unwrap();
+    let mut out = vec![0; private.min_output_size()];
+    let content_key = private.decrypt(&bytes("encrypted_key"), &mut out).unwrap();
+    let cipher = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, content_key).unwrap());
+    let (mut body, iv) = (bytes("ciphertext"), bytes("iv"));
+    let nonce = Nonce::try_assume_unique_for_key(&iv).unwrap();
+    assert_eq!(cipher.open_in_place(nonce, Aad::empty(), &mut body).unwrap(), SECRET);
+    assert_eq!(server.stop().0, Some(0));
+}
+
+#[test]
+fn errors_have_trustees_bodies() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, to) = start(folder.path(), "");
+    upload(to);
+    let auth_failed = "Attestation error: RCAR handshake Auth failed:";
+    // What guest-components' own test looks for.
+    for version in ["0.3.0", "1.0.0", "0.4.0-rc.1"] {
+        let detail = format!(
+            "{auth_failed} KBS Client Protocol Version Mismatch: expect =0.4.0 while the request is {version}; \
+             supported are 0.1.1, 0.2.0, 0.4.0"
+        );
+        is_error(&auth(to, version), 401, "AttestationError", &detail);
+    }
+    let detail = format!(
+        "{auth_failed} failed to parse KBS version: \"new\" is not MAJOR.MINOR.PATCH; supported are 0.1.1, 0.2.0, 0.4.0"
+    );
+    is_error(&auth(to, "new"), 401, "AttestationError", &detail);
+
+    let reply = resource(to, "default/key/testfile", "a: b");
+    is_error(
+        &reply,
+        401,
+        "TokenNotFound",
+        "Attestation Token not found: attest first: no attested session and no bearer token",
+    );
+    let reply = resource(to, "default/key/testfile", "authorization: Bearer a.b.c");
+    assert_eq!(reply.status, 401);
+    assert!(
+        reply.text().contains("/errors/TokenVerifierError\",\"detail\":\"Token Verifier error: "),
+        "{}",
+        reply.text()
+    );
+
+    let key = TeeKey::generate(KeyAlgorithm::EcdhP256).unwrap();
+    let (session, _) = handshake(to, "0.4.0", key.public());
+    let by = cookie(&session);
+    let reply = resource(to, "default/key/nothing", &by);
+    is_error(&reply, 404, "ResourceNotFound", "resource kbs:///default/key/nothing does not exist");
+    let denied = "Access denied by policy: rule data.policy.allow of resource-policy does not hold for";
+    let reply = resource(to, "other/key/testfile", &by);
+    assert_eq!(reply.status, 403);
+    assert!(
+        reply.text().contains("/errors/PolicyDeny\"") && reply.text().contains(denied),
+        "{}",
+        reply.text()
+    );
+    // Denied before anybody learns that there is nothing.
+    let reply = resource(to, "other/key/nothing", &by);
+    assert!(reply.status == 403 && reply.text().contains(denied), "{}", reply.text());
+    let reply = resource(to, "default/key", &by);
+    is_error(&reply, 404, "InvalidRequestPath", "invalid request path: a resource is repository/type/tag");
+    let get = |path: &str| exchange(to, format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes());
+    is_error(&get("/kbs/v0/nebula-ca/credential"), 404, "PluginNotFound", "Plugin nebula-ca not found");
+    is_error(
+        &get("/kbs/v0/resource/default/key/..%2fx"),
+        404,
+        "InvalidRequestPath",
+        "invalid request path: tag in a resource path must be 1 to 255 of [a-zA-Z0-9_.-] and not start with a dot, seen \"../x\"",
+    );
+
+    // Evidence that was made for something else, and the nonce is gone with it.
+    let challenge = auth(to, "0.4.0");
+    let (session, nonce) = (challenge.session(), challenge.json()["nonce"].as_str().unwrap().to_owned());
+    let other = base64_standard(&[7; 32]);
+    let reply = attest(to, "0.4.0", &session, &other, key.public());
+    assert_eq!(reply.status, 401);
+    assert!(
+        reply.text().contains("Attest failed: the nonce is not the one of this session"),
+        "{}",
+        reply.text()
+    );
+    let reply = attest(to, "0.2.0", &session, &nonce, key.public());
+    assert_eq!(reply.status, 401, "the shape of another version: {}", reply.text());
+    assert_eq!(attest(to, "0.4.0", &session, &nonce, key.public()).status, 200);
+    let reply = exchange(to, b"POST /metrics HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n");
+    assert_eq!((reply.status, reply.header("allow")), (405, Some("GET,HEAD")));
+    let health = exchange(to, b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n");
+    assert_eq!((health.status, health.body.len()), (200, 0));
+    assert_eq!(server.stop().0, Some(0));
+}

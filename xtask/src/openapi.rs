@@ -1,0 +1,172 @@
+//! Services against their own OpenAPI documents: schemathesis calls every operation with what the document allows and with what it
+//! does not, against the real binary. It looks for answers of 5xx, for answers that the document does not know, and for hangs.
+//!
+//! schemathesis comes from PyPI into a virtual environment in the cache. Where it cannot be had, nothing is checked, and that is said.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, bail};
+
+use crate::paths;
+use crate::shell::{command, run, status, step};
+
+/// Version that is installed.
+const SCHEMATHESIS: &str = "4.32.5";
+/// Calls of each operation in each of its phases.
+const EXAMPLES: &str = "40";
+/// Seconds that an answer may take; more is a hang.
+const TIMEOUT: &str = "20";
+/// What is looked for. Whether each wrong request is refused is tested elsewhere: bodies that the document calls wrong are often right
+/// enough (a version is negotiated, a TEE is refused by its verifier).
+const CHECKS: &str =
+    "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance";
+
+/// A service that is checked.
+pub(crate) struct Service {
+    /// Its name, for messages.
+    pub(crate) name: &'static str,
+    /// Name of its binary.
+    pub(crate) binary: &'static str,
+    /// Writes what it needs into a folder, and gives its arguments. It must listen on 127.0.0.1:0 without TLS, let everybody
+    /// administrate or take the token of [`Service::headers`], and log `address=127.0.0.1:PORT`.
+    pub(crate) prepare: fn(&Path) -> anyhow::Result<Vec<String>>,
+    /// Headers of every call, as `Name: value`.
+    pub(crate) headers: fn(&Path) -> anyhow::Result<Vec<String>>,
+}
+
+/// All of them.
+const SERVICES: [Service; 1] =
+    [Service { name: "key broker", binary: "kbs", prepare: key_broker, headers: none }];
+
+fn none(_: &Path) -> anyhow::Result<Vec<String>> {
+    Ok(Vec::new())
+}
+
+fn key_broker(folder: &Path) -> anyhow::Result<Vec<String>> {
+    let config = folder.join("kbs.toml");
+    // Limits off: this is a flood by one address.
+    let text = "[http_server]\nsockets = [\"127.0.0.1:0\"]\ninsecure_http = true\n\
+        [attestation]\nallow_sample = true\n[storage_backend]\nstorage_type = \"Memory\"\n\
+        [admin]\nauthorization_mode = \"InsecureAllowAll\"\n[limits]\nrequests_per_second = 0.0\n";
+    std::fs::write(&config, text).with_context(|| format!("cannot write {}", config.display()))?;
+    Ok(vec!["-c".to_owned(), config.to_string_lossy().into_owned()])
+}
+
+/// A process that ends with us.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Fails when it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Checks all services.
+pub(crate) fn check() -> anyhow::Result<()> {
+    let Some(schemathesis) = install()? else { return Ok(()) };
+    for service in &SERVICES {
+        step(&format!("schemathesis: {}", service.name));
+        let folder = paths::target().join("openapi").join(service.binary);
+        match std::fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot remove {}", folder.display()));
+            }
+            _ => {}
+        }
+        std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        check_one(service, &schemathesis, &folder)
+            .with_context(|| format!("{} was found wrong", service.name))?;
+    }
+    Ok(())
+}
+
+/// The program, or `None` where it cannot be had.
+fn install() -> anyhow::Result<Option<PathBuf>> {
+    let venv = paths::cache().join("tools").join(format!("schemathesis-{SCHEMATHESIS}"));
+    let program = venv.join("bin/schemathesis");
+    let works = Command::new(&program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    if works.is_ok_and(|status| status.success()) {
+        return Ok(Some(program));
+    }
+    step("installing schemathesis (once, cached)");
+    let folder = venv.to_string_lossy();
+    let package = format!("schemathesis=={SCHEMATHESIS}");
+    let made = status(&mut command("python3", &["-m", "venv", "--clear", &folder]));
+    let pip = venv.join("bin/pip");
+    let arguments = ["install", "--quiet", "--disable-pip-version-check", &package];
+    if made.is_ok_and(|code| code == 0) && status(&mut command(&pip, &arguments)).is_ok_and(|code| code == 0)
+    {
+        return Ok(Some(program));
+    }
+    println!(
+        "x: schemathesis cannot be had from here: the OpenAPI documents were NOT checked against the services"
+    );
+    Ok(None)
+}
+
+fn check_one(service: &Service, schemathesis: &Path, folder: &Path) -> anyhow::Result<()> {
+    let arguments = (service.prepare)(folder)?;
+    let binary = paths::binaries().join(service.binary);
+    let mut child = Command::new(&binary)
+        .args(&arguments)
+        .current_dir(folder)
+        .env_remove("RUST_LOG")
+        .env_remove("NOTIFY_SOCKET")
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start {}", binary.display()))?;
+    let log = child.stderr.take().context("the service has no standard error")?;
+    let mut running = Running(child);
+    let mut lines = BufReader::new(log).lines();
+    let mut told = Vec::new();
+    let address = loop {
+        let Some(line) = lines.next().transpose()? else {
+            bail!("it did not start:\n{}", told.join("\n"));
+        };
+        let found =
+            line.split("address=").nth(1).and_then(|rest| rest.split([' ', '"']).next()).map(str::to_owned);
+        told.push(line);
+        if let Some(address) = found {
+            break address;
+        }
+    };
+    // Its log must be read, or it would stand still; what it says last is of use when something was found.
+    let reader = std::thread::spawn(move || {
+        let mut last = std::collections::VecDeque::new();
+        for line in lines.map_while(Result::ok) {
+            if last.len() == 200 {
+                last.pop_front();
+            }
+            last.push_back(line);
+        }
+        last
+    });
+    let url = format!("http://{address}");
+    let mut check = command(schemathesis, &["run", &format!("{url}/openapi.json"), "--url", &url]);
+    check.args(["--checks", CHECKS, "--max-examples", EXAMPLES, "--request-timeout", TIMEOUT]);
+    // The same calls each time, and nothing left behind.
+    check.args(["--seed", "1", "--generation-database", "none", "--no-color", "--workers", "2"]);
+    for header in (service.headers)(folder)? {
+        check.args(["--header", &header]);
+    }
+    let checked = run(check.current_dir(folder));
+    let alive = running.0.try_wait()?.is_none();
+    drop(running);
+    let last = reader.join().unwrap_or_default();
+    let panicked = last.iter().any(|line| line.contains("panicked"));
+    if checked.is_err() || !alive || panicked {
+        println!("the last lines of its log:\n{}", Vec::from(last).join("\n"));
+    }
+    if !alive {
+        bail!("the service ended under it");
+    }
+    if panicked {
+        bail!("the service panicked");
+    }
+    checked
+}
