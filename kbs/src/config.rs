@@ -19,7 +19,9 @@ use thiserror::Error;
 
 use crate::plugins::PluginConfig;
 
-pub(crate) use administration::{Admin, AuthorizationMode, CertificateIdentity, IdentityProvider};
+pub(crate) use administration::{
+    Admin, AuthorizationMode, BuiltinAcl, CertificateIdentity, IdentityProvider,
+};
 pub(crate) use operation::{LimitsConfig, Log, LogFormat, PolicyFiles, ProtocolConfig, Telemetry};
 pub(crate) use storage::{KeyWrappedBy, StorageBackend, StorageType, Tls};
 
@@ -235,9 +237,8 @@ impl Config {
         }
         self.protocol.check()?;
         self.limits.check()?;
-        self.admin.check(http.client_ca.is_some())?;
-
-        self.storage_backend.check().map_err(|why| ConfigError::Value(why.to_owned()))
+        self.storage_backend.check().map_err(|why| ConfigError::Value(why.to_owned()))?;
+        self.admin.check(http.client_ca.is_some())
     }
 
     /// A path of the configuration, as it is to be opened.

@@ -90,8 +90,13 @@ pub(crate) enum ApiError {
         why: String,
     },
     /// A body in another media type.
-    #[error("content type {0:?} is not read here, send application/json")]
-    MediaType(String),
+    #[error("content type {seen:?} is not read here, send {expected}")]
+    MediaType {
+        /// What it is said to be.
+        seen: String,
+        /// What is read.
+        expected: &'static str,
+    },
     /// A body that is too large.
     #[error("the body has more than {limit} bytes, which is the most that is taken ({by})")]
     TooLarge {
@@ -149,7 +154,7 @@ impl ApiError {
             Self::PluginNotFound(_) => (StatusCode::NOT_FOUND, "PluginNotFound"),
             Self::Path(_) => (StatusCode::NOT_FOUND, "InvalidRequestPath"),
             Self::Serde(_) | Self::Body(_) | Self::Query { .. } => (StatusCode::BAD_REQUEST, "SerdeError"),
-            Self::MediaType(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "UnsupportedMediaType"),
+            Self::MediaType { .. } => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "UnsupportedMediaType"),
             Self::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "PayloadTooLarge"),
             Self::TooMany { .. } => (StatusCode::TOO_MANY_REQUESTS, "TooManyRequests"),
             Self::Rvps(_) => (StatusCode::BAD_REQUEST, "RvpsError"),
@@ -168,7 +173,7 @@ impl ApiError {
         match self {
             Self::Handshake { error, .. } | Self::Body(error) => error.member().map(str::to_owned),
             Self::Query { name, .. } => Some((*name).to_owned()),
-            Self::MediaType(_) => Some("content-type".to_owned()),
+            Self::MediaType { .. } => Some("content-type".to_owned()),
             _ => None,
         }
     }

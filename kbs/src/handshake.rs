@@ -65,13 +65,14 @@ pub(crate) async fn auth(
         ApiError::Handshake { step: "Auth", error }
     })?;
     let tee = request.tee;
-    let spoken = &kbs.settings.load().protocol.versions;
-    let version = ProtocolVersion::negotiate(&request.version, spoken).map_err(|why| {
-        kbs.metrics.count("auth", "version");
-        kbs.metrics.client(None, tee);
-        info!(%tee, %why, "auth refused");
-        ApiError::Attestation(format!("RCAR handshake Auth failed: {why}"))
-    })?;
+    let settings = kbs.settings.load_full();
+    let version =
+        ProtocolVersion::negotiate(&request.version, &settings.protocol.versions).map_err(|why| {
+            kbs.metrics.count("auth", "version");
+            kbs.metrics.client(None, tee);
+            info!(%tee, %why, "auth refused");
+            ApiError::Attestation(format!("RCAR handshake Auth failed: {why}"))
+        })?;
     Span::current().record("protocol", version.name()).record("tee", tee.name());
     let mut nonce = [0; 32];
     aws_lc_rs::rand::fill(&mut nonce).map_err(|_| ApiError::Internal("no random numbers".to_owned()))?;

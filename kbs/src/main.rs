@@ -100,6 +100,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let config = Config::read(path)?;
     if let Some(Command::Maintenance(command)) = &arguments.command {
+        telemetry::log_only(&config.log)?;
         return maintenance::run(command, &config);
     }
     tokio::runtime::Runtime::new()?.block_on(serve(path, &config, arguments.check))?;

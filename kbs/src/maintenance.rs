@@ -10,8 +10,8 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
+use kata_cc_store::StoreError;
 use kata_cc_store::audit::{Known, PublicKey};
-use kata_cc_store::{Store, StoreError};
 
 use crate::config::Config;
 use crate::plugins::registry::open_token;
@@ -85,19 +85,13 @@ pub(crate) fn run(command: &Command, config: &Config) -> anyhow::Result<ExitCode
             Command::Audit(Audit::Verify { after }) => Ok(verify(after.as_ref(), config).await),
             Command::Audit(Audit::Export { output }) => export(output.as_deref(), config).await,
             Command::Audit(Audit::Key) => {
-                let store = open(config).await?;
+                let store = storage::open(config).await?;
                 let key: PublicKey = store.audit().public_key();
                 store.close().await;
                 print(&key.pem())
             }
         }
     })
-}
-
-/// Opens the store as the service does.
-async fn open(config: &Config) -> anyhow::Result<Store> {
-    let token = open_token(&config.plugins, &config.base).await?;
-    storage::open(config, token.as_deref()).await
 }
 
 /// Prints a text; a reader that went away is an error, no panic.
@@ -135,7 +129,7 @@ impl NewFile {
 }
 
 async fn save(path: &Path, config: &Config) -> anyhow::Result<ExitCode> {
-    let store = open(config).await?;
+    let store = storage::open(config).await?;
     let mut file = NewFile::make(path)?;
     let done = store.backup(&mut file.out).await;
     store.close().await;
@@ -147,7 +141,7 @@ async fn save(path: &Path, config: &Config) -> anyhow::Result<ExitCode> {
 async fn fill(restore: &Restore, config: &Config) -> anyhow::Result<ExitCode> {
     let path = &restore.file;
     File::open(path).with_context(|| format!("{} cannot be read", path.display()))?;
-    let store = open(config).await?;
+    let store = storage::open(config).await?;
     let done = store.restore(|| File::open(path).map(BufReader::new), restore.force).await?;
     print(&format!("restored {} values, {} audit records\n", done.values, done.records))
 }
@@ -209,7 +203,7 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
 }
 
 async fn export(output: Option<&Path>, config: &Config) -> anyhow::Result<ExitCode> {
-    let store = open(config).await?;
+    let store = storage::open(config).await?;
     match output {
         None => {
             let mut out = BufWriter::new(std::io::stdout());
@@ -228,7 +222,7 @@ async fn export(output: Option<&Path>, config: &Config) -> anyhow::Result<ExitCo
 
 async fn verify(after: Option<&Known>, config: &Config) -> ExitCode {
     let outcome: anyhow::Result<_> = async {
-        let store = open(config).await?;
+        let store = storage::open(config).await?;
         let whole = store.audit().verify(after).await?;
         let values = store.verify_values().await?;
         store.close().await;

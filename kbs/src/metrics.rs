@@ -93,7 +93,6 @@ pub(crate) struct Metrics {
 impl Metrics {
     pub(crate) fn new() -> Self {
         let mut registry = Registry::default();
-        let histogram = |_| Family::new_with_constructor(Seconds);
         let new = Self {
             calls: Family::default(),
             requests: Family::default(),
@@ -101,7 +100,7 @@ impl Metrics {
             steps: Family::new_with_constructor(Seconds),
             verdicts: Family::default(),
             clients: Family::default(),
-            store: histogram(()),
+            store: Family::new_with_constructor(Seconds),
             store_errors: Family::default(),
             reloads: Family::default(),
             sessions: Gauge::default(),

@@ -301,7 +301,7 @@ fn body(shape: ProtocolVersion, nonce: &str, key: usize, evidence: &Value) -> Va
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
     fn nothing_is_released_but_to_whom_attested(steps in prop::collection::vec(step(), 1..40)) {

@@ -102,6 +102,7 @@ fn restart_needed(old: &Config, new: &Config) -> Vec<&'static str> {
     differs("attestation_service", debug(&old.attestation_service, &new.attestation_service));
     differs("attestation_token", debug(&old.attestation_token, &new.attestation_token));
     differs("attestation", debug(&old.attestation, &new.attestation));
+    differs("plugins", debug(&old.plugins, &new.plugins));
     differs("storage_backend", debug(&old.storage_backend, &new.storage_backend));
     differs("telemetry", debug(&old.telemetry, &new.telemetry));
     differs("log.format", old.log.format != new.log.format);

@@ -161,7 +161,8 @@ pub(crate) fn check_media_type(headers: &HeaderMap) -> Result<(), ApiError> {
     if essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json")) {
         return Ok(());
     }
-    Err(ApiError::MediaType(text.chars().filter(|c| !c.is_control()).take(64).collect()))
+    let seen = text.chars().filter(|c| !c.is_control()).take(64).collect();
+    Err(ApiError::MediaType { seen, expected: "application/json" })
 }
 
 #[cfg(test)]

@@ -60,7 +60,7 @@ impl Kbs {
     /// Opens store and keys, compiles policies.
     pub(crate) async fn new(config: &Config) -> anyhow::Result<Arc<Self>> {
         let token = open_token(&config.plugins, &config.base).await?;
-        let store = storage::open(config, token.as_deref()).await?;
+        let store = storage::open_by(config, token.as_deref()).await?;
         let broker = &config.attestation_service.attestation_token_broker;
         let key = signing_key(&config.path(&broker.signer.key_path), &broker.signer.algorithm)?;
         let broker = TokenBroker::new(key, &broker.issuer_name, broker.duration_min);

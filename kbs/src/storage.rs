@@ -8,6 +8,7 @@ use zeroize::Zeroizing;
 
 use crate::config::{Config, KeyWrappedBy, StorageType, Tls};
 use crate::plugins::pkcs11::{Token, store_key};
+use crate::plugins::registry::open_token;
 
 /// Environment variable with the store's key in hex.
 const STORE_KEY: &str = "KBS_STORE_KEY";
@@ -66,8 +67,14 @@ pub(crate) async fn key_file(
     Ok(store_key::load(token, &by.label, by.algorithm, path).await?)
 }
 
-/// Opens the store with its key, which `token` may be needed for.
-pub(crate) async fn open(config: &Config, token: Option<&Token>) -> anyhow::Result<Store> {
+/// Opens the store with its key, and the token that the key may be wrapped by.
+pub(crate) async fn open(config: &Config) -> anyhow::Result<Store> {
+    let token = open_token(&config.plugins, &config.base).await?;
+    open_by(config, token.as_deref()).await
+}
+
+/// Opens the store with its key, which a key of `token` may wrap.
+pub(crate) async fn open_by(config: &Config, token: Option<&Token>) -> anyhow::Result<Store> {
     open_with(config, KeyPlace::of(config).load(token).await?).await
 }
 

@@ -40,6 +40,16 @@ pub(crate) fn filter(log: &Log) -> anyhow::Result<EnvFilter> {
     EnvFilter::try_new(&level).with_context(|| format!("log level {level:?}"))
 }
 
+/// Starts logging for a command that ends soon: no traces, nothing to change.
+pub(crate) fn log_only(log: &Log) -> anyhow::Result<()> {
+    let builder = tracing_subscriber::fmt().with_env_filter(filter(log)?).with_writer(std::io::stderr);
+    match log.format {
+        LogFormat::Text => builder.with_ansi(false).init(),
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+    }
+    Ok(())
+}
+
 impl Telemeter {
     /// Starts logging, and tracing where it is configured. Must run inside the runtime, which the traces are sent from.
     pub(crate) fn start(log: &Log, telemetry: &Telemetry) -> anyhow::Result<Self> {
@@ -78,8 +88,9 @@ impl Telemeter {
     }
 }
 
+/// Our spans. Their events are the log's: they name resources and what was seen, which no collector needs.
 fn ours(metadata: &tracing::Metadata<'_>) -> bool {
-    ["kbs", "kata_cc"].iter().any(|prefix| metadata.target().starts_with(prefix))
+    metadata.is_span() && ["kbs", "kata_cc"].iter().any(|prefix| metadata.target().starts_with(prefix))
 }
 
 fn provider(endpoint: &str, service: &str) -> anyhow::Result<SdkTracerProvider> {

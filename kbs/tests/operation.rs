@@ -232,7 +232,7 @@ async fn administrators_by_certificate_and_a_reload_of_everything() {
             "mutual_tls needs http_server.client_ca",
         ),
         (config("admin").replace("resource.rego", "none.rego"), "none.rego"),
-        (config("admin") + "[log]\nlevel = \"a=b=c\"\n", "log level"),
+        (config("admin") + "[log]\nlevel = \"kbs=loud\"\n", "log level"),
         (config("admin") + "[limits]\nburst = 0\n", "limits.burst"),
     ] {
         std::fs::write(dir.join("kbs.toml"), wrong).unwrap();
@@ -243,8 +243,8 @@ async fn administrators_by_certificate_and_a_reload_of_everything() {
     std::fs::write(dir.join("kbs.toml"), config("auditor")).unwrap();
     assert!(server.reload().contains("refused"), "a key of another certificate");
     assert_eq!(over_tls(&text, &root, Some(alice.clone())).await, Ok(200));
-    let dry_run = format!("https://{to}/kbs/v0/admin/resource-policy/history");
-    assert_eq!(over_tls(&dry_run, &root, Some(alice.clone())).await, Ok(200));
+    let history = format!("https://{to}/kbs/v0/admin/resource-policy/history");
+    assert_eq!(over_tls(&history, &root, Some(alice.clone())).await, Ok(200));
 
     // And what is right is taken into use, all of it.
     write_tls(&issue(&others, "localhost", None));

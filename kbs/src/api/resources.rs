@@ -96,7 +96,8 @@ fn media_type(headers: &HeaderMap) -> Result<String, ApiError> {
     });
     text.map(str::to_owned).ok_or_else(|| {
         let seen = String::from_utf8_lossy(value.as_bytes());
-        ApiError::MediaType(seen.chars().filter(|c| !c.is_control()).take(64).collect())
+        let seen = seen.chars().filter(|c| !c.is_control()).take(64).collect();
+        ApiError::MediaType { seen, expected: "type/subtype of at most 128 printable characters" }
     })
 }
 

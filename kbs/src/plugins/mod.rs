@@ -7,11 +7,13 @@
 //! The paths are Trustee's; which plugins there are is said by `[[plugins]]` in the configuration ([`registry`]).
 
 mod blobs;
+mod ca;
 pub(crate) mod http;
 pub(crate) mod pkcs11;
 pub(crate) mod registry;
 mod request;
 mod resource;
+mod vault;
 
 use async_trait::async_trait;
 use axum::http::{Method, StatusCode};

@@ -15,8 +15,10 @@ use serde::Deserialize;
 use thiserror::Error;
 use tokio::sync::Semaphore;
 
+use super::ca::{Ca, CaConfig};
 use super::pkcs11::{self, Pkcs11, Pkcs11Config, Token};
 use super::resource::Resource;
+use super::vault::{Vault, VaultConfig};
 use super::{BlobStore, Caller, Plugin, PluginError, PluginRequest, PluginResponse, resource};
 
 /// Why a plugin could not be set up.
@@ -43,6 +45,10 @@ pub(crate) enum PluginConfig {
     Resource(ResourceConfig),
     /// A hardware security module.
     Pkcs11(Box<Pkcs11Config>),
+    /// A Vault-compatible server.
+    Vault(Box<VaultConfig>),
+    /// Certificates for guests.
+    Ca(Box<CaConfig>),
 }
 
 /// `[[plugins]]` `name = "resource"`.
@@ -199,6 +205,14 @@ impl Plugins {
                         why: "its token was not opened".to_owned(),
                     })?;
                     let plugin = Pkcs11::new(config.as_ref().clone(), token, context);
+                    plugins.add(Arc::new(plugin), config.limits)?;
+                }
+                PluginConfig::Vault(config) => {
+                    let plugin = Vault::new(config.as_ref().clone(), context).await?;
+                    plugins.add(Arc::new(plugin), config.limits)?;
+                }
+                PluginConfig::Ca(config) => {
+                    let plugin = Ca::new(config.as_ref().clone(), context).await?;
                     plugins.add(Arc::new(plugin), config.limits)?;
                 }
             }

@@ -108,11 +108,20 @@ pub(crate) struct Token {
 }
 
 impl Token {
-    /// Starts the helper and opens the token. Fails when that fails.
-    pub(crate) async fn open(launch: Launch) -> Result<Self, TokenError> {
-        let token = Self { launch, state: Mutex::default() };
-        token.ready(&mut *token.state.lock().await).await?;
-        Ok(token)
+    /// A token that is opened by the first call.
+    pub(crate) fn closed(launch: Launch) -> Self {
+        Self { launch, state: Mutex::default() }
+    }
+
+    /// Starts the helper and opens the token.
+    pub(crate) async fn open(&self) -> Result<(), TokenError> {
+        self.ready(&mut *self.state.lock().await).await.map(drop)
+    }
+
+    /// Process of the helper.
+    #[cfg(test)]
+    pub(crate) async fn pid(&self) -> Option<u32> {
+        self.state.lock().await.running.as_ref().and_then(|running| running.child.id())
     }
 
     /// Asks one thing.

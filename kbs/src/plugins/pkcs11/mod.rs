@@ -14,7 +14,10 @@ mod blob;
 mod config;
 mod helper;
 pub(crate) mod store_key;
+#[cfg(test)]
+pub(crate) mod tests;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -57,17 +60,22 @@ enum Target<'a> {
 }
 
 /// Opens the token that the configuration names.
-pub(crate) async fn open(config: &Pkcs11Config, base: &std::path::Path) -> Result<Arc<Token>, SetupError> {
+pub(crate) async fn open(config: &Pkcs11Config, base: &Path) -> Result<Arc<Token>, SetupError> {
+    let token = Token::closed(launch(config, base)?);
+    token.open().await.map_err(|e| config::value(e.to_string()))?;
+    Ok(Arc::new(token))
+}
+
+fn launch(config: &Pkcs11Config, base: &Path) -> Result<Launch, SetupError> {
     config.check()?;
-    let launch = Launch {
+    Ok(Launch {
         program: config.program(base),
         environment: config.environment.clone(),
         module: base.join(&config.module).to_string_lossy().into_owned(),
         token: config.token()?,
         pin: config.pin(base)?,
         time: Duration::from_secs(config.operation_seconds),
-    };
-    Ok(Arc::new(Token::open(launch).await.map_err(|e| config::value(e.to_string()))?))
+    })
 }
 
 impl Pkcs11 {

@@ -1,0 +1,138 @@
+//! What is remembered of each certificate, in the broker's store.
+//!
+//! A record's name is the end of the certificate (ten digits, seconds since 1970) and its serial number, so that what is over is
+//! found without reading it, and is removed when it is of no more use.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::plugins::{BlobStore, PluginError};
+
+/// Namespace of records.
+const NAMESPACE: &str = "ca";
+/// Namespace of revoked ones.
+const REVOKED: &str = "ca-revoked";
+
+/// A certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    /// Serial number, hexadecimal.
+    pub(crate) serial: String,
+    /// Names in it.
+    pub(crate) names: Vec<String>,
+    /// TEE of the guest.
+    pub(crate) tee: String,
+    /// Whether it is simulated.
+    pub(crate) simulated: bool,
+    /// `ear.status`.
+    pub(crate) status: String,
+    /// SHA-256 over the claims, hexadecimal.
+    pub(crate) claims_digest: String,
+    /// SHA-256 over the certificate, hexadecimal.
+    pub(crate) certificate_digest: String,
+    /// Seconds since 1970.
+    pub(crate) issued: i64,
+    /// Seconds since 1970.
+    pub(crate) end: i64,
+}
+
+/// A revocation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Revocation {
+    /// Serial number, hexadecimal.
+    pub(crate) serial: String,
+    /// Seconds since 1970.
+    pub(crate) at: i64,
+    /// RFC 5280, 5.3.1.
+    pub(crate) reason: u8,
+}
+
+/// The records.
+#[derive(Debug)]
+pub(crate) struct Records {
+    store: Arc<dyn BlobStore>,
+}
+
+fn name(end: i64, serial: &str) -> String {
+    format!("{:010}-{serial}", end.max(0))
+}
+
+fn end_of(name: &str) -> Option<i64> {
+    name.split_once('-')?.0.parse().ok()
+}
+
+fn read<'a, T: Deserialize<'a>>(bytes: &'a [u8], name: &str) -> Result<T, PluginError> {
+    serde_json::from_slice(bytes).map_err(|e| PluginError::Internal(format!("record {name}: {e}")))
+}
+
+impl Records {
+    pub(crate) fn new(store: Arc<dyn BlobStore>) -> Self {
+        Self { store }
+    }
+
+    async fn put<T: Serialize + Sync>(
+        &self,
+        namespace: &str,
+        name: &str,
+        value: &T,
+    ) -> Result<(), PluginError> {
+        let bytes = serde_json::to_vec(value).map_err(|e| PluginError::Internal(e.to_string()))?;
+        self.store.put(namespace, name, &bytes).await
+    }
+
+    /// Remembers a certificate.
+    pub(crate) async fn add(&self, record: &Record) -> Result<(), PluginError> {
+        self.put(NAMESPACE, &name(record.end, &record.serial), record).await
+    }
+
+    /// The certificate of a serial number.
+    pub(crate) async fn find(&self, serial: &str) -> Result<Record, PluginError> {
+        let names = self.store.names(NAMESPACE).await?;
+        let found = names.into_iter().find(|name| name.split_once('-').is_some_and(|(_, s)| s == serial));
+        let missing = || PluginError::NotFound(format!("no certificate of serial number {serial} is known"));
+        let name = found.ok_or_else(missing)?;
+        let bytes = self.store.get(NAMESPACE, &name).await?.ok_or_else(missing)?;
+        read(&bytes, &name)
+    }
+
+    /// Serial numbers of certificates that are not over, at most `most`, those that end last first.
+    pub(crate) async fn serials(&self, now: i64, most: usize) -> Result<Vec<String>, PluginError> {
+        let names = self.store.names(NAMESPACE).await?;
+        let live = names.iter().rev().filter(|name| end_of(name).is_some_and(|end| end > now));
+        Ok(live.filter_map(|name| Some(name.split_once('-')?.1.to_owned())).take(most).collect())
+    }
+
+    /// Revokes a certificate. One that is revoked already keeps its time.
+    pub(crate) async fn revoke(&self, record: &Record, revocation: &Revocation) -> Result<(), PluginError> {
+        let name = name(record.end, &record.serial);
+        if self.store.get(REVOKED, &name).await?.is_some() {
+            return Ok(());
+        }
+        self.put(REVOKED, &name, revocation).await
+    }
+
+    /// All revocations.
+    pub(crate) async fn revocations(&self) -> Result<Vec<Revocation>, PluginError> {
+        let mut all = Vec::new();
+        for name in self.store.names(REVOKED).await? {
+            if let Some(bytes) = self.store.get(REVOKED, &name).await? {
+                all.push(read(&bytes, &name)?);
+            }
+        }
+        Ok(all)
+    }
+
+    /// Removes records of certificates that were over before `records`, and revocations of those over before `revocations`.
+    pub(crate) async fn prune(&self, records: i64, revocations: i64) -> Result<(), PluginError> {
+        for (namespace, before) in [(NAMESPACE, records), (REVOKED, revocations)] {
+            for name in self.store.names(namespace).await? {
+                if end_of(&name).is_none_or(|end| end >= before) {
+                    break;
+                }
+                self.store.delete(namespace, &name).await?;
+            }
+        }
+        Ok(())
+    }
+}
