@@ -23,7 +23,7 @@ pub(crate) use administration::{
     Admin, AuthorizationMode, BuiltinAcl, CertificateIdentity, IdentityProvider,
 };
 pub(crate) use operation::{LimitsConfig, Log, LogFormat, PolicyFiles, ProtocolConfig, Telemetry};
-pub(crate) use storage::{StorageBackend, StorageType, Tls};
+pub(crate) use storage::{KeyWrappedBy, StorageBackend, StorageType, Tls};
 
 /// Why the configuration was refused.
 #[derive(Debug, Error)]

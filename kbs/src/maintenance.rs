@@ -10,11 +10,12 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
+use kata_cc_store::StoreError;
 use kata_cc_store::audit::{Known, PublicKey};
-use kata_cc_store::{KeySource, Store, StoreError, StoreKey};
 
 use crate::config::Config;
-use crate::storage;
+use crate::plugins::registry::open_token;
+use crate::storage::{self, KeyPlace};
 
 /// Commands that need a configuration and no listening service.
 #[derive(Debug, Subcommand)]
@@ -148,16 +149,22 @@ async fn fill(restore: &Restore, config: &Config) -> anyhow::Result<ExitCode> {
 /// Seals everything anew. Whatever moment it is interrupted at, doing it again completes it: the new key is on disk before
 /// anything is sealed under it, the old key stays in a file beside it.
 async fn seal_anew(rekey: &Rekey, config: &Config) -> anyhow::Result<ExitCode> {
-    let source = storage::key_source(config).context("a store in memory has no key to change")?;
-    let (new_path, replaces) = match (&source, &rekey.new_key) {
-        (_, Some(path)) => (path.clone(), None),
-        (KeySource::File(path), None) => (beside(path, ".new"), Some(path.clone())),
-        _ => {
+    let token = open_token(&config.plugins, &config.base).await?;
+    let token = token.as_deref();
+    let place = KeyPlace::of(config);
+    let (new_path, wrapped, replaces) = match (&place, &rekey.new_key) {
+        (KeyPlace::Nowhere, _) => anyhow::bail!("a store in memory has no key to change"),
+        (_, Some(path)) => (path.clone(), None, None),
+        (KeyPlace::File { path, wrapped }, None) => {
+            anyhow::ensure!(path.exists(), "{} does not exist: there is no key to change", path.display());
+            (beside(path, ".new"), wrapped.as_ref(), Some(path))
+        }
+        (KeyPlace::Elsewhere(_), None) => {
             anyhow::bail!("the key is not in a file of its own: name one for the new key with --new-key FILE")
         }
     };
-    let new = StoreKey::from_file(&new_path)?;
-    let count = match open_existing(config, &source).await {
+    let new = storage::key_file(&new_path, wrapped, token).await?;
+    let count = match storage::open_with(config, place.load(token).await?).await {
         Ok(store) => Some(store.rekey(&new).await?),
         // An earlier run was interrupted after everything was sealed anew.
         Err(error) => {
@@ -172,11 +179,11 @@ async fn seal_anew(rekey: &Rekey, config: &Config) -> anyhow::Result<ExitCode> {
     };
     match replaces {
         Some(path) => {
-            let old = beside(&path, ".old");
+            let old = beside(path, ".old");
             // A second link first: at no moment is there no key at the usual place.
             let _ = std::fs::remove_file(&old);
-            std::fs::hard_link(&path, &old).with_context(|| format!("{} cannot be made", old.display()))?;
-            std::fs::rename(&new_path, &path)
+            std::fs::hard_link(path, &old).with_context(|| format!("{} cannot be made", old.display()))?;
+            std::fs::rename(&new_path, path)
                 .with_context(|| format!("{} cannot be moved to its place", new_path.display()))?;
             told += &format!(
                 "{} is the new key; {} is the old one, which older backups need\n",
@@ -187,15 +194,6 @@ async fn seal_anew(rekey: &Rekey, config: &Config) -> anyhow::Result<ExitCode> {
         None => told += &format!("{} is the new key: give it to the service\n", new_path.display()),
     }
     print(&told)
-}
-
-/// Opens the store with the key that there is, making none.
-async fn open_existing(config: &Config, source: &KeySource) -> anyhow::Result<Store> {
-    let key = match source {
-        KeySource::File(path) => StoreKey::from_existing_file(path)?,
-        other => other.load().await?,
-    };
-    storage::open_with(config, key).await
 }
 
 fn beside(path: &Path, suffix: &str) -> PathBuf {

@@ -4,9 +4,7 @@
 
 mod common;
 
-use std::path::Path;
-
-use common::Postgres;
+use common::{Postgres, assert_not_below};
 use kata_cc_store::audit::{Kind, Known, Tampered, VerifyError, verify_export};
 use kata_cc_store::{Record, State, Store, StoreError, StoreKey, Write};
 
@@ -101,40 +99,6 @@ async fn backup(store: &Store) -> Vec<u8> {
     let mut out = Vec::new();
     store.backup(&mut out).await.unwrap();
     out
-}
-
-/// No file below `folder` holds `secret`, as it is, in hex or in base64.
-fn assert_not_below(folder: &Path, secret: &[u8]) {
-    use base64::Engine as _;
-    use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
-    let hex = hex::encode(secret);
-    let mut forms = vec![secret.to_vec(), hex.to_uppercase().into_bytes(), hex.into_bytes()];
-    for skip in 0..3 {
-        // Whatever stands before it, one of three alignments holds it; the first and last characters depend on the neighbours.
-        let text = STANDARD_NO_PAD.encode(&secret[skip..]);
-        forms.push(text.as_bytes()[..text.len() - 3].to_vec());
-        let text = URL_SAFE_NO_PAD.encode(&secret[skip..]);
-        forms.push(text.as_bytes()[..text.len() - 3].to_vec());
-    }
-    let mut folders = vec![folder.to_owned()];
-    let mut files = 0;
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-                continue;
-            }
-            // Sockets cannot be read.
-            let Ok(bytes) = std::fs::read(&path) else { continue };
-            files += 1;
-            for form in &forms {
-                let found = bytes.windows(form.len()).any(|w| w == form.as_slice());
-                assert!(!found, "{} holds {}", path.display(), String::from_utf8_lossy(form));
-            }
-        }
-    }
-    assert!(files > 0);
 }
 
 #[tokio::test]

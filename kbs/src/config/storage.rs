@@ -78,6 +78,17 @@ impl Default for Sqlite {
     }
 }
 
+/// A password, which is not printed.
+#[derive(Clone, Deserialize)]
+#[serde(from = "String")]
+pub(crate) struct Password(pub(crate) Zeroizing<String>);
+
+impl From<String> for Password {
+    fn from(text: String) -> Self {
+        Self(Zeroizing::new(text))
+    }
+}
+
 /// `[storage_backend.backends.postgres]`.
 #[derive(Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -88,8 +99,7 @@ pub(crate) struct Postgres {
     pub(crate) db: String,
     pub(crate) username: String,
     /// Better in `password_file`.
-    #[serde(deserialize_with = "secret")]
-    pub(crate) password: Option<Zeroizing<String>>,
+    pub(crate) password: Option<Password>,
     /// Ours: a file of mode 0600 with the password; a newline at its end is no part of it.
     pub(crate) password_file: Option<PathBuf>,
     /// Ours: how the connection is protected; `verify-full` unless set, but `disable` to this machine.
@@ -100,11 +110,8 @@ pub(crate) struct Postgres {
     pub(crate) connections: u32,
     /// Ours: key of the store, the same for all replicas; made at the first start.
     pub(crate) key_path: PathBuf,
-}
-
-/// A text that is wiped when it is dropped.
-fn secret<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Zeroizing<String>>, D::Error> {
-    Option::<String>::deserialize(from).map(|text| text.map(Zeroizing::new))
+    /// Ours: key of the token of `[[plugins]]` `pkcs11` that wraps the key in `key_path`.
+    pub(crate) key_wrapped_by: Option<KeyWrappedBy>,
 }
 
 impl Default for Postgres {
@@ -121,6 +128,7 @@ impl Default for Postgres {
             tls_root_certificates: None,
             connections: usual.connections,
             key_path: "store.key".into(),
+            key_wrapped_by: None,
         }
     }
 }

@@ -6,6 +6,7 @@
     reason = "shared by several test programs; a test may panic"
 )]
 
+pub mod load;
 pub mod raw;
 
 use std::io::{BufRead as _, BufReader};

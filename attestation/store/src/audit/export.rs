@@ -12,6 +12,8 @@ use thiserror::Error;
 
 use super::chain::{Chain, Checkpoint, Hash, PublicKey, Tampered};
 
+/// Why hash or signature are none.
+const HEX: &str = "hash and signature must be hexadecimal, in lower case";
 /// Most bytes of a line.
 const MAX_LINE: u64 = 64 << 10;
 
@@ -97,7 +99,8 @@ pub fn verify_export(
     let Some((number, Line { audit: Some(1), public_key: Some(seen), .. })) = reader.next()? else {
         return Err(bad(1, "the first line must be {\"audit\":1,\"public_key\":...}"));
     };
-    let seen = PublicKey::parse(&seen).map_err(|e| bad(number, &e.to_string()))?;
+    let seen = bytes(&seen).and_then(|key| key.try_into().ok()).map(PublicKey);
+    let seen = seen.ok_or_else(|| bad(number, "public_key is not 64 hexadecimal digits in lower case"))?;
     if let Some(key) = key
         && *key != seen
     {
@@ -115,15 +118,14 @@ pub fn verify_export(
                 audit: None,
                 ..
             } => {
-                let hash = hex::decode(hash).map_err(|_| bad(number, "hash is not hexadecimal"))?;
+                let hash = bytes(&hash).ok_or_else(|| bad(number, HEX))?;
                 let record =
                     serde_json_canonicalizer::to_vec(&record).map_err(|e| bad(number, &e.to_string()))?;
                 chain.record(seq, &record, &hash)?;
             }
             Line { checkpoint: Some(state), seq: None, record: None, audit: None, .. } => {
-                let hash = hex::decode(&state.hash).map_err(|_| bad(number, "hash is not hexadecimal"))?;
-                let signature =
-                    hex::decode(&state.signature).map_err(|_| bad(number, "signature is not hexadecimal"))?;
+                let hash = bytes(&state.hash).ok_or_else(|| bad(number, HEX))?;
+                let signature = bytes(&state.signature).ok_or_else(|| bad(number, HEX))?;
                 chain.checkpoint(state.seq, &hash, &state.time, &signature)?;
                 last = Some(state);
             }
@@ -135,6 +137,11 @@ pub fn verify_export(
     };
     let records = chain.end()?;
     Ok(Whole { records, head: last.hash, public_key: seen.hex(), signed: last.time })
+}
+
+/// Bytes of the one hexadecimal form that is written.
+fn bytes(text: &str) -> Option<Vec<u8>> {
+    hex::decode(text).ok().filter(|bytes| hex::encode(bytes) == text)
 }
 
 /// Lines of bounded length.

@@ -152,3 +152,43 @@ impl Drop for Postgres {
         self.stop();
     }
 }
+
+/// The forms in which `secret` could stand somewhere: as it is, in hex, in base64.
+pub fn forms(secret: &[u8]) -> Vec<Vec<u8>> {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+    let hex = hex::encode(secret);
+    let mut forms = vec![secret.to_vec(), hex.to_uppercase().into_bytes(), hex.into_bytes()];
+    for skip in 0..3 {
+        // Whatever stands before it, one of three alignments holds it; the last characters depend on what follows.
+        for text in [STANDARD_NO_PAD.encode(&secret[skip..]), URL_SAFE_NO_PAD.encode(&secret[skip..])] {
+            forms.push(text.as_bytes()[..text.len() - 3].to_vec());
+        }
+    }
+    forms
+}
+
+/// Whether `bytes` hold `secret` in any form.
+pub fn holds(bytes: &[u8], secret: &[u8]) -> bool {
+    forms(secret).iter().any(|form| bytes.windows(form.len()).any(|w| w == form.as_slice()))
+}
+
+/// No file below `folder` holds `secret` in any form.
+pub fn assert_not_below(folder: &Path, secret: &[u8]) {
+    let mut folders = vec![folder.to_owned()];
+    let mut files = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            // Sockets cannot be read.
+            let Ok(bytes) = std::fs::read(&path) else { continue };
+            files += 1;
+            assert!(!holds(&bytes, secret), "{} holds a secret", path.display());
+        }
+    }
+    assert!(files > 0);
+}
