@@ -7,6 +7,7 @@
 
 use std::fs;
 use std::io::Read as _;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,9 +15,9 @@ use std::sync::Arc;
 use kata_cc_agent_protocol::oci;
 use kata_cc_guest_api::GuestApi;
 use kata_cc_guest_api::sealed::{MAX_SEALED, PREFIX, SealedError};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use thiserror::Error;
 use tracing::{debug, info};
-use zeroize::Zeroizing;
 
 /// Most files and folders of a mount that are looked at.
 const MAX_ENTRIES: usize = 4096;
@@ -106,13 +107,13 @@ impl Unsealer {
         for (index, mount) in mounts.iter_mut().enumerate() {
             let source = PathBuf::from(&mount.source);
             let upwards = source.components().any(|c| matches!(c, std::path::Component::ParentDir));
-            if upwards || !source.starts_with(shared) {
-                continue;
-            }
+            let below = source.strip_prefix(shared).ok().filter(|p| !upwards && !p.as_os_str().is_empty());
+            let Some(below) = below.map(Path::to_owned) else { continue };
             let Some(tree) = Tree::look(&source)? else { continue };
             let copy = bundle.join("unsealed").join(index.to_string());
             fs::create_dir_all(bundle.join("unsealed")).map_err(io(&copy))?;
-            if let Err(error) = tree.copy(&source, &copy, api, &mount.destination).await {
+            let from = Place { shared: fs::File::open(shared).map_err(io(shared))?.into(), below };
+            if let Err(error) = tree.copy(&from, &source, &copy, api, &mount.destination).await {
                 // What was opened until then has no owner.
                 let _ = fs::remove_dir_all(bundle.join("unsealed"));
                 return Err(error);
@@ -142,10 +143,7 @@ impl Tree {
         let mut open = vec![(PathBuf::new(), 0)];
         let (mut bytes, mut sealed) = (0_u64, 0);
         while let Some((path, depth)) = open.pop() {
-            let whole = match path.as_os_str().is_empty() {
-                true => source.to_owned(),
-                false => source.join(&path),
-            };
+            let whole = joined(source, &path);
             let metadata = fs::symlink_metadata(&whole).map_err(io(&whole))?;
             let kind = if metadata.is_dir() {
                 if depth < MAX_DEPTH {
@@ -186,42 +184,73 @@ impl Tree {
 
     async fn copy(
         &self,
+        from: &Place,
         source: &Path,
         copy: &Path,
         api: &GuestApi,
         inside: &str,
     ) -> Result<(), UnsealError> {
         for (path, kind) in &self.0 {
-            let (from, to) = match path.as_os_str().is_empty() {
-                true => (source.to_owned(), copy.to_owned()),
-                false => (source.join(path), copy.join(path)),
-            };
-            match kind {
-                Kind::Folder => fs::create_dir(&to).map_err(io(&to))?,
+            let (place, to) = (joined(source, path), joined(copy, path));
+            let metadata = match kind {
                 Kind::Link => {
-                    let target = fs::read_link(&from).map_err(io(&from))?;
+                    let target = fs::read_link(&place).map_err(io(&place))?;
                     std::os::unix::fs::symlink(target, &to).map_err(io(&to))?;
                     continue;
                 }
-                Kind::Plain => fs::copy(&from, &to).map(|_| ()).map_err(io(&from))?,
+                Kind::Folder => {
+                    fs::create_dir(&to).map_err(io(&to))?;
+                    from.open(path, OFlag::O_DIRECTORY).and_then(|f| f.metadata()).map_err(io(&place))?
+                }
+                Kind::Plain => {
+                    let file = from.open(path, OFlag::empty()).map_err(io(&place))?;
+                    let metadata = file.metadata().map_err(io(&place))?;
+                    let mut copied = write_new(&to, b"").map_err(io(&to))?;
+                    std::io::copy(&mut file.take(MAX_BYTES), &mut copied).map_err(io(&to))?;
+                    metadata
+                }
                 Kind::Sealed => {
-                    let place = Path::new(inside).join(path).display().to_string();
-                    let text = read_sealed(&from).map_err(io(&from))?;
+                    let file = from.open(path, OFlag::empty()).map_err(io(&place))?;
+                    let metadata = file.metadata().map_err(io(&place))?;
+                    let shown = joined(Path::new(inside), path).display().to_string();
+                    let mut text = Vec::new();
+                    // One byte more than the limit, so that the parser sees that it is too long.
+                    file.take(MAX_SEALED as u64 + 1).read_to_end(&mut text).map_err(io(&place))?;
                     let opened = api
                         .unseal_for_agent(&text)
                         .await
-                        .map_err(|source| UnsealError::Sealed { place: format!("file {place}"), source })?;
+                        .map_err(|source| UnsealError::Sealed { place: format!("file {shown}"), source })?;
                     write_new(&to, &opened).map_err(io(&to))?;
-                    info!(place, "sealed secret opened");
+                    info!(place = shown, "sealed secret opened");
+                    metadata
                 }
-            }
-            let metadata = fs::symlink_metadata(&from).map_err(io(&from))?;
-            let owner = (Some(metadata.uid()), Some(metadata.gid()));
-            std::os::unix::fs::lchown(&to, owner.0, owner.1).map_err(io(&to))?;
+            };
+            std::os::unix::fs::lchown(&to, Some(metadata.uid()), Some(metadata.gid())).map_err(io(&to))?;
             let mode = fs::Permissions::from_mode(metadata.mode() & 0o7777);
             fs::set_permissions(&to, mode).map_err(io(&to))?;
         }
         Ok(())
+    }
+}
+
+/// `path` below `root`; the root itself has an empty path, and must not get a slash at its end.
+fn joined(root: &Path, path: &Path) -> PathBuf {
+    if path.as_os_str().is_empty() { root.to_owned() } else { root.join(path) }
+}
+
+/// Where a mount lies. Another container may be able to write there while it is copied: what is opened is found by the kernel
+/// below the shared folder, and through no link.
+struct Place {
+    shared: OwnedFd,
+    below: PathBuf,
+}
+
+impl Place {
+    fn open(&self, path: &Path, flags: OFlag) -> std::io::Result<fs::File> {
+        let how = OpenHow::new()
+            .flags(flags | OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
+            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+        Ok(openat2(&self.shared, &joined(&self.below, path), how)?.into())
     }
 }
 
@@ -235,17 +264,11 @@ fn begins_sealed(path: &Path) -> std::io::Result<bool> {
     Ok(start == PREFIX.as_bytes())
 }
 
-/// One byte more than the limit, so that the parser sees that it is too long.
-fn read_sealed(path: &Path) -> std::io::Result<Vec<u8>> {
-    let mut text = Vec::new();
-    no_links(path)?.take(MAX_SEALED as u64 + 1).read_to_end(&mut text)?;
-    Ok(text)
-}
-
-fn write_new(path: &Path, contents: &Zeroizing<Vec<u8>>) -> std::io::Result<()> {
+fn write_new(path: &Path, contents: &[u8]) -> std::io::Result<fs::File> {
     use std::io::Write as _;
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    file.write_all(contents)
+    file.write_all(contents)?;
+    Ok(file)
 }
 
 #[cfg(test)]
@@ -255,6 +278,7 @@ mod tests {
     use kata_cc_guest_api::{Guest, GuestError, Measured, Settings, Token};
     use kata_cc_kbs_protocol::ResourcePath;
     use serde_json::Value;
+    use zeroize::Zeroizing;
 
     use super::*;
 
@@ -391,6 +415,28 @@ mod tests {
         assert_eq!(fs::read(&mounts[4].source).unwrap(), b"hunter2");
         // The host's copy stays as it was.
         assert_eq!(fs::read_to_string(volume.join("password")).unwrap(), sealed);
+    }
+
+    #[tokio::test]
+    async fn a_link_put_in_a_files_or_folders_place_is_not_followed() {
+        let world = world("links");
+        let (shared, bundle) = (world.dir.join("shared"), world.dir.join("bundle"));
+        let outside = world.dir.join("outside");
+        fs::create_dir_all(outside.join("folder")).unwrap();
+        fs::write(outside.join("folder/file"), "the guest's own").unwrap();
+        fs::create_dir_all(shared.join("v")).unwrap();
+        std::os::unix::fs::symlink(outside.join("folder"), shared.join("v/folder")).unwrap();
+        std::os::unix::fs::symlink(outside.join("folder/file"), shared.join("v/file")).unwrap();
+        let Unsealer(Some(api)) = &world.unsealer else { panic!("no api") };
+        let from = Place { shared: fs::File::open(&shared).unwrap().into(), below: "v".into() };
+        // As they were looked at before another container put links there.
+        for path in ["file", "folder/file"] {
+            let tree = Tree(vec![(PathBuf::new(), Kind::Folder), (path.into(), Kind::Plain)]);
+            let copy = bundle.join(path.replace('/', "-"));
+            let refused = tree.copy(&from, &shared.join("v"), &copy, api, "/etc/app").await.unwrap_err();
+            assert!(matches!(refused, UnsealError::Io { .. }), "{refused}");
+            assert!(!copy.join("file").exists());
+        }
     }
 
     #[tokio::test]
