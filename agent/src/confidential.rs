@@ -9,14 +9,14 @@
 
 use std::io::Read;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use async_trait::async_trait;
 use base64::Engine as _;
 use kata_cc_attester as attester;
+use kata_cc_guest_api::Features;
 use kata_cc_image::SecretSource;
-use kata_cc_kbs_client::{Endpoint, EvidenceProvider, KbsClient, KbsConfig};
+use kata_cc_kbs_client::{ClientError, Endpoint, EvidenceProvider, KbsClient, KbsConfig, KeyAlgorithm};
 use kata_cc_kbs_protocol::ResourcePath;
 use kata_cc_kbs_protocol::initdata::{self, InitData};
 use serde::Deserialize;
@@ -25,6 +25,7 @@ use tracing::info;
 use zeroize::Zeroizing;
 
 use crate::config::Tee;
+use crate::measure::{EventLog, Measurements};
 
 /// The block device of the init-data.
 const DEVICE: &str = "/dev/vda";
@@ -42,6 +43,23 @@ pub(crate) struct Settings {
     aa: Aa,
     /// Exact text, sent along with the evidence.
     text: Option<String>,
+    /// The field of the launch that holds the init-data's digest.
+    pub(crate) launched: Vec<u8>,
+}
+
+impl Settings {
+    /// Runtime measurements.
+    pub(crate) fn event_log(&self) -> &EventLog {
+        &self.aa.eventlog_config
+    }
+
+    /// Which guest APIs are served: what the init-data says, else the command line (both are measured), else all.
+    pub(crate) fn features(&self, command_line: Option<&str>) -> Result<Features> {
+        let said = self.cdh.guest_api.features.as_deref().or(command_line).unwrap_or("all");
+        Features::from_name(said).with_context(|| {
+            format!("guest API features {said:?} are not known: all, attestation, resource or none")
+        })
+    }
 }
 
 /// `cdh.toml`, as far as it is used.
@@ -51,6 +69,18 @@ pub(crate) struct Cdh {
     kbc: Option<Kbc>,
     /// Image settings.
     pub(crate) image: Image,
+    /// Open sealed secrets whatever their signature (CoCo's name).
+    pub(crate) skip_sealed_secret_verification: bool,
+    /// Guest API.
+    guest_api: GuestApi,
+}
+
+/// `[guest_api]` of `cdh.toml`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct GuestApi {
+    /// `all`, `attestation`, `resource` or `none`.
+    features: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -81,6 +111,7 @@ pub(crate) struct Image {
 #[serde(default)]
 struct Aa {
     token_configs: TokenConfigs,
+    eventlog_config: EventLog,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -94,14 +125,17 @@ struct TokenConfigs {
 struct KbsToken {
     url: String,
     cert: Option<String>,
+    /// Kind of the key that resources are encrypted to, by Trustee's names.
+    tee_key_algorithm: Option<String>,
 }
 
 /// The attester's name for the TEE.
-fn attested_tee(tee: Tee) -> attester::Tee {
+pub(crate) fn attested_tee(tee: Tee) -> attester::Tee {
     match tee {
         Tee::SimSnp => attester::Tee::SimSnp,
         Tee::Snp => attester::Tee::Snp,
-        Tee::None | Tee::Tdx => attester::Tee::None,
+        Tee::Tdx => attester::Tee::Tdx,
+        Tee::None => attester::Tee::None,
     }
 }
 
@@ -123,8 +157,9 @@ fn read_image() -> Result<Option<InitData>> {
 /// Reads the init-data and checks it against the launch.
 pub(crate) async fn load(tee: Tee) -> Result<Settings> {
     let document = tokio::task::spawn_blocking(read_image).await??;
+    let mut field = Vec::new();
     if tee.is_confidential() {
-        let launched = attester::report_host_data(attested_tee(tee)).await.inspect_err(|e| {
+        let launched = attester::init_data_field(attested_tee(tee)).await.inspect_err(|e| {
             if matches!(e, attester::AttestError::OtherReport) {
                 tracing::error!(
                     stage = "refused",
@@ -137,9 +172,10 @@ pub(crate) async fn load(tee: Tee) -> Result<Settings> {
                 );
             }
         });
-        check_launch(launched.context("ask for a report to check the init-data by")?, document.as_ref())?;
+        field = launched.context("ask for a report to check the init-data by")?;
+        check_launch(&field, document.as_ref())?;
     }
-    settings(document)
+    Ok(Settings { launched: field, ..settings(document)? })
 }
 
 fn settings(document: Option<InitData>) -> Result<Settings> {
@@ -150,13 +186,15 @@ fn settings(document: Option<InitData>) -> Result<Settings> {
         cdh: toml::from_str(&table("cdh.toml")).context("cdh.toml of the init-data")?,
         aa: toml::from_str(&table("aa.toml")).context("aa.toml of the init-data")?,
         text: Some(document.text().to_owned()),
+        launched: Vec::new(),
     })
 }
 
 /// Whether the init-data, or that there is none, is what the guest was launched with. A host that withholds a document must
-/// not get the default policy under the name of the owner's: `HOST_DATA` is what the key broker sees.
-fn check_launch(launched: [u8; 32], document: Option<&InitData>) -> Result<()> {
-    let seen: [u8; 32] = document.map_or([0; 32], |d| initdata::fit(&d.digest()));
+/// not get the default policy under the name of the owner's: `HOST_DATA` (`MRCONFIGID` of TDX) is what the key broker sees.
+fn check_launch(launched: &[u8], document: Option<&InitData>) -> Result<()> {
+    let digest = document.map(InitData::digest).unwrap_or_default();
+    let seen: Vec<u8> = digest.into_iter().chain(std::iter::repeat(0)).take(launched.len()).collect();
     match (launched == seen, document) {
         (true, Some(_)) => {
             info!(digest = hex::encode(seen), "init-data is what the guest was launched with");
@@ -178,13 +216,13 @@ fn check_launch(launched: [u8; 32], document: Option<&InitData>) -> Result<()> {
         reason,
         expected = hex::encode(launched),
         seen = hex::encode(seen),
-        what_to_do = "launch with the digest of this very init-data as HOST_DATA (zeros without init-data)",
+        what_to_do = "launch with the digest of this very init-data as HOST_DATA or MRCONFIGID (zeros without init-data)",
         "init-data refused"
     );
     bail!(reason);
 }
 
-struct Evidence(attester::Tee);
+struct Evidence(attester::Tee, Arc<Measurements>);
 
 #[async_trait]
 impl EvidenceProvider for Evidence {
@@ -198,7 +236,8 @@ impl EvidenceProvider for Evidence {
         if report_data.len() > field.len() {
             return Err(format!("report data of {} bytes", report_data.len()));
         }
-        attester::evidence(self.0, field).await.map_err(|e| e.to_string())
+        let measured = self.1.snapshot().await.map_err(|e| e.to_string())?;
+        attester::evidence_with(self.0, field, measured).await.map_err(|e| e.to_string())
     }
 }
 
@@ -206,53 +245,30 @@ impl EvidenceProvider for Evidence {
 #[derive(Debug, Clone)]
 pub(crate) struct Broker(Arc<Inner>);
 
-#[derive(Debug)]
 struct Inner {
     client: KbsClient,
     tee: Tee,
-    attested: Mutex<Attested>,
+    /// The token that was last told of. The client keeps tokens, and attests anew by itself when the key broker wants that.
+    told: Mutex<Zeroizing<String>>,
 }
 
-/// How long before its end a token is not handed out any more.
-const TOKEN_MARGIN: Duration = Duration::from_secs(30);
-/// Life of a token that does not say: short.
-const TOKEN_LIFE: Duration = Duration::from_secs(60);
-
-/// The attestation's token, kept so that a container which asks in a loop does not have the guest attested in a loop (the
-/// security processor limits its reports, and the key broker has others to serve).
-#[derive(Default)]
-struct Attested(Option<(Zeroizing<String>, Instant)>);
-
-impl std::fmt::Debug for Attested {
+impl std::fmt::Debug for Inner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Attested").field(&self.0.is_some()).finish()
+        let Self { client, tee, .. } = self;
+        f.debug_struct("Inner").field("client", client).field("tee", tee).finish_non_exhaustive()
     }
-}
-
-impl Attested {
-    fn keep(&mut self, token: String, now: Instant) {
-        let until = now + token_life(&token).unwrap_or(TOKEN_LIFE);
-        self.0 = Some((Zeroizing::new(token), until));
-    }
-
-    fn token(&self, now: Instant) -> Option<String> {
-        let (token, until) = self.0.as_ref()?;
-        (now + TOKEN_MARGIN < *until).then(|| token.as_str().to_owned())
-    }
-}
-
-/// From issue to expiry: the guest's own clock, which the host set, has no part in it.
-fn token_life(token: &str) -> Option<Duration> {
-    let claims = claims(token)?;
-    let at = |name: &str| claims.get(name)?.as_u64();
-    at("exp")?.checked_sub(at("iat")?).map(Duration::from_secs)
 }
 
 type Refusal = Box<dyn std::error::Error + Send + Sync>;
 
 impl Broker {
     /// The broker that the settings name, if any.
-    pub(crate) fn new(settings: &Settings, tee: Tee, proxy: Option<String>) -> Result<Option<Self>> {
+    pub(crate) fn new(
+        settings: &Settings,
+        tee: Tee,
+        proxy: Option<String>,
+        measurements: Arc<Measurements>,
+    ) -> Result<Option<Self>> {
         let by_aa = settings.aa.token_configs.kbs.as_ref().map(|k| (&k.url, &k.cert));
         let by_cdh = settings.cdh.kbc.as_ref().map(|k| (&k.url, &k.kbs_cert));
         let Some((url, certificate)) = by_aa.or(by_cdh).filter(|(url, _)| !url.is_empty()) else {
@@ -270,42 +286,34 @@ impl Broker {
                 timeout: None,
             },
             init_data: settings.text.clone(),
+            key_algorithm: key_algorithm(&settings.aa)?,
             ..KbsConfig::default()
         };
-        let client = KbsClient::new(config, Arc::new(Evidence(source))).context("key broker client")?;
-        Ok(Some(Self(Arc::new(Inner { client, tee, attested: Mutex::default() }))))
+        let evidence = Arc::new(Evidence(source, measurements));
+        let client = KbsClient::new(config, evidence).context("key broker client")?;
+        Ok(Some(Self(Arc::new(Inner { client, tee, told: Mutex::default() }))))
     }
 
-    async fn attest_once(&self) -> Result<(), Refusal> {
-        let mut attested = self.0.attested.lock().await;
-        // The client attests anew by itself when the key broker wants that.
-        if attested.0.is_some() {
-            return Ok(());
-        }
-        self.attest(&mut attested).await
-    }
-
-    async fn attest(&self, attested: &mut Attested) -> Result<(), Refusal> {
+    /// Attests unless a token of before is good for a while yet; tells of a new one.
+    async fn attested(&self) -> Result<Zeroizing<String>, Refusal> {
         let tee = self.0.tee.name();
-        let asked = Instant::now();
-        match self.0.client.attest().await {
-            Ok(done) => {
-                let verdict = verdict(&done.token).unwrap_or_else(|| "accepted".to_owned());
-                info!(stage = "attested", tee, verdict, "the key broker accepts this guest");
-                attested.keep(done.token, asked);
-                Ok(())
-            }
-            Err(e) => {
-                refused("attestation", tee, &e);
-                Err(e.into())
-            }
+        let token = self.0.client.token().await.inspect_err(|e| refused("attestation", tee, e))?;
+        let mut told = self.0.told.lock().await;
+        if *told != token {
+            let verdict = verdict(&token).unwrap_or_else(|| "accepted".to_owned());
+            info!(stage = "attested", tee, verdict, "the key broker accepts this guest");
+            told.clone_from(&token);
         }
+        Ok(token)
     }
 
     /// A resource by its URI.
     pub(crate) async fn resource(&self, uri: &str) -> Result<Zeroizing<Vec<u8>>, Refusal> {
         let path: ResourcePath = uri.parse()?;
-        self.attest_once().await?;
+        // Only the first time: whether the session still holds is the key broker's to say.
+        if self.0.told.lock().await.is_empty() {
+            self.attested().await?;
+        }
         match self.0.client.get_resource(&path).await {
             Ok(bytes) => {
                 info!(stage = "key-released", key_id = uri, "the key broker released a resource");
@@ -319,14 +327,25 @@ impl Broker {
     }
 
     /// The attestation token.
-    pub(crate) async fn token(&self) -> Result<String, Refusal> {
-        let mut attested = self.0.attested.lock().await;
-        if attested.token(Instant::now()).is_none() {
-            self.attest(&mut attested).await?;
-        }
-        // One that is nearly over when it comes is all there is.
-        Ok(attested.0.as_ref().map(|(token, _)| token.as_str().to_owned()).unwrap_or_default())
+    pub(crate) async fn token(&self) -> Result<Zeroizing<String>, Refusal> {
+        self.attested().await
     }
+
+    /// The private key that the token's holder needs, PEM.
+    pub(crate) fn key_pem(&self) -> Result<Zeroizing<String>, ClientError> {
+        self.0.client.key().to_pem()
+    }
+}
+
+/// Kind of the guest's key, P-256 when nothing is said.
+fn key_algorithm(aa: &Aa) -> Result<KeyAlgorithm> {
+    let said = aa.token_configs.kbs.as_ref().and_then(|kbs| kbs.tee_key_algorithm.as_deref());
+    let Some(said) = said else { return Ok(KeyAlgorithm::default()) };
+    KeyAlgorithm::from_name(said).with_context(|| {
+        format!(
+            "tee_key_algorithm {said:?} is not known: ECDH-ES+A256KW-P256, ECDH-ES+A256KW-P521 or RSA-OAEP-256"
+        )
+    })
 }
 
 fn refused(what: &str, tee: &str, error: &dyn std::error::Error) {
@@ -376,12 +395,16 @@ mod tests {
         let text = "algorithm = \"sha256\"\nversion = \"0.1.0\"\n[data]\n\"policy.rego\" = \"package agent_policy\"\n";
         let document = InitData::parse(text).unwrap();
         let digest: [u8; 32] = initdata::fit(&document.digest());
-        check_launch(digest, Some(&document)).unwrap();
-        check_launch([0; 32], None).unwrap();
-        let withheld = check_launch(digest, None).unwrap_err();
+        let of_tdx: [u8; 48] = initdata::fit(&document.digest());
+        check_launch(&digest, Some(&document)).unwrap();
+        check_launch(&of_tdx, Some(&document)).unwrap();
+        check_launch(&[0; 32], None).unwrap();
+        check_launch(&[0; 48], None).unwrap();
+        let withheld = check_launch(&digest, None).unwrap_err();
         assert!(withheld.to_string().contains("there is none"), "{withheld}");
-        assert!(check_launch([0; 32], Some(&document)).is_err());
-        assert!(check_launch([1; 32], Some(&document)).is_err());
+        assert!(check_launch(&[0; 32], Some(&document)).is_err());
+        assert!(check_launch(&[1; 32], Some(&document)).is_err());
+        assert!(check_launch(&[&digest[..], &[1; 16]].concat(), Some(&document)).is_err());
     }
 
     #[test]
@@ -398,19 +421,24 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_kept_until_shortly_before_its_end() {
-        let token =
-            |claims: &str| format!("h.{}.s", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(claims));
-        let (mut kept, start) = (Attested::default(), Instant::now());
-        assert_eq!(kept.token(start), None);
-        let long = token(r#"{"iat": 1000, "exp": 1300}"#);
-        kept.keep(long.clone(), start);
-        assert_eq!(kept.token(start + Duration::from_secs(269)), Some(long));
-        assert_eq!(kept.token(start + Duration::from_secs(270)), None);
-        for odd in [token(r#"{"iat": 5, "exp": 1}"#), token("{}"), "nonsense".to_owned()] {
-            kept.keep(odd, start);
-            assert_eq!(kept.token(start + TOKEN_LIFE), None);
-        }
+    fn the_guest_apis_switches_are_read() {
+        let settings = |cdh: &str| Settings { cdh: toml::from_str(cdh).unwrap(), ..Settings::default() };
+        let features = |cdh: &str, command_line| settings(cdh).features(command_line).unwrap().name();
+        assert_eq!(features("", None), "all");
+        assert_eq!(features("", Some("resource")), "resource");
+        assert_eq!(features("[guest_api]\nfeatures='none'", Some("resource")), "none");
+        assert!(settings("[guest_api]\nfeatures='some'").features(None).is_err());
+        assert!(!settings("").cdh.skip_sealed_secret_verification);
+        assert!(settings("skip_sealed_secret_verification = true").cdh.skip_sealed_secret_verification);
+    }
+
+    #[test]
+    fn the_key_is_of_the_kind_that_is_named() {
+        let named = |text: &str| key_algorithm(&toml::from_str(text).unwrap());
+        assert_eq!(named("").unwrap(), KeyAlgorithm::EcdhP256);
+        let kbs = |name: &str| format!("[token_configs.kbs]\nurl='https://k'\ntee_key_algorithm='{name}'");
+        assert_eq!(named(&kbs("RSA-OAEP-256")).unwrap(), KeyAlgorithm::RsaOaep256);
+        assert!(named(&kbs("ML-KEM-768+A192KW")).unwrap_err().to_string().contains("not known"));
     }
 
     #[test]

@@ -44,13 +44,19 @@ pub(crate) struct Config {
     pub(crate) server_addr: String,
     /// `kata_cc.tee` as written; `None` when absent.
     pub(crate) tee: Option<String>,
+    /// `agent.guest_components_rest_api`: which guest APIs are served.
+    pub(crate) guest_api: Option<String>,
 }
 
 impl Config {
     /// From the text of `/proc/cmdline`.
     pub(crate) fn parse(cmdline: &str) -> Self {
-        let mut config =
-            Self { log_level: tracing::Level::INFO, server_addr: "vsock://-1:1024".to_owned(), tee: None };
+        let mut config = Self {
+            log_level: tracing::Level::INFO,
+            server_addr: "vsock://-1:1024".to_owned(),
+            tee: None,
+            guest_api: None,
+        };
         for (name, value) in cmdline.split_whitespace().filter_map(|p| p.split_once('=')) {
             config.set(name, value);
         }
@@ -83,6 +89,7 @@ impl Config {
             }
             "agent.server_addr" => self.server_addr = value.to_owned(),
             "kata_cc.tee" => self.tee = Some(value.to_owned()),
+            "agent.guest_components_rest_api" => self.guest_api = Some(value.to_owned()),
             _ => {}
         }
     }

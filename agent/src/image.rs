@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use kata_cc_agent_protocol::agent::{Storage, StringUser};
 use kata_cc_agent_protocol::oci;
@@ -19,6 +20,7 @@ use tracing::{debug, info};
 use crate::confidential::{Broker, Settings};
 use crate::config::Tee;
 use crate::container::spec;
+use crate::measure::Measurements;
 use crate::stage::users;
 
 /// Why an image was not pulled.
@@ -31,6 +33,14 @@ pub(crate) enum PullError {
         image: String,
         /// The whole chain of causes.
         reason: String,
+    },
+    /// It was pulled and could not be recorded.
+    #[error("image {image} does not run: it cannot be recorded in the event log, {source}")]
+    NotMeasured {
+        /// Reference.
+        image: String,
+        /// Why not.
+        source: kata_cc_attester::measure::LogError,
     },
     /// A system call failed.
     #[error("space for the image: {0}")]
@@ -163,6 +173,7 @@ pub(crate) struct Images {
     broker: Option<Broker>,
     tee: Tee,
     proxy: Option<String>,
+    measurements: Arc<Measurements>,
     scratch: tokio::sync::OnceCell<Scratch>,
 }
 
@@ -173,8 +184,14 @@ const SCRATCH: &str = "/dev/vdb";
 
 impl Images {
     /// With the settings of the init-data.
-    pub(crate) fn new(settings: Settings, broker: Option<Broker>, tee: Tee, proxy: Option<String>) -> Self {
-        Self { settings, broker, tee, proxy, scratch: tokio::sync::OnceCell::new() }
+    pub(crate) fn new(
+        settings: Settings,
+        broker: Option<Broker>,
+        tee: Tee,
+        proxy: Option<String>,
+        measurements: Arc<Measurements>,
+    ) -> Self {
+        Self { settings, broker, tee, proxy, measurements, scratch: tokio::sync::OnceCell::new() }
     }
 
     fn tier(&self) -> RunningTier {
@@ -218,6 +235,12 @@ impl Images {
                     encrypted = image.encrypted,
                     "image pulled"
                 );
+                if let Err(source) =
+                    self.measurements.pulled(reference, &image.manifest_digest.to_string()).await
+                {
+                    let _ = fs::remove_dir_all(&base);
+                    return Err(PullError::NotMeasured { image: reference.to_owned(), source });
+                }
                 Ok(Pulled { rootfs: image.rootfs.clone(), image: Some(image) })
             }
             Err(reason) => {

@@ -15,10 +15,12 @@ mod config;
 mod container;
 mod egress;
 mod gate;
+mod guest;
 mod image;
 mod json;
 mod listener;
 mod log;
+mod measure;
 mod mounts;
 mod net;
 mod paths;
@@ -27,12 +29,12 @@ mod pid1;
 #[cfg(test)]
 mod policies_test;
 mod reaper;
-mod rest;
 mod sandbox;
 mod service;
 mod stage;
 mod storage;
 mod sys;
+mod unseal;
 
 use std::sync::Arc;
 
@@ -120,6 +122,7 @@ async fn serve(config: &Config, log: &Log) -> Result<()> {
         warn!(error = %e, "no loopback");
     }
     let tee = config.tee().map_err(anyhow::Error::msg)?;
+    guest::log_probe(tee.is_confidential());
     // Fails only when a provider is installed already, which is then the same one.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let settings = match pid1::is_pid1() {
@@ -134,12 +137,19 @@ async fn serve(config: &Config, log: &Log) -> Result<()> {
         }
         false => None,
     };
-    let broker = confidential::Broker::new(&settings, tee, proxy.clone())?;
-    if let Some(broker) = broker.clone() {
-        rest::start(broker).await.context("start the REST API")?;
-    }
-    let sandbox = sandbox::Sandbox::new(reaper, tee.is_confidential());
-    let images = image::Images::new(settings, broker, tee, proxy);
+    let measurements = Arc::new(measure::Measurements::start(tee, settings.event_log())?);
+    let broker = confidential::Broker::new(&settings, tee, proxy.clone(), Arc::clone(&measurements))?;
+    let served = match pid1::is_pid1() && tee.is_confidential() {
+        true => {
+            let features = settings.features(config.guest_api.as_deref())?;
+            let source = confidential::attested_tee(tee);
+            Some(guest::start(&settings, features, source, broker.clone(), Arc::clone(&measurements)).await?)
+        }
+        false => None,
+    };
+    let unsealer = unseal::Unsealer(served.as_ref().map(|served| Arc::clone(&served.api)));
+    let sandbox = sandbox::Sandbox::new(reaper, tee.is_confidential(), unsealer);
+    let images = image::Images::new(settings, broker, tee, proxy, measurements);
     let service = Arc::new(service::Service::new(sandbox, policy, images, network));
     let ended = Arc::clone(&service.ended);
     let agent: Arc<dyn AgentService + Send + Sync> = service.clone();

@@ -23,6 +23,7 @@ use crate::paths;
 use crate::reaper::Reaper;
 use crate::stage::message::{Config as StageConfig, Exec, Kind};
 use crate::storage::{self, StorageError};
+use crate::unseal::{UnsealError, Unsealer};
 
 /// Out-of-memory events kept for GetOOMEvent (Kata's number).
 const OOM_QUEUE: usize = 100;
@@ -64,6 +65,9 @@ pub(crate) enum SandboxError {
     /// Guest pull failed or was refused.
     #[error(transparent)]
     Image(#[from] crate::image::PullError),
+    /// A sealed secret was not opened.
+    #[error("sealed secret: {0}")]
+    Unseal(#[from] UnsealError),
     /// Limits failed.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
@@ -106,6 +110,7 @@ pub(crate) struct Sandbox {
     making: Mutex<()>,
     reaper: Reaper,
     confidential: bool,
+    unsealer: Unsealer,
     oom_send: mpsc::Sender<String>,
     oom_receive: Mutex<mpsc::Receiver<String>>,
     /// True once the sandbox is destroyed.
@@ -114,13 +119,14 @@ pub(crate) struct Sandbox {
 
 impl Sandbox {
     /// An empty one.
-    pub(crate) fn new(reaper: Reaper, confidential: bool) -> Self {
+    pub(crate) fn new(reaper: Reaper, confidential: bool, unsealer: Unsealer) -> Self {
         let (oom_send, oom_receive) = mpsc::channel(OOM_QUEUE);
         Self {
             state: RwLock::default(),
             making: Mutex::default(),
             reaper,
             confidential,
+            unsealer,
             oom_send,
             oom_receive: Mutex::new(oom_receive),
             gone: watch::Sender::new(false),
@@ -305,6 +311,9 @@ impl Sandbox {
             held.push(storage.mount_point.clone());
         }
         let rootfs = root_folder(&bundle, &root_path)?;
+        // After the policy was asked: what it, the host and the logs see is the sealed text.
+        self.unsealer.environment(&mut oci.Process.mut_or_insert_default().Env).await?;
+        self.unsealer.mounts(Path::new(paths::SHARED), &bundle, &mut oci.Mounts).await?;
         let around = self.surroundings(request.sandbox_pidns).await?;
         let mut create = spec::create(oci, &rootfs, &around)?;
         add_resolv_conf(&mut create);
@@ -380,9 +389,12 @@ impl Sandbox {
     }
 
     /// ExecProcess.
-    pub(crate) async fn exec(&self, request: ExecProcessRequest) -> Result<(), SandboxError> {
+    pub(crate) async fn exec(&self, mut request: ExecProcessRequest) -> Result<(), SandboxError> {
         spec::check_id(&request.exec_id)?;
         let container = self.container(&request.container_id).await?;
+        if let Some(process) = request.process.as_mut() {
+            self.unsealer.environment(&mut process.Env).await?;
+        }
         let program = request.process.as_ref().ok_or(SpecError::Missing("process"))?;
         let linux = &container.linux;
         let process = spec::process(program, Some(linux), request.string_user.as_ref())?;

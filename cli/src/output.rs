@@ -50,7 +50,12 @@ impl Output {
 
     /// Print text as it stands.
     pub(crate) fn text(&self, text: &str) -> anyhow::Result<()> {
-        match write(text) {
+        self.bytes(text.as_bytes())
+    }
+
+    /// Print bytes as they are.
+    pub(crate) fn bytes(&self, bytes: &[u8]) -> anyhow::Result<()> {
+        match write_bytes(bytes) {
             Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
             result => result.context("standard output cannot be written"),
         }
@@ -137,8 +142,12 @@ pub(crate) fn start_log(verbose: u8) {
 
 /// Write to standard output; for streams, which end when nobody reads them.
 pub(crate) fn write(text: &str) -> std::io::Result<()> {
+    write_bytes(text.as_bytes())
+}
+
+fn write_bytes(bytes: &[u8]) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())?;
+    out.write_all(bytes)?;
     out.flush()
 }
 

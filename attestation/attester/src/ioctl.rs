@@ -1,20 +1,34 @@
-//! The ioctls of `/dev/sev-guest` (`include/uapi/linux/sev-guest.h`): the only unsafe code of this crate.
+//! The ioctls of `/dev/sev-guest` and `/dev/tdx_guest` (`include/uapi/linux/sev-guest.h`, `tdx-guest.h`): the only unsafe
+//! code of this crate.
 //!
-//! All three structures are plain memory that the kernel reads and writes while the call lasts; the buffers
+//! All structures are plain memory that the kernel reads and writes while the call lasts; the buffers
 //! behind their addresses are borrowed for that long. Not yet run on hardware.
 #![allow(unsafe_code)]
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::path::Path;
 
 use crate::AttestError;
-use crate::sev_guest::{CERTS_LEN, DeviceError, GuestDevice, RESPONSE_LEN};
+use crate::quote::TD_REPORT_LEN;
+use crate::sev_guest::{DeviceError, GuestDevice, RESPONSE_LEN};
+use crate::tdx::TdDevice;
 
 /// `SNP_GET_REPORT`, `_IOWR('S', 0, struct snp_guest_request_ioctl)`.
 const SNP_GET_REPORT: libc::Ioctl = 0xC020_5300;
 
 /// `SNP_GET_EXT_REPORT`, `_IOWR('S', 2, struct snp_guest_request_ioctl)`.
 const SNP_GET_EXT_REPORT: libc::Ioctl = 0xC020_5302;
+
+/// `TDX_CMD_GET_REPORT0`, `_IOWR('T', 1, struct tdx_report_req)`.
+const TDX_CMD_GET_REPORT0: libc::Ioctl = 0xC440_5401;
+
+/// `struct tdx_report_req`: report data in, TD report out.
+#[repr(C)]
+struct TdReportRequest {
+    report_data: [u8; 64],
+    report: [u8; TD_REPORT_LEN],
+}
 
 /// `struct snp_guest_request_ioctl`.
 #[repr(C)]
@@ -34,19 +48,25 @@ struct ExtendedRequest {
 }
 
 const _: () = assert!(size_of::<GuestRequest>() == 32 && size_of::<ExtendedRequest>() == 112);
+const _: () = assert!(size_of::<TdReportRequest>() == 0x440);
 
-/// The opened device.
+/// The opened `/dev/sev-guest`.
 pub(crate) struct Device {
     file: File,
 }
 
+fn open(path: &Path) -> std::io::Result<File> {
+    std::fs::OpenOptions::new().read(true).write(true).open(path)
+}
+
 impl Device {
-    pub(crate) fn open() -> Result<Self, AttestError> {
-        let file = std::fs::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open("/dev/sev-guest")
-            .map_err(|source| AttestError::Device { action: "open", firmware: 0, vmm: 0, source })?;
+    pub(crate) fn open(path: &Path) -> Result<Self, AttestError> {
+        let file = open(path).map_err(|source| AttestError::Device {
+            action: "open",
+            firmware: 0,
+            vmm: 0,
+            source,
+        })?;
         Ok(Self { file })
     }
 
@@ -73,7 +93,12 @@ impl Device {
             return Ok(());
         }
         let source = std::io::Error::last_os_error();
-        Err(DeviceError { firmware: arg.exitinfo2 as u32, vmm: (arg.exitinfo2 >> 32) as u32, source })
+        Err(DeviceError {
+            firmware: arg.exitinfo2 as u32,
+            vmm: (arg.exitinfo2 >> 32) as u32,
+            certs_len: 0,
+            source,
+        })
     }
 }
 
@@ -87,15 +112,43 @@ impl GuestDevice for Device {
         &self,
         request: &[u8; 96],
         response: &mut [u8; RESPONSE_LEN],
-        certificates: &mut [u8; CERTS_LEN],
+        certificates: &mut [u8],
     ) -> Result<(), DeviceError> {
         let mut extended = ExtendedRequest {
             data: *request,
             certs_address: certificates.as_mut_ptr() as u64,
-            certs_len: CERTS_LEN as u32,
+            // Never more than the 32 bits of the structure: the caller's limit is far below.
+            certs_len: u32::try_from(certificates.len()).unwrap_or(0),
         };
         // SAFETY: `extended` is `struct snp_ext_report_req`, which the kernel reads and writes; it lives during
-        // the call and `certs_address` points to CERTS_LEN exclusive bytes, as `certs_len` says.
-        unsafe { self.call(SNP_GET_EXT_REPORT, (&raw mut extended) as u64, response) }
+        // the call and `certs_address` points to exclusive bytes, as many as `certs_len` says (or more).
+        let asked = unsafe { self.call(SNP_GET_EXT_REPORT, (&raw mut extended) as u64, response) };
+        // The kernel puts the length that is needed in place of ours.
+        asked.map_err(|error| DeviceError { certs_len: extended.certs_len as usize, ..error })
+    }
+}
+
+/// The opened `/dev/tdx_guest`.
+pub(crate) struct TdxDevice {
+    file: File,
+}
+
+impl TdxDevice {
+    pub(crate) fn open(path: &Path) -> Result<Self, AttestError> {
+        let file = open(path).map_err(|source| AttestError::TdxDevice { action: "open", source })?;
+        Ok(Self { file })
+    }
+}
+
+impl TdDevice for TdxDevice {
+    fn report(&self, report_data: &[u8; 64]) -> std::io::Result<Box<[u8; TD_REPORT_LEN]>> {
+        let mut request = Box::new(TdReportRequest { report_data: *report_data, report: [0; TD_REPORT_LEN] });
+        // SAFETY: the file is an open device; `request` is a valid, exclusive structure of the size encoded in the number,
+        // which the kernel reads and writes during the call only.
+        let result = unsafe { libc::ioctl(self.file.as_raw_fd(), TDX_CMD_GET_REPORT0, &raw mut *request) };
+        match result {
+            0 => Ok(Box::new(request.report)),
+            _ => Err(std::io::Error::last_os_error()),
+        }
     }
 }

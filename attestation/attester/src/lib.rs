@@ -1,41 +1,59 @@
-//! Guest side of attestation: which TEE is this, and evidence from it.
+//! Guest side of attestation: which TEE is this, evidence from it, and measurements of what was started since.
 //!
 //! [`Tee::detect`] tells the simulated TEE by the kernel's command line (which is measured) and a real
-//! one by probing for it; [`evidence`] asks it for a report that holds 64 bytes of the caller's choice, and
-//! gives Trustee's JSON form. [`report_host_data`] reads the measured init-data digest, for the guest's
-//! check of its own init-data.
+//! one by probing for it ([`mod@probe`] tells which ways are there, and why not the others); [`evidence`] asks it for a report
+//! that holds 64 bytes of the caller's choice, and gives Trustee's JSON form. [`init_data_field`] reads the measured init-data
+//! digest, for the guest's check of its own init-data. [`measure`] keeps the log of what runs.
 //!
-//! Ways to a report: simulated, one exchange on vsock CID 2 port 1027 ([`sim`]); hardware, Linux'
-//! `configfs` TSM reports ([`tsm`]), else `/dev/sev-guest` ([`sev_guest`]). All answers come from outside
+//! Ways to evidence, in this order: Linux' `configfs` TSM reports ([`tsm`]); the devices `/dev/sev-guest` ([`sev_guest`]) and
+//! `/dev/tdx_guest` ([`tdx`], with Intel's quote generation service, [`qgs`]); simulated, one exchange on vsock CID 2 port
+//! 1027 ([`sim`]), where the command line says so. All answers come from outside
 //! of the guest's trust until verified: they are read with limits, have a time limit, and a report that does
 //! not hold the caller's bytes is refused.
 //!
-//! Status: the hardware paths are tested against fakes of configfs and of the ioctl; not yet run on
-//! hardware.
+//! Status: the hardware paths are tested against fakes of configfs, ioctls and service that give recorded evidence; not yet run
+//! on hardware.
 #![deny(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
 
+mod error;
 mod ioctl;
+pub mod measure;
+pub mod probe;
+pub mod qgs;
+pub mod quote;
 pub mod sev_guest;
 pub mod sim;
+pub mod tdx;
 pub mod tsm;
 
 use std::path::Path;
 use std::time::Duration;
 
-use kata_cc_snp::cert_table::CertTableError;
-use kata_cc_snp::evidence::SnpEvidence;
-use kata_cc_snp::{CertTable, Report, ReportError};
+pub use error::{AttestError, firmware_status, vmm_status};
+pub use probe::probe;
 
-/// Evidence in Trustee's form: `{"attestation_report": …, "cert_chain": …}`.
+use kata_cc_kbs_protocol::base64_standard;
+use kata_cc_snp::evidence::SnpEvidence;
+use kata_cc_snp::{CertTable, Report};
+use measure::{Digest, LogError, RuntimeLog};
+
+/// Evidence in Trustee's form: SNP `{"attestation_report": …, "cert_chain": …}`, TDX `{"quote": …, "cc_eventlog": …}`.
 pub type EvidenceJson = serde_json::Value;
 
 /// Parameter of the kernel's command line that names a simulated TEE.
 pub const CMDLINE_PARAMETER: &str = "kata_cc.tee";
 
+/// Member of SNP evidence that holds the log of a [`measure::SoftwareRegister`]. Trustee ignores it.
+pub const RUNTIME_MEMBER: &str = "runtime_measurements";
+
 /// How long to wait for a report. Generous: in an emulated machine everything takes its time.
 pub const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Bytes of the caller's choice in the report behind [`report_host_data`].
+/// SNP's device, from the root.
+pub(crate) const SEV_DEVICE: &str = "dev/sev-guest";
+
+/// Bytes of the caller's choice in the report behind [`init_data_field`].
 const SELF_CHECK: &[u8; 64] = b"kata-cc init-data self check: not bound to any nonce nor any key";
 
 /// The TEE that this guest runs in.
@@ -45,6 +63,8 @@ pub enum Tee {
     SimSnp,
     /// AMD SEV-SNP.
     Snp,
+    /// Intel TDX.
+    Tdx,
     /// None: nothing can be attested.
     None,
 }
@@ -59,16 +79,24 @@ impl Tee {
     /// As [`Self::detect`], with `/dev` and `/sys` under `root`.
     #[must_use]
     pub fn detect_in(cmdline: &str, root: &Path) -> Self {
-        let named = cmdline
-            .split_ascii_whitespace()
-            .filter_map(|word| word.strip_prefix(CMDLINE_PARAMETER)?.strip_prefix('='))
-            .next_back();
-        match named {
+        match Self::named(cmdline) {
             Some("sim-snp") => return Self::SimSnp,
             Some(other) => tracing::warn!(tee = other, "command line names an unknown TEE, probing instead"),
             None => {}
         }
-        if root.join("dev/sev-guest").exists() { Self::Snp } else { Self::None }
+        if root.join(SEV_DEVICE).exists() {
+            Self::Snp
+        } else if tdx::device(root).exists() {
+            Self::Tdx
+        } else {
+            Self::None
+        }
+    }
+
+    /// The name that the command line gives.
+    pub(crate) fn named(cmdline: &str) -> Option<&str> {
+        let words = cmdline.split_ascii_whitespace();
+        words.filter_map(|word| word.strip_prefix(CMDLINE_PARAMETER)?.strip_prefix('=')).next_back()
     }
 
     /// Name in evidence, tokens and logs.
@@ -77,6 +105,7 @@ impl Tee {
         match self {
             Self::SimSnp => "sim-snp",
             Self::Snp => "snp",
+            Self::Tdx => "tdx",
             Self::None => "none",
         }
     }
@@ -87,6 +116,7 @@ impl Tee {
         match self {
             Self::SimSnp => Some(kata_cc_kbs_protocol::Tee::SimSnp),
             Self::Snp => Some(kata_cc_kbs_protocol::Tee::Snp),
+            Self::Tdx => Some(kata_cc_kbs_protocol::Tee::Tdx),
             Self::None => None,
         }
     }
@@ -98,90 +128,6 @@ impl std::fmt::Display for Tee {
     }
 }
 
-/// No evidence can be had.
-#[derive(Debug, thiserror::Error)]
-pub enum AttestError {
-    /// The guest does not run in a TEE.
-    #[error("this guest runs in no TEE: there is nothing to attest")]
-    NoTee,
-    /// The simulated security processor cannot be reached or broke off.
-    #[error("cannot {action} the simulated security processor on vsock port {}: {source}", sim::PORT)]
-    Sim {
-        /// What was tried.
-        action: &'static str,
-        /// Why it failed.
-        source: std::io::Error,
-    },
-    /// The security processor refused the request.
-    #[error("security processor refused the request with status {status:#x} (0x16 is an invalid parameter)")]
-    Status {
-        /// Status of the firmware ABI.
-        status: u32,
-    },
-    /// The answer says it is longer than any answer is.
-    #[error("answer says {what} has {seen} bytes, expected {expected}")]
-    Length {
-        /// Which part.
-        what: &'static str,
-        /// Length announced.
-        seen: usize,
-        /// Length or limit expected.
-        expected: usize,
-    },
-    /// No answer within [`TIMEOUT`].
-    #[error("no report within {} s", TIMEOUT.as_secs())]
-    Timeout,
-    /// The kernel's TSM interface failed.
-    #[error("cannot {action} {path}: {source}")]
-    Tsm {
-        /// What was tried.
-        action: &'static str,
-        /// On which file.
-        path: String,
-        /// Why it failed.
-        source: std::io::Error,
-    },
-    /// The TSM interface belongs to another TEE.
-    #[error("TSM reports come from '{seen}', expected 'sev_guest'")]
-    Provider {
-        /// Provider named.
-        seen: String,
-    },
-    /// Somebody else kept changing our request.
-    #[error("TSM report was changed by another writer {attempts} times in a row")]
-    Raced {
-        /// How often it was tried.
-        attempts: u32,
-    },
-    /// `/dev/sev-guest` failed.
-    #[error("cannot {action} /dev/sev-guest (firmware error {firmware:#x}, VMM error {vmm}): {source}")]
-    Device {
-        /// What was tried.
-        action: &'static str,
-        /// Error of the firmware.
-        firmware: u32,
-        /// Error of the VMM.
-        vmm: u32,
-        /// Error of the system call.
-        source: std::io::Error,
-    },
-    /// What came is not a report.
-    #[error(transparent)]
-    Report(#[from] ReportError),
-    /// The certificates beside the report are out of form.
-    #[error(transparent)]
-    Certificates(#[from] CertTableError),
-    /// The report answers another request.
-    #[error("report holds other report data than was asked for")]
-    OtherReport,
-    /// A task of ours broke off.
-    #[error("the task that asks for a report ended early")]
-    Task,
-    /// The evidence cannot be written as JSON.
-    #[error("cannot write the evidence: {0}")]
-    Json(#[from] serde_json::Error),
-}
-
 /// A report and what the host supplied beside it, as they came.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RawReport {
@@ -191,47 +137,179 @@ pub struct RawReport {
     pub certificates: Vec<u8>,
 }
 
+/// The state of a runtime log at the time of an evidence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogSnapshot {
+    hardware: bool,
+    register: u32,
+    value: Digest,
+    log: Vec<u8>,
+}
+
+impl LogSnapshot {
+    /// Takes it.
+    ///
+    /// # Errors
+    /// When the register cannot be read.
+    pub fn take(log: &RuntimeLog) -> Result<Self, LogError> {
+        let (hardware, register, value) = (log.is_hardware(), log.register(), log.value()?);
+        Ok(Self { hardware, register, value, log: log.bytes().to_vec() })
+    }
+}
+
 /// Evidence that holds `report_data`.
 ///
 /// # Errors
 /// [`AttestError`] says which step failed.
 pub async fn evidence(tee: Tee, report_data: [u8; 64]) -> Result<EvidenceJson, AttestError> {
-    let raw = raw_report(tee, report_data).await?;
-    let report = checked(&raw, &report_data)?;
-    let table = CertTable::parse(&raw.certificates)?;
-    Ok(serde_json::to_value(SnpEvidence::new(&report, &table))?)
+    evidence_with(tee, report_data, None).await
 }
 
-/// `HOST_DATA` of this guest's launch: where the digest of its init-data is.
+/// As [`evidence`], with what was measured at run time: in the event log of TDX, in a member of its own
+/// ([`RUNTIME_MEMBER`]) where a register is kept in software ([`measure`] says what that proves).
 ///
 /// # Errors
 /// [`AttestError`] says which step failed.
-pub async fn report_host_data(tee: Tee) -> Result<[u8; 32], AttestError> {
-    let raw = raw_report(tee, *SELF_CHECK).await?;
-    Ok(checked(&raw, SELF_CHECK)?.host_data)
+pub async fn evidence_with(
+    tee: Tee,
+    report_data: [u8; 64],
+    measured: Option<LogSnapshot>,
+) -> Result<EvidenceJson, AttestError> {
+    if tee == Tee::Tdx {
+        let quote = in_time(tdx_quote(report_data)).await?;
+        let log = match measured.filter(|snapshot| snapshot.hardware) {
+            Some(snapshot) => Some(snapshot.log),
+            None => tdx::firmware_log(Path::new("/")).map_err(|source| AttestError::Tsm {
+                action: "read",
+                path: format!("/{}", tdx::CCEL),
+                source,
+            })?,
+        };
+        return Ok(tdx::evidence_json(&quote, log.as_deref()));
+    }
+    let raw = raw_report(tee, report_data).await?;
+    snp_evidence(&raw, &report_data, measured.as_ref())
 }
 
-async fn raw_report(tee: Tee, report_data: [u8; 64]) -> Result<RawReport, AttestError> {
-    let asked = async {
-        match tee {
-            Tee::None => Err(AttestError::NoTee),
-            Tee::SimSnp => sim::report(&report_data).await,
-            // The kernel's interfaces block while the firmware works.
-            Tee::Snp => tokio::task::spawn_blocking(move || hardware_report(Path::new("/"), &report_data))
-                .await
-                .map_err(|_| AttestError::Task)?,
-        }
-    };
+/// SNP evidence from what an interface gave.
+///
+/// # Errors
+/// When the report is none, answers another request, or its certificates are out of form.
+pub fn snp_evidence(
+    raw: &RawReport,
+    report_data: &[u8; 64],
+    measured: Option<&LogSnapshot>,
+) -> Result<EvidenceJson, AttestError> {
+    let report = checked(raw, report_data)?;
+    let table = CertTable::parse(&raw.certificates)?;
+    let mut evidence = serde_json::to_value(SnpEvidence::new(&report, &table))?;
+    if let (Some(members), Some(snapshot)) = (evidence.as_object_mut(), measured) {
+        let measured = serde_json::json!({
+            "kept_by": "agent",
+            "algorithm": "sha384",
+            "register": snapshot.register,
+            "value": hex::encode(snapshot.value),
+            "cc_eventlog": base64_standard(&snapshot.log),
+        });
+        members.insert(RUNTIME_MEMBER.to_owned(), measured);
+    }
+    Ok(evidence)
+}
+
+/// The field of this guest's launch that holds the digest of its init-data: `HOST_DATA` of SNP (32 bytes), `MRCONFIGID` of
+/// TDX (48 bytes).
+///
+/// # Errors
+/// [`AttestError`] says which step failed.
+pub async fn init_data_field(tee: Tee) -> Result<Vec<u8>, AttestError> {
+    if tee == Tee::Tdx {
+        // From the TDX module itself: a quote comes from the host, and nobody has verified it here.
+        let report = blocking(|| {
+            let device = ioctl::TdxDevice::open(&tdx::device(Path::new("/")))?;
+            tdx::td_report(&device, SELF_CHECK)
+        });
+        return Ok(in_time(report).await?.1.mrconfigid.to_vec());
+    }
+    let raw = raw_report(tee, *SELF_CHECK).await?;
+    Ok(checked(&raw, SELF_CHECK)?.host_data.to_vec())
+}
+
+async fn in_time<T>(asked: impl Future<Output = Result<T, AttestError>>) -> Result<T, AttestError> {
     tokio::time::timeout(TIMEOUT, asked).await.map_err(|_| AttestError::Timeout)?
 }
 
+/// The kernel's interfaces block while the firmware works.
+async fn blocking<T: Send + 'static>(
+    ask: impl FnOnce() -> Result<T, AttestError> + Send + 'static,
+) -> Result<T, AttestError> {
+    tokio::task::spawn_blocking(ask).await.map_err(|_| AttestError::Task)?
+}
+
+async fn raw_report(tee: Tee, report_data: [u8; 64]) -> Result<RawReport, AttestError> {
+    in_time(async {
+        match tee {
+            Tee::None | Tee::Tdx => Err(AttestError::NoTee),
+            Tee::SimSnp => sim::report(&report_data).await,
+            Tee::Snp => blocking(move || snp_report(Path::new("/"), &report_data)).await,
+        }
+    })
+    .await
+}
+
+/// Whether an interface is not there at all, so that the next one is the way; anything else is an answer, and final.
+const fn is_absent(error: &AttestError) -> bool {
+    match error {
+        AttestError::Tsm { action, .. } => matches!(action.as_bytes(), b"make"),
+        AttestError::Provider { .. } => true,
+        _ => false,
+    }
+}
+
 /// configfs where the kernel has it (6.7 and later, `configfs` mounted), else the device.
-fn hardware_report(root: &Path, report_data: &[u8; 64]) -> Result<RawReport, AttestError> {
+fn snp_report(root: &Path, report_data: &[u8; 64]) -> Result<RawReport, AttestError> {
+    let mut missing = Vec::new();
     let tsm = root.join(tsm::REPORT_DIR);
     if tsm.is_dir() {
-        return tsm::report(&tsm::Configfs::new(tsm), report_data);
+        match tsm::report(&tsm::Configfs::new(tsm), report_data) {
+            Err(error) if is_absent(&error) => missing.push(error.to_string()),
+            other => return other,
+        }
+    } else {
+        missing.push(format!("there is no /{}", tsm::REPORT_DIR));
     }
-    sev_guest::report(&ioctl::Device::open()?, report_data)
+    match ioctl::Device::open(&root.join(SEV_DEVICE)) {
+        Ok(device) => sev_guest::report(&device, report_data, sev_guest::PAUSE),
+        Err(error) => {
+            missing.push(error.to_string());
+            Err(AttestError::NoInterface { tee: Tee::Snp, missing })
+        }
+    }
+}
+
+/// configfs, else the device's TD report and the quote generation service.
+async fn tdx_quote(report_data: [u8; 64]) -> Result<Vec<u8>, AttestError> {
+    let root = Path::new("/");
+    let mut missing = Vec::new();
+    let dir = root.join(tsm::REPORT_DIR);
+    if dir.is_dir() {
+        let asked = blocking(move || tdx::quote_by_tsm(&tsm::Configfs::new(dir), &report_data)).await;
+        match asked {
+            Err(error) if is_absent(&error) => missing.push(error.to_string()),
+            other => return other,
+        }
+    } else {
+        missing.push(format!("there is no /{}", tsm::REPORT_DIR));
+    }
+    let Some(port) = tdx::qgs_port(root) else {
+        missing.push(format!("/{} names no port of a quote generation service", tdx::QGS_CONFIG));
+        return Err(AttestError::NoInterface { tee: Tee::Tdx, missing });
+    };
+    let report = blocking(move || {
+        let device = ioctl::TdxDevice::open(&tdx::device(Path::new("/")))?;
+        tdx::td_report(&device, &report_data)
+    });
+    let (bytes, _) = report.await?;
+    tdx::quote_by_qgs(&bytes, &report_data, port).await
 }
 
 /// Parses a report and makes sure that it answers our request.
@@ -255,17 +333,27 @@ mod tests {
         assert_eq!(detect("console=ttyS0"), Tee::None);
         assert_eq!(detect("kata_cc.tee=other xkata_cc.tee=sim-snp"), Tee::None);
         std::fs::create_dir(root.path().join("dev")).expect("folder");
+        std::fs::write(root.path().join("dev/tdx_guest"), b"").expect("file");
+        assert_eq!(detect("console=ttyS0"), Tee::Tdx);
         std::fs::write(root.path().join("dev/sev-guest"), b"").expect("file");
         assert_eq!(detect("console=ttyS0"), Tee::Snp);
         assert_eq!(detect("kata_cc.tee=sim-snp"), Tee::SimSnp);
-        assert_eq!(Tee::SimSnp.protocol().map(kata_cc_kbs_protocol::Tee::name), Some(Tee::SimSnp.name()));
-        assert_eq!(Tee::Snp.protocol().map(kata_cc_kbs_protocol::Tee::name), Some(Tee::Snp.name()));
+        for tee in [Tee::SimSnp, Tee::Snp, Tee::Tdx] {
+            assert_eq!(tee.protocol().map(kata_cc_kbs_protocol::Tee::name), Some(tee.name()));
+        }
     }
 
     #[tokio::test]
     async fn without_a_tee_there_is_no_evidence() {
         assert!(matches!(evidence(Tee::None, [0; 64]).await, Err(AttestError::NoTee)));
-        assert!(matches!(report_host_data(Tee::None).await, Err(AttestError::NoTee)));
+        assert!(matches!(init_data_field(Tee::None).await, Err(AttestError::NoTee)));
+    }
+
+    #[test]
+    fn without_an_interface_each_has_its_reason() {
+        let root = tempfile::tempdir().expect("temporary folder");
+        let refused = snp_report(root.path(), &[0; 64]).expect_err("nothing there").to_string();
+        assert!(refused.contains("tsm/report") && refused.contains("/dev/sev-guest"), "{refused}");
     }
 
     #[test]

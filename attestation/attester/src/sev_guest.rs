@@ -1,14 +1,18 @@
 //! Reports through `/dev/sev-guest`, for kernels without the TSM interface.
 //!
-//! The extended request brings the certificates that the host supplies; where it fails because of them
-//! (the host has none, or more than the kernel passes on), the plain request brings the report alone.
+//! The extended request brings the certificates that the host supplies. Where they need more room than was offered the kernel
+//! says how much, and it is asked once more; where that does not help (more than the kernel passes on) the plain
+//! request brings the report alone. A busy host is asked again, with growing pauses.
 //! `include/uapi/linux/sev-guest.h`: the answer has 4000 bytes, u32 status, u32 report size, 24
 //! reserved, then the report.
 //!
 //! The ioctl itself is behind [`GuestDevice`], so that this logic is tested against a fake. Not yet run
 //! on hardware.
 
+use std::time::Duration;
+
 use kata_cc_snp::REPORT_LEN;
+use kata_cc_snp::cert_table::MAX_TABLE;
 
 use crate::sim::report_request;
 use crate::{AttestError, RawReport};
@@ -16,11 +20,23 @@ use crate::{AttestError, RawReport};
 /// Bytes of `struct snp_report_resp`.
 pub const RESPONSE_LEN: usize = 4000;
 
-/// Most bytes of certificates that the kernel passes on (`SEV_FW_BLOB_MAX_SIZE`).
+/// Bytes offered for certificates at first: what the kernel passes on today (`SEV_FW_BLOB_MAX_SIZE`).
 pub const CERTS_LEN: usize = 0x4000;
+
+/// The room for certificates is in whole pages.
+const PAGE: usize = 4096;
 
 /// Error of the VMM: the buffer for certificates is too small.
 pub const VMM_INVALID_LEN: u32 = 1;
+
+/// Error of the VMM: ask again.
+pub const VMM_BUSY: u32 = 2;
+
+/// How often a busy host is asked.
+const ATTEMPTS: u32 = 6;
+
+/// Pause before a busy host is asked again; doubled each time.
+pub const PAUSE: Duration = Duration::from_millis(200);
 
 /// Why a request failed, in the terms of `exitinfo2`.
 #[derive(Debug)]
@@ -29,8 +45,23 @@ pub struct DeviceError {
     pub firmware: u32,
     /// Error of the VMM.
     pub vmm: u32,
+    /// Bytes that the certificates need, when the VMM says that they have too little room.
+    pub certs_len: usize,
     /// Error of the system call.
     pub source: std::io::Error,
+}
+
+impl DeviceError {
+    /// Whether the same request may do another time.
+    fn is_busy(&self) -> bool {
+        self.vmm == VMM_BUSY
+            || matches!(self.source.raw_os_error(), Some(libc::EAGAIN | libc::EINTR | libc::EBUSY))
+    }
+
+    fn told(self) -> AttestError {
+        let (firmware, vmm) = (self.firmware, self.vmm);
+        AttestError::Device { action: "get a report from", firmware, vmm, source: self.source }
+    }
 }
 
 /// The two requests that are needed of the device.
@@ -49,30 +80,56 @@ pub trait GuestDevice {
         &self,
         request: &[u8; 96],
         response: &mut [u8; RESPONSE_LEN],
-        certificates: &mut [u8; CERTS_LEN],
+        certificates: &mut [u8],
     ) -> Result<(), DeviceError>;
 }
 
-/// A report that holds `report_data`.
-pub(crate) fn report<D: GuestDevice>(device: &D, report_data: &[u8; 64]) -> Result<RawReport, AttestError> {
+/// A report that holds `report_data`. `pause` is how long a busy host is left alone at first.
+///
+/// # Errors
+/// [`AttestError`] says which step failed.
+pub fn report<D: GuestDevice>(
+    device: &D,
+    report_data: &[u8; 64],
+    pause: Duration,
+) -> Result<RawReport, AttestError> {
     let request = report_request(report_data, 0);
     let mut response = Box::new([0; RESPONSE_LEN]);
-    let mut certificates = Box::new([0; CERTS_LEN]);
-    let failed = |error: DeviceError| AttestError::Device {
-        action: "get a report from",
-        firmware: error.firmware,
-        vmm: error.vmm,
-        source: error.source,
-    };
-    let certificates = match device.extended_report(&request, &mut response, &mut certificates) {
-        Ok(()) => certificates.to_vec(),
-        Err(error) if error.vmm == VMM_INVALID_LEN => {
-            device.report(&request, &mut response).map_err(failed)?;
-            Vec::new()
+    let mut certificates = vec![0; CERTS_LEN];
+    let mut extended =
+        patiently(pause, || device.extended_report(&request, &mut response, &mut certificates));
+    if let Err(error) = &extended
+        && error.vmm == VMM_INVALID_LEN
+        && (certificates.len() + 1..=MAX_TABLE).contains(&error.certs_len)
+    {
+        certificates = vec![0; error.certs_len.next_multiple_of(PAGE)];
+        extended = patiently(pause, || device.extended_report(&request, &mut response, &mut certificates));
+    }
+    match extended {
+        Ok(()) => {}
+        Err(error) if error.vmm == VMM_INVALID_LEN || certificates.len() > CERTS_LEN => {
+            tracing::debug!(needed = error.certs_len, "the host's certificates are too large: report alone");
+            patiently(pause, || device.report(&request, &mut response)).map_err(DeviceError::told)?;
+            certificates.clear();
         }
-        Err(error) => return Err(failed(error)),
-    };
+        Err(error) => return Err(error.told()),
+    }
     Ok(RawReport { report: report_of(&response)?, certificates })
+}
+
+/// Asks again while the host is busy.
+fn patiently(pause: Duration, mut ask: impl FnMut() -> Result<(), DeviceError>) -> Result<(), DeviceError> {
+    let mut pause = pause;
+    for _ in 1..ATTEMPTS {
+        match ask() {
+            Err(error) if error.is_busy() => {
+                std::thread::sleep(pause);
+                pause = pause.saturating_mul(2);
+            }
+            other => return other,
+        }
+    }
+    ask()
 }
 
 /// The report within the answer.
@@ -88,66 +145,4 @@ fn report_of(response: &[u8; RESPONSE_LEN]) -> Result<Vec<u8>, AttestError> {
         return Err(wrong);
     }
     rest.get(24..24 + REPORT_LEN).map(<[u8]>::to_vec).ok_or(wrong)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    struct Fake {
-        certificates: Result<u8, u32>,
-        status: u32,
-        len: u32,
-    }
-
-    impl GuestDevice for Fake {
-        fn report(&self, request: &[u8; 96], response: &mut [u8; RESPONSE_LEN]) -> Result<(), DeviceError> {
-            response[..4].copy_from_slice(&self.status.to_le_bytes());
-            response[4..8].copy_from_slice(&self.len.to_le_bytes());
-            response[32 + 0x50..32 + 0x90].copy_from_slice(&request[..64]);
-            Ok(())
-        }
-
-        fn extended_report(
-            &self,
-            request: &[u8; 96],
-            response: &mut [u8; RESPONSE_LEN],
-            certificates: &mut [u8; CERTS_LEN],
-        ) -> Result<(), DeviceError> {
-            let byte = self.certificates.map_err(|vmm| DeviceError {
-                firmware: 0,
-                vmm,
-                source: std::io::ErrorKind::Other.into(),
-            })?;
-            certificates.fill(byte);
-            self.report(request, response)
-        }
-    }
-
-    const GOOD: Fake = Fake { certificates: Ok(5), status: 0, len: 1184 };
-
-    #[test]
-    fn report_and_certificates_are_taken_from_the_answer() {
-        let raw = report(&GOOD, &[6; 64]).expect("report");
-        assert_eq!((raw.report.len(), raw.certificates.len()), (REPORT_LEN, CERTS_LEN));
-        assert_eq!(raw.report[0x50..0x90], [6; 64]);
-    }
-
-    #[test]
-    fn certificates_that_do_not_fit_are_left_out() {
-        let raw = report(&Fake { certificates: Err(VMM_INVALID_LEN), ..GOOD }, &[6; 64]).expect("report");
-        assert!(raw.certificates.is_empty());
-        let refused = report(&Fake { certificates: Err(2), ..GOOD }, &[6; 64]);
-        assert!(matches!(refused, Err(AttestError::Device { vmm: 2, .. })));
-    }
-
-    #[test]
-    fn refusals_and_wrong_lengths_are_told() {
-        let refused = report(&Fake { status: 0x16, ..GOOD }, &[6; 64]);
-        assert!(matches!(refused, Err(AttestError::Status { status: 0x16 })));
-        for len in [0, 1183, 1185, u32::MAX] {
-            let refused = report(&Fake { len, ..GOOD }, &[6; 64]);
-            assert!(matches!(refused, Err(AttestError::Length { .. })), "{len}");
-        }
-    }
 }

@@ -1,9 +1,14 @@
 //! Reports through the kernel's TSM interface: a folder under `/sys/kernel/config/tsm/report`.
 //!
 //! Linux 6.7 and later, `Documentation/ABI/testing/configfs-tsm-report`: make a folder, write 64 bytes
-//! to `inblob`, read `outblob` (the report) and `auxblob` (certificate table). `generation` counts
-//! writes: when it is not one more than before our write, somebody else wrote in between and the
+//! to `inblob`, read `outblob` (report or quote) and `auxblob` (certificate table). `generation` counts
+//! writes: when it is not as many more as we wrote, somebody else wrote in between and the
 //! report may be theirs, so we ask again. The folder is removed whatever happens.
+//!
+//! `privlevel` and its floor: a guest under an SVSM runs at a lower privilege level than 0 and can have reports for its own
+//! level and those below only; what is not said is left to the kernel. `service_provider` `svsm` asks the SVSM for a report
+//! instead: its report data is then SHA-512 of ours and the manifest of its services (58019, attestation protocol), which
+//! [`Answer::binds`] knows.
 //!
 //! File operations are behind [`TsmFs`], so that the logic is tested against a fake. Not yet run on
 //! hardware.
@@ -15,6 +20,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use kata_cc_snp::REPORT_LEN;
 use kata_cc_snp::cert_table::MAX_TABLE;
 
+use crate::quote::MAX_QUOTE;
 use crate::{AttestError, RawReport};
 
 /// Folder of TSM reports, from the root.
@@ -23,8 +29,83 @@ pub const REPORT_DIR: &str = "sys/kernel/config/tsm/report";
 /// How often to ask again when another writer interferes.
 const ATTEMPTS: u32 = 5;
 
-/// Provider that hands out SNP reports.
-const PROVIDER: &str = "sev_guest";
+/// Most bytes of an SVSM's manifest of services.
+const MAX_MANIFEST: usize = 64 << 10;
+
+/// Lowest privilege of an SNP guest.
+const LAST_LEVEL: u8 = 3;
+
+/// Who is behind the interface, as the file `provider` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Provider {
+    /// `sev_guest`: SNP reports.
+    SevGuest,
+    /// `tdx_guest`: TDX quotes.
+    TdxGuest,
+}
+
+impl Provider {
+    /// The name in the file.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SevGuest => "sev_guest",
+            Self::TdxGuest => "tdx_guest",
+        }
+    }
+
+    /// Most bytes of its answer.
+    const fn limit(self) -> usize {
+        match self {
+            Self::SevGuest => REPORT_LEN,
+            Self::TdxGuest => MAX_QUOTE,
+        }
+    }
+}
+
+/// What to ask for.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    /// Report data.
+    pub report_data: [u8; 64],
+    /// Whose reports are expected.
+    pub provider: Provider,
+    /// Privilege level (VMPL) of the report; the kernel's choice when `None`.
+    pub privilege_level: Option<u8>,
+    /// Ask the SVSM (`service_provider` `svsm`).
+    pub svsm: bool,
+}
+
+impl Request {
+    /// A request that leaves everything else to the kernel.
+    #[must_use]
+    pub const fn new(provider: Provider, report_data: [u8; 64]) -> Self {
+        Self { report_data, provider, privilege_level: None, svsm: false }
+    }
+}
+
+/// What came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// SNP report or TDX quote.
+    pub outblob: Vec<u8>,
+    /// Certificate table of SNP, may be empty.
+    pub auxblob: Vec<u8>,
+    /// Manifest of an SVSM's services, when it was asked.
+    pub manifest: Option<Vec<u8>>,
+}
+
+impl Answer {
+    /// Whether the report data within the report, given here, is what the request makes of its own.
+    #[must_use]
+    pub fn binds(&self, asked: &[u8; 64], seen: &[u8; 64]) -> bool {
+        let Some(manifest) = &self.manifest else { return asked == seen };
+        let mut context = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA512);
+        context.update(asked);
+        context.update(manifest);
+        context.finish().as_ref() == seen
+    }
+}
 
 /// What is done with the interface's files. Names are relative: `<entry>` or `<entry>/<file>`.
 pub trait TsmFs {
@@ -124,26 +205,74 @@ impl<'a, F: TsmFs> Entry<'a, F> {
         text.parse().map_err(|_| failed("read", "generation", io::ErrorKind::InvalidData.into()))
     }
 
+    fn write(&self, file: &str, bytes: &[u8]) -> Result<(), AttestError> {
+        self.fs.write(&self.name, file, bytes).map_err(|source| failed("write", file, source))
+    }
+
+    /// A blob of the answer; `None` when another writer interfered.
+    fn blob(&self, file: &str, limit: usize) -> Result<Option<Vec<u8>>, AttestError> {
+        match self.fs.read(&self.name, file, limit) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(source) => Err(failed("read", file, source)),
+        }
+    }
+
+    /// As [`Self::blob`], empty where the kernel does not have the file.
+    fn optional_blob(&self, file: &str, limit: usize) -> Result<Option<Vec<u8>>, AttestError> {
+        match self.blob(file, limit) {
+            Err(AttestError::Tsm { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Ok(Some(Vec::new()))
+            }
+            other => other,
+        }
+    }
+
+    /// The level to write, if any: what is asked for must not be below the floor of this guest.
+    fn level(&self, asked: Option<u8>) -> Result<Option<u8>, AttestError> {
+        let Some(asked) = asked else { return Ok(None) };
+        let floor = match self.text("privlevel_floor") {
+            Ok(text) => text
+                .parse()
+                .map_err(|_| failed("read", "privlevel_floor", io::ErrorKind::InvalidData.into()))?,
+            Err(AttestError::Tsm { source, .. }) if source.kind() == io::ErrorKind::NotFound => 0,
+            Err(error) => return Err(error),
+        };
+        match (floor..=LAST_LEVEL).contains(&asked) {
+            true => Ok(Some(asked)),
+            false => Err(AttestError::PrivilegeLevel { asked, floor }),
+        }
+    }
+
     /// One try; `None` when another writer interfered.
-    fn ask(&self, report_data: &[u8; 64]) -> Result<Option<RawReport>, AttestError> {
+    fn ask(&self, request: &Request, level: Option<u8>) -> Result<Option<Answer>, AttestError> {
         let before = self.generation()?;
-        self.fs
-            .write(&self.name, "inblob", report_data)
-            .map_err(|source| failed("write", "inblob", source))?;
-        let report = match self.fs.read(&self.name, "outblob", REPORT_LEN) {
-            Ok(report) => report,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-            Err(source) => return Err(failed("read", "outblob", source)),
-        };
-        let certificates = match self.fs.read(&self.name, "auxblob", MAX_TABLE) {
-            Ok(certificates) => certificates,
+        let mut writes = 1;
+        if let Some(level) = level {
+            self.write("privlevel", level.to_string().as_bytes())?;
+            writes += 1;
+        }
+        if request.svsm {
+            self.write("service_provider", b"svsm")?;
+            writes += 1;
+        }
+        self.write("inblob", &request.report_data)?;
+        let Some(outblob) = self.blob("outblob", request.provider.limit())? else { return Ok(None) };
+        let auxblob = match request.provider {
             // Kernels without extended reports do not have the file.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-            Err(source) => return Err(failed("read", "auxblob", source)),
+            Provider::SevGuest => self.optional_blob("auxblob", MAX_TABLE)?,
+            Provider::TdxGuest => Some(Vec::new()),
         };
-        let ours = self.generation()? == before.wrapping_add(1);
-        Ok(ours.then_some(RawReport { report, certificates }))
+        let Some(auxblob) = auxblob else { return Ok(None) };
+        let manifest = match request.svsm {
+            true => match self.blob("manifestblob", MAX_MANIFEST)? {
+                None => return Ok(None),
+                some => some,
+            },
+            false => None,
+        };
+        let ours = self.generation()? == before.wrapping_add(writes);
+        Ok(ours.then_some(Answer { outblob, auxblob, manifest }))
     }
 }
 
@@ -151,118 +280,39 @@ fn failed(action: &'static str, path: &str, source: io::Error) -> AttestError {
     AttestError::Tsm { action, path: format!("{REPORT_DIR} {path}"), source }
 }
 
-/// A report that holds `report_data`.
-pub(crate) fn report<F: TsmFs>(fs: &F, report_data: &[u8; 64]) -> Result<RawReport, AttestError> {
+/// The provider that is behind the interface.
+pub(crate) fn provider<F: TsmFs>(fs: &F) -> Result<String, AttestError> {
+    Entry::make(fs)?.text("provider")
+}
+
+/// Asks, and again while another writer interferes.
+///
+/// # Errors
+/// [`AttestError`] says which step failed.
+pub fn ask<F: TsmFs>(fs: &F, request: &Request) -> Result<Answer, AttestError> {
     let entry = Entry::make(fs)?;
     let provider = entry.text("provider")?;
-    if provider != PROVIDER {
-        return Err(AttestError::Provider { seen: provider });
+    if provider != request.provider.name() {
+        return Err(AttestError::Provider { seen: provider, expected: request.provider.name() });
     }
+    let level = entry.level(request.privilege_level)?;
     for _ in 0..ATTEMPTS {
-        if let Some(report) = entry.ask(report_data)? {
-            return Ok(report);
+        if let Some(answer) = entry.ask(request, level)? {
+            return Ok(answer);
         }
     }
     Err(AttestError::Raced { attempts: ATTEMPTS })
 }
 
+/// An SNP report that holds `report_data`, with the certificates that the host supplies.
+pub(crate) fn report<F: TsmFs>(fs: &F, report_data: &[u8; 64]) -> Result<RawReport, AttestError> {
+    let answer = ask(fs, &Request::new(Provider::SevGuest, *report_data))?;
+    Ok(RawReport { report: answer.outblob, certificates: answer.auxblob })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::cell::RefCell;
-
-    /// A kernel in memory: one entry, counting generations, with writers of its own.
-    struct Fake {
-        state: RefCell<State>,
-        provider: &'static str,
-        auxblob: Option<Vec<u8>>,
-    }
-
-    #[derive(Default)]
-    struct State {
-        entry: Option<String>,
-        inblob: Vec<u8>,
-        generation: u64,
-        interfering: u32,
-    }
-
-    impl Fake {
-        fn new(interfering: u32) -> Self {
-            let state = RefCell::new(State { interfering, generation: 41, ..State::default() });
-            Self { state, provider: "sev_guest\n", auxblob: Some(vec![7; 100]) }
-        }
-    }
-
-    impl TsmFs for Fake {
-        fn make_entry(&self, entry: &str) -> io::Result<()> {
-            assert!(self.state.borrow_mut().entry.replace(entry.to_owned()).is_none());
-            Ok(())
-        }
-
-        fn remove_entry(&self, entry: &str) -> io::Result<()> {
-            assert_eq!(self.state.borrow_mut().entry.take().as_deref(), Some(entry));
-            Ok(())
-        }
-
-        fn write(&self, entry: &str, file: &str, bytes: &[u8]) -> io::Result<()> {
-            let mut state = self.state.borrow_mut();
-            assert_eq!((state.entry.as_deref(), file), (Some(entry), "inblob"));
-            state.inblob = bytes.to_vec();
-            state.generation += 1;
-            if state.interfering > 0 {
-                state.interfering -= 1;
-                state.generation += 1;
-                state.inblob = vec![0xEE; 64];
-            }
-            Ok(())
-        }
-
-        fn read(&self, _entry: &str, file: &str, limit: usize) -> io::Result<Vec<u8>> {
-            let state = self.state.borrow();
-            let bytes = match file {
-                "provider" => self.provider.as_bytes().to_vec(),
-                "generation" => format!("{}\n", state.generation).into_bytes(),
-                "outblob" => {
-                    let mut report = vec![0; REPORT_LEN];
-                    report[0x50..0x90].copy_from_slice(&state.inblob);
-                    report
-                }
-                "auxblob" => self.auxblob.clone().ok_or(io::ErrorKind::NotFound)?,
-                _ => return Err(io::ErrorKind::NotFound.into()),
-            };
-            if bytes.len() > limit { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
-        }
-    }
-
-    #[test]
-    fn a_report_and_its_certificates_are_read_and_the_entry_removed() {
-        let fake = Fake::new(0);
-        let raw = report(&fake, &[3; 64]).expect("report");
-        assert_eq!(raw.report[0x50..0x90], [3; 64]);
-        assert_eq!(raw.certificates, [7; 100]);
-        assert!(fake.state.borrow().entry.is_none());
-        let old_kernel = Fake { auxblob: None, ..Fake::new(0) };
-        assert!(report(&old_kernel, &[3; 64]).expect("report").certificates.is_empty());
-    }
-
-    #[test]
-    fn another_writer_is_noticed() {
-        let fake = Fake::new(2);
-        assert_eq!(report(&fake, &[3; 64]).expect("report").report[0x50..0x90], [3; 64]);
-        let refused = report(&Fake::new(99), &[3; 64]);
-        assert!(matches!(refused, Err(AttestError::Raced { attempts: ATTEMPTS })));
-    }
-
-    #[test]
-    fn other_providers_and_oversize_answers_are_refused() {
-        let other = Fake { provider: "tdx_guest\n", ..Fake::new(0) };
-        assert!(
-            matches!(report(&other, &[3; 64]), Err(AttestError::Provider { seen }) if seen == "tdx_guest")
-        );
-        assert!(other.state.borrow().entry.is_none(), "removed after a refusal too");
-        let large = Fake { auxblob: Some(vec![0; MAX_TABLE + 1]), ..Fake::new(0) };
-        assert!(matches!(report(&large, &[3; 64]), Err(AttestError::Tsm { .. })));
-    }
 
     #[test]
     fn files_are_read_with_a_limit() {

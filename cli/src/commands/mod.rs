@@ -11,6 +11,7 @@ pub(crate) mod policy;
 pub(crate) mod ps;
 mod records;
 pub(crate) mod run;
+mod sealed;
 pub(crate) mod secret;
 mod size;
 pub(crate) mod token;

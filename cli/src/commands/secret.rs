@@ -10,7 +10,7 @@ use kata_cc_kbs_protocol::ResourcePath;
 use serde_json::json;
 
 use super::broker::BrokerArguments;
-use super::{block_on, read_input};
+use super::{block_on, read_input, sealed};
 use crate::output::{Output, note, printable, table};
 
 /// Most bytes of a secret; the key broker's limit of a body.
@@ -47,6 +47,13 @@ pub(crate) enum Command {
         #[command(flatten)]
         broker: BrokerArguments,
     },
+    /// Make a sealed secret, which may lie in a Kubernetes secret and opens in a guest alone.
+    #[command(subcommand)]
+    Seal(sealed::Seal),
+    /// Open a sealed secret here, with keys that are at hand.
+    Unseal(sealed::Unseal),
+    /// Make a key pair that signs sealed secrets.
+    Keygen(sealed::Keygen),
 }
 
 /// A path in either form.
@@ -62,6 +69,9 @@ pub(super) fn resource_path(text: &str) -> anyhow::Result<ResourcePath> {
 /// Run it.
 pub(crate) fn run(command: Command, output: &Output) -> anyhow::Result<u8> {
     match command {
+        Command::Seal(command) => return sealed::seal(&command, output),
+        Command::Unseal(arguments) => return sealed::unseal(&arguments, output),
+        Command::Keygen(arguments) => return sealed::keygen(&arguments, output),
         Command::Put { path, file, broker } => {
             let path = resource_path(&path)?;
             let client = broker.client()?;

@@ -14,6 +14,9 @@ use zeroize::Zeroizing;
 
 use crate::ClientError;
 
+/// Trustee's words for a client of another protocol version; it takes exactly one.
+const VERSION_MISMATCH: &str = "KBS Client Protocol Version Mismatch";
+
 /// JWE expands contents by a third.
 const MAX_ANSWER: usize = 2 * MAX_BODY;
 
@@ -142,6 +145,7 @@ impl Http {
         let transport = |e: reqwest::Error| ClientError::Transport { url: self.base.clone(), why: chain(&e) };
         let mut response = request.send().await.map_err(transport)?;
         let status = response.status();
+        let retry_after = retry_after(&response);
         let cookie = session_cookie(&response);
         let mut body = Zeroizing::new(Vec::new());
         while let Some(chunk) = response.chunk().await.map_err(transport)? {
@@ -153,7 +157,7 @@ impl Http {
             }
             body.extend_from_slice(&chunk);
         }
-        Ok(Answer { status, cookie, body })
+        Ok(Answer { status, cookie, retry_after, body })
     }
 }
 
@@ -188,9 +192,17 @@ fn session_cookie(response: &Response) -> Option<String> {
     })
 }
 
+/// `Retry-After` in seconds. A date is passed over: the guest's clock is its host's.
+fn retry_after(response: &Response) -> Option<Duration> {
+    let seconds = response.headers().get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
     pub(crate) cookie: Option<String>,
+    /// How long to wait, when the server says.
+    pub(crate) retry_after: Option<Duration>,
     pub(crate) body: Zeroizing<Vec<u8>>,
 }
 
@@ -215,6 +227,14 @@ impl Answer {
             StatusCode::NOT_FOUND => ClientError::NotFound { what, detail },
             StatusCode::FORBIDDEN => ClientError::Denied { what, detail },
             _ if name == "PolicyDeny" => ClientError::Denied { what, detail },
+            StatusCode::TOO_MANY_REQUESTS
+            | StatusCode::BAD_GATEWAY
+            | StatusCode::SERVICE_UNAVAILABLE
+            | StatusCode::GATEWAY_TIMEOUT => {
+                let (status, retry_after) = (self.status.as_u16(), self.retry_after);
+                ClientError::Busy { what, status, detail, retry_after }
+            }
+            _ if detail.contains(VERSION_MISMATCH) => ClientError::Version { detail },
             status => ClientError::Refused { what, status: status.as_u16(), name, detail },
         }
     }

@@ -4,6 +4,10 @@
 //!   then fetches resources, which arrive encrypted to that key.
 //! - [`AdminClient`]: for operators. Resources, policies, reference values.
 //!
+//! What passes (no connection, 429, 502 to 504) is tried again with growing, jittered pauses until a deadline
+//! ([`RetryPolicy`]); what does not is told at once. A token is kept until shortly before its end ([`KbsClient::token`]), and
+//! of many calls at once one attests for all.
+//!
 //! Both speak Trustee's protocol 0.4.0 and read its errors; our server's status codes say more (403, 404), Trustee's
 //! answer nearly everything with 401. TLS trusts exactly the certificates that are given: a guest must not believe a
 //! host's certificate store, nor its clock. Resources are `Zeroizing` and never logged.
@@ -16,11 +20,15 @@ mod http;
 pub mod jwe;
 mod key;
 mod rcar;
+mod retry;
 
 pub use admin::{AdminAuth, AdminClient};
 pub use http::Endpoint;
 pub use key::{KeyAlgorithm, TeeKey};
 pub use rcar::{Attested, EvidenceProvider, GuestEvidence, KbsClient, KbsConfig};
+pub use retry::RetryPolicy;
+
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -50,6 +58,27 @@ pub enum ClientError {
         name: String,
         /// Its text.
         detail: String,
+    },
+    /// The key broker speaks another version of the protocol.
+    #[error(
+        "key broker speaks another protocol version than {} (Trustee takes exactly one: update this guest's image or the key broker): {detail}",
+        kata_cc_kbs_protocol::PROTOCOL_VERSION
+    )]
+    Version {
+        /// Its text.
+        detail: String,
+    },
+    /// The key broker, or something before it, has no room for now, and had none until the deadline.
+    #[error("key broker is busy, it answers {status} to {what}: {detail}")]
+    Busy {
+        /// What was asked for.
+        what: String,
+        /// HTTP status.
+        status: u16,
+        /// Its text.
+        detail: String,
+        /// How long it wants to be left alone.
+        retry_after: Option<Duration>,
     },
     /// The policy does not let this guest have the resource.
     #[error("key broker denies {what}: {detail}")]
