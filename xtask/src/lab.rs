@@ -6,7 +6,10 @@ use std::process::Command;
 use anyhow::Context;
 
 use crate::paths;
-use crate::shell::{command, run, step};
+use crate::shell::{command, run, status, step};
+
+/// Exit code of `tests/lab/lab run` when the emulated machine itself failed, whatever the command did.
+const LAB_FAILED: i32 = 125;
 
 /// Where virtual machines can run.
 pub(crate) enum Host {
@@ -35,6 +38,17 @@ pub(crate) fn choose() -> anyhow::Result<Host> {
 }
 
 impl Host {
+    /// Runs `program` to its end and gives its exit code. An emulated machine that died under it (its emulator is not
+    /// without faults) is told, with the end of its console, and started once more: that is no result of the program's.
+    pub(crate) fn run(&self, program: &Path, arguments: &[&str], minutes: u32) -> anyhow::Result<i32> {
+        let code = status(&mut self.command(program, arguments, minutes))?;
+        if code != LAB_FAILED || matches!(self, Host::Native) {
+            return Ok(code);
+        }
+        step("the emulated machine itself died, its console's end is above: once more, from the start");
+        status(&mut self.command(program, arguments, minutes))
+    }
+
     /// A command that runs `program` on this host, as root, with at most `minutes`.
     pub(crate) fn command(&self, program: &Path, arguments: &[&str], minutes: u32) -> Command {
         let mut command = match self {

@@ -1,9 +1,9 @@
 //! `./x test`: checks, then unit and integration tests here, then the end-to-end tests where virtual
-//! machines can run, all of them in one lab session.
+//! machines can run.
 
 use std::path::PathBuf;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 
 use crate::shell::{command, output, run, step};
 use crate::{binaries, checks, guest_image, lab, paths};
@@ -11,8 +11,8 @@ use crate::{binaries, checks, guest_image, lab, paths};
 /// Version of cargo-nextest that is installed when there is none.
 const NEXTEST: &str = "0.9.143";
 
-/// How long the end-to-end tests may take, in minutes.
-const END_TO_END_MINUTES: u32 = 50;
+/// How long one program of the end-to-end tests may take, in minutes.
+const END_TO_END_MINUTES: u32 = 40;
 
 /// The tests that [`needs_a_machine`] leaves for here.
 const NO_MACHINE: &str = "not ((package(kata-cc-tests) and kind(test)) or binary(boot))";
@@ -58,12 +58,17 @@ fn end_to_end(name: Option<&str>) -> anyhow::Result<()> {
     let tests = test_programs()?;
     prepare_material()?;
     fetch_containerds();
-    let script = paths::target().join("end-to-end.sh");
-    std::fs::write(&script, end_to_end_script(&tests, name))
-        .with_context(|| format!("cannot write {}", script.display()))?;
     step(&format!("end-to-end tests ({} programs)", tests.len()));
-    run(&mut host.command("bash".as_ref(), &[&script.to_string_lossy()], END_TO_END_MINUTES))
-        .context("an end-to-end test failed")
+    let mut failed = Vec::new();
+    for test in &tests {
+        // One at a time inside, since they share a machine; each in a machine of its own, which may die.
+        let arguments = ["--test-threads=1", "--nocapture", name.unwrap_or_default()];
+        if host.run(test, &arguments, END_TO_END_MINUTES)? != 0 {
+            failed.push(test.file_name().unwrap_or_default().to_string_lossy().into_owned());
+        }
+    }
+    ensure!(failed.is_empty(), "end-to-end tests failed: {}", failed.join(", "));
+    Ok(())
 }
 
 /// Keys, certificates and images that are slow to make in the lab.
@@ -81,16 +86,6 @@ fn fetch_containerds() {
             println!("x: containerd of {release} cannot be fetched: it is NOT tested");
         }
     }
-}
-
-/// Runs each program to its end, also after a failure; one at a time inside, since they share a machine.
-fn end_to_end_script(tests: &[PathBuf], name: Option<&str>) -> String {
-    let mut script = String::from("failed=0\n");
-    for test in tests {
-        let filter = name.unwrap_or_default();
-        script += &format!("'{}' --test-threads=1 --nocapture '{filter}' || failed=1\n", test.display());
-    }
-    script + "exit $failed\n"
 }
 
 /// Whether a test program starts virtual machines: all of `kata-cc-tests`, and the VMM's boots.
