@@ -6,7 +6,10 @@ use std::process::Command;
 use anyhow::Context;
 
 use crate::paths;
-use crate::shell::{command, run, step};
+use crate::shell::{command, run, status, status_and_output_at_the_end, step};
+
+/// Exit code of `tests/lab/lab run` when the emulated machine itself failed, whatever the command did.
+const LAB_FAILED: i32 = 125;
 
 /// Where virtual machines can run.
 pub(crate) enum Host {
@@ -35,13 +38,35 @@ pub(crate) fn choose() -> anyhow::Result<Host> {
 }
 
 impl Host {
+    /// Runs `program` to its end and gives its exit code; `quiet` keeps what it prints until it ended. An emulated machine that
+    /// died under it (its emulator is not without faults) is told, with the end of its console, and started once more:
+    /// that is no result of the program's.
+    pub(crate) fn run(
+        &self,
+        program: &Path,
+        arguments: &[&str],
+        minutes: u32,
+        quiet: bool,
+    ) -> anyhow::Result<i32> {
+        let once = || {
+            let mut command = self.command(program, arguments, minutes);
+            if quiet { status_and_output_at_the_end(&mut command) } else { status(&mut command) }
+        };
+        let code = once()?;
+        if code != LAB_FAILED || matches!(self, Host::Native) {
+            return Ok(code);
+        }
+        step("the emulated machine itself died, its console's end is above: once more, from the start");
+        once()
+    }
+
     /// A command that runs `program` on this host, as root, with at most `minutes`.
     pub(crate) fn command(&self, program: &Path, arguments: &[&str], minutes: u32) -> Command {
         let mut command = match self {
             Host::Native => command("timeout", &["--kill-after=10", &(minutes * 60).to_string()]),
             Host::Lab => {
                 let mut lab =
-                    command(paths::root().join("tests/lab/lab"), &["run", "--mem", "12G", "--timeout"]);
+                    command(paths::root().join("tests/lab/lab"), &["run", "--mem", "9G", "--timeout"]);
                 let cache = paths::cache().to_string_lossy().into_owned();
                 lab.args([&(minutes * 60).to_string(), "--share", &cache, "--"]);
                 lab.env("KATA_CC_LAB", "1");

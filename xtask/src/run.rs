@@ -2,7 +2,7 @@
 
 use anyhow::bail;
 
-use crate::shell::{status, step};
+use crate::shell::step;
 use crate::{binaries, guest_image, lab, paths, suites};
 
 /// How long the demonstration may take, in minutes.
@@ -17,7 +17,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let demo = paths::binaries().join("kata-cc-demo");
     let material = paths::material();
     step("the demonstration starts");
-    match status(&mut host.command(&demo, &["show", &material.to_string_lossy()], MINUTES))? {
+    match host.run(&demo, &["show", &material.to_string_lossy()], MINUTES, false)? {
         0 => Ok(()),
         code => bail!("the demonstration failed with exit code {code}: see the table above"),
     }

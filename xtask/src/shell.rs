@@ -1,6 +1,7 @@
 //! Running other programs: what is run is said, and a failure names it.
 
-use std::process::{Command, Stdio};
+use std::io::{Read, Write};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::time::Instant;
 
@@ -31,9 +32,25 @@ pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
 
 /// Run to the end and give the exit code (128 + signal, as a shell counts).
 pub(crate) fn status(command: &mut Command) -> anyhow::Result<i32> {
+    Ok(code(command.status().with_context(|| format!("cannot start {}", describe(command)))?))
+}
+
+fn code(status: ExitStatus) -> i32 {
     use std::os::unix::process::ExitStatusExt;
-    let status = command.status().with_context(|| format!("cannot start {}", describe(command)))?;
-    Ok(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default()))
+    status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default())
+}
+
+/// As [`status`], but what it prints, on both outputs, is printed in one piece when it has ended.
+pub(crate) fn status_and_output_at_the_end(command: &mut Command) -> anyhow::Result<i32> {
+    let (mut reader, writer) = std::io::pipe()?;
+    command.stdout(writer.try_clone()?).stderr(writer);
+    let mut child = command.spawn().with_context(|| format!("cannot start {}", describe(command)))?;
+    // the command keeps the pipe's other end open as long as it lives
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut printed = Vec::new();
+    reader.read_to_end(&mut printed)?;
+    std::io::stdout().lock().write_all(&printed)?;
+    Ok(code(child.wait()?))
 }
 
 /// Run to the end and give what was printed; standard error goes through.
