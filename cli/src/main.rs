@@ -51,6 +51,9 @@ enum Command {
     /// Print and verify attestation evidence from a file, offline.
     #[command(subcommand)]
     Evidence(commands::evidence::Command),
+    /// Check the audit log of a key broker.
+    #[command(subcommand)]
+    Audit(commands::audit::Command),
     /// List sandboxes, running and ended.
     Ps(commands::ps::Arguments),
     /// Print the log of a sandbox.
@@ -79,6 +82,7 @@ fn main() -> std::process::ExitCode {
         Command::Policy(command) => commands::policy::run(command, &output),
         Command::Token(command) => commands::token::run(command, &output),
         Command::Evidence(command) => commands::evidence::run(&command, &output),
+        Command::Audit(command) => commands::audit::run(command, &output),
         Command::Ps(arguments) => commands::ps::ps(&arguments, &output),
         Command::Logs(arguments) => commands::logs::logs(&arguments, &output),
         Command::Explain(arguments) => commands::explain::explain(&arguments, &output),

@@ -228,7 +228,7 @@ fn simulated_evidence_cannot_be_taken_for_real() {
     let report = platform.report(&ReportRequest::default()).unwrap();
     let table = platform.certificate_table();
     let parsed = SnpEvidence::new(&Report::parse(&report).unwrap(), &CertTable::parse(&table).unwrap());
-    let raw = node.file("report.bin", &report);
+    let raw = node.file("report.bin", report);
     let with_table = node.file("extended.bin", [report.to_vec(), table.clone()].concat());
     let table = node.file("table.bin", &table);
     let as_json = node.file("evidence.json", serde_json::to_vec(&parsed).unwrap());

@@ -203,13 +203,15 @@ impl From<ServiceError> for ApiError {
             | ServiceError::Appraisal(_)
             | ServiceError::Token(TokenError::TooLarge(_)) => Self::Attestation(text),
             ServiceError::Policy(_) => Self::ParsePolicy(text),
-            ServiceError::PolicyId(_) => Self::NotFound(text),
+            ServiceError::PolicyId(_) | ServiceError::NotFound(_) => Self::NotFound(text),
+            ServiceError::Reference(_) | ServiceError::Source(_) => Self::Rvps(text),
             ServiceError::Request(_) => Self::Serde(text),
             // Only the standalone service's own gate says so; ours is `crate::admin`.
             ServiceError::Admin(why) => Self::Admin { endpoint: "attestation service".to_owned(), why },
-            ServiceError::Store(_) | ServiceError::Token(_) | ServiceError::SigningKey { .. } => {
-                Self::Internal(text)
-            }
+            ServiceError::Store(_)
+            | ServiceError::Token(_)
+            | ServiceError::SigningKey { .. }
+            | ServiceError::Random => Self::Internal(text),
         }
     }
 }

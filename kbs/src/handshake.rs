@@ -13,6 +13,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
+use kata_cc_attestation_service::composite;
 use kata_cc_attestation_service::ear::Tier;
 use kata_cc_attestation_service::serve::Peer;
 use kata_cc_attestation_service::service::{Binding, Evaluate, ExpectedInitData, ServiceError, Verdict};
@@ -150,11 +151,11 @@ pub(crate) async fn attest(
     // From here on there is evidence of somebody: what comes of it is put on record before anybody is told.
     let verdict = match evaluation(&context, request) {
         Err(error) => Err(refuse.body(error)),
-        Ok(evaluate) => judge(&kbs, &refuse, &evaluate).await,
+        Ok(evaluate) => judge(&kbs, &refuse, tee, &evaluate).await,
     };
     audit::attested(&kbs, id, tee, verdict.as_ref()).await?;
     let verdict = verdict?;
-    let affirming = verdict.vector.status() == Tier::Affirming;
+    let affirming = verdict.status() == Tier::Affirming;
     let guest = Guest { version, token: verdict.token };
     let kept = kbs.sessions.attested(id, &guest, affirming, now);
     let kept = kbs.metrics.timed("session-attested", kept).await;
@@ -165,9 +166,9 @@ pub(crate) async fn attest(
 }
 
 /// Has the evidence judged; the verdict is counted and logged.
-async fn judge(kbs: &Kbs, refuse: &Refuse<'_>, evaluate: &Evaluate) -> Result<Verdict, ApiError> {
-    let (begin, tee) = (Instant::now(), evaluate.tee);
-    let verdict = kbs.service.evaluate(evaluate).await;
+async fn judge(kbs: &Kbs, refuse: &Refuse<'_>, tee: Tee, evaluate: &[Evaluate]) -> Result<Verdict, ApiError> {
+    let begin = Instant::now();
+    let verdict = kbs.service.evaluate_all(evaluate).await;
     kbs.metrics.step("verify", Some(tee), begin);
     let verdict = match verdict {
         Ok(verdict) => verdict,
@@ -188,7 +189,7 @@ async fn judge(kbs: &Kbs, refuse: &Refuse<'_>, evaluate: &Evaluate) -> Result<Ve
             });
         }
     };
-    let status = verdict.vector.status();
+    let status = verdict.status();
     kbs.metrics.count("attest", status.name());
     let reason = verdict.findings.first().map_or("none", |_| "reference-value");
     kbs.metrics.verdict(Some(tee), status.name(), reason);
@@ -204,17 +205,15 @@ async fn judge(kbs: &Kbs, refuse: &Refuse<'_>, evaluate: &Evaluate) -> Result<Ve
     Ok(verdict)
 }
 
-/// What is to be evaluated, if the body has the shape of the session's version.
-fn evaluation(context: &Context, request: AttestBody) -> Result<Evaluate, BodyError> {
+/// What is to be evaluated, the CPU first, if the body has the shape of the session's version.
+fn evaluation(context: &Context, request: AttestBody) -> Result<Vec<Evaluate>, BodyError> {
     let version = context.version;
+    let mut devices = None;
     let (canonical, evidence, init_data) = match request {
         AttestBody::Current(current) if version.has_runtime_data() => {
-            let additional = &current.tee_evidence.additional_evidence;
-            if !additional.is_empty() {
-                let why = "evidence of additional devices is not supported";
-                return Err(BodyError::value("tee-evidence.additional_evidence", why));
-            }
-            let canonical = current.runtime_data.canonical_primary(additional);
+            let additional = current.tee_evidence.additional_evidence;
+            let canonical = current.runtime_data.canonical_primary(&additional);
+            devices = Some((current.runtime_data, additional));
             (canonical, current.tee_evidence.primary_evidence, current.init_data)
         }
         AttestBody::Legacy(legacy) if !version.has_runtime_data() => {
@@ -226,14 +225,17 @@ fn evaluation(context: &Context, request: AttestBody) -> Result<Evaluate, BodyEr
         }
     };
     let binding: Value = serde_json::from_slice(&canonical).map_err(|e| BodyError::Json(e.to_string()))?;
-    Ok(Evaluate {
+    let primary = Evaluate {
         tee: context.tee,
         evidence,
         binding: Some(Binding::Structured(binding)),
         hash: HashAlgorithm::Sha384,
         init_data: init_data.map(|InitDataBody { body, .. }| ExpectedInitData::Toml(body)),
         policy_id: String::new(),
-    })
+    };
+    let Some((runtime_data, additional)) = devices else { return Ok(vec![primary]) };
+    composite::with_devices(primary, &runtime_data, &additional)
+        .map_err(|why| BodyError::value("tee-evidence.additional_evidence", why.to_string()))
 }
 
 #[cfg(test)]
@@ -259,13 +261,18 @@ mod tests {
             assert_eq!(fits(&current).is_ok(), version == ProtocolVersion::V0_4_0);
             assert_eq!(fits(&legacy).is_ok(), version != ProtocolVersion::V0_4_0);
             let hashed = fits(if version.has_runtime_data() { &current } else { &legacy }).unwrap();
-            let Some(Binding::Structured(hashed)) = hashed.binding else { panic!() };
+            let [Evaluate { binding: Some(Binding::Structured(hashed)), .. }] = hashed.as_slice() else {
+                panic!()
+            };
             assert_eq!(hashed["nonce"], "n");
             assert_eq!(hashed.get("additional-evidence").is_some(), version == ProtocolVersion::V0_4_0);
         }
         let mut device = current;
         device["tee-evidence"]["additional_evidence"] = json!("{\"nvidia\":{}}");
         let context = Context { tee: Tee::SimSnp, version: ProtocolVersion::V0_4_0, nonce: "n".to_owned() };
+        let both = evaluation(&context, attestation(device.clone())).unwrap();
+        assert_eq!(both.iter().map(|piece| piece.tee).collect::<Vec<_>>(), [Tee::SimSnp, Tee::Nvidia]);
+        device["tee-evidence"]["additional_evidence"] = json!("{\"snp\":{}}");
         let error = evaluation(&context, attestation(device)).unwrap_err();
         assert_eq!(error.member(), Some("tee-evidence.additional_evidence"));
     }

@@ -181,6 +181,9 @@ async fn refresh(kbs: Arc<Kbs>) {
         if let Err(why) = kbs.policy.refresh().await {
             tracing::warn!(%why, "the stored resource policy cannot be taken into use, the one before stays");
         }
+        if let Err(why) = kbs.service.tend().await {
+            tracing::warn!(%why, "attestation policies, reference values or keys of tokens cannot be renewed");
+        }
     }
 }
 

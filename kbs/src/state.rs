@@ -5,10 +5,11 @@ use std::sync::atomic::AtomicBool;
 
 use arc_swap::ArcSwap;
 use kata_cc_attestation_service::service::{AttestationService, signing_key};
-use kata_cc_attestation_service::token::{TokenBroker, TokenVerifier};
+use kata_cc_attestation_service::token::{TokenBroker, TokenError, TokenVerifier};
 use kata_cc_attestation_service::verify::{SampleVerifier, Verifiers};
 use kata_cc_endorsements::Endorser;
 use kata_cc_store::Store;
+use serde_json::Value;
 use tracing::warn;
 
 use crate::admin::AdminGate;
@@ -28,6 +29,7 @@ pub(crate) struct Kbs {
     pub(crate) service: AttestationService,
     pub(crate) policy: ResourcePolicy,
     pub(crate) sessions: Sessions,
+    /// Keys of others whose tokens are trusted.
     pub(crate) tokens: TokenVerifier,
     pub(crate) gate: ArcSwap<AdminGate>,
     pub(crate) metrics: Metrics,
@@ -58,6 +60,12 @@ const KEY_PATHS: [&str; 5] = [
 ];
 
 impl Kbs {
+    /// Claims of an attestation token: of ours, also where another replica or a key that was retired signed it, or of one that a
+    /// trusted key set vouches for.
+    pub(crate) fn verify_token(&self, token: &str, now: i64) -> Result<Value, TokenError> {
+        self.service.verify_token(token, now).or_else(|own| self.tokens.verify(token, now).map_err(|_| own))
+    }
+
     /// Opens store and keys, compiles policies.
     pub(crate) async fn new(config: &Config) -> anyhow::Result<Arc<Self>> {
         let token = open_token(&config.plugins, &config.base).await?;
@@ -70,7 +78,6 @@ impl Kbs {
         let service = AttestationService::new(store.clone(), Box::new(verifiers), broker).await?;
         let service = service.with_endorser(endorser);
         let mut tokens = TokenVerifier::default();
-        tokens.trust_jwks(&service.jwks());
         for uri in &config.attestation_token.trusted_jwk_sets {
             let set = serde_json::from_slice(&config.read_uri(uri)?)?;
             anyhow::ensure!(tokens.trust_jwks(&set) > 0, "{uri} holds no key that can be used");

@@ -11,7 +11,11 @@ use crate::{binaries, guest_image, lab, paths};
 /// Name, what it measures, whether it needs a virtual machine.
 const BENCHMARKS: &[(&str, &str, bool)] = &[
     ("boot", "VMM exec to guest init and agent ready, memory beyond guest RAM; peer: QEMU microvm", true),
-    ("kbs", "handshakes and resources a second on one core, latency, memory; peer: the bare signatures", false),
+    (
+        "kbs",
+        "handshakes and resources a second on one core, latency, memory; peer: the bare signatures",
+        false,
+    ),
 ];
 
 /// One measured figure.

@@ -64,7 +64,7 @@ pub(crate) async fn caller(kbs: &Kbs, headers: &HeaderMap) -> Result<Caller, Api
             ));
         }
     };
-    let claims = kbs.tokens.verify(token, now).map_err(|e| ApiError::TokenVerifier(e.to_string()))?;
+    let claims = kbs.verify_token(token, now).map_err(|e| ApiError::TokenVerifier(e.to_string()))?;
     let key = guest_key(kbs, &claims)?;
     Ok(Caller { claims, key, version, session })
 }

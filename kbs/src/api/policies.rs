@@ -23,7 +23,7 @@ use crate::request::parse;
 use crate::state::Kbs;
 
 fn encoded(text: &str) -> Result<String, ApiError> {
-    policy_text(text).map_err(|e| ApiError::Body(BodyError::value("policy", e.to_string())))
+    policy_text(text).map_err(|e| ApiError::Body(BodyError::value("policy", e.detail)))
 }
 
 pub(crate) async fn set_resource(
@@ -108,7 +108,7 @@ async fn claims(kbs: &Kbs, request: &ResourcePolicyDryRun) -> Result<Value, ApiE
             return Err(refuse("claims", why));
         }
     };
-    kbs.tokens.verify(&token, now).map_err(|e| refuse("token", e.to_string()))
+    kbs.verify_token(&token, now).map_err(|e| refuse("token", e.to_string()))
 }
 
 pub(crate) async fn set_attestation(
