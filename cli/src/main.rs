@@ -45,6 +45,9 @@ enum Command {
     /// Set and show the policies of a key broker.
     #[command(subcommand)]
     Policy(commands::policy::Command),
+    /// Check the audit log of a key broker.
+    #[command(subcommand)]
+    Audit(commands::audit::Command),
     /// List sandboxes, running and ended.
     Ps(commands::ps::Arguments),
     /// Print the log of a sandbox.
@@ -71,6 +74,7 @@ fn main() -> std::process::ExitCode {
         Command::Image(command) => commands::image::run(command, &output),
         Command::Secret(command) => commands::secret::run(command, &output),
         Command::Policy(command) => commands::policy::run(command, &output),
+        Command::Audit(command) => commands::audit::run(command, &output),
         Command::Ps(arguments) => commands::ps::ps(&arguments, &output),
         Command::Logs(arguments) => commands::logs::logs(&arguments, &output),
         Command::Explain(arguments) => commands::explain::explain(&arguments, &output),

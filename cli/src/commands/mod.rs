@@ -1,5 +1,6 @@
 //! One file per command of `kata-cc`, and what they share: sizes, input files, the runtime.
 
+pub(crate) mod audit;
 pub(crate) mod broker;
 pub(crate) mod doctor;
 pub(crate) mod explain;
