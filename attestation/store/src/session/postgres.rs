@@ -143,7 +143,7 @@ impl SessionStore for PostgresSessions {
 
     async fn attested(&self, id: &str, guest: Attested, now: i64) -> Result<(), SessionError> {
         let bytes = guest.token.len();
-        if self.attested.fetch_add(1, Ordering::Relaxed) % EVERY == 0
+        if self.attested.fetch_add(1, Ordering::Relaxed).is_multiple_of(EVERY)
             && !self.room_for_token(bytes, now).await?
         {
             return Err(SessionError::Full);
