@@ -43,8 +43,9 @@ fn apply(lines: &mut Vec<String>, foreign: &[String], change: &Change) {
         Change::Cut(at) => lines.truncate(at % count),
         Change::Edit(line, at, byte) => {
             let line = &mut lines[line % count];
-            let at = at % line.len();
-            line.replace_range(at..=at, std::str::from_utf8(&[*byte]).unwrap());
+            let at = line.floor_char_boundary(at % line.len());
+            let old = line[at..].chars().next().unwrap();
+            line.replace_range(at..at + old.len_utf8(), std::str::from_utf8(&[*byte]).unwrap());
         }
         Change::Foreign(from, to) => lines[to % count] = foreign[from % foreign.len()].clone(),
     }
@@ -74,7 +75,7 @@ async fn log(records: usize) -> (Vec<String>, PublicKey) {
 
 #[test]
 fn whatever_is_changed_is_found() {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let ((lines, key), (foreign, _)) = runtime.block_on(async { (log(30).await, log(30).await) });
     let whole = verify_export(lines.join("\n").as_bytes(), Some(&key), None).unwrap();
     assert_eq!(whole.records, 30);
@@ -104,7 +105,7 @@ fn whatever_is_changed_is_found() {
 /// Who rewrites everything after a change has no key: what was signed does not fit.
 #[test]
 fn a_log_rewritten_to_its_end_is_found_with_the_key() {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (lines, key) = runtime.block_on(log(5));
     let (other, _) = runtime.block_on(log(5));
     // A whole log, but of another key: without the key it fits itself.
@@ -120,7 +121,7 @@ fn a_log_rewritten_to_its_end_is_found_with_the_key() {
 
 #[test]
 fn a_line_written_anew_by_a_tool_is_the_same_line() {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (lines, key) = runtime.block_on(log(5));
     let again: Vec<String> = meaning(&lines).unwrap().iter().map(ToString::to_string).collect();
     verify_export(again.join("\n").as_bytes(), Some(&key), None).unwrap();
