@@ -361,7 +361,9 @@ impl Program {
         };
         let functions =
             functions.iter().map(|(name, function)| (name.clone(), native_lookup(function))).collect();
-        self.run(path, Value::from(input.clone()), data, functions)
+        let mut evaluation = self.run(path, Value::from(input.clone()), data, functions)?;
+        evaluation.value = evaluation.value.map(object_of_pairs);
+        Ok(evaluation)
     }
 
     fn run(
@@ -413,14 +415,28 @@ impl Program {
 /// Package of our own that gathers rules of a policy.
 const GATHERING: &str = "kata_cc_gathered";
 
-/// A module with one rule, whose members are those of `rules` that are defined.
+/// A module with one rule: a set of pairs, name and value, of those of `rules` that are defined. (A partial object would do, but the
+/// engine does not take its name for a rule's.)
 fn gathering(rules: &[&str]) -> String {
     let mut text = format!("package {GATHERING}\n");
     for rule in rules {
         let name = rule.rsplit('.').next().unwrap_or(rule);
-        text.push_str(&format!("values[\"{name}\"] := value if value := {rule}\n"));
+        text.push_str(&format!("values contains [\"{name}\", value] if value := {rule}\n"));
     }
     text
+}
+
+/// `[["a", 1], ["b", 2]]` as `{"a": 1, "b": 2}`.
+fn object_of_pairs(pairs: serde_json::Value) -> serde_json::Value {
+    let serde_json::Value::Array(pairs) = pairs else { return pairs };
+    let members = pairs.into_iter().filter_map(|pair| match pair {
+        serde_json::Value::Array(pair) => match <[_; 2]>::try_from(pair) {
+            Ok([serde_json::Value::String(name), value]) => Some((name, value)),
+            _ => None,
+        },
+        _ => None,
+    });
+    serde_json::Value::Object(members.collect())
 }
 
 fn no_such_rule(error: &impl std::fmt::Display) -> bool {

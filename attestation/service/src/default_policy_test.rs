@@ -176,7 +176,7 @@ fn policies_of_trustee_run_unchanged() {
         assert_eq!(good.vector.status(), Tier::Affirming, "{:?}", good.findings);
         let bad = judge(&policy, &evidence, &values(&json!({"snp_launch_measurement": ["ab"]}))).unwrap();
         assert_eq!((bad.vector.get("executables"), bad.vector.get("hardware")), (Some(3), Some(97)));
-        assert_eq!(bad.findings[0].claim, "hardware", "{:?}", bad.findings);
+        assert!(bad.findings.iter().any(|finding| finding.claim == "hardware"), "{:?}", bad.findings);
     }
     let good = judge(&compile("trustee_cpu", now).unwrap(), &evidence, &references).unwrap();
     assert!(good.extensions.contains_key("ear.trustee.identifiers"));

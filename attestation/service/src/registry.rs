@@ -149,14 +149,14 @@ impl AttestationService {
     /// Removes a reference value; false when there was none.
     pub async fn delete_reference_value(&self, name: &str) -> Result<bool, ServiceError> {
         let _change = self.state.change().await;
+        // The mark of an earlier deletion stays: it keeps older signed messages out.
+        if self.state.store.get(REFERENCE_NAMESPACE, name).await?.is_none() {
+            return Ok(false);
+        }
         self.state.store.put(DELETED_NAMESPACE, name, crate::now().to_string().as_bytes()).await?;
         let was = self.state.store.delete(REFERENCE_NAMESPACE, name).await?;
-        if was {
-            self.state.changed().await?;
-            info!(name, "reference value deleted");
-        } else {
-            self.state.store.delete(DELETED_NAMESPACE, name).await?;
-        }
+        self.state.changed().await?;
+        info!(name, "reference value deleted");
         Ok(was)
     }
 }

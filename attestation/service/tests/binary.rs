@@ -158,7 +158,7 @@ fn it_answers_and_refuses_with_problems() {
         ("GET", "/attestation", "", 405, "method"),
         ("POST", "/policy", r#"{"policy_id": "x_cpu", "policy": "eA"}"#, 401, "--admin-key"),
         ("GET", "/policy/none", "", 404, "none"),
-        ("GET", "/policy/%ff", "", 400, "request"),
+        ("GET", "/policy/%ff", "", 400, "not understood"),
         ("POST", "/reference-value", "[]", 401, "--admin-key"),
         ("GET", "/nothing", "", 404, "path"),
     ] {

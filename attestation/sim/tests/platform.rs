@@ -127,7 +127,7 @@ fn the_endorsement_key_is_bound_to_tcb_chip_and_kind(dir: &std::path::Path, plat
     assert_eq!(refused, VerifyError::SigningKey { seen: SigningKey::Vlek, expected: VekKind::Vcek });
     assert_eq!(signed(&|report| report.key_info = KeyInfo(7 << 2)), Err(VerifyError::Unsigned));
     let refused = signed(&|report| report.version = 6).unwrap_err();
-    assert!(matches!(refused, VerifyError::Report(ReportError::Version { seen: 6 })), "{refused}");
+    assert!(matches!(refused, VerifyError::Report(ReportError::NewerVersion { seen: 6 })), "{refused}");
     // The chain's validity counts at the time of the check.
     let late = verify(&good.to_bytes(), &given, &anchor(platform), now() + 6 * 365 * 24 * 3600).unwrap_err();
     assert!(matches!(late, VerifyError::Certificate { source: CertError::Validity { .. }, .. }), "{late}");
