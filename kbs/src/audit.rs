@@ -5,31 +5,18 @@
 
 use kata_cc_attestation_service::service::Verdict;
 use kata_cc_kbs_protocol::Tee;
-use kata_cc_kbs_protocol::rcar::canonical;
 use kata_cc_store::StoreError;
 use kata_cc_store::audit::{Kind, Record};
-use serde_json::Value;
 
 use crate::admin::Administrator;
 use crate::api::Caller;
 use crate::error::ApiError;
 use crate::state::Kbs;
+use crate::tokens;
 
 /// Appends a record.
 async fn append(kbs: &Kbs, record: Record) -> Result<(), StoreError> {
     kbs.metrics.timed("audit", kbs.store.audit().append(record)).await.map(drop)
-}
-
-/// The claims of a token that was just issued, as [`claims_bytes`] gives them when it is shown.
-fn issued(token: &str) -> Vec<u8> {
-    let claims = token.split('.').nth(1).and_then(kata_cc_kbs_protocol::from_base64_url);
-    let claims = claims.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
-    claims.as_ref().map(claims_bytes).unwrap_or_default()
-}
-
-/// What the digest of claims is over: their canonical form.
-fn claims_bytes(claims: &Value) -> Vec<u8> {
-    canonical(claims)
 }
 
 /// Evidence was judged.
@@ -43,7 +30,9 @@ pub(crate) async fn attested(
     append(
         kbs,
         match verdict {
-            Ok(verdict) => record.verdict(verdict.vector.status().name()).claims(&issued(&verdict.token)),
+            Ok(verdict) => {
+                record.verdict(verdict.vector.status().name()).claims(&tokens::claims_digest(&verdict.token))
+            }
             Err(error) => record.verdict("refused").reason(error.to_string()),
         },
     )
@@ -53,7 +42,7 @@ pub(crate) async fn attested(
 fn guest(kind: Kind, caller: &Caller, policy: &str, resource: &str, version: Option<u64>) -> Record {
     let mut record = Record::new(kind)
         .verdict(caller.status())
-        .claims(&claims_bytes(&caller.claims))
+        .claims(&caller.token.claims_digest)
         .resource(resource, version);
     record.policy = Some(policy.to_owned());
     match &caller.session {

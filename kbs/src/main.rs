@@ -35,6 +35,7 @@ mod storage;
 mod telemetry;
 #[cfg(test)]
 mod test_utils;
+mod tokens;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -44,7 +45,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use kata_cc_attestation_service::serve::{self, Limits};
+use kata_cc_attestation_service::serve;
 use kata_cc_store::audit::Kind;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -136,7 +137,7 @@ async fn serve(path: &Path, config: &Config, check: bool) -> anyhow::Result<()> 
         async move { gate.warm().await }
     });
     let serving =
-        serve::serve(listeners, acceptor, api::router(Arc::clone(&kbs)), Limits::default(), &stopped);
+        serve::serve(listeners, acceptor, api::router(Arc::clone(&kbs)), config.limits.server(), &stopped);
     notify("READY=1");
     tokio::pin!(serving);
     loop {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use kata_cc_attestation_service::ear::{FINDINGS, Finding};
 use kata_cc_attestation_service::store::Store;
 use kata_cc_kbs_protocol::admin::ResourcePolicyVerdict;
-use kata_cc_policy::engine::{EngineError, Limits, Program};
+use kata_cc_policy::engine::{Document, EngineError, Limits, Program};
 use kata_cc_store::Write;
 use kata_cc_store::audit::Record;
 use serde_json::{Value, json};
@@ -108,7 +108,7 @@ impl ResourcePolicy {
     /// Whether a guest with these claims may have `path` of `plugin`.
     pub(crate) async fn decide(
         &self,
-        claims: &Value,
+        claims: &Document,
         plugin: &str,
         path: &[String],
         query: &BTreeMap<String, String>,
@@ -131,10 +131,11 @@ impl ResourcePolicy {
             None => Arc::clone(&*self.program.read().await),
         };
         // Here a policy that fails is the caller's.
-        let decision = program.decide(claims, plugin, path, query).map_err(|error| match error {
-            ApiError::PolicyEngine(why) => ApiError::ParsePolicy(why),
-            other => other,
-        })?;
+        let decision =
+            program.decide(&claims.clone().into(), plugin, path, query).map_err(|error| match error {
+                ApiError::PolicyEngine(why) => ApiError::ParsePolicy(why),
+                other => other,
+            })?;
         Ok(ResourcePolicyVerdict {
             allow: decision.allow,
             explanation: decision.explanation,
@@ -148,13 +149,13 @@ impl ResourcePolicy {
 impl Compiled {
     fn decide(
         &self,
-        claims: &Value,
+        claims: &Document,
         plugin: &str,
         path: &[String],
         query: &BTreeMap<String, String>,
     ) -> Result<Decision, ApiError> {
-        let data = json!({"plugin": plugin, "resource-path": path, "query": query});
-        let run = |rule: &str| self.program.evaluate(&format!("data.policy.{rule}"), claims, &data);
+        let data = json!({"plugin": plugin, "resource-path": path, "query": query}).into();
+        let run = |rule: &str| self.program.evaluate_document(&format!("data.policy.{rule}"), claims, &data);
         let asked = run("allow").map_err(|e| ApiError::PolicyEngine(e.to_string()))?;
         let (allow, prints, digest) = (asked.is_true(), asked.prints, self.digest.clone());
         if allow {
@@ -165,7 +166,7 @@ impl Compiled {
         let reasons = reasons.as_ref().and_then(Value::as_array).into_iter().flatten();
         let reasons = reasons.filter_map(Value::as_str).take(MAX_REASONS);
         let reasons: Vec<String> = reasons.map(|r| r.chars().take(300).collect()).collect();
-        let explanation = explain(plugin, path, claims, &reasons);
+        let explanation = explain(plugin, path, &claims.to_json(), &reasons);
         Ok(Decision { allow, explanation, digest, reasons, prints })
     }
 }
@@ -206,7 +207,7 @@ mod tests {
     /// A guest that asks for a resource.
     async fn check(policy: &ResourcePolicy, claims: &Value, path: &ResourcePath) -> Result<(), ApiError> {
         let segments = path.segments().map(str::to_owned);
-        let decision = policy.decide(claims, "resource", &segments, &BTreeMap::new()).await?;
+        let decision = policy.decide(&claims.clone().into(), "resource", &segments, &BTreeMap::new()).await?;
         if decision.allow { Ok(()) } else { Err(ApiError::PolicyDeny(decision.explanation)) }
     }
 

@@ -14,6 +14,7 @@ use tracing::warn;
 
 use crate::admin::AdminGate;
 use crate::config::{AuthorizationMode, Config};
+use crate::error::ApiError;
 use crate::limits::Budget;
 use crate::metrics::Metrics;
 use crate::plugins::Plugins;
@@ -22,6 +23,7 @@ use crate::policy::ResourcePolicy;
 use crate::reload::Settings;
 use crate::session::Sessions;
 use crate::storage;
+use crate::tokens::{KnownToken, KnownTokens};
 
 /// Shared state.
 pub(crate) struct Kbs {
@@ -29,6 +31,8 @@ pub(crate) struct Kbs {
     pub(crate) service: AttestationService,
     pub(crate) policy: ResourcePolicy,
     pub(crate) sessions: Sessions,
+    /// Tokens that were shown lately.
+    known: KnownTokens,
     /// Keys of others whose tokens are trusted.
     pub(crate) tokens: TokenVerifier,
     pub(crate) gate: ArcSwap<AdminGate>,
@@ -66,6 +70,15 @@ impl Kbs {
         self.service.verify_token(token, now).or_else(|own| self.tokens.verify(token, now).map_err(|_| own))
     }
 
+    /// A token that is good, read; remembered until it expires or the keys change.
+    pub(crate) fn known_token(&self, token: &str, now: i64) -> Result<Arc<KnownToken>, ApiError> {
+        let keys = self.service.broker().key_set(now);
+        self.known.get(token, now, keys, || {
+            let claims = self.verify_token(token, now).map_err(|e| ApiError::TokenVerifier(e.to_string()))?;
+            KnownToken::new(token, claims, &self.key_paths)
+        })
+    }
+
     /// Opens store and keys, compiles policies.
     pub(crate) async fn new(config: &Config) -> anyhow::Result<Arc<Self>> {
         let token = open_token(&config.plugins, &config.base).await?;
@@ -99,6 +112,7 @@ impl Kbs {
             failures: Budget::new(config.limits.failures()),
             draining: AtomicBool::new(false),
             sessions: Sessions::new(store.sessions()),
+            known: KnownTokens::default(),
             metrics,
             plugins,
             session_seconds: i64::from(config.attestation_service.timeout) * 60,

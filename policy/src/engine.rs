@@ -14,15 +14,20 @@
 //! "Undefined" (no rule body holds, or the package has no such rule) is `None`, never an error and never `false`:
 //! what absence means is the caller's decision. Callers that gate access must treat it as denial.
 
-use std::cell::RefCell;
+mod functions;
+mod text;
+
 use std::collections::BTreeMap;
 use std::num::{NonZeroU32, NonZeroUsize};
-use std::sync::Arc;
 use std::time::Duration;
 
 use regorus::utils::limits::ExecutionTimerConfig;
 use regorus::{PolicyLengthConfig, Value};
 use thiserror::Error;
+
+pub use functions::{Document, Function, Lookup};
+use functions::{InForce, Native, call, native, native_lookup};
+use text::{check_size, locate, may_be_v0};
 
 /// Most lines of `print` output that one evaluation returns.
 pub const MAX_PRINTS: usize = 64;
@@ -108,87 +113,6 @@ impl Default for Limits {
     fn default() -> Self {
         Self { bytes: 1 << 20, lines: 20_000, columns: 16 << 10, time: Duration::from_secs(5) }
     }
-}
-
-/// A function of one argument that a policy may call besides the built-in ones: JSON in, JSON out,
-/// `None` for undefined.
-pub type Function = Arc<dyn Fn(&serde_json::Value) -> Option<serde_json::Value> + Send + Sync>;
-
-/// A JSON document in the interpreter's own form: made once, cloned for the price of a reference count. What does not change
-/// between evaluations (reference values) is kept like this.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Document(Value);
-
-impl Document {
-    /// Null.
-    #[must_use]
-    pub fn null() -> Self {
-        Self(Value::Null)
-    }
-}
-
-impl std::fmt::Debug for Document {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Document(..)")
-    }
-}
-
-impl From<serde_json::Value> for Document {
-    fn from(value: serde_json::Value) -> Self {
-        Self(Value::from(value))
-    }
-}
-
-/// A function of one text that a policy may call; `None` for undefined. As [`Function`], but without conversions.
-pub type Lookup = Arc<dyn Fn(&str) -> Option<Document> + Send + Sync>;
-
-/// What the interpreter calls.
-type Native = Arc<dyn Fn(&Value) -> Value + Send + Sync>;
-
-thread_local! {
-    /// Functions of the evaluation that runs on this thread. The interpreter is prepared once, with stand-ins that look here:
-    /// functions that were bound to it instead would have to be bound, and it prepared, for each evaluation.
-    static FUNCTIONS: RefCell<BTreeMap<String, Native>> = const { RefCell::new(BTreeMap::new()) };
-}
-
-/// Functions are in force as long as this lives; those of an outer evaluation are then in force again.
-struct InForce(BTreeMap<String, Native>);
-
-impl InForce {
-    fn new(functions: BTreeMap<String, Native>) -> Self {
-        Self(FUNCTIONS.replace(functions))
-    }
-}
-
-impl Drop for InForce {
-    fn drop(&mut self) {
-        FUNCTIONS.set(std::mem::take(&mut self.0));
-    }
-}
-
-/// Stand-in of the function `name`.
-fn call(name: &str, arguments: &[Value]) -> Value {
-    let function = FUNCTIONS.with_borrow(|functions| functions.get(name).cloned());
-    match (function, arguments.first()) {
-        (Some(function), Some(argument)) => function(argument),
-        _ => Value::Undefined,
-    }
-}
-
-fn native(function: &Function) -> Native {
-    let function = Arc::clone(function);
-    Arc::new(move |argument| match serde_json::to_value(argument) {
-        Ok(argument) => function(&argument).map_or(Value::Undefined, Value::from),
-        Err(_) => Value::Undefined,
-    })
-}
-
-fn native_lookup(lookup: &Lookup) -> Native {
-    let lookup = Arc::clone(lookup);
-    Arc::new(move |argument| match argument {
-        Value::String(text) => lookup(text).map_or(Value::Undefined, |document| document.0),
-        _ => Value::Undefined,
-    })
 }
 
 /// What an evaluation yields.
@@ -348,6 +272,16 @@ impl Program {
         self.run(path, Value::from(input.clone()), data.as_ref(), functions)
     }
 
+    /// Like [`Program::evaluate`], with an input that many evaluations share.
+    pub fn evaluate_document(
+        &self,
+        path: &str,
+        input: &Document,
+        data: &Document,
+    ) -> Result<Evaluation, EngineError> {
+        self.run(path, input.0.clone(), Some(data), BTreeMap::new())
+    }
+
     /// The values of the rules that were named at [`Program::compile_rules`], as an object from name to value; a rule that is
     /// undefined has no member.
     pub fn evaluate_rules(
@@ -443,79 +377,11 @@ fn no_such_rule(error: &impl std::fmt::Display) -> bool {
     error.to_string().contains("not a valid rule path")
 }
 
-/// Whether a text that is not v1 may be read as v0. Not when it uses a v1 keyword that it does not import: v0 takes
-/// `allow if { ... }` for a rule `allow` without a body, which always holds, so a typing error in a v1 policy would
-/// open what the policy guards.
-fn may_be_v0(text: &str) -> bool {
-    let lines = || text.lines().map(|line| line.split('#').next().unwrap_or("").trim());
-    let imported = |word: &str| {
-        lines().any(|line| {
-            line.strip_prefix("import ").map(str::trim).is_some_and(|path| {
-                path == "future.keywords" || path.strip_prefix("future.keywords.") == Some(word)
-            })
-        })
-    };
-    let uses = |word: &str| {
-        lines().filter(|line| !line.starts_with("import ")).any(|line| {
-            line.match_indices(word).any(|(start, _)| {
-                let part_of_name = |c: char| c.is_alphanumeric() || c == '_' || c == '.';
-                let before = line[..start].chars().next_back();
-                let rest = &line[start + word.len()..];
-                let is_word =
-                    !before.is_some_and(part_of_name) && !rest.chars().next().is_some_and(part_of_name);
-                // `contains(a, b)` is a function of both dialects.
-                is_word && !(word == "contains" && rest.trim_start().starts_with('('))
-            })
-        })
-    };
-    ["if", "contains", "every"].iter().all(|word| imported(word) || !uses(word))
-        && !lines().any(|line| line == "import rego.v1")
-}
-
-fn check_size(name: &str, text: &str, limits: &Limits) -> Result<(), EngineError> {
-    let too_large =
-        |what, seen, limit| Err(EngineError::TooLarge { name: name.to_owned(), what, seen, limit });
-    if text.len() > limits.bytes {
-        return too_large("bytes", text.len(), limits.bytes);
-    }
-    let lines = text.lines().count();
-    if lines > limits.lines {
-        return too_large("lines", lines, limits.lines);
-    }
-    let columns = text.lines().map(str::len).max().unwrap_or(0);
-    if columns > limits.columns {
-        return too_large("columns", columns, limits.columns);
-    }
-    Ok(())
-}
-
-/// Takes line, column and the last sentence out of the interpreter's picture of an error
-/// (`--> file:3:7`, source line, caret, `error: ...`).
-fn locate(text: &str) -> (Option<u32>, Option<u32>, String) {
-    let mut position = (None, None);
-    let mut message = Vec::new();
-    for line in text.lines() {
-        let line = line.trim();
-        if let Some(place) = line.strip_prefix("--> ") {
-            let mut parts = place.rsplitn(3, ':');
-            let column = parts.next().and_then(|c| c.parse().ok());
-            let row = parts.next().and_then(|l| l.parse().ok());
-            position = (row, column);
-        } else if let Some(rest) = line.strip_prefix("error: ") {
-            message.push(rest.to_owned());
-        }
-    }
-    let message = if message.is_empty() {
-        text.split_whitespace().collect::<Vec<_>>().join(" ")
-    } else {
-        message.join("; ")
-    };
-    (position.0, position.1, message)
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use serde_json::json;
 

@@ -7,9 +7,11 @@ use anyhow::Context;
 /// The triple that `.cargo/config.toml` names.
 pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// Root of the checkout.
+/// Root of the checkout. `cargo run` says at run time where it is; what the compiler saw may be another checkout, since
+/// cargo takes a built xtask from a shared target folder as fresh wherever its sources lie.
 pub(crate) fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the checkout").to_path_buf()
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&package).parent().expect("xtask lies in the checkout").to_path_buf()
 }
 
 /// What is dear to build: `~/.cache/kata-cc`.

@@ -7,6 +7,7 @@
 //! Keys are rotated with overlap: the newest signs, older ones stay published until what they signed has expired.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use kata_cc_kbs_protocol::{base64_standard, from_base64_standard, from_base64_url};
@@ -109,12 +110,22 @@ impl Signer {
     }
 }
 
+/// Tells sets of keys apart ([`TokenBroker::key_set`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeySet {
+    epoch: u64,
+    /// How many keys besides the signing one have not run out.
+    published: usize,
+}
+
 /// How tokens are made.
 #[derive(Debug)]
 pub struct TokenBroker {
     signer: ArcSwap<Signer>,
     /// Other keys that are published: retired ones, and those of other replicas.
     others: ArcSwap<Vec<PublishedKey>>,
+    /// Counts changes of the keys.
+    epoch: AtomicU64,
     issuer: String,
     minutes: u32,
 }
@@ -125,6 +136,7 @@ impl TokenBroker {
         Self {
             signer: ArcSwap::from_pointee(Signer::new(key, &[])),
             others: ArcSwap::default(),
+            epoch: AtomicU64::new(0),
             issuer: issuer.to_owned(),
             minutes,
         }
@@ -143,6 +155,7 @@ impl TokenBroker {
             }
         }
         self.signer.store(Arc::new(Signer::new(key, &certificates)));
+        self.epoch.fetch_add(1, Ordering::AcqRel);
         Ok(())
     }
 
@@ -184,7 +197,18 @@ impl TokenBroker {
 
     /// Publishes other keys besides the one that signs, in place of those before.
     pub(crate) fn publish(&self, others: Vec<PublishedKey>) {
-        self.others.store(Arc::new(others));
+        if **self.others.load() != others {
+            self.others.store(Arc::new(others));
+            self.epoch.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Which keys are in force at `now`: while this stays the same, a token whose signature was good is good until it expires.
+    pub fn key_set(&self, now: i64) -> KeySet {
+        // The epoch first: keys that are newer than it only make what is remembered under it be checked once more.
+        let epoch = self.epoch.load(Ordering::Acquire);
+        let others = self.others.load();
+        KeySet { epoch, published: others.iter().filter(|key| key.until > now).count() }
     }
 
     /// Every key that tokens may be signed with, the one that signs first.

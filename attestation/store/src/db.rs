@@ -211,18 +211,16 @@ impl Tx {
         })
     }
 
-    /// Inserts records of the audit log, in PostgreSQL all with one round trip.
+    /// Inserts records of the audit log, all with one statement.
     pub(crate) async fn insert_audit(&mut self, rows: Vec<(i64, String, Vec<u8>)>) -> Result<(), StoreError> {
         match self {
             Self::Sqlite(tx, _) => {
-                for (seq, record, hash) in rows {
-                    sqlx::query("INSERT INTO audit (seq, record, hash) VALUES ($1, $2, $3)")
-                        .bind(seq)
-                        .bind(record)
-                        .bind(hash)
-                        .execute(&mut **tx)
-                        .await?;
-                }
+                let rows: Vec<_> =
+                    rows.iter().map(|(seq, record, hash)| (seq, record, hex::encode(hash))).collect();
+                let rows = serde_json::to_string(&rows).unwrap_or_default();
+                let sql = "INSERT INTO audit (seq, record, hash) \
+                           SELECT value ->> 0, value ->> 1, unhex(value ->> 2) FROM json_each($1)";
+                sqlx::query(sql).bind(rows).execute(&mut **tx).await?;
             }
             Self::Postgres(tx) => {
                 let (mut numbers, mut records, mut hashes) = (Vec::new(), Vec::new(), Vec::new());

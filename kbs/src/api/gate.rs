@@ -1,12 +1,13 @@
 //! Who calls: a guest by its session or token, an administrator by what the gate demands.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, Uri};
 use kata_cc_attestation_service::serve::{ClientCertificate, Peer};
-use kata_cc_kbs_protocol::{ProtocolVersion, TeePubKey};
+use kata_cc_kbs_protocol::ProtocolVersion;
 use serde_json::Value;
 use tracing::info;
 
@@ -16,14 +17,13 @@ use crate::audit;
 use crate::error::ApiError;
 use crate::jwe;
 use crate::state::Kbs;
+use crate::tokens::KnownToken;
 
 /// A guest whose token is good.
 #[derive(Debug, Clone)]
 pub(crate) struct Caller {
-    /// Claims of its token.
-    pub(crate) claims: Value,
-    /// Its key.
-    pub(crate) key: TeePubKey,
+    /// Its token, read.
+    pub(crate) token: Arc<KnownToken>,
     /// What it speaks; the newest where that is not known, since a token does not tell.
     pub(crate) version: ProtocolVersion,
     /// Its session, when it came by one.
@@ -33,14 +33,14 @@ pub(crate) struct Caller {
 impl Caller {
     /// What the attestation policy found it to be.
     pub(crate) fn status(&self) -> &str {
-        self.claims.pointer("/submods/cpu0/ear.status").and_then(Value::as_str).unwrap_or("none")
+        self.token.claims.pointer("/submods/cpu0/ear.status").and_then(Value::as_str).unwrap_or("none")
     }
 
     /// Encrypts an answer to it.
     pub(crate) fn encrypt(&self, kbs: &Kbs, plain: &[u8]) -> Result<Vec<u8>, ApiError> {
         let allow_rsa1_5 = kbs.settings.load().protocol.allow_rsa1_5;
         let form = jwe::Form { version: self.version, allow_rsa1_5 };
-        let jwe = jwe::encrypt(&self.key, plain, form).map_err(|e| ApiError::Jwe(e.to_string()))?;
+        let jwe = jwe::encrypt(&self.token.key, plain, form).map_err(|e| ApiError::Jwe(e.to_string()))?;
         serde_json::to_vec(&jwe).map_err(|e| ApiError::Internal(e.to_string()))
     }
 }
@@ -64,16 +64,7 @@ pub(crate) async fn caller(kbs: &Kbs, headers: &HeaderMap) -> Result<Caller, Api
             ));
         }
     };
-    let claims = kbs.verify_token(token, now).map_err(|e| ApiError::TokenVerifier(e.to_string()))?;
-    let key = guest_key(kbs, &claims)?;
-    Ok(Caller { claims, key, version, session })
-}
-
-fn guest_key(kbs: &Kbs, claims: &Value) -> Result<TeePubKey, ApiError> {
-    let found = kbs.key_paths.iter().find_map(|path| claims.pointer(path));
-    let key =
-        found.ok_or_else(|| ApiError::TokenVerifier("the token names no key of the guest".to_owned()))?;
-    serde_json::from_value(key.clone()).map_err(|e| ApiError::TokenVerifier(format!("key of the guest: {e}")))
+    Ok(Caller { token: kbs.known_token(token, now)?, version, session })
 }
 
 /// A call that only administrators may make, before the gate.

@@ -58,7 +58,7 @@ async fn release(kbs: &Kbs, parts: Parts, uri: &Uri, headers: &HeaderMap) -> Res
     let caller = caller(kbs, headers).await?;
     let (status, name) = (caller.status().to_owned(), path.to_string());
     let segments = path.segments().map(str::to_owned);
-    let decision = kbs.policy.decide(&caller.claims, "resource", &segments, &query).await?;
+    let decision = kbs.policy.decide(&caller.token.document, "resource", &segments, &query).await?;
     if !decision.allow {
         let error = ApiError::PolicyDeny(decision.explanation);
         info!(resource = name, status, verdict = "denied", reason = %error, "resource");

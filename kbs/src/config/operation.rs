@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use kata_cc_attestation_service::serve::Limits;
 use kata_cc_kbs_protocol::ProtocolVersion;
 use serde::Deserialize;
 
@@ -43,6 +44,10 @@ pub(crate) struct LimitsConfig {
     pub(crate) requests_per_second: f64,
     /// Requests of one address at once. A node's guests share one address.
     pub(crate) burst: u32,
+    /// Connections at a time, of everybody.
+    pub(crate) connections: u32,
+    /// Connections of one address at a time. Guests behind one address (a node, a gateway) share them.
+    pub(crate) connections_per_peer: u32,
     /// Refused administrators of one address until it is locked out.
     pub(crate) admin_failures: u32,
     /// Seconds in which one refusal is forgiven.
@@ -58,6 +63,8 @@ impl Default for LimitsConfig {
         Self {
             requests_per_second: 500.0,
             burst: 2000,
+            connections: 4096,
+            connections_per_peer: 256,
             admin_failures: 10,
             admin_failure_seconds: 6,
             resource_size: 1 << 20,
@@ -72,10 +79,19 @@ impl LimitsConfig {
         if !(0.0..=1e6).contains(&self.requests_per_second) {
             return refuse("limits.requests_per_second must be 0 (off) to 1000000");
         }
+        if self.connections == 0 || self.connections_per_peer == 0 {
+            return refuse("limits.connections and connections_per_peer must be at least 1");
+        }
         if self.burst == 0 || self.admin_failures == 0 || self.admin_failure_seconds == 0 {
             return refuse("limits.burst, admin_failures and admin_failure_seconds must be at least 1");
         }
         Ok(())
+    }
+
+    /// Bounds of the server.
+    pub(crate) fn server(&self) -> Limits {
+        let (connections, per_peer) = (self.connections as usize, self.connections_per_peer as usize);
+        Limits { connections, per_peer, ..Limits::default() }
     }
 
     /// Budget of requests.

@@ -82,14 +82,18 @@ async fn release(
     let refused = |verdict: &str, error: &ApiError| {
         info!(plugin = name, resource = %path, status, verdict, reason = %error, "plugin");
     };
-    let decision = kbs.policy.decide(&guest.claims, name, &request.path, &request.query).await?;
+    let decision = kbs.policy.decide(&guest.token.document, name, &request.path, &request.query).await?;
     if !decision.allow {
         let error = ApiError::PolicyDeny(decision.explanation);
         refused("denied", &error);
         audit::refused(kbs, &guest, &decision.digest, &target, &error.to_string()).await?;
         return Err(error);
     }
-    let caller = Caller::Guest { claims: &guest.claims, key: &guest.key };
+    let caller = Caller::Guest {
+        claims: &guest.token.claims,
+        claims_digest: &guest.token.claims_digest,
+        key: &guest.token.key,
+    };
     let response = match kbs.plugins.call(plugin, request, caller).await {
         Ok(response) => response,
         Err(error) => {

@@ -45,6 +45,8 @@ pub(crate) enum Caller<'a> {
     Guest {
         /// Claims of its token, verified.
         claims: &'a Value,
+        /// By what the audit log names them.
+        claims_digest: &'a [u8; 32],
         /// Its key, from the claims.
         key: &'a TeePubKey,
     },

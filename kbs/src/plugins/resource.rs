@@ -99,7 +99,7 @@ mod tests {
         let claims = json!({});
         let key =
             kata_cc_kbs_protocol::TeePubKey::RSA { alg: String::new(), n: String::new(), e: String::new() };
-        let guest = Caller::Guest { claims: &claims, key: &key };
+        let guest = Caller::Guest { claims: &claims, claims_digest: &[0; 32], key: &key };
         assert_eq!(plugin.handle(&get, guest).await.unwrap().body.as_slice(), b"secret");
         let delete = request(Method::DELETE, "a/b/c", b"");
         plugin.handle(&delete, Caller::Admin { role: "admin" }).await.unwrap();

@@ -70,7 +70,7 @@ pub struct Record {
     /// What was decided, e.g. `affirming`, `denied`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub verdict: Option<String>,
-    /// SHA-256 of the claims, hex ([`digest_hex`]).
+    /// SHA-256 of the claims as the token holds them (its payload), hex.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub claims: Option<String>,
     /// SHA-256 of the policy that decided, hex.
@@ -128,8 +128,8 @@ impl Record {
 
     /// Adds the digest of the claims, over which the decision was taken.
     #[must_use]
-    pub fn claims(mut self, claims: &[u8]) -> Self {
-        self.claims = Some(digest_hex(claims));
+    pub fn claims(mut self, digest: &[u8; 32]) -> Self {
+        self.claims = Some(hex::encode(digest));
         self
     }
 

@@ -29,7 +29,6 @@ use async_trait::async_trait;
 use aws_lc_rs::digest::{SHA256, digest};
 use axum::http::Method;
 use kata_cc_attestation_service::now;
-use kata_cc_kbs_protocol::rcar::canonical;
 use kata_cc_kbs_protocol::{Tee, TeePubKey, from_base64_url};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -116,9 +115,10 @@ impl Ca {
     async fn certificate(
         &self,
         request: &PluginRequest,
-        claims: &Value,
+        claims: (&Value, &[u8; 32]),
         key: &TeePubKey,
     ) -> Result<PluginResponse, PluginError> {
+        let (claims, claims_digest) = claims;
         let bad = |why: String| PluginError::BadRequest(why);
         let csr = if request.method == Method::GET {
             request.only(&["csr", "hours"])?;
@@ -132,7 +132,7 @@ impl Ca {
         let csr = Csr::read(&csr).map_err(|e| bad(e.to_string()))?;
         let hours = self.hours(request)?;
         self.bound(&csr, claims, key)?;
-        let evidence = self.evidence(claims)?;
+        let evidence = self.evidence(claims, *claims_digest)?;
         let names = self.names(&csr, claims)?;
 
         let now = now();
@@ -191,7 +191,7 @@ impl Ca {
         )))
     }
 
-    fn evidence(&self, claims: &Value) -> Result<Evidence, PluginError> {
+    fn evidence(&self, claims: &Value, claims_digest: [u8; 32]) -> Result<Evidence, PluginError> {
         let cpu = claims.pointer("/submods/cpu0").unwrap_or(&Value::Null);
         let members = cpu["ear.veraison.annotated-evidence"].as_object();
         let tees: Vec<Tee> =
@@ -208,8 +208,6 @@ impl Ca {
             )));
         }
         let status = cpu["ear.status"].as_str().unwrap_or("none").chars().take(32).collect();
-        let mut claims_digest = [0; 32];
-        claims_digest.copy_from_slice(digest(&SHA256, &canonical(claims)).as_ref());
         Ok(Evidence { tee: name.to_owned(), status, simulated, claims_digest })
     }
 
@@ -340,7 +338,9 @@ impl Plugin for Ca {
         let wrong =
             || PluginError::Internal("a caller of another kind than validate_auth asked for".to_owned());
         match (request.segments().as_slice(), caller) {
-            (["certificate"], Caller::Guest { claims, key }) => self.certificate(request, claims, key).await,
+            (["certificate"], Caller::Guest { claims, claims_digest, key }) => {
+                self.certificate(request, (claims, claims_digest), key).await
+            }
             (["chain"], _) => {
                 let chain = self.authority.chain().as_bytes().to_vec();
                 Ok(PluginResponse::ok("application/pem-certificate-chain", chain))

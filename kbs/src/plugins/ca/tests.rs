@@ -11,6 +11,7 @@ use super::*;
 use crate::plugins::pkcs11::tests::SoftHsm;
 use crate::plugins::request::tests::request;
 
+const DIGEST: [u8; 32] = [7; 32];
 const NAMES: &str = "names = [\"dns:{/submods/cpu0/ear.veraison.annotated-evidence/init_data_claims/pod}.pods.example\", \
     \"uri:spiffe://td.example/{/submods/cpu0/ear.veraison.annotated-evidence/init_data_claims/pod}\"]\n";
 
@@ -66,7 +67,7 @@ async fn post(
 ) -> Result<String, PluginError> {
     let request = request(Method::POST, target, csr);
     assert_eq!(ca.validate_auth(&request), Ok(Access::Guest));
-    let response = ca.handle(&request, Caller::Guest { claims, key }).await?;
+    let response = ca.handle(&request, Caller::Guest { claims, claims_digest: &DIGEST, key }).await?;
     let event = response.event.unwrap();
     assert_eq!(event.action, "certificate-issued");
     assert_eq!(event.details["tee"], json!(ca.evidence(claims).unwrap().tee));
@@ -178,7 +179,7 @@ async fn guest_components_ask_by_get() {
     let der = CertificateParams::default().serialize_request(&key).unwrap().der().to_vec();
     let request = request(Method::GET, &format!("certificate?csr={}&hours=1", base64_url(&der)), b"");
     assert_eq!((ca.validate_auth(&request), ca.needs_encryption(&request)), (Ok(Access::Guest), true));
-    let caller = Caller::Guest { claims: &claims("tdx"), key: &tee_key(&key) };
+    let caller = Caller::Guest { claims: &claims("tdx"), claims_digest: &DIGEST, key: &tee_key(&key) };
     let chain = ca.handle(&request, caller).await.unwrap().body;
     std::fs::write(folder.path().join("guest.pem"), &*chain).unwrap();
     let (fine, text) = openssl(folder.path(), &["verify", "-CAfile", "ca.crt", "guest.pem"]);

@@ -46,9 +46,10 @@ impl Broker {
         init.arg("init").arg(&folder).args(["--socket", &format!("127.0.0.1:{port}")]);
         init.arg("--simulated").arg(dir.path().join("sim/ark.pem"));
         kata_cc_tests::process::run(&mut init, 60)?.ok().context("kbs init")?;
-        // All guests of the load have one address.
+        // All guests of the load have one address; none is to be turned away when the disk makes them wait.
         let config = folder.join("kbs.toml");
-        let text = std::fs::read_to_string(&config)? + "\n[limits]\nrequests_per_second = 0.0\n";
+        let text = std::fs::read_to_string(&config)?
+            + "\n[limits]\nrequests_per_second = 0.0\nconnections_per_peer = 4096\n";
         std::fs::write(&config, text)?;
         let mut roots = rustls::RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(folder.join("tls.crt"))?)?;
