@@ -353,7 +353,7 @@ mod tests {
 
     #[test]
     fn vectors_by_their_header_keys() {
-        let Some(folder) = crate::test_utils::vectors("coco/ear") else { return };
+        let Some(folder) = kata_cc_test_vectors::path("coco/ear") else { return };
         let cases: Value =
             serde_json::from_slice(&std::fs::read(folder.join("tokens.json")).unwrap()).unwrap();
         let now = cases["now"].as_i64().unwrap();
@@ -374,7 +374,7 @@ mod tests {
 
     #[test]
     fn vectors_by_their_certificates() {
-        let Some(folder) = crate::test_utils::vectors("coco/ear") else { return };
+        let Some(folder) = kata_cc_test_vectors::path("coco/ear") else { return };
         let cases: Value =
             serde_json::from_slice(&std::fs::read(folder.join("tokens.json")).unwrap()).unwrap();
         let now = cases["now"].as_i64().unwrap();
@@ -393,7 +393,7 @@ mod tests {
 
     #[test]
     fn vectors_of_header_keys_and_trusted_certificates() {
-        let Some(folder) = crate::test_utils::vectors("coco/token-jwk") else { return };
+        let Some(folder) = kata_cc_test_vectors::path("coco/token-jwk") else { return };
         // 2027; the certificates are valid from 2026 to 2036.
         let now = 1_800_000_000;
         for (number, accepted) in [("01", true), ("02", false), ("03", false), ("05", true), ("07", true)] {
@@ -422,7 +422,7 @@ mod tests {
 
     #[test]
     fn vectors_of_trustees_signer() {
-        let Some(folder) = crate::test_utils::vectors("coco/ear") else { return };
+        let Some(folder) = kata_cc_test_vectors::path("coco/ear") else { return };
         let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
         let key = SigningKey::from_pem(&read("jwks-signing-key.pem")).unwrap();
         let broker = broker("ES256");

@@ -2,7 +2,7 @@
 //! expected, and each way of tampering is refused for its own reason.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -20,19 +20,6 @@ const NOW: u64 = 1_756_684_800;
 
 const REPORTS: [&str; 6] =
     ["genoa-v5", "milan-v2-a", "milan-v2-b", "milan-v3-a", "milan-v3-vlek", "turin-v5"];
-
-fn vectors() -> Option<PathBuf> {
-    let root = std::env::var_os("KATA_CC_VECTORS").map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/vectors"),
-        PathBuf::from,
-    );
-    let dir = root.join("snp");
-    if dir.is_dir() {
-        return Some(dir);
-    }
-    println!("skipped: no vectors at {}", dir.display());
-    None
-}
 
 struct Case {
     name: &'static str,
@@ -58,7 +45,7 @@ fn case(dir: &Path, name: &'static str) -> Case {
 }
 
 fn cases() -> Vec<Case> {
-    vectors().map_or_else(Vec::new, |dir| REPORTS.map(|name| case(&dir, name)).into())
+    kata_cc_test_vectors::path("snp").map_or_else(Vec::new, |dir| REPORTS.map(|name| case(&dir, name)).into())
 }
 
 impl Case {
@@ -215,7 +202,7 @@ fn certificates_of_another_chip_or_firmware_are_refused() {
 
 #[test]
 fn tampered_certificates_are_refused() {
-    let Some(dir) = vectors() else { return };
+    let Some(dir) = kata_cc_test_vectors::path("snp") else { return };
     let milan = case(&dir, "milan-v2-a");
     for name in ["vcek-bad-legacy.der", "vcek-bad-new.der"] {
         let vek = std::fs::read(dir.join("reports/milan-v2-a").join(name)).unwrap();
@@ -241,7 +228,7 @@ fn tampered_certificates_are_refused() {
 
 #[test]
 fn the_wrong_intermediate_or_root_is_refused() {
-    let Some(dir) = vectors() else { return };
+    let Some(dir) = kata_cc_test_vectors::path("snp") else { return };
     let pem = |name: &str| Some(std::fs::read(dir.join("certs").join(name)).unwrap());
     let milan = case(&dir, "milan-v3-a");
     let vlek = case(&dir, "milan-v3-vlek");
@@ -266,7 +253,7 @@ fn the_wrong_intermediate_or_root_is_refused() {
 
 #[test]
 fn validity_is_checked_at_the_given_time() {
-    let Some(dir) = vectors() else { return };
+    let Some(dir) = kata_cc_test_vectors::path("snp") else { return };
     let vlek = case(&dir, "milan-v3-vlek");
     // 2024-12-01 and 2026-01-01, outside of the VLEK's year.
     for time in [1_733_011_200, 1_767_225_600] {
@@ -320,7 +307,7 @@ fn other_lengths_and_versions_are_refused() {
 
 #[test]
 fn json_evidence_is_the_same_report() {
-    let Some(dir) = vectors() else { return };
+    let Some(dir) = kata_cc_test_vectors::path("snp") else { return };
     let text = std::fs::read(dir.join("evidence/coco-snp-evidence-v3.json")).unwrap();
     let evidence: SnpEvidence = serde_json::from_slice(&text).unwrap();
     let report = evidence.attestation_report.to_report().unwrap();
@@ -358,7 +345,7 @@ fn built_in_roots_are_those_of_amd() {
             assert_eq!(cert.subject_cn(), format!("{cn}{}", product.name()));
             assert!(cert.signed_by(&ark, AMD_SIGNATURE).unwrap() && cert.names_issuer(&ark));
         }
-        let Some(dir) = vectors() else { continue };
+        let Some(dir) = kata_cc_test_vectors::path("snp") else { continue };
         let lower = product.name().to_lowercase();
         let pem = std::fs::read(dir.join(format!("certs/{lower}-ark.pem"))).unwrap();
         assert_eq!(Certificate::from_der_or_pem(&pem).unwrap().der(), ark.der());

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Case, NOW, cases, read, vectors};
+use common::{Case, NOW, cases, read};
 use kata_cc_tdx::error::{Blame, Item, Part};
 use kata_cc_tdx::quote::Trailing;
 use kata_cc_tdx::tcb::Timestamp;
@@ -201,7 +201,7 @@ fn collateral_of_another_platform_is_refused() {
 
 #[test]
 fn quotes_of_enclaves_are_refused_by_name() {
-    let Some(dir) = vectors("tdx/quotes/sgx-v3") else { return };
+    let Some(dir) = kata_cc_test_vectors::path("tdx/quotes/sgx-v3") else { return };
     let quote = read(&dir, "quote.bin");
     assert_eq!(Quote::parse(&quote, Trailing::Zeros), Err(QuoteError::Sgx { version: 3 }));
     let collateral = Collateral::from_bundle(&read(&dir, "collateral.json")).unwrap();
@@ -220,7 +220,7 @@ fn a_simulated_anchor_is_not_intels() {
 
 #[test]
 fn a_td_report_is_read() {
-    let Some(dir) = vectors("tdx/tdreport") else { return };
+    let Some(dir) = kata_cc_test_vectors::path("tdx/tdreport") else { return };
     let bytes = read(&dir, "report-a.bin");
     let report = TdReport::parse(&bytes).unwrap();
     assert_eq!(report.version, 1);
@@ -241,7 +241,7 @@ fn a_td_report_is_read() {
 
 #[test]
 fn claims_are_trustees() {
-    let Some(dir) = vectors("tdx") else { return };
+    let Some(dir) = kata_cc_test_vectors::path("tdx") else { return };
     let case = Case::load("v4-a").unwrap();
     let mut expected: Value =
         serde_json::from_slice(&read(&dir, "quotes/v4-a/expected-claims.json")).unwrap();

@@ -125,6 +125,16 @@ pub enum Refusal {
     /// The event log is that of other measurements.
     #[error("{0}: the event log was changed, or is of another guest")]
     Replay(#[from] ReplayError),
+    /// What an SNP guest's agent recorded is not what it says that it leads to.
+    #[error(
+        "runtime_measurements has the value {seen}, its event log leads to {expected}: the log was edited, cut or mixed up on its way"
+    )]
+    RuntimeMeasurements {
+        /// Hex of the value beside the log.
+        seen: String,
+        /// Hex of what the log leads to.
+        expected: String,
+    },
     /// The report was asked for from a less trusted level of the guest.
     #[error("report comes from VMPL {seen}, expected at most {expected}")]
     Vmpl {
@@ -176,7 +186,7 @@ impl Refusal {
             Self::TeeNotSupported { .. } => Reason::TeeNotSupported,
             Self::SimulatedNotConfigured { .. } => Reason::SimulatedNotConfigured,
             Self::Malformed { .. } | Self::EventLog(_) => Reason::Malformed,
-            Self::Replay(_) => Reason::EventLog,
+            Self::Replay(_) | Self::RuntimeMeasurements { .. } => Reason::EventLog,
             Self::CollateralMissing { .. } => Reason::Collateral,
             Self::Tdx(error) => tdx_reason(error),
             Self::Vtpm(error) => azure::reason(error),
@@ -199,6 +209,7 @@ impl Refusal {
             Self::TeeNotSupported { .. } | Self::SimulatedNotConfigured { .. } => "tee",
             Self::CollateralMissing { .. } => "collateral",
             Self::EventLog(_) | Self::Replay(_) => "uefi_event_logs",
+            Self::RuntimeMeasurements { .. } => "runtime_measurements",
             Self::Tdx(error) => tdx_claim(error),
             Self::Malformed { .. } => "evidence",
             Self::ReportVersion { .. } => "version",
@@ -248,7 +259,9 @@ impl Refusal {
             Self::ReportVersion { seen } => (seen.to_string(), "3 to 5".to_owned()),
             Self::UnknownProduct { seen } => (seen.clone(), "Milan, Genoa or Turin".to_owned()),
             Self::Vmpl { seen, expected } => (seen.to_string(), format!("at most {expected}")),
-            Self::ReportData { seen, expected } | Self::InitData { seen, expected, .. } => {
+            Self::ReportData { seen, expected }
+            | Self::RuntimeMeasurements { seen, expected }
+            | Self::InitData { seen, expected, .. } => {
                 (seen.clone(), expected.clone())
             }
             Self::InitDataAlgorithm { seen, .. } => (format!("{seen} bytes"), "32 bytes".to_owned()),

@@ -1,7 +1,6 @@
 //! What a configuration adds to the verification of real SNP evidence: endorsements looked up, demands, version 2.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use kata_cc_kbs_protocol::Tee;
@@ -31,15 +30,7 @@ struct Recorded {
 
 impl Recorded {
     fn load(name: &str) -> Option<Self> {
-        let root = std::env::var_os("KATA_CC_VECTORS").map_or_else(
-            || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/vectors"),
-            PathBuf::from,
-        );
-        let dir = root.join("snp/reports").join(name);
-        if !dir.is_dir() {
-            println!("skipped: no vectors at {}", dir.display());
-            return None;
-        }
+        let dir = kata_cc_test_vectors::path("snp/reports")?.join(name);
         let vek = if name.ends_with("vlek") { "vlek.der" } else { "vcek.der" };
         let report = Report::parse(&std::fs::read(dir.join("report.bin")).unwrap()).unwrap();
         Some(Self { report, vek: std::fs::read(dir.join(vek)).unwrap() })
