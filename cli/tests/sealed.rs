@@ -61,7 +61,8 @@ fn the_recorded_secrets_open_with_cocos_key() {
     let vector = |name: &str| kata_cc_test_vectors::read(&format!("coco/sealed/{name}"));
     let (Some(cases), Some(jwk)) = (vector("sealed.json"), vector("test-key.json")) else { return };
     let node = Node::new();
-    let (key, resource) = (node.file("key", String::from_utf8(jwk).unwrap()), node.file("resource", "resource"));
+    let (key, resource) =
+        (node.file("key", String::from_utf8(jwk).unwrap()), node.file("resource", "resource"));
     let resource = format!("kbs:///one/2/trois={resource}");
     let cases: serde_json::Value = serde_json::from_slice(&cases).unwrap();
     for case in cases["secrets"].as_array().unwrap() {

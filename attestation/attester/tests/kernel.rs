@@ -29,7 +29,9 @@ fn report_data_of(report: &[u8]) -> [u8; 64] {
 #[test]
 fn recorded_snp_reports_come_through_configfs() {
     for name in REPORTS {
-        let Some(report) = kata_cc_test_vectors::read(&format!("snp/reports/{name}/report.bin")) else { return };
+        let Some(report) = kata_cc_test_vectors::read(&format!("snp/reports/{name}/report.bin")) else {
+            return;
+        };
         let report_data = report_data_of(&report);
         let tsm = FakeTsm::new("sev_guest", report.clone(), Some(Vec::new()));
         let answer = tsm::ask(&tsm, &Request::new(Provider::SevGuest, report_data)).unwrap();
@@ -208,7 +210,9 @@ const NO_PAUSE: Duration = Duration::ZERO;
 #[test]
 fn recorded_reports_come_through_the_device() {
     for name in REPORTS {
-        let Some(report) = kata_cc_test_vectors::read(&format!("snp/reports/{name}/report.bin")) else { return };
+        let Some(report) = kata_cc_test_vectors::read(&format!("snp/reports/{name}/report.bin")) else {
+            return;
+        };
         let report_data = report_data_of(&report);
         let raw = sev_guest::report(&FakeSev::new(report.clone(), &[]), &report_data, NO_PAUSE).unwrap();
         assert_eq!((raw.report, raw.certificates), (report, vec![5; CERTS_LEN]), "{name}");

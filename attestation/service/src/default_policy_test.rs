@@ -106,7 +106,9 @@ fn events_raise_the_boot_to_three(tee: &str, evidence: &Value, references: &Valu
     more["tdvfkernelparams"] = json!(["p"]);
     assert_eq!(run(&events, &more).vector.get("executables"), Some(3));
     for event in [0, 1] {
-        for (member, other) in [("index", json!(0)), ("index", json!(5)), ("index", json!(4)), ("type_name", json!("EV_IPL"))] {
+        for (member, other) in
+            [("index", json!(0)), ("index", json!(5)), ("index", json!(4)), ("type_name", json!("EV_IPL"))]
+        {
             let mut forged = events.clone();
             forged[tee]["uefi_event_logs"][event][member] = other;
             assert_eq!(run(&forged, &more).vector.get("executables"), Some(4), "{event} {member}");

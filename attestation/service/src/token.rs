@@ -282,8 +282,7 @@ impl TokenVerifier {
             .map(|one| {
                 let text = one.as_str().unwrap_or_default();
                 let der = from_base64_standard(text).or_else(|| from_base64_url(text));
-                der.ok_or_else(|| ChainError::Certificate("it is not base64".to_owned()))
-                    .and_then(|der| ParsedCertificate::from_der(&der))
+                der.ok_or(ChainError::Base64).and_then(|der| ParsedCertificate::from_der(&der))
             })
             .collect::<Result<Vec<_>, _>>()?;
         let first = given.first().and_then(ParsedCertificate::key);

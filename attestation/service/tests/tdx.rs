@@ -142,7 +142,11 @@ async fn events_that_were_not_measured_prove_nothing() {
     let log = EventLog::parse(&bytes).unwrap();
     // The log ends where nothing is written.
     let written: usize = 65
-        + log.events.iter().map(|e| 12 + e.digests.iter().map(|(_, d)| 2 + d.len()).sum::<usize>() + 4 + e.data.len()).sum::<usize>();
+        + log
+            .events
+            .iter()
+            .map(|e| 12 + e.digests.iter().map(|(_, d)| 2 + d.len()).sum::<usize>() + 4 + e.data.len())
+            .sum::<usize>();
     let mut forged = bytes[..written].to_vec();
     assert_eq!(EventLog::parse(&forged).unwrap(), log);
     for (found, digest) in [(2, [0xAA; 48]), (3, [0xBB; 48])] {
@@ -172,10 +176,7 @@ async fn events_that_were_not_measured_prove_nothing() {
     forged[written] = 2;
     measured["cc_eventlog"] = base64_standard(&forged).into();
     let refused = evaluate((&config, now), (Tee::SimTdx, &measured), &references).await.unwrap_err();
-    assert!(
-        matches!(&refused, ServiceError::Refused(Refusal { reason: Reason::EventLog, .. })),
-        "{refused}"
-    );
+    assert!(matches!(&refused, ServiceError::Refused(Refusal { reason: Reason::EventLog, .. })), "{refused}");
 }
 
 /// A quote of hardware with the collateral of its time; its log was not recorded.

@@ -13,6 +13,7 @@ use kata_cc_snp::verify::{AnchorKind, Blame, Product, Role, VekKind};
 use kata_cc_snp::{
     Endorsements, Report, ReportError, SigningKey, Tcb, TrustAnchor, Verified, VerifyError, roots, verify,
 };
+use kata_cc_x509::ChainError;
 use serde_json::Value;
 
 /// 2025-09-01: within the validity of every certificate here, also the one-year VLEK.
@@ -193,7 +194,7 @@ fn certificates_of_another_chip_or_firmware_are_refused() {
     assert_eq!(refused, VerifyError::Signature { kind: VekKind::Vlek });
     let refused = milan_v3.verify(&milan_v3.report, &turin.given).unwrap_err();
     assert!(
-        matches!(&refused, VerifyError::Issuer { role: Role::Vek, seen, expected } if seen == "SEV-Turin" && expected == "SEV-Milan"),
+        matches!(&refused, VerifyError::Chain(ChainError::Issuer { role: Role::Vek, seen, expected }) if seen == "SEV-Turin" && expected == "SEV-Milan"),
         "{refused}"
     );
     let refused = verify(&turin.report, &turin.given, &TrustAnchor::Amd(Product::Genoa), NOW).unwrap_err();
@@ -210,7 +211,7 @@ fn tampered_certificates_are_refused() {
             milan.verify(&milan.report, &Endorsements { vek, ..Endorsements::default() }).unwrap_err();
         assert_eq!(
             refused,
-            VerifyError::ChainSignature { role: Role::Vek, issuer: "SEV-Milan".into() },
+            VerifyError::Chain(ChainError::Signature { role: Role::Vek, issuer: "SEV-Milan".into() }),
             "{name}"
         );
         assert_eq!(refused.blame(), Blame::Endorsements);
@@ -219,7 +220,10 @@ fn tampered_certificates_are_refused() {
     vek.pop();
     let refused = milan.verify(&milan.report, &Endorsements { vek, ..Endorsements::default() }).unwrap_err();
     assert!(
-        matches!(refused, VerifyError::Certificate { role: Role::Vek, source: CertError::Der(_) }),
+        matches!(
+            refused,
+            VerifyError::Chain(ChainError::Certificate { role: Role::Vek, source: CertError::Der(_) })
+        ),
         "{refused}"
     );
     let refused = milan.verify(&milan.report, &Endorsements::default()).unwrap_err();
@@ -237,18 +241,27 @@ fn the_wrong_intermediate_or_root_is_refused() {
     for (case, wrong) in [(&milan, "milan-asvk-ark-chain.pem"), (&vlek, "milan-ask-ark-chain.pem")] {
         let swapped = Endorsements { ask: pem(wrong), ..case.given.clone() };
         let refused = case.verify(&case.report, &swapped).unwrap_err();
-        assert!(matches!(refused, VerifyError::Issuer { role: Role::Vek, .. }), "{refused}");
+        assert!(
+            matches!(refused, VerifyError::Chain(ChainError::Issuer { role: Role::Vek, .. })),
+            "{refused}"
+        );
     }
     let other_ask = Endorsements { ask: pem("genoa-ask.pem"), ..milan.given.clone() };
     let refused = milan.verify(&milan.report, &other_ask).unwrap_err();
-    assert!(matches!(refused, VerifyError::Issuer { role: Role::Ask, .. }), "{refused}");
+    assert!(matches!(refused, VerifyError::Chain(ChainError::Issuer { role: Role::Ask, .. })), "{refused}");
     let other_root = Endorsements { ark: pem("genoa-ark.pem"), ..milan.given.clone() };
     let refused = milan.verify(&milan.report, &other_root).unwrap_err();
-    assert!(matches!(&refused, VerifyError::Root { seen, .. } if seen.contains("ARK-Genoa")), "{refused}");
+    assert!(
+        matches!(&refused, VerifyError::Chain(ChainError::Root { seen, .. }) if seen.contains("ARK-Genoa")),
+        "{refused}"
+    );
     // An endorsement key cannot take the place of an intermediate.
     let vek_as_ask = Endorsements { ask: Some(milan.given.vek.clone()), ..milan.given.clone() };
     let refused = milan.verify(&milan.report, &vek_as_ask).unwrap_err();
-    assert!(matches!(refused, VerifyError::Certificate { role: Role::Ask, .. }), "{refused}");
+    assert!(
+        matches!(refused, VerifyError::Chain(ChainError::Certificate { role: Role::Ask, .. })),
+        "{refused}"
+    );
 }
 
 #[test]
@@ -261,7 +274,10 @@ fn validity_is_checked_at_the_given_time() {
         assert!(
             matches!(
                 &refused,
-                VerifyError::Certificate { role: Role::Vek, source: CertError::Validity { .. } }
+                VerifyError::Chain(ChainError::Certificate {
+                    role: Role::Vek,
+                    source: CertError::Validity { .. }
+                })
             ),
             "{refused}"
         );

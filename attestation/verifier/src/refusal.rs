@@ -8,6 +8,7 @@ use kata_cc_kbs_protocol::initdata::InitDataError;
 use kata_cc_snp::VerifyError;
 use kata_cc_snp::verify::{Blame, Role};
 use kata_cc_tdx::{CollateralKey, EventLogError, ReplayError};
+use kata_cc_x509::ChainError;
 
 use crate::azure;
 
@@ -261,9 +262,7 @@ impl Refusal {
             Self::Vmpl { seen, expected } => (seen.to_string(), format!("at most {expected}")),
             Self::ReportData { seen, expected }
             | Self::RuntimeMeasurements { seen, expected }
-            | Self::InitData { seen, expected, .. } => {
-                (seen.clone(), expected.clone())
-            }
+            | Self::InitData { seen, expected, .. } => (seen.clone(), expected.clone()),
             Self::InitDataAlgorithm { seen, .. } => (format!("{seen} bytes"), "32 bytes".to_owned()),
             Self::Vtpm(error) => return azure::compared(error),
             Self::Requirements { differences } => {
@@ -272,9 +271,8 @@ impl Refusal {
             }
             Self::Malformed { .. } | Self::InitDataDocument(_) => return None,
             Self::Snp(error) => match error {
-                VerifyError::Root { seen, expected }
-                | VerifyError::Issuer { seen, expected, .. }
-                | VerifyError::ChipId { seen, expected } => (seen.clone(), expected.clone()),
+                VerifyError::Chain(error) => return error.compared(),
+                VerifyError::ChipId { seen, expected } => (seen.clone(), expected.clone()),
                 VerifyError::Product { seen, expected } => (seen.clone(), (*expected).to_owned()),
                 VerifyError::NotCommitted { current, committed, .. } => {
                     (current.clone(), format!("at least {committed}"))
@@ -295,9 +293,11 @@ fn listed(differences: &[kata_cc_snp::Difference]) -> String {
 /// A chain that ends elsewhere is told from one that is broken or a report that was changed.
 const fn snp_reason(error: &VerifyError) -> Reason {
     match error {
-        VerifyError::Root { .. }
-        | VerifyError::Issuer { role: Role::Ark | Role::Ask, .. }
-        | VerifyError::ChainSignature { role: Role::Ark | Role::Ask, .. } => Reason::UntrustedRoot,
+        VerifyError::Chain(
+            ChainError::Root { .. }
+            | ChainError::Issuer { role: Role::Ark | Role::Ask, .. }
+            | ChainError::Signature { role: Role::Ark | Role::Ask, .. },
+        ) => Reason::UntrustedRoot,
         VerifyError::Report(_) => Reason::Malformed,
         _ => match error.blame() {
             Blame::Report => Reason::Unacceptable,

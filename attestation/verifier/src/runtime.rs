@@ -42,7 +42,8 @@ pub(crate) fn claim(evidence: &Value) -> Result<Option<Value>, Refusal> {
     if told.kept_by != "agent" || told.algorithm != "sha384" || told.register != REGISTER {
         return Err(malformed(&"kept_by, algorithm and register must be agent, sha384 and 4"));
     }
-    let log = from_base64_standard(&told.cc_eventlog).ok_or_else(|| malformed(&"cc_eventlog is not base64"))?;
+    let log =
+        from_base64_standard(&told.cc_eventlog).ok_or_else(|| malformed(&"cc_eventlog is not base64"))?;
     let log = EventLog::parse(&log)?;
     // There is one register: an event of another would stand there and be measured nowhere.
     if let Some(event) = log.events.iter().find(|event| event.register != REGISTER) {

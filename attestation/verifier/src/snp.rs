@@ -86,13 +86,7 @@ pub(crate) fn verify(config: &VerifierConfig, input: &Evidence<'_>, now: u64) ->
     };
     Ok(Verdict {
         tee,
-        claims: claims::annotated(
-            tee,
-            snp_claims,
-            &report.report_data,
-            &report.host_data,
-            init_data_claims,
-        ),
+        claims: claims::annotated(tee, snp_claims, &report.report_data, &report.host_data, init_data_claims),
         measurement: report.measurement.to_vec(),
         report_data: report.report_data.to_vec(),
         init_data: report.host_data.to_vec(),

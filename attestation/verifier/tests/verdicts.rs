@@ -5,9 +5,9 @@ mod runtime_log;
 
 use std::sync::LazyLock;
 
-use kata_cc_kbs_protocol::{Tee, base64_standard};
 use kata_cc_kbs_protocol::initdata::InitData;
 use kata_cc_kbs_protocol::rcar::{HashAlgorithm, RuntimeData};
+use kata_cc_kbs_protocol::{Tee, base64_standard};
 use kata_cc_sim_tee::{ReportRequest, SimPlatform};
 use kata_cc_snp::evidence::SnpEvidence;
 use kata_cc_snp::{CertTable, Report};

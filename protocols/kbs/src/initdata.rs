@@ -213,7 +213,7 @@ fn gunzip(packed: &[u8]) -> Result<String, InitDataError> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    
+
     #[test]
     fn vectors_agree() {
         let Some(folder) = kata_cc_test_vectors::path("coco/initdata") else { return };
