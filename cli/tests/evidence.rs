@@ -3,7 +3,6 @@
 
 mod common;
 
-use std::path::PathBuf;
 use std::process::Stdio;
 
 use common::{Node, Ran};
@@ -16,16 +15,7 @@ use serde_json::Value;
 const THEN: &str = "2025-09-01";
 
 fn vector(name: &str) -> Option<String> {
-    let root = std::env::var_os("KATA_CC_VECTORS").map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/vectors"),
-        PathBuf::from,
-    );
-    let path = root.join(name);
-    if path.exists() {
-        return Some(path.to_str().unwrap().to_owned());
-    }
-    println!("skipped: no vector {}", path.display());
-    None
+    Some(kata_cc_test_vectors::path(name)?.to_str().unwrap().to_owned())
 }
 
 /// `kata-cc evidence ARGUMENTS`, expecting an exit code; gives what it printed.

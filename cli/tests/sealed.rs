@@ -7,20 +7,6 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use common::Node;
 
-/// A file of the test vectors; `None` (and a word about it) where there are none.
-fn vector(name: &str) -> Option<String> {
-    let root = std::env::var_os("KATA_CC_VECTORS").map_or_else(
-        || std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/vectors"),
-        std::path::PathBuf::from,
-    );
-    let path = root.join("coco/sealed").join(name);
-    let read = std::fs::read_to_string(&path);
-    if read.is_err() {
-        println!("skipped: no vector {}", path.display());
-    }
-    read.ok()
-}
-
 #[test]
 fn a_secret_is_sealed_and_opened_with_the_right_keys_alone() {
     let node = Node::new();
@@ -72,11 +58,13 @@ fn a_secret_is_sealed_and_opened_with_the_right_keys_alone() {
 
 #[test]
 fn the_recorded_secrets_open_with_cocos_key() {
+    let vector = |name: &str| kata_cc_test_vectors::read(&format!("coco/sealed/{name}"));
     let (Some(cases), Some(jwk)) = (vector("sealed.json"), vector("test-key.json")) else { return };
     let node = Node::new();
-    let (key, resource) = (node.file("key", jwk), node.file("resource", "resource"));
+    let (key, resource) =
+        (node.file("key", String::from_utf8(jwk).unwrap()), node.file("resource", "resource"));
     let resource = format!("kbs:///one/2/trois={resource}");
-    let cases: serde_json::Value = serde_json::from_str(&cases).unwrap();
+    let cases: serde_json::Value = serde_json::from_slice(&cases).unwrap();
     for case in cases["secrets"].as_array().unwrap() {
         let file = node.file("sealed", case["sealed"].as_str().unwrap());
         let arguments =

@@ -3,8 +3,6 @@
 
 mod common;
 
-use std::path::PathBuf;
-
 use common::Node;
 use kata_cc_attestation_service::jws::SigningKey;
 use kata_cc_attestation_service::token::TokenBroker;
@@ -53,14 +51,7 @@ fn a_token_is_verified_by_its_key_set() {
 
 #[test]
 fn vectors_by_their_certificates() {
-    let root = std::env::var_os("KATA_CC_VECTORS").map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/vectors"),
-        PathBuf::from,
-    );
-    let Ok(bytes) = std::fs::read(root.join("coco/ear/tokens.json")) else {
-        println!("skipped: no vectors in {}", root.display());
-        return;
-    };
+    let Some(bytes) = kata_cc_test_vectors::read("coco/ear/tokens.json") else { return };
     let cases: Value = serde_json::from_slice(&bytes).unwrap();
     let node = Node::new();
     let pem = node.file("root.pem", cases["root_pem"].as_str().unwrap());

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::io::Read as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -10,17 +10,6 @@ use kata_cc_image::crypto::packet::Packet;
 use kata_cc_image::crypto::{DecryptReader, KEYS_PROVIDER, PUBOPTS, PrivateOptions, PublicOptions};
 use kata_cc_image::digest::Digest;
 use serde_json::Value;
-
-fn vectors() -> Option<PathBuf> {
-    let root = std::env::var_os("KATA_CC_VECTORS")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/vectors"), PathBuf::from);
-    let path = root.join("images/ocicrypt");
-    if !path.exists() {
-        println!("skipped: no vectors at {}", path.display());
-        return None;
-    }
-    Some(path)
-}
 
 fn json(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
@@ -32,7 +21,7 @@ fn decode(value: &Value) -> Vec<u8> {
 
 #[test]
 fn opens_the_layer_of_packets_json() {
-    let Some(path) = vectors() else { return };
+    let Some(path) = kata_cc_test_vectors::path("images/ocicrypt") else { return };
     let packets = json(&path.join("packets.json"));
     let key = PrivateOptions::read(packets["private_options"].as_str().unwrap().as_bytes()).unwrap().key;
     let sealed = decode(&packets["ciphertext_b64"]);
@@ -50,7 +39,7 @@ fn opens_the_layer_of_packets_json() {
 
 #[test]
 fn checks_the_hmac_of_skopeos_layers_and_reads_their_packets() {
-    let Some(path) = vectors() else { return };
+    let Some(path) = kata_cc_test_vectors::path("images/ocicrypt") else { return };
     let manifest = json(&path.join("enc-aa/manifest.json"));
     let plain = json(&path.join("plain/manifest.json"));
     let message = json(&path.join("enc-aa/keyprovider-messages.json"));
@@ -71,7 +60,7 @@ fn checks_the_hmac_of_skopeos_layers_and_reads_their_packets() {
 
 #[test]
 fn opens_packets_of_both_versions_and_refuses_a_changed_one() {
-    let Some(path) = vectors() else { return };
+    let Some(path) = kata_cc_test_vectors::path("images/ocicrypt") else { return };
     let vectors = json(&path.join("packets.json"));
     let key = hex::decode(vectors["kek_hex"].as_str().unwrap()).unwrap();
     let mut opened = 0;

@@ -92,7 +92,7 @@ pub fn cases() -> Vec<Case> {
         },
         Case {
             name: "report signed by another root",
-            expected: &["root of the evidence is"],
+            expected: &["root of the chain is"],
             run: |world, name| {
                 let platform = world.material.join("other-sim");
                 with(world, name, &Tampering { platform: Some(platform), ..Default::default() })

@@ -97,6 +97,25 @@ fn build(fuzz: &Path, names: &[&str]) -> anyhow::Result<()> {
     run(&mut cargo)
 }
 
+/// What others recorded is good to begin with: folders of the shared test vectors, where those are.
+fn recorded(target: &str) -> &'static [&'static str] {
+    match target {
+        "azure_vtpm" => &["snp/evidence", "tdx/evidence"],
+        "endorsements_file" => &["snp/certs", "tdx/certs", "tdx/quotes/v5-gcollateral/collateral"],
+        "guest_event_log" | "tdx_event_log" => &["tdx/eventlogs"],
+        "guest_qgs" => &["tdx/qgs"],
+        "guest_quote" | "tdx_quote" => &["tdx/quotes", "tdx/tdreport"],
+        "guest_sealed" => &["coco/sealed"],
+        "guest_key_packet" => &["images/ocicrypt"],
+        "kbs_request" => &["coco/evidence", "coco/runtime-data"],
+        "snp_id_block" => &["snp/id-block"],
+        "snp_report" => &["snp/reports"],
+        "tdx_collateral" => &["tdx/quotes", "tdx/certs"],
+        "x509_crl" => &["snp/certs", "tdx/certs"],
+        _ => &[],
+    }
+}
+
 /// Whether nothing was found.
 fn run_target(fuzz: &Path, name: &str, seconds: u32) -> anyhow::Result<bool> {
     let (corpus, seeds) = (fuzz.join("corpus").join(name), fuzz.join("seeds").join(name));
@@ -114,6 +133,7 @@ fn run_target(fuzz: &Path, name: &str, seconds: u32) -> anyhow::Result<bool> {
         .arg(format!("-artifact_prefix={}/", artifacts.display()));
     // What is new goes to the first folder; seeds are only read.
     target.arg(corpus).args(seeds.is_dir().then_some(seeds));
+    target.args(recorded(name).iter().filter_map(|part| kata_cc_test_vectors::path(part)));
     let code = status(target.stdout(std::process::Stdio::null()).stderr(log_file))?;
     let told = String::from_utf8_lossy(&std::fs::read(&log).unwrap_or_default()).into_owned();
     let last =
@@ -146,5 +166,12 @@ mod tests {
             assert!(what.len() > 20 && !what.contains("#!["), "{name}: {what:?}");
         }
         assert_eq!(manifest.matches("[[bin]]").count(), all.len());
+        let known: Vec<&str> = all.iter().map(|(name, _)| name.as_str()).collect();
+        for name in ["azure_vtpm", "tdx_quote", "x509_crl"] {
+            assert!(known.contains(&name) && !recorded(name).is_empty(), "{name}");
+            for part in recorded(name) {
+                assert!(kata_cc_test_vectors::root().is_none_or(|root| root.join(part).is_dir()), "{part}");
+            }
+        }
     }
 }

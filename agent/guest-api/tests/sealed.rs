@@ -11,16 +11,7 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 fn vector(name: &str) -> Option<Vec<u8>> {
-    let root = std::env::var_os("KATA_CC_VECTORS").map_or_else(
-        || std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/vectors"),
-        std::path::PathBuf::from,
-    );
-    let path = root.join("coco/sealed").join(name);
-    let read = std::fs::read(&path);
-    if read.is_err() {
-        println!("skipped: no vector {}", path.display());
-    }
-    read.ok()
+    kata_cc_test_vectors::read(&format!("coco/sealed/{name}"))
 }
 
 /// Gives every resource its own name as contents, and the signer's key where CoCo's vectors look for it.

@@ -7,7 +7,7 @@ mod fake;
 use std::cell::RefCell;
 use std::time::Duration;
 
-use fake::{FakeTsm, Script, vector};
+use fake::{FakeTsm, Script};
 use kata_cc_attester::qgs::{self, QgsError};
 use kata_cc_attester::quote::{Quote, QuoteError, TD_REPORT_LEN};
 use kata_cc_attester::sev_guest::{
@@ -29,7 +29,9 @@ fn report_data_of(report: &[u8]) -> [u8; 64] {
 #[test]
 fn recorded_snp_reports_come_through_configfs() {
     for name in REPORTS {
-        let Some(report) = vector(&format!("snp/reports/{name}/report.bin")) else { return };
+        let Some(report) = kata_cc_test_vectors::read(&format!("snp/reports/{name}/report.bin")) else {
+            return;
+        };
         let report_data = report_data_of(&report);
         let tsm = FakeTsm::new("sev_guest", report.clone(), Some(Vec::new()));
         let answer = tsm::ask(&tsm, &Request::new(Provider::SevGuest, report_data)).unwrap();
@@ -48,7 +50,7 @@ fn recorded_snp_reports_come_through_configfs() {
 #[test]
 fn recorded_quotes_come_through_configfs() {
     for name in QUOTES {
-        let Some(quote) = vector(&format!("tdx/quotes/{name}/quote.bin")) else { return };
+        let Some(quote) = kata_cc_test_vectors::read(&format!("tdx/quotes/{name}/quote.bin")) else { return };
         let report_data = Quote::parse(&quote).unwrap().report_data;
         let tsm = FakeTsm::new("tdx_guest", quote.clone(), None);
         assert_eq!(tdx::quote_by_tsm(&tsm, &report_data).unwrap(), quote, "{name}");
@@ -208,7 +210,9 @@ const NO_PAUSE: Duration = Duration::ZERO;
 #[test]
 fn recorded_reports_come_through_the_device() {
     for name in REPORTS {
-        let Some(report) = vector(&format!("snp/reports/{name}/report.bin")) else { return };
+        let Some(report) = kata_cc_test_vectors::read(&format!("snp/reports/{name}/report.bin")) else {
+            return;
+        };
         let report_data = report_data_of(&report);
         let raw = sev_guest::report(&FakeSev::new(report.clone(), &[]), &report_data, NO_PAUSE).unwrap();
         assert_eq!((raw.report, raw.certificates), (report, vec![5; CERTS_LEN]), "{name}");
@@ -268,7 +272,7 @@ impl TdDevice for FakeTd {
 
 #[test]
 fn a_recorded_td_report_is_read() {
-    let Some(bytes) = vector("tdx/tdreport/report-a.bin") else { return };
+    let Some(bytes) = kata_cc_test_vectors::read("tdx/tdreport/report-a.bin") else { return };
     let (raw, report) = tdx::td_report(&FakeTd(bytes.clone()), &[0; 64]).unwrap();
     assert_eq!(raw.as_slice(), bytes);
     assert_eq!(report.mrconfigid, [0; 48]);
@@ -284,10 +288,10 @@ fn a_recorded_td_report_is_read() {
 async fn a_quote_comes_from_the_quote_generation_service() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let (Some(report), Some(request), Some(refusal), Some(quote)) = (
-        vector("tdx/tdreport/report-a.bin"),
-        vector("tdx/qgs/get-quote-req.bin"),
-        vector("tdx/qgs/get-quote-resp-error.bin"),
-        vector("tdx/quotes/v4-a/quote.bin"),
+        kata_cc_test_vectors::read("tdx/tdreport/report-a.bin"),
+        kata_cc_test_vectors::read("tdx/qgs/get-quote-req.bin"),
+        kata_cc_test_vectors::read("tdx/qgs/get-quote-resp-error.bin"),
+        kata_cc_test_vectors::read("tdx/quotes/v4-a/quote.bin"),
     ) else {
         return;
     };

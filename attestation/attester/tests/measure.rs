@@ -6,7 +6,6 @@ mod fake;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use fake::vector;
 use kata_cc_attester::measure::tcg::{self, TcgError};
 use kata_cc_attester::measure::{
     Asker, Digest, Event, LogError, MAX_ASKED, Register, Rtmr, RuntimeLog, SoftwareRegister, extended,
@@ -20,7 +19,7 @@ fn software(log: &[u8]) -> Result<Box<dyn Register>, TcgError> {
 
 #[test]
 fn the_recorded_events_give_these_entries_and_values() {
-    let Some(bytes) = vector("coco/aael/events.json") else { return };
+    let Some(bytes) = kata_cc_test_vectors::read("coco/aael/events.json") else { return };
     let cases: Value = serde_json::from_slice(&bytes).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let mut log = RuntimeLog::open(dir.path(), None, software).unwrap();
@@ -51,7 +50,7 @@ fn the_recorded_events_give_these_entries_and_values() {
 #[test]
 fn logs_of_real_firmware_are_read_and_continued() {
     for name in ["ccel-a", "ccel-grub", "ccel-ovmf", "ccel-gcp-cos113", "ccel-aael-alibaba"] {
-        let Some(bytes) = vector(&format!("tdx/eventlogs/{name}.bin")) else { return };
+        let Some(bytes) = kata_cc_test_vectors::read(&format!("tdx/eventlogs/{name}.bin")) else { return };
         let used = tcg::used_length(&bytes).unwrap_or_else(|| panic!("{name} is not read"));
         assert!(bytes[used..].iter().all(|b| *b == 0xFF) || bytes[used..].iter().all(|b| *b == 0), "{name}");
         let dir = tempfile::tempdir().unwrap();
@@ -63,7 +62,7 @@ fn logs_of_real_firmware_are_read_and_continued() {
         assert_eq!(tcg::replay(log.bytes(), 4).unwrap(), recorded.value, "{name}");
         assert!(log.bytes().starts_with(&bytes[..used]));
     }
-    let Some(bytes) = vector("tdx/eventlogs/ccel-aael-alibaba.bin") else { return };
+    let Some(bytes) = kata_cc_test_vectors::read("tdx/eventlogs/ccel-aael-alibaba.bin") else { return };
     let events: Vec<_> = tcg::events(&bytes).map(Result::unwrap).filter_map(|e| Event::of(&e)).collect();
     assert_eq!(events.len(), 2, "{events:?}");
     assert_eq!((events[0].domain(), events[0].content()), ("coco.com", "some-content"));
@@ -73,7 +72,7 @@ fn logs_of_real_firmware_are_read_and_continued() {
 fn the_firmwares_log_is_read_without_its_filling() {
     let root = tempfile::tempdir().unwrap();
     assert_eq!(kata_cc_attester::tdx::firmware_log(root.path()).unwrap(), None);
-    let Some(bytes) = vector("tdx/eventlogs/ccel-gcp-cos113.bin") else { return };
+    let Some(bytes) = kata_cc_test_vectors::read("tdx/eventlogs/ccel-gcp-cos113.bin") else { return };
     let path = root.path().join(kata_cc_attester::tdx::CCEL);
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(&path, &bytes).unwrap();

@@ -27,8 +27,8 @@ use kata_cc_snp::{REPORT_LEN, Report, ReportError};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::cursor::Cursor;
 use crate::pcr::sha256;
+use kata_cc_bytes::{Cursor, Truncated};
 
 /// Bytes that the NV index has.
 pub const HCL_REPORT_LEN: usize = 2600;
@@ -135,17 +135,17 @@ impl HclReport {
         if bytes.len() > MAX_HCL_REPORT {
             return Err(short);
         }
-        let mut cursor = Cursor(bytes);
-        let used = parse_header(&mut cursor).ok_or_else(|| short.clone())??;
-        let hardware_report = cursor.take(REPORT_LEN).ok_or_else(|| short.clone())?;
-        let (hardware, len) = parse_request_data(&mut cursor).ok_or_else(|| short.clone())??;
-        let variable_data = usize::try_from(len).ok().and_then(|len| cursor.take(len)).ok_or(short)?;
+        let mut cursor = Cursor::new(bytes);
+        let used = parse_header(&mut cursor).map_err(|Truncated| short.clone())??;
+        let hardware_report = cursor.slice(REPORT_LEN).map_err(|Truncated| short.clone())?;
+        let (hardware, len) = parse_request_data(&mut cursor).map_err(|Truncated| short.clone())??;
+        let variable_data = usize::try_from(len).ok().and_then(|len| cursor.slice(len).ok()).ok_or(short)?;
         // What follows is read by nobody; all of it is zero, so that no byte of the report is free to be anything.
-        let end = bytes.len() - cursor.0.len();
+        let end = bytes.len() - cursor.rest().len();
         if usize::try_from(used) != Ok(end) {
             return Err(HclError::field("bytes used", used, end));
         }
-        if let Some(at) = cursor.0.iter().position(|byte| *byte != 0) {
+        if let Some(at) = cursor.rest().iter().position(|byte| *byte != 0) {
             return Err(HclError::field("padding", format!("not zero at byte {}", end + at), "zeros"));
         }
         Ok(Self {
@@ -208,12 +208,12 @@ impl HclReport {
     }
 }
 
-/// Gives the bytes used; `None` when there are too few.
-fn parse_header(cursor: &mut Cursor<'_>) -> Option<Result<u32, HclError>> {
-    let (magic, version) = (cursor.array::<4>()?, cursor.le32()?);
-    let (used, request) = (cursor.le32()?, cursor.le32()?);
+/// Gives the bytes used.
+fn parse_header(cursor: &mut Cursor<'_>) -> Result<Result<u32, HclError>, Truncated> {
+    let (magic, version) = (cursor.array::<4>()?, cursor.u32()?);
+    let (used, request) = (cursor.u32()?, cursor.u32()?);
     let reserved = cursor.array::<16>()?;
-    Some(if magic != *MAGIC {
+    Ok(if magic != *MAGIC {
         Err(HclError::field("signature", hex::encode(magic), hex::encode(MAGIC)))
     } else if !(1..=2).contains(&version) {
         Err(HclError::field("version", version, "1 or 2"))
@@ -227,17 +227,17 @@ fn parse_header(cursor: &mut Cursor<'_>) -> Option<Result<u32, HclError>> {
 }
 
 /// Gives the hardware and the length of the variable data.
-fn parse_request_data(cursor: &mut Cursor<'_>) -> Option<Result<(Hardware, u32), HclError>> {
-    let (size, version) = (cursor.le32()?, cursor.le32()?);
-    let (kind, hash, len) = (cursor.le32()?, cursor.le32()?, cursor.le32()?);
+fn parse_request_data(cursor: &mut Cursor<'_>) -> Result<Result<(Hardware, u32), HclError>, Truncated> {
+    let (size, version) = (cursor.u32()?, cursor.u32()?);
+    let (kind, hash, len) = (cursor.u32()?, cursor.u32()?, cursor.u32()?);
     let hardware = match kind {
         2 => Hardware::Snp,
         4 => Hardware::Tdx,
         _ => {
-            return Some(Err(HclError::field("kind of the hardware's report", kind, "2 (SNP) or 4 (TDX)")));
+            return Ok(Err(HclError::field("kind of the hardware's report", kind, "2 (SNP) or 4 (TDX)")));
         }
     };
-    Some(if version != 1 {
+    Ok(if version != 1 {
         Err(HclError::field("version of the request data", version, 1))
     } else if hash != HASH_SHA256 {
         Err(HclError::field("hash in the report data", hash, "1 (SHA-256)"))

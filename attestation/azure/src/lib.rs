@@ -19,7 +19,6 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
 
-mod cursor;
 pub mod evidence;
 pub mod hcl;
 pub mod pcr;

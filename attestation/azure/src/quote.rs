@@ -13,9 +13,9 @@
 //!
 //! Source: TPM 2.0 Library part 2, 10.12.8 (`TPMS_ATTEST`), 10.6 (`TPML_PCR_SELECTION`), 11.3 (`TPMT_SIGNATURE`).
 
-use crate::cursor::Cursor;
 use crate::hcl::AttestationKey;
 use crate::pcr::Pcrs;
+use kata_cc_bytes::{Cursor, Truncated};
 
 /// Most bytes of a quote's message.
 pub const MAX_MESSAGE: usize = 1024;
@@ -109,35 +109,35 @@ impl Attest {
         if message.len() > MAX_MESSAGE {
             return Err(QuoteError::TooLong { what: "the message", seen: message.len(), max: MAX_MESSAGE });
         }
-        let at = |field| move || QuoteError::Truncated { field };
-        let mut cursor = Cursor(message);
-        let magic = cursor.be32().ok_or_else(at("magic"))?;
+        let at = |field| move |Truncated| QuoteError::Truncated { field };
+        let mut cursor = Cursor::new(message);
+        let magic = cursor.be32().map_err(at("magic"))?;
         if magic != TPM_GENERATED {
             return Err(QuoteError::field("magic", format!("{magic:08x}"), format!("{TPM_GENERATED:08x}")));
         }
-        let kind = cursor.be16().ok_or_else(at("type"))?;
+        let kind = cursor.be16().map_err(at("type"))?;
         if kind != TPM_ST_ATTEST_QUOTE {
             let expected = format!("{TPM_ST_ATTEST_QUOTE:04x} (a quote)");
             return Err(QuoteError::field("type", format!("{kind:04x}"), expected));
         }
-        let qualified_signer = cursor.sized(MAX_NAME).ok_or_else(at("qualifiedSigner"))?.to_vec();
-        let extra_data = cursor.sized(MAX_EXTRA_DATA).ok_or_else(at("extraData"))?.to_vec();
-        let clock = cursor.be64().ok_or_else(at("clock"))?;
-        let reset_count = cursor.be32().ok_or_else(at("resetCount"))?;
-        let restart_count = cursor.be32().ok_or_else(at("restartCount"))?;
-        let safe = match cursor.array::<1>().ok_or_else(at("safe"))? {
+        let qualified_signer = sized(&mut cursor, MAX_NAME).map_err(at("qualifiedSigner"))?.to_vec();
+        let extra_data = sized(&mut cursor, MAX_EXTRA_DATA).map_err(at("extraData"))?.to_vec();
+        let clock = cursor.be64().map_err(at("clock"))?;
+        let reset_count = cursor.be32().map_err(at("resetCount"))?;
+        let restart_count = cursor.be32().map_err(at("restartCount"))?;
+        let safe = match cursor.array::<1>().map_err(at("safe"))? {
             [0] => false,
             [1] => true,
             [other] => return Err(QuoteError::field("safe", other, "0 or 1")),
         };
-        let firmware_version = cursor.be64().ok_or_else(at("firmwareVersion"))?;
+        let firmware_version = cursor.be64().map_err(at("firmwareVersion"))?;
         check_selection(&mut cursor)?;
-        let digest = cursor.sized(64).ok_or_else(at("pcrDigest"))?;
+        let digest = sized(&mut cursor, 64).map_err(at("pcrDigest"))?;
         let pcr_digest = digest.try_into().map_err(|_| {
             QuoteError::field("pcrDigest", format!("{} bytes", digest.len()), "32 bytes (SHA-256)")
         })?;
-        if !cursor.0.is_empty() {
-            return Err(QuoteError::field("rest", format!("{} bytes", cursor.0.len()), "nothing"));
+        if !cursor.rest().is_empty() {
+            return Err(QuoteError::field("rest", format!("{} bytes", cursor.rest().len()), "nothing"));
         }
         Ok(Self {
             qualified_signer,
@@ -152,16 +152,22 @@ impl Attest {
     }
 }
 
+/// TPM2B: a 16-bit length and as many bytes. More than `max` are no more than what is cut: neither is the structure.
+fn sized<'a>(cursor: &mut Cursor<'a>, max: usize) -> Result<&'a [u8], Truncated> {
+    let len = usize::from(cursor.be16()?);
+    if len > max { Err(Truncated) } else { cursor.slice(len) }
+}
+
 /// The digest says nothing about a PCR that was not selected, so a quote that leaves one out vouches for none of the values sent.
 fn check_selection(cursor: &mut Cursor<'_>) -> Result<(), QuoteError> {
-    let at = || QuoteError::Truncated { field: "pcrSelect" };
-    let count = cursor.be32().ok_or_else(at)?;
+    let at = |Truncated| QuoteError::Truncated { field: "pcrSelect" };
+    let count = cursor.be32().map_err(at)?;
     if count != 1 {
         return Err(QuoteError::field("pcrSelect", format!("{count} banks"), "the SHA-256 bank alone"));
     }
-    let bank = cursor.be16().ok_or_else(at)?;
-    let [len] = cursor.array::<1>().ok_or_else(at)?;
-    let bitmap = cursor.take(usize::from(len)).ok_or_else(at)?;
+    let bank = cursor.be16().map_err(at)?;
+    let [len] = cursor.array::<1>().map_err(at)?;
+    let bitmap = cursor.slice(usize::from(len)).map_err(at)?;
     if bank != TPM_ALG_SHA256 {
         let expected = format!("{TPM_ALG_SHA256:04x} (SHA-256)");
         return Err(QuoteError::field("pcrSelect's bank", format!("{bank:04x}"), expected));
@@ -211,15 +217,15 @@ impl TpmQuote {
 /// # Errors
 /// [`QuoteError`] for another scheme or hash, and for trailing bytes.
 pub fn rsassa_signature(bytes: &[u8]) -> Result<Vec<u8>, QuoteError> {
-    let at = || QuoteError::Truncated { field: "signature" };
-    let mut cursor = Cursor(bytes);
-    let (scheme, hash) = (cursor.be16().ok_or_else(at)?, cursor.be16().ok_or_else(at)?);
+    let at = |Truncated| QuoteError::Truncated { field: "signature" };
+    let mut cursor = Cursor::new(bytes);
+    let (scheme, hash) = (cursor.be16().map_err(at)?, cursor.be16().map_err(at)?);
     if (scheme, hash) != (TPM_ALG_RSASSA, TPM_ALG_SHA256) {
         let seen = format!("{scheme:04x} with hash {hash:04x}");
         return Err(QuoteError::field("signature's scheme", seen, "0014 (RSASSA) with hash 000b (SHA-256)"));
     }
-    let signature = cursor.sized(MAX_SIGNATURE).ok_or_else(at)?;
-    if cursor.0.is_empty() { Ok(signature.to_vec()) } else { Err(at()) }
+    let signature = sized(&mut cursor, MAX_SIGNATURE).map_err(at)?;
+    if cursor.rest().is_empty() { Ok(signature.to_vec()) } else { Err(at(Truncated)) }
 }
 
 #[cfg(test)]

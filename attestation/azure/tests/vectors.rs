@@ -1,28 +1,13 @@
 //! The vTPM's links of real Azure evidence: accepted as recorded, refused with any bit changed.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use std::path::PathBuf;
-
 use kata_cc_azure_vtpm::{
     AzureEvidence, Hardware, HardwareEvidence, HclError, HclReport, QuoteError, Vtpm, VtpmError,
 };
 use serde_json::{Value, json};
 
-fn vector(name: &str) -> Option<Vec<u8>> {
-    let root = std::env::var_os("KATA_CC_VECTORS").map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/vectors"),
-        PathBuf::from,
-    );
-    let path = root.join(name);
-    if path.is_file() {
-        return Some(std::fs::read(path).unwrap());
-    }
-    println!("skipped: no vector {}", path.display());
-    None
-}
-
 fn evidence(hardware: Hardware, name: &str) -> Option<AzureEvidence> {
-    let value: Value = serde_json::from_slice(&vector(name)?).unwrap();
+    let value: Value = serde_json::from_slice(&kata_cc_test_vectors::read(name)?).unwrap();
     assert_eq!(AzureEvidence::hardware_of(&value), Some(hardware), "{name}");
     Some(AzureEvidence::from_json(hardware, &value).unwrap())
 }
@@ -53,7 +38,7 @@ fn recorded_evidence_holds_together() {
 
 #[test]
 fn a_report_of_version_2_is_read() {
-    let Some(bytes) = vector("snp/evidence/az-snp-hcl-report.bin") else { return };
+    let Some(bytes) = kata_cc_test_vectors::read("snp/evidence/az-snp-hcl-report.bin") else { return };
     let hcl = HclReport::parse(&bytes).unwrap();
     let (_, report) = hcl.snp_report().unwrap();
     assert_eq!(report.version, 2);

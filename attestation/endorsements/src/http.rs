@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use kata_cc_causes::causes;
 use reqwest::{Client, StatusCode, header};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::CertificateDer;
@@ -318,21 +319,6 @@ fn roots(file: Option<&Path>) -> Result<RootCertStore, ConfigError> {
         return Err(unusable("holds no usable certificate".to_owned()));
     }
     Ok(store)
-}
-
-/// The whole chain of causes: the outer ones of the HTTP library say little.
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -14,8 +14,8 @@ const FMSPC: [u8; 6] = [0xB0, 0xC0, 0x6F, 0, 0, 0];
 
 /// The recorded collateral of one quote.
 fn collateral() -> Option<Value> {
-    let path = vectors()?.join("tdx/quotes/v4-uptodate/collateral.json");
-    Some(serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap())
+    let bytes = kata_cc_test_vectors::read("tdx/quotes/v4-uptodate/collateral.json")?;
+    Some(serde_json::from_slice(&bytes).unwrap())
 }
 
 /// As in a URL.
@@ -90,7 +90,7 @@ async fn a_real_quote_is_completed_looked_up_and_verified() {
         CollateralKey, CollateralSource as _, Options, Quote, Trailing, TrustAnchor, TrustedCollateral,
     };
     let Some(json) = collateral() else { return };
-    let quote = std::fs::read(vectors().unwrap().join("tdx/quotes/v4-uptodate/quote.bin")).unwrap();
+    let quote = kata_cc_test_vectors::read("tdx/quotes/v4-uptodate/quote.bin").unwrap();
     let server = Server::start(move |_, path| pccs(&json, path)).await;
     let endorser = endorser(&config(&server));
     let evidence = serde_json::json!({"quote": base64_standard(&quote), "cc_eventlog": null});
@@ -147,7 +147,7 @@ async fn what_is_not_the_collateral_asked_for_is_refused() {
 
 #[tokio::test]
 async fn all_recorded_endorsements_make_a_bundle_for_a_site_without_a_network() {
-    let Some(vectors) = vectors() else { return };
+    let Some(vectors) = kata_cc_test_vectors::path("") else { return };
     let mut bundle = Bundle::load(&vectors.join("snp")).unwrap();
     for part in ["v4-uptodate", "v5-gcollateral"] {
         for (item, document) in Bundle::load(&vectors.join("tdx/quotes").join(part)).unwrap().iter() {

@@ -2,25 +2,10 @@
 //! vectors. The OVMF reading here is test code only: the product boots kernels directly.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use std::path::PathBuf;
-
 use aws_lc_rs::digest::{SHA256, digest};
 use kata_cc_measurement::{LaunchDigest, VmsaRegisters, vmsa::Segment};
 
 const FOUR_GIB: u64 = 1 << 32;
-
-fn vectors() -> Option<PathBuf> {
-    let root = std::env::var_os("KATA_CC_VECTORS").map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/vectors"),
-        PathBuf::from,
-    );
-    let dir = root.join("snp/launch-digest");
-    if dir.is_dir() {
-        return Some(dir);
-    }
-    println!("skipped: no vectors at {}", dir.display());
-    None
-}
 
 fn guid(text: &str) -> [u8; 16] {
     let raw: [u8; 16] = hex::decode(text.replace('-', "")).unwrap().try_into().unwrap();
@@ -201,7 +186,7 @@ fn measure(ovmf: &Ovmf, case: &Case) -> Option<[u8; 48]> {
 
 #[test]
 fn snp_launch_digests_match() {
-    let Some(dir) = vectors() else { return };
+    let Some(dir) = kata_cc_test_vectors::path("snp/launch-digest") else { return };
     let cases: Cases = serde_json::from_slice(&std::fs::read(dir.join("cases.json")).unwrap()).unwrap();
     assert_eq!(cases.ovmf_hash_amd_sev.len(), 96);
     let mut checked = 0;

@@ -5,12 +5,10 @@
 //! issuer may issue (basic constraints, key usage, path length; RFC 5280, 6.1, without policies and names). A trusted
 //! certificate may itself be the first.
 
+use kata_cc_x509::{CertError, Certificate, ObjectIdentifier};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use thiserror::Error;
-use x509_cert::Certificate;
-use x509_cert::der::{Decode as _, Encode as _};
-use x509_cert::ext::pkix::{BasicConstraints, KeyUsage};
 
 use crate::jws::{JwsError, VerifyingKey};
 
@@ -18,13 +16,23 @@ use crate::jws::{JwsError, VerifyingKey};
 pub const MAX_CERTIFICATES: usize = 8;
 /// Most signatures that are checked for one path.
 const MAX_CHECKS: usize = 32;
+/// Extensions that may be critical: basic constraints, key usage, extended key usage, subject's alternative names.
+const UNDERSTOOD: [ObjectIdentifier; 4] = [
+    ObjectIdentifier::new_unwrap("2.5.29.19"),
+    ObjectIdentifier::new_unwrap("2.5.29.15"),
+    ObjectIdentifier::new_unwrap("2.5.29.37"),
+    ObjectIdentifier::new_unwrap("2.5.29.17"),
+];
 
 /// Why a chain was refused.
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
 pub enum ChainError {
     /// A certificate that cannot be read.
     #[error("a certificate cannot be read: {0}")]
-    Certificate(String),
+    Certificate(#[from] CertError),
+    /// Text that holds none.
+    #[error("a certificate of x5c is not base64")]
+    Base64,
     /// Too many of them.
     #[error("{0} certificates, at most {MAX_CERTIFICATES} are read")]
     TooMany(usize),
@@ -54,40 +62,31 @@ pub enum ChainError {
     Key(#[from] JwsError),
 }
 
-/// A parsed certificate.
+/// A certificate, and its key where that signs tokens.
 #[derive(Debug, Clone)]
 pub struct ParsedCertificate {
     certificate: Certificate,
-    der: Vec<u8>,
-    /// What is signed.
-    signed: Vec<u8>,
     key: Option<VerifyingKey>,
 }
 
 impl ParsedCertificate {
     /// Reads DER.
     pub fn from_der(der: &[u8]) -> Result<Self, ChainError> {
-        let wrong = |e: x509_cert::der::Error| ChainError::Certificate(e.to_string());
-        let certificate = Certificate::from_der(der).map_err(wrong)?;
-        // The bytes as they were signed; encoding anew would accept what is no DER.
-        let signed = tbs(der).ok_or_else(|| ChainError::Certificate("no signed part".to_owned()))?;
-        let spki = certificate.tbs_certificate.subject_public_key_info.to_der().map_err(wrong)?;
-        let key = VerifyingKey::from_spki(&spki).ok();
-        Ok(Self { certificate, der: der.to_vec(), signed, key })
+        let certificate = Certificate::from_der(der)?;
+        let key = VerifyingKey::from_spki(&certificate.spki_der()?).ok();
+        Ok(Self { certificate, key })
     }
 
-    /// Reads all certificates of a PEM text.
+    /// Reads all certificates of a PEM text; trusted ones may be more than a chain has.
     pub fn all_from_pem(pem: &[u8]) -> Result<Vec<Self>, ChainError> {
         CertificateDer::pem_slice_iter(pem)
-            .map(|der| {
-                der.map_err(|e| ChainError::Certificate(e.to_string())).and_then(|der| Self::from_der(&der))
-            })
+            .map(|der| Self::from_der(&der.map_err(|error| CertError::Pem { why: error.to_string() })?))
             .collect()
     }
 
     /// DER.
     pub fn der(&self) -> &[u8] {
-        &self.der
+        self.certificate.der()
     }
 
     /// Its key, when that is of a kind that signs tokens.
@@ -96,57 +95,38 @@ impl ParsedCertificate {
     }
 
     fn subject(&self) -> String {
-        self.certificate.tbs_certificate.subject.to_string().chars().take(128).collect()
+        self.certificate.subject_text().chars().take(128).collect()
     }
 
     fn check_time(&self, now: i64) -> Result<(), ChainError> {
-        let validity = &self.certificate.tbs_certificate.validity;
-        let (from, to) = (
-            validity.not_before.to_unix_duration().as_secs(),
-            validity.not_after.to_unix_duration().as_secs(),
-        );
+        let (from, to) = (self.certificate.not_before(), self.certificate.not_after());
         if u64::try_from(now).is_ok_and(|now| (from..=to).contains(&now)) {
             return Ok(());
         }
         Err(ChainError::Time { subject: self.subject(), from, to, now })
     }
 
-    /// Whether all critical extensions are known.
     fn is_understood(&self) -> bool {
-        let known = ["2.5.29.19", "2.5.29.15", "2.5.29.37", "2.5.29.17"];
-        let extensions = self.certificate.tbs_certificate.extensions.iter().flatten();
-        extensions.filter(|e| e.critical).all(|e| known.contains(&e.extn_id.to_string().as_str()))
+        self.certificate.check_critical(&UNDERSTOOD).is_ok()
     }
 
     /// Whether it may issue, with `below` issuers between it and the first certificate.
     fn may_issue(&self, below: usize) -> bool {
-        let tbs = &self.certificate.tbs_certificate;
-        let Ok(Some((_, constraints))) = tbs.get::<BasicConstraints>() else { return false };
-        let Ok(usage) = tbs.get::<KeyUsage>() else { return false };
-        let length = constraints.path_len_constraint.is_none_or(|most| below <= usize::from(most));
-        constraints.ca && length && usage.is_none_or(|(_, usage)| usage.key_cert_sign())
+        let length = self.certificate.path_length();
+        length.is_ok_and(|most| most.is_none_or(|most| below <= usize::from(most)))
+            && self.certificate.signs_certificates().is_ok_and(|signs| signs)
     }
 
     fn issued(&self, other: &Self) -> bool {
-        let Some(key) = &self.key else { return false };
-        let certificate = &other.certificate;
-        let algorithm = &certificate.signature_algorithm;
-        let Some(signature) = certificate.signature.as_bytes() else { return false };
-        *algorithm == certificate.tbs_certificate.signature
-            && key.verify_x509(&algorithm.oid.to_string(), &other.signed, signature).is_ok()
+        let (Some(key), Some((algorithm, signature))) = (&self.key, other.certificate.signature()) else {
+            return false;
+        };
+        key.verify_x509(&algorithm.to_string(), other.certificate.signed_bytes(), signature).is_ok()
     }
 
     fn names_issuer(&self, issuer: &Self) -> bool {
-        self.certificate.tbs_certificate.issuer == issuer.certificate.tbs_certificate.subject
+        self.certificate.names_issuer(&issuer.certificate)
     }
-}
-
-/// The first element of the outer sequence, with its header.
-fn tbs(der: &[u8]) -> Option<Vec<u8>> {
-    use x509_cert::der::{Reader as _, SliceReader, asn1::AnyRef};
-    let outer = AnyRef::from_der(der).ok()?;
-    let mut reader = SliceReader::new(outer.value()).ok()?;
-    Some(reader.tlv_bytes().ok()?.to_vec())
 }
 
 /// Checks that `given` (the `x5c`, first certificate first) leads to one of `trusted` at `now`, and gives the key of the first.
@@ -181,7 +161,7 @@ struct Search<'a> {
 
 impl<'a> Search<'a> {
     fn leads(&mut self, from: &'a ParsedCertificate, path: &mut Vec<&'a [u8]>) -> bool {
-        if self.trusted.iter().any(|one| one.der == from.der) {
+        if self.trusted.iter().any(|one| one.der() == from.der()) {
             return true;
         }
         if path.len() >= MAX_CERTIFICATES || path.contains(&from.der()) {

@@ -80,16 +80,7 @@ fn tdx_on_hardware_and_simulated() {
         every_claim_counts(&evidence, &references, &pointers);
         // As a boot loader leaves the registers; with the firmware's events, 3.
         assert_eq!(run(&evidence, &references).vector.get("executables"), Some(4));
-        let mut events = evidence.clone();
-        events[tee]["uefi_event_logs"] = json!([
-            {"type_name": "EV_EFI_BOOT_SERVICES_APPLICATION", "details": {"device_paths": ["x", "File(kernel)"]}, "digests": [{"digest": "k"}]},
-            {"type_name": "EV_EVENT_TAG", "details": {"string": "LOADED_IMAGE::LoadOptions"}, "digests": [{"digest": "p"}]},
-        ]);
-        let mut more = references.clone();
-        more["tdvfkernel"] = json!("k");
-        assert_eq!(run(&events, &more).vector.get("executables"), Some(4), "the parameters are another's");
-        more["tdvfkernelparams"] = json!(["p"]);
-        assert_eq!(run(&events, &more).vector.get("executables"), Some(3));
+        events_raise_the_boot_to_three(tee, &evidence, &references);
     }
     let late = {
         let mut evidence = json!({"tdx": tdx(), "init_data": "1d"});
@@ -98,6 +89,36 @@ fn tdx_on_hardware_and_simulated() {
     };
     assert_eq!(late.vector.get("hardware"), Some(97));
     assert!(late.findings[0].to_string().contains("tcb_status is OutOfDate, expected UpToDate: update"));
+}
+
+/// Kernel and parameters by their events; an event that no register holds, or whose registered digest is of another hash, counts nothing.
+fn events_raise_the_boot_to_three(tee: &str, evidence: &Value, references: &Value) {
+    let mut events = evidence.clone();
+    events[tee]["uefi_event_logs"] = json!([
+        {"index": 2, "type_name": "EV_EFI_BOOT_SERVICES_APPLICATION", "details": {"device_paths": ["x", "File(kernel)"]},
+            "digests": [{"alg": "SHA-384", "digest": "k"}]},
+        {"index": 3, "type_name": "EV_EVENT_TAG", "details": {"string": "LOADED_IMAGE::LoadOptions"},
+            "digests": [{"alg": "SHA-384", "digest": "p"}]},
+    ]);
+    let mut more = references.clone();
+    more["tdvfkernel"] = json!("k");
+    assert_eq!(run(&events, &more).vector.get("executables"), Some(4), "the parameters are another's");
+    more["tdvfkernelparams"] = json!(["p"]);
+    assert_eq!(run(&events, &more).vector.get("executables"), Some(3));
+    for event in [0, 1] {
+        for (member, other) in
+            [("index", json!(0)), ("index", json!(5)), ("index", json!(4)), ("type_name", json!("EV_IPL"))]
+        {
+            let mut forged = events.clone();
+            forged[tee]["uefi_event_logs"][event][member] = other;
+            assert_eq!(run(&forged, &more).vector.get("executables"), Some(4), "{event} {member}");
+        }
+        let mut forged = events.clone();
+        let digests = &mut forged[tee]["uefi_event_logs"][event]["digests"];
+        let registered = digests[0]["digest"].clone();
+        *digests = json!([{"alg": "SHA-384", "digest": "x"}, {"alg": "0x99", "digest": registered}]);
+        assert_eq!(run(&forged, &more).vector.get("executables"), Some(4), "{event}: another hash");
+    }
 }
 
 #[test]

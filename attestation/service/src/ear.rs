@@ -195,7 +195,7 @@ mod tests {
 
     #[test]
     fn tiers_agree_with_the_vectors() {
-        let Some(folder) = crate::test_utils::vectors("coco/ear") else { return };
+        let Some(folder) = kata_cc_test_vectors::path("coco/ear") else { return };
         let cases: BTreeMap<String, Tier> =
             serde_json::from_slice(&std::fs::read(folder.join("ar4si-tiers.json")).unwrap()).unwrap();
         for (value, tier) in cases {

@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::Stream;
+use kata_cc_causes::causes;
 use kata_cc_grpc_protocol::attestation::attestation_service_server::{
     AttestationService as Attestation, AttestationServiceServer,
 };
@@ -57,27 +58,13 @@ fn aborted(error: &ServiceError) -> Status {
         ServiceError::Admin(_) | ServiceError::Source(crate::sources::SourceError::Unsigned(_)) => {
             Status::unauthenticated(error.to_string())
         }
-        _ => Status::aborted(chain(error)),
+        // A status is a header of the answer.
+        _ => Status::aborted(causes(error).chars().take(2000).collect::<String>()),
     }
 }
 
 fn refused(problem: Problem) -> Status {
     Status::aborted(problem.detail)
-}
-
-/// An error and what caused it, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.ends_with(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    // A status is a header of the answer.
-    text.chars().take(2000).collect()
 }
 
 fn bearer(metadata: &MetadataMap) -> Option<&str> {

@@ -42,8 +42,6 @@ pub mod store {
     //! The store, which is a crate of its own.
     pub use kata_cc_store::*;
 }
-#[cfg(test)]
-pub(crate) mod test_utils;
 pub mod token;
 pub mod verify;
 

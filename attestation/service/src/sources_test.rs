@@ -31,7 +31,7 @@ fn read(sources: &Sources, message: &[u8], admin: Option<&str>) -> Result<Regist
 
 #[test]
 fn vectors() {
-    let Some(folder) = crate::test_utils::vectors("coco/rvps") else { return };
+    let Some(folder) = kata_cc_test_vectors::path("coco/rvps") else { return };
     let none = Sources::default();
     for name in ["sample-message.json", "sample-message-no-version.json"] {
         let bytes = std::fs::read(folder.join(name)).unwrap();

@@ -306,8 +306,7 @@ impl TokenVerifier {
             .map(|one| {
                 let text = one.as_str().unwrap_or_default();
                 let der = from_base64_standard(text).or_else(|| from_base64_url(text));
-                der.ok_or_else(|| ChainError::Certificate("it is not base64".to_owned()))
-                    .and_then(|der| ParsedCertificate::from_der(&der))
+                der.ok_or(ChainError::Base64).and_then(|der| ParsedCertificate::from_der(&der))
             })
             .collect::<Result<Vec<_>, _>>()?;
         let first = given.first().and_then(ParsedCertificate::key);
@@ -377,7 +376,7 @@ mod tests {
 
     #[test]
     fn vectors_by_their_header_keys() {
-        let Some(folder) = crate::test_utils::vectors("coco/ear") else { return };
+        let Some(folder) = kata_cc_test_vectors::path("coco/ear") else { return };
         let cases: Value =
             serde_json::from_slice(&std::fs::read(folder.join("tokens.json")).unwrap()).unwrap();
         let now = cases["now"].as_i64().unwrap();
@@ -398,7 +397,7 @@ mod tests {
 
     #[test]
     fn vectors_by_their_certificates() {
-        let Some(folder) = crate::test_utils::vectors("coco/ear") else { return };
+        let Some(folder) = kata_cc_test_vectors::path("coco/ear") else { return };
         let cases: Value =
             serde_json::from_slice(&std::fs::read(folder.join("tokens.json")).unwrap()).unwrap();
         let now = cases["now"].as_i64().unwrap();
@@ -417,7 +416,7 @@ mod tests {
 
     #[test]
     fn vectors_of_header_keys_and_trusted_certificates() {
-        let Some(folder) = crate::test_utils::vectors("coco/token-jwk") else { return };
+        let Some(folder) = kata_cc_test_vectors::path("coco/token-jwk") else { return };
         // 2027; the certificates are valid from 2026 to 2036.
         let now = 1_800_000_000;
         for (number, accepted) in [("01", true), ("02", false), ("03", false), ("05", true), ("07", true)] {
@@ -446,7 +445,7 @@ mod tests {
 
     #[test]
     fn vectors_of_trustees_signer() {
-        let Some(folder) = crate::test_utils::vectors("coco/ear") else { return };
+        let Some(folder) = kata_cc_test_vectors::path("coco/ear") else { return };
         let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
         let key = SigningKey::from_pem(&read("jwks-signing-key.pem")).unwrap();
         let broker = broker("ES256");

@@ -13,6 +13,7 @@ use kata_cc_snp::report::{ReportError, SIGNED_LEN, Signature};
 use kata_cc_snp::verify::{AnchorKind, Product, Role, VekKind};
 use kata_cc_snp::{CertKind, CertTable, Endorsements, TrustAnchor, VerifyError, verify};
 use kata_cc_snp::{KeyInfo, Report, SigningKey};
+use kata_cc_x509::ChainError;
 
 /// RSA-4096 keys are slow to make: one platform for all tests of this process.
 static PLATFORM: LazyLock<(tempfile::TempDir, Arc<SimPlatform>)> = LazyLock::new(|| {
@@ -78,12 +79,15 @@ fn reports_do_not_verify_under_another_root(platform: &SimPlatform) {
     let amd = TrustAnchor::Amd(Product::Milan);
     let refused = verify(&report, &given, &amd, now());
     assert!(
-        matches!(&refused, Err(VerifyError::Root { seen, .. }) if seen.contains("ARK-Simulated")),
+        matches!(&refused, Err(VerifyError::Chain(ChainError::Root { seen, .. })) if seen.contains("ARK-Simulated")),
         "{refused:?}"
     );
     let without_root = Endorsements { ark: None, ..given.clone() };
     let refused = verify(&report, &without_root, &amd, now());
-    assert!(matches!(refused, Err(VerifyError::Issuer { role: Role::Ask, .. })), "{refused:?}");
+    assert!(
+        matches!(refused, Err(VerifyError::Chain(ChainError::Issuer { role: Role::Ask, .. }))),
+        "{refused:?}"
+    );
     let without_ask = Endorsements { ask: None, ..given.clone() };
     let refused = verify(&report, &without_ask, &anchor(platform), now());
     assert_eq!(refused, Err(VerifyError::MissingCertificate { role: Role::Ask }));
@@ -92,9 +96,12 @@ fn reports_do_not_verify_under_another_root(platform: &SimPlatform) {
     let dir = tempfile::tempdir().unwrap();
     let other = SimPlatform::create(&dir.path().join("other")).unwrap();
     let refused = verify(&report, &given, &anchor(&other), now());
-    assert!(matches!(refused, Err(VerifyError::Root { .. })), "{refused:?}");
+    assert!(matches!(refused, Err(VerifyError::Chain(ChainError::Root { .. }))), "{refused:?}");
     let refused = verify(&report, &without_root, &anchor(&other), now());
-    assert!(matches!(refused, Err(VerifyError::ChainSignature { role: Role::Ask, .. })), "{refused:?}");
+    assert!(
+        matches!(refused, Err(VerifyError::Chain(ChainError::Signature { role: Role::Ask, .. }))),
+        "{refused:?}"
+    );
 }
 
 /// Reports that the platform itself would never make, signed with its key: the signature is good, so
@@ -130,7 +137,13 @@ fn the_endorsement_key_is_bound_to_tcb_chip_and_kind(dir: &std::path::Path, plat
     assert!(matches!(refused, VerifyError::Report(ReportError::NewerVersion { seen: 6 })), "{refused}");
     // The chain's validity counts at the time of the check.
     let late = verify(&good.to_bytes(), &given, &anchor(platform), now() + 6 * 365 * 24 * 3600).unwrap_err();
-    assert!(matches!(late, VerifyError::Certificate { source: CertError::Validity { .. }, .. }), "{late}");
+    assert!(
+        matches!(
+            late,
+            VerifyError::Chain(ChainError::Certificate { source: CertError::Validity { .. }, .. })
+        ),
+        "{late}"
+    );
 }
 
 fn service_answers(platform: &Arc<SimPlatform>) {

@@ -10,7 +10,7 @@ use kata_cc_tdx::{
     AnchorKind, Collateral, CollateralKey, Expiry, Options, Quote, TcbStatus, Trailing, TrustAnchor,
     TrustedCollateral, Verified, VerifyError, claims, verify,
 };
-use kata_cc_x509::Certificate;
+use kata_cc_x509::{Certificate, ChainError};
 use serde_json::{Value, json};
 
 /// 2026-01-01.
@@ -77,7 +77,7 @@ fn another_root_vouches_for_nothing() {
     let trusted = TrustedCollateral::new(&other.collateral().unwrap(), &anchor(&other)).unwrap();
     let quote = PLATFORM.quote(&version(4)).unwrap();
     let refused = verify(&quote, &trusted, &Options::at(NOW)).unwrap_err();
-    assert!(matches!(refused, VerifyError::Root { .. }), "{refused}");
+    assert!(matches!(refused, VerifyError::Chain(ChainError::Root { .. })), "{refused}");
 }
 
 #[test]
@@ -225,7 +225,10 @@ fn revoked_certificates_are_refused() {
         let collateral =
             PLATFORM.collateral_of(&PLATFORM.tcb_info(), &PLATFORM.qe_identity(), &[revoked]).unwrap();
         let refused = under(&collateral, &version(4)).unwrap_err();
-        assert!(matches!(&refused, VerifyError::Revoked { role, .. } if *role == expected), "{refused}");
+        assert!(
+            matches!(&refused, VerifyError::Chain(ChainError::Revoked { role, .. }) if *role == expected),
+            "{refused}"
+        );
     }
 }
 

@@ -4,7 +4,7 @@
 //! ended by an all-zero entry, then the certificates. It comes from the host, so it is read with
 //! limits: at most [`MAX_ENTRIES`] entries, [`MAX_TABLE`] bytes altogether.
 
-use crate::cursor::{Cursor, Truncated};
+use kata_cc_bytes::{Cursor, Truncated};
 
 /// Most entries that a table may have.
 pub const MAX_ENTRIES: usize = 16;

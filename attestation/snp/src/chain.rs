@@ -7,7 +7,7 @@
 //! Sources: AMD 57230, chapters 3 (certificates) and 4 (revocation lists); RFC 5280.
 
 use aws_lc_rs::signature::{ECDSA_P384_SHA384_FIXED, ParsedPublicKey};
-use kata_cc_x509::Crl;
+use kata_cc_x509::{ChainError, Crl, check_link, check_root};
 
 use crate::certs::{AMD_SIGNATURE, CertError, Certificate, VekExtensions};
 use crate::error::{Role, VekKind, VerifyError};
@@ -161,7 +161,7 @@ impl VerifiedChain {
         let kind = vek_kind(&extensions)?;
         let ark = anchor.ark()?;
         if let Some(bytes) = &endorsements.ark {
-            check_root(bytes, &ark)?;
+            compare_root(bytes, &ark)?;
         }
         let ask = intermediate(endorsements, anchor, kind)?;
         let mut valid = Validity::ALWAYS;
@@ -230,7 +230,7 @@ impl Validity {
 }
 
 fn in_role(role: Role) -> impl Fn(CertError) -> VerifyError {
-    move |source| VerifyError::Certificate { role, source }
+    move |source| ChainError::Certificate { role, source }.into()
 }
 
 fn load(role: Role, bytes: &[u8]) -> Result<Certificate, VerifyError> {
@@ -265,18 +265,11 @@ fn intermediate(
 }
 
 /// The evidence's root is compared, never trusted.
-fn check_root(bytes: &[u8], expected: &Certificate) -> Result<(), VerifyError> {
+fn compare_root(bytes: &[u8], expected: &Certificate) -> Result<(), VerifyError> {
     if bytes == expected.der() {
         return Ok(());
     }
-    let seen = load(Role::Ark, bytes)?;
-    let describe = |cert: &Certificate| {
-        cert.key_fingerprint()
-            .map(|key| format!("'{}' with key sha256:{key}", cert.subject_cn()))
-            .map_err(in_role(Role::Ark))
-    };
-    let (seen, expected) = (describe(&seen)?, describe(expected)?);
-    if seen == expected { Ok(()) } else { Err(VerifyError::Root { seen, expected }) }
+    Ok(check_root(Role::Ark, &load(Role::Ark, bytes)?, expected, AMD_SIGNATURE)?)
 }
 
 fn verify_authorities(ark: &Certificate, ask: &Certificate, now: u64) -> Result<(), VerifyError> {
@@ -287,12 +280,7 @@ fn verify_authorities(ark: &Certificate, ask: &Certificate, now: u64) -> Result<
 }
 
 fn verify_link(role: Role, cert: &Certificate, issuer: &Certificate, now: u64) -> Result<(), VerifyError> {
-    if !cert.names_issuer(issuer) {
-        return Err(VerifyError::Issuer { role, seen: cert.issuer_cn(), expected: issuer.subject_cn() });
-    }
-    if !cert.signed_by(issuer, AMD_SIGNATURE).map_err(in_role(role))? {
-        return Err(VerifyError::ChainSignature { role, issuer: issuer.subject_cn() });
-    }
+    check_link(role, cert, issuer, AMD_SIGNATURE)?;
     cert.check_validity(now).map_err(in_role(role))
 }
 
@@ -314,7 +302,7 @@ fn check_revocation(
         } else {
             valid.narrow(list.this_update(), list.next_update());
         }
-        let revoked = |role, certificate: &Certificate| VerifyError::Revoked {
+        let revoked = |role, certificate: &Certificate| ChainError::Revoked {
             role,
             serial: hex::encode(certificate.serial()),
             issuer: list.issuer_cn(),
@@ -323,7 +311,7 @@ fn check_revocation(
             status = if expired { CrlStatus::Expired } else { CrlStatus::Checked };
             for (role, certificate) in [(Role::Ark, ark), (Role::Ask, ask)] {
                 if list.revokes(certificate.serial()) {
-                    return Err(revoked(role, certificate));
+                    return Err(revoked(role, certificate).into());
                 }
             }
         }
@@ -332,7 +320,7 @@ fn check_revocation(
         let own_issuer = list.covers(vek);
         let numbered = vek.serial().iter().any(|byte| *byte != 0);
         if (own_issuer || numbered) && list.revokes(vek.serial()) {
-            return Err(revoked(Role::Vek, vek));
+            return Err(revoked(Role::Vek, vek).into());
         }
     }
     if status == CrlStatus::Absent && revocation.required {

@@ -1,8 +1,7 @@
 //! Why a report is not to be believed, and whom that points at.
 
-use kata_cc_x509::CrlError;
+use kata_cc_x509::{ChainError, CrlError};
 
-use crate::certs::CertError;
 use crate::policy::SigningKey;
 use crate::report::ReportError;
 
@@ -78,45 +77,14 @@ pub enum VerifyError {
         /// Kind of that key.
         kind: VekKind,
     },
-    /// A certificate cannot be used.
-    #[error("{role} certificate: {source}")]
-    Certificate {
-        /// Which.
-        role: Role,
-        /// Why.
-        source: CertError,
-    },
+    /// A certificate that does not lead to the root.
+    #[error(transparent)]
+    Chain(#[from] ChainError<Role>),
     /// A certificate is neither in the evidence nor built in.
     #[error("{role} certificate is missing from the evidence")]
     MissingCertificate {
         /// Which.
         role: Role,
-    },
-    /// The evidence brings another root.
-    #[error("root of the evidence is {seen}, expected {expected}")]
-    Root {
-        /// Common name and key fingerprint seen.
-        seen: String,
-        /// Common name and key fingerprint of the anchor.
-        expected: String,
-    },
-    /// A certificate names another issuer than the next in the chain.
-    #[error("{role} certificate was issued by '{seen}', expected '{expected}'")]
-    Issuer {
-        /// Which.
-        role: Role,
-        /// Issuer named.
-        seen: String,
-        /// Subject of the next in the chain.
-        expected: String,
-    },
-    /// A certificate's signature does not verify.
-    #[error("{role} certificate is not signed by the key of '{issuer}'")]
-    ChainSignature {
-        /// Which.
-        role: Role,
-        /// Whose key was tried.
-        issuer: String,
     },
     /// A revocation list cannot be used.
     #[error("revocation list: {0}")]
@@ -141,16 +109,6 @@ pub enum VerifyError {
     )]
     CrlMissing {
         /// Whose list.
-        issuer: String,
-    },
-    /// A certificate was revoked.
-    #[error("{role} certificate with serial number {serial} was revoked by '{issuer}'")]
-    Revoked {
-        /// Which.
-        role: Role,
-        /// Its serial number in hex.
-        serial: String,
-        /// Who revoked it.
         issuer: String,
     },
     /// The certificate is neither a VCEK's nor a VLEK's, or both.
@@ -214,16 +172,12 @@ impl VerifyError {
             | Self::Unsigned
             | Self::SignatureAlgorithm { .. }
             | Self::NotCommitted { .. } => Blame::Report,
-            Self::Certificate { .. }
+            Self::Chain(_)
             | Self::MissingCertificate { .. }
-            | Self::Root { .. }
-            | Self::Issuer { .. }
-            | Self::ChainSignature { .. }
             | Self::Crl(_)
             | Self::CrlIssuer { .. }
             | Self::CrlSignature { .. }
             | Self::CrlMissing { .. }
-            | Self::Revoked { .. }
             | Self::VekForm { .. } => Blame::Endorsements,
             Self::Signature { .. }
             | Self::SigningKey { .. }

@@ -11,9 +11,9 @@ use aws_lc_rs::digest::{SHA384, digest};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P384_SHA384_FIXED, EcdsaKeyPair, KeyPair as _, UnparsedPublicKey};
 
-use crate::cursor::{Cursor, Truncated};
 use crate::policy::GuestPolicy;
 use crate::report::Signature;
+use kata_cc_bytes::{Cursor, Truncated};
 
 /// Bytes of an ID block.
 pub const ID_BLOCK_LEN: usize = 96;

@@ -21,7 +21,6 @@ mod cache;
 pub mod cert_table;
 pub mod certs;
 mod chain;
-mod cursor;
 mod error;
 pub mod evidence;
 mod hex_bytes;

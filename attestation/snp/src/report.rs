@@ -6,9 +6,9 @@
 //! [`Report::to_bytes`] is the inverse, used by the simulated platform and for evidence that came
 //! as JSON. Nothing is lost between the two but non-zero reserved bytes.
 
-use crate::cursor::{Cursor, Truncated};
 use crate::policy::{GuestPolicy, KeyInfo, PlatformInfo, SigningKey};
 use crate::tcb::{Tcb, TcbLayout};
+use kata_cc_bytes::{Cursor, Truncated};
 
 /// Oldest version of the structure that is read (firmware 1.51).
 pub const OLDEST_VERSION: u32 = 2;

@@ -3,7 +3,7 @@
 //! Two layouts exist (firmware ABI, TCB_VERSION): up to Genoa, and from Turin on with the FMC.
 //! Versions are compared part by part; as a 64-bit number they mean nothing.
 
-use crate::cursor::{Cursor, Truncated};
+use kata_cc_bytes::{Cursor, Truncated};
 
 /// Where the parts sit in the eight bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

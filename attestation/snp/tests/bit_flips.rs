@@ -4,8 +4,6 @@
 //! padding and the reserved tail by having to be zero: no byte of a report is without effect.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use std::path::PathBuf;
-
 use kata_cc_snp::report::SIGNED_LEN;
 use kata_cc_snp::verify::{Anchor, Product, verify_with};
 use kata_cc_snp::{
@@ -54,15 +52,7 @@ fn is_expected(refused: &VerifyError, at: usize, bit: u32, whole: &Report) -> bo
 }
 
 fn every_flip_is_refused(name: &str) {
-    let root = std::env::var_os("KATA_CC_VECTORS").map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/vectors"),
-        PathBuf::from,
-    );
-    let dir = root.join("snp/reports").join(name);
-    if !dir.is_dir() {
-        println!("skipped: no vectors at {}", dir.display());
-        return;
-    }
+    let Some(dir) = kata_cc_test_vectors::path(&format!("snp/reports/{name}")) else { return };
     let report = std::fs::read(dir.join("report.bin")).unwrap();
     let vek = std::fs::read(dir.join(if name.ends_with("vlek") { "vlek.der" } else { "vcek.der" })).unwrap();
     let given = Endorsements { vek, ..Endorsements::default() };

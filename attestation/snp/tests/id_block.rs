@@ -1,26 +1,11 @@
 //! The ID block of other tools: read, verified, its keys' digests, and built again from the same keys.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use std::path::PathBuf;
-
 use aws_lc_rs::signature::{ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use kata_cc_snp::{GuestPolicy, IdAuth, IdBlock};
 use serde_json::Value;
-
-fn vectors() -> Option<PathBuf> {
-    let root = std::env::var_os("KATA_CC_VECTORS").map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/vectors"),
-        PathBuf::from,
-    );
-    let dir = root.join("snp/id-block");
-    if dir.is_dir() {
-        return Some(dir);
-    }
-    println!("skipped: no vectors at {}", dir.display());
-    None
-}
 
 fn key(pem: &str) -> EcdsaKeyPair {
     let body: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
@@ -29,7 +14,7 @@ fn key(pem: &str) -> EcdsaKeyPair {
 
 #[test]
 fn blocks_of_other_tools_are_read_verified_and_built_again() {
-    let Some(dir) = vectors() else { return };
+    let Some(dir) = kata_cc_test_vectors::path("snp/id-block") else { return };
     let read = |name: &str| std::fs::read(dir.join(name)).unwrap();
     let expected: Value = serde_json::from_slice(&read("expected.json")).unwrap();
     let text = |name: &str| expected[name].as_str().unwrap().to_owned();

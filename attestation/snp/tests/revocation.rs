@@ -7,6 +7,7 @@ use authority::{ARK_SERIAL, ASK_SERIAL, Authority, Chip, DAY, NOW, Signer};
 use kata_cc_snp::certs::CertError;
 use kata_cc_snp::verify::{Role, Verified, verify_with};
 use kata_cc_snp::{ChainCache, CrlStatus, Endorsements, Revocation, VerifiedChain, VerifyError};
+use kata_cc_x509::ChainError;
 
 fn check(of: &Authority, revocation: &Revocation<'_>, now: u64) -> Result<Verified, VerifyError> {
     let (anchor, given) = (of.anchor(), of.endorsements());
@@ -51,7 +52,10 @@ fn a_list_that_has_ended_is_refused_or_told() {
     assert!(matches!(refused, VerifyError::Crl(_)), "{refused}");
     // What it revokes stays revoked.
     let list = of.crl(Signer::Ark, &[ASK_SERIAL], NOW + DAY);
-    assert!(matches!(check(&of, &given(&[&list]), later), Err(VerifyError::Revoked { .. })));
+    assert!(matches!(
+        check(&of, &given(&[&list]), later),
+        Err(VerifyError::Chain(ChainError::Revoked { .. }))
+    ));
 }
 
 #[test]
@@ -68,7 +72,10 @@ fn a_revoked_certificate_is_refused_by_its_serial_number() {
         let list = of.crl(signer, &[3, serial], NOW + DAY);
         let issuer = if signer == Signer::Ark { "ARK-Test" } else { "SEV-Test" }.to_owned();
         let refused = check(of, &given(&[&list]), NOW).unwrap_err();
-        assert_eq!(refused, VerifyError::Revoked { role, serial: text.to_owned(), issuer });
+        assert_eq!(
+            refused,
+            VerifyError::Chain(ChainError::Revoked { role, serial: text.to_owned(), issuer })
+        );
         assert!(refused.to_string().contains(&format!("serial number {text} was revoked")), "{refused}");
     }
     // The root's numbers are not the intermediate's: 0 in the root's list is no endorsement key.
@@ -111,7 +118,10 @@ fn a_chain_is_verified_once_and_ends_when_it_ends() {
         assert!(
             matches!(
                 &refused,
-                VerifyError::Certificate { role: Role::Ark, source: CertError::Validity { .. } }
+                VerifyError::Chain(ChainError::Certificate {
+                    role: Role::Ark,
+                    source: CertError::Validity { .. }
+                })
             ),
             "{refused}"
         );
@@ -121,7 +131,7 @@ fn a_chain_is_verified_once_and_ends_when_it_ends() {
     assert!(chain(&strict, NOW + DAY + 1).is_err());
     // So is a revocation that comes later.
     let revoking = of.crl(Signer::Ark, &[ASK_SERIAL], NOW + DAY);
-    assert!(matches!(chain(&given(&[&revoking]), NOW), Err(VerifyError::Revoked { .. })));
+    assert!(matches!(chain(&given(&[&revoking]), NOW), Err(VerifyError::Chain(ChainError::Revoked { .. }))));
 }
 
 #[test]
@@ -135,11 +145,17 @@ fn the_cache_is_bounded_and_never_answers_for_another_chain() {
     assert_eq!(cache.len(), 2);
     // The same certificates under another root, and other certificates under the same.
     let foreign = cache.chain(&last.endorsements(), (&first.anchor()).into(), &Revocation::default(), NOW);
-    assert!(matches!(foreign, Err(VerifyError::ChainSignature { role: Role::Ask, .. })), "{foreign:?}");
+    assert!(
+        matches!(foreign, Err(VerifyError::Chain(ChainError::Signature { role: Role::Ask, .. }))),
+        "{foreign:?}"
+    );
     let swapped = Endorsements { vek: first.endorsements().vek, ..last.endorsements() };
     let foreign = cache.chain(&swapped, (&last.anchor()).into(), &Revocation::default(), NOW);
-    assert!(matches!(foreign, Err(VerifyError::ChainSignature { role: Role::Vek, .. })), "{foreign:?}");
+    assert!(
+        matches!(foreign, Err(VerifyError::Chain(ChainError::Signature { role: Role::Vek, .. }))),
+        "{foreign:?}"
+    );
     let bad_root = Endorsements { ark: Some(first.ark.der().to_vec()), ..last.endorsements() };
     let foreign = cache.chain(&bad_root, (&last.anchor()).into(), &Revocation::default(), NOW);
-    assert!(matches!(foreign, Err(VerifyError::Root { .. })), "{foreign:?}");
+    assert!(matches!(foreign, Err(VerifyError::Chain(ChainError::Root { .. }))), "{foreign:?}");
 }

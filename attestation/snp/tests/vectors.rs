@@ -2,7 +2,7 @@
 //! expected, and each way of tampering is refused for its own reason.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -13,6 +13,7 @@ use kata_cc_snp::verify::{AnchorKind, Blame, Product, Role, VekKind};
 use kata_cc_snp::{
     Endorsements, Report, ReportError, SigningKey, Tcb, TrustAnchor, Verified, VerifyError, roots, verify,
 };
+use kata_cc_x509::ChainError;
 use serde_json::Value;
 
 /// 2025-09-01: within the validity of every certificate here, also the one-year VLEK.
@@ -20,19 +21,6 @@ const NOW: u64 = 1_756_684_800;
 
 const REPORTS: [&str; 6] =
     ["genoa-v5", "milan-v2-a", "milan-v2-b", "milan-v3-a", "milan-v3-vlek", "turin-v5"];
-
-fn vectors() -> Option<PathBuf> {
-    let root = std::env::var_os("KATA_CC_VECTORS").map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/vectors"),
-        PathBuf::from,
-    );
-    let dir = root.join("snp");
-    if dir.is_dir() {
-        return Some(dir);
-    }
-    println!("skipped: no vectors at {}", dir.display());
-    None
-}
 
 struct Case {
     name: &'static str,
@@ -58,7 +46,7 @@ fn case(dir: &Path, name: &'static str) -> Case {
 }
 
 fn cases() -> Vec<Case> {
-    vectors().map_or_else(Vec::new, |dir| REPORTS.map(|name| case(&dir, name)).into())
+    kata_cc_test_vectors::path("snp").map_or_else(Vec::new, |dir| REPORTS.map(|name| case(&dir, name)).into())
 }
 
 impl Case {
@@ -206,7 +194,7 @@ fn certificates_of_another_chip_or_firmware_are_refused() {
     assert_eq!(refused, VerifyError::Signature { kind: VekKind::Vlek });
     let refused = milan_v3.verify(&milan_v3.report, &turin.given).unwrap_err();
     assert!(
-        matches!(&refused, VerifyError::Issuer { role: Role::Vek, seen, expected } if seen == "SEV-Turin" && expected == "SEV-Milan"),
+        matches!(&refused, VerifyError::Chain(ChainError::Issuer { role: Role::Vek, seen, expected }) if seen == "SEV-Turin" && expected == "SEV-Milan"),
         "{refused}"
     );
     let refused = verify(&turin.report, &turin.given, &TrustAnchor::Amd(Product::Genoa), NOW).unwrap_err();
@@ -215,7 +203,7 @@ fn certificates_of_another_chip_or_firmware_are_refused() {
 
 #[test]
 fn tampered_certificates_are_refused() {
-    let Some(dir) = vectors() else { return };
+    let Some(dir) = kata_cc_test_vectors::path("snp") else { return };
     let milan = case(&dir, "milan-v2-a");
     for name in ["vcek-bad-legacy.der", "vcek-bad-new.der"] {
         let vek = std::fs::read(dir.join("reports/milan-v2-a").join(name)).unwrap();
@@ -223,7 +211,7 @@ fn tampered_certificates_are_refused() {
             milan.verify(&milan.report, &Endorsements { vek, ..Endorsements::default() }).unwrap_err();
         assert_eq!(
             refused,
-            VerifyError::ChainSignature { role: Role::Vek, issuer: "SEV-Milan".into() },
+            VerifyError::Chain(ChainError::Signature { role: Role::Vek, issuer: "SEV-Milan".into() }),
             "{name}"
         );
         assert_eq!(refused.blame(), Blame::Endorsements);
@@ -232,7 +220,10 @@ fn tampered_certificates_are_refused() {
     vek.pop();
     let refused = milan.verify(&milan.report, &Endorsements { vek, ..Endorsements::default() }).unwrap_err();
     assert!(
-        matches!(refused, VerifyError::Certificate { role: Role::Vek, source: CertError::Der(_) }),
+        matches!(
+            refused,
+            VerifyError::Chain(ChainError::Certificate { role: Role::Vek, source: CertError::Der(_) })
+        ),
         "{refused}"
     );
     let refused = milan.verify(&milan.report, &Endorsements::default()).unwrap_err();
@@ -241,7 +232,7 @@ fn tampered_certificates_are_refused() {
 
 #[test]
 fn the_wrong_intermediate_or_root_is_refused() {
-    let Some(dir) = vectors() else { return };
+    let Some(dir) = kata_cc_test_vectors::path("snp") else { return };
     let pem = |name: &str| Some(std::fs::read(dir.join("certs").join(name)).unwrap());
     let milan = case(&dir, "milan-v3-a");
     let vlek = case(&dir, "milan-v3-vlek");
@@ -250,23 +241,32 @@ fn the_wrong_intermediate_or_root_is_refused() {
     for (case, wrong) in [(&milan, "milan-asvk-ark-chain.pem"), (&vlek, "milan-ask-ark-chain.pem")] {
         let swapped = Endorsements { ask: pem(wrong), ..case.given.clone() };
         let refused = case.verify(&case.report, &swapped).unwrap_err();
-        assert!(matches!(refused, VerifyError::Issuer { role: Role::Vek, .. }), "{refused}");
+        assert!(
+            matches!(refused, VerifyError::Chain(ChainError::Issuer { role: Role::Vek, .. })),
+            "{refused}"
+        );
     }
     let other_ask = Endorsements { ask: pem("genoa-ask.pem"), ..milan.given.clone() };
     let refused = milan.verify(&milan.report, &other_ask).unwrap_err();
-    assert!(matches!(refused, VerifyError::Issuer { role: Role::Ask, .. }), "{refused}");
+    assert!(matches!(refused, VerifyError::Chain(ChainError::Issuer { role: Role::Ask, .. })), "{refused}");
     let other_root = Endorsements { ark: pem("genoa-ark.pem"), ..milan.given.clone() };
     let refused = milan.verify(&milan.report, &other_root).unwrap_err();
-    assert!(matches!(&refused, VerifyError::Root { seen, .. } if seen.contains("ARK-Genoa")), "{refused}");
+    assert!(
+        matches!(&refused, VerifyError::Chain(ChainError::Root { seen, .. }) if seen.contains("ARK-Genoa")),
+        "{refused}"
+    );
     // An endorsement key cannot take the place of an intermediate.
     let vek_as_ask = Endorsements { ask: Some(milan.given.vek.clone()), ..milan.given.clone() };
     let refused = milan.verify(&milan.report, &vek_as_ask).unwrap_err();
-    assert!(matches!(refused, VerifyError::Certificate { role: Role::Ask, .. }), "{refused}");
+    assert!(
+        matches!(refused, VerifyError::Chain(ChainError::Certificate { role: Role::Ask, .. })),
+        "{refused}"
+    );
 }
 
 #[test]
 fn validity_is_checked_at_the_given_time() {
-    let Some(dir) = vectors() else { return };
+    let Some(dir) = kata_cc_test_vectors::path("snp") else { return };
     let vlek = case(&dir, "milan-v3-vlek");
     // 2024-12-01 and 2026-01-01, outside of the VLEK's year.
     for time in [1_733_011_200, 1_767_225_600] {
@@ -274,7 +274,10 @@ fn validity_is_checked_at_the_given_time() {
         assert!(
             matches!(
                 &refused,
-                VerifyError::Certificate { role: Role::Vek, source: CertError::Validity { .. } }
+                VerifyError::Chain(ChainError::Certificate {
+                    role: Role::Vek,
+                    source: CertError::Validity { .. }
+                })
             ),
             "{refused}"
         );
@@ -320,7 +323,7 @@ fn other_lengths_and_versions_are_refused() {
 
 #[test]
 fn json_evidence_is_the_same_report() {
-    let Some(dir) = vectors() else { return };
+    let Some(dir) = kata_cc_test_vectors::path("snp") else { return };
     let text = std::fs::read(dir.join("evidence/coco-snp-evidence-v3.json")).unwrap();
     let evidence: SnpEvidence = serde_json::from_slice(&text).unwrap();
     let report = evidence.attestation_report.to_report().unwrap();
@@ -358,7 +361,7 @@ fn built_in_roots_are_those_of_amd() {
             assert_eq!(cert.subject_cn(), format!("{cn}{}", product.name()));
             assert!(cert.signed_by(&ark, AMD_SIGNATURE).unwrap() && cert.names_issuer(&ark));
         }
-        let Some(dir) = vectors() else { continue };
+        let Some(dir) = kata_cc_test_vectors::path("snp") else { continue };
         let lower = product.name().to_lowercase();
         let pem = std::fs::read(dir.join(format!("certs/{lower}-ark.pem"))).unwrap();
         assert_eq!(Certificate::from_der_or_pem(&pem).unwrap().der(), ark.der());

@@ -1,6 +1,6 @@
 //! Why a quote is not to be believed.
 
-use kata_cc_x509::{CertError, CrlError};
+use kata_cc_x509::{ChainError, CrlError};
 
 use crate::collateral::CollateralError;
 use crate::quote::QuoteError;
@@ -105,14 +105,9 @@ pub enum VerifyError {
     /// Collateral that cannot be read.
     #[error(transparent)]
     Collateral(#[from] CollateralError),
-    /// A certificate cannot be used.
-    #[error("{role} certificate: {source}")]
-    Certificate {
-        /// Which.
-        role: Role,
-        /// Why.
-        source: CertError,
-    },
+    /// A certificate that does not lead to the root.
+    #[error(transparent)]
+    Chain(#[from] ChainError<Role>),
     /// A chain is longer or shorter than Intel's.
     #[error("certificate chain of {role} has {seen} certificates, expected {expected}")]
     ChainLength {
@@ -122,42 +117,6 @@ pub enum VerifyError {
         seen: usize,
         /// Certificates needed.
         expected: usize,
-    },
-    /// A chain ends in another root.
-    #[error("root of the chain is {seen}, expected {expected}")]
-    Root {
-        /// Common name and key fingerprint seen.
-        seen: String,
-        /// Common name and key fingerprint of the anchor.
-        expected: String,
-    },
-    /// A certificate names another issuer than the next in the chain.
-    #[error("{role} certificate was issued by '{seen}', expected '{expected}'")]
-    Issuer {
-        /// Which.
-        role: Role,
-        /// Issuer named.
-        seen: String,
-        /// Subject of the next in the chain.
-        expected: String,
-    },
-    /// A certificate's signature does not verify.
-    #[error("{role} certificate is not signed by the key of '{issuer}'")]
-    ChainSignature {
-        /// Which.
-        role: Role,
-        /// Whose key was tried.
-        issuer: String,
-    },
-    /// A certificate was revoked.
-    #[error("{role} certificate with serial number {serial} was revoked by '{issuer}'")]
-    Revoked {
-        /// Which.
-        role: Role,
-        /// Hex.
-        serial: String,
-        /// Whose list says so.
-        issuer: String,
     },
     /// A revocation list cannot be used.
     #[error("{item}: {source}")]
@@ -277,9 +236,7 @@ impl VerifyError {
     pub const fn blame(&self) -> Blame {
         match self {
             Self::Quote(_) => Blame::Quote,
-            Self::Root { .. }
-            | Self::Issuer { role: Role::Root | Role::PckCa, .. }
-            | Self::ChainSignature { role: Role::Root | Role::PckCa, .. } => Blame::Root,
+            Self::Chain(error) => chain_blame(error),
             Self::Collateral(_)
             | Self::Crl { .. }
             | Self::CrlIssuer { .. }
@@ -288,18 +245,9 @@ impl VerifyError {
             | Self::NotYetValid { .. }
             | Self::Expired { .. }
             | Self::OtherPlatform { .. }
-            | Self::Certificate { role: Role::TcbSigning, .. }
-            | Self::ChainLength { role: Role::TcbSigning, .. }
-            | Self::Issuer { role: Role::TcbSigning, .. }
-            | Self::ChainSignature { role: Role::TcbSigning, .. } => Blame::Collateral,
-            Self::Revoked { .. }
-            | Self::Identity { .. }
-            | Self::NoTcbLevel { .. }
-            | Self::TcbRevoked { .. } => Blame::Platform,
-            Self::Certificate { .. }
-            | Self::ChainLength { .. }
-            | Self::Issuer { .. }
-            | Self::ChainSignature { .. }
+            | Self::ChainLength { role: Role::TcbSigning, .. } => Blame::Collateral,
+            Self::Identity { .. } | Self::NoTcbLevel { .. } | Self::TcbRevoked { .. } => Blame::Platform,
+            Self::ChainLength { .. }
             | Self::QeReportSignature
             | Self::QeBinding { .. }
             | Self::QuoteSignature => Blame::Signature,
@@ -311,9 +259,8 @@ impl VerifyError {
     pub fn compared(&self) -> Option<(String, String)> {
         let of = |seen: &str, expected: &str| Some((seen.to_owned(), expected.to_owned()));
         match self {
-            Self::Root { seen, expected }
-            | Self::Issuer { seen, expected, .. }
-            | Self::CrlIssuer { seen, expected, .. }
+            Self::Chain(error) => error.compared(),
+            Self::CrlIssuer { seen, expected, .. }
             | Self::QeBinding { seen, expected }
             | Self::OtherPlatform { seen, expected, .. }
             | Self::Identity { seen, expected, .. } => of(seen, expected),
@@ -322,6 +269,21 @@ impl VerifyError {
             Self::NotYetValid { issued, now, .. } => Some((now.to_string(), format!("from {issued}"))),
             Self::Expired { until, now, .. } => Some((now.to_string(), format!("until {until}"))),
             _ => None,
+        }
+    }
+}
+
+const fn chain_blame(error: &ChainError<Role>) -> Blame {
+    match error {
+        ChainError::Revoked { .. } => Blame::Platform,
+        ChainError::Root { .. }
+        | ChainError::Issuer { role: Role::Root | Role::PckCa, .. }
+        | ChainError::Signature { role: Role::Root | Role::PckCa, .. } => Blame::Root,
+        ChainError::Certificate { role: Role::TcbSigning, .. }
+        | ChainError::Issuer { role: Role::TcbSigning, .. }
+        | ChainError::Signature { role: Role::TcbSigning, .. } => Blame::Collateral,
+        ChainError::Certificate { .. } | ChainError::Issuer { .. } | ChainError::Signature { .. } => {
+            Blame::Signature
         }
     }
 }

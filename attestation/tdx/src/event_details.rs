@@ -8,8 +8,8 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
 use crate::aael::RuntimeEvent;
-use crate::cursor::{Cursor, Truncated};
 use crate::event_log::{EV_EVENT_TAG, Event};
+use kata_cc_bytes::{Cursor, Truncated};
 
 const EV_POST_CODE: u32 = 1;
 const EV_ACTION: u32 = 5;

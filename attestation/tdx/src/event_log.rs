@@ -6,8 +6,8 @@
 
 use aws_lc_rs::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY, SHA256, SHA384, SHA512};
 
-use crate::cursor::{Cursor, Truncated};
 use crate::report::Digest;
+use kata_cc_bytes::{Cursor, Truncated};
 
 /// Most bytes of a log; firmware reserves up to 1 MiB.
 pub const MAX_LOG: usize = 4 * 1024 * 1024;

@@ -22,7 +22,6 @@ pub mod aael;
 pub mod attributes;
 pub mod claims;
 pub mod collateral;
-mod cursor;
 pub mod error;
 pub mod event_details;
 pub mod event_log;

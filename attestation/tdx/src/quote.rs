@@ -4,8 +4,8 @@
 //! enclave (QE) made. The signature data carries that key, the report of the QE that vouches for it, and the chain of
 //! the platform's certification key (PCK), which signed that report.
 
-use crate::cursor::{Cursor, Truncated};
 use crate::report::{TD10_LEN, TD15_LEN, TdReportBody};
+use kata_cc_bytes::{Cursor, Truncated};
 
 /// Most bytes of a quote, padding included; real ones have about 5 KiB, in buffers of 8 KiB and more.
 pub const MAX_QUOTE: usize = 128 * 1024;

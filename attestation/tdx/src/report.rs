@@ -3,7 +3,7 @@
 use aws_lc_rs::digest::{SHA384, digest};
 
 use crate::attributes::TdAttributes;
-use crate::cursor::{Cursor, Truncated};
+use kata_cc_bytes::{Cursor, Truncated};
 
 /// Bytes of a body of TDX 1.0.
 pub const TD10_LEN: usize = 584;

@@ -5,7 +5,7 @@
 
 use aws_lc_rs::digest::{SHA384, digest};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
-use kata_cc_x509::{CertError, Certificate, Crl, SignatureAlgorithm};
+use kata_cc_x509::{CertError, Certificate, ChainError, Crl, SignatureAlgorithm, check_link, check_root};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -99,10 +99,10 @@ impl TrustedCollateral {
     /// # Errors
     /// [`VerifyError`] names the step that failed, what was seen and what was expected.
     pub fn new(collateral: &Collateral, anchor: &TrustAnchor) -> Result<Self, VerifyError> {
-        let in_root = |source| VerifyError::Certificate { role: Role::Root, source };
+        let in_root = in_role(Role::Root);
         let root = anchor.root().map_err(in_root)?;
         root.check_authority().map_err(in_root)?;
-        check_link(Role::Root, &root, &root)?;
+        check_link(Role::Root, &root, &root, ECDSA)?;
         // Roots first: a chain of another maker is told as that, not as one of its signatures.
         let pck_ca = beside_root(Role::PckCa, &collateral.pck_crl_issuer_chain, &root)?;
         let tcb_signer = beside_root(Role::TcbSigning, &collateral.tcb_info.issuer_chain, &root)?;
@@ -218,7 +218,7 @@ impl TrustedCollateral {
         let chain = load_chain(Role::Pck, pem)?;
         let [pck, pck_ca, root] = <[Certificate; 3]>::try_from(chain)
             .map_err(|chain| VerifyError::ChainLength { role: Role::Pck, seen: chain.len(), expected: 3 })?;
-        check_root(&root, &self.root)?;
+        check_root(Role::Root, &root, &self.root, ECDSA)?;
         // Known certificates were verified with the collateral; only dates are left.
         if pck_ca != self.pck_ca {
             check_ca(&pck_ca)?;
@@ -232,15 +232,19 @@ impl TrustedCollateral {
             }
             check_crl_signature(Item::PckCrl, &self.pck_crl, &pck_ca)?;
         }
-        check_link(Role::Pck, &pck, &pck_ca)?;
-        let in_pck = |source| VerifyError::Certificate { role: Role::Pck, source };
+        check_link(Role::Pck, &pck, &pck_ca, ECDSA)?;
+        let in_pck = in_role(Role::Pck);
         pck.check_end_entity().map_err(in_pck)?;
         check_revocation(Role::Pck, &pck, &self.pck_crl)?;
         for (role, certificate) in [(Role::Root, &self.root), (Role::PckCa, &pck_ca), (Role::Pck, &pck)] {
-            certificate.check_validity(now).map_err(|source| VerifyError::Certificate { role, source })?;
+            certificate.check_validity(now).map_err(in_role(role))?;
         }
         Ok(pck)
     }
+}
+
+pub(crate) fn in_role(role: Role) -> impl Fn(CertError) -> VerifyError + Copy {
+    move |source| ChainError::Certificate { role, source }.into()
 }
 
 const fn dates(item: Item, issued: Timestamp, until: Timestamp) -> Dates {
@@ -248,11 +252,11 @@ const fn dates(item: Item, issued: Timestamp, until: Timestamp) -> Dates {
 }
 
 fn load_chain(role: Role, pem: &[u8]) -> Result<Vec<Certificate>, VerifyError> {
-    Certificate::chain_from_pem(pem).map_err(|source| VerifyError::Certificate { role, source })
+    Certificate::chain_from_pem(pem).map_err(in_role(role))
 }
 
 fn check_ca(certificate: &Certificate) -> Result<(), VerifyError> {
-    certificate.check_authority().map_err(|source| VerifyError::Certificate { role: Role::PckCa, source })
+    certificate.check_authority().map_err(in_role(Role::PckCa))
 }
 
 /// The first of a chain of two; the second is the anchor's root. Nothing else is verified.
@@ -260,7 +264,7 @@ fn beside_root(role: Role, pem: &[u8], root: &Certificate) -> Result<Certificate
     let chain = load_chain(role, pem)?;
     let [certificate, named] = <[Certificate; 2]>::try_from(chain)
         .map_err(|chain| VerifyError::ChainLength { role, seen: chain.len(), expected: 2 })?;
-    check_root(&named, root)?;
+    check_root(Role::Root, &named, root, ECDSA)?;
     Ok(certificate)
 }
 
@@ -271,36 +275,8 @@ fn check_issued_by_root(
     root: &Certificate,
     crl: &Crl,
 ) -> Result<(), VerifyError> {
-    check_link(role, certificate, root)?;
+    check_link(role, certificate, root, ECDSA)?;
     check_revocation(role, certificate, crl)
-}
-
-/// A root that comes with a chain is compared with the anchor, never trusted: it is the same certificate, or another
-/// one of the same key.
-fn check_root(seen: &Certificate, anchor: &Certificate) -> Result<(), VerifyError> {
-    if seen == anchor {
-        return Ok(());
-    }
-    let describe = |cert: &Certificate| {
-        cert.key_fingerprint()
-            .map(|key| format!("'{}' with key sha256:{key}", cert.subject_cn()))
-            .map_err(|source| VerifyError::Certificate { role: Role::Root, source })
-    };
-    let (name, expected) = (describe(seen)?, describe(anchor)?);
-    if name != expected {
-        return Err(VerifyError::Root { seen: name, expected });
-    }
-    check_link(Role::Root, seen, anchor)
-}
-
-fn check_link(role: Role, cert: &Certificate, issuer: &Certificate) -> Result<(), VerifyError> {
-    if !cert.names_issuer(issuer) {
-        return Err(VerifyError::Issuer { role, seen: cert.issuer_cn(), expected: issuer.subject_cn() });
-    }
-    if !cert.signed_by(issuer, ECDSA).map_err(|source| VerifyError::Certificate { role, source })? {
-        return Err(VerifyError::ChainSignature { role, issuer: issuer.subject_cn() });
-    }
-    Ok(())
 }
 
 /// The list has to be about the certificate's issuer, so that none is left out by bringing another list.
@@ -315,7 +291,7 @@ fn check_revocation(role: Role, certificate: &Certificate, crl: &Crl) -> Result<
     }
     if crl.revokes(certificate.serial()) {
         let serial = hex::encode(certificate.serial());
-        return Err(VerifyError::Revoked { role, serial, issuer: crl.issuer_cn() });
+        return Err(ChainError::Revoked { role, serial, issuer: crl.issuer_cn() }.into());
     }
     Ok(())
 }
@@ -343,7 +319,7 @@ fn document<T: DeserializeOwned>(
     signer: &Certificate,
     (id, version, version_text): (&'static str, u32, &'static str),
 ) -> Result<T, VerifyError> {
-    let in_signer = |source| VerifyError::Certificate { role: Role::TcbSigning, source };
+    let in_signer = in_role(Role::TcbSigning);
     // The root issues authorities and this signer, nothing else.
     signer.check_end_entity().map_err(in_signer)?;
     let key = UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, signer.p256_public_key().map_err(in_signer)?);

@@ -5,14 +5,14 @@
 
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
-use kata_cc_x509::Certificate;
+use kata_cc_x509::{Certificate, ChainError};
 
 use crate::error::{Part, Role, VerifyError};
 use crate::pck::{PckCa, PckExtension};
 use crate::quote::{QeReport, Quote, Trailing};
 use crate::report::TdReportBody;
 use crate::tcb::{self, QeIdentity, TcbInfo, TcbStatus, Timestamp};
-use crate::trust::{AnchorKind, Expiry, TrustedCollateral};
+use crate::trust::{AnchorKind, Expiry, TrustedCollateral, in_role};
 
 /// How strict a verification is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,11 +52,11 @@ impl CollateralKey {
     /// What a quote says it needs. Nothing is verified: wrong collateral is found out later.
     ///
     /// # Errors
-    /// [`VerifyError::Certificate`] when its PCK certificate cannot be read.
+    /// [`VerifyError::Chain`] when its PCK certificate cannot be read.
     pub fn of(quote: &Quote) -> Result<Self, VerifyError> {
-        let in_pck = |source| VerifyError::Certificate { role: Role::Pck, source };
+        let in_pck = in_role(Role::Pck);
         let pck = Certificate::from_der_or_pem(&quote.certificates).map_err(in_pck)?;
-        let ca = PckCa::of(&pck).ok_or_else(|| VerifyError::Issuer {
+        let ca = PckCa::of(&pck).ok_or_else(|| ChainError::Issuer {
             role: Role::Pck,
             seen: pck.issuer_cn(),
             expected: "Intel SGX PCK Platform CA".to_owned(),
@@ -151,8 +151,7 @@ pub fn verify(
     let expired = collateral.check_dates(options.now, options.expiry)?;
     let pck = collateral.check_pck_chain(&quote.certificates, options.now)?;
     check_signatures(&quote, &pck)?;
-    let extension =
-        PckExtension::of(&pck).map_err(|source| VerifyError::Certificate { role: Role::Pck, source })?;
+    let extension = PckExtension::of(&pck).map_err(in_role(Role::Pck))?;
     let info = collateral.tcb_info();
     check_platform(&extension, info)?;
     let qe = qe_level(&quote.qe_report, collateral.qe_identity())?;
@@ -163,8 +162,7 @@ pub fn verify(
 
 /// PCK signs the QE's report, the QE vouches for the attestation key, that signs the quote.
 fn check_signatures(quote: &Quote, pck: &Certificate) -> Result<(), VerifyError> {
-    let pck_key =
-        pck.p256_public_key().map_err(|source| VerifyError::Certificate { role: Role::Pck, source })?;
+    let pck_key = pck.p256_public_key().map_err(in_role(Role::Pck))?;
     UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, pck_key)
         .verify(&quote.qe_report.bytes, &quote.qe_report_signature)
         .map_err(|_| VerifyError::QeReportSignature)?;

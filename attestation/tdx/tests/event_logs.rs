@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Case, read, vectors};
+use common::{Case, read};
 use kata_cc_tdx::aael::RuntimeEvent;
 use kata_cc_tdx::event_log::{EV_NO_ACTION, EventLog, EventLogError, extend};
 use kata_cc_tdx::quote::Trailing;
@@ -66,7 +66,7 @@ const LOGS: [(&str, usize, [&str; 4]); 5] = [
 
 #[test]
 fn logs_lead_to_their_registers() {
-    let Some(dir) = vectors("tdx/eventlogs") else { return };
+    let Some(dir) = kata_cc_test_vectors::path("tdx/eventlogs") else { return };
     for (name, events, registers) in LOGS {
         let log = EventLog::parse(&read(&dir, &format!("{name}.bin"))).unwrap();
         assert_eq!(log.events.len(), events, "{name}");
@@ -77,7 +77,7 @@ fn logs_lead_to_their_registers() {
 
 #[test]
 fn events_are_told_in_the_words_of_trustee() {
-    let Some(dir) = vectors("tdx/eventlogs") else { return };
+    let Some(dir) = kata_cc_test_vectors::path("tdx/eventlogs") else { return };
     for name in ["ccel-a", "ccel-ovmf", "ccel-grub", "ccel-aael-alibaba"] {
         let log = EventLog::parse(&read(&dir, &format!("{name}.bin"))).unwrap();
         let expected: Value = serde_json::from_slice(&read(&dir, &format!("{name}.out.json"))).unwrap();
@@ -91,7 +91,7 @@ fn events_are_told_in_the_words_of_trustee() {
 
 #[test]
 fn a_log_is_compared_with_its_quote() {
-    let Some(dir) = vectors("tdx/eventlogs") else { return };
+    let Some(dir) = kata_cc_test_vectors::path("tdx/eventlogs") else { return };
     let case = Case::load("v4-gcp-cos113").unwrap();
     let quote = Quote::parse(&case.quote, Trailing::Zeros).unwrap();
     let log = EventLog::parse(&read(&dir, "ccel-gcp-cos113.bin")).unwrap();
@@ -116,7 +116,7 @@ fn a_log_is_compared_with_its_quote() {
 
 #[test]
 fn runtime_events_are_written_as_the_agent_writes_them() {
-    let Some(dir) = vectors("coco/aael") else { return };
+    let Some(dir) = kata_cc_test_vectors::path("coco/aael") else { return };
     let cases: Value = serde_json::from_slice(&read(&dir, "events.json")).unwrap();
     let text = |case: &Value, name: &str| case[name].as_str().unwrap().to_owned();
     let mut register = [0; 48];

@@ -7,6 +7,7 @@ use common::{Case, read};
 use kata_cc_tdx::collateral::{CollateralError, MAX_COLLATERAL, files};
 use kata_cc_tdx::quote::{HEADER_LEN, MAX_QUOTE, Trailing};
 use kata_cc_tdx::{Collateral, Quote, QuoteError, TdReport, TrustAnchor, TrustedCollateral, VerifyError};
+use kata_cc_x509::ChainError;
 
 fn with(quote: &[u8], offset: usize, bytes: &[u8]) -> Result<Quote, QuoteError> {
     let mut changed = quote.to_vec();
@@ -153,7 +154,7 @@ fn parts_of_other_collateral_do_not_fit() {
     assert!(refused(&mixed).to_string().contains("may not sign certificates"), "{}", refused(&mixed));
     let mut mixed = one;
     mixed.pck_crl_issuer_chain.clear();
-    assert!(matches!(refused(&mixed), VerifyError::Certificate { .. }));
+    assert!(matches!(refused(&mixed), VerifyError::Chain(ChainError::Certificate { .. })));
 }
 
 proptest::proptest! {

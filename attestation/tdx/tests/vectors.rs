@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Case, NOW, cases, read, vectors};
+use common::{Case, NOW, cases, read};
 use kata_cc_tdx::error::{Blame, Item, Part};
 use kata_cc_tdx::quote::Trailing;
 use kata_cc_tdx::tcb::Timestamp;
@@ -11,7 +11,7 @@ use kata_cc_tdx::{
     Collateral, CollateralKey, Expiry, Options, PckCa, PckExtension, Quote, QuoteError, TcbStatus, TdReport,
     TdReportError, TrustAnchor, TrustedCollateral, VerifyError, claims, verify,
 };
-use kata_cc_x509::Certificate;
+use kata_cc_x509::{Certificate, ChainError};
 use serde_json::{Value, json};
 
 /// 2026-02-25: within the dates of the collateral of v5-no-tcb-level.
@@ -191,7 +191,7 @@ fn collateral_of_another_platform_is_refused() {
         // Signatures are checked before the platform: so these say that they verify, too.
         let refused = verify(&other.quote, &trusted, &Options::at(NOW)).unwrap_err();
         let fmspc = other.expected["pck"]["fmspc"].as_str().unwrap().to_owned();
-        if let VerifyError::Certificate { .. } = refused {
+        if let VerifyError::Chain(ChainError::Certificate { .. }) = refused {
             continue;
         }
         let expected = "b0c06f000000".to_owned();
@@ -201,7 +201,7 @@ fn collateral_of_another_platform_is_refused() {
 
 #[test]
 fn quotes_of_enclaves_are_refused_by_name() {
-    let Some(dir) = vectors("tdx/quotes/sgx-v3") else { return };
+    let Some(dir) = kata_cc_test_vectors::path("tdx/quotes/sgx-v3") else { return };
     let quote = read(&dir, "quote.bin");
     assert_eq!(Quote::parse(&quote, Trailing::Zeros), Err(QuoteError::Sgx { version: 3 }));
     let collateral = Collateral::from_bundle(&read(&dir, "collateral.json")).unwrap();
@@ -220,7 +220,7 @@ fn a_simulated_anchor_is_not_intels() {
 
 #[test]
 fn a_td_report_is_read() {
-    let Some(dir) = vectors("tdx/tdreport") else { return };
+    let Some(dir) = kata_cc_test_vectors::path("tdx/tdreport") else { return };
     let bytes = read(&dir, "report-a.bin");
     let report = TdReport::parse(&bytes).unwrap();
     assert_eq!(report.version, 1);
@@ -241,7 +241,7 @@ fn a_td_report_is_read() {
 
 #[test]
 fn claims_are_trustees() {
-    let Some(dir) = vectors("tdx") else { return };
+    let Some(dir) = kata_cc_test_vectors::path("tdx") else { return };
     let case = Case::load("v4-a").unwrap();
     let mut expected: Value =
         serde_json::from_slice(&read(&dir, "quotes/v4-a/expected-claims.json")).unwrap();

@@ -7,7 +7,7 @@
 //! name.
 //!
 //! What is checked here: chain and signature, versions (report version 2 of SNP by configuration only), VMPL of SNP, event
-//! log of TDX, report data ([`binding`]), init-data against `HOST_DATA`, `MRCONFIGID` or PCR 8 ([`initdata`]), and whatever
+//! log of TDX, a guest's own log of SNP against its own value (nothing binds it, and its claims say so), report data ([`binding`]), init-data against `HOST_DATA`, `MRCONFIGID` or PCR 8 ([`initdata`]), and whatever
 //! [`SnpSettings`] demands. Else whether measurements, policy bits and TCB are *good* is for the attestation policy, which sees
 //! them as claims
 //! ([`claims`]).
@@ -20,6 +20,7 @@ pub mod binding;
 pub mod claims;
 pub mod initdata;
 mod refusal;
+mod runtime;
 pub mod snp;
 mod snp_claims;
 pub mod tdx;

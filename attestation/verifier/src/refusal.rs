@@ -8,6 +8,7 @@ use kata_cc_kbs_protocol::initdata::InitDataError;
 use kata_cc_snp::VerifyError;
 use kata_cc_snp::verify::{Blame, Role};
 use kata_cc_tdx::{CollateralKey, EventLogError, ReplayError};
+use kata_cc_x509::ChainError;
 
 use crate::azure;
 
@@ -125,6 +126,16 @@ pub enum Refusal {
     /// The event log is that of other measurements.
     #[error("{0}: the event log was changed, or is of another guest")]
     Replay(#[from] ReplayError),
+    /// What an SNP guest's agent recorded is not what it says that it leads to.
+    #[error(
+        "runtime_measurements has the value {seen}, its event log leads to {expected}: the log was edited, cut or mixed up on its way"
+    )]
+    RuntimeMeasurements {
+        /// Hex of the value beside the log.
+        seen: String,
+        /// Hex of what the log leads to.
+        expected: String,
+    },
     /// The report was asked for from a less trusted level of the guest.
     #[error("report comes from VMPL {seen}, expected at most {expected}")]
     Vmpl {
@@ -176,7 +187,7 @@ impl Refusal {
             Self::TeeNotSupported { .. } => Reason::TeeNotSupported,
             Self::SimulatedNotConfigured { .. } => Reason::SimulatedNotConfigured,
             Self::Malformed { .. } | Self::EventLog(_) => Reason::Malformed,
-            Self::Replay(_) => Reason::EventLog,
+            Self::Replay(_) | Self::RuntimeMeasurements { .. } => Reason::EventLog,
             Self::CollateralMissing { .. } => Reason::Collateral,
             Self::Tdx(error) => tdx_reason(error),
             Self::Vtpm(error) => azure::reason(error),
@@ -199,6 +210,7 @@ impl Refusal {
             Self::TeeNotSupported { .. } | Self::SimulatedNotConfigured { .. } => "tee",
             Self::CollateralMissing { .. } => "collateral",
             Self::EventLog(_) | Self::Replay(_) => "uefi_event_logs",
+            Self::RuntimeMeasurements { .. } => "runtime_measurements",
             Self::Tdx(error) => tdx_claim(error),
             Self::Malformed { .. } => "evidence",
             Self::ReportVersion { .. } => "version",
@@ -248,9 +260,9 @@ impl Refusal {
             Self::ReportVersion { seen } => (seen.to_string(), "3 to 5".to_owned()),
             Self::UnknownProduct { seen } => (seen.clone(), "Milan, Genoa or Turin".to_owned()),
             Self::Vmpl { seen, expected } => (seen.to_string(), format!("at most {expected}")),
-            Self::ReportData { seen, expected } | Self::InitData { seen, expected, .. } => {
-                (seen.clone(), expected.clone())
-            }
+            Self::ReportData { seen, expected }
+            | Self::RuntimeMeasurements { seen, expected }
+            | Self::InitData { seen, expected, .. } => (seen.clone(), expected.clone()),
             Self::InitDataAlgorithm { seen, .. } => (format!("{seen} bytes"), "32 bytes".to_owned()),
             Self::Vtpm(error) => return azure::compared(error),
             Self::Requirements { differences } => {
@@ -259,9 +271,8 @@ impl Refusal {
             }
             Self::Malformed { .. } | Self::InitDataDocument(_) => return None,
             Self::Snp(error) => match error {
-                VerifyError::Root { seen, expected }
-                | VerifyError::Issuer { seen, expected, .. }
-                | VerifyError::ChipId { seen, expected } => (seen.clone(), expected.clone()),
+                VerifyError::Chain(error) => return error.compared(),
+                VerifyError::ChipId { seen, expected } => (seen.clone(), expected.clone()),
                 VerifyError::Product { seen, expected } => (seen.clone(), (*expected).to_owned()),
                 VerifyError::NotCommitted { current, committed, .. } => {
                     (current.clone(), format!("at least {committed}"))
@@ -282,9 +293,11 @@ fn listed(differences: &[kata_cc_snp::Difference]) -> String {
 /// A chain that ends elsewhere is told from one that is broken or a report that was changed.
 const fn snp_reason(error: &VerifyError) -> Reason {
     match error {
-        VerifyError::Root { .. }
-        | VerifyError::Issuer { role: Role::Ark | Role::Ask, .. }
-        | VerifyError::ChainSignature { role: Role::Ark | Role::Ask, .. } => Reason::UntrustedRoot,
+        VerifyError::Chain(
+            ChainError::Root { .. }
+            | ChainError::Issuer { role: Role::Ark | Role::Ask, .. }
+            | ChainError::Signature { role: Role::Ark | Role::Ask, .. },
+        ) => Reason::UntrustedRoot,
         VerifyError::Report(_) => Reason::Malformed,
         _ => match error.blame() {
             Blame::Report => Reason::Unacceptable,

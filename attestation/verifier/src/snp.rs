@@ -17,7 +17,7 @@ use kata_cc_snp::{
 use kata_cc_x509::Certificate;
 use serde::Deserialize;
 
-use crate::{Evidence, Reason, Refusal, Verdict, VerifierConfig, binding, claims};
+use crate::{Evidence, Reason, Refusal, Verdict, VerifierConfig, binding, claims, runtime};
 
 /// What the verifier of SNP demands and where it looks endorsements up.
 #[derive(Clone, Debug, Default)]
@@ -75,6 +75,10 @@ pub(crate) fn verify(config: &VerifierConfig, input: &Evidence<'_>, now: u64) ->
     if !differences.is_empty() {
         return Err(Refusal::Requirements { differences });
     }
+    let mut snp_claims = claims::snp_verified(&verified);
+    if let (Some(measured), Some(members)) = (runtime::claim(input.evidence)?, snp_claims.as_object_mut()) {
+        members.insert(runtime::MEMBER.to_owned(), measured);
+    }
     // The label follows the anchor, not what the guest called itself.
     let tee = match verified.anchor {
         AnchorKind::Amd(_) => Tee::Snp,
@@ -82,13 +86,7 @@ pub(crate) fn verify(config: &VerifierConfig, input: &Evidence<'_>, now: u64) ->
     };
     Ok(Verdict {
         tee,
-        claims: claims::annotated(
-            tee,
-            claims::snp_verified(&verified),
-            &report.report_data,
-            &report.host_data,
-            init_data_claims,
-        ),
+        claims: claims::annotated(tee, snp_claims, &report.report_data, &report.host_data, init_data_claims),
         measurement: report.measurement.to_vec(),
         report_data: report.report_data.to_vec(),
         init_data: report.host_data.to_vec(),

@@ -1,7 +1,6 @@
 //! Azure's vTPM forms: recorded evidence, its bindings, and every bit of it.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -15,21 +14,8 @@ const THEN: u64 = 1_756_684_800;
 const SNP_V0: &str = "snp/evidence/az-snp-vtpm-evidence-v0.json";
 const SNP_V1: &str = "snp/evidence/az-snp-vtpm-evidence-v1.json";
 
-fn vector(name: &str) -> Option<Vec<u8>> {
-    let root = std::env::var_os("KATA_CC_VECTORS").map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/vectors"),
-        PathBuf::from,
-    );
-    let path = root.join(name);
-    if path.is_file() {
-        return Some(std::fs::read(path).unwrap());
-    }
-    println!("skipped: no vector {}", path.display());
-    None
-}
-
 fn evidence(name: &str) -> Option<Value> {
-    Some(serde_json::from_slice(&vector(name)?).unwrap())
+    Some(serde_json::from_slice(&kata_cc_test_vectors::read(name)?).unwrap())
 }
 
 /// One for all, as in a service: it keeps the chains that it verified.
@@ -103,7 +89,7 @@ fn init_data_is_pcr_8() {
 #[test]
 fn a_report_of_another_chip_or_hardware_is_refused() {
     let Some(evidence) = evidence(SNP_V1) else { return };
-    let Some(other) = vector("snp/reports/milan-v3-a/vcek.der") else { return };
+    let Some(other) = kata_cc_test_vectors::read("snp/reports/milan-v3-a/vcek.der") else { return };
     let mut changed = evidence.clone();
     changed["vcek"] = base64_url(&other).into();
     assert_eq!(check(&changed, b"challenge", None).unwrap_err().reason(), Reason::Signature);

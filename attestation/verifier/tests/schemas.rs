@@ -1,10 +1,11 @@
 //! The published schemas: every claims tree that the verifiers make is as they say, and nothing is promised that is never there.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod runtime_log;
 mod schema;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use kata_cc_kbs_protocol::Tee;
@@ -20,18 +21,6 @@ use serde_json::{Value, json};
 const THEN: u64 = 1_756_684_800;
 
 const DOCUMENT: &str = "algorithm = \"sha256\"\nversion = \"0.1.0\"\n\n[data]\n\"aa.toml\" = \"x = 1\"\n";
-
-fn vectors() -> Option<PathBuf> {
-    let root = std::env::var_os("KATA_CC_VECTORS").map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/vectors"),
-        PathBuf::from,
-    );
-    if root.is_dir() {
-        return Some(root);
-    }
-    println!("skipped: no vectors at {}", root.display());
-    None
-}
 
 /// Checks a verdict's whole tree.
 fn as_published(verdict: &Verdict, seen: &mut Seen) {
@@ -62,12 +51,12 @@ fn accepted(tee: Tee, evidence: &Value, now: u64) -> Verdict {
 
 #[test]
 fn snp() {
-    let Some(dir) = vectors().map(|root| root.join("snp")) else { return };
+    let Some(dir) = kata_cc_test_vectors::path("snp") else { return };
     let mut seen = Seen::default();
-    as_published(
-        &accepted(Tee::Snp, &json_file(&dir.join("evidence/coco-snp-evidence-v3.json")), THEN),
-        &mut seen,
-    );
+    let mut evidence = json_file(&dir.join("evidence/coco-snp-evidence-v3.json"));
+    as_published(&accepted(Tee::Snp, &evidence, THEN), &mut seen);
+    evidence["runtime_measurements"] = runtime_log::member();
+    as_published(&accepted(Tee::Snp, &evidence, THEN), &mut seen);
     for name in ["genoa-v5", "milan-v3-a", "milan-v3-vlek", "turin-v5"] {
         let folder = dir.join("reports").join(name);
         let report = Report::parse(&std::fs::read(folder.join("report.bin")).unwrap()).unwrap();
@@ -103,7 +92,7 @@ fn simulated_snp_by_reference() {
 
 #[test]
 fn azure_snp() {
-    let Some(dir) = vectors().map(|root| root.join("snp/evidence")) else { return };
+    let Some(dir) = kata_cc_test_vectors::path("snp/evidence") else { return };
     let mut seen = Seen::default();
     for name in ["az-snp-vtpm-evidence-v0.json", "az-snp-vtpm-evidence-v1.json"] {
         as_published(&accepted(Tee::AzSnpVtpm, &json_file(&dir.join(name)), THEN), &mut seen);
@@ -113,7 +102,7 @@ fn azure_snp() {
 
 /// Recorded quotes with collateral of their time.
 fn tdx_verdicts() -> Option<Vec<Verdict>> {
-    let dir = vectors()?.join("tdx/quotes");
+    let dir = kata_cc_test_vectors::path("tdx/quotes")?;
     let folder = dir.join("v5-gcollateral/collateral");
     let newer = Collateral::from_files(|name| std::fs::read(folder.join(name)).ok()).unwrap();
     let older = std::fs::read(dir.join("v4-uptodate/collateral.json")).unwrap();
@@ -143,8 +132,8 @@ fn tdx() {
     }
     assert_eq!(schema::load("sim-tdx.json")["$ref"], "tdx.json");
     // An event log beside the same quote, which is not that of its guest: only its form is looked at.
-    let log = vectors().unwrap().join("tdx/eventlogs/ccel-ovmf.bin");
-    let log = kata_cc_tdx::EventLog::parse(&std::fs::read(log).unwrap()).unwrap();
+    let log = kata_cc_test_vectors::read("tdx/eventlogs/ccel-ovmf.bin").unwrap();
+    let log = kata_cc_tdx::EventLog::parse(&log).unwrap();
     let events: Vec<Value> = log.events.iter().map(kata_cc_tdx::event_details::claim).collect();
     assert!(!events.is_empty());
     let mut verdict = verdicts.remove(0);
@@ -157,7 +146,7 @@ fn tdx() {
 #[test]
 fn azure_tdx() {
     let Some(tdx) = tdx_verdicts() else { return };
-    let azure = vectors().unwrap().join("snp/evidence/az-snp-vtpm-evidence-v1.json");
+    let azure = kata_cc_test_vectors::path("snp/evidence/az-snp-vtpm-evidence-v1.json").unwrap();
     let azure = accepted(Tee::AzSnpVtpm, &json_file(&azure), THEN);
     let mut seen = Seen::default();
     for verdict in tdx {

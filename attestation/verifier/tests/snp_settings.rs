@@ -1,7 +1,6 @@
 //! What a configuration adds to the verification of real SNP evidence: endorsements looked up, demands, version 2.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use kata_cc_kbs_protocol::Tee;
@@ -9,6 +8,7 @@ use kata_cc_snp::evidence::SnpEvidence;
 use kata_cc_snp::verify::{Product, Role};
 use kata_cc_snp::{CertKind, CertTable, EndorsementSource, Report, Supply, VerifyError};
 use kata_cc_verifier::{Evidence, Reason, Refusal, SnpSettings, Verdict, VerifierConfig, verify};
+use kata_cc_x509::ChainError;
 use serde_json::Value;
 
 /// 2025-09-01: within the validity of the real certificates.
@@ -31,15 +31,7 @@ struct Recorded {
 
 impl Recorded {
     fn load(name: &str) -> Option<Self> {
-        let root = std::env::var_os("KATA_CC_VECTORS").map_or_else(
-            || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/vectors"),
-            PathBuf::from,
-        );
-        let dir = root.join("snp/reports").join(name);
-        if !dir.is_dir() {
-            println!("skipped: no vectors at {}", dir.display());
-            return None;
-        }
+        let dir = kata_cc_test_vectors::path("snp/reports")?.join(name);
         let vek = if name.ends_with("vlek") { "vlek.der" } else { "vcek.der" };
         let report = Report::parse(&std::fs::read(dir.join("report.bin")).unwrap()).unwrap();
         Some(Self { report, vek: std::fs::read(dir.join(vek)).unwrap() })
@@ -76,7 +68,10 @@ fn certificates_that_evidence_lacks_are_looked_up() {
     // A certificate of the evidence goes first; a wrong one on the shelf is only a refusal.
     config.snp.endorsements = Some(Arc::new(Shelf(Recorded::load("milan-v3-a").unwrap().vek)));
     recorded.check(&config, true).unwrap();
-    assert!(matches!(recorded.check(&config, false), Err(Refusal::Snp(VerifyError::Issuer { .. }))));
+    assert!(matches!(
+        recorded.check(&config, false),
+        Err(Refusal::Snp(VerifyError::Chain(ChainError::Issuer { .. })))
+    ));
 }
 
 #[test]
@@ -109,7 +104,10 @@ fn version_2_needs_a_processor_line_and_the_right_one() {
     assert_eq!(verdict.tee_claims()["report_version"], 2);
     assert!(verdict.tee_claims().get("cpuid_family").is_none());
     config.snp.settings = settings("v2_product = \"Genoa\"");
-    assert!(matches!(recorded.check(&config, true), Err(Refusal::Snp(VerifyError::Issuer { .. }))));
+    assert!(matches!(
+        recorded.check(&config, true),
+        Err(Refusal::Snp(VerifyError::Chain(ChainError::Issuer { .. })))
+    ));
 }
 
 #[test]

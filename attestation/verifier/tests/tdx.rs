@@ -1,15 +1,14 @@
 //! Verdicts and refusals over simulated TDX evidence, and over real quotes.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod runtime_log;
+
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 
 use kata_cc_kbs_protocol::initdata::InitData;
 use kata_cc_kbs_protocol::{Tee, base64_standard};
 use kata_cc_sim_tee::tdx::{QuoteRequest, TdxPlatform};
-use kata_cc_tdx::aael::RuntimeEvent;
-use kata_cc_tdx::event_log::extend;
 use kata_cc_tdx::{Collateral, Expiry, VerifyError};
 use kata_cc_verifier::tdx::collateral_key;
 use kata_cc_verifier::{
@@ -24,19 +23,6 @@ const NOW: u64 = 1_767_225_600;
 const DOCUMENT: &str = "algorithm = \"sha384\"\nversion = \"0.1.0\"\n\n[data]\nother = \"text\"\n";
 
 static PLATFORM: LazyLock<TdxPlatform> = LazyLock::new(|| TdxPlatform::create(NOW - 1).unwrap());
-
-fn vectors(part: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("KATA_CC_VECTORS").map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/vectors"),
-        PathBuf::from,
-    );
-    let dir = root.join(part);
-    if dir.is_dir() {
-        return Some(dir);
-    }
-    println!("skipped: no vectors at {}", dir.display());
-    None
-}
 
 fn trusting(platforms: &[&TdxPlatform]) -> VerifierConfig {
     let mut config = VerifierConfig::default();
@@ -54,12 +40,8 @@ fn looking_up(mut config: VerifierConfig, collateral: Collateral) -> VerifierCon
 
 /// One event measured into RTMR3, in a log.
 fn log() -> (Vec<u8>, [[u8; 48]; 4]) {
-    let mut spec = b"Spec ID Event03\0\0\0\0\0\0\x02\0\x02\x01\0\0\0\x0C\0\x30\0\0".to_vec();
-    let mut log = [&[0, 0, 0, 0, 3, 0, 0, 0][..], &[0; 20], &(spec.len() as u32).to_le_bytes()].concat();
-    log.append(&mut spec);
-    let event = RuntimeEvent::new("test", "PullImage", "{\"image\":\"shop\"}").unwrap();
-    log.extend(event.entry());
-    (log, [[0; 48], [0; 48], [0; 48], extend(&[0; 48], &event.digest())])
+    let (log, value) = runtime_log::log();
+    (log, [[0; 48], [0; 48], [0; 48], value])
 }
 
 fn request() -> QuoteRequest {
@@ -217,7 +199,7 @@ fn malformed_evidence_is_refused() {
 
 #[test]
 fn real_quotes_are_tdx() {
-    let Some(dir) = vectors("tdx/quotes/v4-uptodate") else { return };
+    let Some(dir) = kata_cc_test_vectors::path("tdx/quotes/v4-uptodate") else { return };
     let read = |name: &str| std::fs::read(dir.join(name)).unwrap();
     let evidence = json!({"quote": base64_standard(&read("quote.bin")), "cc_eventlog": null});
     let key = collateral_key(&evidence).unwrap();

@@ -1,12 +1,13 @@
 //! Verdicts and refusals over simulated evidence, real evidence and the vectors of the protocol.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use std::path::PathBuf;
+mod runtime_log;
+
 use std::sync::LazyLock;
 
-use kata_cc_kbs_protocol::Tee;
 use kata_cc_kbs_protocol::initdata::InitData;
 use kata_cc_kbs_protocol::rcar::{HashAlgorithm, RuntimeData};
+use kata_cc_kbs_protocol::{Tee, base64_standard};
 use kata_cc_sim_tee::{ReportRequest, SimPlatform};
 use kata_cc_snp::evidence::SnpEvidence;
 use kata_cc_snp::{CertTable, Report};
@@ -33,19 +34,6 @@ static PLATFORMS: LazyLock<Platforms> = LazyLock::new(|| {
     let other = SimPlatform::create(&dir.path().join("other")).unwrap();
     Platforms { _dir: dir, ours, other }
 });
-
-fn vectors(part: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("KATA_CC_VECTORS").map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/vectors"),
-        PathBuf::from,
-    );
-    let dir = root.join(part);
-    if dir.is_dir() {
-        return Some(dir);
-    }
-    println!("skipped: no vectors at {}", dir.display());
-    None
-}
 
 fn now() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
@@ -93,6 +81,7 @@ fn simulated_evidence_is_accepted_only_as_what_it_is() {
     roots_decide(ours, other);
     bindings_are_checked(ours);
     changed_or_malformed_evidence_is_refused(ours);
+    a_log_kept_in_software_is_replayed_and_called_unbound(ours);
 }
 
 fn accepted_and_labelled(ours: &SimPlatform) {
@@ -183,9 +172,53 @@ fn changed_or_malformed_evidence_is_refused(ours: &SimPlatform) {
     assert_eq!(verify(&config, &bad_document, now()).unwrap_err().reason(), Reason::InitData);
 }
 
+fn a_log_kept_in_software_is_replayed_and_called_unbound(ours: &SimPlatform) {
+    let config = trusting(&[ours]);
+    let evidence = evidence_of(ours, &request());
+    let without = check(&config, Tee::SimSnp, &evidence).unwrap();
+    assert!(without.tee_claims().get("runtime_measurements").is_none());
+    let with = |pointer: &str, value: Value| {
+        let mut evidence = evidence.clone();
+        evidence["runtime_measurements"] = runtime_log::member();
+        *evidence.pointer_mut(&format!("/runtime_measurements{pointer}")).unwrap() = value;
+        check(&config, Tee::SimSnp, &evidence)
+    };
+    let verdict = with("/register", json!(4)).unwrap();
+    let claim = &verdict.tee_claims()["runtime_measurements"];
+    assert_eq!((&claim["bound"], &claim["kept_by"]), (&json!(false), &json!("agent")));
+    assert_eq!(claim["value"], hex::encode(runtime_log::log().1));
+    assert_eq!(claim["uefi_event_logs"][0]["details"]["data"]["content"], json!({"image": "shop"}));
+
+    let refused = with("/value", json!("00".repeat(48))).unwrap_err();
+    let expected = hex::encode(runtime_log::log().1);
+    assert_eq!(refused, Refusal::RuntimeMeasurements { seen: "00".repeat(48), expected: expected.clone() });
+    assert_eq!((refused.reason(), refused.claim()), (Reason::EventLog, "runtime_measurements"));
+    assert_eq!(refused.expected(), Some(expected));
+    let (log, _) = runtime_log::log();
+    let cut = with("/cc_eventlog", base64_standard(&log[..65]).into()).unwrap_err();
+    assert_eq!(cut.reason(), Reason::EventLog, "the event is missing: {cut}");
+    // An event of another register would be in the claims and in no value.
+    let mut other = log.clone();
+    other.extend_from_slice(&log[65..]);
+    other[log.len()] = 2;
+    let refused = with("/cc_eventlog", base64_standard(&other).into()).unwrap_err();
+    assert!(refused.to_string().contains("event of register 2"), "{refused}");
+    for (pointer, value) in [
+        ("", json!("x")),
+        ("/kept_by", json!("processor")),
+        ("/algorithm", json!("sha256")),
+        ("/register", json!(3)),
+        ("/cc_eventlog", json!("?")),
+        ("/cc_eventlog", json!("AAAA")),
+    ] {
+        let refused = with(pointer, value).unwrap_err();
+        assert_eq!(refused.reason(), Reason::Malformed, "{pointer}: {refused}");
+    }
+}
+
 #[test]
 fn real_evidence_is_snp() {
-    let Some(dir) = vectors("snp") else { return };
+    let Some(dir) = kata_cc_test_vectors::path("snp") else { return };
     let evidence: Value =
         serde_json::from_slice(&std::fs::read(dir.join("evidence/coco-snp-evidence-v3.json")).unwrap())
             .unwrap();
@@ -208,7 +241,7 @@ fn real_evidence_is_snp() {
 
 #[test]
 fn report_data_matches_the_vectors() {
-    let Some(dir) = vectors("coco/runtime-data") else { return };
+    let Some(dir) = kata_cc_test_vectors::path("coco/runtime-data") else { return };
     let cases: Vec<Value> = serde_json::from_slice(&std::fs::read(dir.join("cases.json")).unwrap()).unwrap();
     assert!(!cases.is_empty());
     for case in cases {
@@ -228,7 +261,7 @@ fn report_data_matches_the_vectors() {
 
 #[test]
 fn init_data_matches_the_vectors() {
-    let Some(dir) = vectors("coco/initdata") else { return };
+    let Some(dir) = kata_cc_test_vectors::path("coco/initdata") else { return };
     for name in ["full-sha384", "mini-sha256"] {
         let document =
             InitData::parse(&std::fs::read_to_string(dir.join(format!("{name}.toml"))).unwrap()).unwrap();

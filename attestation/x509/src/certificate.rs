@@ -122,6 +122,35 @@ impl Certificate {
         &self.inner.tbs_certificate.subject_public_key_info
     }
 
+    /// The whole subject name, for messages.
+    #[must_use]
+    pub fn subject_text(&self) -> String {
+        self.subject().to_string()
+    }
+
+    /// The public key structure in DER.
+    ///
+    /// # Errors
+    /// [`CertError::Der`] when it cannot be encoded again.
+    pub fn spki_der(&self) -> Result<Vec<u8>, CertError> {
+        Ok(self.spki().to_der()?)
+    }
+
+    /// The bytes that its issuer signed, as they came.
+    #[must_use]
+    pub fn signed_bytes(&self) -> &[u8] {
+        &self.tbs
+    }
+
+    /// What it was signed with, for verifiers that know more algorithms than [`SignatureAlgorithm`]: the algorithm's identifier and
+    /// the signature. `None` when the two places that name the algorithm differ, or the signature is not whole bytes.
+    #[must_use]
+    pub fn signature(&self) -> Option<(ObjectIdentifier, &[u8])> {
+        let (outer, inner) = (&self.inner.signature_algorithm, &self.inner.tbs_certificate.signature);
+        let signature = self.inner.signature.as_bytes()?;
+        (outer == inner).then_some((outer.oid, signature))
+    }
+
     /// SHA-256 over the public key structure, in hex: what a root is pinned by and shown as.
     ///
     /// # Errors
@@ -196,9 +225,7 @@ impl Certificate {
     /// [`CertError::NotAuthority`], [`CertError::CriticalExtension`].
     pub fn check_authority(&self) -> Result<(), CertError> {
         self.check_critical(&[OID_BASIC_CONSTRAINTS, OID_KEY_USAGE])?;
-        let usage = self.inner.tbs_certificate.get::<KeyUsage>()?;
-        let signs = usage.is_none_or(|(_, usage)| usage.key_cert_sign());
-        if self.is_authority()? && signs {
+        if self.signs_certificates()? {
             return Ok(());
         }
         Err(CertError::NotAuthority { subject: self.subject_cn() })
@@ -216,6 +243,24 @@ impl Certificate {
             return Ok(());
         }
         Err(CertError::NotEndEntity { subject: self.subject_cn() })
+    }
+
+    /// Whether basic constraints and key usage let it sign certificates (RFC 5280, 4.2.1.9 and 4.2.1.3).
+    ///
+    /// # Errors
+    /// [`CertError::Der`] when one of them cannot be read.
+    pub fn signs_certificates(&self) -> Result<bool, CertError> {
+        let usage = self.inner.tbs_certificate.get::<KeyUsage>()?;
+        Ok(self.is_authority()? && usage.is_none_or(|(_, usage)| usage.key_cert_sign()))
+    }
+
+    /// How many issuers may stand between it and an end entity (RFC 5280, 4.2.1.9); any number when it does not say.
+    ///
+    /// # Errors
+    /// [`CertError::Der`] when the extension cannot be read.
+    pub fn path_length(&self) -> Result<Option<u8>, CertError> {
+        let constraints = self.inner.tbs_certificate.get::<BasicConstraints>()?;
+        Ok(constraints.and_then(|(_, basic)| basic.path_len_constraint))
     }
 
     fn is_authority(&self) -> Result<bool, CertError> {

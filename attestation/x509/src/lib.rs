@@ -17,6 +17,7 @@
 
 mod algorithm;
 mod certificate;
+mod chain;
 mod crl;
 mod error;
 
@@ -25,6 +26,7 @@ pub use algorithm::{
     PSS_PARAMS, SignatureAlgorithm,
 };
 pub use certificate::{Certificate, MAX_CERT, MAX_CHAIN, OID_COMMON_NAME};
+pub use chain::{ChainError, check_link, check_root};
 pub use crl::{Crl, CrlError, MAX_CRL};
 pub use error::{AlgorithmError, CertError};
 /// Object identifiers and DER, as this crate's interfaces use them.

@@ -1,7 +1,6 @@
 //! Certificates and revocation lists made here, signed with each algorithm, and Intel's real ones.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use std::path::PathBuf;
 use std::str::FromStr as _;
 
 use aws_lc_rs::rand::SystemRandom;
@@ -30,19 +29,6 @@ const PSS: SignatureAlgorithm = SignatureAlgorithm::RsaPssSha384;
 /// Validity of what is made here: 2025-01-01 to 2025-02-01.
 const START: u64 = 1_735_689_600;
 const END: u64 = 1_738_368_000;
-
-fn vectors(part: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("KATA_CC_VECTORS").map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/vectors"),
-        PathBuf::from,
-    );
-    let dir = root.join(part);
-    if dir.is_dir() {
-        return Some(dir);
-    }
-    println!("skipped: no vectors at {}", dir.display());
-    None
-}
 
 type Authority = CertifiedIssuer<'static, KeyPair>;
 
@@ -252,7 +238,7 @@ fn oversized_and_foreign_input_is_refused() {
 
 #[test]
 fn intels_lists_verify() {
-    let Some(dir) = vectors("tdx") else { return };
+    let Some(dir) = kata_cc_test_vectors::path("tdx") else { return };
     let read = |path: &str| std::fs::read(dir.join(path)).unwrap();
     let root = Certificate::from_der(&read("certs/intel-sgx-root-ca.der")).unwrap();
     assert_eq!(root.signed_by(&root, P256), Ok(true));

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use kata_cc_causes::causes;
 use kata_cc_kbs_protocol::{ErrorInformation, MAX_BODY};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, header};
 use rustls::client::WebPkiServerVerifier;
@@ -133,7 +134,7 @@ impl Http {
             let proxy = reqwest::Proxy::all(proxy).map_err(|e| config(format!("proxy {proxy:?}: {e}")))?;
             builder = builder.proxy(proxy);
         }
-        let client = builder.build().map_err(|e| config(chain(&e)))?;
+        let client = builder.build().map_err(|e| config(causes(&e)))?;
         Ok(Self { client, base })
     }
 
@@ -142,7 +143,8 @@ impl Http {
     }
 
     pub(crate) async fn send(&self, request: RequestBuilder) -> Result<Answer, ClientError> {
-        let transport = |e: reqwest::Error| ClientError::Transport { url: self.base.clone(), why: chain(&e) };
+        let transport =
+            |e: reqwest::Error| ClientError::Transport { url: self.base.clone(), why: causes(&e) };
         let mut response = request.send().await.map_err(transport)?;
         let status = response.status();
         let retry_after = retry_after(&response);
@@ -168,21 +170,6 @@ fn no_tls() -> Result<ClientConfig, ClientError> {
         .map_err(|e| ClientError::Config(e.to_string()))?
         .with_root_certificates(RootCertStore::empty())
         .with_no_client_auth())
-}
-
-/// The whole chain of causes: the outer ones of the HTTP library say little.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
 }
 
 fn session_cookie(response: &Response) -> Option<String> {

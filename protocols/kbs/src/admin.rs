@@ -220,7 +220,7 @@ mod tests {
 
     #[test]
     fn vectors() {
-        let Some(folder) = crate::initdata::tests::vectors("coco/rvps") else { return };
+        let Some(folder) = kata_cc_test_vectors::path("coco/rvps") else { return };
         for name in ["sample-message.json", "sample-message-no-version.json"] {
             let text = std::fs::read_to_string(folder.join(name)).unwrap();
             let message: ReferenceValueMessage = serde_json::from_str(&text).unwrap();

@@ -240,7 +240,7 @@ mod tests {
 
     #[test]
     fn vectors() {
-        let Some(folder) = crate::initdata::tests::vectors("coco/runtime-data") else { return };
+        let Some(folder) = kata_cc_test_vectors::path("coco/runtime-data") else { return };
         let cases: Vec<Value> =
             serde_json::from_slice(&std::fs::read(folder.join("cases.json")).unwrap()).unwrap();
         for case in cases.iter().filter(|case| case["wire_runtime_data"]["tee-pubkey"].is_object()) {

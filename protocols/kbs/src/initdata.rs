@@ -210,28 +210,13 @@ fn gunzip(packed: &[u8]) -> Result<String, InitDataError> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::path::PathBuf;
-
-    /// Folder of the shared vectors; says so and returns `None` when it is absent.
-    pub(crate) fn vectors(folder: &str) -> Option<PathBuf> {
-        let root = std::env::var_os("KATA_CC_VECTORS").map_or_else(
-            || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/vectors"),
-            PathBuf::from,
-        );
-        let path = root.join(folder);
-        if path.is_dir() {
-            return Some(path);
-        }
-        println!("skipped: no vectors in {}", path.display());
-        None
-    }
 
     #[test]
     fn vectors_agree() {
-        let Some(folder) = vectors("coco/initdata") else { return };
+        let Some(folder) = kata_cc_test_vectors::path("coco/initdata") else { return };
         for name in ["mini-sha256", "full-sha384"] {
             let text = std::fs::read_to_string(folder.join(format!("{name}.toml"))).unwrap();
             let expected: serde_json::Value =
@@ -252,7 +237,7 @@ pub(crate) mod tests {
 
     #[test]
     fn invalid_vectors_are_refused() {
-        let Some(folder) = vectors("coco/initdata") else { return };
+        let Some(folder) = kata_cc_test_vectors::path("coco/initdata") else { return };
         let cases: Vec<serde_json::Value> =
             serde_json::from_slice(&std::fs::read(folder.join("invalid.json")).unwrap()).unwrap();
         for case in cases {

@@ -1,24 +1,9 @@
-//! Fakes of the kernel's interfaces that hand out recorded evidence, and where that lies.
+//! Fakes of the kernel's interfaces that hand out recorded evidence.
 
 use std::cell::RefCell;
 use std::io;
-use std::path::PathBuf;
 
 use kata_cc_attester::tsm::TsmFs;
-
-/// A file of the test vectors; `None` (and a word about it) where there are none.
-pub fn vector(name: &str) -> Option<Vec<u8>> {
-    let root = std::env::var_os("KATA_CC_VECTORS").map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/vectors"),
-        PathBuf::from,
-    );
-    let path = root.join(name);
-    let read = std::fs::read(&path);
-    if read.is_err() {
-        println!("skipped: no vector {}", path.display());
-    }
-    read.ok()
-}
 
 /// What a fake kernel does beside answering.
 #[derive(Default)]

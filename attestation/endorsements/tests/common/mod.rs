@@ -1,7 +1,6 @@
 //! A real HTTP server on loopback that plays AMD's KDS and Intel's PCS, and the recorded documents that it serves.
 #![allow(dead_code, reason = "each test program uses a part")]
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -16,18 +15,6 @@ use kata_cc_snp::{Report, Tcb};
 /// 2025-09-01: within the validity of every certificate of the vectors.
 pub(crate) const NOW: u64 = 1_756_684_800;
 
-pub(crate) fn vectors() -> Option<PathBuf> {
-    let root = std::env::var_os("KATA_CC_VECTORS").map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/vectors"),
-        PathBuf::from,
-    );
-    if root.is_dir() {
-        return Some(root);
-    }
-    println!("skipped: no vectors at {}", root.display());
-    None
-}
-
 /// A recorded report with its certificate.
 pub(crate) struct Recorded {
     pub(crate) report: Vec<u8>,
@@ -37,7 +24,7 @@ pub(crate) struct Recorded {
 }
 
 pub(crate) fn recorded(name: &str) -> Option<Recorded> {
-    let dir = vectors()?.join("snp/reports").join(name);
+    let dir = kata_cc_test_vectors::path("snp/reports")?.join(name);
     let report = std::fs::read(dir.join("report.bin")).unwrap();
     let vcek = std::fs::read(dir.join("vcek.der")).unwrap();
     let parsed = Report::parse(&report).unwrap();

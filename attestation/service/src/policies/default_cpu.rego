@@ -173,11 +173,16 @@ checks contains demanded("configuration", "td_attributes.debug", object.get(tdx,
 
 checks contains registered("configuration", "quote.body.xfam", object.get(tdx_body, "xfam", null), "xfam", setting) if tdx
 
-tdx_event(type_name, key, value, reference) if {
+# An event counts by what was measured of it: its SHA-384 digest, in the register that it is said to be measured into. The verifier has
+# replayed those against the quote; events of no register (0, or above 4) and digests of other hashes are in no RTMR, and the log,
+# which the host and the guest can write, may hold any of them.
+tdx_event(register, type_name, key, value, reference) if {
 	some event in tdx.uefi_event_logs
+	event.index == register
 	event.type_name == type_name
 	value in as_list(object.get(event, ["details", key], null))
 	some digest in event.digests
+	digest.alg == "SHA-384"
 	digest.digest in as_list(query_reference_value(reference))
 }
 
@@ -185,10 +190,11 @@ as_list(value) := value if is_array(value)
 
 as_list(value) := [value] if not is_array(value)
 
-# Kernel and command line by the firmware's events, or (4) by the registers alone, as a boot loader leaves them.
+# Kernel (RTMR1, index 2) and command line (RTMR2, index 3) by the firmware's events, or (4) by the registers alone, as a boot loader
+# leaves them.
 tdx_boot := 3 if {
-	tdx_event("EV_EFI_BOOT_SERVICES_APPLICATION", "device_paths", "File(kernel)", "tdvfkernel")
-	tdx_event("EV_EVENT_TAG", "string", "LOADED_IMAGE::LoadOptions", "tdvfkernelparams")
+	tdx_event(2, "EV_EFI_BOOT_SERVICES_APPLICATION", "device_paths", "File(kernel)", "tdvfkernel")
+	tdx_event(3, "EV_EVENT_TAG", "string", "LOADED_IMAGE::LoadOptions", "tdvfkernelparams")
 } else := 4
 
 executables := tdx_boot if {

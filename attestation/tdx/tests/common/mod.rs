@@ -12,19 +12,6 @@ pub(crate) const NOW: u64 = 1_751_328_000;
 const NAMES: [&str; 6] =
     ["v4-a", "v4-gcp-cos113", "v4-uptodate", "v5-gcollateral", "v5-no-tcb-level", "v5-td15"];
 
-pub(crate) fn vectors(part: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("KATA_CC_VECTORS").map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/vectors"),
-        PathBuf::from,
-    );
-    let dir = root.join(part);
-    if dir.is_dir() {
-        return Some(dir);
-    }
-    println!("skipped: no vectors at {}", dir.display());
-    None
-}
-
 pub(crate) fn read(dir: &Path, name: &str) -> Vec<u8> {
     std::fs::read(dir.join(name)).unwrap()
 }
@@ -39,7 +26,7 @@ pub(crate) struct Case {
 
 impl Case {
     pub(crate) fn load(name: &'static str) -> Option<Self> {
-        let dir = vectors("tdx/quotes")?.join(name);
+        let dir = kata_cc_test_vectors::path("tdx/quotes")?.join(name);
         let expected = serde_json::from_slice(&read(&dir, "expected.json")).unwrap();
         Some(Self { name, quote: read(&dir, "quote.bin"), dir, expected })
     }
