@@ -70,12 +70,14 @@ fn serve(store: Store, runtime: tokio::runtime::Handle) -> String {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
             let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
-            let head: Vec<String> = lines.by_ref().map(Result::unwrap).take_while(|line| !line.is_empty()).collect();
+            let head: Vec<String> =
+                lines.by_ref().map(Result::unwrap).take_while(|line| !line.is_empty()).collect();
             let number = |name: &str| {
                 let rest = head[0].split(&format!("{name}=")).nth(1)?;
                 rest.split(['&', ' ']).next()?.parse::<u64>().ok()
             };
-            let allowed = head.iter().any(|line| line.to_ascii_lowercase() == "authorization: bearer the-token");
+            let allowed =
+                head.iter().any(|line| line.to_ascii_lowercase() == "authorization: bearer the-token");
             let mut body = Vec::new();
             let status = match (allowed, number("after"), number("limit")) {
                 (true, Some(after), Some(limit)) if head[0].starts_with("GET /kbs/v0/admin/audit?") => {
@@ -89,7 +91,8 @@ fn serve(store: Store, runtime: tokio::runtime::Handle) -> String {
                 _ => "401 Unauthorized",
             };
             let length = body.len();
-            let answer = format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n");
+            let answer =
+                format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n");
             stream.write_all(answer.as_bytes()).unwrap();
             stream.write_all(&body).unwrap();
         }
@@ -127,7 +130,8 @@ async fn the_log_of_a_running_key_broker_is_read_by_pages() {
     // After some were archived, which the text says.
     let mut export = Vec::new();
     store.audit().export(&mut export).await.unwrap();
-    let archive = kata_cc_store::audit::Archive::verify(export.as_slice(), &store.audit().public_key()).unwrap();
+    let archive =
+        kata_cc_store::audit::Archive::verify(export.as_slice(), &store.audit().public_key()).unwrap();
     store.audit().prune(&archive, Some(700), "operator").await.unwrap();
     let (code, text) = verify(&["--url", &url, "--token", &token, "--key", &key]);
     assert!(code == Some(0) && text.contains("records up to 700 were archived"), "{text}");
@@ -140,7 +144,10 @@ async fn the_log_of_a_running_key_broker_is_read_by_pages() {
     assert!(code == Some(2) && text.contains("cannot be used with"), "{text}");
     // A change that is found on the second page.
     let pool = sqlx::SqlitePool::connect(path.to_str().unwrap()).await.unwrap();
-    sqlx::query("UPDATE audit SET record = replace(record, 'release', 'refusal') WHERE seq = 1250").execute(&pool).await.unwrap();
+    sqlx::query("UPDATE audit SET record = replace(record, 'release', 'refusal') WHERE seq = 1250")
+        .execute(&pool)
+        .await
+        .unwrap();
     let (code, text) = verify(&["--url", &url, "--token", &token, "--key", &key]);
     assert!(code == Some(1) && text.contains("first bad record 1250"), "{text}");
 }

@@ -248,7 +248,8 @@ const PRUNER: &str = "kbs audit prune";
 async fn remove_archived(prune: &Prune, config: &Config) -> anyhow::Result<ExitCode> {
     let path = &prune.archive;
     let before = prune.before.as_deref().map(|text| {
-        OffsetDateTime::parse(text, &Rfc3339).with_context(|| format!("--before {text:?} is no time in RFC 3339"))
+        OffsetDateTime::parse(text, &Rfc3339)
+            .with_context(|| format!("--before {text:?} is no time in RFC 3339"))
     });
     let before = before.transpose()?;
     let file = File::open(path).with_context(|| format!("{} cannot be read", path.display()))?;

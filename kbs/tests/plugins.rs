@@ -200,7 +200,10 @@ async fn a_store_key_that_a_token_wraps_is_renewed() {
     std::fs::write(&key, &first).unwrap();
     std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     let (code, said) = kbs(dir, &["--check"]);
-    assert!(code == Some(1) && said.contains("sealed under another key"), "the old key opens nothing: {said}");
+    assert!(
+        code == Some(1) && said.contains("sealed under another key"),
+        "the old key opens nothing: {said}"
+    );
     let (code, said) = kbs(dir, &["rekey"]);
     assert!(code == Some(0) && said.contains("was sealed under the new key already"), "{said}");
     assert_eq!(std::fs::read(&key).unwrap(), second);
@@ -214,7 +217,9 @@ async fn a_store_key_that_a_token_wraps_is_renewed() {
     std::fs::write(other.path().join("aes"), [8; 32]).unwrap();
     let mut delete = Command::new("softhsm2-util");
     delete.env("SOFTHSM2_CONF", other.path().join("softhsm2.conf")).current_dir(other.path());
-    run(delete.args(["--pin", "4711", "--import", "aes", "--aes", "--token", "test", "--label", "other", "--id", "02"]));
+    run(delete.args([
+        "--pin", "4711", "--import", "aes", "--aes", "--token", "test", "--label", "other", "--id", "02",
+    ]));
     std::fs::write(dir.join("kbs.toml"), foreign.replace("label = \"wrap\"", "label = \"other\"")).unwrap();
     let (code, said) = kbs(dir, &["rekey"]);
     assert!(code == Some(1) && said.contains("store key"), "{said}");
@@ -366,20 +371,30 @@ async fn a_guest_uses_plugins_and_what_must_be_refused_is() {
     assert_eq!((&revoked["kind"], &revoked["verdict"]), (&json!("admin"), &json!("done")));
     assert_eq!(revoked["details"]["subject"], serial.to_lowercase());
     // Before it was done it was asked for, by the same person.
-    let asked = records.iter().position(|record| record["verdict"] == "asked" && record["resource"]["id"] == "revoke");
+    let asked = records
+        .iter()
+        .position(|record| record["verdict"] == "asked" && record["resource"]["id"] == "revoke");
     let done = records.iter().position(|record| record == revoked);
     assert!(asked.is_some() && asked < done, "{records:#?}");
     if pkcs11.is_some() {
         assert_eq!(told("blob-wrapped")["details"]["key"], "\"wrap\"");
         let unwrapped = told("blob-unwrapped");
-        assert_eq!((&unwrapped["kind"], &unwrapped["details"]["key"]), (&json!("release"), &json!("\"wrap\"")));
+        assert_eq!(
+            (&unwrapped["kind"], &unwrapped["details"]["key"]),
+            (&json!("release"), &json!("\"wrap\""))
+        );
         assert_eq!(unwrapped["details"]["subject"], "wrap/db");
     }
     // The change of reference values names who, what and which value, not only that somebody asked.
-    let set = records.iter().find(|record| record["reason"] == "set reference value" && record["resource"]["id"] == "init_data");
+    let set = records
+        .iter()
+        .find(|record| record["reason"] == "set reference value" && record["resource"]["id"] == "init_data");
     let set = set.unwrap_or_else(|| panic!("{records:#?}"));
     assert_eq!((&set["verdict"], &set["details"]["source"]), (&json!("done"), &json!("rvps")));
-    assert!(set["who"].as_str().unwrap().contains("admin") && set["details"]["value"].as_str().unwrap().len() == 64);
+    assert!(
+        set["who"].as_str().unwrap().contains("admin")
+            && set["details"]["value"].as_str().unwrap().len() == 64
+    );
     let secret = String::from_utf8_lossy(SECRET);
     assert!(!log.contains(secret.as_ref()) && !log.contains("4711"), "a secret is in the log");
     for file in

@@ -38,7 +38,11 @@ fn check(dir: &Path, settings: &str) -> (bool, String) {
         .unwrap();
     let said = [output.stdout, output.stderr].concat();
     for password in [PASSWORD, WRONG] {
-        assert!(!holds(&said, password.as_bytes()), "the password is told: {}", String::from_utf8_lossy(&said));
+        assert!(
+            !holds(&said, password.as_bytes()),
+            "the password is told: {}",
+            String::from_utf8_lossy(&said)
+        );
     }
     (output.status.success(), String::from_utf8_lossy(&said).into_owned())
 }
@@ -47,7 +51,8 @@ fn check(dir: &Path, settings: &str) -> (bool, String) {
 fn by_tls_and_with_a_password_or_not_at_all() {
     let (ours, others) = (authority("database"), authority("somebody else"));
     let key = KeyPair::generate().unwrap();
-    let certificate = CertificateParams::new(vec!["localhost".to_owned()]).unwrap().signed_by(&key, &ours).unwrap();
+    let certificate =
+        CertificateParams::new(vec!["localhost".to_owned()]).unwrap().signed_by(&key, &ours).unwrap();
     let Some(postgres) = Postgres::start_tls(&certificate.pem(), &key.serialize_pem()) else { return };
     postgres.sql("postgres", &format!("CREATE ROLE broker LOGIN PASSWORD '{PASSWORD}'"));
     postgres.sql("postgres", "ALTER DATABASE kbs OWNER TO broker");
@@ -55,7 +60,8 @@ fn by_tls_and_with_a_password_or_not_at_all() {
     let dir = folder.path();
     std::fs::write(dir.join("root.pem"), ours.pem()).unwrap();
     std::fs::write(dir.join("other.pem"), others.pem()).unwrap();
-    let secret = |name: &str, text: &str| kata_cc_store::write_secret(&dir.join(name), text.as_bytes()).unwrap();
+    let secret =
+        |name: &str, text: &str| kata_cc_store::write_secret(&dir.join(name), text.as_bytes()).unwrap();
     secret("password", &format!("{PASSWORD}\n"));
     secret("wrong", &format!("{WRONG}\n"));
     let port = postgres.tcp_port();

@@ -41,10 +41,11 @@ impl Api {
     /// # Errors
     /// When there are no random numbers, or the store fails.
     pub async fn new(service: Arc<AttestationService>, gate: AdminGate) -> Result<Self, ServiceError> {
-        let challenges = Challenges::open(service.state.store.clone()).await.map_err(|error| match error {
-            ChallengeError::Store(error) => ServiceError::Store(error),
-            _ => ServiceError::Random,
-        })?;
+        let challenges =
+            Challenges::open(service.state.store.clone()).await.map_err(|error| match error {
+                ChallengeError::Store(error) => ServiceError::Store(error),
+                _ => ServiceError::Random,
+            })?;
         Ok(Self {
             service,
             gate,

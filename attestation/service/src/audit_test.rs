@@ -58,18 +58,24 @@ async fn changes_are_on_record_with_who_and_what() {
     let records = records(&store).await;
     let told: Vec<_> = records
         .iter()
-        .map(|one| ["who", "reason"].map(|name| one[name].as_str().unwrap()).join(": ") + " "
-            + one["resource"]["id"].as_str().unwrap())
+        .map(|one| {
+            ["who", "reason"].map(|name| one[name].as_str().unwrap()).join(": ")
+                + " "
+                + one["resource"]["id"].as_str().unwrap()
+        })
         .collect();
-    assert_eq!(told, [
-        "anna (policy): set attestation policy mine_cpu",
-        "bert (policy): delete attestation policy mine_cpu",
-        "anna: set reference value a",
-        "anna: set reference value b",
-        "release: set reference value c",
-        "bert: change expiration of reference value a",
-        "carl: delete reference value b",
-    ]);
+    assert_eq!(
+        told,
+        [
+            "anna (policy): set attestation policy mine_cpu",
+            "bert (policy): delete attestation policy mine_cpu",
+            "anna: set reference value a",
+            "anna: set reference value b",
+            "release: set reference value c",
+            "bert: change expiration of reference value a",
+            "carl: delete reference value b",
+        ]
+    );
     assert!(records.iter().all(|one| one["kind"] == "admin" && one["verdict"] == "done"), "{records:#?}");
     assert_eq!(records[0]["policy"], crate::state::digest(POLICY));
     assert_eq!(records[2]["details"]["value"], crate::state::digest("[\"x\"]"));

@@ -205,7 +205,11 @@ mod tests {
         for position in 0..32 {
             let mut bytes = from_base64_url(&nonce).unwrap();
             bytes[position] ^= 1;
-            assert_eq!(reason(&challenges, &base64_url(&bytes), 1000).await, "challenge-unknown", "{position}");
+            assert_eq!(
+                reason(&challenges, &base64_url(&bytes), 1000).await,
+                "challenge-unknown",
+                "{position}"
+            );
         }
         for text in ["", "x", "!", &"A".repeat(1 << 16)] {
             assert_eq!(reason(&challenges, text, 1000).await, "challenge-unknown");

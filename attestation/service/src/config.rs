@@ -327,7 +327,10 @@ mod tests {
         assert!(told.contains("none"), "{told}");
         postgres.password_file = None;
         let options = config.postgres(&postgres).unwrap();
-        assert_eq!((options.host.as_str(), options.port, options.db.as_str()), ("db.example", 5432, "attestation"));
+        assert_eq!(
+            (options.host.as_str(), options.port, options.db.as_str()),
+            ("db.example", 5432, "attestation")
+        );
         assert_eq!(options.tls, Some(PostgresTls::VerifyCa));
         let check = |text: &str| read("c.toml", text).unwrap().check().unwrap_err().to_string();
         assert!(check("[token]\nminutes = 0").contains("1 to 1440"));

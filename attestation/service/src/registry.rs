@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 use tracing::info;
 
-use crate::references::{self, MAX_NAMES, Record, ReferenceError, Source, format_time};
 use crate::policies::recorded;
+use crate::references::{self, MAX_NAMES, Record, ReferenceError, Source, format_time};
 use crate::service::{AttestationService, REFERENCE_NAMESPACE, ServiceError};
 use crate::state::digest;
 use crate::store::Change;

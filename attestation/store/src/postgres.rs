@@ -89,7 +89,9 @@ impl PostgresOptions {
             sqlx::Error::Database(told) => match told.code().as_deref() {
                 // Appendix A of PostgreSQL's manual: invalid_password, invalid_authorization_specification, invalid_catalog_name.
                 Some("28P01") => format!("it refuses the password of {username:?}"),
-                Some("28000") => format!("it does not let {username:?} in so: {} (its pg_hba.conf)", told.message()),
+                Some("28000") => {
+                    format!("it does not let {username:?} in so: {} (its pg_hba.conf)", told.message())
+                }
                 Some("3D000") => format!("it has no database {db:?}"),
                 _ => told.message().to_owned(),
             },
@@ -160,11 +162,7 @@ pub(crate) async fn open(options: &PostgresOptions) -> Result<Engine, StoreError
     };
     let migrations = vec![
         migration(1, "store", include_str!("../migrations/postgres/0001_store.sql")),
-        migration(
-            2,
-            "once and anchor",
-            include_str!("../migrations/postgres/0002_once_and_anchor.sql"),
-        ),
+        migration(2, "once and anchor", include_str!("../migrations/postgres/0002_once_and_anchor.sql")),
     ];
     Migrator::with_migrations(migrations).run(&pool).await?;
     Ok(Engine::Postgres(pool))

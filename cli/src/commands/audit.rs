@@ -106,7 +106,11 @@ fn told(checked: Result<Whole, VerifyError>, key_given: bool, output: &Output) -
                 }
                 output.text(&format!(
                     "{} records, whole, signed {} by {}\nnote {}:{} for the next check (--after)\n",
-                    (whole.records + 1).saturating_sub(whole.first), whole.signed, whole.public_key, whole.records, whole.head
+                    (whole.records + 1).saturating_sub(whole.first),
+                    whole.signed,
+                    whole.public_key,
+                    whole.records,
+                    whole.head
                 ))?;
             }
             Ok(0)

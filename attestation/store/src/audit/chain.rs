@@ -90,7 +90,9 @@ pub enum Tampered {
         expected: String,
     },
     /// The log begins with an anchor that was not made with its key, or that none of its records names.
-    #[error("the log begins after record {seq}, but no archiving of records up to {seq} is signed and on record")]
+    #[error(
+        "the log begins after record {seq}, but no archiving of records up to {seq} is signed and on record"
+    )]
     Anchor {
         /// Number of the last record that is not there.
         seq: u64,

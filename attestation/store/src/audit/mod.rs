@@ -144,7 +144,13 @@ impl AuditLog {
         .await?;
         let records = chain.end()?;
         let last: Checkpoint = last.ok_or(Tampered::Unsigned { from: 1 })?;
-        Ok(Whole { first: chain.first(), records, head: last.hash, public_key: self.public_key().hex(), signed: last.time })
+        Ok(Whole {
+            first: chain.first(),
+            records,
+            head: last.hash,
+            public_key: self.public_key().hex(),
+            signed: last.time,
+        })
     }
 
     /// Writes the log as JSON Lines, as [`verify_export`] reads them, as it is: it is not checked here.
@@ -316,7 +322,11 @@ impl Shared {
 pub(crate) enum Item {
     /// Where the log begins when older records were archived.
     Anchor(Checkpoint),
-    Record { seq: u64, record: String, hash: Vec<u8> },
+    Record {
+        seq: u64,
+        record: String,
+        hash: Vec<u8>,
+    },
     State(Checkpoint),
 }
 

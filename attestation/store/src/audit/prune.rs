@@ -65,18 +65,14 @@ impl AuditLog {
     ///
     /// # Errors
     /// When the archive does not have what would be removed, or the log is not whole.
-    pub async fn prune(
-        &self,
-        archive: &Archive,
-        upto: Option<u64>,
-        who: &str,
-    ) -> Result<Pruned, StoreError> {
+    pub async fn prune(&self, archive: &Archive, upto: Option<u64>, who: &str) -> Result<Pruned, StoreError> {
         self.verify(None).await?;
         let (mut tx, head) = self.begin().await?;
         let begin = anchor_of(&mut tx).await?.map_or(0, |anchor| anchor.seq);
         let upto = upto.unwrap_or(archive.last().min(head.seq.saturating_sub(1)));
         self.refuse_unless_archived(&mut tx, &head, archive, begin, upto).await?;
-        let hash = hash_of(&mut tx, upto).await?.ok_or_else(|| refuse(format!("there is no record {upto}")))?;
+        let hash =
+            hash_of(&mut tx, upto).await?.ok_or_else(|| refuse(format!("there is no record {upto}")))?;
         for sql in ["DELETE FROM audit WHERE seq <= $1", "DELETE FROM audit_checkpoints WHERE seq <= $1"] {
             tx.execute(sql, values![column(upto)]).await?;
         }

@@ -35,7 +35,8 @@ pub(super) fn verify(
     let failure = Failure::default();
     let pages = Pages::new(client, Arc::clone(&failure));
     let checked = block_on(async {
-        let check = move || verify_export(BufReader::new(pages.on(Handle::current())), key.as_ref(), after.as_ref());
+        let check =
+            move || verify_export(BufReader::new(pages.on(Handle::current())), key.as_ref(), after.as_ref());
         tokio::task::spawn_blocking(check).await.context("the check was ended")
     })?;
     match failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
@@ -78,10 +79,12 @@ impl Pages {
     /// The lines of a page without the first one, which is kept of the first page only.
     fn take(&mut self, page: &[u8]) -> anyhow::Result<Vec<u8>> {
         let text = std::str::from_utf8(page).context("the key broker's answer is not UTF-8")?;
-        let (head, lines) = text.split_once('\n').context("the key broker's answer is no page of an audit log")?;
+        let (head, lines) =
+            text.split_once('\n').context("the key broker's answer is no page of an audit log")?;
         let mut records = 0;
         for line in lines.lines() {
-            let value: Value = serde_json::from_str(line).context("the key broker's answer is no page of an audit log")?;
+            let value: Value =
+                serde_json::from_str(line).context("the key broker's answer is no page of an audit log")?;
             if let Some(seq) = value.get("seq").and_then(Value::as_u64) {
                 (self.last, records) = (seq, records + 1);
             }

@@ -165,7 +165,8 @@ impl Endorsements {
 impl Endorsements {
     /// Of the endorsement keys that were given, the one of the report's chip and firmware.
     pub(super) fn vek_of(&self, report: &Report) -> Option<&Certificate> {
-        let of = |one: &&Certificate| VekExtensions::of(one).is_ok_and(|extensions| belongs(report, &extensions));
+        let of =
+            |one: &&Certificate| VekExtensions::of(one).is_ok_and(|extensions| belongs(report, &extensions));
         self.certificates.iter().find(of)
     }
 }
@@ -173,16 +174,12 @@ impl Endorsements {
 /// Evidence that has no place for more than the endorsement key (Azure's) is verified with what is found here. The roots are the
 /// verifier's own.
 impl EndorsementSource for Endorsements {
-    fn find(&self, report: &Report, _: Product) -> Supply {
+    fn find(&self, report: &Report, product: Product) -> Supply {
         let vek = self.vek_of(report);
-        let authorities = || self.certificates.iter().filter(|one| one.check_authority().is_ok());
-        // Evidence may have brought the endorsement key: then the only authority that is not its own issuer.
-        let ask = match vek {
-            Some(vek) => authorities().find(|one| vek.names_issuer(one)),
-            None => authorities().find(|one| !one.names_issuer(one)),
-        };
-        let ark = ask.and_then(|ask| authorities().find(|one| ask.names_issuer(one)));
-        let crl = self.crls.iter().find(|(crl, _)| ark.is_none_or(|ark| crl.names_issuer(ark)));
+        let mut authorities = self.certificates.iter().filter(|one| one.check_authority().is_ok());
+        let ask = vek.and_then(|vek| authorities.find(|one| vek.names_issuer(one)));
+        let ark = kata_cc_snp::roots::ark(product).ok();
+        let crl = self.crls.iter().find(|(crl, _)| ark.as_ref().is_some_and(|ark| crl.names_issuer(ark)));
         Supply {
             vek: vek.map(|vek| vek.der().into()),
             ask: ask.map(|ask| ask.der().into()),

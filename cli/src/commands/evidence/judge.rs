@@ -52,7 +52,10 @@ impl Judge {
         if !endorsements.collateral.is_empty() {
             config.tdx.collateral = Some(Arc::new(Given(endorsements.collateral.clone())));
         }
-        config.snp.endorsements = Some(Arc::clone(&endorsements) as _);
+        if input.tee == Tee::AzSnpVtpm {
+            // Other evidence is given them in its chain.
+            config.snp.endorsements = Some(Arc::clone(&endorsements) as _);
+        }
         for root in &arguments.simulated_root {
             let bytes = read_input(Some(root), MAX_ROOT)?;
             config
