@@ -172,8 +172,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let key = folder.path().join("key");
         let open = async || {
-            let store = Store::open(&folder.path().join("db"), StoreKey::from_file(&key).unwrap());
-            Challenges::open(store.await.unwrap()).await.unwrap()
+            let path = folder.path().join("db");
+            let store = Store::open(&path, StoreKey::from_file(&key).unwrap()).await.unwrap();
+            Challenges::open(store).await.unwrap()
         };
         let (one, other) = (open().await, open().await);
         let (nonce, _) = one.give(1000).unwrap();
