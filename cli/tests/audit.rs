@@ -1,6 +1,8 @@
-//! `kata-cc audit verify` on exports of a real log.
+//! `kata-cc audit verify` on exports of a real log, and on pages of one as a key broker gives them.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
 
@@ -58,4 +60,94 @@ async fn an_export_is_checked_offline() {
     let (code, said) = verify(&["--key", key], &file);
     assert!(code == Some(2) && said.contains("line 3"), "{said}");
     assert_eq!(verify(&[], &folder.path().join("absent")).0, Some(2));
+}
+
+/// Answers like `GET /kbs/v0/admin/audit` of a key broker; each call puts a record into the log, as others do meanwhile.
+fn serve(store: Store, runtime: tokio::runtime::Handle) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+            let head: Vec<String> =
+                lines.by_ref().map(Result::unwrap).take_while(|line| !line.is_empty()).collect();
+            let number = |name: &str| {
+                let rest = head[0].split(&format!("{name}=")).nth(1)?;
+                rest.split(['&', ' ']).next()?.parse::<u64>().ok()
+            };
+            let allowed =
+                head.iter().any(|line| line.to_ascii_lowercase() == "authorization: bearer the-token");
+            let mut body = Vec::new();
+            let status = match (allowed, number("after"), number("limit")) {
+                (true, Some(after), Some(limit)) if head[0].starts_with("GET /kbs/v0/admin/audit?") => {
+                    let page = async {
+                        store.audit().append(Record::new(Kind::Admin).reason("meanwhile")).await.unwrap();
+                        store.audit().export_page(&mut body, after, limit).await.unwrap();
+                    };
+                    runtime.block_on(page);
+                    "200 OK"
+                }
+                _ => "401 Unauthorized",
+            };
+            let length = body.len();
+            let answer =
+                format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n");
+            stream.write_all(answer.as_bytes()).unwrap();
+            stream.write_all(&body).unwrap();
+        }
+    });
+    url
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_of_a_running_key_broker_is_read_by_pages() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("db");
+    let store = Store::open(&path, StoreKey::ephemeral()).await.unwrap();
+    for n in 0..1300 {
+        store.audit().append(Record::new(Kind::Release).resource("a/b/c", Some(n))).await.unwrap();
+    }
+    let url = serve(store.clone(), tokio::runtime::Handle::current());
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (token, wrong) = (file("token", "the-token\n"), file("wrong", "other\n"));
+    let key = file("key", &store.audit().public_key().pem());
+    let verify = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kata-cc"));
+        let output = command.args(["audit", "verify"]).args(arguments).output().unwrap();
+        (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+    };
+    let (code, text) = verify(&["--url", &url, "--token", &token, "--key", &key]);
+    // Three pages, the first of them with one record more in the log.
+    assert!(code == Some(0) && text.contains("1303 records, whole"), "{text}");
+    let noted = text.split("note ").nth(1).unwrap().split(' ').next().unwrap().to_owned();
+    let (code, text) = verify(&["--url", &url, "--token", &token, "--key", &key, "--after", &noted]);
+    assert_eq!(code, Some(0), "{text}");
+    // After some were archived, which the text says.
+    let mut export = Vec::new();
+    store.audit().export(&mut export).await.unwrap();
+    let archive =
+        kata_cc_store::audit::Archive::verify(export.as_slice(), &store.audit().public_key()).unwrap();
+    store.audit().prune(&archive, Some(700), "operator").await.unwrap();
+    let (code, text) = verify(&["--url", &url, "--token", &token, "--key", &key]);
+    assert!(code == Some(0) && text.contains("records up to 700 were archived"), "{text}");
+    // Who may not, and nobody there: not a log that was changed.
+    for (url, token, words) in [(&*url, &wrong, "401"), ("http://127.0.0.1:9", &token, "127.0.0.1:9")] {
+        let (code, text) = verify(&["--url", url, "--token", token]);
+        assert!(code == Some(2) && text.contains(words), "{words}: {text}");
+    }
+    let (code, text) = verify(&["--url", &url, "--file", "x"]);
+    assert!(code == Some(2) && text.contains("cannot be used with"), "{text}");
+    // A change that is found on the second page.
+    let pool = sqlx::SqlitePool::connect(path.to_str().unwrap()).await.unwrap();
+    sqlx::query("UPDATE audit SET record = replace(record, 'release', 'refusal') WHERE seq = 1250")
+        .execute(&pool)
+        .await
+        .unwrap();
+    let (code, text) = verify(&["--url", &url, "--token", &token, "--key", &key]);
+    assert!(code == Some(1) && text.contains("first bad record 1250"), "{text}");
 }

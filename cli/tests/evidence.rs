@@ -181,6 +181,40 @@ fn evidence_of_azure_is_shown_and_verified() {
 }
 
 #[test]
+fn endorsements_are_given_beside_evidence_of_azure() {
+    let Some(file) = vector("snp/evidence/az-snp-vtpm-evidence-v1.json") else { return };
+    let other = vector("snp/evidence/az-snp-vcek.pem").unwrap();
+    let node = Node::new();
+    let new: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let vcek = new["vcek"].as_str().unwrap().trim_end_matches('=');
+    let vcek = node.file("vcek.der", kata_cc_kbs_protocol::from_base64_url(vcek).unwrap());
+    let old = vector("snp/evidence/az-snp-vtpm-evidence-v0.json").unwrap();
+    for (version, file) in [file, old].into_iter().enumerate() {
+        let whole: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+        let mut without = whole.clone();
+        without.as_object_mut().unwrap().remove("vcek");
+        let mut wrong = whole.clone();
+        wrong["vcek"] = if version == 0 { "MAA".into() } else { "no certificate".into() };
+        let whole = node.file("whole.json", whole.to_string());
+        let without = node.file("without.json", without.to_string());
+        let wrong = node.file("wrong.json", wrong.to_string());
+        let verify = |file: &str, code: i32, endorsements: &[&str]| {
+            let mut arguments = vec!["verify", file, "--tee", "az-snp-vtpm", "--at", THEN];
+            endorsements.iter().for_each(|one| arguments.extend(["--endorsements", one]));
+            json(&node, code, &arguments)
+        };
+        for file in [&without, &wrong] {
+            let refused = verify(file, 1, &[]);
+            assert_eq!(refused["verdict"], "refused", "{refused}");
+            assert_eq!(verify(file, 0, &[&vcek])["verdict"], "verified");
+            // That of another chip is not taken for it.
+            assert_eq!(verify(file, 1, &[&other])["verdict"], "refused");
+        }
+        assert_eq!(verify(&whole, 0, &[&other])["verdict"], "verified", "its own is");
+    }
+}
+
+#[test]
 fn a_tdx_quote_needs_current_collateral() {
     let Some(quote) = vector("tdx/quotes/v4-uptodate/quote.bin") else { return };
     let bundle = vector("tdx/quotes/v4-uptodate/collateral.json").unwrap();

@@ -11,6 +11,7 @@ use kata_cc_store::audit::{Kind, Record};
 use crate::admin::Administrator;
 use crate::api::Caller;
 use crate::error::ApiError;
+use crate::plugins::PluginEvent;
 use crate::state::Kbs;
 use crate::tokens;
 
@@ -60,6 +61,60 @@ pub(crate) async fn released(
     version: Option<u64>,
 ) -> Result<(), StoreError> {
     append(kbs, guest(Kind::Release, caller, policy, resource, version)).await
+}
+
+/// The same, with what a plugin has to say about it.
+pub(crate) async fn released_by_plugin(
+    kbs: &Kbs,
+    caller: &Caller,
+    policy: &str,
+    resource: &str,
+    event: Option<&PluginEvent>,
+) -> Result<(), StoreError> {
+    append(kbs, with_event(guest(Kind::Release, caller, policy, resource, None), event)).await
+}
+
+/// A plugin did what an administrator [asked](asked) of it. When this record is missing after that one, it is not known whether it was
+/// done: the service ended between the two.
+pub(crate) async fn done_by_plugin(
+    kbs: &Kbs,
+    administrator: &Administrator,
+    action: &str,
+    target: &str,
+    event: Option<&PluginEvent>,
+) -> Result<(), StoreError> {
+    append(kbs, with_event(admin(administrator, action, target), event)).await
+}
+
+/// A plugin did not do what an administrator asked of it.
+pub(crate) async fn failed_in_plugin(
+    kbs: &Kbs,
+    administrator: &Administrator,
+    action: &str,
+    target: &str,
+    why: &str,
+) -> Result<(), StoreError> {
+    let record = admin(administrator, action, target).verdict("failed");
+    append(kbs, record.reason(format!("{action}: {why}"))).await
+}
+
+/// A record with a plugin's event as its details.
+fn with_event(mut record: Record, event: Option<&PluginEvent>) -> Record {
+    let Some(event) = event else { return record };
+    for (name, value) in event.details.as_object().into_iter().flatten() {
+        let text = match value {
+            Value::Null => continue,
+            Value::String(text) => text.clone(),
+            Value::Array(all) => all.iter().map(text).collect::<Vec<_>>().join(" "),
+            other => other.to_string(),
+        };
+        record = record.detail(name, text);
+    }
+    record.detail("event", event.action).detail("subject", &event.subject)
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
 /// A guest is refused.

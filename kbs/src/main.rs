@@ -33,6 +33,7 @@ mod session;
 mod state;
 mod storage;
 mod telemetry;
+mod tend;
 #[cfg(test)]
 mod test_utils;
 mod tokens;
@@ -131,7 +132,7 @@ async fn serve(path: &Path, config: &Config, check: bool) -> anyhow::Result<()> 
     let (tls, acceptor) = tls.unzip();
     let (stop, stopped) = watch::channel(false);
     let sweeper = tokio::spawn(sweep(Arc::clone(&kbs)));
-    let refresher = tokio::spawn(refresh(Arc::clone(&kbs)));
+    let tending = tokio::spawn(tend::tend(Arc::clone(&kbs)));
     let warmer = tokio::spawn({
         let gate = kbs.gate.load_full();
         async move { gate.warm().await }
@@ -152,7 +153,7 @@ async fn serve(path: &Path, config: &Config, check: bool) -> anyhow::Result<()> 
             _ = int.recv() => drain(&kbs, &stop),
         }
     }
-    for task in [warmer, sweeper, refresher] {
+    for task in [warmer, sweeper, tending] {
         task.abort();
     }
     if let Err(why) = audit::mark(&kbs, Kind::Stop).await {
@@ -170,22 +171,6 @@ fn drain(kbs: &Kbs, stop: &watch::Sender<bool>) {
     notify("STOPPING=1");
     // Nobody listens when the server has ended by itself.
     let _ = stop.send(true);
-}
-
-/// How long a resource policy that another replica set may be unknown here.
-const REFRESH: Duration = Duration::from_secs(2);
-
-/// Takes the resource policy that another replica has set.
-async fn refresh(kbs: Arc<Kbs>) {
-    loop {
-        tokio::time::sleep(REFRESH).await;
-        if let Err(why) = kbs.policy.refresh().await {
-            tracing::warn!(%why, "the stored resource policy cannot be taken into use, the one before stays");
-        }
-        if let Err(why) = kbs.service.tend().await {
-            tracing::warn!(%why, "attestation policies, reference values or keys of tokens cannot be renewed");
-        }
-    }
 }
 
 /// Forgets sessions that have expired, now and then.

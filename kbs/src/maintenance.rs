@@ -11,7 +11,9 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use kata_cc_store::StoreError;
-use kata_cc_store::audit::{Known, PublicKey};
+use kata_cc_store::audit::{Archive, Known, PublicKey};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::config::Config;
 use crate::plugins::registry::open_token;
@@ -70,8 +72,27 @@ pub(crate) enum Audit {
         #[arg(long, value_name = "NUMBER:HASH")]
         after: Option<Known>,
     },
+    /// Remove old records that were exported. What stays still proves itself, and says what was removed.
+    Prune(Prune),
     /// Print the public key by which exports are checked (PEM).
     Key,
+}
+
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("upto").required(true)))]
+pub(crate) struct Prune {
+    /// The export that is kept (`kbs audit export`), which must have what is removed. It is checked first.
+    #[arg(long, value_name = "FILE")]
+    archive: PathBuf,
+    /// Remove records up to this one.
+    #[arg(long, value_name = "NUMBER", group = "upto")]
+    record: Option<u64>,
+    /// Remove records of before this time, RFC 3339.
+    #[arg(long, value_name = "TIME", group = "upto")]
+    before: Option<String>,
+    /// Remove all that the export has, but for the last record of the log.
+    #[arg(long, group = "upto")]
+    all: bool,
 }
 
 /// Runs a command.
@@ -84,6 +105,7 @@ pub(crate) fn run(command: &Command, config: &Config) -> anyhow::Result<ExitCode
             Command::Rekey(rekey) => seal_anew(rekey, config).await,
             Command::Audit(Audit::Verify { after }) => Ok(verify(after.as_ref(), config).await),
             Command::Audit(Audit::Export { output }) => export(output.as_deref(), config).await,
+            Command::Audit(Audit::Prune(prune)) => remove_archived(prune, config).await,
             Command::Audit(Audit::Key) => {
                 let store = storage::open(config).await?;
                 let key: PublicKey = store.audit().public_key();
@@ -220,6 +242,36 @@ async fn export(output: Option<&Path>, config: &Config) -> anyhow::Result<ExitCo
     Ok(ExitCode::SUCCESS)
 }
 
+/// Who removed records, in the audit log.
+const PRUNER: &str = "kbs audit prune";
+
+async fn remove_archived(prune: &Prune, config: &Config) -> anyhow::Result<ExitCode> {
+    let path = &prune.archive;
+    let before = prune.before.as_deref().map(|text| {
+        OffsetDateTime::parse(text, &Rfc3339)
+            .with_context(|| format!("--before {text:?} is no time in RFC 3339"))
+    });
+    let before = before.transpose()?;
+    let file = File::open(path).with_context(|| format!("{} cannot be read", path.display()))?;
+    let store = storage::open(config).await?;
+    let audit = store.audit();
+    let archive = Archive::verify(BufReader::new(file), &audit.public_key())
+        .with_context(|| format!("{} does not prove what it holds, nothing was removed", path.display()))?;
+    let upto = match before {
+        None => prune.record,
+        Some(time) => Some(audit.last_before(time).await?.context("no record is older than that")?),
+    };
+    let pruned = audit.prune(&archive, upto, PRUNER).await?;
+    store.close().await;
+    print(&format!(
+        "{} records up to {}:{} were removed; {} has them: keep it\n",
+        pruned.removed,
+        pruned.upto,
+        pruned.hash,
+        path.display()
+    ))
+}
+
 async fn verify(after: Option<&Known>, config: &Config) -> ExitCode {
     let outcome: anyhow::Result<_> = async {
         let store = storage::open(config).await?;
@@ -232,8 +284,8 @@ async fn verify(after: Option<&Known>, config: &Config) -> ExitCode {
     match outcome {
         Ok((whole, values)) => {
             let told = format!(
-                "{} audit records are whole, and {values} values; noted elsewhere, {}:{} finds an older copy of the store\n",
-                whole.records, whole.records, whole.head
+                "audit records {} to {} are whole, and {values} values; noted elsewhere, {}:{} finds an older copy of the store\n",
+                whole.first, whole.records, whole.records, whole.head
             );
             print(&told).unwrap_or(ExitCode::FAILURE)
         }

@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kata_cc_attestation_service::ear::{FINDINGS, Finding};
-use kata_cc_attestation_service::store::Store;
+use kata_cc_attestation_service::service::Mark;
+use kata_cc_attestation_service::store::{Change, Store};
 use kata_cc_kbs_protocol::admin::ResourcePolicyVerdict;
 use kata_cc_policy::engine::{Document, EngineError, Limits, Program};
 use kata_cc_store::Write;
@@ -100,7 +101,10 @@ impl ResourcePolicy {
         let program = Arc::new(compile(text).map_err(parse)?);
         let mut current = self.program.write().await;
         let write = Write { value: text.as_bytes(), content_type: "text/x-rego", who };
-        self.store.put_version(NAMESPACE, NAME, write, Some(record)).await?;
+        // Other replicas look at the one mark of the store, not at this policy.
+        let mark = Mark::new()?;
+        let changes = [Change::version(NAMESPACE, NAME, write), mark.change()];
+        self.store.apply(&changes, vec![record]).await?;
         *current = program;
         Ok(())
     }

@@ -153,7 +153,7 @@ impl Policies {
         for (id, text) in &self.attestation {
             let stored = kbs.service.policy(id).await;
             if !stored.is_ok_and(|(stored, _)| stored == *text) {
-                let set = kbs.service.set_policy(id, text).await;
+                let set = kbs.service.set_policy_by(id, text, FILE).await;
                 set.with_context(|| format!("[policies] attestation {id}"))?;
                 info!(id, "attestation policy was taken from its file");
             }

@@ -145,6 +145,88 @@ fn error(body: &[u8]) -> String {
     format!("{} {}", text("type").rsplit('/').next().unwrap(), text("detail"))
 }
 
+/// `kbs ARGUMENTS` on the configuration of `dir`: its exit code, and what it said.
+fn kbs(dir: &Path, arguments: &[&str]) -> (Option<i32>, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kbs"));
+    let output = command.arg("-c").arg(dir.join("kbs.toml")).args(arguments).output().unwrap();
+    (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+}
+
+/// Records of the audit log of a key broker that has ended.
+fn audited(dir: &Path) -> Vec<Value> {
+    let (code, log) = kbs(dir, &["audit", "export"]);
+    assert_eq!(code, Some(0), "{log}");
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    lines.filter_map(|mut line| line.get_mut("record").map(Value::take)).collect()
+}
+
+/// `kbs rekey` where a key of a token wraps the store's.
+#[tokio::test]
+async fn a_store_key_that_a_token_wraps_is_renewed() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    let Some(pkcs11) = token(dir) else { return };
+    let text = format!(
+        "[http_server]\nsockets = [\"127.0.0.1:0\"]\ninsecure_http = true\n[admin]\nauthorization_mode = \"InsecureAllowAll\"\n\
+         [storage_backend.backends.sqlite]\nkey_wrapped_by = {{ label = \"wrap\", algorithm = \"A256KW\" }}\n{pkcs11}"
+    );
+    std::fs::write(dir.join("kbs.toml"), &text).unwrap();
+    let path: kata_cc_kbs_protocol::ResourcePath = "a/b/c".parse().unwrap();
+    let client = |server: &Server| {
+        kata_cc_kbs_client::AdminClient::new(&server.endpoint, kata_cc_kbs_client::AdminAuth::None).unwrap()
+    };
+    let server = Server::start(dir);
+    client(&server).put_resource(&path, SECRET).await.unwrap();
+    assert_eq!(server.stop().0, Some(0));
+    let key = dir.join("store.key");
+    let first = std::fs::read(&key).unwrap();
+    assert!(first.starts_with(b"{"), "an envelope, not the key itself: {}", String::from_utf8_lossy(&first));
+
+    let (code, said) = kbs(dir, &["rekey"]);
+    assert!(code == Some(0) && said.contains("are sealed under the new key"), "{said}");
+    let (second, old) = (std::fs::read(&key).unwrap(), dir.join("store.key.old"));
+    assert_ne!(first, second);
+    assert_eq!(std::fs::read(&old).unwrap(), first);
+    assert!(second.starts_with(b"{") && !dir.join("store.key.new").exists());
+    let (code, said) = kbs(dir, &["audit", "verify"]);
+    assert!(code == Some(0) && said.contains("are whole"), "{said}");
+    let server = Server::start(dir);
+    let listed = client(&server).list_resources().await.unwrap();
+    assert_eq!((listed.len(), listed[0].size), (1, SECRET.len() as u64));
+    assert_eq!(server.stop().0, Some(0));
+
+    // It was interrupted after everything was sealed anew: the next run finishes it.
+    std::fs::rename(&key, dir.join("store.key.new")).unwrap();
+    std::fs::write(&key, &first).unwrap();
+    std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let (code, said) = kbs(dir, &["--check"]);
+    assert!(
+        code == Some(1) && said.contains("sealed under another key"),
+        "the old key opens nothing: {said}"
+    );
+    let (code, said) = kbs(dir, &["rekey"]);
+    assert!(code == Some(0) && said.contains("was sealed under the new key already"), "{said}");
+    assert_eq!(std::fs::read(&key).unwrap(), second);
+    assert_eq!(kbs(dir, &["audit", "verify"]).0, Some(0));
+
+    // Another token cannot unwrap it, and nothing is changed by the attempt.
+    std::fs::remove_dir_all(dir.join("tokens")).unwrap();
+    let other = tempfile::tempdir().unwrap();
+    token(other.path()).unwrap();
+    let foreign = text.replace(dir.to_str().unwrap(), other.path().to_str().unwrap());
+    std::fs::write(other.path().join("aes"), [8; 32]).unwrap();
+    let mut delete = Command::new("softhsm2-util");
+    delete.env("SOFTHSM2_CONF", other.path().join("softhsm2.conf")).current_dir(other.path());
+    run(delete.args([
+        "--pin", "4711", "--import", "aes", "--aes", "--token", "test", "--label", "other", "--id", "02",
+    ]));
+    std::fs::write(dir.join("kbs.toml"), foreign.replace("label = \"wrap\"", "label = \"other\"")).unwrap();
+    let (code, said) = kbs(dir, &["rekey"]);
+    assert!(code == Some(1) && said.contains("store key"), "{said}");
+    assert_eq!(std::fs::read(&key).unwrap(), second);
+    assert!(!said.contains("4711"), "{said}");
+}
+
 #[tokio::test]
 async fn a_guest_uses_plugins_and_what_must_be_refused_is() {
     let folder = tempfile::tempdir().unwrap();
@@ -277,6 +359,42 @@ async fn a_guest_uses_plugins_and_what_must_be_refused_is() {
     for expected in ["certificate-issued", "certificate-revoked", &serial.to_lowercase()] {
         assert!(log.contains(expected), "{expected} is not in the log:\n{log}");
     }
+    let records = audited(&dir);
+    let told = |event: &str| {
+        let found = records.iter().find(|record| record["details"]["event"] == event);
+        found.unwrap_or_else(|| panic!("{event} is not on record: {records:#?}"))
+    };
+    let (issued, revoked) = (told("certificate-issued"), told("certificate-revoked"));
+    assert_eq!(issued["kind"], "release");
+    assert_eq!(issued["details"]["serial"], serial.to_lowercase());
+    assert_eq!(issued["details"]["names"], "dns:shop.pods.example");
+    assert_eq!((&revoked["kind"], &revoked["verdict"]), (&json!("admin"), &json!("done")));
+    assert_eq!(revoked["details"]["subject"], serial.to_lowercase());
+    // Before it was done it was asked for, by the same person.
+    let asked = records
+        .iter()
+        .position(|record| record["verdict"] == "asked" && record["resource"]["id"] == "revoke");
+    let done = records.iter().position(|record| record == revoked);
+    assert!(asked.is_some() && asked < done, "{records:#?}");
+    if pkcs11.is_some() {
+        assert_eq!(told("blob-wrapped")["details"]["key"], "\"wrap\"");
+        let unwrapped = told("blob-unwrapped");
+        assert_eq!(
+            (&unwrapped["kind"], &unwrapped["details"]["key"]),
+            (&json!("release"), &json!("\"wrap\""))
+        );
+        assert_eq!(unwrapped["details"]["subject"], "wrap/db");
+    }
+    // The change of reference values names who, what and which value, not only that somebody asked.
+    let set = records
+        .iter()
+        .find(|record| record["reason"] == "set reference value" && record["resource"]["id"] == "init_data");
+    let set = set.unwrap_or_else(|| panic!("{records:#?}"));
+    assert_eq!((&set["verdict"], &set["details"]["source"]), (&json!("done"), &json!("rvps")));
+    assert!(
+        set["who"].as_str().unwrap().contains("admin")
+            && set["details"]["value"].as_str().unwrap().len() == 64
+    );
     let secret = String::from_utf8_lossy(SECRET);
     assert!(!log.contains(secret.as_ref()) && !log.contains("4711"), "a secret is in the log");
     for file in

@@ -8,6 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, bail};
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use serde_json::{Value, json};
 
 use crate::paths;
 use crate::shell::{command, run, status, step};
@@ -37,8 +41,24 @@ pub(crate) struct Service {
 }
 
 /// All of them.
-const SERVICES: [Service; 1] =
-    [Service { name: "key broker", binary: "kbs", prepare: key_broker, headers: none }];
+const SERVICES: [Service; 2] = [
+    Service { name: "key broker", binary: "kbs", prepare: key_broker, headers: none },
+    Service {
+        name: "attestation service",
+        binary: "attestation-service",
+        prepare: attestation_service,
+        headers: administrator,
+    },
+];
+
+/// File with the administrator's private key, PKCS#8 DER.
+const ADMIN_KEY: &str = "admin.key";
+/// Its public half, PEM.
+const ADMIN_PUBLIC: &str = "admin.pem";
+/// DER of an Ed25519 SubjectPublicKeyInfo (RFC 8410) before the key itself.
+const ED25519_SPKI: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+/// Seconds that the administrator's token is good: longer than any run.
+const TOKEN_SECONDS: u64 = 4 * 3600;
 
 fn none(_: &Path) -> anyhow::Result<Vec<String>> {
     Ok(Vec::new())
@@ -50,8 +70,39 @@ fn key_broker(folder: &Path) -> anyhow::Result<Vec<String>> {
     let text = "[http_server]\nsockets = [\"127.0.0.1:0\"]\ninsecure_http = true\n\
         [attestation]\nallow_sample = true\n[storage_backend]\nstorage_type = \"Memory\"\n\
         [admin]\nauthorization_mode = \"InsecureAllowAll\"\n[limits]\nrequests_per_second = 0.0\n";
-    std::fs::write(&config, text).with_context(|| format!("cannot write {}", config.display()))?;
+    write(&config, text.as_bytes())?;
     Ok(vec!["-c".to_owned(), config.to_string_lossy().into_owned()])
+}
+
+/// Makes an administrator's key, without whose token most of the interface answers 401 only.
+fn attestation_service(folder: &Path) -> anyhow::Result<Vec<String>> {
+    let key = Ed25519KeyPair::generate().context("no random numbers")?;
+    let private = key.to_pkcs8v1().context("the administrator's key cannot be written")?;
+    write(&folder.join(ADMIN_KEY), private.as_ref())?;
+    let public = STANDARD.encode([&ED25519_SPKI, key.public_key().as_ref()].concat());
+    let pem = format!("-----BEGIN PUBLIC KEY-----\n{public}\n-----END PUBLIC KEY-----\n");
+    write(&folder.join(ADMIN_PUBLIC), pem.as_bytes())?;
+    let work = folder.join("work").to_string_lossy().into_owned();
+    Ok(["-s", "127.0.0.1:0", "--admin-key", ADMIN_PUBLIC, "-w", &work].map(str::to_owned).to_vec())
+}
+
+/// The token that `attestation/service/src/gate.rs` asks for: a JWT of the key, with an end and the role.
+fn administrator(folder: &Path) -> anyhow::Result<Vec<String>> {
+    let path = folder.join(ADMIN_KEY);
+    let private = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let key = Ed25519KeyPair::from_pkcs8_maybe_unchecked(&private)
+        .map_err(|e| anyhow::anyhow!("{}: {e}", path.display()))?;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs();
+    let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    let (header, claims) =
+        (json!({"alg": "EdDSA", "typ": "JWT"}), json!({"role": "admin", "exp": now + TOKEN_SECONDS}));
+    let message = format!("{}.{}", part(&header), part(&claims));
+    let signature = URL_SAFE_NO_PAD.encode(key.sign(message.as_bytes()));
+    Ok(vec![format!("Authorization: Bearer {message}.{signature}")])
+}
+
+fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    std::fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// A process that ends with us.

@@ -9,7 +9,7 @@ use kata_cc_kbs_protocol::{Tee, from_base64_url};
 use serde_json::Value;
 use tracing::info;
 
-use crate::challenge::Challenges;
+use crate::challenge::{ChallengeError, Challenges};
 use crate::gate::AdminGate;
 use crate::metrics::Metrics;
 use crate::problem::Problem;
@@ -39,13 +39,18 @@ impl Api {
     /// With nobody trusted but who passes `gate`.
     ///
     /// # Errors
-    /// When there are no random numbers.
-    pub fn new(service: Arc<AttestationService>, gate: AdminGate) -> Result<Self, ServiceError> {
+    /// When there are no random numbers, or the store fails.
+    pub async fn new(service: Arc<AttestationService>, gate: AdminGate) -> Result<Self, ServiceError> {
+        let challenges =
+            Challenges::open(service.state.store.clone()).await.map_err(|error| match error {
+                ChallengeError::Store(error) => ServiceError::Store(error),
+                _ => ServiceError::Random,
+            })?;
         Ok(Self {
             service,
             gate,
             sources: arc_swap::ArcSwap::default(),
-            challenges: Challenges::new().map_err(|_| ServiceError::Random)?,
+            challenges,
             metrics: Metrics::default(),
             public_url: None,
             request_time: Duration::from_secs(25),

@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use kata_cc_attestation_service::ear::DEFAULT_ISSUER;
 use kata_cc_attestation_service::jws::VerifyingKey;
 use kata_cc_attestation_service::sources::{Sources, TrustedSource};
+use kata_cc_attestation_service::store::{PostgresOptions, PostgresTls, Store, StoreKey, read_secret};
 use serde::Deserialize;
 
 /// All of it.
@@ -23,6 +24,7 @@ pub(crate) struct Config {
     pub(crate) public_url: Option<String>,
     /// Folder for the store and the keys; made when absent.
     pub(crate) work_dir: PathBuf,
+    pub(crate) store: StoreConfig,
     pub(crate) tls: Option<Tls>,
     pub(crate) admin: Admin,
     pub(crate) token: Token,
@@ -49,6 +51,7 @@ impl Default for Config {
             grpc_socket: None,
             public_url: None,
             work_dir: "/var/lib/kata-cc/attestation-service".into(),
+            store: StoreConfig::default(),
             tls: None,
             admin: Admin::default(),
             token: Token::default(),
@@ -62,6 +65,45 @@ impl Default for Config {
             base: PathBuf::new(),
         }
     }
+}
+
+/// `[store]`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct StoreConfig {
+    /// Key of the store, 64 hexadecimal digits, mode 0600, the same for all replicas; `store.key` in the work folder without it. Made
+    /// when absent.
+    pub(crate) key: Option<PathBuf>,
+    /// The database of replicas; a file in the work folder without it.
+    pub(crate) postgres: Option<Postgres>,
+}
+
+/// `[store.postgres]`. Without a member, the default of the key broker's `[storage_backend.backends.postgres]`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Postgres {
+    /// Name or address; a path is the folder of a Unix socket.
+    host: Option<String>,
+    port: Option<u16>,
+    db: Option<String>,
+    username: Option<String>,
+    /// File of mode 0600 with the password; a newline at its end is no part of it.
+    password_file: Option<PathBuf>,
+    /// How the connection is protected; `verify-full` unless set, but `disable` to this machine.
+    tls: Option<PostgresProtection>,
+    /// PEM of the roots that are trusted.
+    tls_root_certificates: Option<PathBuf>,
+    /// Most connections of this replica.
+    connections: Option<u32>,
+}
+
+/// How a connection to the database is protected.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum PostgresProtection {
+    Disable,
+    VerifyCa,
+    VerifyFull,
 }
 
 /// `[tls]`, for both interfaces.
@@ -199,6 +241,42 @@ impl Config {
         self.base.join(path)
     }
 
+    /// Opens the store.
+    pub(crate) async fn open_store(&self) -> anyhow::Result<Store> {
+        let dir = self.path(&self.work_dir);
+        std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+        let key = self.store.key.as_ref().map_or_else(|| dir.join("store.key"), |path| self.path(path));
+        let key = StoreKey::from_file(&key).with_context(|| format!("key {}", key.display()))?;
+        Ok(match &self.store.postgres {
+            None => Store::open(&dir.join("service.db"), key).await?,
+            Some(postgres) => Store::postgres(&self.postgres(postgres)?, key).await?,
+        })
+    }
+
+    fn postgres(&self, postgres: &Postgres) -> anyhow::Result<PostgresOptions> {
+        let mut options = PostgresOptions { db: "attestation".to_owned(), ..PostgresOptions::default() };
+        let given = postgres.clone();
+        options.host = given.host.unwrap_or(options.host);
+        options.port = given.port.unwrap_or(options.port);
+        options.db = given.db.unwrap_or(options.db);
+        options.username = given.username.unwrap_or(options.username);
+        options.connections = given.connections.unwrap_or(options.connections);
+        options.root_certificates = given.tls_root_certificates.map(|path| self.path(&path));
+        options.tls = given.tls.map(|tls| match tls {
+            PostgresProtection::Disable => PostgresTls::Disable,
+            PostgresProtection::VerifyCa => PostgresTls::VerifyCa,
+            PostgresProtection::VerifyFull => PostgresTls::VerifyFull,
+        });
+        if let Some(path) = given.password_file {
+            let path = self.path(&path);
+            let contents = read_secret(&path)?;
+            let text =
+                std::str::from_utf8(&contents).with_context(|| format!("{} is not UTF-8", path.display()))?;
+            options.password = Some(text.trim_end_matches(['\r', '\n']).to_owned().into());
+        }
+        Ok(options)
+    }
+
     /// Keys that may sign reference values.
     pub(crate) fn sources(&self) -> anyhow::Result<Sources> {
         let read = |trusted: &Trusted| {
@@ -242,6 +320,18 @@ mod tests {
             let told = format!("{:#}", read("b.toml", wrong).unwrap_err());
             assert!(told.contains("b.toml"), "{told}");
         }
+        let text = "[store.postgres]\nhost = \"db.example\"\ntls = \"verify-ca\"\npassword_file = \"none\"";
+        let config = read("d.toml", text).unwrap();
+        let mut postgres = config.store.postgres.clone().unwrap();
+        let told = config.postgres(&postgres).unwrap_err().to_string();
+        assert!(told.contains("none"), "{told}");
+        postgres.password_file = None;
+        let options = config.postgres(&postgres).unwrap();
+        assert_eq!(
+            (options.host.as_str(), options.port, options.db.as_str()),
+            ("db.example", 5432, "attestation")
+        );
+        assert_eq!(options.tls, Some(PostgresTls::VerifyCa));
         let check = |text: &str| read("c.toml", text).unwrap().check().unwrap_err().to_string();
         assert!(check("[token]\nminutes = 0").contains("1 to 1440"));
         assert!(check("[token]\nalgorithm = \"RS256\"").contains("EdDSA"));

@@ -19,6 +19,8 @@
 
 pub mod api;
 pub mod appraisal;
+#[cfg(test)]
+mod audit_test;
 pub mod chain;
 pub mod challenge;
 pub mod composite;

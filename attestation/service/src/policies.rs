@@ -1,4 +1,5 @@
-//! Policies: set, get, list, delete, earlier versions, and dry runs.
+//! Policies: set, get, list, delete, earlier versions, and dry runs. A change, its version and its record in the audit log are stored
+//! together or not at all.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +12,8 @@ use crate::appraisal::{self, MAX_ID, Policy, References};
 use crate::references::{InForce, Record, Source};
 use crate::service::{AttestationService, Evaluate, POLICY_NAMESPACE, ServiceError};
 use crate::state::digest;
+use crate::store::Change;
+use crate::store::audit::{Kind, Record as AuditRecord};
 
 /// Namespace of the versions of policies; names are `<id>/<version>`.
 const VERSION_NAMESPACE: &str = "attestation_service_policy_version";
@@ -52,6 +55,27 @@ struct StoredVersion {
     #[serde(flatten)]
     about: PolicyVersion,
     policy: Option<String>,
+}
+
+/// A version that is about to be stored.
+struct NextVersion {
+    about: PolicyVersion,
+    name: String,
+    bytes: Vec<u8>,
+    /// Names of those that are forgotten.
+    surplus: Vec<String>,
+}
+
+impl NextVersion {
+    fn changes(&self) -> Vec<Change<'_>> {
+        let surplus = self.surplus.iter().map(|name| Change::forget(VERSION_NAMESPACE, name));
+        std::iter::once(Change::put(VERSION_NAMESPACE, &self.name, &self.bytes)).chain(surplus).collect()
+    }
+}
+
+/// What the audit log is told of a change.
+pub(crate) fn recorded(action: &str, target: &str, by: &str) -> AuditRecord {
+    AuditRecord::new(Kind::Admin).who(by).verdict("done").reason(action).resource(target, None)
 }
 
 /// What a dry run looks at.
@@ -109,19 +133,21 @@ impl AttestationService {
                 "there are {MAX_POLICIES} policies: delete one first"
             )));
         }
-        let version = self.keep_version(id, Some(text), by).await?;
-        self.state.store.put(POLICY_NAMESPACE, id, text.as_bytes()).await?;
-        self.state.changed().await?;
-        Ok(version)
+        let next = self.next_version(id, Some(text), by).await?;
+        let mut changes = next.changes();
+        changes.push(Change::put(POLICY_NAMESPACE, id, text.as_bytes()));
+        let record = recorded("set attestation policy", id, by).policy(text.as_bytes());
+        self.state.commit(changes, vec![record]).await?;
+        Ok(next.about)
     }
 
-    async fn keep_version(
+    /// The version that a change makes, and those that are forgotten for it.
+    async fn next_version(
         &self,
         id: &str,
         text: Option<&str>,
         by: &str,
-    ) -> Result<PolicyVersion, ServiceError> {
-        let store = &self.state.store;
+    ) -> Result<NextVersion, ServiceError> {
         let mut kept = self.version_numbers(id).await?;
         let micros = time::OffsetDateTime::now_utc().unix_timestamp_nanos() / 1000;
         let version = i64::try_from(micros).unwrap_or(0).max(kept.last().map_or(0, |last| last + 1));
@@ -133,13 +159,10 @@ impl AttestationService {
         };
         let stored = StoredVersion { about: about.clone(), policy: text.map(str::to_owned) };
         let bytes = serde_json::to_vec(&stored).map_err(|e| ServiceError::Request(e.to_string()))?;
-        store.put(VERSION_NAMESPACE, &version_name(id, version), &bytes).await?;
         kept.push(version);
         let surplus = kept.len().saturating_sub(MAX_VERSIONS);
-        for old in kept.into_iter().take(surplus) {
-            store.delete(VERSION_NAMESPACE, &version_name(id, old)).await?;
-        }
-        Ok(about)
+        let surplus = kept.into_iter().take(surplus).map(|old| version_name(id, old)).collect();
+        Ok(NextVersion { about, name: version_name(id, version), bytes, surplus })
     }
 
     async fn version_numbers(&self, id: &str) -> Result<Vec<i64>, ServiceError> {
@@ -201,11 +224,11 @@ impl AttestationService {
     pub async fn delete_policy(&self, id: &str, by: &str) -> Result<(), ServiceError> {
         check_id(id)?;
         let _change = self.state.change().await;
-        if !self.state.store.delete(POLICY_NAMESPACE, id).await? {
-            return Err(unknown(id));
-        }
-        self.keep_version(id, None, by).await?;
-        self.state.changed().await
+        let next = self.next_version(id, None, by).await?;
+        let mut changes = next.changes();
+        changes.push(Change::remove(POLICY_NAMESPACE, id));
+        let record = recorded("delete attestation policy", id, by);
+        if self.state.commit(changes, vec![record]).await? { Ok(()) } else { Err(unknown(id)) }
     }
 
     /// Ids of all policies.

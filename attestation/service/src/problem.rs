@@ -132,6 +132,7 @@ impl From<ChallengeError> for Problem {
         let status = match error {
             ChallengeError::Busy => StatusCode::TOO_MANY_REQUESTS,
             ChallengeError::Random => StatusCode::INTERNAL_SERVER_ERROR,
+            ChallengeError::Store(error) => return ServiceError::Store(error).into(),
             _ => StatusCode::UNPROCESSABLE_ENTITY,
         };
         Self::new(status, error.reason(), &error).field("challenge")

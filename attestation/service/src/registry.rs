@@ -1,12 +1,17 @@
-//! Reference values in the store: register, query, list, expire, delete.
+//! Reference values in the store: register, query, list, expire, delete. A change and its records in the audit log are stored together or
+//! not at all.
 
 use std::collections::BTreeMap;
 
 use serde_json::Value;
 use tracing::info;
 
+use crate::policies::recorded;
 use crate::references::{self, MAX_NAMES, Record, ReferenceError, Source, format_time};
 use crate::service::{AttestationService, REFERENCE_NAMESPACE, ServiceError};
+use crate::state::digest;
+use crate::store::Change;
+use crate::store::audit::Record as AuditRecord;
 
 /// Namespace of what was deleted: name to time, so that an older signed message does not bring it back.
 const DELETED_NAMESPACE: &str = "reference_value_deleted";
@@ -62,12 +67,14 @@ impl AttestationService {
             let source = registration.source.clone();
             records.push(Record::new(name, value, registration.expires, source, &registration.by));
         }
+        let stored = records.iter().map(stored).collect::<Result<Vec<_>, _>>()?;
+        let named = records.iter().zip(&stored);
+        let changes = named.map(|(record, bytes)| Change::put(REFERENCE_NAMESPACE, &record.name, bytes));
+        let told = records.iter().map(|record| told("set reference value", record, &registration.by));
+        self.state.commit(changes.collect(), told.collect()).await?;
         for record in &records {
-            let bytes = serde_json::to_vec(record).map_err(|e| ServiceError::Request(e.to_string()))?;
-            self.state.store.put(REFERENCE_NAMESPACE, &record.name, &bytes).await?;
             info!(name = record.name, source = %record.source, by = record.registered_by, "reference value registered");
         }
-        self.state.changed().await?;
         Ok(records)
     }
 
@@ -118,12 +125,21 @@ impl AttestationService {
 
     /// Stores reference values; each replaces the older one of its name.
     pub async fn set_reference_values(&self, values: &BTreeMap<String, Value>) -> Result<(), ServiceError> {
+        self.set_reference_values_by(values, "administrator").await
+    }
+
+    /// The same, remembering who did it.
+    pub async fn set_reference_values_by(
+        &self,
+        values: &BTreeMap<String, Value>,
+        by: &str,
+    ) -> Result<(), ServiceError> {
         let registration = Registration {
             values: values.clone(),
             expires: self.default_expiry(crate::now()),
             source: Source::administrator(),
             mode: Mode::Replace,
-            by: "administrator".to_owned(),
+            by: by.to_owned(),
         };
         self.register(&registration).await.map(|_| ())
     }
@@ -139,26 +155,43 @@ impl AttestationService {
         self.state.reload().await?;
         let mut record = self.reference_record(name).await?;
         record.expiration = at.map(format_time);
-        let bytes = serde_json::to_vec(&record).map_err(|e| ServiceError::Request(e.to_string()))?;
-        self.state.store.put(REFERENCE_NAMESPACE, name, &bytes).await?;
-        self.state.changed().await?;
+        let bytes = stored(&record)?;
+        let told = told("change expiration of reference value", &record, by);
+        self.state.commit(vec![Change::put(REFERENCE_NAMESPACE, name, &bytes)], vec![told]).await?;
         info!(name, expiration = record.expiration, by, "expiration of a reference value changed");
         Ok(record)
     }
 
     /// Removes a reference value; false when there was none.
-    pub async fn delete_reference_value(&self, name: &str) -> Result<bool, ServiceError> {
+    pub async fn delete_reference_value(&self, name: &str, by: &str) -> Result<bool, ServiceError> {
         let _change = self.state.change().await;
-        // The mark of an earlier deletion stays: it keeps older signed messages out.
-        if self.state.store.get(REFERENCE_NAMESPACE, name).await?.is_none() {
-            return Ok(false);
+        let now = crate::now().to_string();
+        // When there is none, the mark of an earlier deletion stays: it keeps older signed messages out.
+        let changes = vec![
+            Change::put(DELETED_NAMESPACE, name, now.as_bytes()),
+            Change::remove(REFERENCE_NAMESPACE, name),
+        ];
+        let was = self.state.commit(changes, vec![recorded("delete reference value", name, by)]).await?;
+        if was {
+            info!(name, by, "reference value deleted");
         }
-        self.state.store.put(DELETED_NAMESPACE, name, crate::now().to_string().as_bytes()).await?;
-        let was = self.state.store.delete(REFERENCE_NAMESPACE, name).await?;
-        self.state.changed().await?;
-        info!(name, "reference value deleted");
         Ok(was)
     }
+}
+
+fn stored(record: &Record) -> Result<Vec<u8>, ServiceError> {
+    serde_json::to_vec(record).map_err(|e| ServiceError::Request(e.to_string()))
+}
+
+/// What the audit log is told of a value: the value itself may be large, so its digest, and where it came from.
+fn told(action: &str, record: &Record, by: &str) -> AuditRecord {
+    let mut told = recorded(action, &record.name, by)
+        .detail("value", digest(&record.value.to_string()))
+        .detail("source", record.source.to_string());
+    if let Some(end) = &record.expiration {
+        told = told.detail("expiration", end);
+    }
+    told
 }
 
 fn not_found(name: &str) -> ServiceError {

@@ -21,8 +21,8 @@ use crate::explain::Check;
 use crate::jws::{JwsError, SigningKey};
 use crate::references::ReferenceError;
 use crate::sources::SourceError;
-use crate::state::{KEY_NAMESPACE, State};
-use crate::store::{Store, StoreError, read_secret, write_secret};
+use crate::state::{KEY_NAMESPACE, State, mark_change, new_mark};
+use crate::store::{Change, Store, StoreError, read_secret, write_secret};
 use crate::token::{LEEWAY, PublishedKey, TokenBroker, TokenError};
 use crate::verify::{EvidenceVerifier, Refusal};
 
@@ -159,6 +159,26 @@ pub struct AttestationService {
     key_file: Option<KeyFile>,
     /// Days after which reference values end when nobody says otherwise.
     default_days: Option<u32>,
+}
+
+/// The mark that tells other replicas of a change, for whoever changes something in the same store by himself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark([u8; 16]);
+
+impl Mark {
+    /// A new one.
+    ///
+    /// # Errors
+    /// When there are no random numbers.
+    pub fn new() -> Result<Self, ServiceError> {
+        Ok(Self(new_mark()?))
+    }
+
+    /// Leaves it, for the transaction of the change.
+    #[must_use]
+    pub fn change(&self) -> Change<'_> {
+        mark_change(&self.0)
+    }
 }
 
 /// Where the key that signs is kept.
@@ -315,6 +335,13 @@ impl AttestationService {
         self.publish_keys().await
     }
 
+    /// How often policies, reference values and keys were read from the store. After [`tend`](Self::tend), another number than before
+    /// says that somebody changed something there, or that a minute has passed: whoever keeps other things of the same store
+    /// in memory, and leaves its [`Mark`] with their changes, reads them again then.
+    pub fn readings(&self) -> u64 {
+        self.state.readings()
+    }
+
     /// Reads the key file again. Another key in it retires the one that signed.
     async fn read_key_file(&self) -> Result<(), ServiceError> {
         let Some(file) = &self.key_file else { return Ok(()) };
@@ -362,7 +389,7 @@ impl AttestationService {
         self.put_key(jwk.clone(), false, PUBLISHED).await?;
         self.retire(old).await?;
         self.broker.replace(key, b"")?;
-        self.state.changed().await?;
+        self.state.commit(Vec::new(), Vec::new()).await?;
         self.publish_keys().await?;
         let kid = jwk.get("kid").and_then(Value::as_str);
         info!(kid, "token key rotated");
@@ -387,7 +414,7 @@ impl AttestationService {
         let known = current.keys.iter().find(|key| key.kid() == kid);
         if !known.is_some_and(|key| !key.retired && key.until > now + PUBLISHED / 2) {
             self.put_key(ours, false, PUBLISHED + self.broker.lifetime() + LEEWAY).await?;
-            self.state.changed().await?;
+            self.state.commit(Vec::new(), Vec::new()).await?;
         }
         let current = self.state.current().await?;
         for old in current.keys.iter().filter(|key| key.until <= now) {

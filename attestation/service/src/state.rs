@@ -1,8 +1,8 @@
 //! What evaluations need of the store, kept in memory: policies compiled, reference values in the form in which policies read them.
 //!
-//! Several replicas may share a store. Whoever writes leaves a new mark there (`generation`); everybody looks at it at most once
-//! a second, and reads everything again when it changed, and once a minute in any case (a replica may end between its
-//! write and its mark). So a change is in force everywhere after about a second. While the store cannot be read, what is
+//! Several replicas may share a store. Whoever writes leaves a new mark there (`generation`) in the transaction of the change; everybody
+//! looks at it at most once a second, and reads everything again when it changed, and once a minute in any case (older
+//! versions left the mark after the change). So a change is in force everywhere after about a second. While the store cannot be read, what is
 //! known stays in force for a minute; after that evaluations fail.
 
 use std::collections::BTreeMap;
@@ -16,7 +16,8 @@ use tracing::{error, info, warn};
 use crate::appraisal::{self, Policy, References};
 use crate::references::{InForce, Record};
 use crate::service::{POLICY_NAMESPACE, REFERENCE_NAMESPACE, ServiceError};
-use crate::store::{Store, StoreError};
+use crate::store::audit::Record as AuditRecord;
+use crate::store::{Change, Store, StoreError};
 use crate::token::PublishedKey;
 
 /// Namespace of the mark.
@@ -81,6 +82,8 @@ pub(crate) struct State {
     /// When the mark was last looked at, in milliseconds since `start`.
     looked: AtomicU64,
     start: Instant,
+    /// How often everything was read.
+    readings: AtomicU64,
     /// Held while everything is read.
     reading: tokio::sync::Mutex<()>,
     /// Held while something is changed, so that what was looked up for a change is still so.
@@ -96,6 +99,7 @@ impl State {
             snapshot: ArcSwap::from_pointee(snapshot),
             looked: AtomicU64::new(0),
             start: Instant::now(),
+            readings: AtomicU64::new(1),
             reading: tokio::sync::Mutex::default(),
             changing: tokio::sync::Mutex::default(),
         })
@@ -132,7 +136,13 @@ impl State {
             return Ok(());
         }
         self.snapshot.store(Arc::new(read(&self.store, now, Some(&old)).await?));
+        self.readings.fetch_add(1, Ordering::Release);
         Ok(())
+    }
+
+    /// How often everything was read. Another number than before: the mark was another one, or a minute has passed.
+    pub(crate) fn readings(&self) -> u64 {
+        self.readings.load(Ordering::Acquire)
     }
 
     /// Reads everything again, because of a signal or a change that others made.
@@ -145,13 +155,33 @@ impl State {
         self.changing.lock().await
     }
 
-    /// Ends a change: it is in force here when this returns, and elsewhere after a second.
-    pub(crate) async fn changed(&self) -> Result<(), ServiceError> {
-        let mut mark = [0; 16];
-        aws_lc_rs::rand::fill(&mut mark).map_err(|_| ServiceError::Random)?;
-        self.store.put(GENERATION_NAMESPACE, GENERATION_NAME, &mark).await?;
-        self.refresh(true).await
+    /// Makes changes, leaves the mark and appends `records` to the audit log, in one transaction. It is in force here when this
+    /// returns, and elsewhere after a second. False when something that is to be removed is not there.
+    pub(crate) async fn commit(
+        &self,
+        mut changes: Vec<Change<'_>>,
+        records: Vec<AuditRecord>,
+    ) -> Result<bool, ServiceError> {
+        let mark = new_mark()?;
+        changes.push(mark_change(&mark));
+        if !self.store.apply(&changes, records).await? {
+            return Ok(false);
+        }
+        self.refresh(true).await?;
+        Ok(true)
     }
+}
+
+/// A mark that was never there.
+pub(crate) fn new_mark() -> Result<[u8; 16], ServiceError> {
+    let mut mark = [0; 16];
+    aws_lc_rs::rand::fill(&mut mark).map_err(|_| ServiceError::Random)?;
+    Ok(mark)
+}
+
+/// Leaves a mark, for the transaction of what it is the mark of.
+pub(crate) fn mark_change(mark: &[u8; 16]) -> Change<'_> {
+    Change::put(GENERATION_NAMESPACE, GENERATION_NAME, mark)
 }
 
 async fn generation(store: &Store) -> Result<Option<Vec<u8>>, StoreError> {

@@ -303,3 +303,46 @@ fn a_start_that_cannot_be_says_why() {
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.code() == Some(1) && told.contains("store.key"), "{told}");
 }
+
+/// Two processes on one store: what one gave is answered at the other, once, and then nowhere.
+#[test]
+fn a_challenge_is_good_at_any_replica_and_once() {
+    use kata_cc_kbs_protocol::base64_standard;
+    use kata_cc_kbs_protocol::rcar::{HashAlgorithm, canonical};
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("as.toml");
+    std::fs::write(&config, "allow_sample = true\n").unwrap();
+    let work = folder.path().join("work");
+    let start = || Service::start_with(&work, &["-c", config.to_str().unwrap()]);
+    let (one, other) = (start(), start());
+    let challenge = |at: &Service| {
+        let answer = at.ask("POST", "/api/v1/challenge", "{}");
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer.json()["challenge"].as_str().unwrap().to_owned()
+    };
+    let evaluate = |challenge: &str| {
+        let bound = json!({"nonce": challenge});
+        let digest = HashAlgorithm::Sha384.digest(&canonical(&bound));
+        let evidence = json!({"svn": "1", "report_data": base64_standard(&digest)});
+        let one = json!({"tee": "sample", "evidence": evidence, "runtime_data": {"structured": bound}});
+        json!({"verification_requests": [one], "challenge": challenge}).to_string()
+    };
+    let reason = |at: &Service, request: &str| {
+        let answer = at.ask("POST", "/api/v1/evaluate", request);
+        (answer.status, answer.json()["reason"].as_str().unwrap_or_default().to_owned())
+    };
+    for (gave, took) in [(&one, &other), (&other, &one), (&one, &one)] {
+        let request = evaluate(&challenge(gave));
+        assert_eq!(reason(took, &request), (200, String::new()));
+        for replay in [&one, &other] {
+            assert_eq!(reason(replay, &request), (422, "challenge-answered".to_owned()));
+        }
+    }
+    // What another service gave is nobody's here, and one that starts later knows what was answered.
+    let stranger = Service::start_with(&folder.path().join("elsewhere"), &[]);
+    let request = evaluate(&challenge(&stranger));
+    assert_eq!(reason(&one, &request), (422, "challenge-unknown".to_owned()));
+    let request = evaluate(&challenge(&one));
+    assert_eq!(reason(&other, &request), (200, String::new()));
+    assert_eq!(reason(&start(), &request), (422, "challenge-answered".to_owned()));
+}

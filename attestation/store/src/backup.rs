@@ -41,6 +41,8 @@ enum Line {
         who: String,
         sealed: String,
     },
+    /// Where the audit log begins, when older records were archived.
+    Anchor(Checkpoint),
     /// A record of the audit log.
     Record { seq: u64, hash: String, record: String },
     /// A signed state of it; the last is its end.
@@ -54,7 +56,7 @@ enum Line {
 pub struct Restored {
     /// Rows of values, with all their versions.
     pub values: u64,
-    /// Records of the audit log.
+    /// Records of the audit log, those that were archived among them.
     pub records: u64,
 }
 
@@ -111,6 +113,7 @@ impl Store {
         let mut chain = Chain::new(self.audit().public_key(), None);
         walk(&mut tx, |item| {
             let line = match &item {
+                Item::Anchor(anchor) => Line::Anchor(anchor.clone()),
                 Item::Record { seq, record, hash } => {
                     Line::Record { seq: *seq, hash: hex::encode(hash), record: record.clone() }
                 }
@@ -143,7 +146,12 @@ impl Store {
         if !force && (values > 0 || head.seq > 0) {
             return Err(StoreError::NotEmpty { values, records: head.seq });
         }
-        for sql in ["DELETE FROM versions", "DELETE FROM audit", "DELETE FROM audit_checkpoints"] {
+        for sql in [
+            "DELETE FROM versions",
+            "DELETE FROM audit",
+            "DELETE FROM audit_checkpoints",
+            "DELETE FROM audit_anchor",
+        ] {
             tx.execute(sql, vec![]).await?;
         }
         tx.forget_sessions().await?;
@@ -157,6 +165,7 @@ impl Store {
                         tx.insert_audit(std::mem::take(&mut records)).await?;
                     }
                 }
+                Line::Anchor(anchor) => insert_anchor(&mut tx, &anchor).await?,
                 Line::State(state) => {
                     if let Some(state) = last.replace(state) {
                         insert_state(&mut tx, &state).await?;
@@ -190,6 +199,14 @@ impl Store {
         self.close().await;
         Ok(checked.contents)
     }
+}
+
+async fn insert_anchor(tx: &mut Tx, anchor: &Checkpoint) -> Result<(), StoreError> {
+    let bytes = |text: &str| hex::decode(text).map_err(bad);
+    let sql = "INSERT INTO audit_anchor (id, seq, hash, time, signature) VALUES (1, $1, $2, $3, $4)";
+    let row =
+        values![column(anchor.seq), bytes(&anchor.hash)?, anchor.time.as_str(), bytes(&anchor.signature)?];
+    tx.execute(sql, row).await.map(|_| ())
 }
 
 async fn insert_state(tx: &mut Tx, state: &Checkpoint) -> Result<(), StoreError> {
@@ -229,6 +246,7 @@ fn check(key: &StoreKey, reader: impl BufRead) -> Result<Checked, StoreError> {
             Line::Record { seq, hash, record } => {
                 Item::Record { seq, record, hash: hex::decode(hash).map_err(bad)? }
             }
+            Line::Anchor(anchor) => Item::Anchor(anchor),
             Line::State(state) => Item::State(state),
             Line::Header { .. } => return Err(bad("it has a second header")),
             line => {

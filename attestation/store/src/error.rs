@@ -40,6 +40,14 @@ pub enum StoreError {
     /// A value could not be sealed.
     #[error("value cannot be sealed")]
     Seal,
+    /// There is no connection to the database.
+    #[error("no connection to PostgreSQL at {server}: {why}")]
+    Connect {
+        /// Its host and port.
+        server: String,
+        /// Why, and what to look at.
+        why: String,
+    },
     /// The database failed.
     #[error("store database failed: {0}")]
     Database(#[from] sqlx::Error),
@@ -65,6 +73,9 @@ pub enum StoreError {
     /// The audit log takes no records any more.
     #[error("audit log: record was not written: {0}")]
     AuditWrite(String),
+    /// Records of the audit log are not removed.
+    #[error("audit log: nothing was removed: {0}")]
+    Prune(String),
     /// A backup cannot be made, read or restored.
     #[error("backup: {0}")]
     Backup(String),

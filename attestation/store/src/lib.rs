@@ -12,12 +12,14 @@
 //! [`get_version`](Store::get_version) gives the latest or a numbered one, [`history`](Store::history) tells of all that are kept
 //! ([`keep_versions`](Store::keep_versions)), [`erase`](Store::erase) removes every value of a name and leaves the
 //! history with the deletion in it. Both kinds share one table: what `put` wrote is a version of which no older one is kept. Calls with an
-//! `Option<Record>` append it to the audit log in the transaction of the change.
+//! `Option<Record>` append it to the audit log in the transaction of the change; [`apply`](Store::apply) makes several changes and
+//! appends several records in one. [`take_once`](Store::take_once) is for what must succeed once whichever process asks.
 //!
 //! # Audit log
 //!
 //! [`Store::audit`] is the log: [`AuditLog::append`] returns when the record is on disk; append before the answer that it
-//! tells of is sent, and do not send it when that fails. [`AuditLog::verify`], [`AuditLog::export`], [`verify_export`].
+//! tells of is sent, and do not send it when that fails. [`AuditLog::verify`], [`AuditLog::export`], [`verify_export`]. Old
+//! records are removed by [`AuditLog::prune`] once they were archived.
 //!
 //! # Sessions
 //!
@@ -32,9 +34,11 @@
 
 pub mod audit;
 mod backup;
+mod change;
 mod db;
 mod error;
 mod key;
+mod once;
 mod postgres;
 mod rekey;
 mod secret_file;
@@ -45,6 +49,7 @@ mod versions;
 
 pub use audit::{AuditLog, Record, verify_export};
 pub use backup::Restored;
+pub use change::Change;
 pub use error::StoreError;
 pub use key::{KeySource, KeyUnwrapper, StoreKey};
 pub use postgres::{PostgresOptions, PostgresTls};

@@ -82,6 +82,28 @@ impl PostgresOptions {
         self.tls.unwrap_or(default)
     }
 
+    /// Says what to look at when there is no connection. The library's words name neither server nor setting; none has the password.
+    fn connect_error(&self, error: sqlx::Error) -> StoreError {
+        let Self { host, port, db, username, .. } = self;
+        let why = match &error {
+            sqlx::Error::Database(told) => match told.code().as_deref() {
+                // Appendix A of PostgreSQL's manual: invalid_password, invalid_authorization_specification, invalid_catalog_name.
+                Some("28P01") => format!("it refuses the password of {username:?}"),
+                Some("28000") => {
+                    format!("it does not let {username:?} in so: {} (its pg_hba.conf)", told.message())
+                }
+                Some("3D000") => format!("it has no database {db:?}"),
+                _ => told.message().to_owned(),
+            },
+            error if certificate_refused(error) => format!(
+                "its certificate is not trusted: {error} (tls_root_certificates names the roots that are, tls whether the name counts)"
+            ),
+            sqlx::Error::PoolTimedOut => "it does not answer in time".to_owned(),
+            other => other.to_string(),
+        };
+        StoreError::Connect { server: format!("{host}:{port}"), why }
+    }
+
     fn connect_options(&self) -> Result<PgConnectOptions, StoreError> {
         if self.host.is_empty() || self.db.is_empty() || self.username.is_empty() {
             return Err(StoreError::Options("postgres needs host, db and username".to_owned()));
@@ -122,21 +144,27 @@ impl PostgresOptions {
     }
 }
 
+/// Whether the server's certificate is the reason. The TLS library's error comes wrapped in one of input and output.
+fn certificate_refused(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Tls(_) | sqlx::Error::Io(_)) && error.to_string().contains("certificate")
+}
+
 /// Connects and brings the schema up to date. Replicas that start together wait for one another.
 pub(crate) async fn open(options: &PostgresOptions) -> Result<Engine, StoreError> {
     let pool = PgPoolOptions::new()
         .max_connections(options.connections.clamp(2, 1000))
         .acquire_timeout(Duration::from_secs(10))
         .connect_with(options.connect_options()?)
-        .await?;
-    let store = Migration::new(
-        1,
-        "store".into(),
-        MigrationType::Simple,
-        include_str!("../migrations/postgres/0001_store.sql").into_sql_str(),
-        false,
-    );
-    Migrator::with_migrations(vec![store]).run(&pool).await?;
+        .await
+        .map_err(|error| options.connect_error(error))?;
+    let migration = |version, name: &'static str, sql: &'static str| {
+        Migration::new(version, name.into(), MigrationType::Simple, sql.into_sql_str(), false)
+    };
+    let migrations = vec![
+        migration(1, "store", include_str!("../migrations/postgres/0001_store.sql")),
+        migration(2, "once and anchor", include_str!("../migrations/postgres/0002_once_and_anchor.sql")),
+    ];
+    Migrator::with_migrations(migrations).run(&pool).await?;
     Ok(Engine::Postgres(pool))
 }
 

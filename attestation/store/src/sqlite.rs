@@ -81,6 +81,7 @@ async fn connect(options: SqliteConnectOptions, connections: u32) -> Result<Engi
     let migrations = vec![
         migration(1, "entries", include_str!("../migrations/sqlite/0001_entries.sql")),
         migration(2, "versions", include_str!("../migrations/sqlite/0002_versions.sql")),
+        migration(3, "once and anchor", include_str!("../migrations/sqlite/0003_once_and_anchor.sql")),
     ];
     Migrator::with_migrations(migrations).run(&pool).await?;
     Ok(Engine::Sqlite(pool, Arc::new(Mutex::new(()))))

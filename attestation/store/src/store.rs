@@ -133,13 +133,10 @@ impl Store {
         record: Option<Record>,
     ) -> Result<bool, StoreError> {
         let (mut tx, head) = self.audit.begin().await?;
-        let last = latest(&mut tx, namespace, name).await?;
-        if last.is_none_or(|last| last.info.state != State::Live) {
+        if !crate::change::delete(&mut tx, namespace, name).await? {
             return Ok(false);
         }
-        let sql = "DELETE FROM versions WHERE namespace = $1 AND name = $2";
-        tx.execute(sql, values![namespace, name]).await?;
-        self.audit.commit(tx, head, record).await?;
+        self.audit.commit(tx, head, record.as_slice()).await?;
         Ok(true)
     }
 

@@ -211,7 +211,22 @@ impl Store {
         kept: u64,
     ) -> Result<u64, StoreError> {
         let (mut tx, head) = self.audit().begin().await?;
-        let before = latest(&mut tx, namespace, name).await?.map_or(0, |stored| stored.info.version);
+        let version = self.write_version(&mut tx, namespace, name, write, kept).await?;
+        let record = record.map(|record| numbered(record, version));
+        self.audit().commit(tx, head, record.as_slice()).await?;
+        Ok(version)
+    }
+
+    /// Stores a value as the next version of its name, of which `kept` are kept. Returns its number.
+    pub(crate) async fn write_version(
+        &self,
+        tx: &mut Tx,
+        namespace: &str,
+        name: &str,
+        write: Write<'_>,
+        kept: u64,
+    ) -> Result<u64, StoreError> {
+        let before = latest(tx, namespace, name).await?.map_or(0, |stored| stored.info.version);
         let version = before.saturating_add(1);
         let info = VersionInfo {
             version,
@@ -221,9 +236,8 @@ impl Store {
             modified: crate::now_rfc3339(),
             who: write.who.to_owned(),
         };
-        Stored::seal(self.key(), (namespace, name), info, write.value)?.write(&mut tx).await?;
-        forget(&mut tx, namespace, name, version.saturating_sub(kept)).await?;
-        self.audit().commit(tx, head, record.map(|record| numbered(record, version))).await?;
+        Stored::seal(self.key(), (namespace, name), info, write.value)?.write(tx).await?;
+        forget(tx, namespace, name, version.saturating_sub(kept)).await?;
         Ok(version)
     }
 
@@ -302,7 +316,8 @@ impl Store {
         };
         Stored::seal(self.key(), (namespace, name), info, b"")?.write(&mut tx).await?;
         forget(&mut tx, namespace, name, version.saturating_sub(self.kept())).await?;
-        self.audit().commit(tx, head, record.map(|record| numbered(record, version))).await?;
+        let record = record.map(|record| numbered(record, version));
+        self.audit().commit(tx, head, record.as_slice()).await?;
         Ok(Some(version))
     }
 }
@@ -314,7 +329,7 @@ async fn forget(tx: &mut Tx, namespace: &str, name: &str, upto: u64) -> Result<(
 }
 
 /// Says in a record which version of its resource it is about.
-fn numbered(mut record: Record, version: u64) -> Record {
+pub(crate) fn numbered(mut record: Record, version: u64) -> Record {
     if let Some(resource) = &mut record.resource {
         resource.version = Some(version);
     }

@@ -26,8 +26,27 @@ pub(crate) struct BrokerArguments {
 }
 
 impl BrokerArguments {
+    /// A key broker at an address, for commands that may do without one.
+    pub(crate) fn at(url: String, kbs_cert: Option<PathBuf>, admin_key: Option<PathBuf>, role: &str) -> Self {
+        Self { kbs: Some(url), kbs_cert, admin_key, admin_role: role.to_owned() }
+    }
+
     /// The client; nothing is sent yet.
     pub(crate) fn client(&self) -> anyhow::Result<AdminClient> {
+        let auth = match &self.admin_key {
+            Some(file) => {
+                let pem = std::fs::read(file).map(zeroize::Zeroizing::new);
+                let pem = pem.with_context(|| format!("cannot read {}", file.display()))?;
+                AdminAuth::from_key_pem(&pem, &self.admin_role)
+                    .with_context(|| format!("{}", file.display()))?
+            }
+            None => AdminAuth::None,
+        };
+        self.client_as(auth)
+    }
+
+    /// The same for who proves himself otherwise.
+    pub(crate) fn client_as(&self, auth: AdminAuth) -> anyhow::Result<AdminClient> {
         let (url, certificate) = match &self.kbs {
             Some(url) => (url.clone(), self.kbs_cert.clone()),
             None => {
@@ -45,15 +64,6 @@ impl BrokerArguments {
             certificates.is_some() || url.starts_with("http://"),
             "no certificate is named for {url}: give --kbs-cert FILE, or set KATA_CC_KBS_CERT; the system's are not trusted"
         );
-        let auth = match &self.admin_key {
-            Some(file) => {
-                let pem = std::fs::read(file).map(zeroize::Zeroizing::new);
-                let pem = pem.with_context(|| format!("cannot read {}", file.display()))?;
-                AdminAuth::from_key_pem(&pem, &self.admin_role)
-                    .with_context(|| format!("{}", file.display()))?
-            }
-            None => AdminAuth::None,
-        };
         let endpoint =
             Endpoint { url, certificates: certificates.into_iter().collect(), ..Endpoint::default() };
         Ok(AdminClient::new(&endpoint, auth)?)

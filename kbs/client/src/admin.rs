@@ -119,6 +119,14 @@ impl AdminClient {
         if answer.status.is_success() { Ok(answer) } else { Err(answer.into_error(what)) }
     }
 
+    /// A page of the audit log, JSON Lines as `kbs audit export` writes them: at most `limit` records after number `after`, and the
+    /// signed end when there are fewer. Ours, not Trustee's.
+    pub async fn audit_page(&self, after: u64, limit: u64) -> Result<Vec<u8>, ClientError> {
+        let path = format!("/admin/audit?after={after}&limit={limit}");
+        let answer = self.call("audit log", self.http.request(Method::GET, &path)).await?;
+        Ok(answer.body.to_vec())
+    }
+
     /// Stores a resource, replacing an older one.
     pub async fn put_resource(&self, path: &ResourcePath, contents: &[u8]) -> Result<(), ClientError> {
         let request = self

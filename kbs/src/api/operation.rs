@@ -12,12 +12,15 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use tracing::warn;
 
-use super::{AdminCall, Shared, only, query};
+use super::{AdminCall, Shared, number, only, query};
 use crate::audit;
 use crate::error::ApiError;
 
 /// Description of the interface, kept by hand.
 pub(super) const OPENAPI: &str = include_str!("../../openapi.json");
+
+/// Largest number of a record: JSON readers take no larger whole numbers for sure.
+const MAX_NUMBER: u64 = (1 << 53) - 1;
 
 /// How long the store may take to answer before it counts as unreachable.
 const STORE_PATIENCE: Duration = Duration::from_secs(2);
@@ -57,14 +60,24 @@ pub(crate) async fn metrics(State(kbs): State<Shared>) -> String {
     kbs.metrics.render()
 }
 
-/// The audit log as it is, one JSON object a line. It is made in a file without a name and sent from there: it may be larger than memory.
+/// Most records of a page of the audit log.
+const MAX_PAGE: u64 = 10_000;
+
+/// The audit log as it is, one JSON object a line; with `?after=` (number of a record) and `?limit=` a page of it. It is made in a
+/// file without a name and sent from there: it may be larger than memory.
 pub(crate) async fn audit_export(State(kbs): State<Shared>, call: AdminCall) -> Result<Response, ApiError> {
     let administrator = call.admit(&kbs, "export audit log").await?;
-    only(&query(&call.uri)?, &[])?;
-    audit::asked(&kbs, &administrator, "export audit log", "audit").await?;
+    let query = query(&call.uri)?;
+    only(&query, &["after", "limit"])?;
+    let after = number(&query, "after", 0..=MAX_NUMBER)?.unwrap_or(0);
+    let limit = number(&query, "limit", 1..=MAX_PAGE)?.unwrap_or(u64::MAX);
+    // The pages after the first belong to the same export.
+    if after == 0 {
+        audit::asked(&kbs, &administrator, "export audit log", "audit").await?;
+    }
     let failed = |e: std::io::Error| ApiError::Internal(format!("export of the audit log: {e}"));
     let mut file = tempfile::tempfile().map_err(failed)?;
-    kbs.metrics.timed("audit-export", kbs.store.audit().export(&mut file)).await?;
+    kbs.metrics.timed("audit-export", kbs.store.audit().export_page(&mut file, after, limit)).await?;
     let length = file.stream_position().map_err(failed)?;
     file.rewind().map_err(failed)?;
     let body = Body::from_stream(tokio_util::io::ReaderStream::new(tokio::fs::File::from_std(file)));

@@ -119,8 +119,8 @@ pub(crate) async fn set_attestation(
     let administrator = call.admit(&kbs, "set attestation policy").await?;
     let request: SetAttestationPolicy = parse(&call.headers, &body)?;
     let text = encoded(&request.policy)?;
-    audit::asked(&kbs, &administrator, "set attestation policy", &request.policy_id).await?;
-    Ok(kbs.service.set_policy(&request.policy_id, &text).await?)
+    kbs.service.set_policy_by(&request.policy_id, &text, &administrator.to_string()).await?;
+    Ok(())
 }
 
 pub(crate) async fn attestation(

@@ -9,7 +9,6 @@ use kata_cc_kbs_protocol::admin::{ReferenceValueList, ReferenceValueMessage};
 use serde_json::Value;
 
 use super::{AdminCall, Shared};
-use crate::audit;
 use crate::error::ApiError;
 use crate::request::parse;
 
@@ -26,9 +25,7 @@ pub(crate) async fn set(
     let administrator = call.admit(&kbs, "set reference values").await?;
     let message: ReferenceValueMessage = parse(&call.headers, &body)?;
     let values = message.values().map_err(|e| ApiError::Rvps(e.to_string()))?;
-    let names = values.keys().map(String::as_str).collect::<Vec<_>>().join(" ");
-    audit::asked(&kbs, &administrator, "set reference values", &names).await?;
-    kbs.service.set_reference_values(&values).await?;
+    kbs.service.set_reference_values_by(&values, &administrator.to_string()).await?;
     Ok([(header::CONTENT_TYPE, "application/json")].into_response())
 }
 
@@ -56,6 +53,6 @@ pub(crate) async fn delete(
     Path(id): Path<String>,
 ) -> Result<(), ApiError> {
     let administrator = call.admit(&kbs, "delete reference value").await?;
-    audit::asked(&kbs, &administrator, "delete reference value", &id).await?;
-    if kbs.service.delete_reference_value(&id).await? { Ok(()) } else { Err(missing(&id)) }
+    let gone = kbs.service.delete_reference_value(&id, &administrator.to_string()).await?;
+    if gone { Ok(()) } else { Err(missing(&id)) }
 }

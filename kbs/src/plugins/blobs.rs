@@ -17,6 +17,16 @@ pub(crate) trait BlobStore: Send + Sync + std::fmt::Debug {
     async fn delete(&self, namespace: &str, name: &str) -> Result<bool, PluginError>;
     /// Names of a namespace, in order.
     async fn names(&self, namespace: &str) -> Result<Vec<String>, PluginError>;
+    /// Takes a name until `expires`; false when somebody, also at another replica, has it `now`.
+    async fn take_once(
+        &self,
+        namespace: &str,
+        name: &str,
+        expires: i64,
+        now: i64,
+    ) -> Result<bool, PluginError>;
+    /// Gives a name back that was taken.
+    async fn give_back(&self, namespace: &str, name: &str) -> Result<(), PluginError>;
 }
 
 impl From<StoreError> for PluginError {
@@ -41,5 +51,19 @@ impl BlobStore for Store {
 
     async fn names(&self, namespace: &str) -> Result<Vec<String>, PluginError> {
         Ok(self.list(namespace).await?.into_iter().map(|entry| entry.name).collect())
+    }
+
+    async fn take_once(
+        &self,
+        namespace: &str,
+        name: &str,
+        expires: i64,
+        now: i64,
+    ) -> Result<bool, PluginError> {
+        Ok(Self::take_once(self, namespace, name, expires, now).await?)
+    }
+
+    async fn give_back(&self, namespace: &str, name: &str) -> Result<(), PluginError> {
+        Ok(Self::give_back(self, namespace, name).await?)
     }
 }

@@ -56,9 +56,20 @@ async fn serve(
         Access::Admin => {
             let action = format!("{} {}", request.method, plugin.name());
             let administrator = admin.admit(kbs, &action).await?;
-            audit::asked(kbs, &administrator, &action, &request.joined()).await?;
+            // Before, since what a plugin does is not in a transaction of the store, and after it.
+            let target = request.joined();
+            audit::asked(kbs, &administrator, &action, &target).await?;
             let caller = Caller::Admin { role: &administrator.role };
-            let response = kbs.plugins.call(plugin, request, caller).await?;
+            let response = match kbs.plugins.call(plugin, request, caller).await {
+                Ok(response) => response,
+                Err(error) => {
+                    let error = ApiError::from(error);
+                    audit::failed_in_plugin(kbs, &administrator, &action, &target, &error.to_string())
+                        .await?;
+                    return Err(error);
+                }
+            };
+            audit::done_by_plugin(kbs, &administrator, &action, &target, response.event.as_ref()).await?;
             trace(plugin, request, "administrator", "done", &response);
             Ok(plain(response))
         }
@@ -108,7 +119,7 @@ async fn release(
             return Err(error);
         }
     };
-    audit::released(kbs, &guest, &decision.digest, &target, None).await?;
+    audit::released_by_plugin(kbs, &guest, &decision.digest, &target, response.event.as_ref()).await?;
     trace(plugin, request, status, "released", &response);
     if !plugin.needs_encryption(request) {
         return Ok(plain(response));

@@ -48,7 +48,7 @@ async fn bench() -> Bench {
     let service = AttestationService::new(store, verifier, TokenBroker::new(key("ES256"), "test", 5));
     let service = Arc::new(service.await.unwrap());
     let gate = AdminGate::for_key(admin.public_pem().unwrap().as_bytes()).unwrap();
-    let api = Api::new(service, gate).unwrap();
+    let api = Api::new(service, gate).await.unwrap();
     let trusted = TrustedSource {
         name: "release".to_owned(),
         key: VerifyingKey::from_jwk(&signer.jwk()).unwrap(),
@@ -249,7 +249,8 @@ async fn a_challenge_is_answered_once() {
 #[tokio::test]
 async fn changes_are_the_administrators() {
     let bench = bench().await;
-    let closed = router(Arc::new(Api::new(Arc::clone(&bench.api.service), AdminGate::closed()).unwrap()));
+    let closed =
+        router(Arc::new(Api::new(Arc::clone(&bench.api.service), AdminGate::closed()).await.unwrap()));
     let policy = json!({"policy_id": "default_cpu", "policy": base64_url(b"package policy\ntrust_claims := {\"hardware\": 2}")});
     let values =
         serde_json::to_value(ReferenceValueMessage::sample(&[("x".to_owned(), json!(["y"]))].into()))

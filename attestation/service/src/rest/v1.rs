@@ -81,7 +81,7 @@ async fn judge(api: &Api, request: &EvaluateRequest) -> Result<Verdict, Problem>
             let problem = Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "challenge-not-bound", why);
             return Err(problem.field("runtime_data"));
         }
-        api.challenges.take(nonce, crate::now())?;
+        api.challenges.take(nonce, crate::now()).await?;
     }
     Ok(api.evaluate(&pieces).await?)
 }

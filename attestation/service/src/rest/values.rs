@@ -139,8 +139,8 @@ pub(super) async fn delete(
     Path(name): Path<String>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    admin(&api, &headers, "delete_reference_value")?;
-    if !api.service.delete_reference_value(&name).await? {
+    let by = admin(&api, &headers, "delete_reference_value")?;
+    if !api.service.delete_reference_value(&name, &by).await? {
         let why = json!(name.chars().take(64).collect::<String>());
         let why = format!("there is no reference value {why}");
         return Err(Problem::new(StatusCode::NOT_FOUND, "not-found", why).field("name"));

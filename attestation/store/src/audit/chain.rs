@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
+use super::record::{Kind, Record};
 use crate::StoreError;
 
 /// Records between two signed states that are kept.
@@ -88,6 +89,22 @@ pub enum Tampered {
         /// Expected key, hex.
         expected: String,
     },
+    /// The log begins with an anchor that was not made with its key, or that none of its records names.
+    #[error(
+        "the log begins after record {seq}, but no archiving of records up to {seq} is signed and on record"
+    )]
+    Anchor {
+        /// Number of the last record that is not there.
+        seq: u64,
+    },
+    /// What is known from elsewhere is older than where the log begins.
+    #[error("record {seq} was archived, the log begins after record {anchor}: compare it with the archive")]
+    Archived {
+        /// Number of the known record.
+        seq: u64,
+        /// Number of the last record that was archived.
+        anchor: u64,
+    },
     /// The log does not reach a state that is known from elsewhere.
     #[error(
         "record {seq} is not the one known from elsewhere: the log was replaced by an older or another one"
@@ -103,7 +120,11 @@ impl Tampered {
     #[must_use]
     pub fn first_bad(&self) -> u64 {
         match self {
-            Self::Edited { seq, .. } | Self::Signature { seq } | Self::Known { seq } => *seq,
+            Self::Edited { seq, .. }
+            | Self::Signature { seq }
+            | Self::Known { seq }
+            | Self::Archived { seq, .. } => *seq,
+            Self::Anchor { seq } => seq.saturating_add(1),
             Self::Order { expected, .. } => *expected,
             Self::Truncated { from, .. } | Self::Inserted { from, .. } | Self::Unsigned { from } => *from,
             Self::Rewritten { after, .. } => after + 1,
@@ -197,6 +218,10 @@ pub(crate) fn is_signed(key: &PublicKey, seq: u64, hash: &[u8], time: &str, sign
     UnparsedPublicKey::new(&ED25519, key.0).verify(&signed_bytes(seq, hash, time), signature).is_ok()
 }
 
+fn anchor_bytes(seq: u64, hash: &[u8], time: &str) -> Vec<u8> {
+    crate::key::associated("audit anchor", &[&seq.to_be_bytes(), hash, time.as_bytes()])
+}
+
 /// Signs states.
 pub(crate) struct Signer {
     pair: Ed25519KeyPair,
@@ -232,6 +257,19 @@ impl Signer {
     pub(crate) fn sign(&self, seq: u64, hash: &Hash, time: &str) -> Vec<u8> {
         self.pair.sign(&signed_bytes(seq, hash, time)).as_ref().to_vec()
     }
+
+    /// Signs where the log begins once older records were archived.
+    pub(crate) fn sign_anchor(&self, seq: u64, hash: &Hash, time: &str) -> Vec<u8> {
+        self.pair.sign(&anchor_bytes(seq, hash, time)).as_ref().to_vec()
+    }
+}
+
+/// What a record of kind `prune` names: number and hash of the last record that was removed.
+fn pruned(record: &[u8]) -> Option<(u64, Hash)> {
+    let record: Record = serde_json::from_slice(record).ok()?;
+    let details = record.details.filter(|_| record.kind == Kind::Prune)?;
+    let hash = hex::decode(details.get("hash")?).ok()?.try_into().ok()?;
+    Some((details.get("upto")?.parse().ok()?, hash))
 }
 
 /// Follows a log record by record.
@@ -242,13 +280,45 @@ pub(crate) struct Chain {
     hash: Hash,
     /// Last record that a signature vouches for.
     vouched: u64,
+    /// The anchor that the log begins with, and whether a record named it.
+    anchor: Option<((u64, Hash), bool)>,
     /// A state known from elsewhere, which the log must go through.
     known: Option<(u64, Hash)>,
 }
 
 impl Chain {
     pub(crate) fn new(key: PublicKey, known: Option<(u64, Hash)>) -> Self {
-        Self { key, seq: 0, hash: key.genesis(), vouched: 0, known }
+        Self { key, seq: 0, hash: key.genesis(), vouched: 0, anchor: None, known }
+    }
+
+    /// The anchor, before anything else: the log begins after its record.
+    pub(crate) fn anchor(
+        &mut self,
+        seq: u64,
+        hash: &[u8],
+        time: &str,
+        signature: &[u8],
+    ) -> Result<(), Tampered> {
+        let forged = Tampered::Anchor { seq };
+        if self.seq != 0 || self.anchor.is_some() || seq == 0 {
+            return Err(forged);
+        }
+        let signed = anchor_bytes(seq, hash, time);
+        UnparsedPublicKey::new(&ED25519, self.key.0)
+            .verify(&signed, signature)
+            .map_err(|_| forged.clone())?;
+        let hash = Hash::try_from(hash).map_err(|_| forged)?;
+        (self.seq, self.hash, self.vouched, self.anchor) = (seq, hash, seq, Some(((seq, hash), false)));
+        match self.known {
+            Some((known, _)) if known < seq => Err(Tampered::Archived { seq: known, anchor: seq }),
+            Some((known, other)) if known == seq && other != hash => Err(Tampered::Known { seq }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Number of the first record, or of the one that would be.
+    pub(crate) fn first(&self) -> u64 {
+        self.anchor.map_or(1, |((seq, _), _)| seq.saturating_add(1))
     }
 
     /// The next record, with its number and hash as they stand beside it.
@@ -262,6 +332,11 @@ impl Chain {
             return Err(Tampered::Edited { seq, seen: hex::encode(hash), expected: hex::encode(expected) });
         }
         (self.seq, self.hash) = (seq, expected);
+        if let Some((anchor, named)) = &mut self.anchor
+            && !*named
+        {
+            *named = pruned(record).as_ref() == Some(anchor);
+        }
         match self.known {
             Some((known, other)) if known == seq && other != expected => Err(Tampered::Known { seq }),
             _ => Ok(()),
@@ -296,6 +371,9 @@ impl Chain {
     pub(crate) fn end(&self) -> Result<u64, Tampered> {
         if self.vouched != self.seq {
             return Err(Tampered::Unsigned { from: self.vouched.saturating_add(1) });
+        }
+        if let Some(((seq, _), false)) = self.anchor {
+            return Err(Tampered::Anchor { seq });
         }
         match self.known {
             Some((known, _)) if known > self.seq => Err(Tampered::Known { seq: known }),

@@ -1,7 +1,8 @@
 //! The audit log as a file: JSON Lines that anybody can check who has the public key, without the store.
 //!
 //! First line `{"audit":1,"public_key":HEX}`; one line per record `{"seq":N,"hash":HEX,"record":{…}}`; between them and at the end
-//! `{"checkpoint":{"seq","hash","time","signature"}}`. Records are hashed in canonical form (RFC 8785), so that a file whose lines
+//! `{"checkpoint":{"seq","hash","time","signature"}}`. When older records were archived, the second line is `{"anchor":…}` with the
+//! same members: number and hash of the last record that is not there. Records are hashed in canonical form (RFC 8785), so that a file whose lines
 //! were written anew by a JSON tool is still the same log.
 
 use std::io::BufRead;
@@ -36,7 +37,9 @@ pub enum VerifyError {
 /// A log that is whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Whole {
-    /// Records in it.
+    /// Number of its first record: 1, unless older ones were archived.
+    pub first: u64,
+    /// Number of its last record, so how many there are and were.
     pub records: u64,
     /// Hash of the last one, hex. Note it with the number elsewhere: a later check can demand it.
     pub head: String,
@@ -86,6 +89,7 @@ struct Line {
     hash: Option<String>,
     record: Option<Value>,
     checkpoint: Option<Checkpoint>,
+    anchor: Option<Checkpoint>,
 }
 
 /// Checks an export. Without `key` the key in the file is taken, which only proves that the file fits itself.
@@ -115,6 +119,7 @@ pub fn verify_export(
                 hash: Some(hash),
                 record: Some(record),
                 checkpoint: None,
+                anchor: None,
                 audit: None,
                 ..
             } => {
@@ -123,20 +128,25 @@ pub fn verify_export(
                     serde_json_canonicalizer::to_vec(&record).map_err(|e| bad(number, &e.to_string()))?;
                 chain.record(seq, &record, &hash)?;
             }
-            Line { checkpoint: Some(state), seq: None, record: None, audit: None, .. } => {
+            Line { anchor: Some(anchor), seq: None, record: None, checkpoint: None, audit: None, .. } => {
+                let hash = bytes(&anchor.hash).ok_or_else(|| bad(number, HEX))?;
+                let signature = bytes(&anchor.signature).ok_or_else(|| bad(number, HEX))?;
+                chain.anchor(anchor.seq, &hash, &anchor.time, &signature)?;
+            }
+            Line { checkpoint: Some(state), seq: None, record: None, anchor: None, audit: None, .. } => {
                 let hash = bytes(&state.hash).ok_or_else(|| bad(number, HEX))?;
                 let signature = bytes(&state.signature).ok_or_else(|| bad(number, HEX))?;
                 chain.checkpoint(state.seq, &hash, &state.time, &signature)?;
                 last = Some(state);
             }
-            _ => return Err(bad(number, "neither a record nor a checkpoint")),
+            _ => return Err(bad(number, "neither a record nor a checkpoint nor an anchor")),
         }
     }
     let Some(last) = last else {
         return Err(Tampered::Unsigned { from: 1 }.into());
     };
     let records = chain.end()?;
-    Ok(Whole { records, head: last.hash, public_key: seen.hex(), signed: last.time })
+    Ok(Whole { first: chain.first(), records, head: last.hash, public_key: seen.hex(), signed: last.time })
 }
 
 /// Bytes of the one hexadecimal form that is written.

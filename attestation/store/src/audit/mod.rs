@@ -10,6 +10,7 @@
 
 mod chain;
 mod export;
+mod prune;
 mod record;
 
 use std::io::Write;
@@ -21,6 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 pub(crate) use chain::{Chain, Hash, Signer};
 pub use chain::{Checkpoint, PublicKey, Tampered};
 pub use export::{Known, VerifyError, Whole, verify_export};
+pub use prune::{Archive, Pruned};
 pub use record::{Kind, Record, Resource, digest_hex, session_label};
 
 use crate::StoreError;
@@ -115,11 +117,11 @@ impl AuditLog {
         self.shared.begin().await
     }
 
-    /// Appends a record in a transaction that [`begin`](Self::begin) began, and commits.
-    pub(crate) async fn commit(&self, tx: Tx, head: Head, record: Option<Record>) -> Result<(), StoreError> {
-        match record {
-            None => tx.commit().await,
-            Some(record) => self.shared.extend(tx, head, &[record]).await.map(|_| ()),
+    /// Appends records in a transaction that [`begin`](Self::begin) began, and commits.
+    pub(crate) async fn commit(&self, tx: Tx, head: Head, records: &[Record]) -> Result<(), StoreError> {
+        match records {
+            [] => tx.commit().await,
+            records => self.shared.extend(tx, head, records).await.map(|_| ()),
         }
     }
 
@@ -142,16 +144,34 @@ impl AuditLog {
         .await?;
         let records = chain.end()?;
         let last: Checkpoint = last.ok_or(Tampered::Unsigned { from: 1 })?;
-        Ok(Whole { records, head: last.hash, public_key: self.public_key().hex(), signed: last.time })
+        Ok(Whole {
+            first: chain.first(),
+            records,
+            head: last.hash,
+            public_key: self.public_key().hex(),
+            signed: last.time,
+        })
     }
 
     /// Writes the log as JSON Lines, as [`verify_export`] reads them, as it is: it is not checked here.
     pub async fn export(&self, out: &mut (dyn Write + Send)) -> Result<(), StoreError> {
+        self.export_page(out, 0, u64::MAX).await
+    }
+
+    /// Writes the records after number `after`, at most `limit`, as [`export`](Self::export) does. The signed end is there when
+    /// fewer than `limit` were left.
+    pub async fn export_page(
+        &self,
+        out: &mut (dyn Write + Send),
+        after: u64,
+        limit: u64,
+    ) -> Result<(), StoreError> {
         let error = |e: std::io::Error| StoreError::AuditWrite(format!("export: {e}"));
         writeln!(out, "{}", json!({"audit": 1, "public_key": self.public_key().hex()})).map_err(error)?;
         let mut tx = self.shared.engine.snapshot().await?;
-        walk(&mut tx, |item| {
+        walk_page(&mut tx, after, limit, |item| {
             match item {
+                Item::Anchor(anchor) => writeln!(out, "{}", json!({"anchor": anchor})),
                 Item::Record { seq, record, hash } => {
                     writeln!(out, r#"{{"seq":{seq},"hash":"{}","record":{record}}}"#, hex::encode(hash))
                 }
@@ -186,6 +206,11 @@ pub(crate) fn follow(chain: &mut Chain, item: Item) -> Result<Option<Checkpoint>
     match item {
         Item::Record { seq, record, hash } => {
             chain.record(seq, record.as_bytes(), &hash)?;
+            Ok(None)
+        }
+        Item::Anchor(anchor) => {
+            let bytes = |text: &str| hex::decode(text).unwrap_or_default();
+            chain.anchor(anchor.seq, &bytes(&anchor.hash), &anchor.time, &bytes(&anchor.signature))?;
             Ok(None)
         }
         Item::State(state) => {
@@ -295,21 +320,61 @@ impl Shared {
 /// A part of a stored log.
 #[derive(Debug)]
 pub(crate) enum Item {
-    Record { seq: u64, record: String, hash: Vec<u8> },
+    /// Where the log begins when older records were archived.
+    Anchor(Checkpoint),
+    Record {
+        seq: u64,
+        record: String,
+        hash: Vec<u8>,
+    },
     State(Checkpoint),
 }
 
-/// Goes through a stored log in order: records, kept states where they belong, the signed end.
+/// The anchor, if older records were archived.
+pub(crate) async fn anchor_of(tx: &mut Tx) -> Result<Option<Checkpoint>, StoreError> {
+    let row = tx.row("SELECT seq, hash, time, signature FROM audit_anchor WHERE id = 1", vec![]).await?;
+    row.as_ref().map(state).transpose()
+}
+
+/// A signed state, or an anchor, as it is stored.
+fn state(row: &Row) -> Result<Checkpoint, StoreError> {
+    Ok(Checkpoint {
+        // A number below zero is not ours, and fits nothing.
+        seq: u64::try_from(row.int(0)?).unwrap_or(0),
+        hash: hex::encode(row.bytes(1)?),
+        time: row.text(2)?,
+        signature: hex::encode(row.bytes(3)?),
+    })
+}
+
+/// Goes through a stored log in order: the anchor, records, kept states where they belong, the signed end.
 pub(crate) async fn walk(
     tx: &mut Tx,
+    visit: impl FnMut(Item) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    walk_page(tx, 0, u64::MAX, visit).await
+}
+
+/// The same after record `after`, for at most `limit` records; the signed end only when that is reached.
+async fn walk_page(
+    tx: &mut Tx,
+    after: u64,
+    limit: u64,
     mut visit: impl FnMut(Item) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
     let head = Head::of(tx).await?.ok_or(Tampered::Truncated { from: 1, to: 1 })?;
-    let (mut after, mut last) = (i64::MIN, None);
+    if let Some(anchor) = anchor_of(tx).await?.filter(|anchor| anchor.seq > after) {
+        visit(Item::Anchor(anchor))?;
+    }
+    // From the very beginning also what is not ours is shown, e.g. a record 0.
+    let (mut after, mut last) = (if after == 0 { i64::MIN } else { column(after) }, None);
+    let mut left = limit;
     loop {
+        let page = column(left).min(PAGE);
         let sql = "SELECT seq, record, hash FROM audit WHERE seq > $1 ORDER BY seq LIMIT $2";
-        let rows = tx.rows(sql, values![after, PAGE]).await?;
-        let full = rows.len() as i64 == PAGE;
+        let rows = tx.rows(sql, values![after, page]).await?;
+        let full = rows.len() as i64 == page;
+        left = left.saturating_sub(rows.len() as u64);
         let upto = if full { rows.last().map_or(Ok(i64::MAX), |row| row.int(0))? } else { i64::MAX };
         let sql = "SELECT seq, hash, time, signature FROM audit_checkpoints \
                    WHERE seq > $1 AND seq <= $2 ORDER BY seq";
@@ -331,6 +396,9 @@ pub(crate) async fn walk(
         if !full {
             break;
         }
+        if left == 0 {
+            return Ok(());
+        }
     }
     let head = Checkpoint::from(head);
     if last.as_ref() != Some(&head) { visit(Item::State(head)) } else { Ok(()) }
@@ -345,12 +413,7 @@ fn next_before(
     if row.int(0)? >= seq {
         return Ok(None);
     }
-    let state = Checkpoint {
-        seq: u64::try_from(row.int(0)?).unwrap_or(0),
-        hash: hex::encode(row.bytes(1)?),
-        time: row.text(2)?,
-        signature: hex::encode(row.bytes(3)?),
-    };
+    let state = state(row)?;
     states.next();
     Ok(Some(state))
 }

@@ -1,5 +1,7 @@
 //! What the audit log tells of one event. Records hold no secrets and no credentials.
 
+use std::collections::BTreeMap;
+
 use aws_lc_rs::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
@@ -7,6 +9,8 @@ use crate::StoreError;
 
 /// Most bytes of a member of a record; what is longer is cut.
 const MAX_MEMBER: usize = 1024;
+/// Most details of a record.
+const MAX_DETAILS: usize = 16;
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -22,6 +26,8 @@ pub enum Kind {
     Refusal,
     /// An administrator did something, or was not let.
     Admin,
+    /// Records that were archived were removed; `details` name the last of them.
+    Prune,
     /// The service started.
     Start,
     /// The service stopped.
@@ -38,6 +44,7 @@ impl Kind {
             Self::Release => "release",
             Self::Refusal => "refusal",
             Self::Admin => "admin",
+            Self::Prune => "prune",
             Self::Start => "start",
             Self::Stop => "stop",
         }
@@ -85,6 +92,9 @@ pub struct Record {
     /// What an administrator did, or why something was refused.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub reason: Option<String>,
+    /// More, by name, e.g. the serial number of a certificate that was issued.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub details: Option<BTreeMap<String, String>>,
 }
 
 impl Record {
@@ -102,6 +112,7 @@ impl Record {
             resource: None,
             who: None,
             reason: None,
+            details: None,
         }
     }
 
@@ -161,6 +172,13 @@ impl Record {
         self
     }
 
+    /// Adds a detail.
+    #[must_use]
+    pub fn detail(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.details.get_or_insert_default().insert(name.into(), value.into());
+        self
+    }
+
     /// The canonical text (RFC 8785) that is stored and hashed, with `time` as its time.
     pub(crate) fn canonical(&self, time: &str) -> Result<String, StoreError> {
         let mut record = self.clone();
@@ -177,6 +195,12 @@ impl Record {
         texts.into_iter().flatten().for_each(cut);
         if let Some(resource) = &mut record.resource {
             cut(&mut resource.id);
+        }
+        if let Some(details) = &mut record.details {
+            while details.len() > MAX_DETAILS {
+                details.pop_last();
+            }
+            details.values_mut().for_each(cut);
         }
         serde_json_canonicalizer::to_string(&record).map_err(|e| StoreError::AuditWrite(e.to_string()))
     }

@@ -29,6 +29,8 @@ pub struct Postgres {
     folder: tempfile::TempDir,
     server: Option<Child>,
     bin: PathBuf,
+    /// Where it listens besides its Unix socket, for connections by TLS and with a password only.
+    tcp: Option<u16>,
 }
 
 /// User and group `nobody`.
@@ -53,6 +55,16 @@ fn unprivileged(program: &Path) -> Command {
 impl Postgres {
     /// Starts a server that listens on a Unix socket only; `None` (and a line that says so) when it is not installed.
     pub fn start() -> Option<Self> {
+        Self::start_with(None)
+    }
+
+    /// The same, which also listens on a port of 127.0.0.1: there it has this certificate and key (PEM), and lets in who comes by
+    /// TLS and with a password.
+    pub fn start_tls(certificate: &str, key: &str) -> Option<Self> {
+        Self::start_with(Some((certificate, key)))
+    }
+
+    fn start_with(tls: Option<(&str, &str)>) -> Option<Self> {
         let Some(bin) = programs() else {
             eprintln!("SKIPPED: PostgreSQL is not installed (apt-get install postgresql)");
             return None;
@@ -70,10 +82,35 @@ impl Postgres {
             .output()
             .unwrap();
         assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
-        let mut postgres = Self { folder, server: None, bin };
+        let mut postgres = Self { folder, server: None, bin, tcp: None };
+        if let Some((certificate, key)) = tls {
+            postgres.prepare_tls(certificate, key);
+        }
         postgres.run();
         postgres.sql("postgres", "CREATE DATABASE kbs");
         Some(postgres)
+    }
+
+    fn prepare_tls(&mut self, certificate: &str, key: &str) {
+        use std::os::unix::fs::PermissionsExt as _;
+        let data = self.folder.path().join("data");
+        // Of the user who owns the folder already.
+        let rules = "local all all trust\nhostssl all all 127.0.0.1/32 scram-sha-256\n";
+        std::fs::write(data.join("pg_hba.conf"), rules).unwrap();
+        for (name, text) in [("server.crt", certificate), ("server.key", key)] {
+            let path = data.join(name);
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+            if is_root() {
+                std::os::unix::fs::chown(&path, Some(NOBODY), Some(NOBODY)).unwrap();
+            }
+        }
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        self.tcp = Some(free.local_addr().unwrap().port());
+    }
+
+    fn port(&self) -> u16 {
+        self.tcp.unwrap_or(5432)
     }
 
     fn run(&mut self) {
@@ -83,7 +120,12 @@ impl Postgres {
             .arg(self.folder.path().join("data"))
             .arg("-k")
             .arg(self.folder.path())
-            .args(["-c", "listen_addresses=", "-c", "max_connections=100", "-c", "shared_buffers=32MB"])
+            .args(["-c", "max_connections=100", "-c", "shared_buffers=32MB"])
+            .args(match self.tcp {
+                None => ["-c", "listen_addresses="].as_slice(),
+                Some(_) => &["-c", "listen_addresses=127.0.0.1", "-c", "ssl=on"],
+            })
+            .args(["-p", &self.port().to_string()])
             .current_dir(self.folder.path())
             .stdout(Stdio::null())
             .stderr(log)
@@ -110,6 +152,7 @@ impl Postgres {
     fn psql(&self, db: &str, statement: &str) -> std::process::Output {
         Command::new(self.bin.join("psql"))
             .args(["-X", "-q", "-A", "-t", "-U", "kbs", "-v", "ON_ERROR_STOP=1", "-d", db, "-c", statement])
+            .args(["-p", &self.port().to_string()])
             .arg("-h")
             .arg(self.folder.path())
             .output()
@@ -123,10 +166,16 @@ impl Postgres {
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
+    /// Port of 127.0.0.1 where it is reached by TLS.
+    pub fn tcp_port(&self) -> u16 {
+        self.tcp.unwrap()
+    }
+
     /// How the store reaches it.
     pub fn options(&self) -> PostgresOptions {
         PostgresOptions {
             host: self.folder.path().to_str().unwrap().to_owned(),
+            port: self.port(),
             connections: 8,
             ..PostgresOptions::default()
         }

@@ -10,7 +10,7 @@ use anyhow::{Context, bail, ensure};
 use kata_cc_snp::CertTable;
 use kata_cc_snp::certs::VekExtensions;
 use kata_cc_snp::evidence::{CertEntry, CertType};
-use kata_cc_snp::{Report, SigningKey};
+use kata_cc_snp::{EndorsementSource, Product, Report, SigningKey, Supply};
 use kata_cc_tdx::collateral::files;
 use kata_cc_tdx::{Collateral, CollateralKey, CollateralSource};
 use kata_cc_x509::{Certificate, Crl};
@@ -159,6 +159,32 @@ impl Endorsements {
             None => entries.extend(own.into_iter().filter(|entry| entry.cert_type == CertType::CRL)),
         }
         entries
+    }
+}
+
+impl Endorsements {
+    /// Of the endorsement keys that were given, the one of the report's chip and firmware.
+    pub(super) fn vek_of(&self, report: &Report) -> Option<&Certificate> {
+        let of =
+            |one: &&Certificate| VekExtensions::of(one).is_ok_and(|extensions| belongs(report, &extensions));
+        self.certificates.iter().find(of)
+    }
+}
+
+/// Evidence that has no place for more than the endorsement key (Azure's) is verified with what is found here. The roots are the
+/// verifier's own.
+impl EndorsementSource for Endorsements {
+    fn find(&self, report: &Report, product: Product) -> Supply {
+        let vek = self.vek_of(report);
+        let mut authorities = self.certificates.iter().filter(|one| one.check_authority().is_ok());
+        let ask = vek.and_then(|vek| authorities.find(|one| vek.names_issuer(one)));
+        let ark = kata_cc_snp::roots::ark(product).ok();
+        let crl = self.crls.iter().find(|(crl, _)| ark.as_ref().is_some_and(|ark| crl.names_issuer(ark)));
+        Supply {
+            vek: vek.map(|vek| vek.der().into()),
+            ask: ask.map(|ask| ask.der().into()),
+            crl: crl.map(|(_, bytes)| bytes.as_slice().into()),
+        }
     }
 }
 

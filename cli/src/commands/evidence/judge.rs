@@ -5,11 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
-use kata_cc_azure_vtpm::{Hardware, HclReport, VariableData};
+use kata_cc_azure_vtpm::{AzureEvidence, Hardware, HclReport, VariableData};
 use kata_cc_kbs_protocol::initdata::InitData;
-use kata_cc_kbs_protocol::{Tee, base64_standard};
+use kata_cc_kbs_protocol::{Tee, base64_standard, base64_url};
 use kata_cc_snp::evidence::SnpEvidence;
 use kata_cc_verifier::{Evidence, ExpectedInitData, VerifierConfig};
+use kata_cc_x509::Certificate;
 use serde_json::{Value, json};
 
 use super::VerifyArguments;
@@ -28,7 +29,7 @@ const MAX_ROOT: u64 = 64 << 10;
 #[derive(Debug)]
 pub(super) struct Judge {
     input: Input,
-    endorsements: Endorsements,
+    endorsements: Arc<Endorsements>,
     config: VerifierConfig,
     init_data: Option<Expected>,
     references: Option<BTreeMap<String, Value>>,
@@ -46,10 +47,14 @@ impl Judge {
     pub(super) fn read(arguments: &VerifyArguments) -> anyhow::Result<Self> {
         let simulated = !arguments.simulated_root.is_empty();
         let input = input::read(&arguments.file, arguments.tee, simulated)?;
-        let endorsements = certificates::read(&arguments.endorsements)?;
+        let endorsements = Arc::new(certificates::read(&arguments.endorsements)?);
         let mut config = VerifierConfig::default();
         if !endorsements.collateral.is_empty() {
             config.tdx.collateral = Some(Arc::new(Given(endorsements.collateral.clone())));
+        }
+        if input.tee == Tee::AzSnpVtpm {
+            // Other evidence is given them in its chain.
+            config.snp.endorsements = Some(Arc::clone(&endorsements) as _);
         }
         for root in &arguments.simulated_root {
             let bytes = read_input(Some(root), MAX_ROOT)?;
@@ -119,6 +124,7 @@ impl Judge {
             Form::Json(value) if matches!(self.input.tee, Tee::Snp | Tee::SimSnp) => {
                 input::snp_parts(value)?.1
             }
+            Form::Json(value) if self.input.tee == Tee::AzSnpVtpm => return Ok(self.azure_snp(value)),
             Form::Json(value) => return Ok(value.clone()),
             Form::TdxQuote(quote) => {
                 return Ok(json!({"quote": base64_standard(quote), "cc_eventlog": null}));
@@ -129,6 +135,33 @@ impl Judge {
         let chain = self.endorsements.snp_chain(&report, snp.cert_chain.take().unwrap_or_default());
         snp.cert_chain = (!chain.is_empty()).then_some(chain);
         Ok(serde_json::to_value(snp)?)
+    }
+
+    /// Azure's evidence with the endorsement key that was given for its report in place of its own; what cannot be read is left to
+    /// the verifier to refuse.
+    fn azure_snp(&self, evidence: &Value) -> Value {
+        let mut with = evidence.clone();
+        let Some(members) = with.as_object_mut() else { return with };
+        // Version 0 has no member `version`, and the certificate as PEM.
+        let old = !members.contains_key("version");
+        let form = |certificate: &Certificate| match old {
+            true => pem(certificate.der()),
+            false => base64_url(certificate.der()),
+        };
+        let own = members.get("vcek").cloned();
+        let found = self.endorsements.certificates.iter().find_map(|any| {
+            // Any certificate makes it whole enough to find the report in it.
+            members.insert("vcek".to_owned(), form(any).into());
+            let whole = AzureEvidence::from_json(Hardware::Snp, &Value::Object(members.clone())).ok()?;
+            let (_, report) = HclReport::parse(&whole.hcl_report).ok()?.snp_report().ok()?;
+            self.endorsements.vek_of(&report)
+        });
+        match (found, own) {
+            (Some(vek), _) => members.insert("vcek".to_owned(), form(vek).into()),
+            (None, Some(own)) => members.insert("vcek".to_owned(), own),
+            (None, None) => members.remove("vcek"),
+        };
+        with
     }
 
     fn compare(&self, arguments: &VerifyArguments, claims: &Value, answer: &mut Answer) {
@@ -171,6 +204,19 @@ impl Judge {
             answer.warnings.push(format!("the platform's TCB is {status}: see its advisory_ids"));
         }
     }
+}
+
+/// A certificate as PEM, in lines of 64 characters (RFC 7468).
+fn pem(der: &[u8]) -> String {
+    let text = base64_standard(der);
+    let mut pem = "-----BEGIN CERTIFICATE-----\n".to_owned();
+    for (index, character) in text.chars().enumerate() {
+        if index > 0 && index % 64 == 0 {
+            pem.push('\n');
+        }
+        pem.push(character);
+    }
+    pem + "\n-----END CERTIFICATE-----\n"
 }
 
 fn names(all: &[String]) -> String {

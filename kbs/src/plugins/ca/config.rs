@@ -59,6 +59,9 @@ pub(crate) struct CaConfig {
     /// Days that the record of a certificate is kept after its end.
     #[serde(default = "record_days")]
     pub(crate) record_days: u32,
+    /// Most certificates that are valid at a time of one guest, which is known by the key in its token.
+    #[serde(default = "per_guest")]
+    pub(crate) per_guest: u32,
     #[serde(default)]
     pub(crate) limits: LimitsConfig,
 }
@@ -97,6 +100,10 @@ fn record_days() -> u32 {
     90
 }
 
+fn per_guest() -> u32 {
+    8
+}
+
 fn usages() -> Vec<Usage> {
     vec![Usage::Server, Usage::Client]
 }
@@ -123,6 +130,9 @@ impl CaConfig {
         }
         if self.record_days > 3650 {
             return Err(value("record_days must be at most 3650"));
+        }
+        if !(1..=1000).contains(&self.per_guest) {
+            return Err(value("per_guest must be 1 to 1000"));
         }
         if self.usages.is_empty() {
             return Err(value("usages is empty, name server, client or both"));
@@ -158,6 +168,7 @@ mod tests {
             ("crl_hours = 0", "crl_hours"),
             ("authority_days = 0", "authority_days"),
             ("record_days = 4000", "record_days"),
+            ("per_guest = 0", "per_guest must be 1 to 1000"),
             ("usages = []", "usages"),
             ("common_name = \"\"", "common_name"),
             ("crl_url = \"ldap://x\"", "crl_url"),

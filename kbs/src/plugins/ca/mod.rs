@@ -137,15 +137,38 @@ impl Ca {
 
         let now = now();
         let end = now.saturating_add(i64::from(hours) * 3600).min(self.authority.end());
-        let serial = serial()?;
+        let place = self.place(key, now, end).await?;
         let leaf = Leaf { csr: &csr, names: &names, evidence: &evidence, now, end };
+        let issued = self.issue(leaf).await;
+        if issued.is_err() {
+            self.records.free(&place).await?;
+        }
+        issued
+    }
+
+    /// A place for one more certificate of this guest: who asks again and again would fill the store, and hold names for long.
+    async fn place(&self, key: &TeePubKey, now: i64, end: i64) -> Result<String, PluginError> {
+        let key = serde_json::to_value(key).map_err(|e| PluginError::Internal(e.to_string()))?;
+        let guest = hex::encode(digest(&SHA256, &canonical(&key)));
+        let most = self.config.per_guest;
+        let place = self.records.place(&guest, most, end, now).await?;
+        place.ok_or_else(|| {
+            PluginError::Denied(format!(
+                "this guest has {most} certificates that are valid (per_guest of the plugin ca): use one of them, or wait for the end of one"
+            ))
+        })
+    }
+
+    async fn issue(&self, leaf: Leaf<'_>) -> Result<PluginResponse, PluginError> {
+        let serial = serial()?;
+        let Leaf { names, evidence, now, end, .. } = leaf;
         let certificate = self.authority.issue(&self.config, &serial, &leaf).await?;
         let record = Record {
             serial: hex::encode(&serial),
             names: names.iter().map(ToString::to_string).collect(),
-            tee: evidence.tee,
+            tee: evidence.tee.clone(),
             simulated: evidence.simulated,
-            status: evidence.status,
+            status: evidence.status.clone(),
             claims_digest: hex::encode(evidence.claims_digest),
             certificate_digest: hex::encode(digest(&SHA256, &certificate)),
             issued: now,

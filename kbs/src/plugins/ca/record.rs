@@ -13,6 +13,8 @@ use crate::plugins::{BlobStore, PluginError};
 const NAMESPACE: &str = "ca";
 /// Namespace of revoked ones.
 const REVOKED: &str = "ca-revoked";
+/// Namespace of the places that guests have for certificates.
+const PLACES: &str = "ca-place";
 
 /// A certificate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +81,29 @@ impl Records {
     ) -> Result<(), PluginError> {
         let bytes = serde_json::to_vec(value).map_err(|e| PluginError::Internal(e.to_string()))?;
         self.store.put(namespace, name, &bytes).await
+    }
+
+    /// Takes one of the `most` places of a guest until a certificate's `end`; its name, or `None` when all are taken. Each place
+    /// is taken once, whichever replica is asked.
+    pub(crate) async fn place(
+        &self,
+        guest: &str,
+        most: u32,
+        end: i64,
+        now: i64,
+    ) -> Result<Option<String>, PluginError> {
+        for place in 0..most {
+            let name = format!("{guest}/{place}");
+            if self.store.take_once(PLACES, &name, end, now).await? {
+                return Ok(Some(name));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Gives a place back when there is no certificate after all.
+    pub(crate) async fn free(&self, place: &str) -> Result<(), PluginError> {
+        self.store.give_back(PLACES, place).await
     }
 
     /// Remembers a certificate.

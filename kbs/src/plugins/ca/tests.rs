@@ -172,6 +172,37 @@ async fn a_bound_key_is_certified_and_revoked() {
 }
 
 #[tokio::test]
+async fn a_guest_has_so_many_certificates_and_no_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let ca = authority(folder.path(), "per_guest = 2").await.unwrap();
+    let (key, other) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let (tee, snp) = (tee_key(&key), claims("snp"));
+    let ask = async |key: &KeyPair, claims: &Value| {
+        post(&ca, "certificate", &csr(key, &[]), claims, &tee_key(key)).await
+    };
+    // What is refused takes no place.
+    let bad = post(&ca, "certificate?hours=0", &csr(&key, &[]), &snp, &tee).await;
+    assert!(matches!(bad, Err(PluginError::BadRequest(_))), "{bad:?}");
+    ask(&key, &snp).await.unwrap();
+    // Attested again, with other claims, it is the same guest.
+    let mut again = snp.clone();
+    again["iat"] = json!(1);
+    let (one, two) = tokio::join!(ask(&key, &again), ask(&key, &snp));
+    let refused = [one, two].into_iter().find_map(Result::err).expect("three certificates of one guest");
+    assert!(
+        matches!(&refused, PluginError::Denied(why) if why.contains("2 certificates that are valid (per_guest")),
+        "{refused}"
+    );
+    // Other guests are not kept from theirs, and when one ends there is a place again.
+    ask(&other, &snp).await.unwrap();
+    assert!(ask(&key, &snp).await.is_err());
+    let guest = hex::encode(digest(&SHA256, &canonical(&serde_json::to_value(&tee).unwrap())));
+    let (day, now) = (24 * 3600, now());
+    assert_eq!(ca.records.place(&guest, 2, now + day, now + day - 60).await.unwrap(), None);
+    assert!(ca.records.place(&guest, 2, now + 2 * day, now + day + 60).await.unwrap().is_some());
+}
+
+#[tokio::test]
 async fn guest_components_ask_by_get() {
     let folder = tempfile::tempdir().unwrap();
     let ca = authority(folder.path(), "").await.unwrap();

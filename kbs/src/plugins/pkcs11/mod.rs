@@ -130,7 +130,13 @@ impl Pkcs11 {
             wrapped: Bytes(sealed.encrypted_key.clone()),
         };
         let unwrapped = secret(self.token.ask(operation).await)?;
-        Ok(PluginResponse::ok("application/octet-stream", sealed.open(&unwrapped).map_err(broken)?))
+        let details = json!({"key": key.key(name).to_string(), "algorithm": sealed.algorithm.name()});
+        let plain = sealed.open(&unwrapped).map_err(broken)?;
+        Ok(PluginResponse::ok("application/octet-stream", plain).with_event(
+            "blob-unwrapped",
+            format!("{name}/{blob}"),
+            details,
+        ))
     }
 
     async fn write_blob(
@@ -159,7 +165,8 @@ impl Pkcs11 {
         let label = path.to_string();
         if request.method == Method::GET {
             let value = secret(self.token.ask(Operation::ReadSecret { label }).await)?;
-            return Ok(PluginResponse::ok("application/octet-stream", value));
+            let response = PluginResponse::ok("application/octet-stream", value);
+            return Ok(response.with_event("object-read", path.to_string(), json!({})));
         }
         if request.body.is_empty() || request.body.len() > MAX_SECRET {
             let why =
@@ -177,14 +184,15 @@ impl Pkcs11 {
             return Err(PluginError::BadRequest(why));
         }
         let algorithm = self.config.rsa_mechanism.algorithm();
-        let bytes = if request.method == Method::GET {
+        let (subject, details) = (key.to_string(), json!({"algorithm": algorithm.name()}));
+        let (action, bytes) = if request.method == Method::GET {
             let wrapped = Bytes(request.body.to_vec());
-            secret(self.token.ask(Operation::Unwrap { key, algorithm, wrapped }).await)?
+            ("key-unwrapped", secret(self.token.ask(Operation::Unwrap { key, algorithm, wrapped }).await)?)
         } else {
             let data = Secret::new(request.body.to_vec());
-            public(self.token.ask(Operation::Wrap { key, algorithm, data }).await)?.into()
+            ("key-wrapped", public(self.token.ask(Operation::Wrap { key, algorithm, data }).await)?.into())
         };
-        Ok(PluginResponse::ok("application/octet-stream", bytes))
+        Ok(PluginResponse::ok("application/octet-stream", bytes).with_event(action, subject, details))
     }
 }
 

@@ -172,15 +172,19 @@ impl Vault {
         } else {
             parse::<Data<&RawValue>>(&target, &answer).map_err(vault_error)?.data
         };
-        match request.query.get("field") {
+        let response = match request.query.get("field") {
             Some(field) => {
-                one_field(&target, secret, field, request.query.get("encoding").map(String::as_str))
+                one_field(&target, secret, field, request.query.get("encoding").map(String::as_str))?
             }
             None if request.query.contains_key("encoding") => {
-                Err(PluginError::BadRequest("encoding goes with field".to_owned()))
+                return Err(PluginError::BadRequest("encoding goes with field".to_owned()));
             }
-            None => Ok(PluginResponse::ok("application/json", secret.get().as_bytes().to_vec())),
-        }
+            None => PluginResponse::ok("application/json", secret.get().as_bytes().to_vec()),
+        };
+        let details = json!({
+            "mount": mount, "version": request.query.get("version"), "field": request.query.get("field"),
+        });
+        Ok(response.with_event("secret-read", path, details))
     }
 
     async fn decrypt(
@@ -200,7 +204,8 @@ impl Vault {
         let target = format!("{}/decrypt/{key}", engine.mount);
         let answer = self.auth.call(Method::POST, &target, Some(&call)).await.map_err(transit_error)?;
         let data = parse::<Data<Plain>>(&target, &answer).map_err(vault_error)?.data;
-        Ok(PluginResponse::ok("application/octet-stream", decode(&target, &data.plaintext.0)?))
+        let response = PluginResponse::ok("application/octet-stream", decode(&target, &data.plaintext.0)?);
+        Ok(response.with_event("transit-decrypted", key, json!({"mount": engine.mount})))
     }
 
     async fn data_key(
@@ -220,7 +225,8 @@ impl Vault {
         // Checked, so that what goes out is what it says.
         decode(&target, &data.plaintext.0)?;
         let body = json!({"plaintext": *data.plaintext.0, "ciphertext": data.ciphertext}).to_string();
-        Ok(PluginResponse::ok("application/json", body.into_bytes()))
+        let response = PluginResponse::ok("application/json", body.into_bytes());
+        Ok(response.with_event("data-key-made", key, json!({"mount": engine.mount})))
     }
 }
 
