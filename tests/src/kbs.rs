@@ -64,7 +64,11 @@ impl Kbs {
         let mut stream = rustls::StreamOwned::new(tls, TcpStream::connect(("127.0.0.1", self.port))?);
         write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
         let mut answer = Vec::new();
-        stream.read_to_end(&mut answer)?;
+        match stream.read_to_end(&mut answer) {
+            // Its end is told by the connection's, with a farewell or without.
+            Err(error) if error.kind() != std::io::ErrorKind::UnexpectedEof => return Err(error.into()),
+            _ => {}
+        }
         let end = answer.windows(4).position(|w| w == b"\r\n\r\n").context("no answer")?;
         let (head, body) = answer.split_at(end + 4);
         let head = String::from_utf8_lossy(head);
