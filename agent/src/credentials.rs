@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use kata_cc_image::SecretSource;
 use kata_cc_kbs_protocol::ResourceUri;
@@ -128,15 +128,11 @@ fn check(credentials: &[Credential]) -> Result<Vec<PathBuf>, CredentialError> {
     Ok(credentials.iter().map(|c| PathBuf::from(&c.path)).collect())
 }
 
+/// By the text: a `Path` hides a `.` and a doubled `/`, and one path shall have one spelling.
 fn is_inside(path: &str) -> bool {
-    let below = Path::new(path).strip_prefix(FOLDER);
-    below.is_ok_and(|rest| {
-        rest.components().next().is_some()
-            && rest.components().all(|c| matches!(c, Component::Normal(_)))
-            // One spelling a path.
-            && Path::new(FOLDER).join(rest).as_os_str() == path
-            && !path.contains('\0')
-            && !path.ends_with('/')
+    let below = path.strip_prefix(FOLDER).and_then(|rest| rest.strip_prefix('/'));
+    below.is_some_and(|rest| {
+        !rest.contains('\0') && rest.split('/').all(|part| !matches!(part, "" | "." | ".."))
     })
 }
 
