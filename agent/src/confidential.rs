@@ -16,7 +16,9 @@ use base64::Engine as _;
 use kata_cc_attester as attester;
 use kata_cc_guest_api::Features;
 use kata_cc_image::SecretSource;
-use kata_cc_kbs_client::{ClientError, Endpoint, EvidenceProvider, KbsClient, KbsConfig, KeyAlgorithm};
+use kata_cc_kbs_client::{
+    ClientError, Endpoint, EvidenceProvider, KbsClient, KbsConfig, KeyAlgorithm, RetryPolicy, ServiceClient,
+};
 use kata_cc_kbs_protocol::ResourcePath;
 use kata_cc_kbs_protocol::initdata::{self, InitData};
 use serde::Deserialize;
@@ -25,6 +27,7 @@ use tracing::info;
 use zeroize::Zeroizing;
 
 use crate::config::Tee;
+use crate::credentials::Credential;
 use crate::measure::{EventLog, Measurements};
 
 /// The block device of the init-data.
@@ -53,9 +56,10 @@ impl Settings {
         &self.aa.eventlog_config
     }
 
-    /// Which guest APIs are served: what the init-data says, else the command line (both are measured), else all.
+    /// Which guest APIs are served: what the init-data says, else the command line (both are measured), else CoCo's default.
     pub(crate) fn features(&self, command_line: Option<&str>) -> Result<Features> {
-        let said = self.cdh.guest_api.features.as_deref().or(command_line).unwrap_or("all");
+        let said = self.cdh.guest_api.features.as_deref().or(command_line);
+        let said = said.unwrap_or(Features::DEFAULT.name());
         Features::from_name(said).with_context(|| {
             format!("guest API features {said:?} are not known: all, attestation, resource or none")
         })
@@ -73,6 +77,8 @@ pub(crate) struct Cdh {
     pub(crate) skip_sealed_secret_verification: bool,
     /// Guest API.
     guest_api: GuestApi,
+    /// Files that are fetched at the start.
+    pub(crate) credentials: Vec<Credential>,
 }
 
 /// `[guest_api]` of `cdh.toml`.
@@ -118,6 +124,16 @@ struct Aa {
 #[serde(default)]
 struct TokenConfigs {
     kbs: Option<KbsToken>,
+    coco_as: Option<ServiceToken>,
+}
+
+/// Where tokens of type `coco_as` come from. CoCo knows the address alone, and no certificate.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct ServiceToken {
+    url: String,
+    /// Certificate (PEM) of the service or its CA: an https address needs it.
+    cert: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -257,6 +273,27 @@ impl std::fmt::Debug for Inner {
         let Self { client, tee, .. } = self;
         f.debug_struct("Inner").field("client", client).field("tee", tee).finish_non_exhaustive()
     }
+}
+
+/// Client of the attestation service that the settings name for tokens of type `coco_as`, if any.
+pub(crate) fn attestation_service(
+    settings: &Settings,
+    tee: Tee,
+    proxy: Option<String>,
+    measurements: Arc<Measurements>,
+) -> Result<Option<ServiceClient>> {
+    let source = attested_tee(tee);
+    let named = settings.aa.token_configs.coco_as.as_ref().filter(|service| !service.url.is_empty());
+    let (Some(service), true) = (named, source.protocol().is_some()) else { return Ok(None) };
+    let endpoint = Endpoint {
+        url: service.url.clone(),
+        certificates: service.cert.iter().cloned().collect(),
+        proxy,
+        timeout: None,
+    };
+    let evidence = Arc::new(Evidence(source, measurements));
+    let client = ServiceClient::new(&endpoint, settings.text.clone(), RetryPolicy::default(), evidence);
+    client.map(Some).context("client of the attestation service, [token_configs.coco_as] of aa.toml")
 }
 
 type Refusal = Box<dyn std::error::Error + Send + Sync>;
@@ -424,12 +461,25 @@ mod tests {
     fn the_guest_apis_switches_are_read() {
         let settings = |cdh: &str| Settings { cdh: toml::from_str(cdh).unwrap(), ..Settings::default() };
         let features = |cdh: &str, command_line| settings(cdh).features(command_line).unwrap().name();
-        assert_eq!(features("", None), "all");
-        assert_eq!(features("", Some("resource")), "resource");
+        assert_eq!(features("", None), "resource");
+        assert_eq!(features("", Some("all")), "all");
         assert_eq!(features("[guest_api]\nfeatures='none'", Some("resource")), "none");
         assert!(settings("[guest_api]\nfeatures='some'").features(None).is_err());
         assert!(!settings("").cdh.skip_sealed_secret_verification);
         assert!(settings("skip_sealed_secret_verification = true").cdh.skip_sealed_secret_verification);
+    }
+
+    #[test]
+    fn an_attestation_service_by_https_needs_its_certificate() {
+        let made = |aa: &str, tee| {
+            let settings = Settings { aa: toml::from_str(aa).unwrap(), ..Settings::default() };
+            attestation_service(&settings, tee, None, Arc::default())
+        };
+        let plain = "[token_configs.coco_as]\nurl='http://as:8080'";
+        assert!(made(plain, Tee::SimSnp).unwrap().is_some());
+        assert!(made(plain, Tee::None).unwrap().is_none() && made("", Tee::SimSnp).unwrap().is_none());
+        let refused = made("[token_configs.coco_as]\nurl='https://as:8080'", Tee::SimSnp).unwrap_err();
+        assert!(format!("{refused:#}").contains("needs the certificate"), "{refused:#}");
     }
 
     #[test]

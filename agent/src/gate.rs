@@ -1,15 +1,15 @@
 //! The policy in force, and the questions that it is asked.
 //!
-//! Kata's are asked by request message. One more is asked here: when a container's image has been pulled in the guest, what
-//! is about to run is shown to the policy beside what the image itself says (`RunImageRequest`). CreateContainer
-//! comes before the image is there, and from Kubernetes it always carries a whole process, resolved by the host from
+//! Kata's are asked by request message. One more is asked here (`RunImageRequest`): what is about to run is shown to the policy
+//! beside what the image itself says, before a key of the image is asked for, and again when it is there. CreateContainer
+//! comes before that, and from Kubernetes it always carries a whole process, resolved by the host from
 //! what it takes for the image.
 
 use kata_cc_policy::{AgentPolicy, Denial};
 use serde_json::Value;
 use tokio::sync::Mutex;
 
-/// Name of the second question.
+/// Name of the question about images.
 const RUN_IMAGE: &str = "RunImageRequest";
 
 /// Asks the policy before anything is done.

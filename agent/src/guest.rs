@@ -9,12 +9,14 @@ use kata_cc_attester as attester;
 use kata_cc_guest_api::{
     Features, Guest, GuestApi, GuestError, Measured, Settings, Token, rest, rpc, sealed,
 };
+use kata_cc_kbs_client::ServiceClient;
 use kata_cc_kbs_protocol::ResourcePath;
 use serde_json::Value;
 use tracing::info;
 use zeroize::Zeroizing;
 
 use crate::confidential::{self, Broker};
+use crate::image::Images;
 use crate::measure::Measurements;
 
 /// Keys of those who sign sealed secrets, by file name (CoCo's folder).
@@ -26,7 +28,9 @@ const NO_BROKER: GuestError = GuestError::NotSetUp("the init-data names no key b
 struct Confidential {
     tee: attester::Tee,
     broker: Option<Broker>,
+    service: Option<ServiceClient>,
     measurements: Arc<Measurements>,
+    images: Arc<Images>,
     init_data_field: Vec<u8>,
 }
 
@@ -61,6 +65,16 @@ impl Guest for Confidential {
         Ok(Token { token, key_pem: broker.key_pem().map_err(failed)? })
     }
 
+    async fn service_token(&self) -> Result<Zeroizing<String>, GuestError> {
+        let missing = "aa.toml of the init-data names no attestation service, [token_configs.coco_as]";
+        let service = self.service.as_ref().ok_or(GuestError::NotSetUp(missing))?;
+        service.token().await.map_err(failed)
+    }
+
+    async fn pull_image(&self, image: &str, bundle: &Path) -> Result<String, GuestError> {
+        self.images.pull_to(image, bundle).await.map_err(failed)
+    }
+
     async fn resource(&self, path: &ResourcePath) -> Result<Zeroizing<Vec<u8>>, GuestError> {
         self.broker()?.resource(&path.uri()).await.map_err(failed)
     }
@@ -78,16 +92,29 @@ pub(crate) struct Served {
     _sockets: rpc::Running,
 }
 
+/// What the API is made of.
+pub(crate) struct Parts {
+    /// The guest's TEE.
+    pub(crate) tee: attester::Tee,
+    /// The key broker, where there is one.
+    pub(crate) broker: Option<Broker>,
+    /// The attestation service, where there is one.
+    pub(crate) service: Option<ServiceClient>,
+    /// Register and log.
+    pub(crate) measurements: Arc<Measurements>,
+    /// Images.
+    pub(crate) images: Arc<Images>,
+}
+
 /// Serves the API of a confidential guest, as far as it is switched on.
 pub(crate) async fn start(
     settings: &confidential::Settings,
     features: Features,
-    tee: attester::Tee,
-    broker: Option<Broker>,
-    measurements: Arc<Measurements>,
+    parts: Parts,
 ) -> Result<Served> {
     let init_data_field = settings.launched.clone();
-    let guest = Confidential { tee, broker, measurements, init_data_field };
+    let Parts { tee, broker, service, measurements, images } = parts;
+    let guest = Confidential { tee, broker, service, measurements, images, init_data_field };
     let sealed = sealed::Settings {
         credentials: PathBuf::from(CREDENTIALS),
         allow_unsigned: settings.cdh.skip_sealed_secret_verification,

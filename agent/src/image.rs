@@ -2,17 +2,20 @@
 //!
 //! The image is pulled into a file system of its own (encrypted scratch space, else memory) below the container's
 //! bundle. What the host's configuration leaves open (program, environment, folder, user) comes from the image; the
-//! policy is then asked whether what is to run is what the image says (see [`crate::gate`]).
+//! policy is asked whether what is to run is what the image says (see [`crate::gate`]): once its configuration is known
+//! ([`Images::examine`]), so that no key is asked for an image that may not run, and again when its files are there, which
+//! alone tell the numbers of its user.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use kata_cc_agent_protocol::agent::{Storage, StringUser};
+use kata_cc_agent_protocol::agent::StringUser;
 use kata_cc_agent_protocol::oci;
+use kata_cc_image::digest::Digest;
 use kata_cc_image::{
-    BrokerKeys, ClientConfig, DockerAuthConfig, ImageClient, KeyProvider, NoKeys, Progress, PullTarget,
-    PulledImage, RunningTier, Scratch,
+    BrokerKeys, ClientConfig, DockerAuthConfig, ExaminedImage, ImageClient, ImageConfiguration, KeyProvider,
+    NoKeys, Progress, PullTarget, PulledImage, RunningTier, Scratch,
 };
 use thiserror::Error;
 use tracing::{debug, info};
@@ -61,20 +64,32 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// What an image says is to run; `None` for the pause program.
+#[derive(Debug, Clone)]
+pub(crate) struct Program(Option<(Digest, ImageConfiguration)>);
+
+/// An image whose configuration is known and of which no key was asked for yet.
+pub(crate) struct Examined {
+    reference: String,
+    /// What it says is to run.
+    pub(crate) program: Program,
+    image: Option<(ImageClient, ExaminedImage)>,
+}
+
 /// What a pull gave.
 #[derive(Debug)]
 pub(crate) struct Pulled {
     /// Root file system.
     pub(crate) rootfs: PathBuf,
-    /// `None` for the pause program.
-    image: Option<PulledImage>,
+    /// Digest of the manifest; `None` for the pause program.
+    pub(crate) digest: Option<String>,
 }
 
-impl Pulled {
+impl Program {
     /// Fills in from the image what the host's configuration leaves open.
     pub(crate) fn complete(&self, spec: &mut oci::Spec) {
         let process = spec.Process.mut_or_insert_default();
-        let Some(image) = &self.image else {
+        let Some((_, configuration)) = &self.0 else {
             // Kata's rule: the guest's own pause program takes the place of the host's.
             process.Args = ["/pause", "pause"].map(str::to_owned).to_vec();
             process.Env.clear();
@@ -87,7 +102,7 @@ impl Pulled {
             spec.Mounts.push(program);
             return;
         };
-        let Some(config) = image.config.config() else { return };
+        let Some(config) = configuration.config() else { return };
         if process.Args.is_empty() {
             process.Args = config.entrypoint().clone().unwrap_or_default();
             process.Args.extend(config.cmd().clone().unwrap_or_default());
@@ -119,37 +134,45 @@ impl Pulled {
 /// `PATH` that containerd and docker give to a container that brings none.
 const RUNTIMES_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-impl Pulled {
+impl Program {
     /// What the policy is asked about a completed process: what the image says, and what is to run. `None` for the pause
-    /// program: it is the agent's own, and [`Pulled::complete`] has overwritten whatever the host said of it.
+    /// program: it is the agent's own, and [`Program::complete`] has overwritten whatever the host said of it.
+    ///
+    /// Before the image's files are there (`rootfs` is `None`, and `image.pulled` false) nobody knows the numbers of its user:
+    /// the process's own stand there, so that this first question decides on everything else. The second one decides on all.
     pub(crate) fn question(
         &self,
         container: &str,
         reference: &str,
         process: &oci::Process,
         names: Option<&StringUser>,
+        rootfs: Option<&Path>,
     ) -> Option<serde_json::Value> {
-        let image = self.image.as_ref()?;
-        let config = image.config.config().clone().unwrap_or_default();
+        let (digest, configuration) = self.0.as_ref()?;
+        let config = configuration.config().clone().unwrap_or_default();
         let args: Vec<&String> =
             [config.entrypoint(), config.cmd()].into_iter().flatten().flatten().collect();
         let cwd = config.working_dir().clone().filter(|d| !d.is_empty()).unwrap_or_else(|| "/".to_owned());
         let named = config.user().clone().unwrap_or_default();
-        // A user that the image does not know has no numbers, and none are right.
-        let ids = users::resolve_below(&self.rootfs, &named).ok();
         let user = process.User.clone().unwrap_or_default();
+        let ids = match rootfs {
+            // A user that the image does not know has no numbers, and none are right.
+            Some(rootfs) => users::resolve_below(rootfs, &named).ok().map(|i| (i.uid, i.gid, i.groups)),
+            None => Some((user.UID, user.GID, user.AdditionalGids.clone())),
+        };
         Some(serde_json::json!({
             "container_id": container,
             "image": {
                 "reference": reference,
-                "manifest_digest": image.manifest_digest.to_string(),
+                "manifest_digest": digest.to_string(),
+                "pulled": rootfs.is_some(),
                 "args": args,
                 "env": config.env().clone().unwrap_or_default(),
                 "cwd": cwd,
                 "user": named,
-                "uid": ids.as_ref().map(|i| i.uid),
-                "gid": ids.as_ref().map(|i| i.gid),
-                "groups": ids.map(|i| i.groups).unwrap_or_default(),
+                "uid": ids.as_ref().map(|i| i.0),
+                "gid": ids.as_ref().map(|i| i.1),
+                "groups": ids.map(|i| i.2).unwrap_or_default(),
             },
             "process": {
                 "Args": process.Args,
@@ -169,12 +192,28 @@ impl Pulled {
 /// Pulls images.
 #[derive(Debug)]
 pub(crate) struct Images {
-    settings: Settings,
+    settings: Arc<Settings>,
     broker: Option<Broker>,
     tee: Tee,
     proxy: Option<String>,
     measurements: Arc<Measurements>,
     scratch: tokio::sync::OnceCell<Scratch>,
+}
+
+/// Tells of an image that is not pulled.
+fn refused(image: &str, reason: String) -> PullError {
+    tracing::error!(
+        stage = "refused",
+        by = "image",
+        image,
+        reason,
+        expected =
+            "an image whose digests match, whose keys the key broker releases, and whose tier this guest has",
+        seen = reason,
+        what_to_do = "see the reason; `kata-cc image inspect` shows what the image demands",
+        "image not pulled"
+    );
+    PullError::Refused { image: image.to_owned(), reason }
 }
 
 /// Kata's name for the sandbox container's image, which is not pulled: the agent is that program.
@@ -185,7 +224,7 @@ const SCRATCH: &str = "/dev/vdb";
 impl Images {
     /// With the settings of the init-data.
     pub(crate) fn new(
-        settings: Settings,
+        settings: Arc<Settings>,
         broker: Option<Broker>,
         tee: Tee,
         proxy: Option<String>,
@@ -213,57 +252,92 @@ impl Images {
         serde_json::from_slice(&bytes).map(Some).map_err(|_| format!("{uri} is no docker configuration"))
     }
 
-    /// Pulls into `bundle`.
-    pub(crate) async fn pull(&self, storage: &Storage, bundle: &Path) -> Result<Pulled, PullError> {
-        let reference = storage.source.as_str();
+    /// Looks at the image `reference`: manifest, configuration, tier and the list of those allowed. No key is asked for.
+    pub(crate) async fn examine(&self, reference: &str) -> Result<Examined, PullError> {
+        let reference = reference.to_owned();
         if reference == PAUSE {
+            return Ok(Examined { reference, program: Program(None), image: None });
+        }
+        let config = self.client_config().await.map_err(|reason| refused(&reference, reason))?;
+        let (name, runtime) = (reference.clone(), tokio::runtime::Handle::current());
+        // On a thread of its own, as the rest of the pull.
+        let examining = tokio::task::spawn_blocking(move || {
+            let client = ImageClient::new(config).map_err(|e| chain(&e))?;
+            let progress = |p: Progress| debug!(progress = ?p, "examining");
+            let image = runtime.block_on(client.examine(&name, &progress)).map_err(|e| chain(&e))?;
+            Ok((client, image))
+        });
+        let examined = examining.await.map_err(|e| chain(&e)).and_then(|r| r);
+        let (client, image) = examined.map_err(|reason| refused(&reference, reason))?;
+        let program = Program(Some((image.manifest_digest.clone(), image.config.clone())));
+        Ok(Examined { reference, program, image: Some((client, image)) })
+    }
+
+    /// Pulls what was examined, for the container of `bundle`.
+    pub(crate) async fn pull(&self, examined: Examined, bundle: &Path) -> Result<Pulled, PullError> {
+        let Examined { reference, image, .. } = examined;
+        let Some((client, image)) = image else {
             let rootfs = bundle.join(".pause");
             fs::create_dir_all(&rootfs).map_err(PullError::Space)?;
-            return Ok(Pulled { rootfs, image: None });
-        }
+            return Ok(Pulled { rootfs, digest: None });
+        };
         let base = self.space().await?.join(bundle.file_name().unwrap_or_default());
         fs::create_dir_all(&base).map_err(PullError::Space)?;
-        let pulled = self.pull_into(reference, &base).await;
-        match pulled {
-            Ok(image) => {
-                info!(
-                    stage = "pulled",
-                    image = reference,
-                    digest = %image.manifest_digest,
-                    layers = image.layers.len() as u64,
-                    bytes = image.bytes,
-                    encrypted = image.encrypted,
-                    "image pulled"
-                );
-                if let Err(source) =
-                    self.measurements.pulled(reference, &image.manifest_digest.to_string()).await
-                {
-                    let _ = fs::remove_dir_all(&base);
-                    return Err(PullError::NotMeasured { image: reference.to_owned(), source });
-                }
-                Ok(Pulled { rootfs: image.rootfs.clone(), image: Some(image) })
-            }
-            Err(reason) => {
+        let made = async {
+            let pulled =
+                self.fetch(client, image, &base).await.map_err(|reason| refused(&reference, reason))?;
+            self.measured(&reference, &pulled).await?;
+            Ok(pulled)
+        };
+        match made.await {
+            Ok(image) => Ok(Pulled { rootfs: image.rootfs, digest: Some(image.manifest_digest.to_string()) }),
+            Err(error) => {
                 // Layers that did not make an image are only in the way.
                 let _ = fs::remove_dir_all(&base);
-                tracing::error!(
-                    stage = "refused",
-                    by = "image",
-                    image = reference,
-                    reason,
-                    expected = "an image whose digests match, whose keys the key broker releases, and whose tier this guest has",
-                    seen = reason,
-                    what_to_do = "see the reason; `kata-cc image inspect` shows what the image demands",
-                    "image not pulled"
-                );
-                Err(PullError::Refused { image: reference.to_owned(), reason })
+                Err(error)
             }
         }
     }
 
-    async fn pull_into(&self, reference: &str, base: &Path) -> Result<PulledImage, String> {
+    /// Pulls for the data hub's `PullImage`: to the folder `rootfs` below `bundle`; gives the digest of the manifest. List of allowed
+    /// images and tier hold as for a container; the policy is not asked, since nothing is run by it.
+    pub(crate) async fn pull_to(&self, reference: &str, bundle: &Path) -> Result<String, PullError> {
+        let (image, bundle) = (reference.to_owned(), bundle.display().to_string());
+        let target = crate::storage::check_mount_point(&bundle).map(|bundle| bundle.join("rootfs"));
+        let target = target.map_err(|e| refused(&image, e.to_string()))?;
+        if reference == PAUSE || target.exists() {
+            let reason = match reference {
+                PAUSE => "the pause program is the agent's own and no image".to_owned(),
+                _ => format!("{} is there already", target.display()),
+            };
+            return Err(refused(&image, reason));
+        }
+        let examined = self.examine(reference).await?;
+        // A name of its own in the space for images, which no container has: those have no dots in front.
+        let name = format!(".{}", Digest::sha256(bundle.as_bytes()).as_str().trim_start_matches("sha256:"));
+        let pulled = self.pull(examined, &Path::new(crate::paths::BASE).join(name)).await?;
+        let source = pulled.rootfs.display().to_string();
+        crate::storage::mount_on(&source, &target, "none", &["bind"]).map_err(PullError::Space)?;
+        Ok(pulled.digest.unwrap_or_default())
+    }
+
+    async fn measured(&self, reference: &str, image: &PulledImage) -> Result<(), PullError> {
+        info!(
+            stage = "pulled",
+            image = reference,
+            digest = %image.manifest_digest,
+            layers = image.layers.len() as u64,
+            bytes = image.bytes,
+            encrypted = image.encrypted,
+            "image pulled"
+        );
+        let recorded = self.measurements.pulled(reference, &image.manifest_digest.to_string()).await;
+        recorded.map_err(|source| PullError::NotMeasured { image: reference.to_owned(), source })
+    }
+
+    async fn client_config(&self) -> Result<ClientConfig, String> {
         let image = &self.settings.cdh.image;
-        let config = ClientConfig {
+        Ok(ClientConfig {
             proxy: self.proxy.clone(),
             extra_roots_pem: image.extra_root_certificates.iter().map(|c| c.clone().into_bytes()).collect(),
             insecure_registries: image.insecure_registries.clone(),
@@ -271,8 +345,15 @@ impl Images {
             running_tier: Some(self.tier()),
             allowed: image.allowed.clone(),
             ..ClientConfig::default()
-        };
-        let client = ImageClient::new(config).map_err(|e| chain(&e))?;
+        })
+    }
+
+    async fn fetch(
+        &self,
+        client: ImageClient,
+        image: ExaminedImage,
+        base: &Path,
+    ) -> Result<PulledImage, String> {
         let work_dir = base.join("work");
         fs::create_dir_all(&work_dir).map_err(|e| e.to_string())?;
         let target = PullTarget { work_dir: work_dir.clone(), rootfs_dir: base.join("root") };
@@ -280,12 +361,11 @@ impl Images {
             Some(broker) => Box::new(BrokerKeys(broker.clone())),
             None => Box::new(NoKeys),
         };
-        let reference = reference.to_owned();
         let runtime = tokio::runtime::Handle::current();
         // Unpacking keeps a thread busy: it gets one of its own, and the ttrpc threads stay free.
         let pulling = tokio::task::spawn_blocking(move || {
             let progress = |p: Progress| debug!(progress = ?p, "pulling");
-            runtime.block_on(client.pull(&reference, &target, &*keys, &progress)).map_err(|e| chain(&e))
+            runtime.block_on(client.fetch(image, &target, &*keys, &progress)).map_err(|e| chain(&e))
         });
         let pulled = pulling.await.map_err(|e| chain(&e)).and_then(|r| r);
         // What is left there is memory that the container could use.
@@ -416,35 +496,23 @@ mod space_tests {
 pub(crate) mod tests {
     use super::*;
 
-    /// An image with this configuration, pulled to `rootfs`.
-    pub(crate) fn pulled(config: &serde_json::Value, rootfs: &Path) -> Pulled {
+    /// What an image with this configuration says.
+    pub(crate) fn program(config: &serde_json::Value) -> Program {
         let config = serde_json::json!({
             "architecture": "amd64", "os": "linux", "config": config,
             "rootfs": {"type": "layers", "diff_ids": []},
         });
-        let image = PulledImage {
-            manifest_digest: kata_cc_image::digest::Digest::sha256(b"manifest"),
-            index_digest: None,
-            config: serde_json::from_value(config).unwrap(),
-            rootfs: rootfs.to_owned(),
-            layers: Vec::new(),
-            encrypted: true,
-            required_tier: None,
-            bytes: 0,
-            unpacked_bytes: 0,
-        };
-        Pulled { rootfs: rootfs.to_owned(), image: Some(image) }
+        Program(Some((Digest::sha256(b"manifest"), serde_json::from_value(config).unwrap())))
     }
 
     /// The pause program.
-    pub(crate) fn pause() -> Pulled {
-        Pulled { rootfs: PathBuf::from("/nowhere"), image: None }
+    pub(crate) fn pause() -> Program {
+        Program(None)
     }
 
     #[test]
     fn the_search_path_of_runtimes_gives_way_to_the_images_own() {
-        let image =
-            |env: &[&str]| pulled(&serde_json::json!({"Env": env, "Cmd": ["x"]}), Path::new("/nowhere"));
+        let image = |env: &[&str]| program(&serde_json::json!({"Env": env, "Cmd": ["x"]}));
         let mut spec = oci::Spec::new();
         spec.Process.mut_or_insert_default().Env = vec![RUNTIMES_PATH.to_owned()];
         image(&[]).complete(&mut spec);

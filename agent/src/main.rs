@@ -13,6 +13,7 @@
 mod confidential;
 mod config;
 mod container;
+mod credentials;
 mod egress;
 mod gate;
 mod guest;
@@ -139,17 +140,29 @@ async fn serve(config: &Config, log: &Log) -> Result<()> {
     };
     let measurements = Arc::new(measure::Measurements::start(tee, settings.event_log())?);
     let broker = confidential::Broker::new(&settings, tee, proxy.clone(), Arc::clone(&measurements))?;
+    let settings = Arc::new(settings);
+    let images = image::Images::new(
+        Arc::clone(&settings),
+        broker.clone(),
+        tee,
+        proxy.clone(),
+        Arc::clone(&measurements),
+    );
+    let images = Arc::new(images);
     let served = match pid1::is_pid1() && tee.is_confidential() {
         true => {
             let features = settings.features(config.guest_api.as_deref())?;
-            let source = confidential::attested_tee(tee);
-            Some(guest::start(&settings, features, source, broker.clone(), Arc::clone(&measurements)).await?)
+            credentials::fetch(&settings.cdh.credentials, broker.as_ref()).await?;
+            let service =
+                confidential::attestation_service(&settings, tee, proxy, Arc::clone(&measurements))?;
+            let tee = confidential::attested_tee(tee);
+            let parts = guest::Parts { tee, broker, service, measurements, images: Arc::clone(&images) };
+            Some(guest::start(&settings, features, parts).await?)
         }
         false => None,
     };
     let unsealer = unseal::Unsealer(served.as_ref().map(|served| Arc::clone(&served.api)));
     let sandbox = sandbox::Sandbox::new(reaper, tee.is_confidential(), unsealer);
-    let images = image::Images::new(settings, broker, tee, proxy, measurements);
     let service = Arc::new(service::Service::new(sandbox, policy, images, network));
     let ended = Arc::clone(&service.ended);
     let agent: Arc<dyn AgentService + Send + Sync> = service.clone();

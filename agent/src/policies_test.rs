@@ -11,8 +11,8 @@ use kata_cc_policy::AgentPolicy;
 use protobuf::MessageDyn;
 use serde_json::json;
 
-use crate::image::Pulled;
-use crate::image::tests::{pause, pulled};
+use crate::image::Program;
+use crate::image::tests::{pause, program};
 
 fn policy(text: &str) -> AgentPolicy {
     AgentPolicy::new("test.rego", text).unwrap()
@@ -66,26 +66,28 @@ fn container() -> CreateContainerRequest {
     kata_cc_run()
 }
 
-/// Both questions about a container whose image is `pulled`.
+/// All questions about a container whose image is `image`, in the agent's order.
 fn start(
     policy: &mut AgentPolicy,
     mut request: CreateContainerRequest,
-    pulled: &Pulled,
+    image: &Program,
 ) -> Result<(), String> {
     check(policy, &request)?;
     let spec = request.OCI.mut_or_insert_default();
-    pulled.complete(spec);
+    image.complete(spec);
     let names = request.string_user.as_ref();
-    match pulled.question("c1", "registry/image:1", &spec.Process, names) {
-        Some(input) => policy.check("RunImageRequest", &input).map_err(|e| e.to_string()),
-        None => Ok(()),
+    for rootfs in [None, Some(Path::new("/nowhere"))] {
+        if let Some(input) = image.question("c1", "registry/image:1", &spec.Process, names, rootfs) {
+            policy.check("RunImageRequest", &input).map_err(|e| e.to_string())?;
+        }
     }
+    Ok(())
 }
 
 /// The image of the end-to-end tests.
-fn busybox() -> Pulled {
+fn busybox() -> Program {
     let config = json!({"Env": ["PATH=/bin"], "Cmd": ["cat", "/secret.txt"], "WorkingDir": "/"});
-    pulled(&config, Path::new("/nowhere"))
+    program(&config)
 }
 
 /// A change to what the host sends.
@@ -153,6 +155,27 @@ fn another_program_than_the_images_own_is_refused() {
     refused(&group, ["the image's own groups", "process.User.AdditionalGids[0]", "6"]);
 }
 
+/// Whatever does not hang on the image's own files is decided before its keys are asked for.
+#[test]
+fn a_refusal_does_not_wait_for_the_images_files() {
+    let mut request = ctr_run();
+    request.OCI.mut_or_insert_default().Process.mut_or_insert_default().User.mut_or_insert_default().UID = 7;
+    let spec = request.OCI.mut_or_insert_default();
+    let image = busybox();
+    image.complete(spec);
+    let asked = |spec: &oci::Spec, rootfs| {
+        let input = image.question("c1", "registry/image:1", &spec.Process, None, rootfs).unwrap();
+        let answer = default().check("RunImageRequest", &input).map_err(|e| e.to_string());
+        (input["image"]["pulled"].clone(), answer)
+    };
+    // Who the user is the files tell.
+    assert_eq!(asked(spec, None), (json!(false), Ok(())));
+    let (pulled, refused) = asked(spec, Some(Path::new("/nowhere")));
+    assert!(pulled == json!(true) && refused.unwrap_err().contains("the image's own user"));
+    spec.Process.mut_or_insert_default().Args = vec!["sh".to_owned()];
+    assert!(asked(spec, None).1.unwrap_err().contains("the image's own program"));
+}
+
 #[test]
 fn what_kubernetes_adds_to_the_environment_is_allowed() {
     let mut request = ctr_run();
@@ -172,10 +195,8 @@ fn what_kubernetes_adds_to_the_environment_is_allowed() {
     .to_vec();
     start(&mut default(), request.clone(), &busybox()).unwrap();
     // What the image says itself, it has decided.
-    let decided = pulled(
-        &json!({"Env": ["PATH=/bin", "KUBERNETES_SERVICE_HOST=own"], "Cmd": ["cat", "/secret.txt"]}),
-        Path::new("/nowhere"),
-    );
+    let decided =
+        program(&json!({"Env": ["PATH=/bin", "KUBERNETES_SERVICE_HOST=own"], "Cmd": ["cat", "/secret.txt"]}));
     assert!(start(&mut default(), request, &decided).unwrap_err().contains("KUBERNETES_SERVICE_HOST"));
 }
 

@@ -293,11 +293,18 @@ impl Sandbox {
             if storage.driver == "image_guest_pull" {
                 let rootfs = storage::check_image(storage, &bundle, images_seen > 0)?;
                 images_seen += 1;
-                let pulled = images.pull(storage, &bundle).await?;
-                pulled.complete(oci);
+                let examined = images.examine(&storage.source).await?;
+                let program = examined.program.clone();
+                program.complete(oci);
                 let names = request.string_user.as_ref();
                 let process = oci.Process.as_ref().ok_or(SpecError::Missing("Process"))?;
-                if let Some(question) = pulled.question(&id, &storage.source, process, names) {
+                let question = |rootfs| program.question(&id, &storage.source, process, names, rootfs);
+                // Before any key is asked for, and again when the image's own files tell who its user is.
+                if let Some(question) = question(None) {
+                    policy.check_image(&question).await?;
+                }
+                let pulled = images.pull(examined, &bundle).await?;
+                if let Some(question) = question(Some(&pulled.rootfs)) {
                     policy.check_image(&question).await?;
                 }
                 let source = pulled.rootfs.display().to_string();

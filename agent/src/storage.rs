@@ -145,7 +145,12 @@ pub(crate) fn check_image(storage: &Storage, bundle: &Path, earlier: bool) -> Re
 }
 
 /// Mounts on `target`, which is made, without following a link on the way to it.
-fn mount_on<S: AsRef<str>>(source: &str, target: &Path, fstype: &str, options: &[S]) -> io::Result<()> {
+pub(crate) fn mount_on<S: AsRef<str>>(
+    source: &str,
+    target: &Path,
+    fstype: &str,
+    options: &[S],
+) -> io::Result<()> {
     let point = mounts::make_point(Path::new(paths::BASE), target)?;
     mounts::mount_at(source, &mounts::by_descriptor(&point), fstype, options)
 }

@@ -38,7 +38,10 @@ pub use keys::{BrokerKeys, HeldKeys, KeyError, KeyPacket, KeyProvider, NoKeys, S
 pub use layer::decompress;
 pub use limits::Limits;
 pub use manifest::Platform;
-pub use pull::{ClientConfig, ImageClient, LayerInfo, OnProgress, Progress, PullTarget, PulledImage};
+pub use oci_spec::image::ImageConfiguration;
+pub use pull::{
+    ClientConfig, ExaminedImage, ImageClient, LayerInfo, OnProgress, Progress, PullTarget, PulledImage,
+};
 pub use registry::{DockerAuth, DockerAuthConfig, Registry, RegistryConfig, RegistryError, parse_reference};
 pub use scratch::{Scratch, ScratchError};
 pub use store::StoreError;

@@ -205,3 +205,19 @@ async fn an_image_that_is_not_listed_is_refused_before_any_key_is_asked_for() {
         pull(image, |name| Some(vec![format!("{name}@{digest}")])).await.result.unwrap();
     }
 }
+
+#[tokio::test]
+async fn no_key_is_asked_for_before_the_configuration_is_known_and_allowed() {
+    let dir = tempfile::tempdir().unwrap();
+    let liar = encrypted(dir.path(), LayerSelection::All).await.serve();
+    let settings = ClientConfig { insecure_registries: vec![liar.host.clone()], ..ClientConfig::default() };
+    let client = ImageClient::new(settings).unwrap();
+    let (keys, nothing) = (Counted::new(), |_: Progress| {});
+    let examined = client.examine(&format!("{}/test:1", liar.host), &nothing).await.unwrap();
+    assert!(examined.is_encrypted() && examined.config.config().is_some());
+    assert_eq!(keys.1.load(Ordering::SeqCst), 0);
+    let target = PullTarget { work_dir: dir.path().join("work"), rootfs_dir: dir.path().join("rootfs") };
+    let digest = examined.manifest_digest.clone();
+    let pulled = client.fetch(examined, &target, &keys, &nothing).await.unwrap();
+    assert_eq!((pulled.manifest_digest, keys.1.load(Ordering::SeqCst) > 0), (digest, true));
+}

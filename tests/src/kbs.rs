@@ -1,9 +1,14 @@
 //! The real key broker on loopback, with TLS, made by `kbs init`.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, ServerName};
 
 use crate::process::{self, Daemon, run};
 
@@ -44,6 +49,31 @@ impl Kbs {
         daemon.wait_until(60, || process::accepts(port))?;
         self.daemon = Some(daemon);
         Ok(())
+    }
+
+    /// Body of what it serves without authentication, e.g. its keys.
+    pub fn get(&self, path: &str) -> anyhow::Result<Vec<u8>> {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(self.dir.join("tls.crt"))?)?;
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let tls = rustls::ClientConnection::new(Arc::new(config), ServerName::try_from("localhost")?)?;
+        let mut stream = rustls::StreamOwned::new(tls, TcpStream::connect(("127.0.0.1", self.port))?);
+        write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+        let mut answer = Vec::new();
+        match stream.read_to_end(&mut answer) {
+            // Its end is told by the connection's, with a farewell or without.
+            Err(error) if error.kind() != std::io::ErrorKind::UnexpectedEof => return Err(error.into()),
+            _ => {}
+        }
+        let end = answer.windows(4).position(|w| w == b"\r\n\r\n").context("no answer")?;
+        let (head, body) = answer.split_at(end + 4);
+        let head = String::from_utf8_lossy(head);
+        ensure!(head.split(' ').nth(1) == Some("200"), "{path}: {head}");
+        Ok(body.to_vec())
     }
 
     /// `host:port`, for the egress allow-list.

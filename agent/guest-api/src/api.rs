@@ -1,6 +1,7 @@
 //! The calls themselves: switches, limits, and what an answer is made of. [`crate::rest`] and [`crate::rpc`] only carry them.
 
-use std::path::PathBuf;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -15,6 +16,7 @@ use crate::guest::{Guest, GuestError, Measured};
 use crate::keyprovider::{self, KeyProviderError};
 use crate::limits::RateLimit;
 use crate::sealed::{self, ResourceSource, SealedError};
+use crate::volume::{self, VolumeError};
 
 /// Most bytes of runtime data: the TEEs' field.
 const MAX_RUNTIME_DATA: usize = 64;
@@ -31,6 +33,10 @@ pub struct Features {
 impl Features {
     /// Everything.
     pub const ALL: Self = Self { attestation: true, resource: true };
+
+    /// What is served when nothing is said, as by api-server-rest and Kata's agent: whoever has a token of `/aa/token` is this
+    /// guest for the key broker, so that has to be asked for.
+    pub const DEFAULT: Self = Self { attestation: false, resource: true };
 
     /// Reads the name; `None` when it is not known.
     #[must_use]
@@ -67,10 +73,11 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// All of them; sealed secrets must be signed, keys of their signers may lie in `credentials`.
+    /// The features that CoCo serves when nothing is said: resources. Sealed secrets must be signed, keys of their signers may lie
+    /// in `credentials`.
     #[must_use]
     pub fn new(credentials: PathBuf) -> Self {
-        Self { features: Features::ALL, sealed: sealed::Settings { credentials, allow_unsigned: false } }
+        Self { features: Features::DEFAULT, sealed: sealed::Settings { credentials, allow_unsigned: false } }
     }
 }
 
@@ -95,6 +102,9 @@ pub enum ApiError {
     /// A key of an image was not opened or wrapped.
     #[error(transparent)]
     Key(#[from] KeyProviderError),
+    /// A volume is not mounted.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     /// What the protocol has and this guest has not.
     #[error("{0}")]
     Unsupported(&'static str),
@@ -213,22 +223,23 @@ impl GuestApi {
         Ok(evidence.map(|value| value.to_string().into_bytes()).unwrap_or_default())
     }
 
-    /// A token of type `kbs`: `{"token": …, "tee_keypair": PEM}`.
+    /// A token: of type `kbs` `{"token": …, "tee_keypair": PEM}`, of type `coco_as` the JWT alone.
     ///
     /// # Errors
-    /// When the type is another, the feature off, or the key broker refuses.
+    /// When the type is another, the feature off, or key broker or attestation service refuse.
     pub async fn token(&self, token_type: &str) -> Result<Zeroizing<Vec<u8>>, ApiError> {
         self.attestation()?;
         match token_type {
             "kbs" => {}
             "coco_as" => {
-                return Err(ApiError::Unsupported(
-                    "token type coco_as is not set up in this guest: there is no attestation service, ask for kbs",
-                ));
+                let token = self.guest.service_token().await?;
+                return Ok(Zeroizing::new(token.as_bytes().to_vec()));
             }
             other => {
                 let seen: String = other.chars().take(32).collect();
-                return Err(ApiError::Input(format!("token type {seen:?} is not known, known is kbs")));
+                return Err(ApiError::Input(format!(
+                    "token type {seen:?} is not known, known are kbs and coco_as"
+                )));
             }
         }
         let token = self.guest.token().await?;
@@ -263,6 +274,25 @@ impl GuestApi {
             return Err(ApiError::Input("the guest was launched with other init-data".to_owned()));
         }
         Ok(())
+    }
+
+    /// `PullImage`: the image, into the folder `rootfs` below `bundle`; gives the digest of its manifest.
+    ///
+    /// # Errors
+    /// When the feature is off, the folder is none for images, or the image is not pulled.
+    pub async fn pull_image(&self, image: &str, bundle: &str) -> Result<String, ApiError> {
+        self.for_resources()?;
+        self.costly()?;
+        Ok(self.guest.pull_image(image, Path::new(bundle)).await?)
+    }
+
+    /// `SecureMount`: reads what is asked for, to say what exactly cannot be had.
+    ///
+    /// # Errors
+    /// Always: see [`crate::volume`].
+    pub fn secure_mount(&self, kind: &str, options: &HashMap<String, String>) -> Result<(), ApiError> {
+        self.for_resources()?;
+        Err(volume::refusal(kind, options).into())
     }
 
     /// A resource by its path `repository/type/tag`, or URI `kbs:///repository/type/tag`.

@@ -1,5 +1,7 @@
 //! What the APIs need of the guest.
 
+use std::path::Path;
+
 use async_trait::async_trait;
 use kata_cc_attester::measure::Event;
 use kata_cc_kbs_protocol::ResourcePath;
@@ -85,6 +87,19 @@ pub trait Guest: Send + Sync + 'static {
 
     /// The key broker's token.
     async fn token(&self) -> Result<Token, GuestError>;
+
+    /// A token of the attestation service (`coco_as`), where there is one.
+    async fn service_token(&self) -> Result<Zeroizing<String>, GuestError> {
+        Err(GuestError::NotSetUp(
+            "aa.toml of the init-data names no attestation service, [token_configs.coco_as]",
+        ))
+    }
+
+    /// Pulls an image to the folder `rootfs` below `bundle`; gives the digest of its manifest.
+    async fn pull_image(&self, image: &str, bundle: &Path) -> Result<String, GuestError> {
+        let _ = (image, bundle);
+        Err(GuestError::NotSetUp("images"))
+    }
 
     /// A resource of the key broker.
     async fn resource(&self, path: &ResourcePath) -> Result<Zeroizing<Vec<u8>>, GuestError>;

@@ -18,6 +18,7 @@ mod limits;
 pub mod rest;
 pub mod rpc;
 pub mod sealed;
+pub mod volume;
 
 pub use api::{ApiError, Features, GuestApi, Settings};
 pub use guest::{Guest, GuestError, Measured, Token};

@@ -166,21 +166,22 @@ impl api_ttrpc::SecureMountService for Services {
         _: &TtrpcContext,
         request: api::SecureMountRequest,
     ) -> Result<api::SecureMountResponse> {
-        let kind: String = request.volume_type.chars().take(64).collect();
-        tracing::debug!(kind, "a secure mount was asked for");
-        Err(by_cdh(ApiError::Unsupported(
-            "SecureMount is not supported in this guest: there are no encrypted volumes yet",
-        )))
+        self.0.secure_mount(&request.volume_type, &request.options).map_err(by_cdh)?;
+        Ok(api::SecureMountResponse::new())
     }
 }
 
 #[async_trait]
 impl api_ttrpc::ImagePullService for Services {
-    async fn pull_image(&self, _: &TtrpcContext, _: api::ImagePullRequest) -> Result<api::ImagePullResponse> {
-        Err(by_cdh(ApiError::Unsupported(
-            "PullImage is not supported here: images are pulled by the agent (CreateContainer with a storage of the \
-             driver image_guest_pull), where the agent policy decides on them",
-        )))
+    async fn pull_image(
+        &self,
+        _: &TtrpcContext,
+        request: api::ImagePullRequest,
+    ) -> Result<api::ImagePullResponse> {
+        let mut answer = api::ImagePullResponse::new();
+        let (image, bundle) = (&request.image_url, &request.bundle_path);
+        answer.manifest_digest = self.0.pull_image(image, bundle).await.map_err(by_cdh)?;
+        Ok(answer)
     }
 }
 

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use kata_cc_attester::measure::{Asker, Event, RuntimeLog, SoftwareRegister, tcg};
 use kata_cc_attester::{LogSnapshot, RawReport, snp_evidence};
 use kata_cc_guest_api::sealed::{Payload, SigningKey};
-use kata_cc_guest_api::{Guest, GuestApi, GuestError, Measured, Settings, Token, rest};
+use kata_cc_guest_api::{Features, Guest, GuestApi, GuestError, Measured, Settings, Token, rest};
 use kata_cc_kbs_client::{AdminAuth, AdminClient, Endpoint, EvidenceProvider, KbsClient, KbsConfig, TeeKey};
 use kata_cc_kbs_protocol::initdata::fit;
 use kata_cc_kbs_protocol::{ResourcePath, Tee};
@@ -202,7 +202,8 @@ async fn a_container_gets_its_secrets_after_attestation() {
     let config = KbsConfig { endpoint: broker.endpoint.clone(), ..KbsConfig::default() };
     let client = KbsClient::new(config, evidence.clone()).unwrap();
     let guest = Arc::new(Attested { client, evidence });
-    let api = Arc::new(GuestApi::new(guest, Settings::new(folder.path().join("none"))));
+    let settings = Settings { features: Features::ALL, ..Settings::new(folder.path().join("none")) };
+    let api = Arc::new(GuestApi::new(guest, settings));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     tokio::spawn(rest::serve(listener, Arc::clone(&api)));

@@ -50,6 +50,17 @@ impl Guest for Fake {
         Ok(Token { token: Zeroizing::new(token), key_pem: Zeroizing::new(key_pem) })
     }
 
+    async fn service_token(&self) -> Result<Zeroizing<String>, GuestError> {
+        Ok(Zeroizing::new("of.the.service".to_owned()))
+    }
+
+    async fn pull_image(&self, image: &str, bundle: &Path) -> Result<String, GuestError> {
+        match image {
+            "registry/image:1" => Ok(format!("sha256:of {image} below {}", bundle.display())),
+            other => Err(GuestError::Failed(format!("image {other} was not pulled"))),
+        }
+    }
+
     async fn resource(&self, path: &ResourcePath) -> Result<Zeroizing<Vec<u8>>, GuestError> {
         match path.to_string().as_str() {
             "default/key/1" => Ok(Zeroizing::new(vec![7; 32])),
@@ -117,10 +128,10 @@ async fn rest_answers_as_coco_does() {
         serde_json::from_str::<Value>(&body).unwrap(),
         json!({"token": "h.p.s", "tee_keypair": "PEM"})
     );
-    for token_type in ["coco_as", "other"] {
-        let (status, _, body) = get(&address, &format!("/aa/token?token_type={token_type}")).await;
-        assert!(status == 500 && body.contains("kbs"), "{status} {body}");
-    }
+    let (status, _, body) = get(&address, "/aa/token?token_type=coco_as").await;
+    assert_eq!((status, body.as_str()), (200, "of.the.service"));
+    let (status, _, body) = get(&address, "/aa/token?token_type=other").await;
+    assert!(status == 500 && body.contains("kbs and coco_as"), "{status} {body}");
 
     let bound = |text: &[u8]| {
         let field: Vec<u8> = text.iter().copied().chain(std::iter::repeat(0)).take(64).collect();
@@ -359,12 +370,24 @@ async fn the_confidential_data_hub_answers_over_ttrpc() {
     assert_eq!(options, b"options");
 
     let mounts = SecureMountServiceClient::new(client.clone());
-    let (code, message) =
-        told(mounts.secure_mount(context(), &api::SecureMountRequest::new()).await.unwrap_err());
-    assert!(code == ttrpc::Code::INTERNAL && message.contains("not supported"), "{message}");
+    let mut request = api::SecureMountRequest::new();
+    request.volume_type = "block-device".to_owned();
+    let pairs = [("deviceId", "254:48"), ("sourceType", "encrypted"), ("encryptionType", "luks2")];
+    request.options = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let (code, message) = told(mounts.secure_mount(context(), &request).await.unwrap_err());
+    assert!(code == ttrpc::Code::INTERNAL && message.contains("254:48 is not opened"), "{message}");
+    request.options.clear();
+    let (_, message) = told(mounts.secure_mount(context(), &request).await.unwrap_err());
+    assert!(message.starts_with("[CDH] [ERROR]: option deviceId or devicePath"), "{message}");
     let images = ImagePullServiceClient::new(client);
-    let (_, message) = told(images.pull_image(context(), &api::ImagePullRequest::new()).await.unwrap_err());
-    assert!(message.contains("pulled by the agent"), "{message}");
+    let mut request = api::ImagePullRequest::new();
+    request.image_url = "registry/image:1".to_owned();
+    request.bundle_path = "/run/kata-containers/c1/images".to_owned();
+    let digest = images.pull_image(context(), &request).await.unwrap().manifest_digest;
+    assert_eq!(digest, "sha256:of registry/image:1 below /run/kata-containers/c1/images");
+    request.image_url = "registry/other:1".to_owned();
+    let (_, message) = told(images.pull_image(context(), &request).await.unwrap_err());
+    assert_eq!(message, "[CDH] [ERROR]: image registry/other:1 was not pulled");
 }
 
 #[tokio::test]

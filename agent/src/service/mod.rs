@@ -38,7 +38,7 @@ const API_VERSION: &str = "0.0.1";
 pub(crate) struct Service {
     sandbox: Sandbox,
     policy: Gate,
-    images: Images,
+    images: Arc<Images>,
     network: Network,
     /// Rung by DestroySandbox.
     pub(crate) ended: Arc<Notify>,
@@ -46,7 +46,7 @@ pub(crate) struct Service {
 
 impl Service {
     /// Puts the parts together.
-    pub(crate) fn new(sandbox: Sandbox, policy: AgentPolicy, images: Images, network: Network) -> Self {
+    pub(crate) fn new(sandbox: Sandbox, policy: AgentPolicy, images: Arc<Images>, network: Network) -> Self {
         Self { sandbox, policy: Gate::new(policy), images, network, ended: Arc::default() }
     }
 

@@ -2,8 +2,11 @@
 //!
 //! Order: manifest (digest checked against the reference), list of allowed images, tier, configuration, keys of all
 //! encrypted layers and whether each belongs to this configuration (see [`crate::pins`]), then the layers, downloaded several
-//! at a time and unpacked one after another. What can be refused is refused before anything large is fetched. The root folder appears under its name only when all of it is there and checked;
-//! after an error nothing is left of it.
+//! at a time and unpacked one after another. What can be refused is refused before anything large is fetched. The root folder
+//! appears under its name only when all of it is there and checked; after an error nothing is left of it.
+//!
+//! [`ImageClient::examine`] goes as far as the configuration, [`ImageClient::fetch`] from there: whoever has a say about what
+//! may run has it in between, when no key was asked for yet.
 
 mod staging;
 mod types;
@@ -18,7 +21,7 @@ use oci_client::Reference;
 use oci_spec::image::ImageConfiguration;
 
 use self::staging::Staging;
-pub use self::types::{ClientConfig, LayerInfo, Progress, PullTarget, PulledImage};
+pub use self::types::{ClientConfig, ExaminedImage, LayerInfo, Progress, PullTarget, PulledImage};
 use crate::crypto::{KEYS_PREFIX, PUBOPTS, PrivateOptions, PublicOptions};
 use crate::digest::Digest;
 use crate::error::PullError;
@@ -98,29 +101,93 @@ impl ImageClient {
         keys: &dyn KeyProvider,
         progress: OnProgress<'_>,
     ) -> Result<PulledImage, PullError> {
+        let examined = self.examine(reference, progress).await?;
+        self.fetch(examined, target, keys, progress).await
+    }
+
+    /// The first half of a pull: manifest and configuration, checked as far as they can be without keys and layers. No key is
+    /// asked for.
+    ///
+    /// # Errors
+    /// See [`PullError`].
+    pub async fn examine(
+        &self,
+        reference: &str,
+        progress: OnProgress<'_>,
+    ) -> Result<ExaminedImage, PullError> {
         let reference = parse_reference(reference)?;
         let (manifest, raw, index_digest) = self.resolve(&reference).await?;
-        let resolved =
-            Resolved { reference: &reference, manifest: &raw.digest, index: index_digest.as_ref() };
         if let Some(allowed) = &self.allowed {
-            allowed.check(&resolved)?;
+            let index = index_digest.as_ref();
+            allowed.check(&Resolved { reference: &reference, manifest: &raw.digest, index })?;
         }
         let bytes = self.check_sizes(&manifest)?;
         progress(Progress::Resolved { digest: raw.digest.to_string(), layers: manifest.layers.len(), bytes });
         let kinds = layer_types(&manifest)?;
         let encrypted = kinds.iter().any(|kind| kind.encrypted);
-        let required = required_tier(manifest.annotations.get(REQUIRED_TIER).map(String::as_str), encrypted)?;
+        let required_tier =
+            required_tier(manifest.annotations.get(REQUIRED_TIER).map(String::as_str), encrypted)?;
         if let Some(actual) = self.config.running_tier {
-            check_tier(required, actual)?;
+            check_tier(required_tier, actual)?;
         }
         let config = self.configuration(&reference, &manifest.config).await?;
-        let config_digest = manifest.config.digest()?;
-        let mut plans = Vec::new();
-        let mut layers = Vec::new();
         let diff_ids = diff_ids(&config, manifest.layers.len())?;
-        for (number, ((descriptor, kind), diff_id)) in
-            manifest.layers.iter().zip(kinds).zip(diff_ids).enumerate()
-        {
+        let manifest_digest = raw.digest;
+        Ok(ExaminedImage {
+            manifest_digest,
+            config,
+            reference,
+            manifest,
+            index_digest,
+            kinds,
+            diff_ids,
+            required_tier,
+            bytes,
+        })
+    }
+
+    /// The second half of a pull: keys, then layers.
+    ///
+    /// # Errors
+    /// See [`PullError`]. Nothing is left behind.
+    pub async fn fetch(
+        &self,
+        image: ExaminedImage,
+        target: &PullTarget,
+        keys: &dyn KeyProvider,
+        progress: OnProgress<'_>,
+    ) -> Result<PulledImage, PullError> {
+        let (plans, layers) = self.plan(&image, keys, progress).await?;
+        let unpacked_bytes = self.layers(&image.reference, plans, target, progress).await?;
+        Ok(PulledImage {
+            encrypted: image.is_encrypted(),
+            manifest_digest: image.manifest_digest,
+            index_digest: image.index_digest,
+            config: image.config,
+            rootfs: target.rootfs_dir.clone(),
+            layers,
+            required_tier: image.required_tier,
+            bytes: image.bytes,
+            unpacked_bytes,
+        })
+    }
+
+    /// What is to be done with each layer; asks for the keys of those that are encrypted.
+    async fn plan(
+        &self,
+        image: &ExaminedImage,
+        keys: &dyn KeyProvider,
+        progress: OnProgress<'_>,
+    ) -> Result<(Vec<LayerPlan>, Vec<LayerInfo>), PullError> {
+        let resolved = Resolved {
+            reference: &image.reference,
+            manifest: &image.manifest_digest,
+            index: image.index_digest.as_ref(),
+        };
+        let config_digest = image.manifest.config.digest()?;
+        let (mut plans, mut layers) = (Vec::new(), Vec::new());
+        let parts = image.manifest.layers.iter().zip(&image.kinds).zip(&image.diff_ids);
+        for (number, ((descriptor, kind), diff_id)) in parts.enumerate() {
             let digest = descriptor.digest()?;
             let (sealed, key_id) = if kind.encrypted {
                 let (bound, sealed, key_id) = unwrap(number, descriptor, keys, progress).await?;
@@ -139,20 +206,10 @@ impl ImageClient {
                 encrypted: kind.encrypted,
                 key_id,
             });
-            plans.push(LayerPlan { number, digest, size: descriptor.size, kind, diff_id, sealed });
+            let (size, kind, diff_id) = (descriptor.size, *kind, diff_id.clone());
+            plans.push(LayerPlan { number, digest, size, kind, diff_id, sealed });
         }
-        let unpacked_bytes = self.layers(&reference, plans, target, progress).await?;
-        Ok(PulledImage {
-            manifest_digest: raw.digest,
-            index_digest,
-            config,
-            rootfs: target.rootfs_dir.clone(),
-            layers,
-            encrypted,
-            required_tier: required,
-            bytes,
-            unpacked_bytes,
-        })
+        Ok((plans, layers))
     }
 
     fn check_sizes(&self, manifest: &Manifest) -> Result<u64, PullError> {

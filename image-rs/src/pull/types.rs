@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 
+use oci_client::Reference;
 use oci_spec::image::ImageConfiguration;
 
 use crate::Limits;
 use crate::digest::Digest;
-use crate::manifest::Platform;
+use crate::manifest::{Manifest, Platform};
+use crate::media::LayerType;
 use crate::registry::DockerAuthConfig;
 use crate::tier::{RequiredTier, RunningTier};
 
@@ -94,6 +96,30 @@ pub struct LayerInfo {
     pub encrypted: bool,
     /// Name of the key broker's key that wraps its key.
     pub key_id: Option<String>,
+}
+
+/// An image whose manifest and configuration are there and checked, and of which no key was asked for yet.
+#[derive(Debug, Clone)]
+pub struct ExaminedImage {
+    /// Digest of the image's manifest.
+    pub manifest_digest: Digest,
+    /// The image configuration.
+    pub config: ImageConfiguration,
+    pub(super) reference: Reference,
+    pub(super) manifest: Manifest,
+    pub(super) index_digest: Option<Digest>,
+    pub(super) kinds: Vec<LayerType>,
+    pub(super) diff_ids: Vec<Digest>,
+    pub(super) required_tier: Option<RequiredTier>,
+    pub(super) bytes: u64,
+}
+
+impl ExaminedImage {
+    /// Whether any layer is encrypted.
+    #[must_use]
+    pub fn is_encrypted(&self) -> bool {
+        self.kinds.iter().any(|kind| kind.encrypted)
+    }
 }
 
 /// An image that is there.

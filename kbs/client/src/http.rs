@@ -142,6 +142,11 @@ impl Http {
         self.client.request(method, format!("{}{}{path}", self.base, kata_cc_kbs_protocol::PATH_PREFIX))
     }
 
+    /// A request outside of the key broker's protocol.
+    pub(crate) fn at(&self, method: Method, path: &str) -> RequestBuilder {
+        self.client.request(method, format!("{}{path}", self.base))
+    }
+
     pub(crate) async fn send(&self, request: RequestBuilder) -> Result<Answer, ClientError> {
         let transport =
             |e: reqwest::Error| ClientError::Transport { url: self.base.clone(), why: causes(&e) };

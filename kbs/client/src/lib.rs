@@ -2,6 +2,7 @@
 //!
 //! - [`KbsClient`]: for guests. Runs the handshake (request, challenge, attestation, response) with an ephemeral key,
 //!   then fetches resources, which arrive encrypted to that key.
+//! - [`ServiceClient`]: for guests that have an attestation service of their own; tokens alone.
 //! - [`AdminClient`]: for operators. Resources, policies, reference values.
 //!
 //! What passes (no connection, 429, 502 to 504) is tried again with growing, jittered pauses until a deadline
@@ -21,12 +22,14 @@ pub mod jwe;
 mod key;
 mod rcar;
 mod retry;
+mod service;
 
 pub use admin::{AdminAuth, AdminClient};
 pub use http::Endpoint;
 pub use key::{KeyAlgorithm, TeeKey};
 pub use rcar::{Attested, EvidenceProvider, GuestEvidence, KbsClient, KbsConfig};
 pub use retry::RetryPolicy;
+pub use service::ServiceClient;
 
 use std::time::Duration;
 
@@ -114,6 +117,14 @@ pub enum ClientError {
         /// What was asked for.
         what: String,
         /// What is wrong.
+        why: String,
+    },
+    /// The attestation service gave no token.
+    #[error("attestation service {url} gave no token: {why}")]
+    Service {
+        /// Its address.
+        url: String,
+        /// Why not.
         why: String,
     },
     /// The answer cannot be decrypted.

@@ -25,7 +25,7 @@ use zeroize::Zeroizing;
 
 use crate::http::{Answer, Endpoint, Http};
 use crate::key::{KeyAlgorithm, TeeKey};
-use crate::retry::Tries;
+use crate::retry::{Tries, is_busy};
 use crate::{ClientError, RetryPolicy, jwe};
 
 /// How long before its end a token is not used any more: the clocks of others, and the way to them.
@@ -89,13 +89,13 @@ impl Drop for Attested {
 }
 
 impl Attested {
-    fn new(token: String, cookie: String, asked: Instant) -> Self {
+    pub(crate) fn new(token: String, cookie: String, asked: Instant) -> Self {
         let until = asked + token_life(&token).unwrap_or(TOKEN_LIFE);
         Self { token, cookie, until }
     }
 
     /// Whether the token can be handed out at this time.
-    fn is_fresh(&self, now: Instant) -> bool {
+    pub(crate) fn is_fresh(&self, now: Instant) -> bool {
         now + TOKEN_SKEW < self.until
     }
 }
@@ -108,6 +108,9 @@ fn token_life(token: &str) -> Option<Duration> {
     let at = |name: &str| claims.get(name)?.as_u64();
     at("exp")?.checked_sub(at("iat")?).map(|life| Duration::from_secs(life.min(LONGEST)))
 }
+
+/// What the guest's clients call themselves.
+pub(crate) const USER_AGENT: &str = concat!("kata-cc-kbs-client/", env!("CARGO_PKG_VERSION"));
 
 /// Client of a guest.
 pub struct KbsClient {
@@ -147,9 +150,8 @@ impl KbsClient {
                 "address {url:?} is not https: anybody between the guest and the key broker could answer in its place"
             )));
         }
-        let user_agent = concat!("kata-cc-kbs-client/", env!("CARGO_PKG_VERSION"));
         Ok(Self {
-            http: Http::new(&config.endpoint, user_agent)?,
+            http: Http::new(&config.endpoint, USER_AGENT)?,
             key,
             init_data: config.init_data,
             evidence,
@@ -298,11 +300,6 @@ impl KbsClient {
             tries.wait(error).await?;
         }
     }
-}
-
-/// Statuses that [`Answer::into_error`] makes [`ClientError::Busy`] of.
-fn is_busy(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 429 | 502..=504)
 }
 
 /// Whether a 401 of this name says that there is no attested session. The other names mean that there was one, and that

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use reqwest::StatusCode;
+
 use crate::ClientError;
 
 /// How often what passes is tried again.
@@ -27,6 +29,11 @@ impl ClientError {
     pub(crate) fn passes(&self) -> bool {
         matches!(self, Self::Transport { .. } | Self::Busy { .. })
     }
+}
+
+/// Statuses that [`crate::http::Answer::into_error`] makes [`ClientError::Busy`] of.
+pub(crate) fn is_busy(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 429 | 502..=504)
 }
 
 /// The tries of one call.
