@@ -7,6 +7,7 @@ use kata_cc_attestation_service::service::Verdict;
 use kata_cc_kbs_protocol::Tee;
 use kata_cc_store::StoreError;
 use kata_cc_store::audit::{Kind, Record};
+use serde_json::Value;
 
 use crate::admin::Administrator;
 use crate::api::Caller;

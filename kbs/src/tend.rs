@@ -58,7 +58,7 @@ mod tests {
         let (one, other) = (Kbs::new(&config).await.unwrap(), Kbs::new(&config).await.unwrap());
         let allows = async || {
             let path = ["default", "a", "b"].map(str::to_owned);
-            other.policy.decide(&json!({}), "resource", &path, &BTreeMap::new()).await.unwrap().allow
+            other.policy.decide(&json!({}).into(), "resource", &path, &BTreeMap::new()).await.unwrap().allow
         };
         let mut followed = 0;
         follow(&other, &mut followed).await;

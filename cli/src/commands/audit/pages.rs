@@ -72,12 +72,12 @@ impl Pages {
     fn next(&mut self) -> anyhow::Result<()> {
         let runtime = self.runtime.as_ref().context("there is no runtime")?;
         let page = runtime.block_on(self.client.audit_page(self.last, PAGE))?;
-        (self.page, self.at) = (self.take(&page)?, 0);
+        (self.page, self.at) = (self.strip(&page)?, 0);
         Ok(())
     }
 
     /// The lines of a page without the first one, which is kept of the first page only.
-    fn take(&mut self, page: &[u8]) -> anyhow::Result<Vec<u8>> {
+    fn strip(&mut self, page: &[u8]) -> anyhow::Result<Vec<u8>> {
         let text = std::str::from_utf8(page).context("the key broker's answer is not UTF-8")?;
         let (head, lines) =
             text.split_once('\n').context("the key broker's answer is no page of an audit log")?;
@@ -139,9 +139,9 @@ mod tests {
     fn pages_become_one_text_and_what_is_no_page_is_told() {
         let mut pages = pages();
         let full: String = (1..=PAGE).map(|n| format!("{{\"seq\":{n}}}\n")).collect();
-        let first = pages.take(format!("{{\"audit\":1}}\n{full}").as_bytes()).unwrap();
+        let first = pages.strip(format!("{{\"audit\":1}}\n{full}").as_bytes()).unwrap();
         assert!(first.starts_with(b"{\"audit\":1}\n{\"seq\":1}") && !pages.ended && pages.last == PAGE);
-        let second = pages.take(b"{\"audit\":1}\n{\"seq\":501}\n{\"checkpoint\":{}}\n").unwrap();
+        let second = pages.strip(b"{\"audit\":1}\n{\"seq\":501}\n{\"checkpoint\":{}}\n").unwrap();
         assert_eq!(second, b"{\"seq\":501}\n{\"checkpoint\":{}}\n");
         assert!(pages.ended && pages.last == 501);
         for (page, why) in [
@@ -150,7 +150,7 @@ mod tests {
             ("{\"audit\":1}\n<html>\n", "no page"),
             ("", "no page"),
         ] {
-            let error = format!("{:#}", pages.take(page.as_bytes()).unwrap_err());
+            let error = format!("{:#}", pages.strip(page.as_bytes()).unwrap_err());
             assert!(error.contains(why), "{page}: {error}");
         }
     }

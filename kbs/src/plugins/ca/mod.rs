@@ -29,6 +29,7 @@ use async_trait::async_trait;
 use aws_lc_rs::digest::{SHA256, digest};
 use axum::http::Method;
 use kata_cc_attestation_service::now;
+use kata_cc_kbs_protocol::rcar::canonical;
 use kata_cc_kbs_protocol::{Tee, TeePubKey, from_base64_url};
 use serde::Deserialize;
 use serde_json::{Value, json};

@@ -70,7 +70,7 @@ async fn post(
     let response = ca.handle(&request, Caller::Guest { claims, claims_digest: &DIGEST, key }).await?;
     let event = response.event.unwrap();
     assert_eq!(event.action, "certificate-issued");
-    assert_eq!(event.details["tee"], json!(ca.evidence(claims).unwrap().tee));
+    assert_eq!(event.details["tee"], json!(ca.evidence(claims, DIGEST).unwrap().tee));
     Ok(String::from_utf8(response.body.to_vec()).unwrap())
 }
 
