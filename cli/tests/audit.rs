@@ -77,7 +77,7 @@ fn serve(store: Store, runtime: tokio::runtime::Handle) -> String {
                 rest.split(['&', ' ']).next()?.parse::<u64>().ok()
             };
             let allowed =
-                head.iter().any(|line| line.to_ascii_lowercase() == "authorization: bearer the-token");
+                head.iter().any(|line| line.eq_ignore_ascii_case("authorization: bearer the-token"));
             let mut body = Vec::new();
             let status = match (allowed, number("after"), number("limit")) {
                 (true, Some(after), Some(limit)) if head[0].starts_with("GET /kbs/v0/admin/audit?") => {

@@ -2,6 +2,7 @@
 //! machines can run.
 
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, anyhow, bail, ensure};
 
@@ -13,6 +14,9 @@ const NEXTEST: &str = "0.9.143";
 
 /// How long one program of the end-to-end tests may take, in minutes.
 const END_TO_END_MINUTES: u32 = 40;
+
+/// Emulated machines that run side by side: each has one processor and 9 GiB.
+const LABS: usize = 2;
 
 /// The tests that [`needs_a_machine`] leaves for here.
 const NO_MACHINE: &str = "not ((package(kata-cc-tests) and kind(test)) or binary(boot))";
@@ -66,29 +70,32 @@ fn end_to_end(name: Option<&str>) -> anyhow::Result<()> {
 }
 
 /// Runs the programs, each to its end also after a failure, and gives the names of those that failed. Inside, tests run one at
-/// a time, since they share a machine. Emulated machines have one processor each, so two of them run side by side: the first
+/// a time, since they share a machine. Emulated machines have one processor each, so [`LABS`] of them run side by side: the first
 /// program alone (it is short, and makes the snapshot that the others resume), then the rest, whose output comes when they end.
 fn run_programs(host: &lab::Host, tests: &[PathBuf], filter: &str) -> anyhow::Result<Vec<String>> {
     let arguments = ["--test-threads=1", "--nocapture", filter];
     let name = |test: &PathBuf| test.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let together = if matches!(host, lab::Host::Lab) { tests.len() } else { 1 };
     let mut failed = Vec::new();
     let (first, rest) = tests.split_at(1);
-    for group in std::iter::once(first).chain(rest.chunks(together.max(1))) {
-        let codes: Vec<anyhow::Result<i32>> = std::thread::scope(|scope| {
-            let quiet = group.len() > 1;
-            let runs: Vec<_> = group
-                .iter()
-                .map(|test| scope.spawn(move || host.run(test, &arguments, END_TO_END_MINUTES, quiet)))
-                .collect();
-            runs.into_iter()
-                .map(|run| run.join().unwrap_or_else(|_| Err(anyhow!("the thread that ran it panicked"))))
-                .collect()
-        });
-        for (test, code) in group.iter().zip(codes) {
-            if code? != 0 {
-                failed.push(name(test));
+    for (group, labs) in [(first, 1), (rest, if matches!(host, lab::Host::Lab) { LABS } else { 1 })] {
+        let waiting = Mutex::new(group.iter());
+        let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let work = || -> anyhow::Result<Vec<String>> {
+            let mut failed = Vec::new();
+            while let Some(test) = next() {
+                if host.run(test, &arguments, END_TO_END_MINUTES, labs > 1)? != 0 {
+                    failed.push(name(test));
+                }
             }
+            Ok(failed)
+        };
+        let outcomes: Vec<anyhow::Result<Vec<String>>> = std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..labs).map(|_| scope.spawn(work)).collect();
+            let panicked = |_| Err(anyhow!("the thread that ran a program panicked"));
+            workers.into_iter().map(|worker| worker.join().unwrap_or_else(panicked)).collect()
+        });
+        for outcome in outcomes {
+            failed.extend(outcome?);
         }
     }
     Ok(failed)
