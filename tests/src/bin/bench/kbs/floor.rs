@@ -2,7 +2,9 @@
 
 use std::time::Instant;
 
-use aws_lc_rs::agreement::{self, EphemeralPrivateKey, UnparsedPublicKey as Peer, X25519};
+use aws_lc_rs::agreement::{
+    self, Algorithm, ECDH_P256, EphemeralPrivateKey, UnparsedPublicKey as Peer, X25519,
+};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair,
@@ -19,12 +21,19 @@ pub(crate) struct Floor {
     token: f64,
     /// The server's half of TLS 1.3: one ECDSA P-256 signature and one X25519 agreement with a fresh key.
     tls: f64,
+    /// Encrypting to a guest's key: one P-256 agreement with a fresh key.
+    release: f64,
 }
 
 impl Floor {
     /// Seconds of all.
     pub(crate) fn total(&self) -> f64 {
         self.report + self.token + self.tls
+    }
+
+    /// Seconds that releasing a resource cannot do without: an ECDH agreement on P-256 with a fresh key.
+    pub(crate) fn resource(&self) -> f64 {
+        self.release
     }
 
     /// One line.
@@ -49,18 +58,23 @@ pub(crate) fn measure() -> anyhow::Result<Floor> {
     let report_seconds = time(|| Ok(public.verify(&report, signature.as_ref())?))?;
     let key = pair(&ECDSA_P256_SHA256_FIXED_SIGNING)?;
     let token = time(|| Ok(key.sign(&rng, &report).map(drop)?))?;
-    let guest = EphemeralPrivateKey::generate(&X25519, &rng)?.compute_public_key()?;
-    let agreement = time(|| {
-        let own = EphemeralPrivateKey::generate(&X25519, &rng)?;
+    let tls = token + agree(&X25519, &rng)?;
+    Ok(Floor { report: report_seconds, token, tls, release: agree(&ECDH_P256, &rng)? })
+}
+
+/// An agreement with a fresh key.
+fn agree(curve: &'static Algorithm, rng: &SystemRandom) -> anyhow::Result<f64> {
+    let guest = EphemeralPrivateKey::generate(curve, rng)?.compute_public_key()?;
+    time(|| {
+        let own = EphemeralPrivateKey::generate(curve, rng)?;
         own.compute_public_key()?;
         Ok(agreement::agree_ephemeral(
             own,
-            Peer::new(&X25519, guest.as_ref()),
+            Peer::new(curve, guest.as_ref()),
             aws_lc_rs::error::Unspecified,
             |_| Ok(()),
         )?)
-    })?;
-    Ok(Floor { report: report_seconds, token, tls: token + agreement })
+    })
 }
 
 fn pair(algorithm: &'static EcdsaSigningAlgorithm) -> anyhow::Result<EcdsaKeyPair> {

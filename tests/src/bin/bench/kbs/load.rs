@@ -18,6 +18,7 @@ use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject as _};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::sync::Mutex;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -110,6 +111,14 @@ impl Broker {
         Ok(std::fs::read_to_string(PathBuf::from(format!("/proc/{pid}")).join(file))?)
     }
 
+    /// What it logged last.
+    pub(crate) fn last_words(&self) -> String {
+        let log = std::fs::read_to_string(self.dir.path().join("kbs/bench.log")).unwrap_or_default();
+        let unusual = log.lines().filter(|line| !line.contains(" INFO "));
+        let lines: Vec<&str> = unusual.chain(log.lines().rev().take(3)).collect();
+        lines[lines.len().saturating_sub(30)..].join("\n")
+    }
+
     /// Seconds of processor time that it has used.
     pub(crate) fn cpu_seconds(&self) -> anyhow::Result<f64> {
         let stat = self.proc("stat")?;
@@ -195,6 +204,8 @@ impl Guest {
             body.len()
         );
         self.connection.write_all(request.as_bytes()).await?;
+        // What the socket did not take at once waits in the TLS layer, which reading alone does not send.
+        self.connection.flush().await?;
         let mut answer = Vec::with_capacity(8192);
         let (head, length) = loop {
             if self.connection.read_buf(&mut answer).await? == 0 {
@@ -278,24 +289,30 @@ where
     all((0..count).map(one)).await
 }
 
-/// Resources a second, read by `at_once` attested guests on connections that stay.
-pub(crate) async fn resources(broker: &Broker, at_once: usize, length: Duration) -> anyhow::Result<f64> {
+/// Attested guests on connections that stay.
+pub(crate) async fn readers(broker: &Broker, count: usize) -> anyhow::Result<Vec<Mutex<Guest>>> {
     let mut guests = Vec::new();
-    for _ in 0..at_once {
-        guests.push(Guest::attest(broker).await?);
+    for _ in 0..count {
+        guests.push(Mutex::new(Guest::attest(broker).await?));
     }
+    Ok(guests)
+}
+
+/// Has all of them read a resource again and again: how many were read, and in how many seconds.
+pub(crate) async fn resources(readers: &[Mutex<Guest>], length: Duration) -> anyhow::Result<(usize, f64)> {
     let start = Instant::now();
     let done = AtomicUsize::new(0);
     let path = format!("/kbs/v0/resource/{RESOURCE}");
-    let worker = async |mut guest: Guest| -> anyhow::Result<()> {
+    let worker = async |guest: &Mutex<Guest>| -> anyhow::Result<()> {
+        let mut guest = guest.lock().await;
         while start.elapsed() < length {
             guest.call("GET", &path, "").await?;
             done.fetch_add(1, Ordering::Relaxed);
         }
         Ok(())
     };
-    all(guests.into_iter().map(worker)).await?;
-    Ok(done.load(Ordering::Relaxed) as f64 / start.elapsed().as_secs_f64())
+    all(readers.iter().map(worker)).await?;
+    Ok((done.load(Ordering::Relaxed), start.elapsed().as_secs_f64()))
 }
 
 /// Runs futures side by side on this task; the first error ends all.
