@@ -10,3 +10,8 @@
 #![deny(unsafe_code)]
 
 pub mod platform;
+pub mod private_pages;
+pub mod snp;
+
+#[cfg(test)]
+mod test_random;
