@@ -12,6 +12,7 @@
 pub mod platform;
 pub mod private_pages;
 pub mod snp;
+pub mod tdx;
 
 #[cfg(test)]
 mod test_random;

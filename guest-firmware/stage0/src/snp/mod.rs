@@ -8,7 +8,7 @@
 //! | [`memory`] | the order of page state change and validation |
 //! | [`cpuid`] | the CPUID page, which stands for the CPUID instruction |
 //! | [`vc`] | the #VC exception |
-//! | [`secrets`] | the secrets page, and the blob by which Linux finds both pages |
+//! | [`secrets`] | the secrets page |
 //! | [`ap`] | further vCPUs |
 //!
 //! Sources: AMD 56421 (GHCB), 56860 (Firmware ABI), 24593 (APM volume 2, 15.36); Linux arch/x86/coco/sev for what a

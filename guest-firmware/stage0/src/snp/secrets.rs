@@ -1,12 +1,9 @@
-//! The secrets page: keys with which the guest speaks to the security processor (Firmware ABI, SECRETS_PAGE), and
-//! the blob by which Linux finds it and the CPUID page.
+//! The secrets page: keys with which the guest speaks to the security processor (Firmware ABI, SECRETS_PAGE).
 //!
 //! The page is filled by the security processor into private memory at launch and stays where it is: Linux asks for
 //! attestation reports with VMPCK0. stage0 uses none of the keys and makes no copy.
 
 use core::fmt;
-
-use crate::platform::layout;
 
 const PAGE_SIZE: usize = 4096;
 /// Versions whose fields are known to lie where they are read here.
@@ -77,31 +74,6 @@ pub fn check(page: &[u8; PAGE_SIZE]) -> Result<(), SecretsRefusal> {
     Ok(())
 }
 
-/// Bytes of the blob.
-pub const CC_BLOB_SIZE: usize = 40;
-
-/// `struct cc_blob_sev_info` of Linux (arch/x86/include/asm/sev.h): where secrets and CPUID page are. Named to it by
-/// a `setup_data` of type 7.
-#[must_use]
-pub fn cc_blob() -> [u8; CC_BLOB_SIZE] {
-    let mut blob = [0; CC_BLOB_SIZE];
-    let page = (layout::PAGE_SIZE as u32).to_le_bytes();
-    let fields: [(usize, &[u8]); 6] = [
-        (0, b"AMDE"),
-        (4, &1_u16.to_le_bytes()),
-        (8, &layout::SECRETS.to_le_bytes()),
-        (16, &page),
-        (24, &layout::CPUID.to_le_bytes()),
-        (32, &page),
-    ];
-    for (offset, bytes) in fields {
-        for (to, from) in blob.iter_mut().skip(offset).zip(bytes) {
-            *to = *from;
-        }
-    }
-    blob
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,15 +111,5 @@ mod tests {
         let mut page = page();
         page[VMPCK0..VMPCK0 + VMPCK_SIZE].fill(0);
         assert_eq!(check(&page), Err(SecretsRefusal::NoKey));
-    }
-
-    #[test]
-    fn the_blob_names_both_pages() {
-        let blob = cc_blob();
-        assert_eq!(blob[..8], [0x41, 0x4D, 0x44, 0x45, 1, 0, 0, 0]);
-        assert_eq!(blob[8..16], layout::SECRETS.to_le_bytes());
-        assert_eq!(blob[16..24], [0, 0x10, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(blob[24..32], layout::CPUID.to_le_bytes());
-        assert_eq!(blob[32..], [0, 0x10, 0, 0, 0, 0, 0, 0]);
     }
 }
