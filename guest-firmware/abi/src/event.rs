@@ -5,8 +5,8 @@
 //! |---|---|---|---|
 //! | boot block | RTMR0 | 1 | the block's 152 bytes that are not reserved |
 //! | kernel | RTMR1 | 2 | `kata-cc kernel sha256:` and 64 hexadecimal digits |
-//! | initramfs | RTMR2 | 3 | `kata-cc initramfs sha256:` and 64 digits |
 //! | command line | RTMR2 | 3 | `kata-cc command line sha256:` and 64 digits |
+//! | initramfs | RTMR2 | 3 | `kata-cc initramfs sha256:` and 64 digits; no event without one |
 //!
 //! Registers as in OVMF: configuration in RTMR0, what is booted in RTMR1, what it is given in RTMR2 (UEFI 2.10, 38.4.1).
 //! All events are `EV_EVENT_TAG`: u32 tag, u32 length, data (TCG PC Client Platform Firmware Profile, 10.4.2.1). The
@@ -29,10 +29,10 @@ pub enum Measured {
     BootBlock,
     /// The kernel.
     Kernel,
-    /// The initramfs.
-    Initramfs,
     /// The command line.
     CommandLine,
+    /// The initramfs.
+    Initramfs,
 }
 
 /// Data of an event.
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn registers_are_those_of_uefi() {
-        let all = [Measured::BootBlock, Measured::Kernel, Measured::Initramfs, Measured::CommandLine];
+        let all = [Measured::BootBlock, Measured::Kernel, Measured::CommandLine, Measured::Initramfs];
         assert_eq!(all.map(Measured::register), [0, 1, 2, 2]);
         assert_eq!(all.map(Measured::log_index), [1, 2, 3, 3]);
     }

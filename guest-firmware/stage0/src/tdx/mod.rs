@@ -6,13 +6,11 @@
 //! | [`call`] | TDG.VP.INFO, MapGPA, TDG.MEM.PAGE.ACCEPT, ReportFatalError |
 //! | [`ve`] | the #VE exception |
 //! | [`event_log`] | the event log; what goes where: [`kata_cc_stage0_abi::Measured`] |
-//! | [`acpi`] | CCEL table, wake-up structure |
 //! | [`sha384`] | digests of events |
 //!
 //! Sources: Intel 348551 (module ABI), 344426 (GHCI), 344991 (virtual firmware design guide); Linux arch/x86/coco/tdx for
 //! what a kernel expects. Not yet run on hardware: `docs/stage0-snp-tdx.md`.
 
-pub mod acpi;
 pub mod call;
 mod error;
 pub mod event_log;
