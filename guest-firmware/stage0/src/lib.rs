@@ -6,7 +6,7 @@
 //!
 //! Everything that touches hardware is behind [`platform::Platform`] and [`memory::GuestMemory`]; what
 //! decides is in small modules that run, with their tests, on any host. Unsafe code is in `identity`,
-//! `port` and `sha256::ni`, and in the entry of the image.
+//! `port`, `sha256::ni`, `snp::instructions` and `tdx::instructions`, and in the entry of the image.
 #![cfg_attr(not(test), no_std)]
 #![deny(unsafe_code)]
 
@@ -22,6 +22,12 @@ pub mod plain;
 pub mod platform;
 #[allow(unsafe_code, reason = "port write and halt")]
 mod port;
+pub mod private_pages;
 pub mod ranges;
 pub mod sha256;
+pub mod snp;
 pub mod tables;
+pub mod tdx;
+
+#[cfg(test)]
+mod test_random;
