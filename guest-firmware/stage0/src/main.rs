@@ -1,0 +1,3 @@
+//! The firmware image; see the library.
+#![no_std]
+#![no_main]
