@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::Context;
-use kata_cc_boot::{LaunchInput, LaunchPlan};
+use kata_cc_boot::{Firmware, LaunchInput, LaunchPlan, PlatformKind};
 use kata_cc_kbs_client::ClientError;
 use kata_cc_kbs_protocol::admin::ReferenceValueMessage;
 use kata_cc_sandbox::{NodeConfig, Tier, initdata, sizing, vm_shape};
@@ -106,6 +106,7 @@ fn predict(arguments: &Arguments, config: &NodeConfig) -> anyhow::Result<Answer>
     };
     let (kernel_file, initramfs_file) = (config.kernel(), config.initramfs());
     let (kernel, initramfs) = (read(&kernel_file)?, read(&initramfs_file)?);
+    let firmware = config.firmware.as_ref().map(read).transpose()?;
     let size = sizing::size(arguments.size.limits(), &config.vm);
     let cmdline = vm_shape::command_line(config, tier);
     let input = LaunchInput {
@@ -115,6 +116,7 @@ fn predict(arguments: &Arguments, config: &NodeConfig) -> anyhow::Result<Answer>
         memory_mib: size.memory_mib,
         vcpus: size.vcpus,
         devices: vm_shape::DEVICES,
+        firmware: firmware.as_deref().map(|image| Firmware { image, platform: PlatformKind::SimSnp, memory_bit: 0 }),
     };
     let plan = LaunchPlan::new(&input).with_context(|| {
         let (kernel, initramfs) = (kernel_file.display(), initramfs_file.display());
@@ -128,7 +130,7 @@ fn predict(arguments: &Arguments, config: &NodeConfig) -> anyhow::Result<Answer>
     };
     Ok(Answer {
         tier: tier.name(),
-        launch_digest: hex::encode(plan.launch_digest()),
+        launch_digest: hex::encode(plan.launch_digest().context("the firmware is for another platform")?),
         host_data: hex::encode(document.host_data),
         vcpus: size.vcpus,
         memory_mib: size.memory_mib,
