@@ -30,4 +30,8 @@ pub mod tables;
 pub mod tdx;
 
 #[cfg(test)]
+mod boot_tests;
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
 mod test_random;
