@@ -149,7 +149,7 @@ impl<'a, H: Instructions> Snp<'a, H> {
         Ok(())
     }
 
-    fn to_private(&mut self, range: PhysRange) -> Result<(), Error> {
+    fn make_private(&mut self, range: PhysRange) -> Result<(), Error> {
         let ghcb = self.host_page()?;
         let reserved = range.overlaps(self.ghcb);
         if range.end() > MAPPED_END || reserved {
@@ -159,7 +159,7 @@ impl<'a, H: Instructions> Snp<'a, H> {
         memory::make_private(self.hardware, &ghcb, range)
     }
 
-    fn to_shared(&mut self, range: PhysRange) -> Result<(), Error> {
+    fn make_shared(&mut self, range: PhysRange) -> Result<(), Error> {
         let ghcb = self.host_page()?;
         if range.end() > MAPPED_END {
             return Err(Error::Range(range.start()));
@@ -175,11 +175,11 @@ impl<H: Instructions> Platform for Snp<'_, H> {
     }
 
     fn accept(&mut self, range: PhysRange) -> Result<(), PlatformError> {
-        Ok(self.to_private(range)?)
+        Ok(self.make_private(range)?)
     }
 
     fn share(&mut self, range: PhysRange) -> Result<(), PlatformError> {
-        self.to_shared(range).map_err(|error| match PlatformError::from(error) {
+        self.make_shared(range).map_err(|error| match PlatformError::from(error) {
             PlatformError::AcceptFailed => PlatformError::ShareFailed,
             other => other,
         })
@@ -187,7 +187,7 @@ impl<H: Instructions> Platform for Snp<'_, H> {
 
     fn unshare(&mut self, range: PhysRange) -> Result<(), PlatformError> {
         // What was shared at launch was never validated, so this is no other step than the first acceptance.
-        Ok(self.to_private(range)?)
+        Ok(self.make_private(range)?)
     }
 
     fn cpuid(&mut self, leaf: u32, subleaf: u32) -> CpuidResult {

@@ -218,11 +218,11 @@ fn nothing_is_accepted_twice() {
     for again in
         [range(16 * MIB, 18 * MIB), range(17 * MIB, 19 * MIB), range(layout::CPUID, layout::BOOT_BLOCK)]
     {
-        assert_eq!(snp.to_private(again), Err(Error::Book(BookError::AlreadyPrivate)));
+        assert_eq!(snp.make_private(again), Err(Error::Book(BookError::AlreadyPrivate)));
     }
-    assert_eq!(snp.to_private(range(GHCB, GHCB + 4096)), Err(Error::Range(GHCB)));
-    assert_eq!(snp.to_shared(range(32 * MIB, 34 * MIB)), Err(Error::Book(BookError::NotPrivate)));
-    assert_eq!(snp.to_private(range(4096 * MIB, 4098 * MIB)), Err(Error::Range(4096 * MIB)), "not mapped");
+    assert_eq!(snp.make_private(range(GHCB, GHCB + 4096)), Err(Error::Range(GHCB)));
+    assert_eq!(snp.make_shared(range(32 * MIB, 34 * MIB)), Err(Error::Book(BookError::NotPrivate)));
+    assert_eq!(snp.make_private(range(4096 * MIB, 4098 * MIB)), Err(Error::Range(4096 * MIB)), "not mapped");
     assert_eq!(fake.0.borrow().exits, exits, "the host was not asked");
     fake.assert_correct();
 }
@@ -231,7 +231,7 @@ fn nothing_is_accepted_twice() {
 fn a_page_that_was_valid_already_is_fatal() {
     let (fake, pages) = (fake(), pages());
     let mut snp = ready(&fake, &pages, |host| host.replay = Box::new(|page| page == 17 * MIB + 4096));
-    assert_eq!(snp.to_private(range(16 * MIB, 20 * MIB)), Err(Error::DoubleValidation(16 * MIB)));
+    assert_eq!(snp.make_private(range(16 * MIB, 20 * MIB)), Err(Error::DoubleValidation(16 * MIB)));
     let fake = self::fake();
     let mut snp = ready(&fake, &pages, |_| ());
     fake.host(|host| {
@@ -245,7 +245,7 @@ fn a_page_that_was_valid_already_is_fatal() {
 fn accept_under(exit: impl FnMut(Exit, &mut Exit) + 'static) -> Result<(), Error> {
     let (fake, pages) = (fake(), pages());
     let mut snp = ready(&fake, &pages, |host| host.exit = Box::new(exit));
-    let result = snp.to_private(range(16 * MIB, 20 * MIB));
+    let result = snp.make_private(range(16 * MIB, 20 * MIB));
     if result.is_err() {
         assert!(!fake.valid(16 * MIB), "no page is validated after a refused answer");
     }
@@ -301,12 +301,12 @@ fn sharing_tells_apart_who_failed() {
 fn nothing_works_before_init_or_after_leave() {
     let (fake, pages) = (fake(), pages());
     let mut snp = snp(&fake, &pages);
-    assert_eq!(snp.to_private(range(16 * MIB, 18 * MIB)), Err(Error::NotReady));
+    assert_eq!(snp.make_private(range(16 * MIB, 18 * MIB)), Err(Error::NotReady));
     assert_eq!(snp.prepare_aps(1), Err(PlatformError::ValidationFailed));
     assert_eq!(snp.cpuid(0, 0).eax, 0);
     snp.init(&block()).expect("init");
     snp.leave().expect("leave");
-    assert_eq!(snp.to_private(range(16 * MIB, 18 * MIB)), Err(Error::NotReady));
+    assert_eq!(snp.make_private(range(16 * MIB, 18 * MIB)), Err(Error::NotReady));
     assert_eq!(snp.close_ghcb(), Err(Error::NotReady));
     fake.assert_correct();
 }
@@ -398,7 +398,7 @@ fn no_host_makes_stage0_do_what_it_must_not() {
             let start = 16 * MIB + random.below(2048) * 4096;
             let range = range(start, start + 4096 * (1 + random.below(1200)));
             let private = random.below(2) == 0;
-            let result = if private { snp.to_private(range) } else { snp.to_shared(range) };
+            let result = if private { snp.make_private(range) } else { snp.make_shared(range) };
             match result {
                 Ok(()) => {
                     let pages = (range.start()..range.end()).step_by(4096);

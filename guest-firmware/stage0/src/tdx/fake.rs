@@ -107,7 +107,7 @@ impl State {
             self.wrong.push(format!("MapGPA {start:#x} {size:#x}"));
         }
         for page in (start..start + done).step_by(SMALL as usize) {
-            let large = (self.host.large)(page / LARGE * LARGE);
+            let large = (self.host.large)(page - page % LARGE);
             let state = if shared { Page::Shared } else { Page::Pending { large } };
             // Mapping private what is private changes nothing.
             if shared || self.pages.get(&page).copied().unwrap_or_default() == Page::Shared {
@@ -115,7 +115,7 @@ impl State {
             }
         }
         let bit = if shared { SHARED } else { 0 };
-        if done == size { (0, 0) } else { (1, start + done | bit) }
+        if done == size { (0, 0) } else { (1, (start + done) | bit) }
     }
 
     fn accept(&mut self, operand: u64) -> u64 {

@@ -121,14 +121,14 @@ impl<'a, H: Instructions> Tdx<'a, H> {
         }
     }
 
-    fn to_private(&mut self, range: PhysRange) -> Result<(), Error> {
+    fn make_private(&mut self, range: PhysRange) -> Result<(), Error> {
         self.mapped(range)?;
         self.pages.enter(range)?;
         call::map_gpa(self.hardware, range, 0)?;
         call::accept(self.hardware, range)
     }
 
-    fn to_shared(&mut self, range: PhysRange) -> Result<(), Error> {
+    fn make_shared(&mut self, range: PhysRange) -> Result<(), Error> {
         let shared = self.mapped(range)?;
         if range.overlaps(self.mailbox) {
             return Err(Error::Range(range.start()));
@@ -152,11 +152,11 @@ impl<H: Instructions> Platform for Tdx<'_, H> {
     }
 
     fn accept(&mut self, range: PhysRange) -> Result<(), PlatformError> {
-        Ok(self.to_private(range)?)
+        Ok(self.make_private(range)?)
     }
 
     fn share(&mut self, range: PhysRange) -> Result<(), PlatformError> {
-        self.to_shared(range).map_err(|error| match PlatformError::from(error) {
+        self.make_shared(range).map_err(|error| match PlatformError::from(error) {
             PlatformError::AcceptFailed => PlatformError::ShareFailed,
             other => other,
         })
@@ -164,7 +164,7 @@ impl<H: Instructions> Platform for Tdx<'_, H> {
 
     fn unshare(&mut self, range: PhysRange) -> Result<(), PlatformError> {
         // Whether it was shared or never used: the host adds fresh pages, and the guest accepts them.
-        Ok(self.to_private(range)?)
+        Ok(self.make_private(range)?)
     }
 
     fn cpuid(&mut self, leaf: u32, subleaf: u32) -> CpuidResult {

@@ -57,7 +57,7 @@ fn begin(hostile: impl FnOnce(&mut Host)) -> Result<(), Error> {
 fn accept_under(map: impl FnMut(u64, u64, (u64, u64)) -> (u64, u64) + 'static) -> Result<(), Error> {
     let (fake, mut log) = (fake(), [0; 4096]);
     let mut tdx = ready(&fake, &mut log, |host| host.map = Box::new(map));
-    let result = tdx.to_private(range(16 * MIB, 20 * MIB));
+    let result = tdx.make_private(range(16 * MIB, 20 * MIB));
     if result.is_err() {
         assert!(fake.page(16 * MIB) != Page::Accepted, "no page is accepted after a refused answer");
     }
@@ -121,11 +121,11 @@ fn nothing_is_accepted_twice() {
     tdx.accept(range(16 * MIB, 18 * MIB)).expect("first");
     let calls = fake.0.borrow().host_calls;
     for again in [range(16 * MIB, 18 * MIB), range(17 * MIB, 19 * MIB), range(MAILBOX, MAILBOX + 4096)] {
-        assert_eq!(tdx.to_private(again), Err(Error::Book(BookError::AlreadyPrivate)));
+        assert_eq!(tdx.make_private(again), Err(Error::Book(BookError::AlreadyPrivate)));
     }
-    assert_eq!(tdx.to_shared(range(32 * MIB, 34 * MIB)), Err(Error::Book(BookError::NotPrivate)));
-    assert_eq!(tdx.to_shared(range(MAILBOX, MAILBOX + 4096)), Err(Error::Range(MAILBOX)));
-    assert_eq!(tdx.to_private(range(4096 * MIB, 4098 * MIB)), Err(Error::Range(4096 * MIB)), "not mapped");
+    assert_eq!(tdx.make_shared(range(32 * MIB, 34 * MIB)), Err(Error::Book(BookError::NotPrivate)));
+    assert_eq!(tdx.make_shared(range(MAILBOX, MAILBOX + 4096)), Err(Error::Range(MAILBOX)));
+    assert_eq!(tdx.make_private(range(4096 * MIB, 4098 * MIB)), Err(Error::Range(4096 * MIB)), "not mapped");
     assert_eq!(fake.0.borrow().host_calls, calls, "the host was not asked");
     fake.assert_correct();
 }
@@ -149,7 +149,7 @@ fn a_module_that_refuses_ends_the_launch() {
         let (fake, mut log) = (fake(), [0; 4096]);
         let mut tdx =
             ready(&fake, &mut log, |host| host.status = Box::new(move |called| u64::from(called == leaf)));
-        assert_eq!(tdx.to_private(range(16 * MIB, 18 * MIB)), Err(Error::Module { leaf, status: 1 }));
+        assert_eq!(tdx.make_private(range(16 * MIB, 18 * MIB)), Err(Error::Module { leaf, status: 1 }));
     }
     // A small page cannot be of the wrong size.
     let (fake, mut log) = (fake(), [0; 4096]);
@@ -157,17 +157,17 @@ fn a_module_that_refuses_ends_the_launch() {
         host.status = Box::new(|leaf| if leaf == 6 { 0xC000_0B0B << 32 } else { 0 });
     });
     let expected = Error::Module { leaf: 6, status: 0xC000_0B0B << 32 };
-    assert_eq!(tdx.to_private(range(16 * MIB, 18 * MIB)), Err(expected));
+    assert_eq!(tdx.make_private(range(16 * MIB, 18 * MIB)), Err(expected));
 }
 
 #[test]
 fn the_answer_to_a_mapping_is_checked() {
     assert_eq!(accept_under(|_, _, honest| honest), Ok(()));
-    for refusal in [1 << 63, 1 << 63 | 1, 1 << 63 | 2, 2, 77] {
+    for refusal in [1 << 63, (1 << 63) + 1, (1 << 63) + 2, 2, 77] {
         assert_eq!(accept_under(move |_, _, _| (refusal, 0)), Err(Error::MapGpa(refusal)));
     }
     let retry_at = |next: u64| accept_under(move |_, _, _| (1, next));
-    for next in [0, 16 * MIB - 4096, 20 * MIB, u64::MAX, 17 * MIB + 1, SHARED | 17 * MIB] {
+    for next in [0, 16 * MIB - 4096, 20 * MIB, u64::MAX, 17 * MIB + 1, SHARED + 17 * MIB] {
         assert_eq!(retry_at(next), Err(Error::MapGpaCursor(next)), "{next:#x}");
     }
     assert_eq!(retry_at(16 * MIB), Err(Error::MapGpaStalled), "never comes to an end");
@@ -202,8 +202,8 @@ fn sharing_tells_apart_who_failed() {
 fn nothing_works_before_init() {
     let (fake, mut log) = (fake(), [0; 4096]);
     let mut tdx = tdx(&fake, &mut log);
-    assert_eq!(tdx.to_private(range(16 * MIB, 18 * MIB)), Err(Error::NotReady));
-    assert_eq!(tdx.to_shared(range(WORKING.0, WORKING.1)), Err(Error::NotReady));
+    assert_eq!(tdx.make_private(range(16 * MIB, 18 * MIB)), Err(Error::NotReady));
+    assert_eq!(tdx.make_shared(range(WORKING.0, WORKING.1)), Err(Error::NotReady));
 }
 
 #[test]
@@ -308,7 +308,7 @@ fn no_host_makes_stage0_do_what_it_must_not() {
         let at_a_time = 4096 * (1 + random.below(600));
         let mut tdx = ready(&fake, &mut log, |host| {
             host.at_a_time = at_a_time;
-            host.large = Box::new(|page| page / (2 * MIB) % 3 > 0);
+            host.large = Box::new(|page| !(page / (2 * MIB)).is_multiple_of(3));
             host.map = Box::new(move |start, size, honest| match lies.below(odds) {
                 0 => (1 << lies.below(64), honest.1),
                 // Says less than was done, or that something outside was.
@@ -320,7 +320,7 @@ fn no_host_makes_stage0_do_what_it_must_not() {
             let start = 16 * MIB + random.below(2048) * 4096;
             let range = range(start, start + 4096 * (1 + random.below(1200)));
             let private = random.below(2) == 0;
-            match if private { tdx.to_private(range) } else { tdx.to_shared(range) } {
+            match if private { tdx.make_private(range) } else { tdx.make_shared(range) } {
                 Ok(()) if private => {
                     let mut pages = (range.start()..range.end()).step_by(4096);
                     assert!(pages.all(|page| fake.page(page) == Page::Accepted));
