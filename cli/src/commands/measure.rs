@@ -38,6 +38,9 @@ pub(crate) struct Arguments {
     /// Guest initramfs; the node's without it.
     #[arg(long, value_name = "FILE")]
     initramfs: Option<PathBuf>,
+    /// Image of the guest firmware stage0; the node's without it.
+    #[arg(long, value_name = "FILE")]
+    firmware: Option<PathBuf>,
     /// Words added to the guest's command line; the node's without it.
     #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
     cmdline_append: Option<String>,
@@ -84,6 +87,8 @@ struct Answer {
     cmdline: String,
     kernel: PathBuf,
     initramfs: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    firmware: Option<PathBuf>,
 }
 
 impl Answer {
@@ -116,7 +121,11 @@ fn predict(arguments: &Arguments, config: &NodeConfig) -> anyhow::Result<Answer>
         memory_mib: size.memory_mib,
         vcpus: size.vcpus,
         devices: vm_shape::DEVICES,
-        firmware: firmware.as_deref().map(|image| Firmware { image, platform: PlatformKind::SimSnp, memory_bit: 0 }),
+        firmware: firmware.as_deref().map(|image| Firmware {
+            image,
+            platform: PlatformKind::SimSnp,
+            memory_bit: 0,
+        }),
     };
     let plan = LaunchPlan::new(&input).with_context(|| {
         let (kernel, initramfs) = (kernel_file.display(), initramfs_file.display());
@@ -137,6 +146,7 @@ fn predict(arguments: &Arguments, config: &NodeConfig) -> anyhow::Result<Answer>
         cmdline: plan.cmdline,
         kernel: kernel_file,
         initramfs: initramfs_file,
+        firmware: config.firmware.clone(),
     })
 }
 
@@ -148,6 +158,7 @@ pub(crate) fn measure(arguments: &Arguments, output: &Output) -> anyhow::Result<
     };
     config.kernel = arguments.kernel.clone().or(config.kernel);
     config.initramfs = arguments.initramfs.clone().or(config.initramfs);
+    config.firmware = arguments.firmware.clone().or(config.firmware);
     if let Some(words) = &arguments.cmdline_append {
         config.cmdline_append.clone_from(words);
     }
@@ -187,6 +198,10 @@ fn describe(answer: &Answer) -> String {
         format!("size           {} vCPUs, {} MiB\n", answer.vcpus, answer.memory_mib),
         format!("kernel         {}\n", answer.kernel.display()),
         format!("initramfs      {}\n", answer.initramfs.display()),
+        answer.firmware.as_ref().map_or_else(
+            || "firmware       none: the kernel is entered directly\n".to_owned(),
+            |file| format!("firmware       {}\n", file.display()),
+        ),
         format!("command line   {}\n", answer.cmdline),
     ]
     .concat()
@@ -244,6 +259,7 @@ mod tests {
             cmdline: String::new(),
             kernel: PathBuf::new(),
             initramfs: PathBuf::new(),
+            firmware: None,
         };
         assert_eq!(answer.reference_values(), [("snp_launch_measurement", "aa"), ("init_data", "bb")]);
     }
