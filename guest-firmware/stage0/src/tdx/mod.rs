@@ -19,9 +19,9 @@ pub mod sha384;
 pub mod ve;
 
 #[cfg(test)]
-mod fake;
+pub(crate) mod fake;
 #[cfg(test)]
-mod platform_tests;
+pub(crate) mod platform_tests;
 
 use core::arch::x86_64::CpuidResult;
 
