@@ -62,11 +62,11 @@ fn bzimage() -> Vec<u8> {
 }
 
 /// A launch that boots, to be spoilt.
-struct Launch {
+pub(crate) struct Launch {
     kernel: Vec<u8>,
     initramfs: Vec<u8>,
     command_line: Vec<u8>,
-    block: BootBlock,
+    pub(crate) block: BootBlock,
     info: Vec<u8>,
     handover: Handover,
 }
@@ -88,11 +88,11 @@ impl Launch {
         Self { kernel, initramfs, command_line, block, info, handover }
     }
 
-    fn vmlinux() -> Self {
+    pub(crate) fn vmlinux() -> Self {
         Self::new(vmlinux(), KernelKind::Vmlinux)
     }
 
-    fn memory(&self) -> FakeMemory {
+    pub(crate) fn memory(&self) -> FakeMemory {
         let mut memory = FakeMemory::new(RAM as usize);
         memory.host_writes(layout::COMMAND_LINE, &self.command_line);
         memory.host_writes(layout::BOOT_INFO, &self.info);

@@ -33,7 +33,7 @@ impl IdentityMemory {
         let within = |from: u64, to: u64| start >= from && end.is_some_and(|end| end <= to);
         let apart = within(layout::PAGE_SIZE, LOW_END)
             || within(MP_PAGE, layout::IMAGE)
-            || within(layout::TABLES, layout::RESERVED_END)
+            || within(layout::UNACCEPTED, layout::RESERVED_END)
             || within(layout::RESERVED_END, layout::MMIO_HOLE);
         assert!(apart, "address");
     }

@@ -34,4 +34,6 @@ mod boot_tests;
 #[cfg(test)]
 mod fake;
 #[cfg(test)]
+mod tee_boot_tests;
+#[cfg(test)]
 mod test_random;

@@ -47,7 +47,11 @@ stage0_entry:
     je 3b
     jmp 8f
 
-4:  // edx: high half of a private entry; ebp: of a shared one
+4:  // Only one vCPU gets further, and only once. On SNP every vCPU has a measured state that begins here,
+    // which the host can run when it likes: beside the first one, on its stack, or again under Linux.
+    lock bts dword ptr [stage0_entered], 0
+    jc stage0_stop
+    // edx: high half of a private entry; ebp: of a shared one
     mov ecx, dword ptr [0x1FF014]       // memory bit; 47 to 51 or none
     xor edx, edx
     xor ebp, ebp
@@ -119,6 +123,10 @@ stage0_entry:
     .long stage0_long
     .word 0x10
 
+stage0_stop:
+    hlt
+    jmp stage0_stop
+
     .code64
 stage0_long:
     mov eax, 0x18
@@ -169,7 +177,9 @@ stage0_tables:
 stage0_ap_mailbox:
     .skip 0x1000
 stage0_tables_ready:
-    .skip 16
+    .skip 4
+stage0_entered:
+    .skip 12
 
     .section .stage0.stack, "aw", @nobits
     .balign 4096

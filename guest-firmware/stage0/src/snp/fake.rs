@@ -16,22 +16,22 @@ const LARGE: u64 = 2 << 20;
 
 /// An entry of the RMP.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Entry {
-    pub(super) assigned: bool,
-    pub(super) valid: bool,
+pub(crate) struct Entry {
+    pub(crate) assigned: bool,
+    pub(crate) valid: bool,
     large: bool,
-    pub(super) vmsa: bool,
+    pub(crate) vmsa: bool,
 }
 
 /// What the host sees of an exit by the GHCB page, and answers.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Exit {
-    pub(super) code: u64,
-    pub(super) info1: u64,
-    pub(super) info2: u64,
-    pub(super) rax: u64,
+pub(crate) struct Exit {
+    pub(crate) code: u64,
+    pub(crate) info1: u64,
+    pub(crate) info2: u64,
+    pub(crate) rax: u64,
     /// Header of a page state change.
-    pub(super) header: u64,
+    pub(crate) header: u64,
 }
 
 type MsrHook = Box<dyn FnMut(u64, u64) -> u64>;
@@ -39,40 +39,40 @@ type ExitHook = Box<dyn FnMut(Exit, &mut Exit)>;
 type PageHook = Box<dyn FnMut(u64) -> bool>;
 
 /// The host. All hooks are honest at first.
-pub(super) struct Host {
-    pub(super) status: u64,
-    pub(super) vmpl: u32,
+pub(crate) struct Host {
+    pub(crate) status: u64,
+    pub(crate) vmpl: u32,
     /// Request and honest answer to what is answered.
-    pub(super) msr: MsrHook,
+    pub(crate) msr: MsrHook,
     /// Called after the exit was served.
-    pub(super) exit: ExitHook,
+    pub(crate) exit: ExitHook,
     /// Entries of a page state change that are done at a time.
-    pub(super) at_a_time: u64,
+    pub(crate) at_a_time: u64,
     /// Whether a 2 MiB page is entered as one.
-    pub(super) large: PageHook,
+    pub(crate) large: PageHook,
     /// Called for each page before it is validated: true exchanges it for one that was valid already.
-    pub(super) replay: PageHook,
+    pub(crate) replay: PageHook,
 }
 
-pub(super) struct State {
-    pub(super) rmp: BTreeMap<u64, Entry>,
-    pub(super) shared: BTreeMap<u64, u64>,
-    pub(super) private: BTreeMap<u64, u64>,
+pub(crate) struct State {
+    pub(crate) rmp: BTreeMap<u64, Entry>,
+    pub(crate) shared: BTreeMap<u64, u64>,
+    pub(crate) private: BTreeMap<u64, u64>,
     msr: u64,
     registered: Option<u64>,
     read: BTreeSet<u64>,
-    pub(super) host: Host,
-    pub(super) wrong: Vec<String>,
-    pub(super) aps: Vec<(u64, u64, u64)>,
-    pub(super) large_validations: u64,
-    pub(super) exits: u64,
+    pub(crate) host: Host,
+    pub(crate) wrong: Vec<String>,
+    pub(crate) aps: Vec<(u64, u64, u64)>,
+    pub(crate) large_validations: u64,
+    pub(crate) exits: u64,
 }
 
-pub(super) struct Fake(pub(super) RefCell<State>);
+pub(crate) struct Fake(pub(crate) RefCell<State>);
 
 impl Fake {
     /// With these ranges assigned and valid, as after the launch.
-    pub(super) fn new(launched: &[(u64, u64)]) -> Self {
+    pub(crate) fn new(launched: &[(u64, u64)]) -> Self {
         let host = Host {
             status: 0b111,
             vmpl: 0,
@@ -100,19 +100,19 @@ impl Fake {
         }))
     }
 
-    pub(super) fn host(&self, change: impl FnOnce(&mut Host)) {
+    pub(crate) fn host(&self, change: impl FnOnce(&mut Host)) {
         change(&mut self.0.borrow_mut().host);
     }
 
-    pub(super) fn assert_correct(&self) {
+    pub(crate) fn assert_correct(&self) {
         assert_eq!(self.0.borrow().wrong, Vec::<String>::new());
     }
 
-    pub(super) fn valid(&self, page: u64) -> bool {
+    pub(crate) fn valid(&self, page: u64) -> bool {
         self.0.borrow().rmp.get(&page).is_some_and(|entry| entry.valid)
     }
 
-    pub(super) fn assigned(&self, page: u64) -> bool {
+    pub(crate) fn assigned(&self, page: u64) -> bool {
         self.0.borrow().rmp.get(&page).is_some_and(|entry| entry.assigned)
     }
 }

@@ -26,9 +26,9 @@ pub mod vc;
 mod xsave;
 
 #[cfg(test)]
-mod fake;
+pub(crate) mod fake;
 #[cfg(test)]
-mod platform_tests;
+pub(crate) mod platform_tests;
 
 use core::arch::x86_64::CpuidResult;
 

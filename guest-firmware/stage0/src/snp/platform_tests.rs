@@ -22,7 +22,7 @@ fn range(start: u64, end: u64) -> PhysRange {
     PhysRange::new(start, end).expect("range")
 }
 
-fn fake() -> Fake {
+pub(crate) fn fake() -> Fake {
     let pages = [layout::SECRETS, layout::CPUID, layout::BOOT_BLOCK].map(|page| (page, page + 4096));
     Fake::new(&[WORKING, pages[0], pages[1], pages[2]])
 }
@@ -39,19 +39,19 @@ fn block() -> BootBlock {
     }
 }
 
-struct Pages {
+pub(crate) struct Pages {
     cpuid: [u8; 4096],
     secrets: [u8; 4096],
 }
 
-fn pages() -> Pages {
+pub(crate) fn pages() -> Pages {
     let mut secrets = [0; 4096];
     secrets[0] = 3;
     secrets[0x20..0xA0].fill(7);
     Pages { cpuid: milan().page(), secrets }
 }
 
-fn snp<'a>(fake: &'a Fake, pages: &'a Pages) -> Snp<'a, Fake> {
+pub(crate) fn snp<'a>(fake: &'a Fake, pages: &'a Pages) -> Snp<'a, Fake> {
     Snp::new(fake, &pages.cpuid, &pages.secrets, range(WORKING.0, WORKING.1), range(GHCB, GHCB + 4096))
         .expect("pages")
 }

@@ -11,11 +11,11 @@ use super::sha384::sha384;
 
 const SMALL: u64 = 4096;
 const LARGE: u64 = 2 << 20;
-pub(super) const SHARED: u64 = 1 << 51;
+pub(crate) const SHARED: u64 = 1 << 51;
 
 /// A page as the secure EPT has it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Page {
+pub(crate) enum Page {
     #[default]
     Shared,
     /// Added by the host, not accepted.
@@ -26,43 +26,43 @@ pub(super) enum Page {
 }
 
 /// Status and next address of a MapGPA.
-pub(super) type MapAnswer = (u64, u64);
+pub(crate) type MapAnswer = (u64, u64);
 type MapHook = Box<dyn FnMut(u64, u64, MapAnswer) -> MapAnswer>;
 type PageHook = Box<dyn FnMut(u64) -> bool>;
 type StatusHook = Box<dyn FnMut(u64) -> u64>;
 
 /// The host, and what the module tells. All hooks are honest at first.
-pub(super) struct Host {
-    pub(super) info: Registers,
-    pub(super) exit_reason: u64,
+pub(crate) struct Host {
+    pub(crate) info: Registers,
+    pub(crate) exit_reason: u64,
     /// Address, size and honest answer to what is answered.
-    pub(super) map: MapHook,
+    pub(crate) map: MapHook,
     /// Bytes that are mapped at a time.
-    pub(super) at_a_time: u64,
+    pub(crate) at_a_time: u64,
     /// Whether a 2 MiB range is mapped as one page.
-    pub(super) large: PageHook,
+    pub(crate) large: PageHook,
     /// Whether a page is accepted already, without the guest's doing.
-    pub(super) replay: PageHook,
+    pub(crate) replay: PageHook,
     /// Status of a leaf that would succeed.
-    pub(super) status: StatusHook,
+    pub(crate) status: StatusHook,
 }
 
-pub(super) struct State {
-    pub(super) pages: BTreeMap<u64, Page>,
-    pub(super) rtmr: [[u8; 48]; 4],
-    pub(super) host: Host,
-    pub(super) wrong: Vec<String>,
-    pub(super) fatal: Option<Registers>,
-    pub(super) large_accepts: u64,
-    pub(super) host_calls: u64,
-    pub(super) private: BTreeMap<u64, u64>,
+pub(crate) struct State {
+    pub(crate) pages: BTreeMap<u64, Page>,
+    pub(crate) rtmr: [[u8; 48]; 4],
+    pub(crate) host: Host,
+    pub(crate) wrong: Vec<String>,
+    pub(crate) fatal: Option<Registers>,
+    pub(crate) large_accepts: u64,
+    pub(crate) host_calls: u64,
+    pub(crate) private: BTreeMap<u64, u64>,
 }
 
-pub(super) struct Fake(pub(super) RefCell<State>);
+pub(crate) struct Fake(pub(crate) RefCell<State>);
 
 impl Fake {
     /// With these ranges accepted, as after the launch.
-    pub(super) fn new(launched: &[(u64, u64)]) -> Self {
+    pub(crate) fn new(launched: &[(u64, u64)]) -> Self {
         let info = Registers { rcx: 52, rdx: 1 << 28, r8: 2 | 2 << 32, ..Registers::default() };
         let host = Host {
             info,
@@ -86,15 +86,15 @@ impl Fake {
         }))
     }
 
-    pub(super) fn host(&self, change: impl FnOnce(&mut Host)) {
+    pub(crate) fn host(&self, change: impl FnOnce(&mut Host)) {
         change(&mut self.0.borrow_mut().host);
     }
 
-    pub(super) fn page(&self, page: u64) -> Page {
+    pub(crate) fn page(&self, page: u64) -> Page {
         self.0.borrow().pages.get(&page).copied().unwrap_or_default()
     }
 
-    pub(super) fn assert_correct(&self) {
+    pub(crate) fn assert_correct(&self) {
         assert_eq!(self.0.borrow().wrong, Vec::<String>::new());
     }
 }

@@ -1,7 +1,6 @@
 //! TDCALL and what else only the processor can do, behind one trait. The only module of the folder with unsafe code.
 //!
-//! Sources: Intel 348551 (TDX module ABI: TDG leaves), 344426 (GHCI: TDG.VP.VMCALL), ACPI 6.4 section 5.2.12.19
-//! (multiprocessor wake-up).
+//! Sources: Intel 348551 (TDX module ABI: TDG leaves), 344426 (GHCI: TDG.VP.VMCALL).
 #![allow(unsafe_code)]
 
 use core::arch::x86_64::{__cpuid_count, CpuidResult};
@@ -112,34 +111,6 @@ extern "sysv64" fn tdcall(leaf: u64, registers: *mut Registers) -> u64 {
     )
 }
 
-/// Waits at the mailbox until it names this vCPU, clears the command and goes where the mailbox says.
-///
-/// Uses no stack, so that every other vCPU can wait here; a vCPU comes with the mailbox in RDI and its APIC number in ESI.
-/// The mailbox is private memory, so the host cannot write it; Linux writes number and place before the command, and
-/// this processor reads in that order too (SDM volume 3, 9.2.2).
-///
-/// # Safety
-/// RDI is a page of private memory that stays what it is as long as the guest runs, and so does the code here. What
-/// writes the mailbox is trusted with the place to go to.
-#[unsafe(naked)]
-pub unsafe extern "sysv64" fn wait_at_mailbox(mailbox: *mut u64, apic_id: u32) {
-    naked_asm!(
-        "2:",
-        "mov rax, [rdi]",
-        "cmp ax, 1",
-        "jne 3f",
-        "shr rax, 32",
-        "cmp eax, esi",
-        "jne 3f",
-        "mov rdx, [rdi + 8]",
-        "mov word ptr [rdi], 0",
-        "jmp rdx",
-        "3:",
-        "pause",
-        "jmp 2b",
-    )
-}
-
 impl Instructions for Processor {
     fn tdcall(&self, leaf: u64, registers: &mut Registers) -> u64 {
         tdcall(leaf, registers)
@@ -165,43 +136,5 @@ impl Instructions for Processor {
     fn write_private(&self, address: u64, value: u64) {
         // SAFETY: callers name private memory of their own, mapped one to one; see `Processor::new`.
         unsafe { (address as *mut u64).write_volatile(value) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-
-    use super::*;
-
-    static STARTED: AtomicBool = AtomicBool::new(false);
-
-    extern "sysv64" fn started() {
-        STARTED.store(true, Ordering::SeqCst);
-    }
-
-    #[test]
-    fn a_vcpu_leaves_the_mailbox_only_when_it_is_named() {
-        let mailbox = [AtomicU64::new(0), AtomicU64::new(0)];
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                // SAFETY: the two words outlive the scope; the jump goes to a function that returns to here.
-                unsafe { wait_at_mailbox(mailbox[0].as_ptr(), 5) }
-            });
-            let still_waits = || {
-                std::thread::sleep(std::time::Duration::from_millis(20));
-                assert!(!STARTED.load(Ordering::SeqCst));
-            };
-            mailbox[1].store(started as *const () as u64, Ordering::SeqCst);
-            mailbox[0].store(4 << 32 | 1, Ordering::SeqCst);
-            still_waits();
-            mailbox[0].store(5 << 32, Ordering::SeqCst);
-            still_waits();
-            mailbox[0].store(5 << 32 | 2, Ordering::SeqCst);
-            still_waits();
-            mailbox[0].store(5 << 32 | 1, Ordering::SeqCst);
-        });
-        assert!(STARTED.load(Ordering::SeqCst));
-        assert_eq!(mailbox[0].load(Ordering::SeqCst) & 0xFFFF, 0, "the command is acknowledged");
     }
 }

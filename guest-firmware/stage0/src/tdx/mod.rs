@@ -2,7 +2,7 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`instructions`] | TDCALL and the wait at the mailbox as a trait and assembly; the only unsafe code |
+//! | [`instructions`] | TDCALL and CPUID as a trait; the only unsafe code |
 //! | [`call`] | TDG.VP.INFO, MapGPA, TDG.MEM.PAGE.ACCEPT, ReportFatalError |
 //! | [`ve`] | the #VE exception |
 //! | [`event_log`] | the event log; what goes where: [`kata_cc_stage0_abi::Measured`] |
@@ -19,9 +19,9 @@ pub mod sha384;
 pub mod ve;
 
 #[cfg(test)]
-mod fake;
+pub(crate) mod fake;
 #[cfg(test)]
-mod platform_tests;
+pub(crate) mod platform_tests;
 
 use core::arch::x86_64::CpuidResult;
 

@@ -19,7 +19,7 @@ fn range(start: u64, end: u64) -> PhysRange {
     PhysRange::new(start, end).expect("range")
 }
 
-fn fake() -> Fake {
+pub(crate) fn fake() -> Fake {
     Fake::new(&[WORKING, (layout::BOOT_BLOCK, layout::RESERVED_END)])
 }
 
@@ -35,7 +35,7 @@ fn block() -> BootBlock {
     }
 }
 
-fn tdx<'a>(fake: &'a Fake, log: &'a mut [u8]) -> Tdx<'a, Fake> {
+pub(crate) fn tdx<'a>(fake: &'a Fake, log: &'a mut [u8]) -> Tdx<'a, Fake> {
     Tdx::new(fake, log, range(WORKING.0, WORKING.1), range(MAILBOX, MAILBOX + 4096)).expect("places")
 }
 
