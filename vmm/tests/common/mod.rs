@@ -93,7 +93,8 @@ pub fn share() -> PathBuf {
     std::env::var_os("KATA_CC_SHARE_DIR").map_or_else(|| cache().join("share"), PathBuf::from)
 }
 
-fn cache() -> PathBuf {
+/// Folder of what is dear to build.
+pub fn cache() -> PathBuf {
     std::env::var_os("XDG_CACHE_HOME")
         .map_or_else(|| std::env::home_dir().unwrap_or_default().join(".cache"), PathBuf::from)
         .join("kata-cc")
