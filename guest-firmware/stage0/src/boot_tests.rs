@@ -368,7 +368,8 @@ fn a_measured_kernel_that_asks_for_the_impossible_is_refused() {
     let second = 64 + 2 * 56;
     assert_eq!(second, 176);
     assert_eq!(elf(|file| file[176 + 24] = 1), Some(Termination::KernelSegments));
-    assert_eq!(elf(|file| file[176 + 26] = 0x10), Some(Termination::KernelSegments), "over the firmware");
+    let over = elf(|file| file[176 + 26..176 + 28].copy_from_slice(&[0x10, 0]));
+    assert_eq!(over, Some(Termination::KernelSegments), "over the firmware");
     assert_eq!(elf(|file| file[176 + 27] = 0x40), Some(Termination::KernelSegments), "beyond 1 GiB");
     assert_eq!(elf(|file| file[176 + 40..176 + 48].fill(0xff)), Some(Termination::KernelSegments));
     assert_eq!(elf(|file| file[176 + 42] = 0x31), Some(Termination::KernelSegments), "they overlap");
