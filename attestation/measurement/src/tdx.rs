@@ -101,15 +101,10 @@ pub struct TdRegion<'a> {
 }
 
 impl TdRegion<'_> {
-    fn pages(&self) -> impl Iterator<Item = (u64, Cow<'_, [u8; PAGE_SIZE]>)> {
+    /// Its pages with their addresses.
+    pub fn pages(&self) -> impl Iterator<Item = (u64, Cow<'_, [u8; PAGE_SIZE]>)> {
         (0..self.len / PAGE_SIZE as u64)
             .map(|index| (self.gpa + index * PAGE_SIZE as u64, page(&self.bytes, index)))
-    }
-
-    /// The region in memory, filled up with zeros.
-    #[must_use]
-    pub fn padded(&self) -> Vec<u8> {
-        self.pages().flat_map(|(_, page)| page.to_vec()).collect()
     }
 }
 
