@@ -334,7 +334,7 @@ fn a_termination_carries_number_and_set_and_never_returns() {
     let snp = snp(&fake, &pages);
     let halted = catch_unwind(AssertUnwindSafe(|| snp.terminate(Termination::KernelHash)));
     assert!(halted.is_err(), "only the fake's halt ends it");
-    assert_eq!(seen.get(), 0x20 << 16 | 0x5 << 12 | 0x100);
+    assert_eq!(seen.get(), 0x20 << 16 | 0x2 << 12 | 0x100);
 }
 
 #[test]

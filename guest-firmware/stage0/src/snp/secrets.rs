@@ -6,9 +6,12 @@
 use core::fmt;
 
 const PAGE_SIZE: usize = 4096;
-/// Versions whose fields are known to lie where they are read here.
-const VERSIONS: core::ops::RangeInclusive<u32> = 2..=4;
+/// First version with the fields that are read here. Later ones add to it: the security processor, which can be
+/// believed, writes the page.
+const OLDEST_VERSION: u32 = 2;
 const FLAGS: usize = 0x04;
+/// FLAGS: the guest was started from the image of a migration agent.
+const FLAG_IMI: u32 = 1;
 const VMPCK0: usize = 0x20;
 const VMPCK_SIZE: usize = 32;
 /// Message counters of the operating system, first thing in the area that is left to it.
@@ -20,7 +23,7 @@ const GUEST_VMPL: usize = 0x15C;
 /// Why a secrets page is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SecretsRefusal {
-    /// an unknown version
+    /// older than what is known, as a page is that nobody filled
     Version(u32),
     /// the guest was started from an image of a migration agent, not by this launch
     Flags(u32),
@@ -35,7 +38,7 @@ pub enum SecretsRefusal {
 impl fmt::Display for SecretsRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Version(version) => write!(f, "version {version} is not known"),
+            Self::Version(version) => write!(f, "version {version} is too old"),
             Self::Flags(flags) => {
                 write!(f, "flags {flags:#x}: the guest comes from a migration agent's image")
             }
@@ -55,10 +58,10 @@ pub fn check(page: &[u8; PAGE_SIZE]) -> Result<(), SecretsRefusal> {
         page.get(offset..).and_then(|rest| rest.first_chunk()).map_or(0, |bytes| u32::from_le_bytes(*bytes))
     };
     let zero = |offset: usize, size: usize| page.iter().skip(offset).take(size).all(|byte| *byte == 0);
-    if !VERSIONS.contains(&word(0)) {
+    if word(0) < OLDEST_VERSION {
         return Err(SecretsRefusal::Version(word(0)));
     }
-    if word(FLAGS) != 0 {
+    if word(FLAGS) & FLAG_IMI != 0 {
         return Err(SecretsRefusal::Flags(word(FLAGS)));
     }
     if zero(VMPCK0, VMPCK_SIZE) {
@@ -98,7 +101,8 @@ mod tests {
 
     #[test]
     fn is_refused_by_name() {
-        assert_eq!(changed(0, 9), Err(SecretsRefusal::Version(9)));
+        assert_eq!(changed(0, 1), Err(SecretsRefusal::Version(1)));
+        assert_eq!(changed(0, 9), Ok(()), "later versions add to it");
         assert_eq!(
             check(&[0; PAGE_SIZE]),
             Err(SecretsRefusal::Version(0)),

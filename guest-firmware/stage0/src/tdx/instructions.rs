@@ -61,55 +61,69 @@ impl Processor {
     }
 }
 
+/// A function that loads the registers, runs the instructions, and stores the registers: with TDCALL for the processor,
+/// with something that can be seen for the test.
+///
 /// RDI: leaf, RSI: registers. RBX, RBP and R12 to R15 belong to the caller (System V); RBP is not given to the host.
-#[unsafe(naked)]
-extern "sysv64" fn tdcall(leaf: u64, registers: *mut Registers) -> u64 {
-    naked_asm!(
-        "push rbx",
-        "push r12",
-        "push r13",
-        "push r14",
-        "push r15",
-        "push rsi",
-        "mov rax, rdi",
-        "mov rcx, [rsi]",
-        "mov rdx, [rsi + 8]",
-        "mov r8, [rsi + 16]",
-        "mov r9, [rsi + 24]",
-        "mov r10, [rsi + 32]",
-        "mov r11, [rsi + 40]",
-        "mov r12, [rsi + 48]",
-        "mov r13, [rsi + 56]",
-        "mov r14, [rsi + 64]",
-        "mov r15, [rsi + 72]",
-        "mov rbx, [rsi + 80]",
-        "mov rdi, [rsi + 88]",
-        "mov rsi, [rsi + 96]",
-        ".byte 0x66, 0x0F, 0x01, 0xCC",
-        // RSI as it came back changes place with the pointer.
-        "xchg rsi, [rsp]",
-        "mov [rsi], rcx",
-        "mov [rsi + 8], rdx",
-        "mov [rsi + 16], r8",
-        "mov [rsi + 24], r9",
-        "mov [rsi + 32], r10",
-        "mov [rsi + 40], r11",
-        "mov [rsi + 48], r12",
-        "mov [rsi + 56], r13",
-        "mov [rsi + 64], r14",
-        "mov [rsi + 72], r15",
-        "mov [rsi + 80], rbx",
-        "mov [rsi + 88], rdi",
-        "pop rcx",
-        "mov [rsi + 96], rcx",
-        "pop r15",
-        "pop r14",
-        "pop r13",
-        "pop r12",
-        "pop rbx",
-        "ret",
-    )
+macro_rules! with_registers {
+    ($(#[$attribute:meta])* $name:ident, $($instruction:literal),+) => {
+        $(#[$attribute])*
+        #[unsafe(naked)]
+        extern "sysv64" fn $name(leaf: u64, registers: &mut Registers) -> u64 {
+            naked_asm!(
+                "push rbx",
+                "push r12",
+                "push r13",
+                "push r14",
+                "push r15",
+                "push rsi",
+                "mov rax, rdi",
+                "mov rcx, [rsi]",
+                "mov rdx, [rsi + 8]",
+                "mov r8, [rsi + 16]",
+                "mov r9, [rsi + 24]",
+                "mov r10, [rsi + 32]",
+                "mov r11, [rsi + 40]",
+                "mov r12, [rsi + 48]",
+                "mov r13, [rsi + 56]",
+                "mov r14, [rsi + 64]",
+                "mov r15, [rsi + 72]",
+                "mov rbx, [rsi + 80]",
+                "mov rdi, [rsi + 88]",
+                "mov rsi, [rsi + 96]",
+                $($instruction,)+
+                // RSI as it came back changes place with the pointer.
+                "xchg rsi, [rsp]",
+                "mov [rsi], rcx",
+                "mov [rsi + 8], rdx",
+                "mov [rsi + 16], r8",
+                "mov [rsi + 24], r9",
+                "mov [rsi + 32], r10",
+                "mov [rsi + 40], r11",
+                "mov [rsi + 48], r12",
+                "mov [rsi + 56], r13",
+                "mov [rsi + 64], r14",
+                "mov [rsi + 72], r15",
+                "mov [rsi + 80], rbx",
+                "mov [rsi + 88], rdi",
+                "pop rcx",
+                "mov [rsi + 96], rcx",
+                "pop r15",
+                "pop r14",
+                "pop r13",
+                "pop r12",
+                "pop rbx",
+                "ret",
+            )
+        }
+    };
 }
+
+with_registers!(
+    /// TDCALL.
+    tdcall,
+    ".byte 0x66, 0x0F, 0x01, 0xCC"
+);
 
 impl Instructions for Processor {
     fn tdcall(&self, leaf: u64, registers: &mut Registers) -> u64 {
@@ -136,5 +150,64 @@ impl Instructions for Processor {
     fn write_private(&self, address: u64, value: u64) {
         // SAFETY: callers name private memory of their own, mapped one to one; see `Processor::new`.
         unsafe { (address as *mut u64).write_volatile(value) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    with_registers!(
+        count,
+        "lea rax, [rax + 100]",
+        "lea rcx, [rcx + 1]",
+        "lea rdx, [rdx + 2]",
+        "lea r8, [r8 + 3]",
+        "lea r9, [r9 + 4]",
+        "lea r10, [r10 + 5]",
+        "lea r11, [r11 + 6]",
+        "lea r12, [r12 + 7]",
+        "lea r13, [r13 + 8]",
+        "lea r14, [r14 + 9]",
+        "lea r15, [r15 + 10]",
+        "lea rbx, [rbx + 11]",
+        "lea rdi, [rdi + 12]",
+        "lea rsi, [rsi + 13]"
+    );
+
+    #[test]
+    fn each_register_goes_in_and_out_as_itself() {
+        let mut registers = Registers {
+            rcx: 1000,
+            rdx: 2000,
+            r8: 3000,
+            r9: 4000,
+            r10: 5000,
+            r11: 6000,
+            r12: 7000,
+            r13: 8000,
+            r14: 9000,
+            r15: 10000,
+            rbx: 11000,
+            rdi: 12000,
+            rsi: 13000,
+        };
+        assert_eq!(count(7, &mut registers), 107);
+        let expected = Registers {
+            rcx: 1001,
+            rdx: 2002,
+            r8: 3003,
+            r9: 4004,
+            r10: 5005,
+            r11: 6006,
+            r12: 7007,
+            r13: 8008,
+            r14: 9009,
+            r15: 10010,
+            rbx: 11011,
+            rdi: 12012,
+            rsi: 13013,
+        };
+        assert_eq!(registers, expected);
     }
 }
