@@ -19,6 +19,7 @@ pub mod ioctls;
 pub mod kernel;
 pub mod memory;
 mod pages;
+pub mod probe;
 pub mod sim;
 pub mod snp;
 pub mod tdx;
