@@ -22,8 +22,8 @@ pub(crate) fn run(vcpu: &mut VcpuFd, bus: &Bus, gate: &Gate) -> Option<Outcome> 
         }
         match vcpu.run() {
             Ok(VcpuExit::IoOut(port, data)) => {
-                if bus.port_write(port, data) {
-                    return Some(Outcome::GuestReset);
+                if let Some(outcome) = bus.port_write(port, data) {
+                    return Some(outcome);
                 }
             }
             Ok(VcpuExit::IoIn(port, data)) => bus.port_read(port, data),

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::Context;
-use kata_cc_boot::{LaunchInput, LaunchPlan};
+use kata_cc_boot::{Firmware, LaunchInput, LaunchPlan, PlatformKind};
 use kata_cc_kbs_client::ClientError;
 use kata_cc_kbs_protocol::admin::ReferenceValueMessage;
 use kata_cc_sandbox::{NodeConfig, Tier, initdata, sizing, vm_shape};
@@ -38,6 +38,9 @@ pub(crate) struct Arguments {
     /// Guest initramfs; the node's without it.
     #[arg(long, value_name = "FILE")]
     initramfs: Option<PathBuf>,
+    /// Image of the guest firmware stage0; the node's without it.
+    #[arg(long, value_name = "FILE")]
+    firmware: Option<PathBuf>,
     /// Words added to the guest's command line; the node's without it.
     #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
     cmdline_append: Option<String>,
@@ -84,6 +87,8 @@ struct Answer {
     cmdline: String,
     kernel: PathBuf,
     initramfs: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    firmware: Option<PathBuf>,
 }
 
 impl Answer {
@@ -106,6 +111,7 @@ fn predict(arguments: &Arguments, config: &NodeConfig) -> anyhow::Result<Answer>
     };
     let (kernel_file, initramfs_file) = (config.kernel(), config.initramfs());
     let (kernel, initramfs) = (read(&kernel_file)?, read(&initramfs_file)?);
+    let firmware = config.firmware.as_ref().map(read).transpose()?;
     let size = sizing::size(arguments.size.limits(), &config.vm);
     let cmdline = vm_shape::command_line(config, tier);
     let input = LaunchInput {
@@ -115,6 +121,11 @@ fn predict(arguments: &Arguments, config: &NodeConfig) -> anyhow::Result<Answer>
         memory_mib: size.memory_mib,
         vcpus: size.vcpus,
         devices: vm_shape::DEVICES,
+        firmware: firmware.as_deref().map(|image| Firmware {
+            image,
+            platform: PlatformKind::SimSnp,
+            memory_bit: 0,
+        }),
     };
     let plan = LaunchPlan::new(&input).with_context(|| {
         let (kernel, initramfs) = (kernel_file.display(), initramfs_file.display());
@@ -128,13 +139,14 @@ fn predict(arguments: &Arguments, config: &NodeConfig) -> anyhow::Result<Answer>
     };
     Ok(Answer {
         tier: tier.name(),
-        launch_digest: hex::encode(plan.launch_digest()),
+        launch_digest: hex::encode(plan.launch_digest().context("the firmware is for another platform")?),
         host_data: hex::encode(document.host_data),
         vcpus: size.vcpus,
         memory_mib: size.memory_mib,
         cmdline: plan.cmdline,
         kernel: kernel_file,
         initramfs: initramfs_file,
+        firmware: config.firmware.clone(),
     })
 }
 
@@ -146,6 +158,7 @@ pub(crate) fn measure(arguments: &Arguments, output: &Output) -> anyhow::Result<
     };
     config.kernel = arguments.kernel.clone().or(config.kernel);
     config.initramfs = arguments.initramfs.clone().or(config.initramfs);
+    config.firmware = arguments.firmware.clone().or(config.firmware);
     if let Some(words) = &arguments.cmdline_append {
         config.cmdline_append.clone_from(words);
     }
@@ -185,6 +198,10 @@ fn describe(answer: &Answer) -> String {
         format!("size           {} vCPUs, {} MiB\n", answer.vcpus, answer.memory_mib),
         format!("kernel         {}\n", answer.kernel.display()),
         format!("initramfs      {}\n", answer.initramfs.display()),
+        answer.firmware.as_ref().map_or_else(
+            || "firmware       none: the kernel is entered directly\n".to_owned(),
+            |file| format!("firmware       {}\n", file.display()),
+        ),
         format!("command line   {}\n", answer.cmdline),
     ]
     .concat()
@@ -242,6 +259,7 @@ mod tests {
             cmdline: String::new(),
             kernel: PathBuf::new(),
             initramfs: PathBuf::new(),
+            firmware: None,
         };
         assert_eq!(answer.reference_values(), [("snp_launch_measurement", "aa"), ("init_data", "bb")]);
     }

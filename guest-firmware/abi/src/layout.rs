@@ -3,7 +3,7 @@
 //! | address | what | kind of launch page |
 //! |---|---|---|
 //! | `0x10_0000` | image, then its working memory (stack, page tables) | Normal, then Zero |
-//! | `0x1F_0000` … `0x1F_7FFF` | free: stage0 builds tables that Linux keeps there | none |
+//! | `0x1D_0000` … `0x1F_7FFF` | free: stage0 builds tables that Linux keeps there | none |
 //! | `0x1F_8000` … `0x1F_BFFF` | command line | none: shared |
 //! | `0x1F_C000` | boot info | none: shared |
 //! | `0x1F_D000` | secrets (SNP) | Secrets |
@@ -22,7 +22,9 @@ pub const LARGE_PAGE: u64 = 2 << 20;
 /// First byte of the image; also its entry, in 32-bit protected mode without paging.
 pub const IMAGE: u64 = 0x10_0000;
 /// The image and its working memory end here at the latest.
-pub const IMAGE_LIMIT: u64 = 0x1F_0000;
+pub const IMAGE_LIMIT: u64 = UNACCEPTED;
+/// Bitmap of memory that the guest has to accept, with its header; enough for nearly 2 TiB.
+pub const UNACCEPTED: u64 = 0x1D_0000;
 /// Tables that stage0 builds and the guest keeps: ACPI, EFI, CC blob.
 pub const TABLES: u64 = 0x1F_0000;
 /// End of [`TABLES`].

@@ -16,12 +16,14 @@
 
 mod block;
 mod cursor;
+mod event;
 mod image;
 mod info;
 pub mod layout;
 mod termination;
 
 pub use block::{BootBlock, BootBlockError, KernelKind, PlatformKind, Sealed};
+pub use event::{EV_EVENT_TAG, EventData, Measured};
 pub use image::{ImageError, ImageHeader};
 pub use info::{BootInfo, BootInfoError, MAX_RANGES, MemoryRange};
 pub use termination::Termination;

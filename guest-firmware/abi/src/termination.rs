@@ -187,6 +187,16 @@ mod tests {
     }
 
     #[test]
+    fn the_document_lists_every_one() {
+        let document = include_str!("../../../docs/stage0.md");
+        let rows: std::vec::Vec<_> = document.lines().filter(|line| line.starts_with("| `0x")).collect();
+        let expected = Termination::ALL.iter().map(|one| {
+            std::format!("| `0x{:02X}` | `{}` | {} |", one.code(), one.name(), one.words())
+        });
+        assert_eq!(rows, expected.collect::<std::vec::Vec<_>>());
+    }
+
+    #[test]
     fn is_reported_in_words_with_name_and_number() {
         assert_eq!(
             Termination::KernelHash.to_string(),

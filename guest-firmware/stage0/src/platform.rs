@@ -237,6 +237,49 @@ pub trait Platform {
     fn terminate(&self, why: Termination) -> !;
 }
 
+/// So that the image has the boot's code once, for all platforms.
+impl<P: Platform + ?Sized> Platform for &mut P {
+    fn init(&mut self, block: &BootBlock) -> Result<(), PlatformError> {
+        (**self).init(block)
+    }
+
+    fn accept(&mut self, range: PhysRange) -> Result<(), PlatformError> {
+        (**self).accept(range)
+    }
+
+    fn share(&mut self, range: PhysRange) -> Result<(), PlatformError> {
+        (**self).share(range)
+    }
+
+    fn unshare(&mut self, range: PhysRange) -> Result<(), PlatformError> {
+        (**self).unshare(range)
+    }
+
+    fn cpuid(&mut self, leaf: u32, subleaf: u32) -> CpuidResult {
+        (**self).cpuid(leaf, subleaf)
+    }
+
+    fn measured(&mut self, payload: Payload, sha256: &[u8; 32]) -> Result<(), PlatformError> {
+        (**self).measured(payload, sha256)
+    }
+
+    fn prepare_aps(&mut self, vcpus: u32) -> Result<(), PlatformError> {
+        (**self).prepare_aps(vcpus)
+    }
+
+    fn handover(&self) -> Handover {
+        (**self).handover()
+    }
+
+    fn leave(&mut self) -> Result<(), PlatformError> {
+        (**self).leave()
+    }
+
+    fn terminate(&self, why: Termination) -> ! {
+        (**self).terminate(why)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
