@@ -15,6 +15,7 @@
 
 pub mod abi;
 pub mod error;
+pub mod exits;
 pub mod ioctls;
 pub mod kernel;
 pub mod memory;
