@@ -39,7 +39,7 @@ impl SevHashes {
 
     /// The table with its padding.
     #[must_use]
-    pub(crate) fn to_table(&self) -> [u8; PADDED_LEN] {
+    pub(crate) fn to_table(self) -> [u8; PADDED_LEN] {
         let mut bytes = Vec::with_capacity(PADDED_LEN);
         bytes.extend(TABLE.to_bytes());
         bytes.extend((TABLE_LEN as u16).to_le_bytes());

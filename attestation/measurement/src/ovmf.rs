@@ -153,7 +153,7 @@ impl<'a> OvmfGuest<'a> {
 
     fn legacy_digest(&self, vcpus: &[VmsaRegisters]) -> [u8; 32] {
         let mut bytes = self.firmware.image().to_vec();
-        bytes.extend(self.hashes.iter().flat_map(SevHashes::to_table));
+        bytes.extend(self.hashes.iter().flat_map(|hashes| hashes.to_table()));
         bytes.extend(vcpus.iter().flat_map(|registers| registers.to_page().to_vec()));
         let mut out = [0; 32];
         out.copy_from_slice(digest(&SHA256, &bytes).as_ref());

@@ -190,9 +190,9 @@ mod tests {
     fn the_document_lists_every_one() {
         let document = include_str!("../../../docs/stage0.md");
         let rows: std::vec::Vec<_> = document.lines().filter(|line| line.starts_with("| `0x")).collect();
-        let expected = Termination::ALL.iter().map(|one| {
-            std::format!("| `0x{:02X}` | `{}` | {} |", one.code(), one.name(), one.words())
-        });
+        let expected = Termination::ALL
+            .iter()
+            .map(|one| std::format!("| `0x{:02X}` | `{}` | {} |", one.code(), one.name(), one.words()));
         assert_eq!(rows, expected.collect::<std::vec::Vec<_>>());
     }
 

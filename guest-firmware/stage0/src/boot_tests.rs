@@ -368,7 +368,8 @@ fn a_measured_kernel_that_asks_for_the_impossible_is_refused() {
     let second = 64 + 2 * 56;
     assert_eq!(second, 176);
     assert_eq!(elf(|file| file[176 + 24] = 1), Some(Termination::KernelSegments));
-    assert_eq!(elf(|file| file[176 + 26] = 0x10), Some(Termination::KernelSegments), "over the firmware");
+    let low = |file: &mut Vec<u8>| file[176 + 24..176 + 28].copy_from_slice(&[0, 0, 0x10, 0]);
+    assert_eq!(elf(low), Some(Termination::KernelSegments), "over the firmware");
     assert_eq!(elf(|file| file[176 + 27] = 0x40), Some(Termination::KernelSegments), "beyond 1 GiB");
     assert_eq!(elf(|file| file[176 + 40..176 + 48].fill(0xff)), Some(Termination::KernelSegments));
     assert_eq!(elf(|file| file[176 + 42] = 0x31), Some(Termination::KernelSegments), "they overlap");
@@ -390,7 +391,10 @@ fn a_measured_kernel_that_asks_for_the_impossible_is_refused() {
     assert_eq!(bz(|file| file[0x258..0x260].fill(0)), Some(Termination::KernelSegments));
     assert_eq!(bz(|file| file[0x263] = 0xff), Some(Termination::KernelSegments));
     assert_eq!(bz(|file| file[0x238..0x23c].fill(0)), Some(Termination::CommandLineTooLong));
-    assert_eq!(bz(|file| file[0x22c..0x230].copy_from_slice(&[0, 0, 0, 1])), Some(Termination::OutOfMemory));
+    assert_eq!(
+        bz(|file| file[0x22c..0x230].copy_from_slice(&[0, 0, 0x20, 0])),
+        Some(Termination::OutOfMemory)
+    );
 }
 
 #[test]

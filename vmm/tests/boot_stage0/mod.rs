@@ -144,7 +144,7 @@ const KERNEL_PORT: u16 = 0x4C4;
 
 /// Starts a plan as a hostile host may have changed it, and gives how it ends. `host` is what the host does
 /// meanwhile, again and again.
-fn end(plan: &LaunchPlan<'_>, ram: &Memory, host: impl Fn(&Memory) + Send) -> Result<End, String> {
+fn end(plan: &LaunchPlan<'_>, ram: &Memory, host: impl Fn(&Memory) + Sync) -> Result<End, String> {
     let text = |error: VmmError| error.to_string();
     let machine = Machine::create(ram.clone()).map_err(text)?;
     memory::load(ram, plan).map_err(text)?;
