@@ -106,6 +106,8 @@ pub trait TeeIoctls {
     fn discard(&self, gpa: u64, size: u64, side: Side) -> Result<(), Refusal>;
     /// Writes to the process's own mapping: shared memory, or all memory without a TEE.
     fn write_shared(&self, gpa: u64, bytes: &[u8]) -> Result<(), Refusal>;
+    /// Reads from the process's own mapping.
+    fn read_shared(&self, gpa: u64, bytes: &mut [u8]) -> Result<(), Refusal>;
 
     /// `KVM_CREATE_VCPU`.
     fn create_vcpu(&self, vcpu: u32) -> Result<(), Refusal>;

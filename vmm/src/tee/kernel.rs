@@ -242,6 +242,11 @@ impl TeeIoctls for KernelIoctls {
         written.map_err(|_| Refusal::kernel(libc::EFAULT))
     }
 
+    fn read_shared(&self, gpa: u64, bytes: &mut [u8]) -> Result<(), Refusal> {
+        let read = self.memory.memory().read_slice(bytes, GuestAddress(gpa));
+        read.map_err(|_| Refusal::kernel(libc::EFAULT))
+    }
+
     fn create_vcpu(&self, vcpu: u32) -> Result<(), Refusal> {
         let mut vcpus = lock(&self.vcpus);
         if vcpus.len() as u64 != u64::from(vcpu) {

@@ -15,10 +15,12 @@
 
 pub mod abi;
 pub mod error;
+pub mod exits;
 pub mod ioctls;
 pub mod kernel;
 pub mod memory;
 mod pages;
+pub mod probe;
 pub mod sim;
 pub mod snp;
 pub mod tdx;

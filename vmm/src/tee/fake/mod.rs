@@ -202,6 +202,17 @@ impl TeeIoctls for FakeKernel {
         Ok(())
     }
 
+    fn read_shared(&self, gpa: u64, bytes: &mut [u8]) -> Answer {
+        let state = self.called("read");
+        // what was not written is zero
+        bytes.fill(0);
+        if let Some(written) = state.memory.shared.get(&gpa) {
+            let len = written.len().min(bytes.len());
+            bytes[..len].copy_from_slice(&written[..len]);
+        }
+        Ok(())
+    }
+
     fn create_vcpu(&self, vcpu: u32) -> Answer {
         let mut state = self.called("CREATE_VCPU");
         if state.vm_type == super::abi::VM_TYPE_TDX {
