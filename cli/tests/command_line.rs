@@ -5,7 +5,7 @@ mod common;
 
 use std::process::{Command, Stdio};
 
-use common::{Node, closed_port, oci_layout};
+use common::{Node, closed_port, minimal_kernel, oci_layout};
 
 /// Every command, and options that its help must name.
 const COMMANDS: &[(&[&str], &[&str])] = &[
@@ -14,7 +14,20 @@ const COMMANDS: &[(&[&str], &[&str])] = &[
         &["--tier", "--name", "--env", "--cpus", "--memory", "--init-data", "--config", "--tty", "IMAGE"],
     ),
     (&["doctor"], &["--json"]),
-    (&["measure"], &["--kernel", "--initramfs", "--cmdline-append", "--init-data", "--register", "--format"]),
+    (
+        &["measure"],
+        &[
+            "--kernel",
+            "--initramfs",
+            "--cmdline-append",
+            "--init-data",
+            "--register",
+            "--format",
+            "--tee",
+            "--explain",
+        ],
+    ),
+    (&["measure", "diff"], &["<A>", "<B>"]),
     (&["image", "encrypt"], &["--key-id", "--key-file", "--require-tier", "--registry-ca", "--user"]),
     (&["image", "inspect"], &["--insecure-registry"]),
     (&["secret", "put"], &["--file", "--kbs", "--kbs-cert", "--admin-key"]),
@@ -172,24 +185,6 @@ fn a_guest_that_cannot_be_measured_is_refused() {
         &["measure", "--kernel", &kernel, "--initramfs", "/nonexistent"],
         &["cannot read /nonexistent"],
     );
-}
-
-/// An ELF file for x86-64 with one loadable page of code at 16 MiB.
-fn minimal_kernel() -> Vec<u8> {
-    let mut elf = vec![0_u8; 0x1000];
-    elf[..8].copy_from_slice(b"\x7fELF\x02\x01\x01\x00");
-    elf[16..24].copy_from_slice(&[2, 0, 62, 0, 1, 0, 0, 0]);
-    elf[24..32].copy_from_slice(&0x100_0000_u64.to_le_bytes());
-    elf[32..40].copy_from_slice(&64_u64.to_le_bytes());
-    elf[52..60].copy_from_slice(&[64, 0, 56, 0, 1, 0, 64, 0]);
-    elf[64..72].copy_from_slice(&[1, 0, 0, 0, 5, 0, 0, 0]);
-    for (at, value) in
-        [(72, 0x1000_u64), (80, 0x100_0000), (88, 0x100_0000), (96, 0x1000), (104, 0x1000), (112, 0x1000)]
-    {
-        elf[at..at + 8].copy_from_slice(&value.to_le_bytes());
-    }
-    elf.extend(std::iter::repeat_n(0x90, 0x1000));
-    elf
 }
 
 #[test]

@@ -12,6 +12,7 @@ fuzz_target!(|data: &[u8]| {
         memory_mib: 128,
         vcpus: 1,
         devices: 2,
+        firmware: None,
     };
     if let Ok(plan) = LaunchPlan::new(&input) {
         for region in &plan.regions {

@@ -5,8 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use kata_cc_boot::layout::{DEVICE_BASE, DEVICE_SIZE};
+use kata_cc_boot::{TERMINATION_PORT, Termination};
 use kata_cc_devices::MmioTransport;
 use kata_cc_devices::serial::{COM1, I8042_COMMAND, ResetPort, Serial};
+
+use crate::vm::Outcome;
 
 const COM1_END: u16 = COM1 + 7;
 const I8042_DATA: u16 = 0x60;
@@ -50,15 +53,16 @@ impl Bus {
         }
     }
 
-    /// `true` when the guest asked for a reset.
-    pub(crate) fn port_write(&self, port: u16, data: &[u8]) -> bool {
+    /// Why the guest ends, if this write ends it.
+    pub(crate) fn port_write(&self, port: u16, data: &[u8]) -> Option<Outcome> {
         self.counters.pio.fetch_add(1, Ordering::Relaxed);
         match port {
             COM1..=COM1_END => self.serial.write((port - COM1) as u8, data),
-            I8042_COMMAND => return self.reset.write(data),
+            I8042_COMMAND => return self.reset.write(data).then_some(Outcome::GuestReset),
+            TERMINATION_PORT => return Some(refusal(data)),
             _ => self.unknown(),
         }
-        false
+        None
     }
 
     pub(crate) fn memory_read(&self, address: u64, data: &mut [u8]) {
@@ -93,5 +97,37 @@ impl Bus {
 
     fn unknown(&self) {
         self.counters.unknown.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// What stage0 says when it gives up; a guest that writes anything else there is told apart.
+fn refusal(data: &[u8]) -> Outcome {
+    let known = match data {
+        [code, 0, 0, 0] => Termination::from_code(*code),
+        _ => None,
+    };
+    Outcome::GuestFault(known.map_or_else(
+        || format!("the guest wrote {data:02x?} to the port of stage0's refusals: no number that is known"),
+        |why| why.to_string(),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_are_told_in_words() {
+        let told = |data: &[u8]| match refusal(data) {
+            Outcome::GuestFault(words) => words,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(
+            told(&[0x20, 0, 0, 0]),
+            "stage0 refused to boot: the kernel is not the measured one (KernelHash, 0x20)"
+        );
+        for unknown in [&[0x20_u8][..], &[0x20, 1, 0, 0], &[0, 0, 0, 0], &[]] {
+            assert!(told(unknown).contains("no number that is known"), "{unknown:?}");
+        }
     }
 }

@@ -23,6 +23,7 @@ pub mod kvm;
 pub mod memory;
 pub mod probe;
 pub mod sim;
+pub mod tee;
 pub mod vcpu;
 pub mod vm;
 

@@ -21,7 +21,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 /// Runs one microVM.
 #[derive(Parser)]
 #[command(version, about, long_about = None)]
-#[command(group = clap::ArgGroup::new("what").required(true).args(["config", "probe"]))]
+#[command(group = clap::ArgGroup::new("what").required(true).args(["config", "probe", "probe_tee"]))]
 struct Arguments {
     /// Configuration of the VM: JSON, or TOML when the name ends in .toml
     #[arg(long, value_name = "FILE")]
@@ -32,6 +32,9 @@ struct Arguments {
     /// Find out by a tiny guest whether KVM can run VMs here; prints JSON
     #[arg(long)]
     probe: bool,
+    /// Find out what KVM and the firmware offer for confidential VMs; prints JSON
+    #[arg(long)]
+    probe_tee: bool,
     /// Die when the parent process dies
     #[arg(long)]
     die_with_parent: bool,
@@ -55,6 +58,8 @@ fn main() -> ExitCode {
         .init();
     let code = if arguments.probe {
         run_probe()
+    } else if arguments.probe_tee {
+        run_tee_probe()
     } else {
         match run(&arguments, begin) {
             Ok(code) => code,
@@ -72,6 +77,20 @@ fn run_probe() -> i32 {
     let verdict = probe::probe();
     println!("{}", serde_json::json!(verdict));
     probe::exit_code(&verdict)
+}
+
+#[allow(clippy::print_stdout, reason = "the answer is the output")]
+fn run_tee_probe() -> i32 {
+    match kata_cc_vmm::tee::probe::probe() {
+        Ok(answer) => {
+            println!("{}", serde_json::json!(answer));
+            exit::OK
+        }
+        Err(refusal) => {
+            tracing::error!("kvm: {refusal}");
+            exit::NO_KVM
+        }
+    }
 }
 
 fn run(arguments: &Arguments, begin: Instant) -> Result<i32, VmmError> {

@@ -50,7 +50,7 @@ fn advise(ram: &GuestRam) {
 /// When a region is not within memory, which a plan made for this memory size never is.
 pub fn load(memory: &Memory, plan: &LaunchPlan<'_>) -> Result<(), VmmError> {
     let ram = memory.memory();
-    for region in &plan.regions {
+    for region in plan.regions.iter().chain(&plan.unmeasured) {
         ram.write_slice(&region.bytes, GuestAddress(region.gpa))
             .map_err(|e| VmmError::Memory(format!("{} at {:#x}: {e}", region.name, region.gpa)))?;
     }

@@ -106,6 +106,7 @@ fn run_guest() -> Result<(), String> {
         memory_mib: 64,
         vcpus: 1,
         devices: 0,
+        firmware: None,
     })
     .map_err(|e| e.to_string())?;
     let ram = memory::create(64).map_err(text)?;

@@ -47,7 +47,9 @@ impl Processor {
         let platform = SimPlatform::load(platform).map_err(failed)?;
         let mut digest_of_init_data = [0; 32];
         hex::decode_to_slice(host_data, &mut digest_of_init_data).map_err(failed)?;
-        let launch_digest = plan.launch_digest();
+        let launch_digest = plan
+            .launch_digest()
+            .ok_or_else(|| failed("the firmware's boot block is for another platform"))?;
         let mut launch = SimLaunch::new(launch_digest, digest_of_init_data).map_err(failed)?;
         launch.policy = policy.unwrap_or(DEFAULT_POLICY);
         let service = SimService::new(Arc::new(platform), launch);

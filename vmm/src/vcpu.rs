@@ -6,6 +6,7 @@ use kvm_bindings::KVM_SYSTEM_EVENT_RESET;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::bus::Bus;
+use crate::tee::exits;
 use crate::threads::{Gate, Go};
 use crate::vm::Outcome;
 
@@ -22,8 +23,8 @@ pub(crate) fn run(vcpu: &mut VcpuFd, bus: &Bus, gate: &Gate) -> Option<Outcome> 
         }
         match vcpu.run() {
             Ok(VcpuExit::IoOut(port, data)) => {
-                if bus.port_write(port, data) {
-                    return Some(Outcome::GuestReset);
+                if let Some(outcome) = bus.port_write(port, data) {
+                    return Some(outcome);
                 }
             }
             Ok(VcpuExit::IoIn(port, data)) => bus.port_read(port, data),
@@ -35,7 +36,7 @@ pub(crate) fn run(vcpu: &mut VcpuFd, bus: &Bus, gate: &Gate) -> Option<Outcome> 
             Ok(VcpuExit::Shutdown) => {
                 return Some(Outcome::GuestFault("triple fault".into()));
             }
-            Ok(VcpuExit::SystemEvent(kind, _)) => return Some(system_event(kind)),
+            Ok(VcpuExit::SystemEvent(kind, data)) => return Some(system_event(kind, data)),
             Ok(VcpuExit::FailEntry(reason, cpu)) => {
                 return Some(Outcome::KvmFault(format!(
                     "kvm cannot enter the guest: hardware reason {reason:#x} on cpu {cpu}"
@@ -51,11 +52,11 @@ pub(crate) fn run(vcpu: &mut VcpuFd, bus: &Bus, gate: &Gate) -> Option<Outcome> 
     }
 }
 
-fn system_event(kind: u32) -> Outcome {
+fn system_event(kind: u32, data: &[u64]) -> Outcome {
     match kind {
         KVM_SYSTEM_EVENT_RESET => Outcome::GuestReset,
         kvm_bindings::KVM_SYSTEM_EVENT_SHUTDOWN => Outcome::GuestShutdown,
-        _ => Outcome::GuestFault(format!("system event {kind}")),
+        _ => Outcome::GuestFault(exits::end(kind, data).unwrap_or_else(|| format!("system event {kind}"))),
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use kata_cc_boot::{LaunchInput, LaunchPlan};
+use kata_cc_boot::{Firmware, LaunchInput, LaunchPlan, PlatformKind};
 use kata_cc_devices::IoControl;
 use kata_cc_vmm_api::{Phase, TeeConfig, VmConfig, VmState, exit, port};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -111,6 +111,14 @@ impl Vm {
             Some(path) => Some(Content::open("initramfs", path, stable)?),
             None => None,
         };
+        let firmware = match &config.boot.firmware {
+            Some(path) => Some(Content::open("firmware", path, stable)?),
+            None => None,
+        };
+        let platform = match &config.tee {
+            TeeConfig::None => PlatformKind::Plain,
+            TeeConfig::SimSnp { .. } => PlatformKind::SimSnp,
+        };
         let plan = LaunchPlan::new(&LaunchInput {
             kernel: kernel.bytes(),
             initramfs: initramfs.as_ref().map(Content::bytes),
@@ -118,6 +126,11 @@ impl Vm {
             memory_mib: config.memory_mib,
             vcpus: config.vcpus,
             devices: config::device_count(config),
+            firmware: firmware.as_ref().map(|image| Firmware {
+                image: image.bytes(),
+                platform,
+                memory_bit: 0,
+            }),
         })?;
         let processor = Processor::create(config, &plan)?;
         let local_ports = processor.iter().map(|processor| (port::SIM_TEE, processor.local_port())).collect();

@@ -1,6 +1,7 @@
 //! Boots the real guest kernel. Skips, saying why, where KVM cannot run it (`kata-cc-vmm --probe`) or where
 //! there is no kernel. In the lab one test costs some ten seconds.
 
+mod boot_stage0;
 mod common;
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -257,8 +258,9 @@ fn the_simulated_tee_measures_what_it_boots() {
         memory_mib: guest.config.memory_mib,
         vcpus: guest.config.vcpus,
         devices: 1,
+        firmware: None,
     });
-    let predicted = plan.expect("plan").launch_digest();
+    let predicted = plan.expect("plan").launch_digest().expect("measured");
     assert_eq!(state.launch_digest, Some(hex::encode(predicted)), "predicted offline");
     assert!(std::fs::read_to_string(guest.path("log")).expect("log").contains("sim-snp"));
     assert_eq!(control.ask(&ControlRequest::Stop), ControlReply::Done);

@@ -5,7 +5,7 @@ mod common;
 use std::io::{Read, Write};
 use std::path::Path;
 
-use kata_cc_boot::{DescriptorTable, KernelFormat, LaunchPlan, Region, Segment, StartState};
+use kata_cc_boot::{DescriptorTable, KernelFormat, LaunchPlan, Measured, Region, Segment, StartState};
 use kata_cc_vmm::sim::Processor;
 use kata_cc_vmm_api::TeeConfig;
 
@@ -14,6 +14,8 @@ const REPORT: usize = 12;
 fn plan() -> LaunchPlan<'static> {
     LaunchPlan {
         regions: vec![Region { name: "page", gpa: 0x1000, bytes: vec![1; 4096].into() }],
+        unmeasured: Vec::new(),
+        measured: Measured::Regions,
         start: StartState::linux64(0x1000),
         vcpus: 1,
         cmdline: String::new(),
@@ -39,7 +41,7 @@ fn reports_carry_digest_host_data_and_the_guests_bytes() {
     assert!(Processor::create(&config, &plan()).expect("no tee").is_none());
     config.tee = TeeConfig::SimSnp { platform, host_data: "5a".repeat(32), policy: Some(0x30000) };
     let processor = Processor::create(&config, &plan()).expect("processor").expect("asked for");
-    assert_eq!(processor.launch_digest(), &plan().launch_digest());
+    assert_eq!(Some(*processor.launch_digest()), plan().launch_digest());
 
     let mut request = [0u8; 96];
     request[..64].fill(0xab);

@@ -11,14 +11,15 @@ use aws_lc_rs::digest::{SHA256, SHA384, digest};
 use serde::Serialize;
 
 use crate::cpio::{Archive, Kind};
-use crate::paths;
 use crate::shell::{command, output, run, step};
+use crate::{paths, stage0};
 
 /// What `manifest.json` says of the guest image.
 #[derive(Serialize)]
 struct Manifest {
     /// Form of this file.
     version: u32,
+    stage0: Measured,
     kernel: Measured,
     initramfs: Measured,
     /// Command line (without the device words that the VMM adds) by tier.
@@ -47,11 +48,13 @@ pub(crate) fn build() -> anyhow::Result<PathBuf> {
     let initramfs = initramfs(&paths::binaries().join("kata-cc-agent"))?;
     let share = paths::share();
     std::fs::create_dir_all(&share)?;
+    let stage0 = stage0::build()?;
     replace(&share.join("vmlinux"), &std::fs::read(kernel.join("vmlinux"))?)?;
     replace(&share.join("bzImage"), &std::fs::read(kernel.join("bzImage"))?)?;
     replace(&share.join("initramfs"), &initramfs)?;
     let manifest = Manifest {
         version: 1,
+        stage0: measured("stage0", &std::fs::read(stage0)?),
         kernel: measured("vmlinux", &std::fs::read(kernel.join("vmlinux"))?),
         initramfs: measured("initramfs", &initramfs),
         command_lines: ["vm", "sim-snp"].map(command_line).into(),
@@ -66,6 +69,7 @@ pub(crate) fn build() -> anyhow::Result<PathBuf> {
 /// The whole workspace, since cargo unites the features of what is built together: an agent built alone is
 /// another agent.
 pub(crate) fn reproduce() -> anyhow::Result<()> {
+    stage0::reproduce()?;
     let mut images = Vec::new();
     for round in 0..2 {
         step(&format!("building from nothing, round {}", round + 1));
@@ -156,7 +160,7 @@ fn command_line(tier: &'static str) -> CommandLine {
 }
 
 /// Write a file whole or not at all, and leave it alone when it already holds these bytes.
-fn replace(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     if std::fs::read(path).is_ok_and(|old| old == bytes) {
         return Ok(());
     }

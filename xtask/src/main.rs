@@ -15,6 +15,7 @@ mod openapi;
 mod paths;
 mod run;
 mod shell;
+mod stage0;
 mod suites;
 
 use clap::{Parser, Subcommand};
@@ -59,6 +60,8 @@ enum Command {
     Build,
     /// Build the binaries and the guest image.
     Image,
+    /// Build the guest firmware only.
+    Stage0,
     /// Build the guest image twice from nothing and compare the bytes.
     Reproduce,
 }
@@ -73,6 +76,10 @@ fn main() -> anyhow::Result<()> {
         Command::Clean => paths::clean(),
         Command::Build => binaries::build(),
         Command::Image => binaries::build().and_then(|()| guest_image::build().map(drop)),
+        Command::Stage0 => {
+            std::fs::create_dir_all(paths::share())?;
+            stage0::build().map(drop)
+        }
         Command::Reproduce => guest_image::reproduce(),
     }
 }

@@ -1,10 +1,15 @@
-//! SEV-SNP launch measurement: the digest that the security processor computes over everything a
-//! guest starts from, and the VMSA pages that hold the vCPUs' first state.
+//! Launch measurement: the digests that the SNP security processor and the TDX module compute over
+//! everything a guest starts from.
 //!
-//! Purpose: one implementation for the simulated security processor of the VMM, for
+//! Purpose: one implementation for the VMM (which launches, and simulates the security processor), for
 //! `kata-cc measure` (offline prediction) and for reference values, so that they cannot differ.
 //!
-//! Algorithm (SEV-SNP Firmware ABI, 8.17.2 `SNP_LAUNCH_UPDATE`): the digest starts as 48 zero
+//! Parts: [`LaunchDigest`] is SNP's algorithm, [`tdx::MrtdStream`] TDX's, [`rtmr::Rtmrs`] the run-time
+//! registers; [`snp::SnpLaunch`] and [`tdx::TdLaunch`] describe whole launches, made by [`stage0`] for our own
+//! firmware and by [`ovmf`] and [`tdx::TdLaunch::of_firmware`] for images of the OVMF family ([`firmware`]);
+//! [`explain`] says what a digest is made of and what two launches differ in.
+//!
+//! SNP's algorithm (SEV-SNP Firmware ABI, 8.17.2 `SNP_LAUNCH_UPDATE`): the digest starts as 48 zero
 //! bytes; for each 4 KiB page a 0x70-byte `PAGE_INFO` (digest so far, SHA-384 of the contents or
 //! zeros, page type, permissions, guest address) is hashed with SHA-384 and becomes the new digest.
 //! The order of the calls is part of the measurement.
@@ -14,10 +19,24 @@
 //! it feeds them in order ([`LaunchDigest::update_hashed`]).
 #![forbid(unsafe_code)]
 
+mod bytes;
+mod cpu;
+pub mod explain;
+pub mod firmware;
+mod guid;
+mod hashes;
+pub mod ovmf;
+pub mod rtmr;
+pub mod snp;
+pub mod stage0;
+pub mod tdx;
 pub mod vmsa;
 
 use aws_lc_rs::digest::{SHA384, digest};
 
+pub use cpu::{CpuSignature, UnknownCpu};
+pub use firmware::FirmwareError;
+pub use hashes::SevHashes;
 pub use vmsa::VmsaRegisters;
 
 /// Bytes of a page: the unit of measurement.
@@ -86,6 +105,18 @@ pub enum MeasureError {
         gpa: u64,
         /// Its length.
         len: u64,
+    },
+    /// Normal and VMSA pages are measured with their contents.
+    #[error("pages at {gpa:#x} are of a type that is measured with its contents: give them")]
+    ContentsMissing {
+        /// Start of the region.
+        gpa: u64,
+    },
+    /// The VMSAs are measured last.
+    #[error("pages at {gpa:#x} cannot follow the vCPUs, which are measured last")]
+    AfterVcpus {
+        /// Start of the region.
+        gpa: u64,
     },
 }
 

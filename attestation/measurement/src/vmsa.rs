@@ -4,8 +4,8 @@
 //! Layout: AMD64 APM volume 2, appendix B, table B-4 ("VMSA layout, state save area for SEV-ES"),
 //! as KVM fills it in from the vCPU's registers. All that is not named here is zero.
 //!
-//! [`VmsaRegisters::reset`] is the state of a vCPU at reset under KVM and QEMU; other start states
-//! (64-bit direct boot) are made from [`VmsaRegisters::cleared`] by setting the public fields.
+//! [`VmsaRegisters::reset`] is the state of a vCPU at reset under KVM and QEMU, [`VmsaRegisters::flat32`] that
+//! of our own firmware; other start states (64-bit direct boot) are made from [`VmsaRegisters::cleared`] by setting the public fields.
 
 use crate::PAGE_SIZE;
 
@@ -156,6 +156,25 @@ impl VmsaRegisters {
         }
     }
 
+    /// 32-bit protected mode without paging, flat segments, at `entry`: how stage0 starts on every vCPU. The
+    /// rest is as at reset; KVM adds CR4.MCE and EFER.SVME to what a VMM sets, and so they are here.
+    #[must_use]
+    pub const fn flat32(entry: u32, cpu_signature: u32, sev_features: u64) -> Self {
+        const CODE: Segment = Segment::new(8, 0xC9B, 0xFFFF_FFFF, 0);
+        const DATA: Segment = Segment::new(16, 0xC93, 0xFFFF_FFFF, 0);
+        Self {
+            cs: CODE,
+            ds: DATA,
+            es: DATA,
+            fs: DATA,
+            gs: DATA,
+            ss: DATA,
+            cr0: 0x11,
+            rip: entry as u64,
+            ..Self::reset(entry, cpu_signature, sev_features)
+        }
+    }
+
     /// The page as it is measured.
     #[must_use]
     pub fn to_page(&self) -> Box<[u8; PAGE_SIZE]> {
@@ -200,6 +219,51 @@ impl VmsaRegisters {
     }
 }
 
+/// Offset, bytes and name of each field that [`VmsaRegisters`] fills in.
+const FIELDS: [(usize, usize, &str); 35] = [
+    (0x00, 16, "ES"),
+    (0x10, 16, "CS"),
+    (0x20, 16, "SS"),
+    (0x30, 16, "DS"),
+    (0x40, 16, "FS"),
+    (0x50, 16, "GS"),
+    (0x60, 16, "GDTR"),
+    (0x70, 16, "LDTR"),
+    (0x80, 16, "IDTR"),
+    (0x90, 16, "TR"),
+    (0xCA, 1, "VMPL"),
+    (0xCB, 1, "CPL"),
+    (0xD0, 8, "EFER"),
+    (0x140, 8, "XSS"),
+    (0x148, 8, "CR4"),
+    (0x150, 8, "CR3"),
+    (0x158, 8, "CR0"),
+    (0x160, 8, "DR7"),
+    (0x168, 8, "DR6"),
+    (0x170, 8, "RFLAGS"),
+    (0x178, 8, "RIP"),
+    (0x1D8, 8, "RSP"),
+    (0x1F8, 8, "RAX"),
+    (0x240, 8, "CR2"),
+    (0x268, 8, "G_PAT"),
+    (0x308, 8, "RCX"),
+    (0x310, 8, "RDX (CPU family, model and stepping)"),
+    (0x318, 8, "RBX"),
+    (0x328, 8, "RBP"),
+    (0x330, 8, "RSI"),
+    (0x338, 8, "RDI"),
+    (0x340, 64, "R8 to R15"),
+    (0x3B0, 8, "SEV_FEATURES"),
+    (0x3E8, 8, "XCR0"),
+    (0x408, 10, "MXCSR and x87 control word"),
+];
+
+/// The register that a byte of a VMSA belongs to.
+#[must_use]
+pub fn register_at(offset: usize) -> Option<&'static str> {
+    FIELDS.iter().find(|(start, len, _)| (*start..start + len).contains(&offset)).map(|(.., name)| *name)
+}
+
 /// The page being filled in; offsets are constants of this file, all below 0x420.
 struct Page(Box<[u8; PAGE_SIZE]>);
 
@@ -238,6 +302,8 @@ mod tests {
         assert_eq!(u64_at(0x330), 0x1122_3344_5566_7788);
         assert_eq!(u64_at(0x378), 0xF);
         assert_eq!(u64_at(0x3B0), 0x21);
+        assert_eq!(register_at(0x17F), Some("RIP"));
+        assert_eq!(register_at(0x180), None);
         assert!(page[0x412..].iter().all(|byte| *byte == 0));
     }
 }

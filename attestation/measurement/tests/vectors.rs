@@ -1,110 +1,15 @@
-//! Launch digests with known results: QEMU, EC2 and GCE layouts over OVMF images, from public
-//! vectors. The OVMF reading here is test code only: the product boots kernels directly.
+//! Digests with known results: SNP, SEV-ES and SEV launches of OVMF images under QEMU, EC2 and GCE, MRTD of TDVF
+//! images in both page orders, RTMRs of a real event log, from public vectors.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use aws_lc_rs::digest::{SHA256, digest};
-use kata_cc_measurement::{LaunchDigest, VmsaRegisters, vmsa::Segment};
+mod common;
 
-const FOUR_GIB: u64 = 1 << 32;
-
-fn guid(text: &str) -> [u8; 16] {
-    let raw: [u8; 16] = hex::decode(text.replace('-', "")).unwrap().try_into().unwrap();
-    let mut out = raw;
-    out[0..4].reverse();
-    out[4..6].reverse();
-    out[6..8].reverse();
-    out
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes(bytes[at..at + 2].try_into().unwrap())
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
-}
-
-/// What the test needs of an OVMF image.
-struct Ovmf {
-    image: Vec<u8>,
-    /// Metadata sections: address, size, type.
-    sections: Vec<(u64, u64, u32)>,
-    ap_eip: u32,
-    hashes_gpa: Option<u64>,
-}
-
-impl Ovmf {
-    fn parse(image: Vec<u8>) -> Self {
-        let mut end = image.len() - 32;
-        let table_len = u16_at(&image, end - 18) as usize;
-        let start = end - table_len;
-        end -= 18;
-        let (mut sections, mut ap_eip, mut hashes_gpa) = (Vec::new(), 0, None);
-        while end > start {
-            let id: [u8; 16] = image[end - 16..end].try_into().unwrap();
-            let len = u16_at(&image, end - 18) as usize;
-            let data = &image[end - len..end - 18];
-            if id == guid("00f771de-1a7e-4fcb-890e-68c77e2fb44e") {
-                ap_eip = u32_at(data, 0);
-            } else if id == guid("7255371f-3a3b-4b04-927b-1da6efa8d454") {
-                hashes_gpa = Some(u64::from(u32_at(data, 0)));
-            } else if id == guid("dc886566-984a-4798-a75e-5585a7bf67cc") {
-                let at = image.len() - u32_at(data, 0) as usize;
-                assert_eq!(&image[at..at + 4], b"ASEV");
-                for section in 0..u32_at(&image, at + 12) as usize {
-                    let entry = at + 16 + section * 12;
-                    sections.push((
-                        u64::from(u32_at(&image, entry)),
-                        u64::from(u32_at(&image, entry + 4)),
-                        u32_at(&image, entry + 8),
-                    ));
-                }
-            }
-            end -= len;
-        }
-        Self { image, sections, ap_eip, hashes_gpa }
-    }
-}
-
-fn hashes_page(gpa: u64, kernel: &[u8], initrd: &[u8], cmdline: &str) -> [u8; 4096] {
-    let mut terminated = cmdline.as_bytes().to_vec();
-    terminated.push(0);
-    let mut table = guid("9438d606-4f22-4cc9-b479-a793d411fd21").to_vec();
-    table.extend(168u16.to_le_bytes());
-    for (id, bytes) in [
-        ("97d02dd8-bd20-4c94-aa78-e7714d36ab2a", terminated.as_slice()),
-        ("44baf731-3a2f-4bd7-9af1-41e29169781d", initrd),
-        ("4de79437-abd2-427f-b835-d5b172d2045b", kernel),
-    ] {
-        table.extend(guid(id));
-        table.extend(50u16.to_le_bytes());
-        table.extend(digest(&SHA256, bytes).as_ref());
-    }
-    let mut page = [0; 4096];
-    let at = (gpa & 0xFFF) as usize;
-    page[at..at + table.len()].copy_from_slice(&table);
-    page
-}
-
-/// VMSA registers as each monitor sets them.
-fn registers(vmm: &str, eip: u32, boot: bool, signature: u32, features: u64) -> VmsaRegisters {
-    let mut registers = VmsaRegisters::reset(eip, signature, features);
-    match vmm {
-        "ec2" => {
-            if boot {
-                registers.cs.attributes = 0x9A;
-            }
-            registers.ss.attributes = 0x92;
-            registers.tr = Segment { attributes: 0x83, ..registers.tr };
-        }
-        "gce" => registers.g_pat = 0x70106,
-        _ => return registers,
-    }
-    registers.rdx = 0x600;
-    registers.mxcsr = 0;
-    registers.fcw = 0;
-    registers
-}
+use common::vectors;
+use kata_cc_measurement::firmware::Firmware;
+use kata_cc_measurement::ovmf::{Monitor, OvmfGuest};
+use kata_cc_measurement::rtmr::Rtmrs;
+use kata_cc_measurement::tdx::{PassOrder, TdLaunch};
+use kata_cc_measurement::{CpuSignature, FirmwareError, SevHashes};
 
 #[derive(serde::Deserialize)]
 struct Case {
@@ -125,7 +30,7 @@ struct Case {
 #[derive(serde::Deserialize)]
 struct Cases {
     #[serde(rename = "ovmf_hash_AmdSev")]
-    ovmf_hash_amd_sev: String,
+    image_digest: String,
     cases: Vec<Case>,
 }
 
@@ -133,67 +38,156 @@ fn number(text: &str) -> u64 {
     u64::from_str_radix(text.trim_start_matches("0x"), 16).unwrap()
 }
 
-fn measure(ovmf: &Ovmf, case: &Case) -> Option<[u8; 48]> {
-    let mut digest = match &case.ovmf_hash {
-        Some(seed) => LaunchDigest::with_seed(hex::decode(seed).unwrap().try_into().unwrap()),
-        None => {
-            let mut digest = LaunchDigest::new();
-            digest.update_normal_region(FOUR_GIB - ovmf.image.len() as u64, &ovmf.image).unwrap();
-            digest
-        }
+fn digest_of(case: &Case, firmware: &Firmware<'_>) -> Result<String, FirmwareError> {
+    let bytes = |hex: &Option<String>| hex::decode(hex.as_deref().unwrap_or_default()).unwrap();
+    let hashes = case.kernel_hex.as_ref().map(|_| {
+        let cmdline = case.cmdline.as_deref().unwrap_or_default();
+        SevHashes::new(&bytes(&case.kernel_hex), &bytes(&case.initrd_hex), cmdline)
+    });
+    let guest = OvmfGuest {
+        firmware,
+        image_digest: case.ovmf_hash.as_ref().map(|hex| hex::decode(hex).unwrap().try_into().unwrap()),
+        hashes,
+        vcpus: case.vcpus,
+        cpu: CpuSignature(case.vcpu_sig.as_deref().map_or(0, number) as u32),
+        features: number(&case.guest_features),
+        monitor: match case.vmm.as_str() {
+            "ec2" => Monitor::Ec2,
+            "gce" => Monitor::Gce,
+            _ => Monitor::Qemu,
+        },
     };
-    let mut cpuid_last = None;
-    let mut hashes_seen = false;
-    for (gpa, size, kind) in ovmf.sections.iter().copied() {
-        match kind {
-            1 if case.vmm == "gce" => digest.update_unmeasured_pages(gpa, size).unwrap(),
-            1 | 4 => digest.update_zero_pages(gpa, size).unwrap(),
-            2 => digest.update_secrets_page(gpa),
-            3 if case.vmm == "ec2" => cpuid_last = Some(gpa),
-            3 => digest.update_cpuid_page(gpa),
-            0x10 => {
-                hashes_seen = true;
-                match &case.kernel_hex {
-                    Some(kernel) => {
-                        let page = hashes_page(
-                            ovmf.hashes_gpa.unwrap(),
-                            &hex::decode(kernel).unwrap(),
-                            &hex::decode(case.initrd_hex.as_deref().unwrap_or_default()).unwrap(),
-                            case.cmdline.as_deref().unwrap_or_default(),
-                        );
-                        digest.update_normal_region(gpa, &page).unwrap();
-                    }
-                    None => digest.update_zero_pages(gpa, size).unwrap(),
-                }
-            }
-            other => panic!("unknown section {other}"),
+    match case.mode.as_str() {
+        "snp" => {
+            let launch = guest.snp()?;
+            let explained = launch.explain(true);
+            explained.check().unwrap();
+            assert_eq!(explained.digest, launch.digest());
+            Ok(hex::encode(launch.digest()))
         }
+        "seves" => Ok(hex::encode(guest.sev_es_digest()?)),
+        "sev" => Ok(hex::encode(guest.sev_digest())),
+        other => panic!("mode {other}"),
     }
-    if let Some(gpa) = cpuid_last {
-        digest.update_cpuid_page(gpa);
-    }
-    if case.kernel_hex.is_some() && !hashes_seen {
-        return None;
-    }
-    let signature = case.vcpu_sig.as_deref().map_or(0, number) as u32;
-    for cpu in 0..case.vcpus {
-        let eip = if cpu == 0 { 0xFFFF_FFF0 } else { ovmf.ap_eip };
-        let features = number(&case.guest_features);
-        digest.update_vmsa_page(&registers(&case.vmm, eip, cpu == 0, signature, features).to_page());
-    }
-    Some(digest.finish())
 }
 
 #[test]
-fn snp_launch_digests_match() {
-    let Some(dir) = kata_cc_test_vectors::path("snp/launch-digest") else { return };
+fn launch_digests_of_ovmf_guests() {
+    let Some(dir) = vectors("snp/launch-digest") else { return };
     let cases: Cases = serde_json::from_slice(&std::fs::read(dir.join("cases.json")).unwrap()).unwrap();
-    assert_eq!(cases.ovmf_hash_amd_sev.len(), 96);
-    let mut checked = 0;
-    for case in cases.cases.iter().filter(|case| case.mode == "snp") {
-        let ovmf = Ovmf::parse(std::fs::read(dir.join(&case.firmware)).unwrap());
-        assert_eq!(measure(&ovmf, case).map(hex::encode), case.expected, "case {}", case.name);
-        checked += 1;
+    assert_eq!(cases.image_digest.len(), 96);
+    assert!(cases.cases.len() >= 14, "only {} cases", cases.cases.len());
+    for case in &cases.cases {
+        let image = std::fs::read(dir.join(&case.firmware)).unwrap();
+        let seen = digest_of(case, &Firmware::parse(&image).unwrap());
+        match &case.expected {
+            Some(expected) => assert_eq!(seen.as_ref(), Ok(expected), "case {}", case.name),
+            None => assert_eq!(seen, Err(FirmwareError::NoKernelHashes), "case {}", case.name),
+        }
     }
-    assert!(checked >= 12, "only {checked} SNP cases");
+}
+
+fn mrtds(image: &[u8]) -> [String; 2] {
+    let firmware = Firmware::parse(image).unwrap();
+    let launch = TdLaunch::of_firmware(&firmware).unwrap();
+    [PassOrder::Single, PassOrder::Two].map(|order| {
+        let digest = launch.mrtd(order);
+        let explained = launch.explain(order, true);
+        assert_eq!(explained.digest, digest);
+        explained.check().unwrap();
+        hex::encode(digest)
+    })
+}
+
+#[test]
+fn mrtd_of_a_synthetic_image_in_both_orders() {
+    let Some(dir) = vectors("tdx/mrtd") else { return };
+    assert_eq!(
+        mrtds(&std::fs::read(dir.join("synthetic-a.fd")).unwrap()),
+        [
+            "a6566f92fe975589e06596082824f36ee0639005082a3bc5db6d72210b8d11e9c6977f8d36e3115e39fcdcef3b03d675",
+            "86398398bfda30445fc81bb2cd3dee70023f5cce6299d553fda25f9798dfc3f69d75c4cfa8e5cf50eb8ed4247b2ea28c",
+        ]
+    );
+}
+
+/// The real image is kept compressed; `xz` unpacks it where there is one.
+#[test]
+fn mrtd_of_a_real_tdvf_image_in_both_orders() {
+    let Some(dir) = vectors("tdx/mrtd") else { return };
+    let unpacked = std::process::Command::new("xz").arg("-dc").arg(dir.join("OVMF.inteltdx.fd.xz")).output();
+    let Ok(unpacked) = unpacked else {
+        println!("skipped: there is no xz");
+        return;
+    };
+    assert_eq!(unpacked.stdout.len(), 2 << 20);
+    assert_eq!(
+        mrtds(&unpacked.stdout),
+        [
+            "88c63708f207ab01a46b4d9424ea92ab11f8826be30d208afbb58f174f2a19cdcfafb2b12a6a2c98be0740b808894d55",
+            "307c9a6831bdd6e6f56d9305f9598d238d42e864a9144f11c0a46ee42e62ed81eb9845511a80fa77b200743d85d977e3",
+        ]
+    );
+}
+
+/// Events of a CCEL log as (index, type, SHA-384 digest); the first event has the old form.
+fn events(log: &[u8]) -> Vec<(u32, u32, [u8; 48])> {
+    let word = |at: usize| u32::from_le_bytes(log[at..at + 4].try_into().unwrap());
+    let mut at = 32 + word(28) as usize;
+    let mut events = Vec::new();
+    while at + 12 < log.len() && !matches!(word(at), 0xFFFF_FFFF) && word(at + 8) != 0 {
+        let (index, event_type, digests) = (word(at), word(at + 4), word(at + 8));
+        at += 12;
+        let mut sha384 = None;
+        for _ in 0..digests {
+            let (id, len) = match u16::from_le_bytes(log[at..at + 2].try_into().unwrap()) {
+                0xC => (0xC, 48),
+                0xB => (0xB, 32),
+                other => panic!("algorithm {other}"),
+            };
+            if id == 0xC {
+                sha384 = Some(log[at + 2..at + 50].try_into().unwrap());
+            }
+            at += 2 + len;
+        }
+        at += 4 + word(at) as usize;
+        events.push((index, event_type, sha384.unwrap()));
+    }
+    events
+}
+
+#[test]
+fn rtmrs_of_a_real_event_log_are_those_of_the_quote() {
+    let (Some(logs), Some(quote)) = (vectors("tdx/eventlogs"), vectors("tdx/quotes/v4-gcp-cos113")) else {
+        return;
+    };
+    let log = std::fs::read(logs.join("ccel-gcp-cos113.bin")).unwrap();
+    let mut registers = Rtmrs::new();
+    let events = events(&log);
+    for (index, event_type, digest) in &events {
+        registers.replay(*index, *event_type, digest).unwrap();
+    }
+    let expected: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(quote.join("expected.json")).unwrap()).unwrap();
+    assert!(events.len() > 10, "only {} events", events.len());
+    for (index, value) in registers.values().iter().enumerate() {
+        assert_eq!(hex::encode(value), expected[format!("rtmr{index}")], "RTMR{index}");
+    }
+}
+
+#[test]
+fn rtmr3_of_runtime_events() {
+    let Some(dir) = vectors("coco/aael") else { return };
+    let file: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(dir.join("events.json")).unwrap()).unwrap();
+    let mut registers = Rtmrs::new();
+    let events = file["events"].as_array().unwrap();
+    for event in events {
+        let text = |name: &str| event[name].as_str().unwrap();
+        // index, type, count, algorithm, digest and size come before the data
+        let entry = hex::decode(text("entry_hex")).unwrap();
+        registers.extend_data(3, &entry[66..]).unwrap();
+        assert_eq!(hex::encode(registers.values()[3]), text("register_after_hex"), "{event}");
+    }
+    assert!(events.len() >= 2);
 }

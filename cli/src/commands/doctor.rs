@@ -1,7 +1,9 @@
 //! `kata-cc doctor`: what this machine can do, why, and what to change.
 //!
-//! It looks, and starts nothing but the VMM's probe (a tiny guest with a time limit). Exit code 0 when at
+//! It looks, and starts nothing but the VMM's probes (a tiny guest with a time limit, and questions to KVM). Exit code 0 when at
 //! least one tier can run.
+
+mod tee;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -72,8 +74,6 @@ fn report() -> Report {
     let (config, configuration) = configuration(NodeConfig::load());
     let kvm = kvm(&config);
     let image = guest_image();
-    let snp = sev_snp();
-    let tdx = tdx();
     let simulated = simulated_tee(&config);
     let machines = configuration.state == State::Ok && kvm.state == State::Ok && image.state == State::Ok;
     let mut tiers = Vec::new();
@@ -83,19 +83,9 @@ fn report() -> Report {
             tiers.push("sim-snp");
         }
     }
-    let findings = vec![
-        processor(),
-        configuration,
-        kvm,
-        snp,
-        tdx,
-        simulated,
-        image,
-        cgroups(),
-        tun(),
-        erofs(),
-        containerd(),
-    ];
+    let mut findings = vec![processor(), configuration, kvm];
+    findings.extend(hardware_tee(&config));
+    findings.extend([simulated, image, cgroups(), tun(), erofs(), containerd()]);
     Report { tiers, findings }
 }
 
@@ -158,51 +148,18 @@ fn kvm(config: &NodeConfig) -> Finding {
     )
 }
 
-fn sev_snp() -> Finding {
-    const CHECK: &str = "AMD SEV-SNP";
-    let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    if !flags.split_whitespace().any(|flag| flag == "sev_snp") {
-        return lacking(
-            CHECK,
-            State::Warning,
-            "the processor (or this kernel) does not offer SEV-SNP",
-            "a 3rd generation EPYC or later, with SNP enabled in the firmware and Linux 6.11 or later",
-        );
-    }
-    let parameter = std::fs::read_to_string("/sys/module/kvm_amd/parameters/sev_snp").unwrap_or_default();
-    if !matches!(parameter.trim(), "Y" | "1") {
-        return lacking(
-            CHECK,
-            State::Warning,
-            "the processor has SEV-SNP, but kvm_amd does not use it",
-            "set kvm_amd.sev_snp=1 and reserve the RMP in the firmware's settings",
-        );
-    }
-    lacking(
-        CHECK,
-        State::Warning,
-        "the hardware and kernel are ready",
-        "launching on SEV-SNP hardware is not built yet",
-    )
-}
-
-fn tdx() -> Finding {
-    const CHECK: &str = "Intel TDX";
-    let parameter = std::fs::read_to_string("/sys/module/kvm_intel/parameters/tdx").unwrap_or_default();
-    if matches!(parameter.trim(), "Y" | "1") {
-        return lacking(
-            CHECK,
-            State::Warning,
-            "the hardware and kernel are ready",
-            "launching on TDX hardware is not built yet",
-        );
-    }
-    lacking(
-        CHECK,
-        State::Warning,
-        "the processor (or this kernel) does not offer TDX",
-        "a 5th generation Xeon or later, with TDX enabled in the firmware and kvm_intel.tdx=1",
-    )
+/// SEV-SNP and TDX. Pods do not start under them yet: what is found here starts no tier.
+fn hardware_tee(config: &NodeConfig) -> Vec<Finding> {
+    let root = PathBuf::from("/");
+    let probe = Command::new(config.vmm()).arg("--probe-tee").output();
+    let probe = probe.ok().and_then(|probe| serde_json::from_slice(&probe.stdout).ok());
+    let cpuid = |leaf| {
+        let answer = std::arch::x86_64::__cpuid(leaf);
+        [answer.eax, answer.ebx, answer.ecx, answer.edx]
+    };
+    let msr = |register| tee::read_msr(&root, register);
+    let host = tee::Host { root: root.clone(), cpuid: &cpuid, msr: &msr, probe: probe.unwrap_or_default() };
+    host.findings()
 }
 
 /// By the rule of a start: the configuration must name the simulated TEE, and its platform must be there.

@@ -1,35 +1,48 @@
 //! `kata-cc measure`: the launch digest of a guest, foretold offline by the code that the VMM measures with.
 //!
-//! It depends on kernel, initramfs, command line, and the VM's size; with the same `--cpus` and `--memory` it is that of
+//! It depends on the guest's firmware, kernel, initramfs, command line, and the VM's size; with the same `--cpus` and `--memory` it is that of
 //! `kata-cc run`. The digest of the init-data (`HOST_DATA`) is told beside it; the key broker demands both, since init-data is
 //! what the guest does, and the host hands it over.
 
+mod explain;
+mod options;
+mod ovmf;
+
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use kata_cc_boot::{LaunchInput, LaunchPlan};
+use kata_cc_boot::{Firmware, LaunchInput, LaunchPlan, Measured as MeasuredBy};
 use kata_cc_kbs_client::ClientError;
 use kata_cc_kbs_protocol::admin::ReferenceValueMessage;
-use kata_cc_sandbox::{NodeConfig, Tier, initdata, sizing, vm_shape};
+use kata_cc_kbs_protocol::initdata::{InitData, fit};
+use kata_cc_measurement::explain::Explanation;
+use kata_cc_sandbox::{NodeConfig, initdata, sizing, vm_shape};
 use kata_cc_sim_tee::SimPlatform;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use self::options::{HardwareOptions, Tee};
 use super::broker::BrokerArguments;
 use super::size::SizeArguments;
 use super::{block_on, read_text};
 use crate::output::{Output, note};
 
 /// Names of the reference values that the attestation policy asks for.
-const MEASUREMENT: &str = "snp_launch_measurement";
+const SNP_MEASUREMENT: &str = "snp_launch_measurement";
+const MRTD: &str = "mr_td";
 const INIT_DATA: &str = "init_data";
 
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Arguments {
+    #[command(subcommand)]
+    command: Option<explain::Command>,
     /// Tier that the guest is measured by.
     #[arg(long, value_enum, default_value_t = Measured::SimSnp)]
     tier: Measured,
+    #[command(flatten)]
+    hardware: HardwareOptions,
     #[command(flatten)]
     size: SizeArguments,
     /// Guest kernel; the node's without it.
@@ -38,6 +51,9 @@ pub(crate) struct Arguments {
     /// Guest initramfs; the node's without it.
     #[arg(long, value_name = "FILE")]
     initramfs: Option<PathBuf>,
+    /// Image of the guest firmware stage0; the node's without it.
+    #[arg(long, value_name = "FILE")]
+    firmware: Option<PathBuf>,
     /// Words added to the guest's command line; the node's without it.
     #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
     cmdline_append: Option<String>,
@@ -77,25 +93,38 @@ enum Format {
 #[derive(Debug, Serialize)]
 struct Answer {
     tier: &'static str,
+    /// Launch digest of SNP, MRTD of TDX.
     launch_digest: String,
+    /// HOST_DATA of SNP, MRCONFIGID of TDX: the digest of the init-data.
     host_data: String,
     vcpus: u8,
     memory_mib: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cpu: Option<String>,
     cmdline: String,
     kernel: PathBuf,
     initramfs: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    firmware: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    explanation: Option<Explanation>,
+    #[serde(skip)]
+    tee: Option<Tee>,
 }
 
 impl Answer {
+    fn measurement(&self) -> &'static str {
+        if self.tee == Some(Tee::Tdx) { MRTD } else { SNP_MEASUREMENT }
+    }
+
     fn reference_values(&self) -> [(&'static str, &str); 2] {
-        [(MEASUREMENT, &self.launch_digest), (INIT_DATA, &self.host_data)]
+        [(self.measurement(), &self.launch_digest), (INIT_DATA, &self.host_data)]
     }
 }
 
 fn predict(arguments: &Arguments, config: &NodeConfig) -> anyhow::Result<Answer> {
-    let tier = match arguments.tier {
-        Measured::SimSnp => Tier::SimSnp,
-    };
+    let options = &arguments.hardware;
+    let tier = options.tier();
     let read = |file: &PathBuf| {
         std::fs::read(file).with_context(|| {
             format!(
@@ -106,46 +135,102 @@ fn predict(arguments: &Arguments, config: &NodeConfig) -> anyhow::Result<Answer>
     };
     let (kernel_file, initramfs_file) = (config.kernel(), config.initramfs());
     let (kernel, initramfs) = (read(&kernel_file)?, read(&initramfs_file)?);
+    let firmware = config.firmware.as_ref().map(read).transpose()?;
     let size = sizing::size(arguments.size.limits(), &config.vm);
+    let vcpus = options.vcpus.unwrap_or(size.vcpus);
     let cmdline = vm_shape::command_line(config, tier);
+    let (platform, memory_bit) = options.platform();
     let input = LaunchInput {
         kernel: &kernel,
         initramfs: Some(&initramfs),
         cmdline: &cmdline,
         memory_mib: size.memory_mib,
-        vcpus: size.vcpus,
+        vcpus,
         devices: vm_shape::DEVICES,
+        firmware: firmware.as_deref().map(|image| Firmware { image, platform, memory_bit }),
     };
     let plan = LaunchPlan::new(&input).with_context(|| {
         let (kernel, initramfs) = (kernel_file.display(), initramfs_file.display());
         format!("a guest of kernel {kernel} and initramfs {initramfs} cannot be launched")
     })?;
+    let (launch_digest, explanation) = digest(&plan, options)?;
     let document = match &arguments.init_data {
         Some(file) => {
             initdata::from_text(&read_text(file)?).with_context(|| format!("{}", file.display()))?
         }
         None => initdata::of_node(config)?,
     };
+    let host_data = match options.tee {
+        Some(Tee::Tdx) => hex::encode(fit::<48>(&InitData::parse(&document.text)?.digest())),
+        _ => hex::encode(document.host_data),
+    };
     Ok(Answer {
         tier: tier.name(),
-        launch_digest: hex::encode(plan.launch_digest()),
-        host_data: hex::encode(document.host_data),
-        vcpus: size.vcpus,
+        launch_digest: hex::encode(launch_digest),
+        host_data,
+        vcpus,
         memory_mib: size.memory_mib,
+        cpu: options.cpu.map(|cpu| cpu.to_string()),
         cmdline: plan.cmdline,
         kernel: kernel_file,
         initramfs: initramfs_file,
+        firmware: config.firmware.clone(),
+        explanation: explanation.filter(|_| options.explain),
+        tee: options.tee,
     })
+}
+
+/// Digest of a plan, and what it is made of; a guest without the firmware has only the digest of its regions.
+fn digest(
+    plan: &LaunchPlan<'_>,
+    options: &HardwareOptions,
+) -> anyhow::Result<([u8; 48], Option<Explanation>)> {
+    let MeasuredBy::Stage0(launch) = &plan.measured else {
+        const ADVICE: &str = "give --firmware, or name the firmware in the node's configuration";
+        anyhow::ensure!(
+            options.tee.is_none(),
+            "hardware launches go through the guest firmware stage0: {ADVICE}"
+        );
+        anyhow::ensure!(
+            !options.explain,
+            "--explain is for launches through the guest firmware stage0: {ADVICE}"
+        );
+        anyhow::ensure!(
+            options.cpu.is_none(),
+            "--cpu is for launches through the guest firmware stage0: {ADVICE}"
+        );
+        return Ok((plan.launch_digest().context("the firmware is for another platform")?, None));
+    };
+    let mut launch = launch.as_ref().clone().with_features(options.guest_features)?;
+    if let Some(cpu) = options.cpu {
+        anyhow::ensure!(
+            options.tee != Some(Tee::Tdx),
+            "MRTD does not depend on the processor: leave --cpu out"
+        );
+        launch = launch.with_cpu(cpu);
+    }
+    let explained = match options.tee {
+        Some(Tee::Tdx) => explain::tdx(&launch.tdx()?, options.order()),
+        _ => explain::snp(&launch.snp()?),
+    };
+    Ok((explained.digest, Some(explained)))
 }
 
 /// Print the prediction, and register it when that was asked for.
 pub(crate) fn measure(arguments: &Arguments, output: &Output) -> anyhow::Result<u8> {
+    if let Some(command) = &arguments.command {
+        return explain::run(command, output);
+    }
+    if let Some(image) = &arguments.hardware.ovmf {
+        return measure_ovmf(image, arguments, output);
+    }
     let mut config = match &arguments.config {
         Some(file) => NodeConfig::read(file)?,
         None => NodeConfig::load()?,
     };
     config.kernel = arguments.kernel.clone().or(config.kernel);
     config.initramfs = arguments.initramfs.clone().or(config.initramfs);
+    config.firmware = arguments.firmware.clone().or(config.firmware);
     if let Some(words) = &arguments.cmdline_append {
         config.cmdline_append.clone_from(words);
     }
@@ -164,7 +249,7 @@ pub(crate) fn measure(arguments: &Arguments, output: &Output) -> anyhow::Result<
     let answer = predict(arguments, &config)?;
     if arguments.register {
         register(&arguments.broker, &answer.reference_values())?;
-        note(&format!("kata-cc: registered as {MEASUREMENT} and {INIT_DATA}"));
+        note(&format!("kata-cc: registered as {} and {INIT_DATA}", answer.measurement()));
     }
     if arguments.format == Format::Rvps {
         let values = answer.reference_values().map(|(name, value)| (name.to_owned(), json!([value])));
@@ -177,15 +262,48 @@ pub(crate) fn measure(arguments: &Arguments, output: &Output) -> anyhow::Result<
     Ok(0)
 }
 
+fn measure_ovmf(image: &Path, arguments: &Arguments, output: &Output) -> anyhow::Result<u8> {
+    let answer = ovmf::predict(
+        image,
+        arguments.kernel.as_deref(),
+        arguments.initramfs.as_deref(),
+        &arguments.hardware,
+    )?;
+    if output.json {
+        output.document(&answer)?;
+    } else {
+        output.text(&format!("launch digest  {}\n", answer.launch_digest))?;
+        if let Some(explanation) = &answer.explanation {
+            output.text(&explain::table(explanation))?;
+        }
+    }
+    Ok(0)
+}
+
 fn describe(answer: &Answer) -> String {
+    let (digest, init_data) = match answer.tee {
+        Some(Tee::Tdx) => ("MRTD          ", "MRCONFIGID    "),
+        _ => ("launch digest ", "HOST_DATA     "),
+    };
+    let note = if answer.tee.is_none() { " (simulated: protects nothing)" } else { "" };
     [
-        format!("launch digest  {}\n", answer.launch_digest),
-        format!("HOST_DATA      {}\n", answer.host_data),
-        format!("tier           {} (simulated: protects nothing)\n", answer.tier),
+        format!("{digest} {}\n", answer.launch_digest),
+        format!("{init_data} {}\n", answer.host_data),
+        format!("tier           {}{note}\n", answer.tier),
+        answer.cpu.as_ref().map(|cpu| format!("processor      {cpu}\n")).unwrap_or_default(),
         format!("size           {} vCPUs, {} MiB\n", answer.vcpus, answer.memory_mib),
         format!("kernel         {}\n", answer.kernel.display()),
         format!("initramfs      {}\n", answer.initramfs.display()),
+        answer.firmware.as_ref().map_or_else(
+            || "firmware       none: the kernel is entered directly\n".to_owned(),
+            |file| format!("firmware       {}\n", file.display()),
+        ),
         format!("command line   {}\n", answer.cmdline),
+        answer
+            .explanation
+            .as_ref()
+            .map(|explanation| format!("\n{}", explain::table(explanation)))
+            .unwrap_or_default(),
     ]
     .concat()
 }
@@ -242,7 +360,13 @@ mod tests {
             cmdline: String::new(),
             kernel: PathBuf::new(),
             initramfs: PathBuf::new(),
+            firmware: None,
+            cpu: None,
+            explanation: None,
+            tee: None,
         };
         assert_eq!(answer.reference_values(), [("snp_launch_measurement", "aa"), ("init_data", "bb")]);
+        let td = Answer { tee: Some(Tee::Tdx), ..answer };
+        assert_eq!(td.reference_values(), [("mr_td", "aa"), ("init_data", "bb")]);
     }
 }

@@ -57,6 +57,8 @@ pub struct NodeConfig {
     pub kernel: Option<PathBuf>,
     /// Guest initramfs; `initramfs` of the guest image when absent.
     pub initramfs: Option<PathBuf>,
+    /// Image of the guest firmware stage0, which verifies kernel and initramfs; they are booted directly when absent.
+    pub firmware: Option<PathBuf>,
     /// Words added to the guest's command line; they are measured.
     pub cmdline_append: String,
     /// Order of tiers for class `kata-cc-auto`, the first that can run is taken.
@@ -83,6 +85,7 @@ impl Default for NodeConfig {
             vmm: None,
             kernel: None,
             initramfs: None,
+            firmware: None,
             cmdline_append: String::new(),
             auto_order: vec![Tier::Snp, Tier::Tdx, Tier::Vm],
             tee: TeeSettings::default(),

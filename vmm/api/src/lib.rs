@@ -55,6 +55,10 @@ pub struct BootConfig {
     /// Command line, without the `virtio_mmio.device=` words that the VMM adds for each device.
     #[serde(default)]
     pub cmdline: String,
+    /// Image of the guest firmware stage0, which verifies and boots the kernel; without it the kernel is entered
+    /// directly.
+    #[serde(default)]
+    pub firmware: Option<PathBuf>,
 }
 
 /// The trusted execution environment.

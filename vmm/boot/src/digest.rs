@@ -6,18 +6,26 @@
 
 use kata_cc_measurement::{LaunchDigest, PAGE_SIZE, PageHash, PageType, VmsaRegisters, hash_page};
 
-use crate::plan::{LaunchPlan, Region};
+use crate::plan::{LaunchPlan, Measured, Region};
 
 /// Pages that one thread hashes at least: below it, starting a thread costs more than it saves.
 const PAGES_PER_THREAD: usize = 256;
 
 impl LaunchPlan<'_> {
-    /// SNP launch digest of this plan.
+    /// SNP launch digest of this plan; `None` for a launch by stage0 that no SNP firmware, nor a simulated
+    /// one, would measure.
     ///
     /// vCPUs other than the first are measured at reset with the CPUID signature 0, so that the digest
     /// does not depend on the host's processor; a VMM that launches on hardware sets RDX likewise.
     #[must_use]
-    pub fn launch_digest(&self) -> [u8; 48] {
+    pub fn launch_digest(&self) -> Option<[u8; 48]> {
+        match &self.measured {
+            Measured::Regions => Some(self.digest_of_regions()),
+            Measured::Stage0(launch) => launch.snp().ok().map(|launch| launch.digest()),
+        }
+    }
+
+    fn digest_of_regions(&self) -> [u8; 48] {
         let mut digest = LaunchDigest::new();
         for region in &self.regions {
             let mut gpa = region.gpa;
@@ -83,6 +91,8 @@ mod tests {
                 Region { name: "small", gpa: 0x7000, bytes: vec![1; 5].into() },
                 Region { name: "large", gpa: 0x100_0000, bytes: bytes.into() },
             ],
+            unmeasured: Vec::new(),
+            measured: Measured::Regions,
             start: StartState::linux64(0x100_0000),
             vcpus: 2,
             cmdline: String::new(),
@@ -96,6 +106,6 @@ mod tests {
         }
         serial.update_vmsa_page(&plan.start.vmsa().to_page());
         serial.update_vmsa_page(&VmsaRegisters::reset(0xffff_fff0, 0, 1).to_page());
-        assert_eq!(plan.launch_digest(), serial.finish());
+        assert_eq!(plan.launch_digest(), Some(serial.finish()));
     }
 }

@@ -8,6 +8,9 @@
 //! firmware; PVH would add a second path through a note that the image controls (GHSA-52h2-m2cf-9jh6)
 //! and gain nothing, so notes are not read at all.
 //!
+//! With the guest firmware stage0 ([`Firmware`]) only the firmware and a page of hashes are measured, and
+//! stage0 does for the guest what is described here; see the module `stage0`.
+//!
 //! No ACPI: an MP table tells the kernel of vCPUs and interrupts, `virtio_mmio.device=` words of the
 //! devices. Both are measured; tables written in AML would be code.
 //!
@@ -27,9 +30,13 @@ pub mod layout;
 mod mptable;
 mod params;
 mod plan;
+mod stage0;
 mod start;
 
 pub use cmdline::CmdlineError;
+pub use kata_cc_stage0_abi::layout::TERMINATION_PORT;
+pub use kata_cc_stage0_abi::{PlatformKind, Termination};
 pub use kernel::{Kernel, KernelError, KernelFormat};
-pub use plan::{LaunchInput, LaunchPlan, PlanError, Region};
+pub use plan::{LaunchInput, LaunchPlan, Measured, PlanError, Region};
+pub use stage0::{Firmware, FirmwareError};
 pub use start::{DescriptorTable, Segment, StartState};

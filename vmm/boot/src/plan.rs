@@ -2,12 +2,15 @@
 
 use std::borrow::Cow;
 
+use kata_cc_measurement::stage0::Stage0Launch;
+
 use crate::cmdline::{self, CmdlineError};
 use crate::kernel::{Kernel, KernelError, KernelFormat};
 use crate::layout::{
     self, CMDLINE, GDT, MAX_DEVICES, MEMORY_MIB, MIB, MMIO_HOLE, MP_TABLE, PAGE_SIZE, PAGE_TABLES, VCPUS,
     ZERO_PAGE,
 };
+use crate::stage0::{self, Firmware, FirmwareError};
 use crate::start::StartState;
 use crate::{mptable, params, start};
 
@@ -26,6 +29,8 @@ pub struct LaunchInput<'a> {
     pub vcpus: u8,
     /// Number of virtio-mmio devices; they sit at [`layout::device`]`(0..devices)`.
     pub devices: usize,
+    /// Guest firmware that verifies and boots the kernel; without it the kernel is entered directly.
+    pub firmware: Option<Firmware<'a>>,
 }
 
 /// Why there is no plan.
@@ -58,6 +63,9 @@ pub enum PlanError {
         /// End of the memory that both may use.
         limit: u64,
     },
+    /// The launch by the guest firmware was refused.
+    #[error(transparent)]
+    Firmware(#[from] FirmwareError),
 }
 
 /// Bytes that the guest finds at an address when it starts.
@@ -79,11 +87,24 @@ impl Region<'_> {
     }
 }
 
+/// What the launch digest covers.
+#[derive(Clone, Debug)]
+pub enum Measured<'a> {
+    /// Every region, then one VMSA per vCPU.
+    Regions,
+    /// What stage0's launch contract says.
+    Stage0(Box<Stage0Launch<'a>>),
+}
+
 /// What the VMM writes into guest memory, and how the vCPUs start.
 #[derive(Clone, Debug)]
 pub struct LaunchPlan<'a> {
     /// In the order in which they are measured; they do not overlap.
     pub regions: Vec<Region<'a>>,
+    /// What the guest finds beside in shared memory, and verifies itself.
+    pub unmeasured: Vec<Region<'a>>,
+    /// How the launch digest comes about.
+    pub measured: Measured<'a>,
     /// First state of vCPU 0.
     pub start: StartState,
     /// Number of vCPUs.
@@ -110,7 +131,14 @@ impl<'a> LaunchPlan<'a> {
             return Err(PlanError::Devices(input.devices));
         }
         let kernel = Kernel::parse(input.kernel)?;
-        let cmdline = cmdline::build(input.cmdline, input.devices, kernel.cmdline_max)?;
+        let longest = match input.firmware {
+            None => kernel.cmdline_max,
+            Some(_) => kernel.cmdline_max.min(stage0::CMDLINE_MAX),
+        };
+        let cmdline = cmdline::build(input.cmdline, input.devices, longest)?;
+        if let Some(firmware) = &input.firmware {
+            return stage0::plan(input, firmware, &kernel, cmdline);
+        }
         let initramfs = place_initramfs(input, &kernel)?;
 
         let owned = |name, gpa, bytes: Vec<u8>| Region { name, gpa, bytes: Cow::Owned(bytes) };
@@ -134,6 +162,8 @@ impl<'a> LaunchPlan<'a> {
         }
         Ok(Self {
             regions,
+            unmeasured: Vec::new(),
+            measured: Measured::Regions,
             start: StartState::linux64(kernel.entry),
             vcpus: input.vcpus,
             cmdline,

@@ -85,6 +85,28 @@ impl StartState {
         }
     }
 
+    /// 32-bit protected mode without paging, flat segments: how every vCPU begins in stage0, since a TDX
+    /// vCPU cannot begin otherwise.
+    #[must_use]
+    pub const fn flat32(entry: u64) -> Self {
+        const NONE: DescriptorTable = DescriptorTable { base: 0, limit: 0xffff };
+        Self {
+            rip: entry,
+            rsp: 0,
+            rsi: 0,
+            rflags: RFLAGS_ONE,
+            cr0: CR0_PE | CR0_ET,
+            cr3: 0,
+            cr4: 0,
+            efer: 0,
+            cs: Segment { selector: 0x8, base: 0, limit: 0xffff_ffff, attributes: 0xc9b },
+            data: Segment { selector: 0x10, base: 0, limit: 0xffff_ffff, attributes: 0xc93 },
+            tr: Segment { selector: 0, base: 0, limit: 0xffff, attributes: 0x8b },
+            gdt: NONE,
+            idt: NONE,
+        }
+    }
+
     /// The boot vCPU's VMSA.
     pub(crate) fn vmsa(&self) -> VmsaRegisters {
         let segment = |s: Segment| VmsaSegment::new(s.selector, s.attributes, s.limit, s.base);

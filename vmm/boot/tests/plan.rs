@@ -66,11 +66,12 @@ fn input<'a>(kernel: &'a [u8], initramfs: &'a [u8]) -> LaunchInput<'a> {
         memory_mib: 128,
         vcpus: 2,
         devices: 3,
+        firmware: None,
     }
 }
 
 fn digest(input: &LaunchInput<'_>) -> String {
-    let digest = LaunchPlan::new(input).expect("valid").launch_digest();
+    let digest = LaunchPlan::new(input).expect("valid").launch_digest().expect("measured");
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -88,15 +88,24 @@ pub fn wait_for(path: &Path, text: &str) -> String {
     }
 }
 
+/// Folder of the guest image and of stage0: `KATA_CC_SHARE_DIR`, or `share` of the build cache.
+pub fn share() -> PathBuf {
+    std::env::var_os("KATA_CC_SHARE_DIR").map_or_else(|| cache().join("share"), PathBuf::from)
+}
+
+/// Folder of what is dear to build.
+pub fn cache() -> PathBuf {
+    std::env::var_os("XDG_CACHE_HOME")
+        .map_or_else(|| std::env::home_dir().unwrap_or_default().join(".cache"), PathBuf::from)
+        .join("kata-cc")
+}
+
 /// The guest kernel, from `KATA_CC_GUEST_KERNEL` (a folder) or the newest in the build cache.
 pub fn kernel(file: &str) -> Option<PathBuf> {
     if let Some(folder) = std::env::var_os("KATA_CC_GUEST_KERNEL") {
         return Some(Path::new(&folder).join(file)).filter(|path| path.is_file());
     }
-    let cache = std::env::var_os("XDG_CACHE_HOME")
-        .map_or_else(|| std::env::home_dir().unwrap_or_default().join(".cache"), PathBuf::from)
-        .join("kata-cc/guest-kernel");
-    let mut found: Vec<_> = std::fs::read_dir(cache)
+    let mut found: Vec<_> = std::fs::read_dir(cache().join("guest-kernel"))
         .ok()?
         .filter_map(|entry| {
             let path = entry.ok()?.path().join(file);

@@ -71,6 +71,7 @@ fn boot_ours(dir: &Path) -> anyhow::Result<Boot> {
             kernel: kata_cc_tests::share().join("vmlinux"),
             initramfs: Some(kata_cc_tests::share().join("initramfs")),
             cmdline: kata_cc_vmm_api::command_line("vm"),
+            firmware: None,
         },
         tee: TeeConfig::None,
         console: Some(console.clone()),
