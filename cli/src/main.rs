@@ -35,7 +35,7 @@ enum Command {
     /// Tell what this machine can do, with the reason and what to change.
     Doctor,
     /// Predict the launch digest of a guest, offline.
-    Measure(commands::measure::Arguments),
+    Measure(Box<commands::measure::Arguments>),
     /// Encrypt and inspect images.
     #[command(subcommand)]
     Image(commands::image::Command),

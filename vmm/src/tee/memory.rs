@@ -222,7 +222,7 @@ mod tests {
                 naive[start as usize..(start + pages) as usize].fill(private);
             }
             for (page, private) in (0..).zip(naive) {
-                let ram = page < 64 || page >= 128;
+                let ram = !(64..128).contains(&page);
                 let seen = book.check_shared(page * PAGE + 5, 1);
                 let expected = match (ram, private) {
                     (false, _) => Err(MapError::NotRam { gpa: page * PAGE + 5, size: 1 }),

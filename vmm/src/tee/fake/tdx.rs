@@ -99,8 +99,7 @@ impl FakeTdx {
         refuse_unless(region.gpa >> 47 == 0, libc::EINVAL)?;
         refuse_unless(!host.stuck, libc::EINTR)?;
         let most = if host.pages_per_call == 0 { u64::MAX } else { host.pages_per_call };
-        let mut done = 0;
-        for page in source {
+        for (done, page) in (0..).zip(source) {
             if region.nr_pages == 0 {
                 break;
             }
@@ -116,7 +115,6 @@ impl FakeTdx {
             }
             region.gpa += 4096;
             region.nr_pages -= 1;
-            done += 1;
         }
         Ok(())
     }
