@@ -3,8 +3,6 @@
 
 mod common;
 
-use std::path::PathBuf;
-
 use common::{Node, minimal_kernel};
 use serde_json::{Value, json};
 

@@ -1,12 +1,10 @@
 //! Firmware images that lie about themselves: each is refused, and none panics.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-mod common;
-
-use common::vectors;
 use kata_cc_measurement::firmware::Firmware;
 use kata_cc_measurement::ovmf::{Monitor, OvmfGuest};
 use kata_cc_measurement::{CpuSignature, FirmwareError, SevHashes};
+use kata_cc_test_vectors::path as vectors;
 
 fn image() -> Option<Vec<u8>> {
     Some(std::fs::read(vectors("snp/launch-digest")?.join("ovmf_AmdSev_suffix.bin")).unwrap())

@@ -2,14 +2,12 @@
 //! images in both page orders, RTMRs of a real event log, from public vectors.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-mod common;
-
-use common::vectors;
 use kata_cc_measurement::firmware::Firmware;
 use kata_cc_measurement::ovmf::{Monitor, OvmfGuest};
 use kata_cc_measurement::rtmr::Rtmrs;
 use kata_cc_measurement::tdx::{PassOrder, TdLaunch};
 use kata_cc_measurement::{CpuSignature, FirmwareError, SevHashes};
+use kata_cc_test_vectors::path as vectors;
 
 #[derive(serde::Deserialize)]
 struct Case {
