@@ -43,6 +43,16 @@ impl Gate {
             false => Ok(()),
         }
     }
+
+    /// Asks the same before the image is there. What the policy wants to remember of a consent it remembers when it is asked again
+    /// ([`check_image`](Self::check_image)), else it would count one container twice.
+    pub(crate) async fn check_image_ahead(&self, input: &Value) -> Result<(), Denial> {
+        let policy = self.0.lock().await;
+        match policy.has_rule(RUN_IMAGE) {
+            true => told(policy.would_allow(RUN_IMAGE, input)),
+            false => Ok(()),
+        }
+    }
 }
 
 fn told(answer: Result<(), Denial>) -> Result<(), Denial> {
@@ -68,6 +78,19 @@ mod tests {
         {
             gate.replace(policy(text)).await;
             assert!(gate.check_image(&json!({"image": {"uid": 8}})).await.is_err(), "{text}");
+            assert!(gate.check_image_ahead(&json!({"image": {"uid": 8}})).await.is_err(), "{text}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_a_policy_remembers_of_an_image_it_remembers_once() {
+        let text = "package agent_policy\nimport rego.v1\ndefault RunImageRequest := {\"allowed\": false}\n\
+            RunImageRequest := {\"allowed\": true, \"ops\": [{\"op\": \"add\", \"path\": \"/pstate/ran\", \"value\": true}]} \
+            if not data.pstate.ran";
+        let gate = Gate::new(AgentPolicy::new("t", text).unwrap());
+        let container = json!({});
+        gate.check_image_ahead(&container).await.unwrap();
+        gate.check_image(&container).await.unwrap();
+        assert!(gate.check_image_ahead(&container).await.is_err(), "a second container");
     }
 }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use kata_cc_agent_protocol::agent::StringUser;
 use kata_cc_agent_protocol::oci;
+use kata_cc_causes::causes;
 use kata_cc_image::digest::Digest;
 use kata_cc_image::{
     BrokerKeys, ClientConfig, DockerAuthConfig, ExaminedImage, ImageClient, ImageConfiguration, KeyProvider,
@@ -48,20 +49,6 @@ pub(crate) enum PullError {
     /// A system call failed.
     #[error("space for the image: {0}")]
     Space(std::io::Error),
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(e) = cause {
-        let part = e.to_string();
-        if !text.contains(&part) {
-            text.push_str(": ");
-            text.push_str(&part);
-        }
-        cause = e.source();
-    }
-    text
 }
 
 /// What an image says is to run; `None` for the pause program.
@@ -198,6 +185,8 @@ pub(crate) struct Images {
     proxy: Option<String>,
     measurements: Arc<Measurements>,
     scratch: tokio::sync::OnceCell<Scratch>,
+    /// Held by the one [`Images::pull_to`] that runs.
+    pulling_for_the_hub: tokio::sync::Mutex<()>,
 }
 
 /// Tells of an image that is not pulled.
@@ -230,7 +219,15 @@ impl Images {
         proxy: Option<String>,
         measurements: Arc<Measurements>,
     ) -> Self {
-        Self { settings, broker, tee, proxy, measurements, scratch: tokio::sync::OnceCell::new() }
+        Self {
+            settings,
+            broker,
+            tee,
+            proxy,
+            measurements,
+            scratch: tokio::sync::OnceCell::new(),
+            pulling_for_the_hub: tokio::sync::Mutex::new(()),
+        }
     }
 
     fn tier(&self) -> RunningTier {
@@ -247,7 +244,7 @@ impl Images {
         let (Some(uri), Some(broker)) = (uri, &self.broker) else {
             return Ok(None);
         };
-        let bytes = broker.resource(uri).await.map_err(|e| chain(&*e))?;
+        let bytes = broker.resource(uri).await.map_err(|e| causes(&*e))?;
         // The error of the parser could repeat credentials: it is not passed on.
         serde_json::from_slice(&bytes).map(Some).map_err(|_| format!("{uri} is no docker configuration"))
     }
@@ -262,12 +259,12 @@ impl Images {
         let (name, runtime) = (reference.clone(), tokio::runtime::Handle::current());
         // On a thread of its own, as the rest of the pull.
         let examining = tokio::task::spawn_blocking(move || {
-            let client = ImageClient::new(config).map_err(|e| chain(&e))?;
+            let client = ImageClient::new(config).map_err(|e| causes(&e))?;
             let progress = |p: Progress| debug!(progress = ?p, "examining");
-            let image = runtime.block_on(client.examine(&name, &progress)).map_err(|e| chain(&e))?;
+            let image = runtime.block_on(client.examine(&name, &progress)).map_err(|e| causes(&e))?;
             Ok((client, image))
         });
-        let examined = examining.await.map_err(|e| chain(&e)).and_then(|r| r);
+        let examined = examining.await.map_err(|e| causes(&e)).and_then(|r| r);
         let (client, image) = examined.map_err(|reason| refused(&reference, reason))?;
         let program = Program(Some((image.manifest_digest.clone(), image.config.clone())));
         Ok(Examined { reference, program, image: Some((client, image)) })
@@ -313,11 +310,20 @@ impl Images {
             return Err(refused(&image, reason));
         }
         let examined = self.examine(reference).await?;
+        // One at a time: two of one bundle would unpack into one folder.
+        let _turn = self.pulling_for_the_hub.lock().await;
+        if target.exists() {
+            return Err(refused(&image, format!("{} is there already", target.display())));
+        }
         // A name of its own in the space for images, which no container has: those have no dots in front.
         let name = format!(".{}", Digest::sha256(bundle.as_bytes()).as_str().trim_start_matches("sha256:"));
         let pulled = self.pull(examined, &Path::new(crate::paths::BASE).join(name)).await?;
         let source = pulled.rootfs.display().to_string();
-        crate::storage::mount_on(&source, &target, "none", &["bind"]).map_err(PullError::Space)?;
+        if let Err(error) = crate::storage::mount_on(&source, &target, "none", &["bind"]) {
+            // Nobody could get at it, and it would fill the guest's memory.
+            let _ = pulled.rootfs.parent().map(fs::remove_dir_all);
+            return Err(PullError::Space(error));
+        }
         Ok(pulled.digest.unwrap_or_default())
     }
 
@@ -365,9 +371,9 @@ impl Images {
         // Unpacking keeps a thread busy: it gets one of its own, and the ttrpc threads stay free.
         let pulling = tokio::task::spawn_blocking(move || {
             let progress = |p: Progress| debug!(progress = ?p, "pulling");
-            runtime.block_on(client.fetch(image, &target, &*keys, &progress)).map_err(|e| chain(&e))
+            runtime.block_on(client.fetch(image, &target, &*keys, &progress)).map_err(|e| causes(&e))
         });
-        let pulled = pulling.await.map_err(|e| chain(&e)).and_then(|r| r);
+        let pulled = pulling.await.map_err(|e| causes(&e)).and_then(|r| r);
         // What is left there is memory that the container could use.
         let _ = fs::remove_dir_all(&work_dir);
         pulled
@@ -410,7 +416,7 @@ fn prefer_disk<T, E: std::error::Error>(
 ) -> Result<T, E> {
     setup(true, memory_size.saturating_add(disk_size)).or_else(|e| {
         tracing::error!(
-            reason = %chain(&e),
+            reason = %causes(&e),
             lost_mib = disk_size >> 20,
             left_mib = memory_size >> 20,
             what_to_do = "images that do not fit in memory will not be pulled: give the pod more memory, or see why the \

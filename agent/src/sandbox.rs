@@ -301,7 +301,7 @@ impl Sandbox {
                 let question = |rootfs| program.question(&id, &storage.source, process, names, rootfs);
                 // Before any key is asked for, and again when the image's own files tell who its user is.
                 if let Some(question) = question(None) {
-                    policy.check_image(&question).await?;
+                    policy.check_image_ahead(&question).await?;
                 }
                 let pulled = images.pull(examined, &bundle).await?;
                 if let Some(question) = question(Some(&pulled.rootfs)) {

@@ -13,6 +13,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures::StreamExt as _;
+use kata_cc_causes::causes;
 use oci_client::Reference;
 use oci_client::RegistryOperation;
 use oci_client::client::{Certificate, CertificateEncoding, ClientProtocol};
@@ -213,16 +214,16 @@ impl Registry {
             // A guest has no certificates of its own: then only plain registries can be reached, which needs no error here.
             Err(_) if config.extra_roots_pem.is_empty() => {
                 oci_client::Client::try_from(Self::client_config(&config, true))
-                    .map_err(|e| RegistryError::Setup(chain(&e)))?
+                    .map_err(|e| RegistryError::Setup(causes(&e)))?
             }
-            Err(error) => return Err(RegistryError::Setup(chain(&error))),
+            Err(error) => return Err(RegistryError::Setup(causes(&error))),
         };
         let http = match Self::http(&config, false) {
             Ok(http) => http,
             Err(_) if config.extra_roots_pem.is_empty() => {
-                Self::http(&config, true).map_err(|e| RegistryError::Setup(chain(&e)))?
+                Self::http(&config, true).map_err(|e| RegistryError::Setup(causes(&e)))?
             }
-            Err(error) => return Err(RegistryError::Setup(chain(&error))),
+            Err(error) => return Err(RegistryError::Setup(causes(&error))),
         };
         Ok(Self { client, http, config })
     }
@@ -311,7 +312,7 @@ impl Registry {
         let fail = |error: reqwest::Error| RegistryError::Transport {
             registry: registry.to_owned(),
             what: what.clone(),
-            why: chain(&error),
+            why: causes(&error),
         };
         let mut response = request.send().await.map_err(fail)?;
         check_status(response.status().as_u16(), registry, &what)?;
@@ -368,7 +369,7 @@ impl Registry {
                     return Err(RegistryError::Transport {
                         registry: reference.registry().to_owned(),
                         what,
-                        why: chain(&error),
+                        why: causes(&error),
                     }
                     .into());
                 }
@@ -401,7 +402,7 @@ impl Registry {
         size: u64,
     ) -> Result<(), RegistryError> {
         self.log_in(reference, RegistryOperation::Push).await?;
-        let file = tokio::fs::File::open(path).await.map_err(|error| RegistryError::Setup(chain(&error)))?;
+        let file = tokio::fs::File::open(path).await.map_err(|error| RegistryError::Setup(causes(&error)))?;
         let stream = tokio_util::io::ReaderStream::with_capacity(file.take(size), 128 << 10)
             .map(|piece| piece.map_err(OciDistributionError::from));
         self.client
@@ -449,7 +450,7 @@ fn check_status(status: u16, registry: &str, what: &str) -> Result<(), RegistryE
 fn explain(reference: &Reference, what: &str, error: &OciDistributionError) -> RegistryError {
     let registry = reference.registry().to_owned();
     let what = format!("{what} ({})", reference.repository());
-    let why: String = chain(error).chars().take(500).collect();
+    let why: String = causes(error).chars().take(500).collect();
     match error {
         OciDistributionError::UnauthorizedError { .. } | OciDistributionError::AuthenticationFailure(_) => {
             RegistryError::Unauthorized { registry, what, why }
@@ -467,19 +468,4 @@ fn explain(reference: &Reference, what: &str, error: &OciDistributionError) -> R
 fn is_absent(code: &oci_client::errors::OciErrorCode) -> bool {
     use oci_client::errors::OciErrorCode as Code;
     matches!(code, Code::BlobUnknown | Code::ManifestUnknown | Code::NameUnknown)
-}
-
-/// An error with all its causes: the outermost alone often says nothing ("error sending request").
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        let cause = error.to_string();
-        if !text.contains(&cause) {
-            text.push_str(": ");
-            text.push_str(&cause);
-        }
-        next = error.source();
-    }
-    text
 }

@@ -177,12 +177,16 @@ fn drain(kbs: &Kbs, stop: &watch::Sender<bool>) {
     let _ = stop.send(true);
 }
 
-/// Forgets sessions that have expired, now and then.
+/// Forgets sessions and places of certificates that have expired, now and then.
 async fn sweep(kbs: Arc<Kbs>) {
     loop {
         tokio::time::sleep(Duration::from_secs(60)).await;
-        if let Err(why) = kbs.sessions.sweep(kata_cc_attestation_service::now()).await {
+        let now = kata_cc_attestation_service::now();
+        if let Err(why) = kbs.sessions.sweep(now).await {
             tracing::warn!(%why, "expired sessions cannot be removed");
+        }
+        if let Err(why) = kbs.store.sweep_once("", now).await {
+            tracing::warn!(%why, "names that were taken until now cannot be removed");
         }
     }
 }

@@ -119,7 +119,7 @@ impl Inner {
 mod tests {
     use super::*;
     use kata_cc_attestation_service::jws::SigningKey;
-    use kata_cc_attestation_service::token::TokenBroker;
+    use kata_cc_attestation_service::token::{PublishedKey, TokenBroker};
     use serde_json::json;
 
     fn broker() -> TokenBroker {
@@ -172,6 +172,20 @@ mod tests {
         broker.replace(key(), b"").unwrap();
         let error = get(1000).unwrap_err().to_string();
         assert!(error.contains("key"), "{error}");
+    }
+
+    /// Nothing changes in the store when a retired key's time is over: the clock alone tells.
+    #[test]
+    fn the_end_of_a_retired_key_ends_its_tokens() {
+        let (retired, known) = (broker(), KnownTokens::default());
+        let token = token(&retired, 1);
+        let broker = broker();
+        let until = 1200;
+        broker.publish(vec![PublishedKey { jwk: retired.signing_jwk(), until, retired: true }]);
+        let get = |now| known.get(&token, now, broker.key_set(now), || read(&broker, &token, now));
+        let first = get(until - 2).unwrap();
+        assert!(Arc::ptr_eq(&first, &get(until - 1).unwrap()), "it is known");
+        assert!(get(until).unwrap_err().to_string().contains("key"));
     }
 
     #[test]

@@ -100,6 +100,17 @@ impl AgentPolicy {
 
     /// Decides on a request message (`CreateContainerRequest`) and takes over the state change of a consent.
     pub fn check(&mut self, request: &str, input: &Value) -> Result<(), Denial> {
+        let ops = self.decide(request, input)?;
+        self.remember(request, &ops)
+    }
+
+    /// Decides on a request that will be asked about again when more is known of it: a consent changes no state.
+    pub fn would_allow(&self, request: &str, input: &Value) -> Result<(), Denial> {
+        self.decide(request, input).map(|_| ())
+    }
+
+    /// The state changes of a consent.
+    fn decide(&self, request: &str, input: &Value) -> Result<Vec<Value>, Denial> {
         let failed = |error| Denial::Failed { request: request.to_owned(), error };
         let result = self.evaluate(request, input);
         let (allowed, ops, prints) = match &result {
@@ -107,11 +118,11 @@ impl AgentPolicy {
             Err(_) => (false, Vec::new(), Vec::new()),
         };
         if allowed {
-            return self.remember(request, &ops);
+            return Ok(ops);
         }
         let undecided = !matches!(&result, Ok(Evaluation { value: Some(_), .. }));
         if undecided && self.evaluate("AllowRequestsFailingPolicy", input).is_ok_and(|e| e.is_true()) {
-            return Ok(());
+            return Ok(Vec::new());
         }
         result.map_err(failed)?;
         Err(self.explain(request, input, &prints))

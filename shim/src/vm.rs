@@ -10,13 +10,14 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use kata_cc_agent_protocol::agent::StatsContainerResponse;
 use kata_cc_sandbox::copy::read_small;
+use kata_cc_sandbox::sealed;
 use kata_cc_sandbox::sizing::Limits;
 use kata_cc_sandbox::tier::Demand;
 use kata_cc_sandbox::{
     Class, ContainerSpec, NodeConfig, Output as SandboxOutput, Rootfs, Sandbox, SandboxError, SandboxSpec,
 };
 use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Process, Spec};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::grouping::{self, Kind};
 use crate::guest::{ContainerRequest, GuestError, Launcher, Output, Pod, PodRequest};
@@ -64,11 +65,17 @@ fn sandbox_spec(request: &PodRequest, class: Class) -> SandboxSpec {
         hostname,
         dns: dns(spec),
         image: grouping::image(&annotations).map(str::to_owned),
-        demand: Demand::default(),
+        demand: Demand { sealed_secret: carries_sealed_secret(spec), ..Demand::default() },
         shared_pids,
         cgroup: cgroup(spec),
         annotations,
     }
+}
+
+/// Whether the first container (of a pod it is the pause container, which has none) carries one; the others are looked at when they come.
+fn carries_sealed_secret(spec: &Spec) -> bool {
+    let env = spec.process().as_ref().and_then(|process| process.env().as_ref());
+    sealed::variable(&json!({"process": {"env": env}})).is_some()
 }
 
 /// Where the engine wants the pod to be charged.

@@ -108,7 +108,7 @@ impl Challenges {
         Ok((base64_url(&nonce), end))
     }
 
-    /// Takes a nonce, once. Whatever becomes of the evidence, it is then used up.
+    /// Takes a nonce, once.
     ///
     /// # Errors
     /// Why it is not taken.

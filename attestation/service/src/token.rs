@@ -196,7 +196,7 @@ impl TokenBroker {
     }
 
     /// Publishes other keys besides the one that signs, in place of those before.
-    pub(crate) fn publish(&self, others: Vec<PublishedKey>) {
+    pub fn publish(&self, others: Vec<PublishedKey>) {
         if **self.others.load() != others {
             self.others.store(Arc::new(others));
             self.epoch.fetch_add(1, Ordering::AcqRel);

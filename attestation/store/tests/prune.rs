@@ -277,3 +277,32 @@ async fn archive_of(folder: &tempfile::TempDir, store: &Store) -> Archive {
     }
     Archive::verify(std::fs::read(text).unwrap().as_slice(), &store.audit().public_key()).unwrap()
 }
+
+/// More than one transaction removes, while others append.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_log_is_pruned_in_steps_beside_who_appends() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(&folder.path().join("db"), StoreKey::ephemeral()).await.unwrap();
+    let records = |count: u64| {
+        let store = store.clone();
+        async move {
+            let all: Vec<_> = (0..count)
+                .map(|_| {
+                    let store = store.clone();
+                    tokio::spawn(async move { store.audit().append(Record::new(Kind::Release)).await })
+                })
+                .collect();
+            for one in all {
+                one.await.unwrap().unwrap();
+            }
+        }
+    };
+    records(4500).await;
+    let kept = archive(&store).await;
+    let (pruned, ()) = tokio::join!(prune(&store, &kept, Some(4400)), records(300));
+    let pruned = pruned.unwrap();
+    assert_eq!((pruned.removed, pruned.upto), (4400, 4400));
+    let rest = store.audit().verify(None).await.unwrap();
+    // Each of the three steps left its record.
+    assert_eq!((rest.first, rest.records), (4401, 4500 + 300 + 3));
+}

@@ -71,10 +71,9 @@ pub(crate) async fn audit_export(State(kbs): State<Shared>, call: AdminCall) -> 
     only(&query, &["after", "limit"])?;
     let after = number(&query, "after", 0..=MAX_NUMBER)?.unwrap_or(0);
     let limit = number(&query, "limit", 1..=MAX_PAGE)?.unwrap_or(u64::MAX);
-    // The pages after the first belong to the same export.
-    if after == 0 {
-        audit::asked(&kbs, &administrator, "export audit log", "audit").await?;
-    }
+    let asked_for =
+        if limit == u64::MAX { format!("after {after}") } else { format!("after {after}, {limit} records") };
+    audit::asked(&kbs, &administrator, "export audit log", &asked_for).await?;
     let failed = |e: std::io::Error| ApiError::Internal(format!("export of the audit log: {e}"));
     let mut file = tempfile::tempfile().map_err(failed)?;
     kbs.metrics.timed("audit-export", kbs.store.audit().export_page(&mut file, after, limit)).await?;

@@ -14,7 +14,7 @@ use crate::sandbox::{
     ContainerSpec, Rootfs, Sandbox, SandboxError, context, failure_detail, failure_stage, io,
 };
 use crate::vm_shape::{self, ROOTFS_SLOTS};
-use crate::{oci, rootfs, vmm};
+use crate::{oci, rootfs, sealed, vmm};
 
 impl Sandbox {
     /// Create a container; it does not run yet.
@@ -38,6 +38,11 @@ impl Sandbox {
     }
 
     async fn try_create_container(&self, container: &ContainerSpec) -> Result<(), SandboxError> {
+        if !self.tier.is_confidential()
+            && let Some(name) = sealed::variable(&container.spec)
+        {
+            return Err(sealed::refuse(&format!("environment variable {name}")).into());
+        }
         let root = format!("/run/kata-containers/{}/rootfs", container.id);
         let mut converted = oci::convert(&container.id, &container.spec, &root)?;
         if !self.tier.is_confidential() && converted.spec.Hooks.is_some() {
@@ -151,6 +156,12 @@ impl Sandbox {
                     request.file_size = i64::try_from(item.metadata.len()).unwrap_or(i64::MAX);
                     loop {
                         request.data = chunks.next_piece().map_err(failed)?;
+                        if request.offset == 0
+                            && !self.tier.is_confidential()
+                            && sealed::begins(&request.data)
+                        {
+                            return Err(sealed::refuse(&format!("file {}", request.path)).into());
+                        }
                         let length = i64::try_from(request.data.len()).unwrap_or(i64::MAX);
                         // An empty file takes one call, without data.
                         self.copy_file(&request).await?;

@@ -30,6 +30,7 @@ mod processes;
 pub mod record;
 pub mod rootfs;
 pub mod sandbox;
+pub mod sealed;
 pub mod sizing;
 pub mod tier;
 pub mod vm_shape;

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kata_cc_sandbox::{Output, Sandbox, SandboxError, cleanup_leftovers};
+use kata_cc_sandbox::{ContainerSpec, Output, Sandbox, SandboxError, cleanup_leftovers};
 
 use fake::agent::{Agent, At, Read};
 use fake::{World, alone, eventually, sh};
@@ -288,6 +288,38 @@ fn a_volume_reaches_the_guest_in_pieces_and_with_its_links() {
         assert!(
             copied[1].path.ends_with("/big") && copied[0].path.starts_with("/run/kata-containers/shared")
         );
+        sandbox.stop().await;
+        world.assert_gone().await;
+    });
+}
+
+#[test]
+fn a_sealed_secret_is_refused_on_a_weaker_tier() {
+    alone("a_sealed_secret_is_refused_on_a_weaker_tier", async |world| {
+        let agent = Arc::new(Agent::default());
+        let _server = agent.serve().await;
+        let sandbox = Sandbox::create(&world.config(), world.spec()).await.unwrap();
+        let refused = async |container: &ContainerSpec, place: &str| {
+            let error = sandbox.create_container(container).await.unwrap_err();
+            let SandboxError::Tier(refusal) = &error else { panic!("{error}") };
+            assert!(
+                refusal.reason.contains("carries a sealed secret") && refusal.reason.contains(place),
+                "{error}"
+            );
+        };
+        let mut container = world.container("c");
+        container.spec["process"]["env"] = serde_json::json!(["A=b", "KEY=sealed.e30.e30.x"]);
+        refused(&container, "environment variable KEY").await;
+        let volume = tempfile::tempdir().unwrap();
+        std::fs::write(volume.path().join("token"), "sealed.e30.e30.x").unwrap();
+        let mut container = world.container("c");
+        container.spec["mounts"] = serde_json::json!(
+            [{"destination": "/v", "type": "bind", "source": volume.path(), "options": ["rbind", "ro"]}]);
+        refused(&container, "/token").await;
+        assert!(agent.copied.lock().unwrap().iter().all(|one| one.data.is_empty()), "nothing of it went in");
+        // Another text is another file.
+        std::fs::write(volume.path().join("token"), "open").unwrap();
+        sandbox.create_container(&container).await.unwrap();
         sandbox.stop().await;
         world.assert_gone().await;
     });

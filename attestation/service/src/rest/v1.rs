@@ -75,15 +75,20 @@ async fn judge(api: &Api, request: &EvaluateRequest) -> Result<Verdict, Problem>
     let policy_id = request.policy_ids.first().map_or("", String::as_str);
     let pieces: Vec<_> =
         request.verification_requests.iter().map(|one| one.evaluate(policy_id)).collect::<Result<_, _>>()?;
+    if let Some(nonce) = &request.challenge
+        && !pieces.iter().all(|piece| binds(piece, nonce))
+    {
+        let why = "all evidence is to bind the challenge: as member nonce of structured runtime data, or as raw runtime data";
+        let problem = Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "challenge-not-bound", why);
+        return Err(problem.field("runtime_data"));
+    }
+    let verdict = api.evaluate(&pieces).await?;
+    // After the evidence was found good, so that only who has such evidence can use up challenges; before the verdict leaves, so
+    // that one challenge has one verdict.
     if let Some(nonce) = &request.challenge {
-        if !pieces.iter().all(|piece| binds(piece, nonce)) {
-            let why = "all evidence is to bind the challenge: as member nonce of structured runtime data, or as raw runtime data";
-            let problem = Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "challenge-not-bound", why);
-            return Err(problem.field("runtime_data"));
-        }
         api.challenges.take(nonce, crate::now()).await?;
     }
-    Ok(api.evaluate(&pieces).await?)
+    Ok(verdict)
 }
 
 fn explained(verdict: &Verdict) -> Value {

@@ -1,12 +1,13 @@
 //! Removing old records that were archived, so that the rest still proves itself.
 //!
-//! An [`Archive`] is an export that was checked; nothing else lets records be removed. In one transaction the records up to a number
-//! are removed, their place is taken by an anchor (number and hash of the last of them, signed by the log's key), and a record
+//! An [`Archive`] is an export that was checked; nothing else lets records be removed. In a transaction (of bounded size: a long log takes several)
+//! the records up to a number are removed, their place is taken by an anchor (number and hash of the last of them, signed by the log's key), and a record
 //! of kind `prune` that names the same number and hash is chained to the log. A log with an anchor is whole when its first record follows
 //! the anchor's hash and one of its records names the anchor: so nobody without the key can remove records in this way, and
 //! the removal itself cannot be taken back out of the log.
 
 use std::io::BufRead;
+use std::time::Duration;
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -44,6 +45,11 @@ impl Archive {
     }
 }
 
+/// Records that one transaction removes.
+const STEP: u64 = 2000;
+/// Between two of them.
+const PAUSE: Duration = Duration::from_millis(50);
+
 /// What was removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pruned {
@@ -61,16 +67,37 @@ fn refuse(why: impl Into<String>) -> StoreError {
 
 impl AuditLog {
     /// Removes the records up to number `upto` (all that the archive has, without it), but never the last one. The log is checked
-    /// before: one that was changed keeps its traces.
+    /// before: one that was changed keeps its traces. Whoever appends waits for [`STEP`] records at most; what was removed when a later step
+    /// fails stays removed, and the log whole.
     ///
     /// # Errors
     /// When the archive does not have what would be removed, or the log is not whole.
     pub async fn prune(&self, archive: &Archive, upto: Option<u64>, who: &str) -> Result<Pruned, StoreError> {
         self.verify(None).await?;
+        let mut removed = 0;
+        loop {
+            let (step, end) = self.prune_step(archive, upto, who).await?;
+            removed += step.removed;
+            if step.upto >= end {
+                return Ok(Pruned { removed, ..step });
+            }
+            // The lock of SQLite is not fair between processes: those that wait for it look again within this time.
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Removes the next [`STEP`] records in a transaction; returns what was removed and up to where records are to be removed.
+    async fn prune_step(
+        &self,
+        archive: &Archive,
+        upto: Option<u64>,
+        who: &str,
+    ) -> Result<(Pruned, u64), StoreError> {
         let (mut tx, head) = self.begin().await?;
         let begin = anchor_of(&mut tx).await?.map_or(0, |anchor| anchor.seq);
-        let upto = upto.unwrap_or(archive.last().min(head.seq.saturating_sub(1)));
-        self.refuse_unless_archived(&mut tx, &head, archive, begin, upto).await?;
+        let end = upto.unwrap_or(archive.last().min(head.seq.saturating_sub(1)));
+        self.refuse_unless_archived(&mut tx, &head, archive, begin, end).await?;
+        let upto = end.min(begin.saturating_add(STEP));
         let hash =
             hash_of(&mut tx, upto).await?.ok_or_else(|| refuse(format!("there is no record {upto}")))?;
         for sql in ["DELETE FROM audit WHERE seq <= $1", "DELETE FROM audit_checkpoints WHERE seq <= $1"] {
@@ -88,7 +115,7 @@ impl AuditLog {
             .detail("upto", upto.to_string())
             .detail("hash", pruned.hash.as_str());
         self.commit(tx, head, &[record]).await?;
-        Ok(pruned)
+        Ok((pruned, end))
     }
 
     async fn refuse_unless_archived(

@@ -15,8 +15,9 @@ use tokio::runtime::Handle;
 use super::super::broker::BrokerArguments;
 use super::super::{block_on, read_text};
 
-/// Records of a page. Of the largest ones they are below what a client takes as one answer.
-const PAGE: u64 = 500;
+/// Records of a page. Of the largest ones (16 details of 1 KiB and as much again) they are below what a client takes as one
+/// answer.
+const PAGE: u64 = 128;
 
 /// What went wrong while reading, for who has only been told that a line cannot be read.
 type Failure = Arc<Mutex<Option<anyhow::Error>>>;

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use kata_cc_kbs_protocol::initdata;
+use kata_cc_sandbox::sealed;
 use kata_cc_sandbox::tier::Demand;
 use kata_cc_sandbox::{
     Class, ContainerSpec, NodeConfig, Rootfs, Sandbox, SandboxSpec, cleanup_leftovers, paths,
@@ -129,7 +130,7 @@ fn plan(arguments: Arguments) -> anyhow::Result<Plan> {
         hostname,
         dns: Vec::new(),
         image: Some(image.clone()),
-        demand: Demand::default(),
+        demand: Demand { sealed_secret: sealed::variable(&spec).is_some(), ..Demand::default() },
         shared_pids: false,
         cgroup: None,
     };

@@ -18,8 +18,8 @@ use crate::plugins::registry::SetupError;
 
 /// 2.25.64040334696879011753045235901388398929 (a UUID, ITU-T X.667): which evidence a certificate rests on.
 ///
-/// `SEQUENCE { version INTEGER (0), tee UTF8String, status UTF8String, simulated BOOLEAN, claimsDigest OCTET STRING }`; the digest is
-/// SHA-256 over the claims of the token in canonical form (RFC 8785).
+/// `SEQUENCE { version INTEGER (1), tee UTF8String, status UTF8String, simulated BOOLEAN, claimsDigest OCTET STRING }`; the digest is
+/// SHA-256 over the claims of the token as they are in it ([`crate::tokens::claims_digest`]).
 const EVIDENCE: &[u8] = &[
     0x69, 0xe0, 0xad, 0xdc, 0x91, 0xcc, 0xce, 0xca, 0xab, 0xed, 0xb9, 0xef, 0xd0, 0xce, 0xa0, 0xb2, 0xf6,
     0xc2, 0x51,
@@ -303,7 +303,7 @@ fn subject(leaf: &Leaf<'_>, serial: &[u8]) -> Vec<u8> {
 
 fn evidence(evidence: &Evidence) -> Vec<u8> {
     der::sequence(&[
-        &der::unsigned(&[]),
+        &der::unsigned(&[1]),
         &der::utf8(&evidence.tee),
         &der::utf8(&evidence.status),
         &der::boolean(evidence.simulated),

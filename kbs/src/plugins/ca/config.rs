@@ -131,8 +131,8 @@ impl CaConfig {
         if self.record_days > 3650 {
             return Err(value("record_days must be at most 3650"));
         }
-        if !(1..=1000).contains(&self.per_guest) {
-            return Err(value("per_guest must be 1 to 1000"));
+        if !(1..=64).contains(&self.per_guest) {
+            return Err(value("per_guest must be 1 to 64"));
         }
         if self.usages.is_empty() {
             return Err(value("usages is empty, name server, client or both"));
@@ -168,7 +168,7 @@ mod tests {
             ("crl_hours = 0", "crl_hours"),
             ("authority_days = 0", "authority_days"),
             ("record_days = 4000", "record_days"),
-            ("per_guest = 0", "per_guest must be 1 to 1000"),
+            ("per_guest = 0", "per_guest must be 1 to 64"),
             ("usages = []", "usages"),
             ("common_name = \"\"", "common_name"),
             ("crl_url = \"ldap://x\"", "crl_url"),

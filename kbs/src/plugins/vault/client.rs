@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kata_cc_causes::causes;
 use reqwest::{Method, StatusCode};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::CertificateDer;
@@ -157,7 +158,7 @@ impl Client {
         if let Some(body) = body {
             request = request.json(body);
         }
-        let connect = |e: reqwest::Error| VaultError::Connect { what: what.clone(), why: chain(&e) };
+        let connect = |e: reqwest::Error| VaultError::Connect { what: what.clone(), why: causes(&e) };
         let mut response = request.send().await.map_err(connect)?;
         let status = response.status();
         let mut answer = Zeroizing::new(Vec::with_capacity(16 << 10));
@@ -209,16 +210,4 @@ fn words(answer: &[u8]) -> String {
     let errors = serde_json::from_slice::<Errors>(answer).map(|e| e.errors).unwrap_or_default();
     let text = if errors.is_empty() { "no reason given".to_owned() } else { errors.join("; ") };
     text.chars().filter(|c| !c.is_control()).take(300).collect()
-}
-
-/// An error with its causes: reqwest's own text names none.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
