@@ -162,7 +162,11 @@ impl VmsaRegisters {
     pub const fn flat32(entry: u32, cpu_signature: u32, sev_features: u64) -> Self {
         const CODE: Segment = Segment::new(8, 0xC9B, 0xFFFF_FFFF, 0);
         const DATA: Segment = Segment::new(16, 0xC93, 0xFFFF_FFFF, 0);
+        /// Empty: an event that the host injects before stage0 has tables, or at a vCPU that waits, ends the guest.
+        const NONE: Segment = Segment::new(0, 0, 0, 0);
         Self {
+            gdtr: NONE,
+            idtr: NONE,
             cs: CODE,
             ds: DATA,
             es: DATA,

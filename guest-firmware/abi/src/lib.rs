@@ -26,4 +26,4 @@ pub use block::{BootBlock, BootBlockError, KernelKind, PlatformKind, Sealed};
 pub use event::{EV_EVENT_TAG, EventData, Measured};
 pub use image::{ImageError, ImageHeader};
 pub use info::{BootInfo, BootInfoError, MAX_RANGES, MemoryRange};
-pub use termination::Termination;
+pub use termination::{REASON_SET, Termination};

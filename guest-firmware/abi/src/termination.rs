@@ -6,6 +6,9 @@ use core::fmt;
 use crate::block::BootBlockError;
 use crate::info::BootInfoError;
 
+/// The set of stage0's numbers in a termination request of the GHCB MSR protocol (bits 15:12); 0 is the specification's, 1 is Linux's.
+pub const REASON_SET: u64 = 2;
+
 macro_rules! terminations {
     ($($number:literal $name:ident $words:literal,)*) => {
         /// Why stage0 refused to boot.

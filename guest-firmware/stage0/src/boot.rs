@@ -6,7 +6,7 @@ use crate::kernel::Kernel;
 use crate::memory::GuestMemory;
 use crate::params::{COMMAND_LINE, EfiInfo, Parameters, ZERO_PAGE};
 use crate::payload::bring_in;
-use crate::places::{Places, Sources};
+use crate::places::{LOW_MEMORY_END, Places, Sources};
 use crate::platform::{Handover, Payload, PhysRange, Platform, Termination, layout};
 use crate::sha256::Engine;
 use crate::tables::{Writer, acpi, cc_blob, efi, mptable};
@@ -46,6 +46,8 @@ pub fn boot<P: Platform, M: GuestMemory>(
     let (places, sources) = Places::new(info, block)?;
     let mut boot = Boot { platform, memory, block, engine, places };
     boot.places.accept_low(boot.platform)?;
+    // Accepted memory holds what the host left in it, until it is written.
+    boot.memory.wipe(0, LOW_MEMORY_END);
     let kernel = boot.kernel(&sources)?;
     boot.command_line(&kernel)?;
     let initramfs = boot.initramfs(&sources, &kernel)?;

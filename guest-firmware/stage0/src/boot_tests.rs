@@ -163,8 +163,19 @@ fn the_guest_is_told_of_everything() {
     assert_eq!(memory.bytes(address.into(), bytes.into()), launch.initramfs);
     let entries: Vec<_> = page[0x2d0..].chunks(20).take(page[0x1e8].into()).collect();
     let map: Vec<_> = entries.iter().map(|e| (u64_at(e, 0), u64_at(e, 8), u32_at(e, 16))).collect();
-    let reserved = 2 * MIB - 0x9_fc00;
-    assert_eq!(map, [(0, 0x9_fc00, 1), (0x9_fc00, reserved, 2), (2 * MIB, RAM - 2 * MIB, 1)]);
+    // Linux maps types 3 and 4 as private memory, 2 as the host's: tables, mailbox and event log must not be in 2.
+    let (image, tables, end) = (layout::IMAGE, layout::TABLES, layout::TABLES_END);
+    assert_eq!(
+        map,
+        [
+            (0, 0x9_fc00, 1),
+            (0x9_fc00, image - 0x9_fc00, 2),
+            (image, tables - image, 4),
+            (tables, end - tables, 3),
+            (end, layout::RESERVED_END - end, 2),
+            (2 * MIB, RAM - 2 * MIB, 1)
+        ]
+    );
     assert_eq!(memory.bytes(u64_at(page, 0x70), 8), b"RSD PTR ");
     let blob = u64::from(u32_at(page, 0x13c));
     assert_eq!(memory.bytes(blob, 4), b"AMDE");

@@ -5,7 +5,7 @@ use kata_cc_stage0_abi::MemoryRange;
 
 use crate::kernel::Kernel;
 use crate::platform::Termination;
-use crate::platform::layout::{LARGE_PAGE, RESERVED_END};
+use crate::platform::layout::{IMAGE, LARGE_PAGE, RESERVED_END, TABLES, TABLES_END};
 
 /// Where the boot parameters are.
 pub const ZERO_PAGE: u64 = 0x7000;
@@ -24,6 +24,10 @@ const E820_MAX: usize = 128;
 const SETUP_HEADER: usize = 0x1f1;
 const RAM: u32 = 1;
 const RESERVED: u32 = 2;
+/// Tables. Linux maps what lies in types 3 and 4 as its own memory; in `RESERVED` it would look for them on the host's side.
+const ACPI: u32 = 3;
+/// What is read and written as long as the guest lives: the mailbox of the processors, the event log.
+const ACPI_NVS: u32 = 4;
 const LOADER_UNASSIGNED: u8 = 0xff;
 
 /// Where the EFI tables are, for `efi_info`.
@@ -113,9 +117,15 @@ pub fn build(page: &mut [u8; 4096], kernel: &Kernel, told: &Parameters<'_>) -> R
     Ok(())
 }
 
-/// The e820 map: start, end, kind. All that stage0 has for itself is reserved.
+/// The e820 map: start, end, kind. Nothing that stage0 has for itself is given to the guest as RAM.
 pub fn memory_map(ram: &[MemoryRange], whole_units: bool) -> impl Iterator<Item = (u64, u64, u32)> {
-    let first = [(0, LEGACY_HOLE, RAM), (LEGACY_HOLE, RESERVED_END, RESERVED)];
+    let first = [
+        (0, LEGACY_HOLE, RAM),
+        (LEGACY_HOLE, IMAGE, RESERVED),
+        (IMAGE, TABLES, ACPI_NVS),
+        (TABLES, TABLES_END, ACPI),
+        (TABLES_END, RESERVED_END, RESERVED),
+    ];
     first.into_iter().chain(ram.iter().filter_map(move |range| {
         let (start, end) = guest_range(range, whole_units);
         (start < end).then_some((start, end, RAM))

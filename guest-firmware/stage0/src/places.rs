@@ -10,7 +10,7 @@ use crate::platform::{PhysRange, Platform, Termination};
 use crate::ranges::{Full, RangeSet};
 
 /// Memory below the legacy hole, in whole pages.
-const LOW_MEMORY_END: u64 = 0x9_F000;
+pub const LOW_MEMORY_END: u64 = 0x9_F000;
 /// The page for the MP table.
 const MP_PAGE: u64 = 0xF_0000;
 

@@ -11,7 +11,7 @@
 use core::arch::x86_64::CpuidResult;
 use core::fmt;
 
-pub use kata_cc_stage0_abi::{BootBlock, Termination, layout};
+pub use kata_cc_stage0_abi::{BootBlock, REASON_SET, Termination, layout};
 
 /// Virtual address of physical address 0 as shared memory. The first 4 GiB are mapped there and at 0.
 pub const SHARED_WINDOW: u64 = 1 << 39;

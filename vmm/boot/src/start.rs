@@ -89,7 +89,8 @@ impl StartState {
     /// vCPU cannot begin otherwise.
     #[must_use]
     pub const fn flat32(entry: u64) -> Self {
-        const NONE: DescriptorTable = DescriptorTable { base: 0, limit: 0xffff };
+        // Empty: an event before stage0 has tables ends the guest.
+        const NONE: DescriptorTable = DescriptorTable { base: 0, limit: 0 };
         Self {
             rip: entry,
             rsp: 0,

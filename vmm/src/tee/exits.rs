@@ -5,7 +5,7 @@
 //!
 //! Sources: `include/uapi/linux/kvm.h` (`kvm_run`), GHCB 2.3.1 (termination), GHCI (status codes of TDVMCALL).
 
-use kata_cc_stage0_abi::Termination;
+use kata_cc_stage0_abi::{REASON_SET, Termination};
 
 use super::ioctls::TeeIoctls;
 use super::memory::{Conversion, MapError, MemoryBook};
@@ -18,8 +18,6 @@ const EVENT_SEV_TERM: u32 = 6;
 const EVENT_TDX_FATAL: u32 = 7;
 /// GHCB MSR protocol: termination request in bits 11:0.
 const GHCB_TERMINATE: u64 = 0x100;
-/// Reason set of stage0 in bits 15:12.
-const STAGE0_REASONS: u64 = 5;
 /// R12 among the registers of a fatal error, which are in the processor's order.
 const R12: usize = 12;
 
@@ -72,7 +70,7 @@ fn sev_termination(msr: u64) -> String {
     if msr & 0xFFF != GHCB_TERMINATE {
         return format!("the guest was ended by SNP, GHCB {msr:#x}");
     }
-    match Termination::from_code(reason).filter(|_| set == STAGE0_REASONS) {
+    match Termination::from_code(reason).filter(|_| set == REASON_SET) {
         Some(why) => why.to_string(),
         None => format!("the guest asked to be ended: reason {reason:#x} of set {set} (0 GHCB, 1 Linux)"),
     }
@@ -188,7 +186,7 @@ mod tests {
     fn the_end_is_told_in_words() {
         let kernel_hash = u64::from(Termination::KernelHash.code());
         let words = Termination::KernelHash.to_string();
-        assert_eq!(end(6, &[kernel_hash << 16 | 5 << 12 | 0x100]), Some(words.clone()));
+        assert_eq!(end(6, &[kernel_hash << 16 | REASON_SET << 12 | 0x100]), Some(words.clone()));
         let mut registers = [0; 16];
         registers[12] = kernel_hash;
         assert_eq!(end(7, &registers), Some(words));

@@ -174,7 +174,12 @@ fn parse(bytes: &[u8]) -> anyhow::Result<BTreeMap<String, Value>> {
         serde_json::from_value::<ReferenceValueMessage>(value)?.values()?
     } else if has("launch_digest") {
         let text = |name: &str| object.get(name).and_then(Value::as_str);
-        let pairs = [("snp_launch_measurement", text("launch_digest")), ("init_data", text("host_data"))];
+        let digest = if text("tier").is_some_and(|tier| tier.ends_with("tdx")) {
+            "mr_td"
+        } else {
+            "snp_launch_measurement"
+        };
+        let pairs = [(digest, text("launch_digest")), ("init_data", text("host_data"))];
         pairs.into_iter().filter_map(|(name, text)| Some((name.to_owned(), json!([text?])))).collect()
     } else if object.contains_key("reference_values") {
         serde_json::from_value::<ReferenceValueList>(value)?.reference_values

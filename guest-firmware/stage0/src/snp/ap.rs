@@ -32,8 +32,8 @@ const fn segment(selector: u64, attributes: u64, limit: u64) -> u64 {
 const FLAT: u64 = 0xFFFF_FFFF;
 const DATA: u64 = segment(0x10, 0xC93, FLAT);
 const CODE: u64 = segment(0x08, 0xC9B, FLAT);
-/// GDTR and IDTR have a limit only.
-const TABLE: u64 = segment(0, 0, 0xFFFF);
+/// GDTR and IDTR are empty: an event that the host injects before there are tables ends the guest.
+const TABLE: u64 = segment(0, 0, 0);
 
 impl ApState {
     /// The fields of the page that are not zero.

@@ -20,7 +20,7 @@ const FEATURES_RESPONSE: u16 = 0x081;
 const TERMINATE_REQUEST: u64 = 0x100;
 
 /// The reason set of stage0's own numbers in a termination request; 0 is the specification's, 1 is Linux's.
-pub const TERMINATION_SET: u64 = 0x2;
+pub const TERMINATION_SET: u64 = crate::platform::REASON_SET;
 
 /// The version of the protocol that stage0 speaks: the first with SNP.
 pub const PROTOCOL_VERSION: u16 = 2;

@@ -7,7 +7,7 @@ use kata_cc_stage0_abi::MemoryRange;
 use super::Writer;
 use crate::params::{EfiInfo, guest_range};
 use crate::platform::Termination;
-use crate::platform::layout::{LARGE_PAGE, PAGE_SIZE, RESERVED_END};
+use crate::platform::layout::{IMAGE, LARGE_PAGE, PAGE_SIZE, RESERVED_END, TABLES, TABLES_END};
 
 /// "IBI SYST"
 const SIGNATURE: u64 = 0x5453_5953_2049_4249;
@@ -15,6 +15,8 @@ const REVISION: u32 = 2 << 16 | 100;
 const SYSTEM_TABLE: usize = 120;
 const DESCRIPTOR: usize = 48;
 const RESERVED_MEMORY: u32 = 0;
+const ACPI_RECLAIM_MEMORY: u32 = 9;
+const ACPI_MEMORY_NVS: u32 = 10;
 const CONVENTIONAL_MEMORY: u32 = 7;
 const WRITE_BACK: u64 = 8;
 
@@ -113,7 +115,11 @@ fn memory_descriptors(out: &mut Writer<'_>, ram: &[MemoryRange]) -> Result<(), T
         out.put(&0_u64.to_le_bytes())
     };
     descriptor(CONVENTIONAL_MEMORY, 0, LOW_END)?;
-    descriptor(RESERVED_MEMORY, LOW_END, RESERVED_END)?;
+    // As in the e820 map.
+    descriptor(RESERVED_MEMORY, LOW_END, IMAGE)?;
+    descriptor(ACPI_MEMORY_NVS, IMAGE, TABLES)?;
+    descriptor(ACPI_RECLAIM_MEMORY, TABLES, TABLES_END)?;
+    descriptor(RESERVED_MEMORY, TABLES_END, RESERVED_END)?;
     for (start, end) in ram.iter().map(|range| guest_range(range, true)).filter(|(start, end)| start < end) {
         descriptor(CONVENTIONAL_MEMORY, start, end)?;
     }
@@ -216,7 +222,15 @@ mod tests {
             map.chunks(48).map(|d| (u64_at(d, 0), u64_at(d, 8), u64_at(d, 24))).collect();
         assert_eq!(
             map,
-            [(7, 0, 0x9f), (0, 0x9_F000, 0x161), (7, 2 * MIB, 62 * 256), (7, 4 << 30, 130 * 256)],
+            [
+                (7, 0, 0x9f),
+                (0, 0x9_F000, 0x61),
+                (10, IMAGE, 0xF0),
+                (9, TABLES, 8),
+                (0, TABLES_END, 8),
+                (7, 2 * MIB, 62 * 256),
+                (7, 4 << 30, 130 * 256)
+            ],
             "whole units of 2 MiB only"
         );
     }

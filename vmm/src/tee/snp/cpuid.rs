@@ -30,15 +30,15 @@ const REFUSED: [(u32, u32, u32, u32, u32); 3] = [
 /// Size of the XSAVE area with x87 and SSE only, which is what XCR0 has at start.
 const XSAVE_AT_START: u32 = 0x240;
 
-/// Whether a leaf is the processor's: the hypervisor's own (`0x4000_0000` on) are not for the page.
-const fn is_processor_leaf(leaf: u32) -> bool {
-    leaf <= 0xFFFF || (leaf >= 0x8000_0000 && leaf <= 0x8000_FFFF)
+/// Whether a leaf is for the page: the processor's, and of the hypervisor's name and features, without which Linux finds no clock.
+const fn is_for_the_guest(leaf: u32) -> bool {
+    matches!(leaf, 0..=0xFFFF | 0x4000_0000..=0x4000_0001 | 0x8000_0000..=0x8000_FFFF)
 }
 
 /// The entries of the boot vCPU that the page holds.
 fn filtered(cpuid: &[kvm_cpuid_entry2]) -> Vec<kvm_cpuid_entry2> {
     let mut out = Vec::with_capacity(cpuid.len());
-    for entry in cpuid.iter().filter(|entry| is_processor_leaf(entry.function)) {
+    for entry in cpuid.iter().filter(|entry| is_for_the_guest(entry.function)) {
         let mut entry = *entry;
         for (leaf, index, ebx, ecx, edx) in REFUSED {
             if (leaf, index) == (entry.function, entry.index) {
@@ -112,16 +112,18 @@ mod tests {
             entry(0xD, 0, [7, 0x988, 0x988, 0]),
             entry(0xB, 1, [0, 0, 0, 0]),
             entry(0x4000_0000, 0, [1, 2, 3, 4]),
+            entry(0x4000_0010, 0, [1, 2, 3, 4]),
             entry(0x8000_0008, 0, [0x3030, 1 << 25 | 1, 0, 0]),
         ])
         .unwrap();
         let word = |at: usize| u32::from_le_bytes(page.0[at..at + 4].try_into().unwrap());
-        assert_eq!(word(0), 4);
+        assert_eq!(word(0), 5);
         assert_eq!([word(16), word(40), word(44), word(48), word(52)], [1, 0xA00F11, 1, 1, 2]);
         assert_eq!([word(64), word(92), word(96), word(100)], [7, 1, 4, 0x13FF_FFFF]);
         assert_eq!([word(112), word(116), word(120), word(136), word(140)], [0xD, 0, 1, 7, 0x240]);
-        assert_eq!([word(160), word(188)], [0x8000_0008, 1]);
-        assert!(page.0[16 + 4 * 48..].iter().all(|byte| *byte == 0));
+        assert_eq!([word(160), word(184), word(188)], [0x4000_0000, 1, 2]);
+        assert_eq!([word(208), word(236)], [0x8000_0008, 1]);
+        assert!(page.0[16 + 5 * 48..].iter().all(|byte| *byte == 0));
     }
 
     #[test]
