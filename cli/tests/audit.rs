@@ -122,8 +122,8 @@ async fn the_log_of_a_running_key_broker_is_read_by_pages() {
         (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
     };
     let (code, text) = verify(&["--url", &url, "--token", &token, "--key", &key]);
-    // Three pages, the first of them with one record more in the log.
-    assert!(code == Some(0) && text.contains("1303 records, whole"), "{text}");
+    // Eleven pages, each with one record more in the log.
+    assert!(code == Some(0) && text.contains("1311 records, whole"), "{text}");
     let noted = text.split("note ").nth(1).unwrap().split(' ').next().unwrap().to_owned();
     let (code, text) = verify(&["--url", &url, "--token", &token, "--key", &key, "--after", &noted]);
     assert_eq!(code, Some(0), "{text}");

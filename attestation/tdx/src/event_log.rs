@@ -203,19 +203,25 @@ impl EventLog {
     /// [`EventLogError::NoSha384`] when an event of one of them has no digest of its algorithm.
     pub fn replay(&self) -> Result<[Digest; 4], EventLogError> {
         let mut registers = [[0; 48]; 4];
-        for (index, event) in self.events.iter().enumerate() {
-            let Some(register) = event
-                .register
-                .checked_sub(FIRST_RTMR)
-                .and_then(|register| registers.get_mut(register as usize))
-                .filter(|_| event.event_type != EV_NO_ACTION)
-            else {
-                continue;
-            };
-            let digest = event.sha384().ok_or(EventLogError::NoSha384 { index: index + 1 })?;
-            *register = extend(register, &digest);
+        for (number, register) in (FIRST_RTMR..).zip(&mut registers) {
+            *register = self.replay_register(number)?;
         }
         Ok(registers)
+    }
+
+    /// What a register is after all its events, by its number in the log.
+    ///
+    /// # Errors
+    /// [`EventLogError::NoSha384`] when one of them has no digest of that algorithm.
+    pub fn replay_register(&self, number: u32) -> Result<Digest, EventLogError> {
+        let mut register = [0; 48];
+        for (index, event) in self.events.iter().enumerate() {
+            if event.register == number && event.event_type != EV_NO_ACTION {
+                let digest = event.sha384().ok_or(EventLogError::NoSha384 { index: index + 1 })?;
+                register = extend(&register, &digest);
+            }
+        }
+        Ok(register)
     }
 
     /// Compares the registers with those of a quote. The inner error names the first that differs.

@@ -16,8 +16,8 @@ use crate::Refusal;
 /// Member of the evidence, and claim.
 pub(crate) const MEMBER: &str = "runtime_measurements";
 
-/// The register in the log: that of RTMR3, which TDX keeps for the same purpose.
-const REGISTER: u32 = 4;
+/// Most that a register's number may be: it is a PCR's (`init_pcr` of the agent, 17 unless set).
+const MAX_REGISTER: u32 = 23;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -39,17 +39,17 @@ pub(crate) fn claim(evidence: &Value) -> Result<Option<Value>, Refusal> {
     let Some(member) = evidence.get(MEMBER) else { return Ok(None) };
     let malformed = |what: &dyn std::fmt::Display| Refusal::Malformed { what: format!("{MEMBER}: {what}") };
     let told = RuntimeMeasurements::deserialize(member).map_err(|error| malformed(&error))?;
-    if told.kept_by != "agent" || told.algorithm != "sha384" || told.register != REGISTER {
-        return Err(malformed(&"kept_by, algorithm and register must be agent, sha384 and 4"));
+    if told.kept_by != "agent" || told.algorithm != "sha384" || told.register > MAX_REGISTER {
+        return Err(malformed(&"kept_by, algorithm and register must be agent, sha384 and 0 to 23"));
     }
     let log =
         from_base64_standard(&told.cc_eventlog).ok_or_else(|| malformed(&"cc_eventlog is not base64"))?;
     let log = EventLog::parse(&log)?;
     // There is one register: an event of another would stand there and be measured nowhere.
-    if let Some(event) = log.events.iter().find(|event| event.register != REGISTER) {
+    if let Some(event) = log.events.iter().find(|event| event.register != told.register) {
         return Err(malformed(&format_args!("its log has an event of register {}", event.register)));
     }
-    let [_, _, _, value] = log.replay()?.map(hex::encode);
+    let value = hex::encode(log.replay_register(told.register)?);
     if value != told.value {
         return Err(Refusal::RuntimeMeasurements { seen: told.value, expected: value });
     }
