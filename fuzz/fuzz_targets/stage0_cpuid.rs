@@ -2,7 +2,8 @@
 #![no_main]
 
 use kata_cc_stage0::snp::cpuid::{CpuidTable, Registers};
-use kata_cc_stage0::snp::vc::{Frame, handle};
+use kata_cc_stage0::exception::Frame;
+use kata_cc_stage0::snp::vc::handle;
 use libfuzzer_sys::fuzz_target;
 
 const C_BIT: u8 = 51;

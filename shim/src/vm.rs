@@ -17,7 +17,7 @@ use kata_cc_sandbox::{
     Class, ContainerSpec, NodeConfig, Output as SandboxOutput, Rootfs, Sandbox, SandboxError, SandboxSpec,
 };
 use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Process, Spec};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::grouping::{self, Kind};
 use crate::guest::{ContainerRequest, GuestError, Launcher, Output, Pod, PodRequest};
@@ -75,7 +75,7 @@ fn sandbox_spec(request: &PodRequest, class: Class) -> SandboxSpec {
 /// Whether the first container (of a pod it is the pause container, which has none) carries one; the others are looked at when they come.
 fn carries_sealed_secret(spec: &Spec) -> bool {
     let env = spec.process().as_ref().and_then(|process| process.env().as_ref());
-    sealed::variable(&json!({"process": {"env": env}})).is_some()
+    sealed::variable(env.into_iter().flatten().map(String::as_str)).is_some()
 }
 
 /// Where the engine wants the pod to be charged.

@@ -142,6 +142,17 @@ pub enum PlatformError {
     ApStart,
 }
 
+impl PlatformError {
+    /// The same, of a page state change that was to make memory shared.
+    #[must_use]
+    pub fn of_sharing(self) -> Self {
+        match self {
+            Self::AcceptFailed => Self::ShareFailed,
+            other => other,
+        }
+    }
+}
+
 impl From<PlatformError> for Termination {
     fn from(error: PlatformError) -> Self {
         match error {

@@ -70,13 +70,15 @@ pub(crate) async fn audit_export(State(kbs): State<Shared>, call: AdminCall) -> 
     let query = query(&call.uri)?;
     only(&query, &["after", "limit"])?;
     let after = number(&query, "after", 0..=MAX_NUMBER)?.unwrap_or(0);
-    let limit = number(&query, "limit", 1..=MAX_PAGE)?.unwrap_or(u64::MAX);
-    let asked_for =
-        if limit == u64::MAX { format!("after {after}") } else { format!("after {after}, {limit} records") };
+    let limit = number(&query, "limit", 1..=MAX_PAGE)?;
+    let records = limit.map_or_else(String::new, |limit| format!(", {limit} records"));
+    let asked_for = format!("after {after}{records}");
     audit::asked(&kbs, &administrator, "export audit log", &asked_for).await?;
     let failed = |e: std::io::Error| ApiError::Internal(format!("export of the audit log: {e}"));
     let mut file = tempfile::tempfile().map_err(failed)?;
-    kbs.metrics.timed("audit-export", kbs.store.audit().export_page(&mut file, after, limit)).await?;
+    kbs.metrics
+        .timed("audit-export", kbs.store.audit().export_page(&mut file, after, limit.unwrap_or(u64::MAX)))
+        .await?;
     let length = file.stream_position().map_err(failed)?;
     file.rewind().map_err(failed)?;
     let body = Body::from_stream(tokio_util::io::ReaderStream::new(tokio::fs::File::from_std(file)));

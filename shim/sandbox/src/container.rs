@@ -39,7 +39,7 @@ impl Sandbox {
 
     async fn try_create_container(&self, container: &ContainerSpec) -> Result<(), SandboxError> {
         if !self.tier.is_confidential()
-            && let Some(name) = sealed::variable(&container.spec)
+            && let Some(name) = sealed::variable_of(&container.spec)
         {
             return Err(sealed::refuse(&format!("environment variable {name}")).into());
         }

@@ -8,14 +8,18 @@ use crate::tier::{Demand, Refusal};
 /// Beginning of every sealed secret (CoCo's confidential data hub).
 const PREFIX: &str = "sealed.";
 
-/// The environment variable of a container (a JSON `spec` of the OCI runtime) that holds a sealed secret.
+/// The variable of an environment (`NAME=value`) that holds a sealed secret.
 #[must_use]
-pub fn variable(spec: &Value) -> Option<&str> {
-    let environment = spec["process"]["env"].as_array().into_iter().flatten();
-    environment.filter_map(Value::as_str).find_map(|entry| {
+pub fn variable<'a>(environment: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    environment.into_iter().find_map(|entry| {
         let (name, value) = entry.split_once('=')?;
         value.starts_with(PREFIX).then_some(name)
     })
+}
+
+/// That of a container, whose specification (OCI runtime) is JSON.
+pub(crate) fn variable_of(spec: &Value) -> Option<&str> {
+    variable(spec["process"]["env"].as_array().into_iter().flatten().filter_map(Value::as_str))
 }
 
 /// Whether a file's first bytes are those of a sealed secret.
@@ -41,11 +45,11 @@ mod tests {
     #[test]
     fn only_the_beginning_of_a_value_makes_a_sealed_secret() {
         let spec = |env: Value| json!({"process": {"env": env}});
-        assert_eq!(variable(&spec(json!(["A=b", "KEY=sealed.x.y.z"]))), Some("KEY"));
+        assert_eq!(variable_of(&spec(json!(["A=b", "KEY=sealed.x.y.z"]))), Some("KEY"));
         for none in [json!(["A=not sealed.x", "sealed.A=b", "B=sealed", "C"]), json!([]), Value::Null] {
-            assert_eq!(variable(&spec(none)), None);
+            assert_eq!(variable_of(&spec(none)), None);
         }
-        assert_eq!(variable(&json!({})), None);
+        assert_eq!(variable_of(&json!({})), None);
         assert!(begins(b"sealed.x") && !begins(b"sealed") && !begins(b" sealed.x"));
     }
 }

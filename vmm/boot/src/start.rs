@@ -3,7 +3,8 @@
 //! boot vCPU to start them.
 
 use kata_cc_measurement::VmsaRegisters;
-use kata_cc_measurement::vmsa::{EFER_SVME, Segment as VmsaSegment};
+use kata_cc_measurement::vmsa::EFER_SVME;
+pub use kata_cc_measurement::vmsa::Segment;
 
 use crate::layout::{BOOT_STACK, GDT, PAGE_TABLES, ZERO_PAGE};
 
@@ -21,19 +22,6 @@ const HUGE_PAGE: u64 = 2 << 20;
 
 /// Null, null, code (`__BOOT_CS`), data (`__BOOT_DS`), TSS (two entries).
 const GDT_ENTRIES: [u64; 6] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x0000_8b00_0000_0067, 0];
-
-/// A segment register.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Segment {
-    /// Selector.
-    pub selector: u16,
-    /// Linear base.
-    pub base: u64,
-    /// Limit in bytes.
-    pub limit: u32,
-    /// Access rights as a VMCB has them: bits 7:0 type, S, DPL, P; 11:8 AVL, L, D/B, G.
-    pub attributes: u16,
-}
 
 /// GDTR or IDTR.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -110,18 +98,17 @@ impl StartState {
 
     /// The boot vCPU's VMSA.
     pub(crate) fn vmsa(&self) -> VmsaRegisters {
-        let segment = |s: Segment| VmsaSegment::new(s.selector, s.attributes, s.limit, s.base);
-        let table = |t: DescriptorTable| VmsaSegment::new(0, 0, t.limit.into(), t.base);
+        let table = |t: DescriptorTable| Segment::new(0, 0, t.limit.into(), t.base);
         VmsaRegisters {
-            es: segment(self.data),
-            cs: segment(self.cs),
-            ss: segment(self.data),
-            ds: segment(self.data),
-            fs: segment(self.data),
-            gs: segment(self.data),
+            es: self.data,
+            cs: self.cs,
+            ss: self.data,
+            ds: self.data,
+            fs: self.data,
+            gs: self.data,
             gdtr: table(self.gdt),
             idtr: table(self.idt),
-            tr: segment(self.tr),
+            tr: self.tr,
             efer: self.efer | EFER_SVME,
             cr0: self.cr0,
             cr3: self.cr3,

@@ -1,11 +1,12 @@
 //! First state of a vCPU in KVM's terms. What KVM itself sets at reset (FPU control words, most MSRs, APs
 //! waiting for INIT) is not set again.
 
-use kata_cc_boot::{Segment, StartState};
-use kvm_bindings::{Msrs, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment};
+use kata_cc_boot::StartState;
+use kvm_bindings::{Msrs, kvm_dtable, kvm_msr_entry, kvm_regs};
 use kvm_ioctls::VcpuFd;
 
 use crate::error::VmmError;
+use crate::tee::snp::registers::segment;
 
 const MSR_MISC_ENABLE: u32 = 0x1a0;
 const MISC_ENABLE_FAST_STRING: u64 = 1;
@@ -80,23 +81,4 @@ pub fn set_registers(vcpu: &VcpuFd, start: &StartState) -> Result<(), VmmError> 
         ..Default::default()
     };
     vcpu.set_regs(&regs).map_err(VmmError::kvm("registers"))
-}
-
-fn segment(s: Segment) -> kvm_segment {
-    let bit = |n: u16| (s.attributes >> n & 1) as u8;
-    kvm_segment {
-        base: s.base,
-        limit: s.limit,
-        selector: s.selector,
-        type_: (s.attributes & 0xf) as u8,
-        s: bit(4),
-        dpl: (s.attributes >> 5 & 3) as u8,
-        present: bit(7),
-        avl: bit(8),
-        l: bit(9),
-        db: bit(10),
-        g: bit(11),
-        unusable: 0,
-        padding: 0,
-    }
 }

@@ -4,7 +4,37 @@
 use kata_cc_measurement::PageType;
 use kata_cc_measurement::snp::SnpSection;
 
-use super::ioctls::Page;
+use super::TeeError;
+use super::ioctls::{Page, Refusal};
+
+/// How often a call that makes no progress is repeated.
+const ATTEMPTS: u32 = 1000;
+
+/// Repeats a call that takes pages until `len` bytes from `gpa` on are in: the kernel may stop after a part of them (EAGAIN, EINTR).
+/// `step` is told how many bytes are in; it returns how many more the kernel took, and what the kernel said.
+pub(super) fn until_all_are_in(
+    call: &'static str,
+    gpa: u64,
+    len: u64,
+    mut step: impl FnMut(u64) -> (u64, Result<(), Refusal>),
+) -> Result<(), TeeError> {
+    let (mut done, mut attempts) = (0, 0);
+    while done < len {
+        let at = gpa + done;
+        let (progress, answer) = step(done);
+        done += progress;
+        match answer {
+            Ok(()) => {}
+            Err(refusal) if matches!(refusal.errno, libc::EAGAIN | libc::EINTR) => {}
+            Err(refusal) => return Err(TeeError::Refused { call, refusal }),
+        }
+        attempts = if progress == 0 { attempts + 1 } else { 0 };
+        if attempts == ATTEMPTS {
+            return Err(TeeError::NoProgress { call, gpa: at, attempts });
+        }
+    }
+    Ok(())
+}
 
 /// Copies bytes into aligned pages, zeros after their end up to `len`.
 pub(super) fn aligned(bytes: &[u8], len: u64) -> Vec<Page> {

@@ -109,6 +109,7 @@ fn plan(arguments: Arguments) -> anyhow::Result<Plan> {
     if arguments.tty && !env.iter().any(|entry| entry.starts_with("TERM=")) {
         env.push(format!("TERM={}", std::env::var("TERM").unwrap_or_else(|_| "xterm".into())));
     }
+    let sealed_secret = sealed::variable(env.iter().map(String::as_str)).is_some();
     let spec = spec::specification(&spec::Choice {
         command,
         env: &env,
@@ -130,7 +131,7 @@ fn plan(arguments: Arguments) -> anyhow::Result<Plan> {
         hostname,
         dns: Vec::new(),
         image: Some(image.clone()),
-        demand: Demand { sealed_secret: sealed::variable(&spec).is_some(), ..Demand::default() },
+        demand: Demand { sealed_secret, ..Demand::default() },
         shared_pids: false,
         cgroup: None,
     };

@@ -9,6 +9,7 @@
 use core::arch::{asm, global_asm};
 use core::cell::UnsafeCell;
 
+use kata_cc_stage0::exception::Frame;
 use kata_cc_stage0::platform::{Termination, layout};
 use kata_cc_stage0::snp::cpuid::CpuidTable;
 use kata_cc_stage0::snp::vc;
@@ -162,7 +163,7 @@ fn instruction(rip: u64) -> [u8; 2] {
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn stage0_on_vc(frame: &mut vc::Frame, exit_code: u64) {
+extern "C" fn stage0_on_vc(frame: &mut Frame, exit_code: u64) {
     let answered = CpuidTable::parse(tee::cpuid_page())
         .map_err(|_| Termination::CpuidPage)
         .and_then(|table| vc::handle(frame, exit_code, instruction(frame.rip), &table));
@@ -172,7 +173,7 @@ extern "C" fn stage0_on_vc(frame: &mut vc::Frame, exit_code: u64) {
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn stage0_on_ve(frame: &mut ve::Frame, _error_code: u64) {
+extern "C" fn stage0_on_ve(frame: &mut Frame, _error_code: u64) {
     if let Err(why) = ve::handle(&tee::TDX, frame, instruction(frame.rip)) {
         tee::terminate(why);
     }

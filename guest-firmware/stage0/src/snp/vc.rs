@@ -7,29 +7,12 @@
 use kata_cc_stage0_abi::Termination;
 
 use super::cpuid::CpuidTable;
+use crate::exception::{CPUID, Frame};
 
 /// Exit code of CPUID (APM volume 2, appendix C).
 const EXIT_CPUID: u64 = 0x72;
 /// Exit code of an access to a page whose validation is gone (GHCB specification, section 2.3.3).
 const EXIT_PAGE_NOT_VALIDATED: u64 = 0x404;
-/// The CPUID instruction.
-const CPUID: [u8; 2] = [0x0F, 0xA2];
-
-/// The registers that CPUID reads and writes, as the exception's entry code saves them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct Frame {
-    /// RAX
-    pub rax: u64,
-    /// RBX
-    pub rbx: u64,
-    /// RCX
-    pub rcx: u64,
-    /// RDX
-    pub rdx: u64,
-    /// RIP
-    pub rip: u64,
-}
 
 /// Answers the exception: registers of CPUID, and on behind it.
 ///

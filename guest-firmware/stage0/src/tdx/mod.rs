@@ -156,10 +156,7 @@ impl<H: Instructions> Platform for Tdx<'_, H> {
     }
 
     fn share(&mut self, range: PhysRange) -> Result<(), PlatformError> {
-        self.make_shared(range).map_err(|error| match PlatformError::from(error) {
-            PlatformError::AcceptFailed => PlatformError::ShareFailed,
-            other => other,
-        })
+        self.make_shared(range).map_err(|error| PlatformError::from(error).of_sharing())
     }
 
     fn unshare(&mut self, range: PhysRange) -> Result<(), PlatformError> {

@@ -6,6 +6,7 @@ use kata_cc_stage0_abi::{KernelKind, Sealed};
 
 use super::fake::{Fake, Host, Page, SHARED};
 use super::*;
+use crate::exception::Frame;
 use crate::private_pages::BookError;
 use crate::test_random::Random;
 
@@ -277,7 +278,7 @@ fn a_termination_carries_number_and_name_and_never_returns() {
 #[test]
 fn exceptions_are_answered_with_zeros_or_not_at_all() {
     let fake = fake();
-    let frame = ve::Frame { rax: 0x4000_0000, rbx: 1, rcx: 2, rdx: 3, rip: 0x1000 };
+    let frame = Frame { rax: 0x4000_0000, rbx: 1, rcx: 2, rdx: 3, rip: 0x1000 };
     let handle = |reason, instruction| {
         fake.host(|host| host.exit_reason = reason);
         let mut answered = frame;
@@ -287,7 +288,7 @@ fn exceptions_are_answered_with_zeros_or_not_at_all() {
         }
         result.map(|()| answered)
     };
-    assert_eq!(handle(10, [0x0F, 0xA2]), Ok(ve::Frame { rip: 0x1002, ..ve::Frame::default() }));
+    assert_eq!(handle(10, [0x0F, 0xA2]), Ok(Frame { rip: 0x1002, ..Frame::default() }));
     assert_eq!(handle(10, [0xF3, 0x90]), Err(Termination::UnexpectedException), "no CPUID stands there");
     assert_eq!(handle(48, [0x0F, 0xA2]), Err(Termination::ValidationFailed));
     for reason in (0..80).filter(|reason| ![10, 48].contains(reason)) {

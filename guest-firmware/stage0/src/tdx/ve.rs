@@ -6,6 +6,7 @@
 use kata_cc_stage0_abi::Termination;
 
 use super::instructions::{Instructions, Registers};
+use crate::exception::{CPUID, Frame};
 
 /// TDG.VP.VEINFO.GET.
 const LEAF_VE_INFO: u64 = 3;
@@ -13,23 +14,6 @@ const LEAF_VE_INFO: u64 = 3;
 const EXIT_CPUID: u64 = 10;
 /// Exit reason of an EPT violation: memory that was never accepted, or was taken away.
 const EXIT_EPT_VIOLATION: u64 = 48;
-const CPUID: [u8; 2] = [0x0F, 0xA2];
-
-/// The registers that CPUID writes, as the exception's entry code saves them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct Frame {
-    /// RAX
-    pub rax: u64,
-    /// RBX
-    pub rbx: u64,
-    /// RCX
-    pub rcx: u64,
-    /// RDX
-    pub rdx: u64,
-    /// RIP
-    pub rip: u64,
-}
 
 /// Answers the exception.
 ///

@@ -16,15 +16,13 @@ use super::registers::kernel_registers;
 use crate::tee::abi::{SEV_VMSA_FEATURES, SNP_POLICY_BITS, VM_TYPE_SNP};
 use crate::tee::ioctls::{Page, TeeIoctls};
 use crate::tee::memory::{MapError, MemoryBook};
-use crate::tee::pages::{Batch, batches};
+use crate::tee::pages::{Batch, batches, until_all_are_in};
 use crate::tee::{Tee, TeeError, TeeKind, check_vm_type, enable_conversions, prepare_memory};
 
 /// Only version of the GHCB protocol that SNP takes.
 const GHCB_VERSION: u16 = 2;
 /// Security processor: "invalid parameter".
 const INVALID_PARAM: u64 = 0x16;
-/// How often a call that makes no progress is repeated.
-const ATTEMPTS: u32 = 1000;
 
 /// What a launch has besides its pages.
 #[derive(Clone, Debug)]
@@ -168,13 +166,10 @@ impl<'a> SnpTee<'a> {
 
 /// LAUNCH_UPDATE until all of a batch is in.
 fn update(io: &dyn TeeIoctls, batch: &mut Batch) -> Result<(), TeeError> {
-    const CALL: &str = "KVM_SEV_SNP_LAUNCH_UPDATE";
-    let (mut done, mut attempts) = (0, 0);
-    while done < batch.len {
+    until_all_are_in("KVM_SEV_SNP_LAUNCH_UPDATE", batch.gpa, batch.len, |done| {
         let left = batch.len - done;
-        let gpa = batch.gpa + done;
         let mut call = kvm_sev_snp_launch_update {
-            gfn_start: gpa / 4096,
+            gfn_start: (batch.gpa + done) / 4096,
             len: left,
             type_: batch.page_type as u8,
             ..Default::default()
@@ -182,19 +177,8 @@ fn update(io: &dyn TeeIoctls, batch: &mut Batch) -> Result<(), TeeError> {
         let start = usize::try_from(done / 4096).unwrap_or(usize::MAX);
         let source: &mut [Page] = batch.pages.get_mut(start..).unwrap_or_default();
         let answer = io.snp_launch_update(&mut call, source);
-        let progress = left.saturating_sub(call.len);
-        done += progress;
-        match answer {
-            Ok(()) => {}
-            Err(refusal) if matches!(refusal.errno, libc::EAGAIN | libc::EINTR) => {}
-            Err(refusal) => return Err(TeeError::Refused { call: CALL, refusal }),
-        }
-        attempts = if progress == 0 { attempts + 1 } else { 0 };
-        if attempts == ATTEMPTS {
-            return Err(TeeError::NoProgress { call: CALL, gpa, attempts });
-        }
-    }
-    Ok(())
+        (left.saturating_sub(call.len), answer)
+    })
 }
 
 impl Tee for SnpTee<'_> {

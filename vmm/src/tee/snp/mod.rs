@@ -8,7 +8,7 @@ pub mod certificates;
 mod cpuid;
 mod launch;
 mod policy;
-mod registers;
+pub(crate) mod registers;
 
 pub use cpuid::{CPUID_MAX, cpuid_page};
 pub use launch::{SnpConfig, SnpTee};

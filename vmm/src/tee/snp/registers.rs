@@ -42,7 +42,8 @@ pub(super) fn kernel_registers(vmsa: &VmsaRegisters, sregs: &mut kvm_sregs) -> k
     }
 }
 
-fn segment(s: Segment) -> kvm_segment {
+/// A segment register as KVM is told it.
+pub(crate) fn segment(s: Segment) -> kvm_segment {
     let bit = |n: u16| (s.attributes >> n & 1) as u8;
     kvm_segment {
         base: s.base,

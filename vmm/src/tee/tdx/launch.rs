@@ -10,7 +10,7 @@ use crate::tee::abi::{
 };
 use crate::tee::ioctls::TeeIoctls;
 use crate::tee::memory::{MapError, MemoryBook};
-use crate::tee::pages::aligned;
+use crate::tee::pages::{aligned, until_all_are_in};
 use crate::tee::{Tee, TeeError, TeeKind, check_vm_type, enable_conversions, prepare_memory, set_private};
 
 /// ATTRIBUTES.DEBUG.
@@ -25,8 +25,6 @@ const XFAM_FIXED: u64 = 3;
 const FIRST_ROOM: u32 = 64;
 /// Interrupt lines that stay with the user-space half of a split irqchip.
 const IOAPIC_LINES: u64 = 24;
-/// How often a call that makes no progress is repeated.
-const ATTEMPTS: u32 = 1000;
 
 /// What a launch has besides its pages.
 #[derive(Clone, Debug)]
@@ -173,29 +171,17 @@ fn capabilities(io: &dyn TeeIoctls) -> Result<Box<TdxCapabilities>, TeeError> {
 
 /// INIT_MEM_REGION until all of a region is in.
 fn add(io: &dyn TeeIoctls, region: &TdRegion<'_>) -> Result<(), TeeError> {
-    const CALL: &str = "KVM_TDX_INIT_MEM_REGION";
     let mut pages = aligned(&region.bytes, region.len);
     let flags = if region.measured { TDX_MEASURE_MEMORY_REGION } else { 0 };
-    let total = pages.len();
-    let (mut done, mut attempts) = (0, 0);
-    while done < total {
-        let gpa = region.gpa + done as u64 * 4096;
-        let left = (total - done) as u64;
-        let mut call = TdxInitMemRegion { source_addr: 0, gpa, nr_pages: left };
-        let answer = io.tdx_init_mem_region(0, &mut call, flags, pages.get_mut(done..).unwrap_or_default());
-        let progress = usize::try_from(left.saturating_sub(call.nr_pages)).unwrap_or_default();
-        done += progress;
-        match answer {
-            Ok(()) => {}
-            Err(refusal) if matches!(refusal.errno, libc::EAGAIN | libc::EINTR) => {}
-            Err(refusal) => return Err(TeeError::Refused { call: CALL, refusal }),
-        }
-        attempts = if progress == 0 { attempts + 1 } else { 0 };
-        if attempts == ATTEMPTS {
-            return Err(TeeError::NoProgress { call: CALL, gpa, attempts });
-        }
-    }
-    Ok(())
+    let len = pages.len() as u64 * 4096;
+    until_all_are_in("KVM_TDX_INIT_MEM_REGION", region.gpa, len, |done| {
+        let left = (len - done) / 4096;
+        let mut call = TdxInitMemRegion { source_addr: 0, gpa: region.gpa + done, nr_pages: left };
+        let start = usize::try_from(done / 4096).unwrap_or(usize::MAX);
+        let source = pages.get_mut(start..).unwrap_or_default();
+        let answer = io.tdx_init_mem_region(0, &mut call, flags, source);
+        (left.saturating_sub(call.nr_pages) * 4096, answer)
+    })
 }
 
 impl Tee for TdxTee<'_> {
