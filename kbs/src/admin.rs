@@ -2,7 +2,8 @@
 //!
 //! `DenyAll` unless configured. `AuthenticatedAuthorization`: a bearer JWT with `exp`, the configured `iss` and `aud`, and a role, signed
 //! by a key from a file, a JWKS or an OpenID provider ([`keys`]); or a TLS certificate ([`certificate`]). What a role may call:
-//! [`roles`]. Whoever is refused too often from one address has to wait, with a good token too: guessing must not be free.
+//! [`roles`]. An address that is refused too often is told to wait, and no more of it is put on record; a good token or certificate
+//! passes all the same: signatures cannot be guessed, and nobody's mistakes lock an administrator out who shares the address.
 //! `InsecureAllowAll` says so in the log at every start.
 
 pub(crate) mod certificate;
@@ -123,19 +124,13 @@ impl AdminGate {
             }
             AuthorizationMode::AuthenticatedAuthorization => {}
         }
-        let clock = Instant::now();
-        if let Some(peer) = call.peer {
-            let what = "administrators were refused too often at this address";
-            failures.check(peer, clock).map_err(|seconds| ApiError::TooMany { what, seconds })?;
-        }
         let (roles, name) = match self.authenticate(call, now).await {
             Ok(known) => known,
             Err(why) => {
-                if let Some(peer) = call.peer {
-                    // One that is not there any more changes nothing.
-                    let _ = failures.take(peer, clock);
-                }
-                return Err(deny(why));
+                let what = "administrators were refused too often at this address";
+                let clock = Instant::now();
+                let left = call.peer.map_or(Ok(()), |peer| failures.take(peer, clock));
+                return Err(left.map_or_else(|seconds| ApiError::TooMany { what, seconds }, |()| deny(why)));
             }
         };
         if let Some(role) = roles.iter().find(|role| self.roles.allow(role, call.method, call.uri.path())) {

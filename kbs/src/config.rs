@@ -89,6 +89,17 @@ pub(crate) struct HttpServer {
     pub(crate) client_ca: Option<PathBuf>,
     /// Largest request in MiB.
     pub(crate) payload_request_size: u32,
+    /// Ours: balancers (addresses, networks) that say who is behind them by the PROXY protocol.
+    pub(crate) trusted_proxies: Vec<String>,
+}
+
+impl HttpServer {
+    /// Networks of the balancers.
+    pub(crate) fn proxies(&self) -> Result<Vec<ipnet::IpNet>, ConfigError> {
+        let networks =
+            self.trusted_proxies.iter().map(|text| kata_cc_attestation_service::serve::network(text));
+        networks.collect::<Result<_, _>>().map_err(|why| ConfigError::Value(format!("http_server.{why}")))
+    }
 }
 
 impl Default for HttpServer {
@@ -100,6 +111,7 @@ impl Default for HttpServer {
             certificate: None,
             client_ca: None,
             payload_request_size: 2,
+            trusted_proxies: Vec::new(),
         }
     }
 }
@@ -239,6 +251,7 @@ impl Config {
         ) {
             return refuse("signer.algorithm must be ES256 or ES384");
         }
+        http.proxies()?;
         self.protocol.check()?;
         self.limits.check()?;
         self.storage_backend.check().map_err(|why| ConfigError::Value(why.to_owned()))?;

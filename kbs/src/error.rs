@@ -5,8 +5,9 @@
 //! only). A refusal of evidence stays 401 with `AttestationError`, as clients expect, and its detail names the reason.
 //! Which client depends on which 401: `docs/operator-guide/protocol.md`.
 //!
-//! A handler gives an [`ApiError`]; the body is written by [`crate::request`], which knows the request's id: Trustee's
-//! `{"type", "detail"}` on Trustee's paths, problem+json on ours.
+//! A handler gives an [`ApiError`]; the body is written by [`crate::request`], which knows the request's id.
+
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{HeaderValue, Response, StatusCode, header};
@@ -105,6 +106,9 @@ pub(crate) enum ApiError {
         /// Which setting says so.
         by: String,
     },
+    /// A request that takes too long, mostly its body.
+    #[error("the request, with its body, took longer than {0:?}")]
+    TooSlow(Duration),
     /// Too many requests of one peer.
     #[error("{what}, try again in {seconds} s")]
     TooMany {
@@ -156,6 +160,7 @@ impl ApiError {
             Self::Serde(_) | Self::Body(_) | Self::Query { .. } => (StatusCode::BAD_REQUEST, "SerdeError"),
             Self::MediaType { .. } => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "UnsupportedMediaType"),
             Self::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "PayloadTooLarge"),
+            Self::TooSlow(_) => (StatusCode::REQUEST_TIMEOUT, "RequestTimeout"),
             Self::TooMany { .. } => (StatusCode::TOO_MANY_REQUESTS, "TooManyRequests"),
             Self::Rvps(_) => (StatusCode::BAD_REQUEST, "RvpsError"),
             Self::Jwe(_) => (StatusCode::BAD_REQUEST, "JweError"),
@@ -174,6 +179,12 @@ impl ApiError {
             Self::Handshake { error, .. } | Self::Body(error) => error.member().map(str::to_owned),
             Self::Query { name, .. } => Some((*name).to_owned()),
             Self::MediaType { .. } => Some("content-type".to_owned()),
+            Self::TooLarge { .. } | Self::Serde(_) => Some("body".to_owned()),
+            Self::Path(_) => Some("path".to_owned()),
+            Self::ParsePolicy(_) => Some("policy".to_owned()),
+            Self::TokenVerifier(_) | Self::TokenNotFound(_) | Self::Admin { .. } => {
+                Some("authorization".to_owned())
+            }
             _ => None,
         }
     }

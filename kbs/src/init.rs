@@ -13,6 +13,10 @@ use kata_cc_attestation_service::store::write_secret;
 pub(crate) struct Init {
     /// Folder to fill; made when absent. Nothing in it is overwritten.
     dir: PathBuf,
+    /// Folder for what the key broker writes, when it may not write where the configuration is: store, store key, key of tokens.
+    /// Made when absent.
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
     /// Address to listen on.
     #[arg(long, default_value = "127.0.0.1:8443")]
     socket: SocketAddr,
@@ -40,6 +44,10 @@ pub(crate) fn run(init: &Init) -> anyhow::Result<()> {
     let admin = SigningKey::generate_pem("EdDSA")?;
     write(dir, "admin.key", &admin)?;
     write(dir, "admin.pub", &SigningKey::from_pem(admin.as_bytes())?.public_pem()?)?;
+    let state = match &init.state {
+        None => String::new(),
+        Some(state) => state_section(state)?,
+    };
     let simulated = match &init.simulated {
         None => String::new(),
         Some(anchor) => {
@@ -73,12 +81,31 @@ identity_providers = [{{ public_key_uri = "admin.pub" }}]
 
 [admin.authorization.regex_acl]
 acls = [{{ role = "admin", allowed_endpoints = "^/kbs/.+$" }}]
-{simulated}"#,
+{state}{simulated}"#,
         init.socket
     );
     write(dir, "kbs.toml", &config)?;
     println!("made {0}/kbs.toml; start with: kbs -c {0}/kbs.toml", dir.display());
     Ok(())
+}
+
+/// Settings of all that is written while the key broker runs.
+fn state_section(state: &Path) -> anyhow::Result<String> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(state)
+        .with_context(|| format!("making {}", state.display()))?;
+    let state = std::path::absolute(state)?;
+    let path = |name: &str| toml::Value::String(state.join(name).display().to_string());
+    Ok(format!(
+        "\n[storage_backend.backends.sqlite]\nfile_path = {}\nkey_path = {}\n\n\
+         [attestation_service.attestation_token_broker.signer]\nkey_path = {}\n",
+        path("kbs.db"),
+        path("store.key"),
+        path("token.key"),
+    ))
 }
 
 fn write(dir: &Path, name: &str, text: &str) -> anyhow::Result<()> {

@@ -57,11 +57,6 @@ impl Budget {
     pub(crate) fn take(&self, peer: Peer, now: Instant) -> Result<(), u64> {
         self.with(|inner| inner.enough(peer, now).map(|left| inner.put(peer, left - 1.0, now)))
     }
-
-    /// Whether there is one, without taking it.
-    pub(crate) fn check(&self, peer: Peer, now: Instant) -> Result<(), u64> {
-        self.with(|inner| inner.enough(peer, now).map(drop))
-    }
 }
 
 impl Inner {
@@ -117,10 +112,8 @@ mod tests {
             budget.take(peer(1), begin).unwrap();
         }
         assert_eq!(budget.take(peer(1), begin), Err(2));
-        assert_eq!(budget.check(peer(1), begin), Err(2));
         budget.take(peer(2), begin).unwrap();
         let later = begin + Duration::from_secs(2);
-        budget.check(peer(1), later).unwrap();
         budget.take(peer(1), later).unwrap();
         assert!(budget.take(peer(1), later).is_err());
         // However long nobody came, no more than the burst.

@@ -141,8 +141,8 @@ async fn serve(path: &Path, config: &Config, check: bool) -> anyhow::Result<()> 
         let gate = kbs.gate.load_full();
         async move { gate.warm().await }
     });
-    let serving =
-        serve::serve(listeners, acceptor, api::router(Arc::clone(&kbs)), config.limits.server(), &stopped);
+    let limits = config.limits.server(config.http_server.proxies()?);
+    let serving = serve::serve(listeners, acceptor, api::router(Arc::clone(&kbs)), limits, &stopped);
     notify("READY=1");
     tokio::pin!(serving);
     loop {

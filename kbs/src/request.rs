@@ -9,13 +9,14 @@ use std::time::Instant;
 
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
-use kata_cc_attestation_service::serve::Peer;
+use kata_cc_attestation_service::serve::{Peer, REQUEST_TIME};
 use kata_cc_kbs_protocol::ErrorInformation;
 use kata_cc_kbs_protocol::strict;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
 use tracing::{Instrument as _, debug};
 
 use crate::api::Shared;
@@ -24,26 +25,28 @@ use crate::telemetry;
 
 /// Header with the id of a request.
 pub(crate) const REQUEST_ID: &str = "x-request-id";
-/// Media type of an error on our own paths.
+/// Media type of an error.
 const PROBLEM: &str = "application/problem+json";
 
-/// Whether a path is our own, not Trustee's: errors are problem+json there.
-fn ours(method: &Method, path: &str) -> bool {
-    let Some(rest) = path.strip_prefix("/kbs/v0/") else {
-        return !matches!(path, "/healthz" | "/metrics");
-    };
-    rest.starts_with("admin/")
-        || rest == "resource-policy/text"
-        || rest.starts_with("attestation-policy/")
-        || (rest == "reference-value" && method == Method::GET)
-        || (rest.starts_with("reference-value/") && method == Method::DELETE)
+/// Body of every error: problem+json (RFC 9457). What Trustee's clients read, `type` and `detail`, comes first; they pass over the rest.
+#[derive(Serialize)]
+struct Problem<'a> {
+    #[serde(rename = "type")]
+    kind: String,
+    detail: String,
+    title: &'a str,
+    status: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    field: Option<String>,
+    reason: String,
+    instance: String,
 }
 
 /// The outermost layer.
 pub(crate) async fn observe(State(kbs): State<Shared>, request: Request, next: Next) -> Response {
     let begin = Instant::now();
     let id = uuid::Uuid::new_v4().simple().to_string();
-    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().map_or("unknown", MatchedPath::as_str).to_owned();
     let span = tracing::info_span!(
         "request", otel.name = %format!("{method} {route}"), otel.kind = "server", id, %method, route,
@@ -52,14 +55,18 @@ pub(crate) async fn observe(State(kbs): State<Shared>, request: Request, next: N
     telemetry::take_parent(&span, request.headers());
     let answered = async {
         match admit(&kbs, &request, &route) {
-            Ok(()) => next.run(request).await,
+            // A body may be slow in coming.
+            Ok(()) => match tokio::time::timeout(REQUEST_TIME, next.run(request)).await {
+                Ok(response) => response,
+                Err(_) => late(),
+            },
             Err(error) => error.into_response(),
         }
     };
     let mut response = answered.instrument(span.clone()).await;
     let status = response.status();
     if !status.is_success() {
-        response = failed(response, kbs.max_request, &method, &path, &id);
+        response = failed(response, kbs.max_request, &id);
     }
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, value);
@@ -82,31 +89,29 @@ fn admit(kbs: &Shared, request: &Request, route: &str) -> Result<(), ApiError> {
     })
 }
 
+fn late() -> Response {
+    let mut response = ApiError::TooSlow(REQUEST_TIME).into_response();
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
 /// Writes the body of an error: ours says what failed, what the router itself refuses is told likewise.
-fn failed(response: Response, limit: usize, method: &Method, path: &str, id: &str) -> Response {
+fn failed(response: Response, limit: usize, id: &str) -> Response {
     let (mut parts, body) = response.into_parts();
     let failure = parts.extensions.remove::<Failure>().or_else(|| router_refusal(parts.status, limit));
-    let Some(failure) = failure else { return Response::from_parts(parts, body) };
-    let detail = format!("{} (request {id})", failure.detail);
-    let (kind, body) = if ours(method, path) {
-        let mut problem = json!({
-            "type": format!("{}{}", ErrorInformation::TYPE_PREFIX, failure.name),
-            "title": failure.name,
-            "status": parts.status.as_u16(),
-            "detail": detail,
-            "instance": format!("urn:kata-cc:request:{id}"),
-        });
-        if let Some(field) = failure.field {
-            problem["field"] = Value::String(field);
-            problem["reason"] = Value::String(failure.detail);
-        }
-        (PROBLEM, problem.to_string())
-    } else {
-        let body = serde_json::to_string(&ErrorInformation::new(failure.name, detail));
-        ("application/json", body.unwrap_or_default())
+    let Some(Failure { name, detail, field }) = failure else { return Response::from_parts(parts, body) };
+    let problem = Problem {
+        kind: format!("{}{name}", ErrorInformation::TYPE_PREFIX),
+        detail: format!("{detail} (request {id})"),
+        title: name,
+        status: parts.status.as_u16(),
+        field,
+        reason: detail,
+        instance: format!("urn:kata-cc:request:{id}"),
     };
+    let body = serde_json::to_vec(&problem).unwrap_or_default();
     parts.headers.remove(header::CONTENT_LENGTH);
-    parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM));
     Response::from_parts(parts, Body::from(body))
 }
 
@@ -116,7 +121,7 @@ fn router_refusal(status: StatusCode, limit: usize) -> Option<Failure> {
         StatusCode::PAYLOAD_TOO_LARGE => {
             let error =
                 ApiError::TooLarge { limit: limit as u64, by: "http_server.payload_request_size".to_owned() };
-            failure(error.name(), error.to_string())
+            Some(Failure { name: error.name(), detail: error.to_string(), field: Some("body".to_owned()) })
         }
         StatusCode::METHOD_NOT_ALLOWED => failure(
             "MethodNotAllowed",
@@ -163,30 +168,6 @@ pub(crate) fn check_media_type(headers: &HeaderMap) -> Result<(), ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn our_own_paths_are_told_apart() {
-        for (method, path) in [
-            (Method::GET, "/kbs/v0/admin/resources"),
-            (Method::GET, "/kbs/v0/reference-value"),
-            (Method::DELETE, "/kbs/v0/reference-value/a/b"),
-            (Method::GET, "/kbs/v0/attestation-policy/default_cpu"),
-            (Method::GET, "/readyz"),
-            (Method::GET, "/nothing"),
-        ] {
-            assert!(ours(&method, path), "{path}");
-        }
-        for (method, path) in [
-            (Method::POST, "/kbs/v0/auth"),
-            (Method::GET, "/kbs/v0/resource/a/b/c"),
-            (Method::POST, "/kbs/v0/reference-value"),
-            (Method::GET, "/kbs/v0/reference-value/a"),
-            (Method::POST, "/kbs/v0/attestation-policy"),
-            (Method::POST, "/metrics"),
-        ] {
-            assert!(!ours(&method, path), "{path}");
-        }
-    }
 
     #[test]
     fn media_types() {

@@ -136,8 +136,36 @@ fn a_flood_and_guesses_are_slowed_down() {
         assert_eq!(call(to, line, "a.b.c", b""), 401);
     }
     assert_eq!(call(to, line, "a.b.c", b""), 429);
-    assert_eq!(call(to, line, &good, b""), 429);
+    // Who shares the address with the guesser is let in.
+    assert_eq!(call(to, line, &good, b""), 200);
+    assert_eq!(call(to, line, "a.b.c", b""), 429);
     assert_eq!(server.stop().0, Some(0));
+}
+
+/// What the service's unit and the image need: the configuration can be read-only.
+#[test]
+fn with_a_folder_of_state_nothing_is_written_beside_the_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    let (configuration, state) = (folder.path().join("etc"), folder.path().join("var/lib/kbs"));
+    let kbs = |arguments: &[&std::ffi::OsStr]| {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_kbs")).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    let names = |folder: &std::path::Path| {
+        let entries = std::fs::read_dir(folder).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    kbs(&["init".as_ref(), configuration.as_os_str(), "--state".as_ref(), state.as_os_str()]);
+    let before = names(&configuration);
+    assert_eq!(before, ["admin.key", "admin.pub", "kbs.toml", "tls.crt", "tls.key"]);
+    kbs(&["-c".as_ref(), configuration.join("kbs.toml").as_os_str(), "--check".as_ref()]);
+    assert_eq!(names(&configuration), before);
+    let written = names(&state);
+    for name in ["kbs.db", "store.key", "token.key"] {
+        assert!(written.iter().any(|file| file == name), "{name} is not among {written:?}");
+    }
 }
 
 /// Reads a URL over TLS that trusts `root`, with a certificate of the caller's if there is one.

@@ -14,7 +14,9 @@ use common::Server;
 use common::raw::{Reply, exchange, request};
 use kata_cc_kbs_client::{KeyAlgorithm, TeeKey, jwe};
 use kata_cc_kbs_protocol::rcar::{HashAlgorithm, canonical};
-use kata_cc_kbs_protocol::{JweResponse, TeePubKey, base64_standard, base64_url, from_base64_url};
+use kata_cc_kbs_protocol::{
+    ErrorInformation, JweResponse, TeePubKey, base64_standard, base64_url, from_base64_url,
+};
 use serde_json::{Value, json};
 
 const SECRET: &[u8] = b"the resource's bytes \x00\xff";
@@ -119,14 +121,18 @@ fn handshake(to: SocketAddr, version: &str, key: &TeePubKey) -> (String, String)
     (session, token)
 }
 
-/// The error body to the byte, but for the id of the request, which must be the header's.
+/// The error body to the byte, but for the id of the request, which must be the header's: as clients know it, then what problem+json adds.
 fn is_error(reply: &Reply, status: u16, name: &str, detail: &str) {
     let id = reply.header("x-request-id").unwrap_or_else(|| panic!("no request id: {reply:?}"));
     assert_eq!(id.len(), 32);
     let detail = Value::String(format!("{detail} (request {id})"));
     let kind = format!("https://github.com/confidential-containers/kbs/errors/{name}");
-    assert_eq!(reply.text(), format!(r#"{{"type":"{kind}","detail":{detail}}}"#));
-    assert_eq!(reply.status, status);
+    let begin = format!(r#"{{"type":"{kind}","detail":{detail},"title":"{name}","status":{status},"#);
+    assert!(reply.text().starts_with(&begin), "{} is not {begin}", reply.text());
+    let told: ErrorInformation = serde_json::from_slice(&reply.body).unwrap();
+    assert_eq!(told.name(), name);
+    assert_eq!(reply.json()["instance"], format!("urn:kata-cc:request:{id}"));
+    assert_eq!((reply.status, reply.header("content-type")), (status, Some("application/problem+json")));
 }
 
 fn upload(to: SocketAddr) {

@@ -10,6 +10,7 @@ mod checks;
 mod cpio;
 mod fuzz;
 mod guest_image;
+mod images;
 mod lab;
 mod openapi;
 mod paths;
@@ -60,6 +61,8 @@ enum Command {
     Build,
     /// Build the binaries and the guest image.
     Image,
+    /// Build the container images of the key broker and the attestation service, and try them.
+    Images,
     /// Build the guest firmware only.
     Stage0,
     /// Build the guest image twice from nothing and compare the bytes.
@@ -76,6 +79,7 @@ fn main() -> anyhow::Result<()> {
         Command::Clean => paths::clean(),
         Command::Build => binaries::build(),
         Command::Image => binaries::build().and_then(|()| guest_image::build().map(drop)),
+        Command::Images => binaries::build().and_then(|()| images::build()),
         Command::Stage0 => {
             std::fs::create_dir_all(paths::share())?;
             stage0::build().map(drop)

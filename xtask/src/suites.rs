@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context, anyhow, bail, ensure};
 
 use crate::shell::{command, output, run, step};
-use crate::{binaries, checks, guest_image, lab, openapi, paths};
+use crate::{binaries, checks, guest_image, images, lab, openapi, paths};
 
 /// Version of cargo-nextest that is installed when there is none.
 const NEXTEST: &str = "0.9.143";
@@ -29,6 +29,9 @@ pub(crate) fn test(name: Option<&str>, no_vm: bool) -> anyhow::Result<()> {
     binaries::build()?;
     unit(name)?;
     openapi::check()?;
+    if name.is_none() {
+        images::build()?;
+    }
     if no_vm {
         step("end-to-end tests were left out (--no-vm)");
         return Ok(());

@@ -6,8 +6,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use ipnet::IpNet;
 use kata_cc_attestation_service::ear::DEFAULT_ISSUER;
 use kata_cc_attestation_service::jws::VerifyingKey;
+use kata_cc_attestation_service::serve::network;
 use kata_cc_attestation_service::sources::{Sources, TrustedSource};
 use kata_cc_attestation_service::store::{PostgresOptions, PostgresTls, Store, StoreKey, read_secret};
 use serde::Deserialize;
@@ -20,6 +22,8 @@ pub(crate) struct Config {
     pub(crate) socket: SocketAddr,
     /// Address of the gRPC interface; none without it.
     pub(crate) grpc_socket: Option<SocketAddr>,
+    /// Balancers (addresses, networks) that say who is behind them by the PROXY protocol, on both interfaces.
+    pub(crate) trusted_proxies: Vec<String>,
     /// Address under which clients reach the REST interface, for its metadata.
     pub(crate) public_url: Option<String>,
     /// Folder for the store and the keys; made when absent.
@@ -49,6 +53,7 @@ impl Default for Config {
         Self {
             socket: SocketAddr::from(([127, 0, 0, 1], 8080)),
             grpc_socket: None,
+            trusted_proxies: Vec::new(),
             public_url: None,
             work_dir: "/var/lib/kata-cc/attestation-service".into(),
             store: StoreConfig::default(),
@@ -218,8 +223,14 @@ impl Config {
         Ok(config)
     }
 
+    /// Networks of the balancers.
+    pub(crate) fn proxies(&self) -> anyhow::Result<Vec<IpNet>> {
+        self.trusted_proxies.iter().map(|text| network(text).map_err(anyhow::Error::msg)).collect()
+    }
+
     /// Checks what a type does not say.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
+        self.proxies()?;
         anyhow::ensure!(
             (1..=1440).contains(&self.token.minutes),
             "token.minutes is {}, expected 1 to 1440",

@@ -1,15 +1,13 @@
 //! The daemon: puts the parts together, listens, reloads at SIGHUP, and ends when running requests are done.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use kata_cc_attestation_service::api::Api;
 use kata_cc_attestation_service::gate::AdminGate;
-use kata_cc_attestation_service::serve::Limits;
+use kata_cc_attestation_service::serve::{Limits, serve_rpc};
 use kata_cc_attestation_service::service::{AttestationService, KeyFile, signing_key};
 use kata_cc_attestation_service::store::Store;
 use kata_cc_attestation_service::token::TokenBroker;
@@ -21,12 +19,11 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::config::{Config, Tls};
 
@@ -34,8 +31,6 @@ use crate::config::{Config, Tls};
 const CONNECTIONS: usize = 1024;
 /// Time that running requests have at the end. Evaluations take milliseconds.
 const DRAIN: Duration = Duration::from_secs(2);
-/// Time of a TLS handshake.
-const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Time between looks at keys and store.
 const TEND: Duration = Duration::from_secs(2);
 
@@ -160,13 +155,16 @@ pub(crate) async fn serve(config: &Config, check: bool) -> anyhow::Result<()> {
     let listener = bind(config.socket).await?;
     info!(address = %listener.local_addr()?, tls = tls.is_some(), "listening");
     let (stop, stopped) = watch::channel(false);
+    let trusted_proxies = config.proxies()?;
+    let limits = Limits { connections: CONNECTIONS, drain: DRAIN, trusted_proxies, ..Limits::default() };
     let rpc = match config.grpc_socket {
         None => None,
         Some(socket) => {
             let listener = bind(socket).await?;
             info!(grpc = %listener.local_addr()?, tls = tls.is_some(), "listening");
             let acceptor = tls.as_ref().map(|tls| tls.grpc.clone());
-            Some(tokio::spawn(rpc(listener, acceptor, Arc::clone(&api), stopped.clone())))
+            let routes = grpc::services(Arc::clone(&api));
+            Some(tokio::spawn(serve_rpc(listener, acceptor, routes, limits.clone(), stopped.clone())))
         }
     };
     let tending = tokio::spawn(tend(
@@ -184,7 +182,6 @@ pub(crate) async fn serve(config: &Config, check: bool) -> anyhow::Result<()> {
         notify("STOPPING=1");
         let _ = stop.send(true);
     });
-    let limits = Limits { connections: CONNECTIONS, drain: DRAIN, ..Limits::default() };
     let router = rest::router(Arc::clone(&api));
     let acceptor = tls.map(|tls| tls.rest);
     kata_cc_attestation_service::serve::serve(vec![listener], acceptor, router, limits, &stopped).await;
@@ -226,118 +223,22 @@ async fn tend(
     }
 }
 
+/// Reads everything anew, and only when all of it is good puts it in force.
 async fn reload(api: &Api, config: &Config, certificate: Option<&Certificate>) -> anyhow::Result<()> {
-    if let (Some(tls), Some(certificate)) = (&config.tls, certificate) {
-        let provider = rustls::crypto::aws_lc_rs::default_provider();
-        certificate.0.store(Arc::new(certified_key(config, tls, &provider)?));
-    }
-    api.sources.store(Arc::new(config.sources()?));
-    Ok(api.service.reload().await?)
-}
-
-/// A connection of the gRPC interface.
-struct Rpc {
-    stream: Box<dyn Stream>,
-    _slot: OwnedSemaphorePermit,
-}
-
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
-
-impl tonic::transport::server::Connected for Rpc {
-    type ConnectInfo = ();
-
-    fn connect_info(&self) {}
-}
-
-impl AsyncRead for Rpc {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Rpc {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buffer)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
-async fn handshake(stream: TcpStream, tls: Option<TlsAcceptor>, slot: OwnedSemaphorePermit) -> Option<Rpc> {
-    let _ = stream.set_nodelay(true);
-    let Some(tls) = tls else { return Some(Rpc { stream: Box::new(stream), _slot: slot }) };
-    match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
-        Ok(Ok(stream)) => Some(Rpc { stream: Box::new(stream), _slot: slot }),
-        Ok(Err(error)) => {
-            debug!(%error, "TLS handshake of a gRPC connection failed");
-            None
+    let new = match (&config.tls, certificate) {
+        (Some(tls), Some(certificate)) => {
+            let provider = rustls::crypto::aws_lc_rs::default_provider();
+            Some((certificate, certified_key(config, tls, &provider)?))
         }
-        Err(_) => None,
+        _ => None,
+    };
+    let sources = config.sources()?;
+    api.service.reload().await?;
+    api.sources.store(Arc::new(sources));
+    if let Some((certificate, new)) = new {
+        certificate.0.store(Arc::new(new));
     }
-}
-
-/// Serves gRPC until `stopped` changes.
-async fn rpc(
-    listener: TcpListener,
-    tls: Option<TlsAcceptor>,
-    api: Arc<Api>,
-    mut stopped: watch::Receiver<bool>,
-) {
-    let (ready, incoming) = tokio::sync::mpsc::channel::<Rpc>(16);
-    let accepting = tokio::spawn(async move {
-        let slots = Arc::new(Semaphore::new(CONNECTIONS));
-        loop {
-            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
-            let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    warn!(%error, "gRPC connection not accepted");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
-                }
-            };
-            let (tls, ready) = (tls.clone(), ready.clone());
-            tokio::spawn(async move {
-                if let Some(rpc) = handshake(stream, tls, slot).await {
-                    let _ = ready.send(rpc).await;
-                }
-            });
-        }
-    });
-    let incoming = futures::stream::unfold(incoming, |mut incoming| async move {
-        Some((Ok::<_, std::io::Error>(incoming.recv().await?), incoming))
-    });
-    let served = tonic::transport::Server::builder()
-        .http2_keepalive_interval(Some(Duration::from_secs(30)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-        .concurrency_limit_per_connection(64)
-        .max_concurrent_streams(64)
-        .timeout(Duration::from_secs(30))
-        .add_routes(grpc::services(api))
-        .serve_with_incoming_shutdown(incoming, async move {
-            let _ = stopped.changed().await;
-        })
-        .await;
-    accepting.abort();
-    if let Err(error) = served {
-        warn!(%error, "gRPC ended");
-    }
+    Ok(())
 }
 
 /// Tells systemd (sd_notify(3)), when it asked to be told. Nobody waits for it, so a failure is not one of ours.

@@ -88,10 +88,10 @@ impl LimitsConfig {
         Ok(())
     }
 
-    /// Bounds of the server.
-    pub(crate) fn server(&self) -> Limits {
+    /// Bounds of the server, behind balancers that say who is behind them.
+    pub(crate) fn server(&self, trusted_proxies: Vec<ipnet::IpNet>) -> Limits {
         let (connections, per_peer) = (self.connections as usize, self.connections_per_peer as usize);
-        Limits { connections, per_peer, ..Limits::default() }
+        Limits { connections, per_peer, trusted_proxies, ..Limits::default() }
     }
 
     /// Budget of requests.

@@ -3,27 +3,39 @@
 //! Callers are not trusted and need no credentials to connect, so everything that costs a slot is bounded: a TLS handshake, a
 //! request's head, a whole request with its answer, a connection's life, connections in all and of one peer. A peer is an
 //! address, of IPv6 the /64 network, since a machine has as many addresses of that as it likes. A slow peer thus loses
-//! its own slots, after [`Limits::request`], and cannot take all of them.
+//! its own slots, after [`Limits::request`], and cannot take all of them. Behind a balancer of connections, all clients have its
+//! address, unless it is one of [`Limits::trusted_proxies`].
 
-use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+mod door;
+mod proxy;
+mod rpc;
+
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderValue, Request, Response, StatusCode, header};
+use axum::response::IntoResponse as _;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use rustls_pki_types::CertificateDer;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use ipnet::IpNet;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt as _;
 use tracing::{debug, info, warn};
+
+use crate::problem::Problem;
+use door::{Door, Knock, Visitor};
+
+pub use door::{ClientCertificate, Peer};
+pub use proxy::{ProxyError, network, read as read_proxy_header};
+pub use rpc::serve_rpc;
+
+/// Time of a request until it is answered 408 by whoever knows its id: the outermost layer of a router.
+pub const REQUEST_TIME: Duration = Duration::from_secs(30);
 
 /// Bounds of a server.
 #[derive(Debug, Clone)]
@@ -36,7 +48,7 @@ pub struct Limits {
     pub handshake: Duration,
     /// Time of a request's head, and of waiting for the next request.
     pub head: Duration,
-    /// Time of a whole request: body, work and answer.
+    /// Time of a whole request: body, work and answer. More than [`REQUEST_TIME`], which tells more.
     pub request: Duration,
     /// Time of a connection; a request that runs then may end.
     pub connection: Duration,
@@ -44,6 +56,8 @@ pub struct Limits {
     pub drain: Duration,
     /// Most bytes of a request's head (a bearer token with bulky evidence is large).
     pub max_head: usize,
+    /// Balancers that say who is behind them, by the PROXY protocol.
+    pub trusted_proxies: Vec<IpNet>,
 }
 
 impl Default for Limits {
@@ -53,91 +67,13 @@ impl Default for Limits {
             per_peer: 256,
             handshake: Duration::from_secs(10),
             head: Duration::from_secs(15),
-            request: Duration::from_secs(30),
+            request: REQUEST_TIME.saturating_add(Duration::from_secs(1)),
             connection: Duration::from_secs(600),
             drain: Duration::from_secs(20),
             max_head: 256 << 10,
+            trusted_proxies: Vec::new(),
         }
     }
-}
-
-/// Who sent a request, as connections and sessions are counted. An extension of every request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Peer(IpAddr);
-
-impl Peer {
-    /// The peer of an address.
-    #[must_use]
-    pub fn of(address: IpAddr) -> Self {
-        Self(match address.to_canonical() {
-            IpAddr::V6(v6) => {
-                let [a, b, c, d, ..] = v6.segments();
-                IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
-            }
-            v4 => v4,
-        })
-    }
-}
-
-impl std::fmt::Display for Peer {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-/// The certificate that a caller showed in the TLS handshake, which checked it. An extension of every request of such a caller.
-#[derive(Debug, Clone)]
-pub struct ClientCertificate(pub CertificateDer<'static>);
-
-/// Connections of each peer.
-#[derive(Debug, Default)]
-struct Peers(Mutex<HashMap<Peer, usize>>);
-
-impl Peers {
-    fn with<R>(&self, work: impl FnOnce(&mut HashMap<Peer, usize>) -> R) -> R {
-        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Counts a connection, unless its peer has `most` already.
-    fn enter(self: &Arc<Self>, peer: Peer, most: usize) -> Option<Entered> {
-        let entered = self.with(|peers| {
-            let count = peers.entry(peer).or_default();
-            let room = *count < most;
-            *count += usize::from(room);
-            room
-        });
-        entered.then(|| Entered { peers: Arc::clone(self), peer })
-    }
-}
-
-/// A counted connection; it counts until it is dropped.
-struct Entered {
-    peers: Arc<Peers>,
-    peer: Peer,
-}
-
-impl Drop for Entered {
-    fn drop(&mut self) {
-        self.peers.with(|peers| {
-            if let Some(count) = peers.get_mut(&self.peer) {
-                *count -= 1;
-                if *count == 0 {
-                    peers.remove(&self.peer);
-                }
-            }
-        });
-    }
-}
-
-/// What all connections share.
-#[derive(Clone)]
-struct Shared {
-    tls: Option<TlsAcceptor>,
-    router: Router,
-    limits: Arc<Limits>,
-    peers: Arc<Peers>,
-    slots: Arc<Semaphore>,
-    stop: watch::Receiver<bool>,
 }
 
 /// Serves until `stop` changes, then lets running requests finish. TLS is spoken where `tls` is given.
@@ -148,92 +84,41 @@ pub async fn serve(
     limits: Limits,
     stop: &watch::Receiver<bool>,
 ) {
-    let slots = Arc::new(Semaphore::new(limits.connections));
-    let shared = Shared {
-        tls,
-        router,
-        limits: Arc::new(limits),
-        peers: Arc::default(),
-        slots: Arc::clone(&slots),
-        stop: stop.clone(),
-    };
+    let door = Door::new(tls, limits);
     let mut loops = tokio::task::JoinSet::new();
     for listener in listeners {
-        loops.spawn(accept(listener, shared.clone()));
+        let (door, router, mut stop) = (door.clone(), router.clone(), stop.clone());
+        loops.spawn(async move {
+            while let Some(knock) = door.next(&listener, &mut stop).await {
+                tokio::spawn(connection(knock, door.clone(), router.clone(), stop.clone()));
+            }
+        });
     }
     while loops.join_next().await.is_some() {}
     info!("draining");
-    let all = u32::try_from(shared.limits.connections).unwrap_or(u32::MAX);
-    if tokio::time::timeout(shared.limits.drain, slots.acquire_many(all)).await.is_err() {
-        warn!("requests still running after {:?} are cut off", shared.limits.drain);
+    if !door.empty().await {
+        warn!("requests still running after {:?} are cut off", door.limits.drain);
     }
 }
 
-async fn accept(listener: TcpListener, mut shared: Shared) {
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            _ = shared.stop.changed() => return,
-        };
-        let (stream, address) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // Out of file descriptors, mostly: waiting is all that helps.
-                warn!(%error, "connection not accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        let peer = Peer::of(address.ip());
-        let Some(entered) = shared.peers.enter(peer, shared.limits.per_peer) else {
-            debug!(%address, "connection closed: its peer has too many");
-            continue;
-        };
-        let slot = tokio::select! {
-            slot = Arc::clone(&shared.slots).acquire_owned() => slot,
-            _ = shared.stop.changed() => return,
-        };
-        let Ok(slot) = slot else { return };
-        tokio::spawn(connection(stream, address, shared.clone(), (entered, slot)));
-    }
-}
-
-async fn connection(
-    stream: TcpStream,
-    address: SocketAddr,
-    shared: Shared,
-    _counted: (Entered, OwnedSemaphorePermit),
-) {
-    // Small answers, one at a time: Nagle only delays them.
-    let _ = stream.set_nodelay(true);
-    let peer = Peer::of(address.ip());
-    let ended = match shared.tls.clone() {
-        None => http(stream, peer, None, shared).await,
-        Some(tls) => match tokio::time::timeout(shared.limits.handshake, tls.accept(stream)).await {
-            Ok(Ok(stream)) => {
-                let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-                let certificate = shown.map(|leaf| ClientCertificate(leaf.clone().into_owned()));
-                http(stream, peer, certificate, shared).await
-            }
-            Ok(Err(error)) => Err(format!("TLS handshake failed: {error}")),
-            Err(_) => Err("TLS handshake took too long".to_owned()),
-        },
+async fn connection(knock: Knock, door: Door, router: Router, stop: watch::Receiver<bool>) {
+    let address = knock.address;
+    let ended = match door.greet(knock).await {
+        Ok(visitor) => http(visitor, router, &door.limits, stop).await,
+        Err(error) => Err(error),
     };
     if let Err(error) = ended {
         debug!(%address, %error, "connection ended");
     }
 }
 
-async fn http<S>(
-    stream: S,
-    peer: Peer,
-    certificate: Option<ClientCertificate>,
-    mut shared: Shared,
-) -> Result<(), String>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let (router, limits) = (shared.router, shared.limits);
+async fn http(
+    visitor: Visitor,
+    router: Router,
+    limits: &Limits,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), String> {
+    let Visitor { stream, peer, certificate, places: _places } = visitor;
     let time = limits.request;
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer);
@@ -252,7 +137,7 @@ where
     tokio::select! {
         ended = connection.as_mut() => return ended.map_err(|e| e.to_string()),
         () = tokio::time::sleep(limits.connection) => {}
-        _ = shared.stop.changed() => {}
+        _ = stop.changed() => {}
     }
     // The request that runs may end. Its answer is bounded too: a peer that does not read it would hold the slot.
     connection.as_mut().graceful_shutdown();
@@ -271,8 +156,8 @@ async fn answer(
     if let Ok(answer) = tokio::time::timeout(time, router.oneshot(request)).await {
         return answer;
     }
-    let mut answer = Response::new(Body::from("the request took too long\n"));
-    *answer.status_mut() = StatusCode::REQUEST_TIMEOUT;
+    let why = format!("the request, with its body, took longer than {time:?}");
+    let mut answer = Problem::new(StatusCode::REQUEST_TIMEOUT, "timeout", why).into_response();
     answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     Ok(answer)
 }
@@ -282,9 +167,10 @@ mod tests {
     use super::*;
     use axum::body::Bytes;
     use axum::routing::post;
+    use std::net::SocketAddr;
     use std::time::Instant;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    use tokio::net::TcpSocket;
+    use tokio::net::{TcpSocket, TcpStream};
 
     const SLOW: &[u8] = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nhalf";
     const WHOLE: &[u8] = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\nconnection: close\r\n\r\nbody";
@@ -325,6 +211,10 @@ mod tests {
         let stream = connect("127.0.0.1", address, SLOW).await;
         let text = tokio::time::timeout(Duration::from_secs(10), rest(stream)).await.unwrap();
         assert!(text.starts_with("HTTP/1.1 408"), "{text}");
+        assert!(
+            text.contains("application/problem+json") && text.contains("took longer than 300ms"),
+            "{text}"
+        );
         assert!(begin.elapsed() >= Duration::from_millis(300));
         assert!(rest(connect("127.0.0.1", address, WHOLE).await).await.ends_with("done"));
     }
@@ -375,12 +265,73 @@ mod tests {
         tokio::time::timeout(Duration::from_secs(3), task).await.unwrap().unwrap();
     }
 
-    #[test]
-    fn a_peer_is_a_machine() {
-        let peer = |text: &str| Peer::of(text.parse().unwrap());
-        assert_eq!(peer("2001:db8:1:2::1"), peer("2001:db8:1:2:ffff::9"));
-        assert_ne!(peer("2001:db8:1:2::1"), peer("2001:db8:1:3::1"));
-        assert_eq!(peer("::ffff:10.0.0.1"), peer("10.0.0.1"));
-        assert_ne!(peer("10.0.0.1"), peer("10.0.0.2"));
+    /// A header of the PROXY protocol, as a balancer on loopback sends it, before a whole request.
+    fn proxied(source: &str) -> Vec<u8> {
+        [format!("PROXY TCP4 {source} 127.0.0.1 4000 443\r\n").as_bytes(), WHOLE].concat()
+    }
+
+    #[tokio::test]
+    async fn behind_a_trusted_proxy_each_client_has_its_own_places() {
+        let trusted = Limits {
+            per_peer: 2,
+            request: Duration::from_secs(60),
+            handshake: Duration::from_millis(500),
+            trusted_proxies: vec![network("127.0.0.9").unwrap()],
+            ..limits()
+        };
+        let (address, _stop, _task) = server(trusted).await;
+        let slow = [b"PROXY TCP4 10.0.0.1 127.0.0.1 4000 443\r\n".as_slice(), SLOW].concat();
+        let mut held = Vec::new();
+        for _ in 0..2 {
+            held.push(connect("127.0.0.9", address, &slow).await);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        // The flooding client has no place left, another one through the same balancer has.
+        assert_eq!(rest(connect("127.0.0.9", address, &proxied("10.0.0.1")).await).await, "");
+        assert!(rest(connect("127.0.0.9", address, &proxied("10.0.0.2")).await).await.ends_with("done"));
+        // A balancer that says nothing is not let in, nor one that does not say who.
+        assert_eq!(rest(connect("127.0.0.9", address, WHOLE).await).await, "");
+        assert_eq!(rest(connect("127.0.0.9", address, b"PROXY ").await).await, "");
+        // Anybody else cannot choose who he is.
+        assert!(
+            rest(connect("127.0.0.1", address, &proxied("10.0.0.3")).await).await.starts_with("HTTP/1.1 400")
+        );
+        assert!(rest(connect("127.0.0.1", address, WHOLE).await).await.ends_with("done"));
+    }
+
+    async fn rpc_server(limits: Limits) -> (SocketAddr, watch::Sender<bool>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = watch::channel(false);
+        tokio::spawn(serve_rpc(listener, None, tonic::service::Routes::default(), limits, stopped));
+        (address, stop)
+    }
+
+    /// The preface of HTTP/2 with empty settings; who speaks gRPC gets settings in return.
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+    async fn speaks(from: &str, to: SocketAddr) -> bool {
+        let mut stream = connect(from, to, PREFACE).await;
+        let mut answer = [0; 9];
+        let read = tokio::time::timeout(Duration::from_secs(5), stream.read_exact(&mut answer)).await;
+        matches!(read, Ok(Ok(_))) && answer[3] == 4
+    }
+
+    #[tokio::test]
+    async fn idle_callers_of_grpc_take_their_own_places_only_and_not_for_long() {
+        let bounds = Limits { connections: 8, per_peer: 4, head: Duration::from_millis(600), ..limits() };
+        let (address, _stop) = rpc_server(bounds).await;
+        let mut idle = Vec::new();
+        for _ in 0..12 {
+            idle.push(connect("127.0.0.2", address, b"").await);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(speaks("127.0.0.1", address).await);
+        assert!(!speaks("127.0.0.2", address).await);
+        // Nothing was said in time, so they are gone.
+        for stream in idle {
+            tokio::time::timeout(Duration::from_secs(5), rest(stream)).await.unwrap();
+        }
+        assert!(speaks("127.0.0.2", address).await);
     }
 }
