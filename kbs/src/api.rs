@@ -17,7 +17,7 @@ use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, any, get, post};
 use kata_cc_kbs_protocol::SESSION_COOKIE;
 
-pub(crate) use gate::{AdminCall, Caller, caller};
+pub(crate) use gate::{AdminCall, Caller, known_caller};
 
 use crate::error::ApiError;
 use crate::state::Kbs;

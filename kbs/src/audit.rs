@@ -3,6 +3,9 @@
 //! Records are written before the answer that they tell of; when that fails, the answer is not given. Claims and policies stand in them
 //! as digests, sessions as labels (their ids are credentials).
 
+use std::time::Instant;
+
+use kata_cc_attestation_service::serve::Peer;
 use kata_cc_attestation_service::service::Verdict;
 use kata_cc_kbs_protocol::Tee;
 use kata_cc_store::StoreError;
@@ -32,13 +35,45 @@ pub(crate) async fn attested(
     append(
         kbs,
         match verdict {
-            Ok(verdict) => {
-                record.verdict(verdict.vector.status().name()).claims(&tokens::claims_digest(&verdict.token))
-            }
+            Ok(verdict) => with_policies(record, verdict)
+                .verdict(verdict.status().name())
+                .claims(&tokens::claims_digest(&verdict.token)),
             Err(error) => record.verdict("refused").reason(error.to_string()),
         },
     )
     .await
+}
+
+/// A record with the digest of the policy that judged the CPU; those of devices, where they are others, as details.
+fn with_policies(mut record: Record, verdict: &Verdict) -> Record {
+    for submod in &verdict.submods {
+        let Some(check) = submod.explanation.first() else { continue };
+        let digest = check.policy.digest.as_str();
+        match &record.policy {
+            None => record.policy = Some(digest.to_owned()),
+            Some(first) if first == digest => {}
+            Some(_) => record = record.detail(format!("policy of {}", submod.name), digest),
+        }
+    }
+    record
+}
+
+/// Somebody was turned away who is nobody yet: no session, no good nonce, no good token. Anybody can make such records, so
+/// of one address there is one a minute; all are counted.
+pub(crate) async fn turned_away(
+    kbs: &Kbs,
+    peer: Peer,
+    step: &str,
+    session: Option<&str>,
+    error: &ApiError,
+) -> Result<(), StoreError> {
+    kbs.metrics.count("turned-away", error.name());
+    if kbs.strangers.take(peer, Instant::now()).is_err() {
+        return Ok(());
+    }
+    let record = Record::new(Kind::Refusal).verdict("refused").who(peer.to_string());
+    let record = record.reason(format!("{step}: {error}"));
+    append(kbs, session.into_iter().fold(record, Record::session)).await
 }
 
 fn guest(kind: Kind, caller: &Caller, policy: &str, resource: &str, version: Option<u64>) -> Record {

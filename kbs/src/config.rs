@@ -14,6 +14,7 @@ mod storage;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use kata_cc_daemon::telemetry::{Log, Telemetry};
 use serde::Deserialize;
 use thiserror::Error;
 
@@ -22,7 +23,7 @@ use crate::plugins::PluginConfig;
 pub(crate) use administration::{
     Admin, AuthorizationMode, BuiltinAcl, CertificateIdentity, IdentityProvider,
 };
-pub(crate) use operation::{LimitsConfig, Log, LogFormat, PolicyFiles, ProtocolConfig, Telemetry};
+pub(crate) use operation::{LimitsConfig, PolicyFiles, ProtocolConfig};
 pub(crate) use storage::{KeyWrappedBy, StorageBackend, StorageType, Tls};
 
 /// Why the configuration was refused.

@@ -58,9 +58,17 @@ pub(crate) async fn auth(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, ApiError> {
+    let challenged = challenge(&kbs, peer, &headers, &body).await;
+    if let Err(error) = &challenged {
+        audit::turned_away(&kbs, peer, "auth", None, error).await?;
+    }
+    challenged
+}
+
+async fn challenge(kbs: &Kbs, peer: Peer, headers: &HeaderMap, body: &[u8]) -> Result<Response, ApiError> {
     let begin = Instant::now();
-    check_media_type(&headers)?;
-    let request = bodies::request(&body).map_err(|error| {
+    check_media_type(headers)?;
+    let request = bodies::request(body).map_err(|error| {
         kbs.metrics.count("auth", "malformed");
         info!(why = %error, "auth refused");
         ApiError::Handshake { step: "Auth", error }
@@ -124,24 +132,42 @@ impl Refuse<'_> {
     }
 }
 
-pub(crate) async fn attest(
-    State(kbs): State<Shared>,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Result<Response, ApiError> {
-    let begin = Instant::now();
-    let now = kata_cc_attestation_service::now();
-    let refuse = Refuse { kbs: &kbs, tee: None };
-    let id = session_id(&headers)
+/// Takes the challenge that evidence answers: whose session it is, what was sent, and what there is to do.
+async fn take<'a>(
+    kbs: &Kbs,
+    headers: &'a HeaderMap,
+    body: &[u8],
+    now: i64,
+) -> Result<(&'a str, AttestBody, Answer), ApiError> {
+    let refuse = Refuse { kbs, tee: None };
+    let id = session_id(headers)
         .ok_or_else(|| refuse.because("session", "there is no session cookie, call auth first"))?;
-    check_media_type(&headers)?;
-    let request = bodies::attestation(&body).map_err(|error| refuse.body(error))?;
+    check_media_type(headers)?;
+    let request = bodies::attestation(body).map_err(|error| refuse.body(error))?;
     let sent = match &request {
         AttestBody::Current(current) => Some(current.runtime_data.nonce.as_str()),
         AttestBody::Legacy(_) => None,
     };
     let taken = kbs.metrics.timed("session-take", kbs.sessions.take(id, sent, now)).await;
-    let context = match taken.map_err(|error| session_error(&refuse, "nonce", error))? {
+    Ok((id, request, taken.map_err(|error| session_error(&refuse, "nonce", error))?))
+}
+
+pub(crate) async fn attest(
+    State(kbs): State<Shared>,
+    Extension(peer): Extension<Peer>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, ApiError> {
+    let begin = Instant::now();
+    let now = kata_cc_attestation_service::now();
+    let (id, request, answer) = match take(&kbs, &headers, &body, now).await {
+        Ok(taken) => taken,
+        Err(error) => {
+            audit::turned_away(&kbs, peer, "attest", session_id(&headers), &error).await?;
+            return Err(error);
+        }
+    };
+    let context = match answer {
         Answer::Judge(context) => context,
         Answer::Done(guest) => return Ok(Json(AttestationResponse { token: guest.token }).into_response()),
     };

@@ -16,7 +16,6 @@ mod audit;
 mod config;
 mod error;
 mod handshake;
-mod hardening;
 mod init;
 mod jwe;
 mod limits;
@@ -32,7 +31,6 @@ mod server;
 mod session;
 mod state;
 mod storage;
-mod telemetry;
 mod tend;
 #[cfg(test)]
 mod test_utils;
@@ -54,7 +52,8 @@ use tracing::info;
 
 use crate::config::Config;
 use crate::state::Kbs;
-use crate::telemetry::Telemeter;
+use kata_cc_daemon::telemetry::{self, Telemeter};
+use kata_cc_daemon::{hardening, notify};
 
 /// Requests make many small values of all sizes, on few threads: glibc's allocator took an eighth of the time of a release.
 #[global_allocator]
@@ -114,7 +113,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 }
 
 async fn serve(path: &Path, config: &Config, check: bool) -> anyhow::Result<()> {
-    let log = Telemeter::start(&config.log, &config.telemetry)?;
+    let log = Telemeter::start("kbs", &config.log, &config.telemetry)?;
     // Handlers first: a signal during the start must not be lost.
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut hup = signal(SignalKind::hangup())?;
@@ -188,19 +187,5 @@ async fn sweep(kbs: Arc<Kbs>) {
         if let Err(why) = kbs.store.sweep_once("", now).await {
             tracing::warn!(%why, "names that were taken until now cannot be removed");
         }
-    }
-}
-
-/// Tells systemd (sd_notify(3)), when it asked to be told. Nobody waits for it, so a failure is not one of ours.
-fn notify(state: &str) {
-    use std::os::linux::net::SocketAddrExt as _;
-    use std::os::unix::net::{SocketAddr, UnixDatagram};
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    let address = match path.to_str().and_then(|p| p.strip_prefix('@')) {
-        Some(name) => SocketAddr::from_abstract_name(name),
-        None => SocketAddr::from_pathname(&path),
-    };
-    if let (Ok(address), Ok(socket)) = (address, UnixDatagram::unbound()) {
-        let _ = socket.send_to_addr(state.as_bytes(), &address);
     }
 }

@@ -18,7 +18,7 @@ use crate::config::{Config, LimitsConfig, PolicyFiles, ProtocolConfig};
 use crate::policy;
 use crate::server::{self, Tls};
 use crate::state::Kbs;
-use crate::telemetry::{self, Telemeter};
+use kata_cc_daemon::telemetry::{self, Telemeter};
 
 /// Who sets what is in files.
 const FILE: &str = "configuration file";

@@ -13,6 +13,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use kata_cc_attestation_service::serve::{Peer, REQUEST_TIME};
+use kata_cc_daemon::telemetry;
 use kata_cc_kbs_protocol::ErrorInformation;
 use kata_cc_kbs_protocol::strict;
 use serde::Serialize;
@@ -21,7 +22,6 @@ use tracing::{Instrument as _, debug};
 
 use crate::api::Shared;
 use crate::error::{ApiError, Failure};
-use crate::telemetry;
 
 /// Header with the id of a request.
 pub(crate) const REQUEST_ID: &str = "x-request-id";

@@ -15,7 +15,7 @@ use tracing::warn;
 use crate::admin::AdminGate;
 use crate::config::{AuthorizationMode, Config};
 use crate::error::ApiError;
-use crate::limits::Budget;
+use crate::limits::{Budget, Rate};
 use crate::metrics::Metrics;
 use crate::plugins::Plugins;
 use crate::plugins::registry::{Context, open_token};
@@ -44,6 +44,8 @@ pub(crate) struct Kbs {
     pub(crate) requests: Budget,
     /// Refused administrators that each peer may have.
     pub(crate) failures: Budget,
+    /// Records of an address in whose name nobody attested.
+    pub(crate) strangers: Budget,
     /// Whether the process is about to end.
     pub(crate) draining: AtomicBool,
     /// Seconds that a session lives.
@@ -110,6 +112,7 @@ impl Kbs {
             settings: ArcSwap::from_pointee(Settings::of(config)),
             requests: Budget::new(config.limits.requests()),
             failures: Budget::new(config.limits.failures()),
+            strangers: Budget::new(Rate { per_second: 1.0 / 60.0, burst: 1.0 }),
             draining: AtomicBool::new(false),
             sessions: Sessions::new(store.sessions()),
             known: KnownTokens::default(),

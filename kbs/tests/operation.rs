@@ -142,6 +142,37 @@ fn a_flood_and_guesses_are_slowed_down() {
     assert_eq!(server.stop().0, Some(0));
 }
 
+#[test]
+fn who_is_turned_away_is_on_record_but_cannot_fill_it() {
+    let folder = tempfile::tempdir().unwrap();
+    // As through a balancer, which says for whom it speaks.
+    let behind =
+        PLAIN.replace("insecure_http = true", "insecure_http = true\ntrusted_proxies = [\"127.0.0.1\"]");
+    let config = format!("{behind}[admin]\nauthorization_mode = \"InsecureAllowAll\"\n");
+    let (server, to) = start(folder.path(), &config);
+    let from = |address: &str, line: &str, headers: &[&str], body: &[u8]| {
+        let proxied = format!("PROXY TCP4 {address} 127.0.0.1 1000 443\r\n");
+        exchange(to, &[proxied.as_bytes(), &request(line, headers, body)].concat())
+    };
+    let bearer = ["host: x", "authorization: Bearer a.b.c"];
+    for _ in 0..5 {
+        assert_eq!(from("127.0.0.2", "GET /kbs/v0/resource/a/b/c", &bearer, b"").status, 401);
+    }
+    assert_eq!(from("127.0.0.3", "POST /kbs/v0/auth", &["host: x"], b"{}").status, 400);
+    let cookie = ["host: x", "cookie: kbs-session-id=11112222333344445555666677778888"];
+    assert_eq!(from("127.0.0.4", "POST /kbs/v0/attest", &cookie, b"{}").status, 400);
+    let log = from("127.0.0.5", "GET /kbs/v0/admin/audit", &["host: x"], b"").text();
+    let records = |part: &str| log.lines().filter(|line| line.contains(part)).count();
+    assert_eq!(records("127.0.0.2"), 1, "{log}");
+    for part in ["resource: Token Verifier error", "auth: Attestation error", "attest: Attestation error"] {
+        assert_eq!(records(part), 1, "{part}: {log}");
+    }
+    assert!(!log.contains("11112222333344445555666677778888"), "a session's id is a credential");
+    let metrics = from("127.0.0.5", "GET /metrics", &["host: x"], b"").text();
+    assert!(metrics.contains("call=\"turned-away\",outcome=\"TokenVerifierError\"} 5"), "{metrics}");
+    assert_eq!(server.stop().0, Some(0));
+}
+
 /// What the service's unit and the image need: the configuration can be read-only.
 #[test]
 fn with_a_folder_of_state_nothing_is_written_beside_the_configuration() {
@@ -153,7 +184,8 @@ fn with_a_folder_of_state_nothing_is_written_beside_the_configuration() {
     };
     let names = |folder: &std::path::Path| {
         let entries = std::fs::read_dir(folder).unwrap();
-        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
     };

@@ -12,6 +12,7 @@ use kata_cc_attestation_service::jws::VerifyingKey;
 use kata_cc_attestation_service::serve::network;
 use kata_cc_attestation_service::sources::{Sources, TrustedSource};
 use kata_cc_attestation_service::store::{PostgresOptions, PostgresTls, Store, StoreKey, read_secret};
+use kata_cc_daemon::telemetry::{Log, Telemetry};
 use serde::Deserialize;
 
 /// All of it.
@@ -42,6 +43,7 @@ pub(crate) struct Config {
     /// File that says where endorsements come from that evidence does not bring (TOML).
     pub(crate) endorsements: Option<PathBuf>,
     pub(crate) reference_values: ReferenceValues,
+    pub(crate) telemetry: Telemetry,
     pub(crate) log: Log,
     /// Folder that relative paths start from.
     #[serde(skip)]
@@ -66,6 +68,7 @@ impl Default for Config {
             allow_sample: false,
             endorsements: None,
             reference_values: ReferenceValues::default(),
+            telemetry: Telemetry::default(),
             log: Log::default(),
             base: PathBuf::new(),
         }
@@ -191,22 +194,6 @@ pub(crate) struct Trusted {
     /// `builder.id` that a provenance must name.
     #[serde(default)]
     pub(crate) builder: Option<String>,
-}
-
-/// `[log]`.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct Log {
-    /// Lines as JSON.
-    pub(crate) json: bool,
-    /// Filter, e.g. `info`. `RUST_LOG` wins.
-    pub(crate) level: String,
-}
-
-impl Default for Log {
-    fn default() -> Self {
-        Self { json: false, level: "info".to_owned() }
-    }
 }
 
 impl Config {

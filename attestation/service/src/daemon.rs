@@ -13,6 +13,8 @@ use kata_cc_attestation_service::store::Store;
 use kata_cc_attestation_service::token::TokenBroker;
 use kata_cc_attestation_service::verify::{SampleVerifier, Verifiers};
 use kata_cc_attestation_service::{grpc, rest};
+use kata_cc_daemon::notify;
+use kata_cc_daemon::telemetry::Telemeter;
 use kata_cc_endorsements::EndorsementsConfig;
 use rustls::crypto::CryptoProvider;
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -134,6 +136,7 @@ async fn service(config: &Config, store: Store) -> anyhow::Result<AttestationSer
 
 /// Serves until SIGTERM or SIGINT; with `check`, only looks whether it could.
 pub(crate) async fn serve(config: &Config, check: bool) -> anyhow::Result<()> {
+    let log = Telemeter::start("attestation-service", &config.log, &config.telemetry)?;
     // Handlers first: a signal during the start must not be lost.
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let hup = signal(SignalKind::hangup())?;
@@ -193,6 +196,7 @@ pub(crate) async fn serve(config: &Config, check: bool) -> anyhow::Result<()> {
     tending.abort();
     store.close().await;
     info!("stopped");
+    log.stop().await;
     Ok(())
 }
 
@@ -239,20 +243,6 @@ async fn reload(api: &Api, config: &Config, certificate: Option<&Certificate>) -
         certificate.0.store(Arc::new(new));
     }
     Ok(())
-}
-
-/// Tells systemd (sd_notify(3)), when it asked to be told. Nobody waits for it, so a failure is not one of ours.
-fn notify(state: &str) {
-    use std::os::linux::net::SocketAddrExt as _;
-    use std::os::unix::net::{SocketAddr, UnixDatagram};
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    let address = match path.to_str().and_then(|p| p.strip_prefix('@')) {
-        Some(name) => SocketAddr::from_abstract_name(name),
-        None => SocketAddr::from_pathname(&path),
-    };
-    if let (Ok(address), Ok(socket)) = (address, UnixDatagram::unbound()) {
-        let _ = socket.send_to_addr(state.as_bytes(), &address);
-    }
 }
 
 #[cfg(test)]

@@ -16,8 +16,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
 use clap::Parser;
+use kata_cc_daemon::hardening;
+use kata_cc_daemon::telemetry::LogFormat;
 
 use crate::config::{Config, Simulated, Tls};
 
@@ -97,29 +98,17 @@ impl Arguments {
             config.token.algorithm.clone_from(algorithm);
         }
         config.token.minutes = self.token_minutes.unwrap_or(config.token.minutes);
-        config.log.json |= self.json_log;
+        if self.json_log {
+            config.log.format = LogFormat::Json;
+        }
         config.check()?;
         Ok(config)
     }
 }
 
-fn log(config: &Config) -> anyhow::Result<()> {
-    let level = std::env::var("RUST_LOG").unwrap_or_else(|_| config.log.level.clone());
-    let filter =
-        tracing_subscriber::EnvFilter::try_new(&level).with_context(|| format!("log level {level:?}"))?;
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
-    if config.log.json {
-        builder.json().flatten_event(true).init();
-    } else {
-        builder.init();
-    }
-    Ok(())
-}
-
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    hardening::protect_memory()?;
     let config = arguments.config()?;
-    log(&config)?;
     tokio::runtime::Runtime::new()?.block_on(daemon::serve(&config, arguments.check))
 }
 

@@ -346,3 +346,47 @@ fn a_challenge_is_good_at_any_replica_and_once() {
     assert_eq!(reason(&other, &request), (200, String::new()));
     assert_eq!(reason(&start(), &request), (422, "challenge-answered".to_owned()));
 }
+
+/// Takes what is posted to it, and answers 200 to all.
+fn collector() -> (String, std::sync::Arc<std::sync::Mutex<Vec<u8>>>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let received = std::sync::Arc::<std::sync::Mutex<Vec<u8>>>::default();
+    let sink = std::sync::Arc::clone(&received);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+            let mut bytes = [0; 65_536];
+            while let Ok(read @ 1..) = stream.read(&mut bytes) {
+                sink.lock().unwrap().extend_from_slice(&bytes[..read]);
+            }
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+        }
+    });
+    (address, received)
+}
+
+#[test]
+fn traces_go_out_with_the_callers_parent_and_memory_is_kept() {
+    let work = tempfile::tempdir().unwrap();
+    let (collector, received) = collector();
+    let file = work.path().join("as.toml");
+    std::fs::write(&file, format!("[telemetry]\notlp_endpoint = \"http://{collector}/v1/traces\"\n"))
+        .unwrap();
+    let service = Service::start_with(work.path(), &["-c", file.to_str().unwrap()]);
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", service.child.id())).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().collect::<Vec<_>>()[4..6], ["0", "0"]);
+    let headers = "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\n\
+                   authorization: Bearer hidden.secret.token\r\n";
+    assert_eq!(service.ask_as(headers, "GET", "/api/v1/policies/hidden-id?hidden=1", "").status, 404);
+    service.terminate();
+    assert_eq!(service.ended().0, Some(0));
+    let bytes = received.lock().unwrap().clone();
+    let has = |part: &[u8]| bytes.windows(part.len()).any(|window| window == part);
+    let trace = hex::decode("4bf92f3577b34da6a3ce929d0e0e4736").unwrap();
+    assert!(has(&trace), "the caller's trace id is not in {} bytes", bytes.len());
+    assert!(has(b"attestation-service") && has(b"GET /api/v1/policies/{id}"), "{}", bytes.len());
+    assert!(!has(b"hidden"), "what a caller sent is in the traces");
+}

@@ -46,7 +46,7 @@ impl Caller {
 }
 
 /// The guest that calls: that of its session, else the bearer of a token.
-pub(crate) async fn caller(kbs: &Kbs, headers: &HeaderMap) -> Result<Caller, ApiError> {
+async fn caller(kbs: &Kbs, headers: &HeaderMap) -> Result<Caller, ApiError> {
     let now = kata_cc_attestation_service::now();
     let session = match session_id(headers) {
         None => None,
@@ -67,6 +67,20 @@ pub(crate) async fn caller(kbs: &Kbs, headers: &HeaderMap) -> Result<Caller, Api
     Ok(Caller { token: kbs.known_token(token, now)?, version, session })
 }
 
+/// The guest that calls; nobody's calls are on record.
+pub(crate) async fn known_caller(
+    kbs: &Kbs,
+    peer: Option<Peer>,
+    step: &str,
+    headers: &HeaderMap,
+) -> Result<Caller, ApiError> {
+    let known = caller(kbs, headers).await;
+    if let (Err(error), Some(peer)) = (&known, peer) {
+        audit::turned_away(kbs, peer, step, session_id(headers), error).await?;
+    }
+    known
+}
+
 /// A call that only administrators may make, before the gate.
 #[derive(Debug, Clone)]
 pub(crate) struct AdminCall {
@@ -74,7 +88,7 @@ pub(crate) struct AdminCall {
     pub(crate) uri: Uri,
     pub(crate) headers: HeaderMap,
     certificate: Option<ClientCertificate>,
-    peer: Option<Peer>,
+    pub(crate) peer: Option<Peer>,
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for AdminCall {

@@ -3,17 +3,18 @@
 
 use std::time::Instant;
 
-use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, Uri, header};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use kata_cc_attestation_service::serve::Peer;
 use kata_cc_kbs_protocol::ResourcePath;
 use kata_cc_kbs_protocol::admin::{ResourceEntry, ResourceHistory, ResourceList, ResourceVersion};
 use kata_cc_store::{State as VersionState, VersionInfo, Write};
 use tracing::info;
 
-use super::{AdminCall, Shared, caller, number, only, query};
+use super::{AdminCall, Shared, known_caller, number, only, query};
 use crate::audit;
 use crate::error::ApiError;
 use crate::plugins::REPOSITORY;
@@ -40,8 +41,14 @@ fn missing(path: &ResourcePath) -> ApiError {
     ApiError::NotFound(format!("resource {} does not exist", path.uri()))
 }
 
-pub(crate) async fn read(State(kbs): State<Shared>, parts: Parts, uri: Uri, headers: HeaderMap) -> Response {
-    let result = release(&kbs, parts, &uri, &headers).await;
+pub(crate) async fn read(
+    State(kbs): State<Shared>,
+    Extension(peer): Extension<Peer>,
+    parts: Parts,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Response {
+    let result = release(&kbs, peer, parts, &uri, &headers).await;
     kbs.metrics.count("resource", result.as_ref().map_or_else(|e| e.name(), |_| "ok"));
     match result {
         Ok(body) => ([(header::CONTENT_TYPE, "application/json")], body).into_response(),
@@ -50,12 +57,18 @@ pub(crate) async fn read(State(kbs): State<Shared>, parts: Parts, uri: Uri, head
 }
 
 /// Token, then policy, then existence: a denied guest does not learn what exists.
-async fn release(kbs: &Kbs, parts: Parts, uri: &Uri, headers: &HeaderMap) -> Result<Vec<u8>, ApiError> {
+async fn release(
+    kbs: &Kbs,
+    peer: Peer,
+    parts: Parts,
+    uri: &Uri,
+    headers: &HeaderMap,
+) -> Result<Vec<u8>, ApiError> {
     let begin = Instant::now();
     let path = resource_path(parts)?;
     let query = query(uri)?;
     let wanted = number(&query, "version", 1..=MAX_VERSION)?;
-    let caller = caller(kbs, headers).await?;
+    let caller = known_caller(kbs, Some(peer), "resource", headers).await?;
     let (status, name) = (caller.status().to_owned(), path.to_string());
     let segments = path.segments().map(str::to_owned);
     let decision = kbs.policy.decide(&caller.token.document, "resource", &segments, &query).await?;
@@ -78,7 +91,13 @@ async fn release(kbs: &Kbs, parts: Parts, uri: &Uri, headers: &HeaderMap) -> Res
         return Err(error);
     };
     let version = stored.info.version;
-    let body = caller.encrypt(kbs, &stored.value)?;
+    let body = match caller.encrypt(kbs, &stored.value) {
+        Ok(body) => body,
+        Err(error) => {
+            audit::refused(kbs, &caller, &decision.digest, &name, &error.to_string()).await?;
+            return Err(error);
+        }
+    };
     audit::released(kbs, &caller, &decision.digest, &name, Some(version)).await?;
     let protocol = caller.version.name();
     info!(resource = name, version, status, verdict = "released", protocol, "resource");

@@ -2,7 +2,7 @@
 
 use axum::body::Bytes;
 use axum::extract::State;
-use axum::http::{HeaderMap, Method, Uri, header};
+use axum::http::{Method, Uri, header};
 use axum::response::{IntoResponse, Response};
 use tracing::{error, info};
 
@@ -74,7 +74,7 @@ async fn serve(
             Ok(plain(response))
         }
         Access::Anyone => Ok(plain(kbs.plugins.call(plugin, request, Caller::Anyone).await?)),
-        Access::Guest => release(kbs, plugin, request, &admin.headers).await,
+        Access::Guest => release(kbs, plugin, request, admin).await,
     }
 }
 
@@ -83,9 +83,9 @@ async fn release(
     kbs: &Kbs,
     plugin: &dyn Plugin,
     request: &PluginRequest,
-    headers: &HeaderMap,
+    call: &AdminCall,
 ) -> Result<Response, ApiError> {
-    let guest = api::caller(kbs, headers).await?;
+    let guest = api::known_caller(kbs, call.peer, plugin.name(), &call.headers).await?;
     let status = guest.status();
     let path = request.joined();
     let name = plugin.name();

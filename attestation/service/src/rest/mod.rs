@@ -26,6 +26,9 @@ use serde_json::{Value, json};
 
 use crate::api::Api;
 pub use crate::api::policy_text;
+use kata_cc_daemon::telemetry;
+use tracing::Instrument as _;
+
 use crate::problem::{CURRENT_REQUEST, MEDIA_TYPE, Problem, REQUEST_ID};
 
 type Shared = Arc<Api>;
@@ -116,6 +119,13 @@ async fn around(
         (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
     };
     let id = given.filter(fits).map_or_else(|| uuid::Uuid::new_v4().simple().to_string(), str::to_owned);
+    let method = request.method().clone();
+    let route = path.as_ref().map_or("other", MatchedPath::as_str).to_owned();
+    let span = tracing::info_span!(
+        "request", otel.name = %format!("{method} {route}"), otel.kind = "server", id, %method, route,
+        status = tracing::field::Empty,
+    );
+    telemetry::take_parent(&span, request.headers());
     let answer = async {
         match tokio::time::timeout(api.request_time, next.run(request)).await {
             Ok(response) => as_problem(response),
@@ -127,12 +137,12 @@ async fn around(
             }
         }
     };
-    let mut response = CURRENT_REQUEST.scope(id.clone(), answer).await;
+    let mut response = CURRENT_REQUEST.scope(id.clone(), answer).instrument(span.clone()).await;
+    span.record("status", response.status().as_u16());
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
-    let path = path.as_ref().map_or("other", MatchedPath::as_str);
-    api.metrics.request(path, response.status().as_u16(), start.elapsed());
+    api.metrics.request(&route, response.status().as_u16(), start.elapsed());
     response
 }
 

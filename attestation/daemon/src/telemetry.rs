@@ -14,16 +14,51 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanExporter};
+use serde::Deserialize;
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, Registry, reload};
 
-use crate::config::{Log, LogFormat, Telemetry};
+/// `[log]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// `text` or `json`.
+    pub format: LogFormat,
+    /// Filter, e.g. `info` or `kbs=debug`. `RUST_LOG` wins.
+    pub level: String,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: LogFormat::Text, level: "info".to_owned() }
+    }
+}
+
+/// Form of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One object a line.
+    Json,
+}
+
+/// `[telemetry]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Telemetry {
+    /// Where traces are sent, OTLP over HTTP: `http://127.0.0.1:4318/v1/traces`. Nowhere when absent.
+    pub otlp_endpoint: Option<String>,
+    /// `service.name` of the traces; the name of the program without it.
+    pub service_name: Option<String>,
+}
 
 /// Handle on what is logged and traced.
-pub(crate) struct Telemeter {
+pub struct Telemeter {
     level: reload::Handle<EnvFilter, Registry>,
     traces: Option<SdkTracerProvider>,
 }
@@ -35,13 +70,19 @@ impl std::fmt::Debug for Telemeter {
 }
 
 /// The filter of a configuration; `RUST_LOG` wins.
-pub(crate) fn filter(log: &Log) -> anyhow::Result<EnvFilter> {
+///
+/// # Errors
+/// A level that is not understood.
+pub fn filter(log: &Log) -> anyhow::Result<EnvFilter> {
     let level = std::env::var("RUST_LOG").unwrap_or_else(|_| log.level.clone());
     EnvFilter::try_new(&level).with_context(|| format!("log level {level:?}"))
 }
 
 /// Starts logging for a command that ends soon: no traces, nothing to change.
-pub(crate) fn log_only(log: &Log) -> anyhow::Result<()> {
+///
+/// # Errors
+/// A level that is not understood.
+pub fn log_only(log: &Log) -> anyhow::Result<()> {
     let builder = tracing_subscriber::fmt().with_env_filter(filter(log)?).with_writer(std::io::stderr);
     match log.format {
         LogFormat::Text => builder.with_ansi(false).init(),
@@ -51,19 +92,26 @@ pub(crate) fn log_only(log: &Log) -> anyhow::Result<()> {
 }
 
 impl Telemeter {
-    /// Starts logging, and tracing where it is configured. Must run inside the runtime, which the traces are sent from.
-    pub(crate) fn start(log: &Log, telemetry: &Telemetry) -> anyhow::Result<Self> {
+    /// Starts logging, and tracing where it is configured, of the program `name`. Must run inside the runtime, which the traces are
+    /// sent from.
+    ///
+    /// # Errors
+    /// A level or an address that is not understood.
+    pub fn start(name: &'static str, log: &Log, telemetry: &Telemetry) -> anyhow::Result<Self> {
         let (filter, level) = reload::Layer::new(filter(log)?);
         let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
         let lines = match log.format {
             LogFormat::Text => lines.boxed(),
             LogFormat::Json => lines.json().flatten_event(true).boxed(),
         };
-        let traces = telemetry.otlp_endpoint.as_deref().map(|to| provider(to, &telemetry.service_name));
+        let traces = telemetry
+            .otlp_endpoint
+            .as_deref()
+            .map(|to| provider(to, telemetry.service_name.as_deref().unwrap_or(name)));
         let traces = traces.transpose()?;
         let spans = traces
             .as_ref()
-            .map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer("kbs")))
+            .map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer(name)))
             .map(|layer| layer.with_location(false).with_threads(false).with_tracked_inactivity(false));
         // What sends traces must not make traces.
         let spans = spans.map(|layer| layer.with_filter(tracing_subscriber::filter::filter_fn(ours)));
@@ -72,13 +120,13 @@ impl Telemeter {
     }
 
     /// Another level from now on.
-    pub(crate) fn set_filter(&self, filter: EnvFilter) {
+    pub fn set_filter(&self, filter: EnvFilter) {
         // Fails only when the subscriber is gone.
         let _ = self.level.reload(filter);
     }
 
     /// Sends what has not been sent yet.
-    pub(crate) async fn stop(self) {
+    pub async fn stop(self) {
         if let Some(provider) = self.traces {
             let stopped = tokio::task::spawn_blocking(move || provider.shutdown()).await;
             if !matches!(stopped, Ok(Ok(()))) {
@@ -142,7 +190,7 @@ impl Extractor for Headers<'_> {
 }
 
 /// Makes a caller's `traceparent`, if it sent one, the parent of `span`. Without traces this does nothing.
-pub(crate) fn take_parent(span: &Span, headers: &HeaderMap) {
+pub fn take_parent(span: &Span, headers: &HeaderMap) {
     if headers.contains_key("traceparent") {
         let parent = TraceContextPropagator::new().extract(&Headers(headers));
         let _ = span.set_parent(parent);

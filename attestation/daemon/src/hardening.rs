@@ -5,8 +5,11 @@
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, setrlimit};
 
-/// Switches core dumps off. Failures are told: a key broker that may dump its secrets is not started.
-pub(crate) fn protect_memory() -> anyhow::Result<()> {
+/// Switches core dumps off. Failures are told: a service that may dump its secrets is not started.
+///
+/// # Errors
+/// Which of the two could not be done.
+pub fn protect_memory() -> anyhow::Result<()> {
     use anyhow::Context as _;
     setrlimit(Resource::RLIMIT_CORE, 0, 0).context("switching core dumps off (setrlimit RLIMIT_CORE)")?;
     // Also where core_pattern is a pipe, which the limit does not stop.
