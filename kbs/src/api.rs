@@ -1,6 +1,7 @@
 //! The HTTP interface: Trustee's paths under `/kbs/v0`, and ours. All of them stand in one table, [`routes`]; `kbs/openapi.json`
 //! describes them, and a test compares the two.
 
+mod attestation;
 mod gate;
 mod operation;
 mod policies;
@@ -52,11 +53,13 @@ fn routes() -> Vec<Route> {
         route("/kbs/v0/admin/resource-policy/dry-run", post(policies::dry_run)),
         route("/kbs/v0/admin/resource-policy/history", get(policies::history)),
         route("/kbs/v0/admin/audit", get(operation::audit_export)),
+        route("/kbs/v0/admin/attestation/{*rest}", any(attestation::call)),
         route("/healthz", get(operation::healthz)),
         route("/readyz", get(operation::readyz)),
         route("/metrics", get(operation::metrics)),
         route("/openapi.json", get(operation::openapi)),
         route("/.well-known/jwks.json", get(operation::jwks)),
+        route("/.well-known/openid-configuration", get(attestation::metadata)),
     ]
 }
 
@@ -139,7 +142,22 @@ mod tests {
         use crate::test_utils;
         let document: serde_json::Value = serde_json::from_str(operation::OPENAPI).unwrap();
         let documented = document["paths"].as_object().unwrap();
-        let routed: Vec<String> = routes().iter().map(|route| route.path.replace("{*", "{")).collect();
+        // The attestation service's interface is that of its own document, which its own test compares with what is routed.
+        let service: serde_json::Value =
+            serde_json::from_str(kata_cc_attestation_service::rest::OPENAPI).unwrap();
+        let service = service["paths"].as_object().unwrap();
+        let nested =
+            |path: &str| path.strip_prefix("/api/v1").map(|rest| format!("{}{rest}", attestation::PREFIX));
+        let routes = routes();
+        let ours = routes.iter().map(|route| route.path.replace("{*", "{"));
+        let ours = ours.filter(|path| !path.starts_with(attestation::PREFIX));
+        let routed: Vec<String> = ours.chain(service.keys().filter_map(|path| nested(path))).collect();
+        for (path, operations) in service {
+            let Some(path) = nested(path) else { continue };
+            let methods =
+                |of: &serde_json::Value| of.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+            assert_eq!(methods(&documented[&path]), methods(operations), "{path}");
+        }
         let mut names: Vec<&String> = documented.keys().collect();
         let mut expected: Vec<&String> = routed.iter().collect();
         names.sort();
@@ -147,7 +165,8 @@ mod tests {
         assert_eq!(names, expected);
         let folder = tempfile::tempdir().unwrap();
         let router = test_utils::router(&test_utils::kbs(folder.path(), "").await);
-        for (path, operations) in documented {
+        for (path, operations) in documented.iter().filter(|(path, _)| !path.starts_with(attestation::PREFIX))
+        {
             let target = path.replace(['{', '}'], "");
             for method in ["GET", "POST", "PUT", "DELETE", "PATCH"] {
                 let answer = test_utils::call(&router, method, &target, None).await;

@@ -14,6 +14,7 @@ mod storage;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use kata_cc_attestation_service::trusted::ReferenceValuesConfig;
 use kata_cc_daemon::telemetry::{Log, Telemetry};
 use serde::Deserialize;
 use thiserror::Error;
@@ -90,6 +91,8 @@ pub(crate) struct HttpServer {
     pub(crate) client_ca: Option<PathBuf>,
     /// Largest request in MiB.
     pub(crate) payload_request_size: u32,
+    /// Ours: address under which others reach it, for the metadata of tokens.
+    pub(crate) public_url: Option<String>,
     /// Ours: balancers (addresses, networks) that say who is behind them by the PROXY protocol.
     pub(crate) trusted_proxies: Vec<String>,
 }
@@ -112,6 +115,7 @@ impl Default for HttpServer {
             certificate: None,
             client_ca: None,
             payload_request_size: 2,
+            public_url: None,
             trusted_proxies: Vec::new(),
         }
     }
@@ -137,6 +141,8 @@ pub(crate) struct AttestationServiceConfig {
     /// Minutes that a session lives.
     pub(crate) timeout: u32,
     pub(crate) attestation_token_broker: TokenBrokerConfig,
+    /// Ours.
+    pub(crate) reference_values: ReferenceValuesConfig,
 }
 
 impl Default for AttestationServiceConfig {
@@ -145,6 +151,7 @@ impl Default for AttestationServiceConfig {
             kind: "coco_as_builtin".to_owned(),
             timeout: 5,
             attestation_token_broker: TokenBrokerConfig::default(),
+            reference_values: ReferenceValuesConfig::default(),
         }
     }
 }
@@ -176,7 +183,7 @@ impl Default for TokenBrokerConfig {
 pub(crate) struct Signer {
     /// PKCS#8 PEM; made at the first start when it is absent.
     pub(crate) key_path: PathBuf,
-    /// Ours: `ES256` or `ES384`, for the key that is made.
+    /// Ours: `ES256`, `ES384` or `EdDSA`, for the key that is made.
     pub(crate) algorithm: String,
 }
 
@@ -248,9 +255,9 @@ impl Config {
         }
         if !matches!(
             self.attestation_service.attestation_token_broker.signer.algorithm.as_str(),
-            "ES256" | "ES384"
+            "ES256" | "ES384" | "EdDSA"
         ) {
-            return refuse("signer.algorithm must be ES256 or ES384");
+            return refuse("signer.algorithm must be ES256, ES384 or EdDSA");
         }
         http.proxies()?;
         self.protocol.check()?;

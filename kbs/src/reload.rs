@@ -14,7 +14,7 @@ use kata_cc_store::audit::{Kind, Record};
 use tracing::{error, info, warn};
 
 use crate::admin::AdminGate;
-use crate::config::{Config, LimitsConfig, PolicyFiles, ProtocolConfig};
+use crate::config::{AttestationServiceConfig, Config, LimitsConfig, PolicyFiles, ProtocolConfig};
 use crate::policy;
 use crate::server::{self, Tls};
 use crate::state::Kbs;
@@ -72,6 +72,7 @@ async fn try_reload(
             "whether there is a http_server.client_ca cannot be changed without a restart"
         );
     }
+    let sources = config.attestation_service.reference_values.sources(&config.base)?;
     let policies = Policies::read(&config)?;
     policies.check(kbs)?;
     gate.warm().await;
@@ -80,6 +81,7 @@ async fn try_reload(
     if let (Some(tls), Some(credentials)) = (tls, credentials) {
         tls.exchange(credentials);
     }
+    kbs.sources.sources.store(Arc::new(sources));
     kbs.gate.store(Arc::new(gate));
     kbs.requests.set_rate(config.limits.requests());
     kbs.failures.set_rate(config.limits.failures());
@@ -99,7 +101,13 @@ fn restart_needed(old: &Config, new: &Config) -> Vec<&'static str> {
     differs("http_server.sockets", a.sockets != b.sockets);
     differs("http_server.payload_request_size", a.payload_request_size != b.payload_request_size);
     let debug = |a: &dyn std::fmt::Debug, b: &dyn std::fmt::Debug| format!("{a:?}") != format!("{b:?}");
-    differs("attestation_service", debug(&old.attestation_service, &new.attestation_service));
+    let (a, b) = (&old.attestation_service, &new.attestation_service);
+    differs(
+        "attestation_service",
+        debug(&(a.timeout, &a.attestation_token_broker), &(b.timeout, &b.attestation_token_broker)),
+    );
+    let days = |service: &AttestationServiceConfig| service.reference_values.default_days;
+    differs("attestation_service.reference_values.default_days", days(a) != days(b));
     differs("attestation_token", debug(&old.attestation_token, &new.attestation_token));
     differs("attestation", debug(&old.attestation, &new.attestation));
     differs("plugins", debug(&old.plugins, &new.plugins));

@@ -43,9 +43,12 @@ struct Problem<'a> {
 }
 
 /// The outermost layer.
-pub(crate) async fn observe(State(kbs): State<Shared>, request: Request, next: Next) -> Response {
+pub(crate) async fn observe(State(kbs): State<Shared>, mut request: Request, next: Next) -> Response {
     let begin = Instant::now();
     let id = uuid::Uuid::new_v4().simple().to_string();
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        request.headers_mut().insert(REQUEST_ID, value);
+    }
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().map_or("unknown", MatchedPath::as_str).to_owned();
     let span = tracing::info_span!(
@@ -98,6 +101,10 @@ fn late() -> Response {
 /// Writes the body of an error: ours says what failed, what the router itself refuses is told likewise.
 fn failed(response: Response, limit: usize, id: &str) -> Response {
     let (mut parts, body) = response.into_parts();
+    // The attestation service's interface tells its errors itself.
+    if parts.headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind == PROBLEM) {
+        return Response::from_parts(parts, body);
+    }
     let failure = parts.extensions.remove::<Failure>().or_else(|| router_refusal(parts.status, limit));
     let Some(Failure { name, detail, field }) = failure else { return Response::from_parts(parts, body) };
     let problem = Problem {

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use arc_swap::ArcSwap;
-use kata_cc_attestation_service::service::{AttestationService, signing_key};
+use kata_cc_attestation_service::api::Api;
+use kata_cc_attestation_service::rest;
+use kata_cc_attestation_service::service::{AttestationService, KeyFile, signing_key};
 use kata_cc_attestation_service::token::{TokenBroker, TokenError, TokenVerifier};
 use kata_cc_attestation_service::verify::{SampleVerifier, Verifiers};
 use kata_cc_endorsements::Endorser;
@@ -28,7 +30,11 @@ use crate::tokens::{KnownToken, KnownTokens};
 /// Shared state.
 pub(crate) struct Kbs {
     pub(crate) store: Store,
-    pub(crate) service: AttestationService,
+    pub(crate) service: Arc<AttestationService>,
+    /// Its interface, for administrators.
+    pub(crate) attestation: axum::Router,
+    /// Whose keys may sign reference values is in there.
+    pub(crate) sources: Arc<Api>,
     pub(crate) policy: ResourcePolicy,
     pub(crate) sessions: Sessions,
     /// Tokens that were shown lately.
@@ -86,12 +92,25 @@ impl Kbs {
         let token = open_token(&config.plugins, &config.base).await?;
         let store = storage::open_by(config, token.as_deref()).await?;
         let broker = &config.attestation_service.attestation_token_broker;
-        let key = signing_key(&config.path(&broker.signer.key_path), &broker.signer.algorithm)?;
+        let signer = &broker.signer;
+        let key = signing_key(&config.path(&signer.key_path), &signer.algorithm)?;
         let broker = TokenBroker::new(key, &broker.issuer_name, broker.duration_min);
         let endorser = endorser(config)?;
         let verifiers = verifiers(config, endorser.clone())?;
-        let service = AttestationService::new(store.clone(), Box::new(verifiers), broker).await?;
-        let service = service.with_endorser(endorser);
+        let key_file = KeyFile { path: config.path(&signer.key_path), certificates: None };
+        let service = AttestationService::new(store.clone(), Box::new(verifiers), broker)
+            .await?
+            .with_endorser(endorser)
+            .with_default_days(config.attestation_service.reference_values.default_days)
+            .with_key_file(key_file)
+            .await?;
+        let service = Arc::new(service);
+        // Who may call it is decided here, by our own gate.
+        let mut api =
+            Api::new(Arc::clone(&service), kata_cc_attestation_service::gate::AdminGate::closed()).await?;
+        api.sources.store(Arc::new(config.attestation_service.reference_values.sources(&config.base)?));
+        api.public_url.clone_from(&config.http_server.public_url);
+        let api = Arc::new(api);
         let mut tokens = TokenVerifier::default();
         for uri in &config.attestation_token.trusted_jwk_sets {
             let set = serde_json::from_slice(&config.read_uri(uri)?)?;
@@ -122,6 +141,8 @@ impl Kbs {
             key_paths: extra.chain(KEY_PATHS.map(str::to_owned)).collect(),
             max_request: (config.http_server.payload_request_size as usize) << 20,
             tokens,
+            attestation: rest::router(Arc::clone(&api)),
+            sources: api,
             service,
             store,
         }))

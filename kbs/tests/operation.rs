@@ -173,6 +173,63 @@ fn who_is_turned_away_is_on_record_but_cannot_fill_it() {
     assert_eq!(server.stop().0, Some(0));
 }
 
+#[test]
+fn the_attestation_service_is_administered_through_the_broker_by_its_roles() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = key();
+    std::fs::write(folder.path().join("admin.pub"), key.public_pem().unwrap()).unwrap();
+    let config = format!(
+        "{PLAIN}[attestation_service.attestation_token_broker.signer]\nalgorithm = \"EdDSA\"\n\
+         [admin]\nauthorization_mode = \"AuthenticatedAuthorization\"\n[admin.authentication.bearer_jwt]\n\
+         identity_providers = [{{ public_key_uri = \"admin.pub\" }}]\n[admin.authorization]\n\
+         roles = [{{ role = \"ops\", acl = \"operator\" }}, {{ role = \"sec\", acl = \"policy-editor\" }}, {{ role = \"all\", acl = \"admin\" }}]\n"
+    );
+    let (server, to) = start(folder.path(), &config);
+    let by = |role: &str| token(&key, json!({}), json!({"role": role, "sub": format!("{role}-person")}));
+    let (ops, sec, all) = (by("ops"), by("sec"), by("all"));
+    let ask = |line: &str, token: &str, body: &[u8]| {
+        let bearer = format!("authorization: Bearer {token}");
+        let (method, path) = line.split_once(' ').unwrap();
+        let line = format!("{method} /kbs/v0/admin/attestation/{path}");
+        exchange(to, &request(&line, &["host: x", "content-type: application/json", &bearer], body))
+    };
+    let policy = br#"{"policy":"package policy\ntrust_claims := {\"hardware\": 2}"}"#;
+    let dry = br#"{"policy":"package policy\ntrust_claims := {\"hardware\": 97}","claims":{}}"#;
+    let value = br#"{"values":{"measurement":["aa"]},"expiration":"2099-01-01T00:00:00Z"}"#;
+    for (line, body, allowed) in [
+        ("PUT policies/default_cpu", &policy[..], [403, 200, 200]),
+        ("GET policies/default_cpu/versions", b"", [403, 200, 200]),
+        ("POST policies/dry-run", dry, [403, 200, 200]),
+        ("POST reference-values", value, [200, 403, 200]),
+        ("GET reference-values/measurement", b"", [200, 200, 200]),
+        ("POST reference-values/measurement/expire", b"{}", [200, 403, 200]),
+        ("POST tokens/keys/rotate", b"{}", [403, 403, 200]),
+    ] {
+        for (token, expected) in [&ops, &sec, &all].into_iter().zip(allowed) {
+            let answer = ask(line, token, body);
+            assert_eq!(answer.status, expected, "{line}: {}", answer.text());
+        }
+        assert_eq!(ask(line, "a.b.c", body).status, 401, "{line}");
+    }
+    // Its own errors come through as they are, with the id of this request.
+    let wrong = ask("PUT policies/default_cpu", &sec, br#"{"policy":"package policy\nallow if {"}"#);
+    assert_eq!((wrong.status, wrong.header("content-type")), (400, Some("application/problem+json")));
+    assert_eq!(wrong.json()["field"], "policy");
+    assert_eq!(wrong.json()["request_id"], wrong.header("x-request-id").unwrap());
+    assert_eq!(ask("GET nothing", &all, b"").status, 404);
+    // The old key of tokens is still known beside the new one.
+    let open = |path: &str| exchange(to, format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).json();
+    assert_eq!(open("/.well-known/jwks.json")["keys"].as_array().unwrap().len(), 2);
+    let metadata = open("/.well-known/openid-configuration");
+    assert_eq!(metadata["id_token_signing_alg_values_supported"], json!(["EdDSA"]));
+    let bearer = format!("authorization: Bearer {all}");
+    let log = exchange(to, &request("GET /kbs/v0/admin/audit", &["host: x", &bearer], b"")).text();
+    for part in ["sec-person (sec)", "ops-person (ops)", "all-person (all)"] {
+        assert!(log.contains(part), "{part} is not in\n{log}");
+    }
+    assert_eq!(server.stop().0, Some(0));
+}
+
 /// What the service's unit and the image need: the configuration can be read-only.
 #[test]
 fn with_a_folder_of_state_nothing_is_written_beside_the_configuration() {

@@ -1,17 +1,16 @@
 //! Configuration of the daemon: a file (TOML, or JSON when it ends in `.json`), and arguments, which win. Unknown members are refused.
 //! Relative paths are relative to the file's folder.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use ipnet::IpNet;
 use kata_cc_attestation_service::ear::DEFAULT_ISSUER;
-use kata_cc_attestation_service::jws::VerifyingKey;
 use kata_cc_attestation_service::serve::network;
-use kata_cc_attestation_service::sources::{Sources, TrustedSource};
+use kata_cc_attestation_service::sources::Sources;
 use kata_cc_attestation_service::store::{PostgresOptions, PostgresTls, Store, StoreKey, read_secret};
+use kata_cc_attestation_service::trusted::ReferenceValuesConfig;
 use kata_cc_daemon::telemetry::{Log, Telemetry};
 use serde::Deserialize;
 
@@ -42,7 +41,7 @@ pub(crate) struct Config {
     pub(crate) allow_sample: bool,
     /// File that says where endorsements come from that evidence does not bring (TOML).
     pub(crate) endorsements: Option<PathBuf>,
-    pub(crate) reference_values: ReferenceValues,
+    pub(crate) reference_values: ReferenceValuesConfig,
     pub(crate) telemetry: Telemetry,
     pub(crate) log: Log,
     /// Folder that relative paths start from.
@@ -67,7 +66,7 @@ impl Default for Config {
             snp: kata_cc_verifier::SnpSettings::default(),
             allow_sample: false,
             endorsements: None,
-            reference_values: ReferenceValues::default(),
+            reference_values: ReferenceValuesConfig::default(),
             telemetry: Telemetry::default(),
             log: Log::default(),
             base: PathBuf::new(),
@@ -168,34 +167,6 @@ pub(crate) struct Simulated {
     pub(crate) trust_anchor: PathBuf,
 }
 
-/// `[reference_values]`.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct ReferenceValues {
-    /// Days after which a value ends when nobody says otherwise; never without it. Trustee writes 365 and does not look at it.
-    pub(crate) default_days: Option<u32>,
-    pub(crate) trusted: Vec<Trusted>,
-}
-
-/// `[[reference_values.trusted]]`.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Trusted {
-    /// What the key is called in records and logs.
-    pub(crate) name: String,
-    /// Public key (PEM).
-    pub(crate) public_key: PathBuf,
-    /// Names that it may set; all without them.
-    #[serde(default)]
-    pub(crate) names: Vec<String>,
-    /// Subject of an in-toto statement to the name of the reference value that its digest becomes.
-    #[serde(default)]
-    pub(crate) subjects: BTreeMap<String, String>,
-    /// `builder.id` that a provenance must name.
-    #[serde(default)]
-    pub(crate) builder: Option<String>,
-}
-
 impl Config {
     /// Reads a file.
     pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
@@ -228,9 +199,6 @@ impl Config {
             "token.algorithm is {:?}, expected ES256, ES384 or EdDSA",
             self.token.algorithm
         );
-        for trusted in &self.reference_values.trusted {
-            anyhow::ensure!(!trusted.name.is_empty(), "a key of reference_values.trusted has no name");
-        }
         Ok(())
     }
 
@@ -277,20 +245,7 @@ impl Config {
 
     /// Keys that may sign reference values.
     pub(crate) fn sources(&self) -> anyhow::Result<Sources> {
-        let read = |trusted: &Trusted| {
-            let path = self.path(&trusted.public_key);
-            let name = || format!("key {} of {:?} (reference_values.trusted)", path.display(), trusted.name);
-            let pem = std::fs::read(&path).with_context(name)?;
-            Ok(TrustedSource {
-                name: trusted.name.clone(),
-                key: VerifyingKey::from_pem(&pem).with_context(name)?,
-                names: trusted.names.clone(),
-                subjects: trusted.subjects.clone(),
-                builder: trusted.builder.clone(),
-            })
-        };
-        let trusted = self.reference_values.trusted.iter().map(read).collect::<anyhow::Result<_>>()?;
-        Ok(Sources { trusted })
+        Ok(self.reference_values.sources(&self.base)?)
     }
 }
 

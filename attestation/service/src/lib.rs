@@ -45,6 +45,7 @@ pub mod store {
     pub use kata_cc_store::*;
 }
 pub mod token;
+pub mod trusted;
 pub mod verify;
 
 /// Seconds since 1970; 0 on a clock before that.

@@ -35,6 +35,9 @@ const OPERATOR: &[Rule] = &[
     (READ, "/kbs/v0/admin/resources/*"),
     (&["GET", "POST"], "/kbs/v0/reference-value"),
     (&["GET", "DELETE"], "/kbs/v0/reference-value/*"),
+    (&["GET", "POST"], "/kbs/v0/admin/attestation/reference-values"),
+    (&["GET", "POST", "DELETE"], "/kbs/v0/admin/attestation/reference-values/*"),
+    (&["POST"], "/kbs/v0/admin/attestation/explain"),
 ];
 const POLICY_EDITOR: &[Rule] = &[
     (&["GET", "POST"], "/kbs/v0/resource-policy"),
@@ -42,6 +45,12 @@ const POLICY_EDITOR: &[Rule] = &[
     (&["POST"], "/kbs/v0/attestation-policy"),
     (READ, "/kbs/v0/attestation-policy/*"),
     (&["GET", "POST"], "/kbs/v0/admin/resource-policy/*"),
+    (READ, "/kbs/v0/admin/attestation/policies"),
+    (&["GET", "PUT", "DELETE"], "/kbs/v0/admin/attestation/policies/*"),
+    (&["POST"], "/kbs/v0/admin/attestation/policies/dry-run"),
+    (&["POST"], "/kbs/v0/admin/attestation/explain"),
+    (READ, "/kbs/v0/admin/attestation/reference-values"),
+    (READ, "/kbs/v0/admin/attestation/reference-values/*"),
     (READ, "/kbs/v0/reference-value"),
     (READ, "/kbs/v0/reference-value/*"),
 ];
