@@ -203,6 +203,8 @@ pub(crate) struct AttestationConfig {
     pub(crate) max_vmpl: u32,
     /// Demands on SNP evidence.
     pub(crate) snp: kata_cc_verifier::SnpSettings,
+    /// Demands on TDX evidence.
+    pub(crate) tdx: kata_cc_verifier::TdxSettings,
     pub(crate) simulated: Option<Simulated>,
 }
 

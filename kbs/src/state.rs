@@ -159,6 +159,7 @@ fn verifiers(config: &Config, endorser: Option<Arc<Endorser>>) -> anyhow::Result
     let mut verifier =
         kata_cc_verifier::VerifierConfig { max_vmpl: attestation.max_vmpl, ..Default::default() };
     verifier.snp.settings = attestation.snp.clone();
+    verifier.tdx.settings = attestation.tdx.clone();
     verifier.snp.endorsements = endorser.clone().map(|endorser| endorser as _);
     verifier.tdx.collateral = endorser.map(|endorser| endorser as _);
     if let Some(simulated) = &attestation.simulated {

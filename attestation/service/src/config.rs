@@ -37,6 +37,8 @@ pub(crate) struct Config {
     pub(crate) max_vmpl: u32,
     /// What is demanded of SNP reports.
     pub(crate) snp: kata_cc_verifier::SnpSettings,
+    /// What is demanded of TDX quotes.
+    pub(crate) tdx: kata_cc_verifier::TdxSettings,
     /// Trustee's sample TEE, which anybody can make up.
     pub(crate) allow_sample: bool,
     /// File that says where endorsements come from that evidence does not bring (TOML).
@@ -64,6 +66,7 @@ impl Default for Config {
             simulated: None,
             max_vmpl: 0,
             snp: kata_cc_verifier::SnpSettings::default(),
+            tdx: kata_cc_verifier::TdxSettings::default(),
             allow_sample: false,
             endorsements: None,
             reference_values: ReferenceValuesConfig::default(),

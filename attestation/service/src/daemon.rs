@@ -102,6 +102,7 @@ fn gate(config: &Config) -> anyhow::Result<AdminGate> {
 async fn service(config: &Config, store: Store) -> anyhow::Result<AttestationService> {
     let mut verifier = kata_cc_verifier::VerifierConfig { max_vmpl: config.max_vmpl, ..Default::default() };
     verifier.snp.settings = config.snp.clone();
+    verifier.tdx.settings = config.tdx.clone();
     if let Some(simulated) = &config.simulated {
         let path = config.path(&simulated.trust_anchor);
         let anchor = std::fs::read(&path).with_context(|| format!("trust anchor {}", path.display()))?;

@@ -30,6 +30,7 @@ pub mod explain;
 pub mod gate;
 pub mod grpc;
 pub mod jws;
+mod kept;
 pub mod metrics;
 pub mod policies;
 pub mod problem;

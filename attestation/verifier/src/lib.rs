@@ -59,8 +59,22 @@ pub struct VerifierConfig {
 pub struct TdxConfig {
     /// Where collateral is looked up. Without it, no quote of hardware verifies.
     pub collateral: Option<Arc<dyn CollateralSource>>,
-    /// What happens when collateral has expired; unless set, the quote is refused.
-    pub expiry: Expiry,
+    /// What an administrator may set.
+    pub settings: TdxSettings,
+}
+
+/// The part of [`TdxConfig`] that stands in a configuration file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TdxSettings {
+    /// Collateral that has expired does not refuse a quote, but is a claim (`collateral_expiration_status`) for the policy to judge.
+    pub allow_expired_collateral: bool,
+}
+
+impl TdxSettings {
+    fn expiry(&self) -> Expiry {
+        if self.allow_expired_collateral { Expiry::Published } else { Expiry::Refused }
+    }
 }
 
 impl VerifierConfig {

@@ -132,7 +132,7 @@ fn under(
     now: u64,
 ) -> Result<Verified, Refusal> {
     let trusted = TrustedCollateral::new(collateral, anchor)?;
-    let options = Options { expiry: config.tdx.expiry, ..Options::at(now) };
+    let options = Options { expiry: config.tdx.settings.expiry(), ..Options::at(now) };
     Ok(kata_cc_tdx::verify(quote, &trusted, &options)?)
 }
 

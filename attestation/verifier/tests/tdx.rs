@@ -9,7 +9,7 @@ use std::sync::{Arc, LazyLock};
 use kata_cc_kbs_protocol::initdata::InitData;
 use kata_cc_kbs_protocol::{Tee, base64_standard};
 use kata_cc_sim_tee::tdx::{QuoteRequest, TdxPlatform};
-use kata_cc_tdx::{Collateral, Expiry, VerifyError};
+use kata_cc_tdx::{Collateral, VerifyError};
 use kata_cc_verifier::tdx::collateral_key;
 use kata_cc_verifier::{
     Evidence, ExpectedInitData, MAX_SIMULATED_ROOTS, Reason, Refusal, TdxConfig, Verdict, VerifierConfig,
@@ -34,7 +34,7 @@ fn trusting(platforms: &[&TdxPlatform]) -> VerifierConfig {
 
 fn looking_up(mut config: VerifierConfig, collateral: Collateral) -> VerifierConfig {
     let known = BTreeMap::from([(PLATFORM.collateral_key(), Arc::new(collateral))]);
-    config.tdx = TdxConfig { collateral: Some(Arc::new(known)), expiry: Expiry::Refused };
+    config.tdx = TdxConfig { collateral: Some(Arc::new(known)), ..TdxConfig::default() };
     config
 }
 
@@ -125,7 +125,7 @@ fn collateral_is_looked_up_when_none_is_brought() {
     let refused = check(&config, Tee::SimTdx, &evidence).unwrap_err();
     assert!(matches!(refused, Refusal::Tdx(VerifyError::Expired { .. })), "{refused}");
     assert_eq!((refused.reason(), refused.claim()), (Reason::Collateral, "collateral_expiration_status"));
-    config.tdx.expiry = Expiry::Published;
+    config.tdx.settings.allow_expired_collateral = true;
     let verdict = check(&config, Tee::SimTdx, &evidence).unwrap();
     assert_eq!(verdict.tee_claims()["collateral_expiration_status"], "1");
 }

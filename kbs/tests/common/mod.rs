@@ -94,6 +94,11 @@ impl Server {
 
     /// A guest.
     pub fn guest(&self, evidence: Guest, init_data: Option<&str>) -> KbsClient {
+        self.client(evidence, init_data)
+    }
+
+    /// A guest of any kind.
+    pub fn client(&self, evidence: impl EvidenceProvider + 'static, init_data: Option<&str>) -> KbsClient {
         let config = KbsConfig {
             endpoint: self.endpoint.clone(),
             init_data: init_data.map(str::to_owned),

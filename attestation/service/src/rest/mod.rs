@@ -5,6 +5,7 @@
 //! [`AdminGate`](crate::gate::AdminGate) (reference values also by a signed message of a trusted key); everybody who reaches it may
 //! have evidence judged and read them.
 
+mod evidence;
 mod trustee;
 mod v1;
 mod values;
@@ -73,12 +74,21 @@ fn routes() -> Vec<Route> {
             "/api/v1/policies/{id}",
             vec![
                 (g.clone(), get(v1::policy)),
-                (u, put(v1::set_policy)),
+                (u.clone(), put(v1::set_policy)),
                 (d.clone(), delete(v1::delete_policy)),
             ],
         ),
         ("/api/v1/policies/{id}/versions", vec![(g.clone(), get(v1::versions))]),
         ("/api/v1/policies/{id}/versions/{version}", vec![(g.clone(), get(v1::version))]),
+        ("/api/v1/evidence", vec![(g.clone(), get(evidence::all))]),
+        (
+            "/api/v1/evidence/{name}",
+            vec![
+                (g.clone(), get(evidence::one)),
+                (u.clone(), put(evidence::keep)),
+                (d.clone(), delete(evidence::forget)),
+            ],
+        ),
         (
             "/api/v1/reference-values",
             vec![(g.clone(), get(values::list)), (p.clone(), post(values::register))],

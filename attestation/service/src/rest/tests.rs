@@ -385,10 +385,33 @@ async fn policies_have_versions_and_are_tried_before() {
     let tried = run(json!({"policy_id": "mine_cpu", "claims": {}})).await.json();
     assert_eq!(tried["status"], "contraindicated");
     let values = json!({"svn": ["1"], "launch_digest": ["abcde"]});
-    let evidence = json!({"verification_request": request(&json!({})), "reference_values": values});
+    let evidence = json!({"verification_request": request(&json!({})), "reference_values": values.clone()});
     let tried = run(evidence).await.json();
     assert_eq!((&tried["status"], &tried["claims"]["sample"]["svn"]), (&json!("affirming"), &json!("1")));
     assert!(bench.api.service.reference_values().await.unwrap().is_empty());
+    // On evidence that is kept, which only administrators see.
+    let kept = "/api/v1/evidence/node-1.sample";
+    let put = async |path: &str, body: &Value| bench.admin("PUT", path, body).await;
+    assert_eq!(put(kept, &request(&json!({}))).await.status, 204);
+    let tried = run(json!({"stored_evidence": "node-1.sample", "reference_values": values})).await.json();
+    assert_eq!((&tried["status"], &tried["claims"]["sample"]["svn"]), (&json!("affirming"), &json!("1")));
+    assert_problem(&run(json!({"stored_evidence": "x"})).await, 404, "not-found", None);
+    assert_problem(&run(json!({"stored_evidence": "x", "claims": {}})).await, 400, "request", Some("claims"));
+    assert_problem(&put(kept, &json!({"tee": "sample"})).await, 400, "missing-field", Some("evidence"));
+    assert_problem(&put("/api/v1/evidence/a%20b", &request(&json!({}))).await, 400, "request", None);
+    for (method, path) in [("GET", "/api/v1/evidence"), ("GET", kept), ("PUT", kept), ("DELETE", kept)] {
+        assert_problem(
+            &bench.ask(method, path, &request(&json!({}))).await,
+            401,
+            "admin",
+            Some("authorization"),
+        );
+    }
+    let all = bench.admin("GET", "/api/v1/evidence", &json!(null)).await.json();
+    assert_eq!(all["evidence"][0]["name"], "node-1.sample");
+    assert_eq!(bench.admin("GET", kept, &json!(null)).await.json(), request(&json!({})));
+    assert_eq!(bench.admin("DELETE", kept, &json!(null)).await.status, 204);
+    assert_problem(&bench.admin("DELETE", kept, &json!(null)).await, 404, "not-found", None);
     assert_problem(&run(json!({})).await, 400, "request", Some("claims"));
     assert_problem(
         &run(json!({"claims": {}, "policy_id": "none_cpu"})).await,

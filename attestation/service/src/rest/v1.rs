@@ -19,7 +19,7 @@ use crate::service::{Binding, Evaluate, Verdict};
 /// One piece of evidence.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Verification {
+pub(super) struct Verification {
     tee: Tee,
     /// JSON, or base64url of it as Trustee has it.
     evidence: Value,
@@ -32,7 +32,12 @@ struct Verification {
 }
 
 impl Verification {
-    fn evaluate(&self, policy_id: &str) -> Result<Evaluate, Problem> {
+    /// Reads one piece of evidence with what it binds.
+    pub(super) fn read(value: &Value) -> Result<Self, Problem> {
+        Self::deserialize(value).map_err(|error| super::not_json(&error))
+    }
+
+    pub(super) fn evaluate(&self, policy_id: &str) -> Result<Evaluate, Problem> {
         let evidence = match &self.evidence {
             Value::String(encoded) => api::evidence(encoded)?,
             Value::Object(_) => self.evidence.clone(),
@@ -308,6 +313,9 @@ struct DryRunRequest {
     policy_id: String,
     #[serde(default)]
     verification_request: Option<Verification>,
+    /// Name of evidence that is kept.
+    #[serde(default)]
+    stored_evidence: Option<String>,
     /// Claims as a policy sees them.
     #[serde(default)]
     claims: Option<Value>,
@@ -327,11 +335,18 @@ pub(super) async fn dry_run(
 ) -> Result<Response, Problem> {
     admin(&api, &headers, "dry_run")?;
     let request: DryRunRequest = json_body(&headers, body)?;
-    let input = match (request.verification_request, request.claims) {
-        (Some(one), None) => DryRunInput::Evidence(Box::new(one.evaluate("")?)),
-        (None, Some(claims @ Value::Object(_))) => DryRunInput::Claims(claims),
-        (None, Some(_)) => return Err(Problem::request("claims", "claims are an object")),
-        _ => return Err(Problem::request("claims", "give either verification_request or claims")),
+    let input = match (request.verification_request, request.stored_evidence, request.claims) {
+        (Some(one), None, None) => DryRunInput::Evidence(Box::new(one.evaluate("")?)),
+        (None, Some(name), None) => {
+            let kept = Verification::read(&api.service.evidence(&name).await?)?;
+            DryRunInput::Evidence(Box::new(kept.evaluate("")?))
+        }
+        (None, None, Some(claims @ Value::Object(_))) => DryRunInput::Claims(claims),
+        (None, None, Some(_)) => return Err(Problem::request("claims", "claims are an object")),
+        _ => {
+            let why = "give one of verification_request, stored_evidence and claims";
+            return Err(Problem::request("claims", why));
+        }
     };
     let run = DryRun {
         policy: request.policy,

@@ -1,9 +1,11 @@
 //! `kata-cc-bench NAME`: measures ours and a peer in turn, in the same run, and prints JSON rows for `./x bench`.
 //!
-//! [`boot`]: a microVM beside QEMU's. [`kbs`]: the key broker beside the bare signatures that its work needs.
+//! [`boot`]: a microVM beside QEMU's. [`kbs`]: the key broker beside the bare signatures that its work needs. [`snp`]: the verifier
+//! of SNP reports beside the same.
 
 mod boot;
 mod kbs;
+mod snp;
 
 use anyhow::bail;
 
@@ -11,7 +13,8 @@ fn main() -> anyhow::Result<()> {
     match std::env::args().nth(1).as_deref() {
         Some("boot") => boot::boot(),
         Some("kbs") => kbs::kbs(),
-        other => bail!("usage: kata-cc-bench boot|kbs (got {other:?})"),
+        Some("snp") => snp::snp(),
+        other => bail!("usage: kata-cc-bench boot|kbs|snp (got {other:?})"),
     }
 }
 
