@@ -89,7 +89,7 @@ async fn a_trust_domain_gets_its_key_and_every_other_is_refused_for_its_reason()
 
     // Good evidence of something that nobody registered.
     let error = told(good.clone()).await;
-    let expected = format!("mr_td {} is not among the reference values", hex::encode([8; 48]));
+    let expected = format!("mr_td {} cannot be judged: no reference value", hex::encode([8; 48]));
     assert!(matches!(&error, ClientError::Denied { detail, .. } if detail.contains(&expected)), "{error}");
     let default = QuoteRequest::default();
     let values = BTreeMap::from([

@@ -108,6 +108,8 @@ impl Arguments {
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
     hardening::protect_memory()?;
+    // Fails only where it was done before.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let config = arguments.config()?;
     tokio::runtime::Runtime::new()?.block_on(daemon::serve(&config, arguments.check))
 }
