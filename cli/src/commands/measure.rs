@@ -30,6 +30,8 @@ use crate::output::{Output, note};
 
 /// Names of the reference values that the attestation policy asks for.
 const SNP_MEASUREMENT: &str = "snp_launch_measurement";
+/// That of a simulated guest, which must not affirm one of hardware.
+const SIM_SNP_MEASUREMENT: &str = "sim_snp_launch_measurement";
 const MRTD: &str = "mr_td";
 const INIT_DATA: &str = "init_data";
 
@@ -113,7 +115,11 @@ struct Answer {
 
 impl Answer {
     fn measurement(&self) -> &'static str {
-        if self.tee == Some(Tee::Tdx) { MRTD } else { SNP_MEASUREMENT }
+        match self.tee {
+            Some(Tee::Tdx) => MRTD,
+            Some(Tee::Snp) => SNP_MEASUREMENT,
+            None => SIM_SNP_MEASUREMENT,
+        }
     }
 
     fn reference_values(&self) -> [(&'static str, &str); 2] {
@@ -346,7 +352,7 @@ mod tests {
             explanation: None,
             tee: None,
         };
-        assert_eq!(answer.reference_values(), [("snp_launch_measurement", "aa"), ("init_data", "bb")]);
+        assert_eq!(answer.reference_values(), [("sim_snp_launch_measurement", "aa"), ("init_data", "bb")]);
         let td = Answer { tee: Some(Tee::Tdx), ..answer };
         assert_eq!(td.reference_values(), [("mr_td", "aa"), ("init_data", "bb")]);
     }
