@@ -247,7 +247,7 @@ async fn a_guest_uses_plugins_and_what_must_be_refused_is() {
     let host_data: [u8; 32] = fit(&init_data.digest());
     let admin = server.admin(&dir);
     let values = BTreeMap::from([
-        ("snp_launch_measurement".to_owned(), json!([hex::encode([1; 48])])),
+        ("sim_snp_launch_measurement".to_owned(), json!([hex::encode([1; 48])])),
         ("init_data".to_owned(), json!([hex::encode(host_data)])),
     ]);
     admin.set_reference_values(&values).await.unwrap();

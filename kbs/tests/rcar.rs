@@ -50,7 +50,7 @@ async fn a_guest_gets_its_key_and_every_other_is_refused_for_its_reason() {
     let init_data = InitData::build(Algorithm::Sha256, &data).unwrap();
     let host_data: [u8; 32] = fit(&init_data.digest());
     let values = BTreeMap::from([
-        ("snp_launch_measurement".to_owned(), json!([hex::encode([1; 48])])),
+        ("sim_snp_launch_measurement".to_owned(), json!([hex::encode([1; 48])])),
         ("init_data".to_owned(), json!([hex::encode(host_data)])),
     ]);
     admin.set_reference_values(&values).await.unwrap();
@@ -75,7 +75,7 @@ async fn a_guest_gets_its_key_and_every_other_is_refused_for_its_reason() {
     let error =
         refused(&server, Guest { measurement: [2; 48], ..good.clone() }, Some(init_data.text()), &path).await;
     let expected = format!(
-        "measurement {} is not among the reference values snp_launch_measurement",
+        "measurement {} is not among the reference values sim_snp_launch_measurement",
         hex::encode([2; 48])
     );
     assert!(matches!(&error, ClientError::Denied { detail, .. } if detail.contains(&expected)), "{error}");

@@ -93,7 +93,7 @@ async fn a_trust_domain_gets_its_key_and_every_other_is_refused_for_its_reason()
     assert!(matches!(&error, ClientError::Denied { detail, .. } if detail.contains(&expected)), "{error}");
     let default = QuoteRequest::default();
     let values = BTreeMap::from([
-        ("mr_td".to_owned(), json!([hex::encode([8; 48])])),
+        ("sim_mr_td".to_owned(), json!([hex::encode([8; 48])])),
         ("rtmr_1".to_owned(), json!([hex::encode([1; 48])])),
         ("rtmr_2".to_owned(), json!([hex::encode([2; 48])])),
         ("xfam".to_owned(), json!(["e700060000000000"])),

@@ -56,7 +56,7 @@ fn with(world: &World, name: &str, tampering: &Tampering) -> anyhow::Result<crat
 /// All cases. Each leaves the world as it found it.
 #[must_use]
 pub fn cases() -> Vec<Case> {
-    let measurement: &[&str] = &["is not among the reference values snp_launch_measurement"];
+    let measurement: &[&str] = &["is not among the reference values sim_snp_launch_measurement"];
     vec![
         Case {
             name: "one byte of the kernel",

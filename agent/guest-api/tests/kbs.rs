@@ -190,7 +190,7 @@ async fn a_container_gets_its_secrets_after_attestation() {
     admin.put_resource(&path("other/secret/1"), b"of another").await.unwrap();
     admin.set_resource_policy(POLICY).await.unwrap();
     let values = BTreeMap::from([
-        ("snp_launch_measurement".to_owned(), json!([hex::encode([1; 48])])),
+        ("sim_snp_launch_measurement".to_owned(), json!([hex::encode([1; 48])])),
         ("init_data".to_owned(), json!([hex::encode([0; 32])])),
     ]);
     admin.set_reference_values(&values).await.unwrap();

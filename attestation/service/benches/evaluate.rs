@@ -65,7 +65,7 @@ async fn service(platform: &SimPlatform, measurement: &str, init_data: &str) -> 
     let mut measurements: Vec<String> = (0..99).map(|n| format!("{n:096x}")).collect();
     measurements.push(measurement.to_owned());
     let mut values = BTreeMap::from([
-        ("snp_launch_measurement".to_owned(), json!(measurements)),
+        ("sim_snp_launch_measurement".to_owned(), json!(measurements)),
         ("init_data".to_owned(), json!([init_data])),
     ]);
     values.extend((0..100).map(|n| (format!("other_{n}"), json!([n]))));

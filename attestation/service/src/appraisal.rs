@@ -276,7 +276,8 @@ mod tests {
     }
 
     fn references(extra: Value) -> BTreeMap<String, Record> {
-        let mut all = json!({"snp_launch_measurement": ["ab", "cd"], "init_data": [INIT_DATA]});
+        let mut all = json!({"snp_launch_measurement": ["ab", "cd"], "sim_snp_launch_measurement": ["ab", "cd"],
+            "init_data": [INIT_DATA]});
         for (name, value) in extra.as_object().unwrap() {
             all[name.as_str()] = value.clone();
         }
@@ -310,6 +311,18 @@ mod tests {
         assert_eq!(appraisal.vector.status(), Tier::Affirming, "{appraisal:?}");
     }
 
+    /// What was registered for a simulated guest does not affirm one of hardware, nor the other way round.
+    #[test]
+    fn launches_of_simulated_guests_have_values_of_their_own() {
+        for (tee, other) in [("snp", "sim_snp_launch_measurement"), ("sim-snp", "snp_launch_measurement")] {
+            let mut all = tcb();
+            all[other] = json!(["ab"]);
+            all["init_data"] = json!([INIT_DATA]);
+            let appraisal = run(&guest(tee), &values(&all));
+            assert_eq!(appraisal.vector.get("executables"), Some(33), "{tee}");
+        }
+    }
+
     #[test]
     fn another_measurement_is_named() {
         let mut evidence = guest("sim-snp");
@@ -318,7 +331,7 @@ mod tests {
         assert_eq!(appraisal.vector.status(), Tier::Warning);
         assert_eq!(appraisal.findings.len(), 1);
         let text = appraisal.findings[0].to_string();
-        let words = r#"measurement ee is not among the reference values snp_launch_measurement ["ab","cd"]: register"#;
+        let words = r#"measurement ee is not among the reference values sim_snp_launch_measurement ["ab","cd"]: register"#;
         assert!(text.starts_with(words), "{text}");
     }
 

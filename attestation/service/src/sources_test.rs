@@ -89,7 +89,7 @@ fn manifests_of_measure() {
     let none = Sources::default();
     let taken = read(&none, &manifest("sim-snp", &"CD".repeat(48)), Some("me")).unwrap();
     assert_eq!(taken.mode, Mode::Add);
-    assert_eq!(taken.values["snp_launch_measurement"], json!(["cd".repeat(48)]));
+    assert_eq!(taken.values["sim_snp_launch_measurement"], json!(["cd".repeat(48)]));
     assert_eq!(taken.values["init_data"], json!(["ab".repeat(32)]));
     assert_eq!(taken.source.detail.as_deref(), Some("sim-snp /k"));
     for bad in [manifest("vm", &"cd".repeat(48)), manifest("snp", "cd"), manifest("snp", &"xy".repeat(48))] {

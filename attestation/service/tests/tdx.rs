@@ -82,7 +82,7 @@ fn evidence_of(platform: &TdxPlatform, log: &[u8]) -> (Value, Quote) {
 fn references_of(quote: &Quote) -> Value {
     let body = &quote.body;
     json!({
-        "mr_td": [hex::encode(body.mr_td)], "xfam": [hex::encode(body.xfam)],
+        "mr_td": [hex::encode(body.mr_td)], "sim_mr_td": [hex::encode(body.mr_td)], "xfam": [hex::encode(body.xfam)],
         "rtmr_1": [hex::encode(body.rtmr[1])], "rtmr_2": [hex::encode(body.rtmr[2])],
         "init_data": [hex::encode(body.mr_config_id)],
     })
@@ -123,7 +123,7 @@ async fn a_direct_boot_is_recognised_by_the_firmwares_events() {
         ("tdvfkernelparams", [4, 2, 2]),
         ("rtmr_1", [33, 2, 2]),
         ("rtmr_2", [33, 2, 2]),
-        ("mr_td", [3, 97, 2]),
+        ("sim_mr_td", [3, 97, 2]),
         ("xfam", [3, 2, 36]),
         ("init_data", [3, 2, 36]),
     ] {

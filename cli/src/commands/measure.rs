@@ -1,6 +1,6 @@
 //! `kata-cc measure`: the launch digest of a guest, foretold offline by the code that the VMM measures with.
 //!
-//! It depends on the guest's firmware, kernel, initramfs, command line, and the VM's size; with the same `--cpus` and `--memory` it is that of
+//! It depends on the guest's firmware, kernel, initramfs, command line, and the number of vCPUs; with the same `--cpus` it is that of
 //! `kata-cc run`. The digest of the init-data (`HOST_DATA`) is told beside it; the key broker demands both, since init-data is
 //! what the guest does, and the host hands it over.
 
@@ -30,6 +30,8 @@ use crate::output::{Output, note};
 
 /// Names of the reference values that the attestation policy asks for.
 const SNP_MEASUREMENT: &str = "snp_launch_measurement";
+/// That of a simulated guest, which must not affirm one of hardware.
+const SIM_SNP_MEASUREMENT: &str = "sim_snp_launch_measurement";
 const MRTD: &str = "mr_td";
 const INIT_DATA: &str = "init_data";
 
@@ -104,8 +106,7 @@ struct Answer {
     cmdline: String,
     kernel: PathBuf,
     initramfs: PathBuf,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    firmware: Option<PathBuf>,
+    firmware: PathBuf,
     #[serde(skip_serializing_if = "Option::is_none")]
     explanation: Option<Explanation>,
     #[serde(skip)]
@@ -114,7 +115,11 @@ struct Answer {
 
 impl Answer {
     fn measurement(&self) -> &'static str {
-        if self.tee == Some(Tee::Tdx) { MRTD } else { SNP_MEASUREMENT }
+        match self.tee {
+            Some(Tee::Tdx) => MRTD,
+            Some(Tee::Snp) => SNP_MEASUREMENT,
+            None => SIM_SNP_MEASUREMENT,
+        }
     }
 
     fn reference_values(&self) -> [(&'static str, &str); 2] {
@@ -135,7 +140,8 @@ fn predict(arguments: &Arguments, config: &NodeConfig) -> anyhow::Result<Answer>
     };
     let (kernel_file, initramfs_file) = (config.kernel(), config.initramfs());
     let (kernel, initramfs) = (read(&kernel_file)?, read(&initramfs_file)?);
-    let firmware = config.firmware.as_ref().map(read).transpose()?;
+    let firmware_file = config.firmware(tier).context("guests of this tier are not measured")?;
+    let firmware = read(&firmware_file)?;
     let size = sizing::size(arguments.size.limits(), &config.vm);
     let vcpus = options.vcpus.unwrap_or(size.vcpus);
     let cmdline = vm_shape::command_line(config, tier);
@@ -147,7 +153,7 @@ fn predict(arguments: &Arguments, config: &NodeConfig) -> anyhow::Result<Answer>
         memory_mib: size.memory_mib,
         vcpus,
         devices: vm_shape::DEVICES,
-        firmware: firmware.as_deref().map(|image| Firmware { image, platform, memory_bit }),
+        firmware: Some(Firmware { image: &firmware, platform, memory_bit }),
     };
     let plan = LaunchPlan::new(&input).with_context(|| {
         let (kernel, initramfs) = (kernel_file.display(), initramfs_file.display());
@@ -174,32 +180,16 @@ fn predict(arguments: &Arguments, config: &NodeConfig) -> anyhow::Result<Answer>
         cmdline: plan.cmdline,
         kernel: kernel_file,
         initramfs: initramfs_file,
-        firmware: config.firmware.clone(),
-        explanation: explanation.filter(|_| options.explain),
+        firmware: firmware_file,
+        explanation: options.explain.then_some(explanation),
         tee: options.tee,
     })
 }
 
-/// Digest of a plan, and what it is made of; a guest without the firmware has only the digest of its regions.
-fn digest(
-    plan: &LaunchPlan<'_>,
-    options: &HardwareOptions,
-) -> anyhow::Result<([u8; 48], Option<Explanation>)> {
+/// Digest of a plan, and what it is made of.
+fn digest(plan: &LaunchPlan<'_>, options: &HardwareOptions) -> anyhow::Result<([u8; 48], Explanation)> {
     let MeasuredBy::Stage0(launch) = &plan.measured else {
-        const ADVICE: &str = "give --firmware, or name the firmware in the node's configuration";
-        anyhow::ensure!(
-            options.tee.is_none(),
-            "hardware launches go through the guest firmware stage0: {ADVICE}"
-        );
-        anyhow::ensure!(
-            !options.explain,
-            "--explain is for launches through the guest firmware stage0: {ADVICE}"
-        );
-        anyhow::ensure!(
-            options.cpu.is_none(),
-            "--cpu is for launches through the guest firmware stage0: {ADVICE}"
-        );
-        return Ok((plan.launch_digest().context("the firmware is for another platform")?, None));
+        anyhow::bail!("the launch does not go through the guest firmware stage0")
     };
     let mut launch = launch.as_ref().clone().with_features(options.guest_features)?;
     if let Some(cpu) = options.cpu {
@@ -213,7 +203,7 @@ fn digest(
         Some(Tee::Tdx) => explain::tdx(&launch.tdx()?, options.order()),
         _ => explain::snp(&launch.snp()?),
     };
-    Ok((explained.digest, Some(explained)))
+    Ok((explained.digest, explained))
 }
 
 /// Print the prediction, and register it when that was asked for.
@@ -294,10 +284,7 @@ fn describe(answer: &Answer) -> String {
         format!("size           {} vCPUs, {} MiB\n", answer.vcpus, answer.memory_mib),
         format!("kernel         {}\n", answer.kernel.display()),
         format!("initramfs      {}\n", answer.initramfs.display()),
-        answer.firmware.as_ref().map_or_else(
-            || "firmware       none: the kernel is entered directly\n".to_owned(),
-            |file| format!("firmware       {}\n", file.display()),
-        ),
+        format!("firmware       {}\n", answer.firmware.display()),
         format!("command line   {}\n", answer.cmdline),
         answer
             .explanation
@@ -360,12 +347,12 @@ mod tests {
             cmdline: String::new(),
             kernel: PathBuf::new(),
             initramfs: PathBuf::new(),
-            firmware: None,
+            firmware: PathBuf::new(),
             cpu: None,
             explanation: None,
             tee: None,
         };
-        assert_eq!(answer.reference_values(), [("snp_launch_measurement", "aa"), ("init_data", "bb")]);
+        assert_eq!(answer.reference_values(), [("sim_snp_launch_measurement", "aa"), ("init_data", "bb")]);
         let td = Answer { tee: Some(Tee::Tdx), ..answer };
         assert_eq!(td.reference_values(), [("mr_td", "aa"), ("init_data", "bb")]);
     }

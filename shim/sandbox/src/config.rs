@@ -57,7 +57,7 @@ pub struct NodeConfig {
     pub kernel: Option<PathBuf>,
     /// Guest initramfs; `initramfs` of the guest image when absent.
     pub initramfs: Option<PathBuf>,
-    /// Image of the guest firmware stage0, which verifies kernel and initramfs; they are booted directly when absent.
+    /// Image of the firmware of confidential guests, which verifies kernel and initramfs; `stage0` of the guest image when absent.
     pub firmware: Option<PathBuf>,
     /// Words added to the guest's command line; they are measured.
     pub cmdline_append: String,
@@ -189,6 +189,14 @@ impl NodeConfig {
     #[must_use]
     pub fn initramfs(&self) -> PathBuf {
         self.initramfs.clone().unwrap_or_else(|| paths::share_dir().join("initramfs"))
+    }
+
+    /// The guest firmware. Confidential guests always have it: what it measures is all that vouches for them. Plain guests enter their
+    /// kernel directly.
+    #[must_use]
+    pub fn firmware(&self, tier: Tier) -> Option<PathBuf> {
+        let own = || self.firmware.clone().unwrap_or_else(|| paths::share_dir().join("stage0"));
+        matches!(tier, Tier::Snp | Tier::Tdx | Tier::SimSnp).then(own)
     }
 
     /// The monitor.

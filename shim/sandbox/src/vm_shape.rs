@@ -97,7 +97,7 @@ pub fn vm_config(config: &NodeConfig, tier: Tier, size: Size, instance: &Instanc
             kernel: config.kernel(),
             initramfs: Some(config.initramfs()),
             cmdline: command_line(config, tier),
-            firmware: config.firmware.clone(),
+            firmware: config.firmware(tier),
         },
         tee: if tier == Tier::SimSnp {
             TeeConfig::SimSnp {

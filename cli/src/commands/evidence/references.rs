@@ -174,10 +174,11 @@ fn parse(bytes: &[u8]) -> anyhow::Result<BTreeMap<String, Value>> {
         serde_json::from_value::<ReferenceValueMessage>(value)?.values()?
     } else if has("launch_digest") {
         let text = |name: &str| object.get(name).and_then(Value::as_str);
-        let digest = if text("tier").is_some_and(|tier| tier.ends_with("tdx")) {
-            "mr_td"
-        } else {
-            "snp_launch_measurement"
+        let digest = match text("tier") {
+            Some("tdx") => "mr_td",
+            Some("sim-tdx") => "sim_mr_td",
+            Some("sim-snp") => "sim_snp_launch_measurement",
+            _ => "snp_launch_measurement",
         };
         let pairs = [(digest, text("launch_digest")), ("init_data", text("host_data"))];
         pairs.into_iter().filter_map(|(name, text)| Some((name.to_owned(), json!([text?])))).collect()
@@ -197,6 +198,13 @@ fn claim_of(tee: Tee, name: &str) -> Option<(String, &'static str)> {
         Tee::AzSnpVtpm => &AZ_SNP,
         Tee::Tdx | Tee::SimTdx | Tee::AzTdxVtpm => &TDX,
         _ => &[],
+    };
+    // What a simulated launch was measured as has names of its own, and the others are not for it.
+    let name = match (tee, name) {
+        (Tee::SimSnp, "sim_snp_launch_measurement") => "snp_launch_measurement",
+        (Tee::SimTdx, "sim_mr_td") => "mr_td",
+        (Tee::SimSnp, "snp_launch_measurement") | (Tee::SimTdx, "mr_td") => return None,
+        (_, name) => name,
     };
     if let Some((_, claim, advice)) = table.iter().find(|(known, _, _)| *known == name) {
         return Some(((*claim).to_owned(), advice));
@@ -289,12 +297,17 @@ mod tests {
             plain.clone(),
             serde_json::to_value(message).unwrap(),
             json!({"reference_values": plain}),
-            json!({"tier": "sim-snp", "launch_digest": "ab"}),
+            json!({"tier": "snp", "launch_digest": "ab"}),
         ];
         for form in forms {
             let read = parse(form.to_string().as_bytes()).unwrap();
             assert_eq!(read["snp_launch_measurement"], json!(["ab"]), "{form}");
         }
+        let simulated = parse(br#"{"tier": "sim-snp", "launch_digest": "ab"}"#).unwrap();
+        assert_eq!(simulated["sim_snp_launch_measurement"], json!(["ab"]));
+        assert_eq!(claim_of(Tee::SimSnp, "sim_snp_launch_measurement").unwrap().0, "measurement");
+        assert!(claim_of(Tee::SimSnp, "snp_launch_measurement").is_none());
+        assert!(claim_of(Tee::Snp, "sim_snp_launch_measurement").is_none());
         let manifest = parse(br#"{"launch_digest": "ab", "host_data": "00"}"#).unwrap();
         assert_eq!(manifest["init_data"], json!(["00"]));
         for (text, why) in [

@@ -88,7 +88,7 @@ impl Broker {
         };
         let key = std::fs::read(folder.join("admin.key"))?;
         let admin = AdminClient::new(&endpoint, AdminAuth::from_key_pem(&key, "admin")?)?;
-        let values = [("snp_launch_measurement".to_owned(), json!([hex::encode(MEASUREMENT)]))];
+        let values = [("sim_snp_launch_measurement".to_owned(), json!([hex::encode(MEASUREMENT)]))];
         admin.set_reference_values(&values.into()).await?;
         admin.set_resource_policy("package policy\nallow := true\n").await?;
         admin.put_resource(&RESOURCE.parse::<ResourcePath>()?, &[7; 32]).await?;
