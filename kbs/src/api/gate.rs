@@ -64,7 +64,7 @@ pub(crate) async fn caller(kbs: &Kbs, headers: &HeaderMap) -> Result<Caller, Api
             ));
         }
     };
-    Ok(Caller { token: kbs.known_token(token, now)?, version, session })
+    Ok(Caller { token: kbs.known_token(token, now).await?, version, session })
 }
 
 /// A call that only administrators may make, before the gate.
