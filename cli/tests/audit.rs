@@ -62,8 +62,8 @@ async fn an_export_is_checked_offline() {
     assert_eq!(verify(&[], &folder.path().join("absent")).0, Some(2));
 }
 
-/// Answers like `GET /kbs/v0/admin/audit` of a key broker; each call puts a record into the log, as others do meanwhile.
-fn serve(store: Store, runtime: tokio::runtime::Handle) -> String {
+/// Answers like `GET /kbs/v0/admin/audit` of a key broker, or another path; each call puts a record into the log, as others do meanwhile.
+fn serve(store: Store, runtime: tokio::runtime::Handle, path: &'static str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     std::thread::spawn(move || {
@@ -80,7 +80,7 @@ fn serve(store: Store, runtime: tokio::runtime::Handle) -> String {
                 head.iter().any(|line| line.eq_ignore_ascii_case("authorization: bearer the-token"));
             let mut body = Vec::new();
             let status = match (allowed, number("after"), number("limit")) {
-                (true, Some(after), Some(limit)) if head[0].starts_with("GET /kbs/v0/admin/audit?") => {
+                (true, Some(after), Some(limit)) if head[0].starts_with(&format!("GET {path}?")) => {
                     let page = async {
                         store.audit().append(Record::new(Kind::Admin).reason("meanwhile")).await.unwrap();
                         store.audit().export_page(&mut body, after, limit).await.unwrap();
@@ -108,7 +108,9 @@ async fn the_log_of_a_running_key_broker_is_read_by_pages() {
     for n in 0..1300 {
         store.audit().append(Record::new(Kind::Release).resource("a/b/c", Some(n))).await.unwrap();
     }
-    let url = serve(store.clone(), tokio::runtime::Handle::current());
+    let runtime = tokio::runtime::Handle::current();
+    let url = serve(store.clone(), runtime.clone(), "/kbs/v0/admin/audit");
+    let attestation = serve(store.clone(), runtime, "/api/v1/audit");
     let file = |name: &str, text: &str| {
         let path = folder.path().join(name);
         std::fs::write(&path, text).unwrap();
@@ -127,6 +129,15 @@ async fn the_log_of_a_running_key_broker_is_read_by_pages() {
     let noted = text.split("note ").nth(1).unwrap().split(' ').next().unwrap().to_owned();
     let (code, text) = verify(&["--url", &url, "--token", &token, "--key", &key, "--after", &noted]);
     assert_eq!(code, Some(0), "{text}");
+    // An attestation service has it elsewhere.
+    let (code, text) = verify(&["--url", &attestation, "--token", &token, "--key", &key]);
+    assert!(code == Some(2) && text.contains("401"), "{text}");
+    let service =
+        ["--service", "attestation-service", "--url", &attestation, "--token", &token, "--key", &key];
+    let (code, text) = verify(&[&service[..], &["--after", &noted]].concat());
+    assert!(code == Some(0) && text.contains("records, whole"), "{text}");
+    let (code, text) = verify(&["--service", "attestation-service"]);
+    assert!(code == Some(2) && text.contains("--url"), "{text}");
     // After some were archived, which the text says.
     let mut export = Vec::new();
     store.audit().export(&mut export).await.unwrap();

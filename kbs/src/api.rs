@@ -8,17 +8,17 @@ mod policies;
 mod references;
 mod resources;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Query};
+use axum::extract::DefaultBodyLimit;
 use axum::http::{HeaderMap, Uri, header};
 use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, any, get, post};
 use kata_cc_kbs_protocol::SESSION_COOKIE;
 
 pub(crate) use gate::{AdminCall, Caller, known_caller};
+pub(crate) use kata_cc_attestation_service::query::{number, only, read as query};
 
 use crate::error::ApiError;
 use crate::state::Kbs;
@@ -89,49 +89,6 @@ pub(crate) fn session_id(headers: &HeaderMap) -> Option<&str> {
     })
 }
 
-/// The query of a request; a parameter that is there twice is refused.
-pub(crate) fn query(uri: &Uri) -> Result<BTreeMap<String, String>, ApiError> {
-    let refuse = |why: String| ApiError::Query { name: "query", why };
-    let Query(pairs) =
-        Query::<Vec<(String, String)>>::try_from_uri(uri).map_err(|e| refuse(e.body_text()))?;
-    let mut query = BTreeMap::new();
-    for (name, value) in pairs {
-        let name: String = name.chars().take(64).collect();
-        if query.insert(name.clone(), value).is_some() {
-            return Err(refuse(format!("{name:?} is there twice")));
-        }
-    }
-    Ok(query)
-}
-
-/// A number of a query.
-pub(crate) fn number(
-    query: &BTreeMap<String, String>,
-    name: &'static str,
-    range: std::ops::RangeInclusive<u64>,
-) -> Result<Option<u64>, ApiError> {
-    let Some(text) = query.get(name) else { return Ok(None) };
-    match text.parse::<u64>() {
-        Ok(number) if range.contains(&number) => Ok(Some(number)),
-        _ => {
-            let seen: String = text.chars().take(32).collect();
-            let why = format!("{seen:?} is no number from {} to {}", range.start(), range.end());
-            Err(ApiError::Query { name, why })
-        }
-    }
-}
-
-/// Refuses parameters that our own paths do not know.
-pub(crate) fn only(query: &BTreeMap<String, String>, known: &[&str]) -> Result<(), ApiError> {
-    match query.keys().find(|name| !known.contains(&name.as_str())) {
-        None => Ok(()),
-        Some(name) => {
-            let why = format!("parameter {name:?} is not known here, known are: {}", known.join(", "));
-            Err(ApiError::Query { name: "query", why })
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -185,20 +142,5 @@ mod tests {
             let pointer = format!("/{}", part.split('"').next().unwrap());
             assert!(document.pointer(&pointer).is_some(), "{pointer} is not in the document");
         }
-    }
-
-    #[test]
-    fn queries_are_read_strictly() {
-        let read = |text: &str| query(&text.parse().unwrap());
-        let good = read("/x?version=3&a=b%20c").unwrap();
-        assert_eq!(good["a"], "b c");
-        assert_eq!(number(&good, "version", 1..=9).unwrap(), Some(3));
-        assert_eq!(number(&good, "limit", 1..=9).unwrap(), None);
-        assert!(number(&good, "version", 4..=9).unwrap_err().to_string().contains("no number from 4 to 9"));
-        assert!(number(&read("/x?version=-1").unwrap(), "version", 0..=9).is_err());
-        assert!(read("/x?a=1&a=2").unwrap_err().to_string().contains("twice"));
-        assert!(only(&good, &["version", "a"]).is_ok());
-        assert!(only(&good, &["version"]).unwrap_err().to_string().contains("\"a\" is not known here"));
-        assert!(read("/x").unwrap().is_empty());
     }
 }

@@ -12,6 +12,8 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::{HeaderValue, Response, StatusCode, header};
 use axum::response::IntoResponse;
+use kata_cc_attestation_service::audit_export::ExportError;
+use kata_cc_attestation_service::query::QueryError;
 use kata_cc_attestation_service::service::ServiceError;
 use kata_cc_attestation_service::store::StoreError;
 use kata_cc_attestation_service::token::TokenError;
@@ -70,6 +72,9 @@ pub(crate) enum ApiError {
     /// Something that is not there.
     #[error("{0}")]
     NotFound(String),
+    /// Others changed the same at the same time.
+    #[error("{0}")]
+    Conflict(String),
     /// No such plugin.
     #[error("Plugin {0} not found")]
     PluginNotFound(String),
@@ -155,6 +160,7 @@ impl ApiError {
             Self::Admin { .. } => (StatusCode::UNAUTHORIZED, "AdminAuthAccess"),
             Self::Role { .. } => (StatusCode::FORBIDDEN, "AdminAuthAccess"),
             Self::NotFound(_) => (StatusCode::NOT_FOUND, "ResourceNotFound"),
+            Self::Conflict(_) => (StatusCode::CONFLICT, "Conflict"),
             Self::PluginNotFound(_) => (StatusCode::NOT_FOUND, "PluginNotFound"),
             Self::Path(_) => (StatusCode::NOT_FOUND, "InvalidRequestPath"),
             Self::Serde(_) | Self::Body(_) | Self::Query { .. } => (StatusCode::BAD_REQUEST, "SerdeError"),
@@ -196,6 +202,18 @@ impl From<StoreError> for ApiError {
     }
 }
 
+impl From<QueryError> for ApiError {
+    fn from(QueryError { name, why }: QueryError) -> Self {
+        Self::Query { name, why }
+    }
+}
+
+impl From<ExportError> for ApiError {
+    fn from(error: ExportError) -> Self {
+        Self::Internal(error.to_string())
+    }
+}
+
 /// Only the store's error is met where this is used; others are told by the handshake itself.
 impl From<SessionError> for ApiError {
     fn from(error: SessionError) -> Self {
@@ -215,6 +233,7 @@ impl From<ServiceError> for ApiError {
             | ServiceError::Token(TokenError::TooLarge(_)) => Self::Attestation(text),
             ServiceError::Policy(_) => Self::ParsePolicy(text),
             ServiceError::PolicyId(_) | ServiceError::NotFound(_) => Self::NotFound(text),
+            ServiceError::Conflict { .. } => Self::Conflict(text),
             ServiceError::Reference(_) | ServiceError::Source(_) => Self::Rvps(text),
             ServiceError::Request(_) => Self::Serde(text),
             // Only the standalone service's own gate says so; ours is `crate::admin`.

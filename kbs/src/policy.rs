@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use kata_cc_attestation_service::ear::{FINDINGS, Finding};
 use kata_cc_attestation_service::service::Mark;
-use kata_cc_attestation_service::store::{Change, Store};
+use kata_cc_attestation_service::store::{Applied, Change, Store};
 use kata_cc_kbs_protocol::admin::ResourcePolicyVerdict;
 use kata_cc_policy::engine::{Document, EngineError, Limits, Program};
 use kata_cc_store::Write;
@@ -104,7 +104,10 @@ impl ResourcePolicy {
         // Other replicas look at the one mark of the store, not at this policy.
         let mark = Mark::new()?;
         let changes = [Change::version(NAMESPACE, NAME, write), mark.change()];
-        self.store.apply(&changes, vec![record]).await?;
+        // Nothing is expected or removed: a version is added to whatever there is.
+        let Applied::Done = self.store.apply(&changes, vec![record]).await? else {
+            return Err(ApiError::Internal("the policy was not stored".to_owned()));
+        };
         *current = program;
         Ok(())
     }

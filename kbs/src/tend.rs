@@ -1,5 +1,5 @@
-//! Following other replicas: whoever changes policies of either kind or reference values leaves one mark in the store, with the change;
-//! whoever changes keys leaves it afterwards. It is looked at every few seconds; when it is another, everything that is kept in memory is read again.
+//! Following other replicas: whoever changes policies of either kind, reference values or keys leaves one mark in the store, with the
+//! change. It is looked at every few seconds; when it is another, everything that is kept in memory is read again.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use crate::policies::recorded;
 use crate::service::{AttestationService, ServiceError};
-use crate::store::{Change, Entry};
+use crate::store::{Applied, Change, Entry};
 
 /// Namespace in the store.
 const NAMESPACE: &str = "evidence";
@@ -42,7 +42,8 @@ impl AttestationService {
         }
         let bytes = serde_json::to_vec(request).map_err(|e| ServiceError::Request(e.to_string()))?;
         let record = recorded("keep evidence", name, by);
-        self.state.store.apply(&[Change::put(NAMESPACE, name, &bytes)], vec![record]).await?;
+        // Nothing is expected of what was there, so it happens.
+        let _ = self.state.store.apply(&[Change::put(NAMESPACE, name, &bytes)], vec![record]).await?;
         Ok(())
     }
 
@@ -69,7 +70,9 @@ impl AttestationService {
     /// None of that name; a store that fails.
     pub async fn forget_evidence(&self, name: &str, by: &str) -> Result<(), ServiceError> {
         let record = recorded("delete evidence", name, by);
-        let gone = self.state.store.apply(&[Change::remove(NAMESPACE, name)], vec![record]).await?;
-        if gone { Ok(()) } else { Err(missing(name)) }
+        match self.state.store.apply(&[Change::remove(NAMESPACE, name)], vec![record]).await? {
+            Applied::Done => Ok(()),
+            _ => Err(missing(name)),
+        }
     }
 }

@@ -7,9 +7,9 @@
 //! - [`ear`]: the attestation result.
 //! - [`jws`], [`token`], [`chain`]: signing and checking it.
 //! - [`store`]: what is remembered, sealed.
-//! - [`service`], with [`policies`] and [`registry`]: all of it together; the KBS links this in, `attestation-service` serves it
+//! - [`service`], with [`policies`], [`registry`] and the keys of tokens: all of it together; the KBS links this in, `attestation-service` serves it
 //!   over REST ([`rest`]) and gRPC ([`grpc`]).
-//! - [`serve`]: the listening side, of the KBS too; [`gate`]: who may change policies and reference values.
+//! - [`serve`], [`query`], [`audit_export`]: the listening side, of the KBS too; [`gate`]: who may change policies and reference values.
 //!
 //! Wire and names follow Trustee's attestation service. Simulated and sample evidence is accepted only where it is
 //! configured, and is labelled in every result.
@@ -19,11 +19,17 @@
 
 pub mod api;
 pub mod appraisal;
+pub mod audit_export;
 #[cfg(test)]
 mod audit_test;
 pub mod chain;
 pub mod challenge;
 pub mod composite;
+#[cfg(test)]
+mod conflict_test;
+#[cfg(test)]
+#[path = "../../store/tests/common/mod.rs"]
+mod database;
 pub mod devices;
 pub mod ear;
 pub mod explain;
@@ -31,9 +37,13 @@ pub mod gate;
 pub mod grpc;
 pub mod jws;
 mod kept;
+mod keys;
+#[cfg(test)]
+mod keys_test;
 pub mod metrics;
 pub mod policies;
 pub mod problem;
+pub mod query;
 pub mod references;
 pub mod registry;
 pub mod rest;

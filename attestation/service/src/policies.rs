@@ -1,5 +1,6 @@
 //! Policies: set, get, list, delete, earlier versions, and dry runs. A change, its version and its record in the audit log are stored
-//! together or not at all.
+//! together or not at all, and only if nobody else changed the policy since it was looked at: else it is looked at anew. So the newest
+//! version is always the one in force.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,16 +8,20 @@ use std::time::Duration;
 use kata_cc_policy::engine::Limits;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use zeroize::Zeroizing;
 
 use crate::appraisal::{self, MAX_ID, Policy, References};
 use crate::references::{InForce, Record, Source};
 use crate::service::{AttestationService, Evaluate, POLICY_NAMESPACE, ServiceError};
-use crate::state::digest;
-use crate::store::Change;
+use crate::state::{Tries, digest};
 use crate::store::audit::{Kind, Record as AuditRecord};
+use crate::store::{Applied, Change};
 
 /// Namespace of the versions of policies; names are `<id>/<version>`.
 const VERSION_NAMESPACE: &str = "attestation_service_policy_version";
+/// Namespace of the number of a policy's newest version. It says whether a policy was changed, also one that was set back to the same
+/// text, or deleted and set again.
+const NEWEST_NAMESPACE: &str = "attestation_service_policy_newest";
 /// Versions of one policy that are kept.
 pub const MAX_VERSIONS: usize = 50;
 /// Most policies.
@@ -57,19 +62,32 @@ struct StoredVersion {
     policy: Option<String>,
 }
 
+/// What is stored of a policy when a change of it begins.
+struct Read {
+    text: Option<Zeroizing<Vec<u8>>>,
+    newest: Option<Zeroizing<Vec<u8>>>,
+}
+
 /// A version that is about to be stored.
 struct NextVersion {
     about: PolicyVersion,
     name: String,
     bytes: Vec<u8>,
+    number: String,
     /// Names of those that are forgotten.
     surplus: Vec<String>,
 }
 
 impl NextVersion {
-    fn changes(&self) -> Vec<Change<'_>> {
+    /// The changes of the versions of `id`, if it is what was `read`.
+    fn changes<'a>(&'a self, id: &'a str, read: &'a Read) -> Vec<Change<'a>> {
+        let newest = read.newest.as_ref().map(|number| number.as_slice());
+        let own = [
+            Change::put(VERSION_NAMESPACE, &self.name, &self.bytes),
+            Change::put(NEWEST_NAMESPACE, id, self.number.as_bytes()).expecting(newest),
+        ];
         let surplus = self.surplus.iter().map(|name| Change::forget(VERSION_NAMESPACE, name));
-        std::iter::once(Change::put(VERSION_NAMESPACE, &self.name, &self.bytes)).chain(surplus).collect()
+        own.into_iter().chain(surplus).collect()
     }
 }
 
@@ -133,24 +151,42 @@ impl AttestationService {
                 "there are {MAX_POLICIES} policies: delete one first"
             )));
         }
-        let next = self.next_version(id, Some(text), by).await?;
-        let mut changes = next.changes();
-        changes.push(Change::put(POLICY_NAMESPACE, id, text.as_bytes()));
-        let record = recorded("set attestation policy", id, by).policy(text.as_bytes());
-        self.state.commit(changes, vec![record]).await?;
-        Ok(next.about)
+        let mut tries = Tries::of("the policy");
+        loop {
+            let read = self.read_policy(id).await?;
+            let next = self.next_version(id, &read, Some(text), by).await?;
+            let mut changes = next.changes(id, &read);
+            let there = read.text.as_ref().map(|text| text.as_slice());
+            changes.push(Change::put(POLICY_NAMESPACE, id, text.as_bytes()).expecting(there));
+            let record = recorded("set attestation policy", id, by).policy(text.as_bytes());
+            if self.state.commit(changes, vec![record]).await? == Applied::Done {
+                return Ok(next.about);
+            }
+            tries.again().await?;
+        }
+    }
+
+    async fn read_policy(&self, id: &str) -> Result<Read, ServiceError> {
+        let store = &self.state.store;
+        Ok(Read {
+            text: store.get(POLICY_NAMESPACE, id).await?,
+            newest: store.get(NEWEST_NAMESPACE, id).await?,
+        })
     }
 
     /// The version that a change makes, and those that are forgotten for it.
     async fn next_version(
         &self,
         id: &str,
+        read: &Read,
         text: Option<&str>,
         by: &str,
     ) -> Result<NextVersion, ServiceError> {
         let mut kept = self.version_numbers(id).await?;
         let micros = time::OffsetDateTime::now_utc().unix_timestamp_nanos() / 1000;
-        let version = i64::try_from(micros).unwrap_or(0).max(kept.last().map_or(0, |last| last + 1));
+        let newest = read.newest.as_ref().and_then(|number| std::str::from_utf8(number).ok()?.parse().ok());
+        let last = kept.last().copied().max(newest).unwrap_or(0);
+        let version = i64::try_from(micros).unwrap_or(0).max(last.saturating_add(1));
         let about = PolicyVersion {
             version,
             digest: text.map(digest).unwrap_or_default(),
@@ -162,7 +198,13 @@ impl AttestationService {
         kept.push(version);
         let surplus = kept.len().saturating_sub(MAX_VERSIONS);
         let surplus = kept.into_iter().take(surplus).map(|old| version_name(id, old)).collect();
-        Ok(NextVersion { about, name: version_name(id, version), bytes, surplus })
+        Ok(NextVersion {
+            about,
+            name: version_name(id, version),
+            bytes,
+            number: version.to_string(),
+            surplus,
+        })
     }
 
     async fn version_numbers(&self, id: &str) -> Result<Vec<i64>, ServiceError> {
@@ -224,11 +266,19 @@ impl AttestationService {
     pub async fn delete_policy(&self, id: &str, by: &str) -> Result<(), ServiceError> {
         check_id(id)?;
         let _change = self.state.change().await;
-        let next = self.next_version(id, None, by).await?;
-        let mut changes = next.changes();
-        changes.push(Change::remove(POLICY_NAMESPACE, id));
-        let record = recorded("delete attestation policy", id, by);
-        if self.state.commit(changes, vec![record]).await? { Ok(()) } else { Err(unknown(id)) }
+        let mut tries = Tries::of("the policy");
+        loop {
+            let read = self.read_policy(id).await?;
+            let there = read.text.as_ref().ok_or_else(|| unknown(id))?;
+            let next = self.next_version(id, &read, None, by).await?;
+            let mut changes = next.changes(id, &read);
+            changes.push(Change::remove(POLICY_NAMESPACE, id).expecting(Some(there)));
+            let record = recorded("delete attestation policy", id, by);
+            if self.state.commit(changes, vec![record]).await? == Applied::Done {
+                return Ok(());
+            }
+            tries.again().await?;
+        }
     }
 
     /// Ids of all policies.

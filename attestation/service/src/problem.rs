@@ -4,7 +4,9 @@ use axum::http::{HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use crate::audit_export::ExportError;
 use crate::challenge::ChallengeError;
+use crate::query::QueryError;
 use crate::service::ServiceError;
 use crate::token::TokenError;
 
@@ -97,6 +99,7 @@ impl From<ServiceError> for Problem {
             E::Reference(crate::references::ReferenceError::Replay { .. }) => {
                 (StatusCode::CONFLICT, "replay", Some("payload".to_owned()))
             }
+            E::Conflict { .. } => (StatusCode::CONFLICT, "conflict", None),
             E::Reference(_) => (StatusCode::BAD_REQUEST, "reference-value", Some("values".to_owned())),
             E::Source(crate::sources::SourceError::Unsigned(_)) => {
                 (StatusCode::UNAUTHORIZED, "admin", Some("type".to_owned()))
@@ -124,6 +127,25 @@ impl From<ServiceError> for Problem {
             }
         };
         Self { field, ..Self::new(status, reason, &error) }
+    }
+}
+
+impl From<QueryError> for Problem {
+    fn from(error: QueryError) -> Self {
+        Self::request(error.name, &error)
+    }
+}
+
+impl From<ExportError> for Problem {
+    fn from(error: ExportError) -> Self {
+        match error {
+            ExportError::Store(error) => ServiceError::Store(error).into(),
+            ExportError::File(why) => {
+                tracing::error!(%why, "the audit log cannot be sent");
+                let told = "the audit log could not be written to a file to be sent: the log of the service says why";
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", told)
+            }
+        }
     }
 }
 

@@ -1,17 +1,18 @@
 //! Reference values in the store: register, query, list, expire, delete. A change and its records in the audit log are stored together or
-//! not at all.
+//! not at all, and only if what it was decided on is still what is stored: else it is decided anew.
 
 use std::collections::BTreeMap;
 
 use serde_json::Value;
 use tracing::info;
+use zeroize::Zeroizing;
 
 use crate::policies::recorded;
 use crate::references::{self, MAX_NAMES, Record, ReferenceError, Source, format_time};
 use crate::service::{AttestationService, REFERENCE_NAMESPACE, ServiceError};
-use crate::state::digest;
-use crate::store::Change;
+use crate::state::{Tries, digest};
 use crate::store::audit::Record as AuditRecord;
+use crate::store::{Applied, Change};
 
 /// Namespace of what was deleted: name to time, so that an older signed message does not bring it back.
 const DELETED_NAMESPACE: &str = "reference_value_deleted";
@@ -44,23 +45,41 @@ impl AttestationService {
     /// Registers values, all or (when one is refused) none. Gives the records.
     pub async fn register(&self, registration: &Registration) -> Result<Vec<Record>, ServiceError> {
         let _change = self.state.change().await;
-        // Others may have changed what is added to.
-        self.state.reload().await?;
-        let current = self.state.current().await?;
-        let new = registration.values.keys().filter(|name| !current.references.contains_key(*name)).count();
-        if current.references.len() + new > MAX_NAMES {
-            return Err(ReferenceError::TooMany(current.references.len() + new).into());
+        let mut tries = Tries::of("a reference value");
+        loop {
+            if let Some(records) = self.try_register(registration).await? {
+                for record in &records {
+                    let (name, by) = (&record.name, &record.registered_by);
+                    info!(name, source = %record.source, by, "reference value registered");
+                }
+                return Ok(records);
+            }
+            tries.again().await?;
+        }
+    }
+
+    /// Registers values by what is stored now; `None` when that changed meanwhile.
+    async fn try_register(&self, registration: &Registration) -> Result<Option<Vec<Record>>, ServiceError> {
+        let there: BTreeMap<_, _> = self.state.store.all(REFERENCE_NAMESPACE).await?.into_iter().collect();
+        let new = registration.values.keys().filter(|name| !there.contains_key(*name)).count();
+        if there.len() + new > MAX_NAMES {
+            return Err(ReferenceError::TooMany(there.len() + new).into());
         }
         let mut records = Vec::new();
+        let mut deleted = BTreeMap::new();
         for (name, value) in &registration.values {
-            let known = current.references.get(name);
-            self.check_order(name, known, &registration.source).await?;
+            let known = there.get(name).map(|bytes| Record::from_stored(name, bytes));
+            if let Some(signed) = registration.source.signed_at {
+                let mark = self.state.store.get(DELETED_NAMESPACE, name).await?;
+                check_order(name, known.as_ref(), mark.as_ref().map(|mark| mark.as_slice()), signed)?;
+                deleted.insert(name.as_str(), mark);
+            }
             let value = match registration.mode {
                 Mode::Replace => value.clone(),
                 // What has ended is not revived by something that is added to it.
                 Mode::Add => {
                     let known = known.filter(|record| !record.is_expired(crate::now()));
-                    references::union(known.map(|record| &record.value), value)
+                    references::union(known.as_ref().map(|record| &record.value), value)
                 }
             };
             references::check(name, &value)?;
@@ -68,41 +87,17 @@ impl AttestationService {
             records.push(Record::new(name, value, registration.expires, source, &registration.by));
         }
         let stored = records.iter().map(stored).collect::<Result<Vec<_>, _>>()?;
-        let named = records.iter().zip(&stored);
-        let changes = named.map(|(record, bytes)| Change::put(REFERENCE_NAMESPACE, &record.name, bytes));
+        let mut changes = Vec::new();
+        for (record, bytes) in records.iter().zip(&stored) {
+            let read = slice(there.get(&record.name));
+            changes.push(Change::put(REFERENCE_NAMESPACE, &record.name, bytes).expecting(read));
+        }
+        for (name, mark) in &deleted {
+            changes.push(Change::unchanged(DELETED_NAMESPACE, name, slice(mark.as_ref())));
+        }
         let told = records.iter().map(|record| told("set reference value", record, &registration.by));
-        self.state.commit(changes.collect(), told.collect()).await?;
-        for record in &records {
-            info!(name = record.name, source = %record.source, by = record.registered_by, "reference value registered");
-        }
-        Ok(records)
-    }
-
-    /// A signed message must be younger than what it changes: whoever has old messages could else bring old values back.
-    async fn check_order(
-        &self,
-        name: &str,
-        known: Option<&Record>,
-        source: &Source,
-    ) -> Result<(), ServiceError> {
-        let Some(signed) = source.signed_at else { return Ok(()) };
-        let set = known.map(|record| {
-            let registered = references::parse_time(&record.registered_at).unwrap_or(0);
-            record.source.signed_at.unwrap_or(registered)
-        });
-        let deleted = self.state.store.get(DELETED_NAMESPACE, name).await?;
-        let deleted = deleted.and_then(|text| std::str::from_utf8(&text).ok()?.parse::<i64>().ok());
-        match set.max(deleted) {
-            Some(newer) if newer > signed || deleted.is_some_and(|deleted| deleted >= signed) => {
-                Err(ReferenceError::Replay {
-                    name: name.to_owned(),
-                    newer: format_time(newer),
-                    signed: format_time(signed),
-                }
-                .into())
-            }
-            _ => Ok(()),
-        }
+        let applied = self.state.commit(changes, told.collect()).await?;
+        Ok((applied == Applied::Done).then_some(records))
     }
 
     /// All reference values that are in force.
@@ -152,14 +147,31 @@ impl AttestationService {
         by: &str,
     ) -> Result<Record, ServiceError> {
         let _change = self.state.change().await;
-        self.state.reload().await?;
-        let mut record = self.reference_record(name).await?;
+        let mut tries = Tries::of("the reference value");
+        loop {
+            if let Some(record) = self.try_expire(name, at, by).await? {
+                info!(name, expiration = record.expiration, by, "expiration of a reference value changed");
+                return Ok(record);
+            }
+            tries.again().await?;
+        }
+    }
+
+    /// Changes the end of the value that is stored now; `None` when that changed meanwhile.
+    async fn try_expire(
+        &self,
+        name: &str,
+        at: Option<i64>,
+        by: &str,
+    ) -> Result<Option<Record>, ServiceError> {
+        let read = self.state.store.get(REFERENCE_NAMESPACE, name).await?.ok_or_else(|| not_found(name))?;
+        let mut record = Record::from_stored(name, &read);
         record.expiration = at.map(format_time);
         let bytes = stored(&record)?;
+        let change = Change::put(REFERENCE_NAMESPACE, name, &bytes).expecting(Some(&read));
         let told = told("change expiration of reference value", &record, by);
-        self.state.commit(vec![Change::put(REFERENCE_NAMESPACE, name, &bytes)], vec![told]).await?;
-        info!(name, expiration = record.expiration, by, "expiration of a reference value changed");
-        Ok(record)
+        let applied = self.state.commit(vec![change], vec![told]).await?;
+        Ok((applied == Applied::Done).then_some(record))
     }
 
     /// Removes a reference value; false when there was none.
@@ -171,12 +183,44 @@ impl AttestationService {
             Change::put(DELETED_NAMESPACE, name, now.as_bytes()),
             Change::remove(REFERENCE_NAMESPACE, name),
         ];
-        let was = self.state.commit(changes, vec![recorded("delete reference value", name, by)]).await?;
+        let applied = self.state.commit(changes, vec![recorded("delete reference value", name, by)]).await?;
+        // A deletion depends on nothing that was read: whatever the value is, it goes.
+        let was = applied == Applied::Done;
         if was {
             info!(name, by, "reference value deleted");
         }
         Ok(was)
     }
+}
+
+/// A signed message must be younger than what it changes: whoever has old messages could else bring old values back.
+fn check_order(
+    name: &str,
+    known: Option<&Record>,
+    deleted: Option<&[u8]>,
+    signed: i64,
+) -> Result<(), ServiceError> {
+    let set = known.map(|record| {
+        let registered = references::parse_time(&record.registered_at).unwrap_or(0);
+        record.source.signed_at.unwrap_or(registered)
+    });
+    let deleted = deleted.and_then(|text| std::str::from_utf8(text).ok()?.parse::<i64>().ok());
+    match set.max(deleted) {
+        Some(newer) if newer > signed || deleted.is_some_and(|deleted| deleted >= signed) => {
+            Err(ReferenceError::Replay {
+                name: name.to_owned(),
+                newer: format_time(newer),
+                signed: format_time(signed),
+            }
+            .into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A value that was read, for the change that depends on it.
+fn slice(value: Option<&Zeroizing<Vec<u8>>>) -> Option<&[u8]> {
+    value.map(|value| value.as_slice())
 }
 
 fn stored(record: &Record) -> Result<Vec<u8>, ServiceError> {

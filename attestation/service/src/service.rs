@@ -1,7 +1,6 @@
-//! Evaluate, and keys: what both the KBS and the servers offer. Policies and reference values are in [`crate::policies`] and
-//! [`crate::registry`].
+//! The service as both the KBS and the servers offer it. Policies, reference values and keys are in [`crate::policies`],
+//! [`crate::registry`] and [`crate::keys`].
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,27 +10,25 @@ use kata_cc_kbs_protocol::rcar::HashAlgorithm;
 use kata_cc_policy::engine::EngineError;
 use serde_json::Value;
 use thiserror::Error;
-use tracing::info;
 
 use crate::appraisal::{AppraisalError, MAX_ID};
 use crate::composite::Submod;
 use crate::devices::Devices;
 use crate::ear::{Finding, TrustVector};
 use crate::explain::Check;
-use crate::jws::{JwsError, SigningKey};
+use crate::keys::KeyLooks;
+pub use crate::keys::{KeyFile, signing_key};
 use crate::references::ReferenceError;
 use crate::sources::SourceError;
-use crate::state::{KEY_NAMESPACE, State, mark_change, new_mark};
-use crate::store::{Change, Store, StoreError, read_secret, write_secret};
-use crate::token::{LEEWAY, PublishedKey, TokenBroker, TokenError};
+use crate::state::{State, mark_change, new_mark};
+use crate::store::{Change, Store, StoreError};
+use crate::token::{TokenBroker, TokenError};
 use crate::verify::{EvidenceVerifier, Refusal};
 
 /// Namespace of attestation policies in the store.
 pub const POLICY_NAMESPACE: &str = "attestation_service_policy";
 /// Namespace of reference values in the store.
 pub const REFERENCE_NAMESPACE: &str = "reference_value";
-/// Seconds for which the key that signs is published at a time; it is published anew after half of that.
-const PUBLISHED: i64 = 24 * 3600;
 
 /// Why a call failed.
 #[derive(Debug, Error)]
@@ -59,6 +56,16 @@ pub enum ServiceError {
     /// A message with reference values was refused.
     #[error(transparent)]
     Source(#[from] SourceError),
+    /// Others changed the same, again and again.
+    #[error(
+        "{what} was changed by somebody else {tries} times while this change was made, so it was not made: look at what is there now, and repeat it"
+    )]
+    Conflict {
+        /// What was to be changed.
+        what: String,
+        /// How often it was tried.
+        tries: u32,
+    },
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -155,8 +162,9 @@ pub struct AttestationService {
     verifier: Box<dyn EvidenceVerifier>,
     devices: Devices,
     endorser: Option<Arc<Endorser>>,
-    broker: TokenBroker,
-    key_file: Option<KeyFile>,
+    pub(crate) broker: TokenBroker,
+    pub(crate) key_file: Option<KeyFile>,
+    pub(crate) key_looks: KeyLooks,
     /// Days after which reference values end when nobody says otherwise.
     default_days: Option<u32>,
 }
@@ -181,31 +189,10 @@ impl Mark {
     }
 }
 
-/// Where the key that signs is kept.
-#[derive(Debug, Clone)]
-pub struct KeyFile {
-    /// PKCS#8 PEM, mode 0600.
-    pub path: PathBuf,
-    /// Certificates for it (PEM), put into tokens as `x5c`.
-    pub certificates: Option<PathBuf>,
-}
-
 impl std::fmt::Debug for AttestationService {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("AttestationService").field("broker", &self.broker).finish_non_exhaustive()
     }
-}
-
-/// Reads the key that signs tokens, which must be its owner's alone, or makes one (mode 0600) when the file is absent.
-pub fn signing_key(path: &Path, algorithm: &str) -> Result<SigningKey, ServiceError> {
-    let fail = |why: String| ServiceError::SigningKey { path: path.display().to_string(), why };
-    let fail_jws = |e: JwsError| fail(e.to_string());
-    if !path.exists() {
-        let pem = SigningKey::generate_pem(algorithm).map_err(fail_jws)?;
-        write_secret(path, pem.as_bytes()).map_err(|e| fail(e.to_string()))?;
-    }
-    let pem = read_secret(path).map_err(|e| fail(e.to_string()))?;
-    SigningKey::from_pem(&pem).map_err(fail_jws)
 }
 
 impl AttestationService {
@@ -223,20 +210,11 @@ impl AttestationService {
             endorser: None,
             broker,
             key_file: None,
+            key_looks: KeyLooks::default(),
             default_days: None,
         };
         service.publish_keys().await?;
         Ok(service)
-    }
-
-    /// Keeps the key that signs in a file: [`AttestationService::rotate_key`] writes there, [`AttestationService::reload`] reads it.
-    ///
-    /// # Errors
-    /// When the certificates cannot be read or are for another key.
-    pub async fn with_key_file(mut self, file: KeyFile) -> Result<Self, ServiceError> {
-        self.key_file = Some(file);
-        self.read_key_file().await?;
-        Ok(self)
     }
 
     /// Lets reference values end after `days` when nobody says otherwise.
@@ -292,14 +270,6 @@ impl AttestationService {
         self.broker.jwks()
     }
 
-    /// Checks a token of this service, also one that a retired key or another replica signed.
-    ///
-    /// # Errors
-    /// Why it is not good.
-    pub fn verify_token(&self, token: &str, now: i64) -> Result<Value, TokenError> {
-        self.broker.verify(token, now)
-    }
-
     /// How tokens are made.
     pub fn broker(&self) -> &TokenBroker {
         &self.broker
@@ -319,6 +289,7 @@ impl AttestationService {
     /// # Errors
     /// What could not be read. What was in force stays so.
     pub async fn reload(&self) -> Result<(), ServiceError> {
+        let _change = self.state.change().await;
         self.state.reload().await?;
         self.read_key_file().await?;
         self.publish_keys().await
@@ -330,6 +301,8 @@ impl AttestationService {
     /// # Errors
     /// What failed; the next time may succeed.
     pub async fn tend(&self) -> Result<(), ServiceError> {
+        // A rotation that runs is not to be met halfway.
+        let _change = self.state.change().await;
         self.state.current().await?;
         self.read_key_file().await?;
         self.publish_keys().await
@@ -341,108 +314,13 @@ impl AttestationService {
     pub fn readings(&self) -> u64 {
         self.state.readings()
     }
-
-    /// Reads the key file again. Another key in it retires the one that signed.
-    async fn read_key_file(&self) -> Result<(), ServiceError> {
-        let Some(file) = &self.key_file else { return Ok(()) };
-        let fail = |why: String| ServiceError::SigningKey { path: file.path.display().to_string(), why };
-        let pem = read_secret(&file.path).map_err(|e| fail(e.to_string()))?;
-        let key = SigningKey::from_pem(&pem).map_err(|e| fail(e.to_string()))?;
-        let certificates = match &file.certificates {
-            None => Vec::new(),
-            Some(path) => std::fs::read(path).map_err(|e| fail(format!("{}: {e}", path.display())))?,
-        };
-        let old = self.broker.signing_jwk();
-        let same = key.jwk().get("kid") == old.get("kid");
-        if same && certificates.is_empty() {
-            return Ok(());
-        }
-        if !same {
-            self.retire(old).await?;
-        }
-        Ok(self.broker.replace(key, &certificates)?)
-    }
-
-    /// Signs with a new key from now on. The old one is published until what it signed has expired. `algorithm` is that of the
-    /// old key when not given. Gives the new public key.
-    ///
-    /// # Errors
-    /// When the key cannot be made or kept; the old one then signs on.
-    pub async fn rotate_key(&self, algorithm: Option<&str>) -> Result<Value, ServiceError> {
-        let _change = self.state.change().await;
-        let old = self.broker.signing_jwk();
-        let algorithm =
-            algorithm.unwrap_or_else(|| old.get("alg").and_then(Value::as_str).unwrap_or("ES256"));
-        let pem = SigningKey::generate_pem(algorithm).map_err(TokenError::from)?;
-        let key = SigningKey::from_pem(pem.as_bytes()).map_err(TokenError::from)?;
-        let jwk = key.jwk();
-        if let Some(file) = &self.key_file {
-            if file.certificates.is_some() {
-                return Err(ServiceError::Request(
-                    "the key has certificates: put a new key and new certificates into their files and send SIGHUP"
-                        .to_owned(),
-                ));
-            }
-            replace_secret(&file.path, pem.as_bytes())?;
-        }
-        // Published before it signs, so that no token is of a key that others do not know yet.
-        self.put_key(jwk.clone(), false, PUBLISHED).await?;
-        self.retire(old).await?;
-        self.broker.replace(key, b"")?;
-        self.state.commit(Vec::new(), Vec::new()).await?;
-        self.publish_keys().await?;
-        let kid = jwk.get("kid").and_then(Value::as_str);
-        info!(kid, "token key rotated");
-        Ok(jwk)
-    }
-
-    async fn retire(&self, jwk: Value) -> Result<(), ServiceError> {
-        self.put_key(jwk, true, self.broker.lifetime() + LEEWAY).await
-    }
-
-    async fn put_key(&self, jwk: Value, retired: bool, seconds: i64) -> Result<(), ServiceError> {
-        let key = PublishedKey { jwk, until: crate::now() + seconds, retired };
-        let bytes = serde_json::to_vec(&key).map_err(|e| ServiceError::Request(e.to_string()))?;
-        Ok(self.state.store.put(KEY_NAMESPACE, key.kid(), &bytes).await?)
-    }
-
-    /// Publishes the keys that are in the store, and puts ours there while it signs.
-    async fn publish_keys(&self) -> Result<(), ServiceError> {
-        let (now, current) = (crate::now(), self.state.current().await?);
-        let ours = self.broker.signing_jwk();
-        let kid = ours.get("kid").and_then(Value::as_str).unwrap_or_default().to_owned();
-        let known = current.keys.iter().find(|key| key.kid() == kid);
-        if !known.is_some_and(|key| !key.retired && key.until > now + PUBLISHED / 2) {
-            self.put_key(ours, false, PUBLISHED + self.broker.lifetime() + LEEWAY).await?;
-            self.state.commit(Vec::new(), Vec::new()).await?;
-        }
-        let current = self.state.current().await?;
-        for old in current.keys.iter().filter(|key| key.until <= now) {
-            self.state.store.delete(KEY_NAMESPACE, old.kid()).await?;
-        }
-        self.broker.publish(current.keys.iter().filter(|key| key.until > now).cloned().collect());
-        Ok(())
-    }
-}
-
-/// Writes a secret beside the old one and puts it in its place at once: a crash leaves one or the other.
-fn replace_secret(path: &Path, secret: &[u8]) -> Result<(), ServiceError> {
-    let fail = |why: String| ServiceError::SigningKey { path: path.display().to_string(), why };
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".new-{}", uuid::Uuid::new_v4().simple()));
-    let beside = PathBuf::from(name);
-    write_secret(&beside, secret).map_err(|e| fail(e.to_string()))?;
-    std::fs::rename(&beside, path).map_err(|e| {
-        let _ = std::fs::remove_file(&beside);
-        fail(e.to_string())
-    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ear::Tier;
-    use crate::jws::Unverified;
+    use crate::jws::{SigningKey, Unverified};
     use crate::store::StoreKey;
     use crate::token::TokenVerifier;
     use crate::verify::{Reason, SampleVerifier};
@@ -495,20 +373,6 @@ mod tests {
         assert_eq!(evidence["runtime_data_claims"], bound);
         let header = Unverified::parse(&verdict.token).unwrap().header;
         assert_eq!((&header["typ"], &header["alg"]), (&json!("JWT"), &json!("ES256")));
-    }
-
-    #[test]
-    fn a_signing_key_that_others_read_is_refused() {
-        use std::os::unix::fs::PermissionsExt as _;
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("token.key");
-        signing_key(&path, "ES256").unwrap();
-        signing_key(&path, "ES256").unwrap();
-        for mode in [0o640, 0o604, 0o666] {
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
-            let error = signing_key(&path, "ES256").unwrap_err().to_string();
-            assert!(error.contains(&format!("{mode:o}")) && error.contains("chmod 600"), "{error}");
-        }
     }
 
     #[tokio::test]
@@ -576,42 +440,5 @@ mod tests {
         follows(Tier::Affirming).await;
         one.set_policy("default_cpu", "package policy\ntrust_claims := {\"hardware\": 97}").await.unwrap();
         follows(Tier::Contraindicated).await;
-        // Each trusts what the other signed, and what it signed before its key was rotated.
-        let before = one.evaluate(&request(&bound, &bound)).await.unwrap().token;
-        one.rotate_key(None).await.unwrap();
-        let after = one.evaluate(&request(&bound, &bound)).await.unwrap().token;
-        other.reload().await.unwrap();
-        for token in [&before, &after] {
-            one.verify_token(token, crate::now()).unwrap();
-            other.verify_token(token, crate::now()).unwrap();
-        }
-        assert_eq!(other.jwks()["keys"].as_array().unwrap().len(), 3);
-        let late = crate::now() + 10 * 60;
-        assert!(matches!(other.verify_token(&before, late), Err(TokenError::Jws(JwsError::UnknownKey))));
-    }
-
-    #[tokio::test]
-    async fn the_key_file_is_replaced_whole_and_stays_ours() {
-        use std::os::unix::fs::PermissionsExt as _;
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("token.key");
-        let key = signing_key(&path, "ES256").unwrap();
-        let store = Store::in_memory(StoreKey::ephemeral()).await.unwrap();
-        let verifier = Box::new(SampleVerifier { enabled: true });
-        let broker = TokenBroker::new(key, "test", 5);
-        let service = AttestationService::new(store, verifier, broker).await.unwrap();
-        let file = KeyFile { path: path.clone(), certificates: None };
-        let service = service.with_key_file(file).await.unwrap();
-        let old = service.jwks()["keys"][0]["kid"].clone();
-        let new = service.rotate_key(Some("EdDSA")).await.unwrap();
-        assert_eq!(service.jwks()["keys"][0]["kid"], new["kid"]);
-        assert_ne!(new["kid"], old);
-        assert_eq!(signing_key(&path, "ES256").unwrap().jwk()["kid"], new["kid"]);
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
-        // A file that cannot be used changes nothing.
-        std::fs::write(&path, "damaged").unwrap();
-        assert!(matches!(service.reload().await, Err(ServiceError::SigningKey { .. })));
-        assert_eq!(service.jwks()["keys"][0]["kid"], new["kid"]);
     }
 }

@@ -17,7 +17,7 @@ use crate::appraisal::{self, Policy, References};
 use crate::references::{InForce, Record};
 use crate::service::{POLICY_NAMESPACE, REFERENCE_NAMESPACE, ServiceError};
 use crate::store::audit::Record as AuditRecord;
-use crate::store::{Change, Store, StoreError};
+use crate::store::{Applied, Change, Store, StoreError};
 use crate::token::PublishedKey;
 
 /// Namespace of the mark.
@@ -86,8 +86,10 @@ pub(crate) struct State {
     readings: AtomicU64,
     /// Held while everything is read.
     reading: tokio::sync::Mutex<()>,
-    /// Held while something is changed, so that what was looked up for a change is still so.
+    /// Held while something is changed, so that changes of one process do not meet; those of others do ([`Tries`]).
     changing: tokio::sync::Mutex<()>,
+    #[cfg(test)]
+    pub(crate) interruption: tokio::sync::Mutex<Option<Interruption>>,
 }
 
 impl State {
@@ -102,6 +104,8 @@ impl State {
             readings: AtomicU64::new(1),
             reading: tokio::sync::Mutex::default(),
             changing: tokio::sync::Mutex::default(),
+            #[cfg(test)]
+            interruption: tokio::sync::Mutex::default(),
         })
     }
 
@@ -155,20 +159,73 @@ impl State {
         self.changing.lock().await
     }
 
-    /// Makes changes, leaves the mark and appends `records` to the audit log, in one transaction. It is in force here when this
-    /// returns, and elsewhere after a second. False when something that is to be removed is not there.
+    /// What is in force now: looks at the mark whenever it was looked at last.
+    pub(crate) async fn look(&self) -> Result<Arc<Snapshot>, ServiceError> {
+        self.refresh(false).await?;
+        Ok(self.snapshot.load_full())
+    }
+
+    /// Makes changes, leaves the mark and appends `records` to the audit log, in one transaction. When it was done, it is in force here
+    /// as this returns, and elsewhere after a second.
     pub(crate) async fn commit(
         &self,
         mut changes: Vec<Change<'_>>,
         records: Vec<AuditRecord>,
-    ) -> Result<bool, ServiceError> {
+    ) -> Result<Applied, ServiceError> {
+        #[cfg(test)]
+        self.interrupted().await;
         let mark = new_mark()?;
         changes.push(mark_change(&mark));
-        if !self.store.apply(&changes, records).await? {
-            return Ok(false);
+        let applied = self.store.apply(&changes, records).await?;
+        if applied == Applied::Done {
+            self.refresh(true).await?;
         }
-        self.refresh(true).await?;
-        Ok(true)
+        Ok(applied)
+    }
+
+    /// Lets a test do something between what was read for a change and the change.
+    #[cfg(test)]
+    async fn interrupted(&self) {
+        let mut interruption = self.interruption.lock().await;
+        if let Some(interruption) = interruption.as_mut() {
+            interruption().await;
+        }
+    }
+}
+
+/// What a test does between reading and writing.
+#[cfg(test)]
+pub(crate) type Interruption = Box<dyn FnMut() -> futures::future::BoxFuture<'static, ()> + Send>;
+
+/// How often a change is tried when others change the same at the same time.
+const TRIES: u32 = 8;
+/// Most milliseconds before another try, times the number of the try.
+const PAUSE: u64 = 8;
+
+/// Counts the tries of a change that depends on what it read.
+pub(crate) struct Tries<'a> {
+    what: &'a str,
+    made: u32,
+}
+
+impl<'a> Tries<'a> {
+    /// Of a change of `what`.
+    pub(crate) fn of(what: &'a str) -> Self {
+        Self { what, made: 0 }
+    }
+
+    /// Somebody was faster. Waits for a moment (of chance, so that two do not go on meeting), or says that it was tried enough.
+    pub(crate) async fn again(&mut self) -> Result<(), ServiceError> {
+        self.made += 1;
+        if self.made >= TRIES {
+            return Err(ServiceError::Conflict { what: self.what.to_owned(), tries: self.made });
+        }
+        let mut chance = [0; 2];
+        aws_lc_rs::rand::fill(&mut chance).map_err(|_| ServiceError::Random)?;
+        let most = PAUSE * u64::from(self.made);
+        let pause = u64::from(u16::from_le_bytes(chance)) % most;
+        tokio::time::sleep(std::time::Duration::from_millis(pause)).await;
+        Ok(())
     }
 }
 

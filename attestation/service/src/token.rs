@@ -92,7 +92,7 @@ impl PublishedKey {
 
 /// The key that signs.
 #[derive(Debug)]
-struct Signer {
+pub(crate) struct Signer {
     key: SigningKey,
     jwk: Value,
     /// Header of every token.
@@ -147,6 +147,12 @@ impl TokenBroker {
     /// # Errors
     /// When the first certificate is for another key.
     pub fn replace(&self, key: SigningKey, certificates: &[u8]) -> Result<(), TokenError> {
+        self.sign_with(Self::signer(key, certificates)?);
+        Ok(())
+    }
+
+    /// A key that could sign.
+    pub(crate) fn signer(key: SigningKey, certificates: &[u8]) -> Result<Signer, TokenError> {
         let certificates = ParsedCertificate::all_from_pem(certificates)?;
         if let Some(first) = certificates.first() {
             let ours = VerifyingKey::from_jwk(&key.jwk())?;
@@ -154,9 +160,18 @@ impl TokenBroker {
                 return Err(TokenError::Certificate);
             }
         }
-        self.signer.store(Arc::new(Signer::new(key, &certificates)));
+        Ok(Signer::new(key, &certificates))
+    }
+
+    /// Signs with it from now on.
+    pub(crate) fn sign_with(&self, signer: Signer) {
+        self.signer.store(Arc::new(signer));
         self.epoch.fetch_add(1, Ordering::AcqRel);
-        Ok(())
+    }
+
+    /// Whether a token names a key that is none of those in force.
+    pub(crate) fn lacks_key(&self, token: &str, now: i64) -> bool {
+        matches!(self.verify(token, now), Err(TokenError::Jws(JwsError::UnknownKey)))
     }
 
     /// Signs an EAR with these submods.

@@ -13,7 +13,7 @@
 //! ([`keep_versions`](Store::keep_versions)), [`erase`](Store::erase) removes every value of a name and leaves the
 //! history with the deletion in it. Both kinds share one table: what `put` wrote is a version of which no older one is kept. Calls with an
 //! `Option<Record>` append it to the audit log in the transaction of the change; [`apply`](Store::apply) makes several changes and
-//! appends several records in one. [`take_once`](Store::take_once) is for what must succeed once whichever process asks.
+//! appends several records in one, if what was read before is still so ([`Change::expecting`]). [`take_once`](Store::take_once) is for what must succeed once whichever process asks.
 //!
 //! # Audit log
 //!
@@ -49,7 +49,7 @@ mod versions;
 
 pub use audit::{AuditLog, Record, verify_export};
 pub use backup::Restored;
-pub use change::Change;
+pub use change::{Applied, Change};
 pub use error::StoreError;
 pub use key::{KeySource, KeyUnwrapper, StoreKey};
 pub use postgres::{PostgresOptions, PostgresTls};

@@ -26,6 +26,15 @@ impl Store {
         Ok(taken == 1)
     }
 
+    /// Keeps a name that was taken until `expires`, in place of what was said before; false when it was given back meanwhile.
+    pub async fn keep_once(&self, namespace: &str, name: &str, expires: i64) -> Result<bool, StoreError> {
+        let mut tx = self.engine().write().await?;
+        let sql = "UPDATE once SET expires = $3 WHERE namespace = $1 AND name = $2";
+        let kept = tx.execute(sql, values![namespace, name, expires]).await?;
+        tx.commit().await?;
+        Ok(kept == 1)
+    }
+
     /// Gives a name back before it expires.
     pub async fn give_back(&self, namespace: &str, name: &str) -> Result<(), StoreError> {
         let mut tx = self.engine().write().await?;

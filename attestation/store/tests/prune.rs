@@ -6,7 +6,7 @@ mod common;
 
 use common::Postgres;
 use kata_cc_store::audit::{Archive, Kind, Known, Pruned, Tampered, VerifyError, verify_export};
-use kata_cc_store::{Change, Record, Store, StoreError, StoreKey, Write};
+use kata_cc_store::{Applied, Change, Record, Store, StoreError, StoreKey, Write};
 
 async fn append(store: &Store, count: u64) {
     for n in 0..count {
@@ -98,17 +98,18 @@ async fn together_or_not_at_all(store: &Store) {
     let record = |what: &str| Record::new(Kind::Admin).resource("x", None).reason(what);
     let write = Write { value: b"first", content_type: "", who: "anna" };
     let changes = [Change::version("c", "x", write), Change::put("c", "y", b"why"), Change::forget("c", "z")];
-    assert!(store.apply(&changes, vec![record("one"), record("two")]).await.unwrap());
+    let applied = store.apply(&changes, vec![record("one"), record("two")]).await.unwrap();
+    assert_eq!(applied, Applied::Done);
     assert_eq!(store.audit().checkpoint().await.unwrap().seq, before + 2);
     let log = String::from_utf8(export(store).await).unwrap();
     assert!(log.contains(r#""reason":"one","resource":{"id":"x","version":1}"#), "{log}");
     // What is to be removed is not there: nothing happens, and nothing is on record.
     let changes = [Change::put("c", "y", b"other"), Change::remove("c", "z")];
-    assert!(!store.apply(&changes, vec![record("three")]).await.unwrap());
+    assert_eq!(store.apply(&changes, vec![record("three")]).await.unwrap(), Applied::NotThere);
     assert_eq!(store.get("c", "y").await.unwrap().unwrap().as_slice(), b"why");
     assert_eq!(store.audit().checkpoint().await.unwrap().seq, before + 2);
     let changes = [Change::put("c", "y", b"other"), Change::remove("c", "x")];
-    assert!(store.apply(&changes, Vec::new()).await.unwrap());
+    assert_eq!(store.apply(&changes, Vec::new()).await.unwrap(), Applied::Done);
     assert!(store.get("c", "x").await.unwrap().is_none());
     assert_eq!(store.get_or_put("c", "new", b"made").await.unwrap().as_slice(), b"made");
     assert_eq!(store.get_or_put("c", "new", b"made again").await.unwrap().as_slice(), b"made");

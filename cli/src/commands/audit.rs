@@ -1,5 +1,5 @@
-//! `kata-cc audit verify`: whether an audit log of a key broker is whole: an export, offline, or with `--url` what the key broker gives
-//! page by page.
+//! `kata-cc audit verify`: whether an audit log of a key broker or attestation service is whole: an export, offline, or with `--url` what
+//! the service gives page by page.
 //!
 //! Exit codes: 0 it is, 1 it was changed (the message names the first bad record), 2 it cannot be read.
 
@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 
+use kata_cc_kbs_client::AuditedService;
 use kata_cc_store::audit::{Known, PublicKey, VerifyError, Whole, verify_export};
 use serde_json::json;
 
@@ -28,13 +29,16 @@ pub(crate) enum Command {
         /// The export, JSON Lines; standard input without it.
         #[arg(long, value_name = "FILE")]
         file: Option<PathBuf>,
-        /// Read the log of this key broker, https://HOST:PORT, in place of a file.
+        /// Read the log of this service, https://HOST:PORT, in place of a file.
         #[arg(long, value_name = "URL", conflicts_with = "file")]
         url: Option<String>,
-        /// PEM of the certificate (or its root) that the key broker is known by; nothing else is trusted.
+        /// What listens there.
+        #[arg(long, value_enum, default_value = "key-broker", requires = "url")]
+        service: Service,
+        /// PEM of the certificate (or its root) that the service is known by; nothing else is trusted.
         #[arg(long, env = "KATA_CC_KBS_CERT", value_name = "FILE")]
         kbs_cert: Option<PathBuf>,
-        /// Private key (PKCS#8 PEM) that the key broker knows its auditor by.
+        /// Private key (PKCS#8 PEM) that the service knows its auditor by.
         #[arg(long, env = "KATA_CC_KBS_ADMIN_KEY", value_name = "FILE")]
         admin_key: Option<PathBuf>,
         /// Role that the auditor claims by that key.
@@ -52,9 +56,27 @@ pub(crate) enum Command {
     },
 }
 
+/// Whose audit log it is.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub(crate) enum Service {
+    /// A key broker.
+    KeyBroker,
+    /// An attestation service that stands by itself; its auditor is its administrator.
+    AttestationService,
+}
+
+impl From<Service> for AuditedService {
+    fn from(service: Service) -> Self {
+        match service {
+            Service::KeyBroker => Self::KeyBroker,
+            Service::AttestationService => Self::AttestationService,
+        }
+    }
+}
+
 /// Runs a command.
 pub(crate) fn run(command: Command, output: &Output) -> anyhow::Result<u8> {
-    let Command::Verify { file, url, kbs_cert, admin_key, role, token, key, after } = command;
+    let Command::Verify { file, url, service, kbs_cert, admin_key, role, token, key, after } = command;
     let unreadable = |error: anyhow::Error| {
         output.error(&error);
         Ok(UNREADABLE)
@@ -66,7 +88,7 @@ pub(crate) fn run(command: Command, output: &Output) -> anyhow::Result<u8> {
     };
     if let Some(url) = url {
         let broker = BrokerArguments::at(url, kbs_cert, admin_key, &role);
-        return match pages::verify(&broker, token.as_deref(), key, after) {
+        return match pages::verify(&broker, service.into(), token.as_deref(), key, after) {
             Ok(checked) => told(checked, key.is_some(), output),
             Err(error) => unreadable(error),
         };

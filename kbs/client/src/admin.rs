@@ -96,6 +96,15 @@ impl AdminKey {
     }
 }
 
+/// Whose audit log is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AuditedService {
+    /// A key broker's.
+    KeyBroker,
+    /// That of an attestation service that stands by itself.
+    AttestationService,
+}
+
 /// Client of an operator.
 #[derive(Debug)]
 pub struct AdminClient {
@@ -121,9 +130,20 @@ impl AdminClient {
 
     /// A page of the audit log, JSON Lines as `kbs audit export` writes them: at most `limit` records after number `after`, and the
     /// signed end when there are fewer. Ours, not Trustee's.
-    pub async fn audit_page(&self, after: u64, limit: u64) -> Result<Vec<u8>, ClientError> {
-        let path = format!("/admin/audit?after={after}&limit={limit}");
-        let answer = self.call("audit log", self.http.request(Method::GET, &path)).await?;
+    pub async fn audit_page(
+        &self,
+        of: AuditedService,
+        after: u64,
+        limit: u64,
+    ) -> Result<Vec<u8>, ClientError> {
+        let query = format!("after={after}&limit={limit}");
+        let request = match of {
+            AuditedService::KeyBroker => self.http.request(Method::GET, &format!("/admin/audit?{query}")),
+            AuditedService::AttestationService => {
+                self.http.at(Method::GET, &format!("/api/v1/audit?{query}"))
+            }
+        };
+        let answer = self.call("audit log", request).await?;
         Ok(answer.body.to_vec())
     }
 

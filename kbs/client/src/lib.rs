@@ -24,7 +24,7 @@ mod rcar;
 mod retry;
 mod service;
 
-pub use admin::{AdminAuth, AdminClient};
+pub use admin::{AdminAuth, AdminClient, AuditedService};
 pub use http::Endpoint;
 pub use key::{KeyAlgorithm, TeeKey};
 pub use rcar::{Attested, EvidenceProvider, GuestEvidence, KbsClient, KbsConfig};

@@ -64,7 +64,7 @@ async fn caller(kbs: &Kbs, headers: &HeaderMap) -> Result<Caller, ApiError> {
             ));
         }
     };
-    Ok(Caller { token: kbs.known_token(token, now)?, version, session })
+    Ok(Caller { token: kbs.known_token(token, now).await?, version, session })
 }
 
 /// The guest that calls; nobody's calls are on record.

@@ -108,7 +108,7 @@ async fn claims(kbs: &Kbs, request: &ResourcePolicyDryRun) -> Result<Value, ApiE
             return Err(refuse("claims", why));
         }
     };
-    kbs.verify_token(&token, now).map_err(|e| refuse("token", e.to_string()))
+    kbs.verify_token(&token, now).await.map_err(|e| refuse("token", e.to_string()))
 }
 
 pub(crate) async fn set_attestation(

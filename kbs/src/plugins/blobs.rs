@@ -1,7 +1,7 @@
 //! What plugins need of a store: named values in a namespace. The broker's store seals them at rest.
 
 use async_trait::async_trait;
-use kata_cc_attestation_service::store::{Store, StoreError};
+use kata_cc_attestation_service::store::{Applied, Change, Store, StoreError};
 use zeroize::Zeroizing;
 
 use super::PluginError;
@@ -25,8 +25,22 @@ pub(crate) trait BlobStore: Send + Sync + std::fmt::Debug {
         expires: i64,
         now: i64,
     ) -> Result<bool, PluginError>;
+    /// Keeps a name that was taken until `expires`; false when nobody has it any more.
+    async fn keep_once(&self, namespace: &str, name: &str, expires: i64) -> Result<bool, PluginError>;
     /// Gives a name back that was taken.
     async fn give_back(&self, namespace: &str, name: &str) -> Result<(), PluginError>;
+    /// Stores values, all or none: each where its name has the value (or has none) that is expected, if one is. False when one has another.
+    async fn put_all(&self, puts: &[Put<'_>]) -> Result<bool, PluginError>;
+}
+
+/// A value of [`BlobStore::put_all`].
+#[derive(Clone, Copy)]
+pub(crate) struct Put<'a> {
+    pub(crate) namespace: &'a str,
+    pub(crate) name: &'a str,
+    pub(crate) value: &'a [u8],
+    /// What was read of the name before, where that matters.
+    pub(crate) expected: Option<Option<&'a [u8]>>,
 }
 
 impl From<StoreError> for PluginError {
@@ -63,7 +77,25 @@ impl BlobStore for Store {
         Ok(Self::take_once(self, namespace, name, expires, now).await?)
     }
 
+    async fn keep_once(&self, namespace: &str, name: &str, expires: i64) -> Result<bool, PluginError> {
+        Ok(Self::keep_once(self, namespace, name, expires).await?)
+    }
+
     async fn give_back(&self, namespace: &str, name: &str) -> Result<(), PluginError> {
         Ok(Self::give_back(self, namespace, name).await?)
+    }
+
+    async fn put_all(&self, puts: &[Put<'_>]) -> Result<bool, PluginError> {
+        let changes: Vec<_> = puts
+            .iter()
+            .map(|Put { namespace, name, value, expected }| {
+                let change = Change::put(namespace, name, value);
+                match expected {
+                    None => change,
+                    Some(expected) => change.expecting(*expected),
+                }
+            })
+            .collect();
+        Ok(self.apply(&changes, Vec::new()).await? == Applied::Done)
     }
 }

@@ -68,6 +68,7 @@ fn routes() -> Vec<Route> {
         ("/api/v1/tokens/verify", vec![(p.clone(), post(v1::verify_token))]),
         ("/api/v1/tokens/keys", vec![(g.clone(), get(trustee::jwks))]),
         ("/api/v1/tokens/keys/rotate", vec![(p.clone(), post(v1::rotate))]),
+        ("/api/v1/audit", vec![(g.clone(), get(v1::audit))]),
         ("/api/v1/policies", vec![(g.clone(), get(v1::policies))]),
         ("/api/v1/policies/dry-run", vec![(p.clone(), post(v1::dry_run))]),
         (

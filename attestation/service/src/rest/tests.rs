@@ -15,6 +15,8 @@ use kata_cc_kbs_protocol::{base64_standard, base64_url};
 use std::collections::BTreeSet;
 use tower::ServiceExt as _;
 
+mod audit;
+
 pub(super) fn key(algorithm: &str) -> SigningKey {
     SigningKey::from_pem(SigningKey::generate_pem(algorithm).unwrap().as_bytes()).unwrap()
 }
@@ -212,7 +214,7 @@ async fn a_verdict_and_why() {
     let answer = bench.ask("POST", "/attestation", &trustee).await;
     assert_eq!((answer.status, answer.kind.as_str()), (200, "text/plain; charset=utf-8"));
     let token = String::from_utf8(answer.body).unwrap();
-    bench.api.service.verify_token(&token, crate::now()).unwrap();
+    bench.api.service.verify_token(&token, crate::now()).await.unwrap();
     let metrics = String::from_utf8(bench.get("/metrics").await.body).unwrap();
     for words in [
         "verdicts_total{tee=\"sample\",verdict=\"affirming\",reason=\"none\"} 3",

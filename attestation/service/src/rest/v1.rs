@@ -1,7 +1,7 @@
 //! `/api/v1`: evaluation with an explanation, challenges, policies, tokens. Requests with unknown members are refused.
 
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse as _, Response};
 use kata_cc_kbs_protocol::service::{InitDataInput, RuntimeDataInput};
 use kata_cc_kbs_protocol::{Tee, from_base64_url};
@@ -10,11 +10,12 @@ use serde_json::{Value, json};
 
 use super::{RawBody, Shared, admin, json_body, list};
 use crate::api::{self, Api, binding, hash, init_data};
+use crate::audit_export;
 use crate::jws::Unverified;
-use crate::policies::{DryRun, DryRunInput};
+use crate::policies::{DryRun, DryRunInput, recorded};
 use crate::problem::Problem;
 use crate::references::format_time;
-use crate::service::{Binding, Evaluate, Verdict};
+use crate::service::{Binding, Evaluate, ServiceError, Verdict};
 
 /// One piece of evidence.
 #[derive(Debug, Deserialize)]
@@ -155,7 +156,7 @@ pub(super) async fn explain(
     match request.map_err(|error| super::not_json(&error))? {
         ExplainRequest::Evidence(request) => Ok(super::json(&explained(&judge(&api, &request).await?))),
         ExplainRequest::Token(ExplainToken { token }) => {
-            let claims = api.service.verify_token(&token, crate::now()).map_err(|e| bad_token(&e))?;
+            let claims = api.service.verify_token(&token, crate::now()).await.map_err(|e| bad_token(&e))?;
             Ok(super::json(&of_token(&claims)))
         }
     }
@@ -215,7 +216,7 @@ pub(super) async fn verify_token(
     body: RawBody,
 ) -> Result<Response, Problem> {
     let request: TokenRequest = json_body(&headers, body)?;
-    let answer = match api.service.verify_token(&request.token, crate::now()) {
+    let answer = match api.service.verify_token(&request.token, crate::now()).await {
         Ok(claims) => {
             let header = Unverified::parse(&request.token).map(|parsed| parsed.header).unwrap_or_default();
             json!({"valid": true, "claims": claims, "kid": header.get("kid"), "alg": header.get("alg")})
@@ -245,9 +246,22 @@ pub(super) async fn rotate(
         let why = format!("unknown algorithm {algorithm:?}, known are ES256, ES384, EdDSA");
         return Err(Problem::request("algorithm", why));
     }
-    let jwk = api.service.rotate_key(request.algorithm.as_deref()).await?;
-    tracing::info!(who, "token key rotated by request");
+    let jwk = api.service.rotate_key(request.algorithm.as_deref(), &who).await?;
     Ok(super::json(&json!({ "signing": jwk, "keys": api.service.jwks()["keys"] })))
+}
+
+/// A page of the audit log, which the call is on first.
+pub(super) async fn audit(
+    State(api): State<Shared>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let who = admin(&api, &headers, audit_export::ACTION)?;
+    let page = audit_export::Page::of(&uri)?;
+    let log = api.service.state.store.audit();
+    let asked = recorded(audit_export::ACTION, &page.to_string(), &who).verdict("asked");
+    log.append(asked).await.map_err(ServiceError::from)?;
+    Ok(page.answer(log).await?)
 }
 
 pub(super) async fn policies(State(api): State<Shared>) -> Result<Response, Problem> {

@@ -11,6 +11,8 @@ use crate::StoreError;
 const MAX_MEMBER: usize = 1024;
 /// Most details of a record.
 const MAX_DETAILS: usize = 16;
+/// Name of the detail that says how many others there was no room for.
+const LEFT_OUT: &str = "left_out";
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -92,7 +94,8 @@ pub struct Record {
     /// What an administrator did, or why something was refused.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub reason: Option<String>,
-    /// More, by name, e.g. the serial number of a certificate that was issued.
+    /// More, by name, e.g. the serial number of a certificate that was issued. Of more than 16 the last by name are left out, and
+    /// `left_out` says how many.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub details: Option<BTreeMap<String, String>>,
 }
@@ -197,10 +200,17 @@ impl Record {
             cut(&mut resource.id);
         }
         if let Some(details) = &mut record.details {
+            let mut left_out = 0_usize;
             while details.len() > MAX_DETAILS {
                 details.pop_last();
+                left_out += 1;
             }
             details.values_mut().for_each(cut);
+            if left_out > 0 {
+                // One of that name would hide the count.
+                left_out += usize::from(details.remove(LEFT_OUT).is_some());
+                details.insert(LEFT_OUT.to_owned(), left_out.to_string());
+            }
         }
         serde_json_canonicalizer::to_string(&record).map_err(|e| StoreError::AuditWrite(e.to_string()))
     }
@@ -226,4 +236,38 @@ pub fn session_label(id: &str) -> String {
 #[must_use]
 pub fn digest_hex(bytes: &[u8]) -> String {
     hex::encode(digest(&SHA256, bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stored(count: usize) -> BTreeMap<String, String> {
+        let record = (0..count).fold(Record::new(Kind::Admin), |record, number| {
+            record.detail(format!("detail-{number:02}"), number.to_string())
+        });
+        let text = record.canonical("2026-01-01T00:00:00.000Z").unwrap();
+        serde_json::from_str::<Record>(&text).unwrap().details.unwrap_or_default()
+    }
+
+    #[test]
+    fn details_that_are_left_out_are_counted() {
+        assert!(stored(0).is_empty());
+        let all = stored(MAX_DETAILS);
+        assert_eq!((all.len(), all.get(LEFT_OUT)), (MAX_DETAILS, None));
+        let some = stored(MAX_DETAILS + 5);
+        assert_eq!((some.len(), some[LEFT_OUT].as_str()), (MAX_DETAILS + 1, "5"));
+        assert_eq!(some["detail-15"], "15");
+        assert_eq!(some.get("detail-16"), None);
+    }
+
+    #[test]
+    fn a_detail_of_that_name_does_not_hide_the_count() {
+        let record = (0..20)
+            .fold(Record::new(Kind::Admin), |record, number| record.detail(format!("z-{number:02}"), "x"));
+        let text = record.detail(LEFT_OUT, "none").canonical("").unwrap();
+        let details = serde_json::from_str::<Record>(&text).unwrap().details.unwrap();
+        // 15 of ours and the count: the one in its place and five others are not there.
+        assert_eq!((details.len(), details[LEFT_OUT].as_str()), (MAX_DETAILS, "6"));
+    }
 }

@@ -1,4 +1,4 @@
-//! The audit log of a running key broker, read page by page and checked as one export.
+//! The audit log of a running key broker or attestation service, read page by page and checked as one export.
 //!
 //! The log grows while it is read; the last page has fewer records than were asked for and ends with the signed end.
 
@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
-use kata_cc_kbs_client::{AdminAuth, AdminClient};
+use kata_cc_kbs_client::{AdminAuth, AdminClient, AuditedService};
 use kata_cc_store::audit::{Known, PublicKey, VerifyError, Whole, verify_export};
 use serde_json::Value;
 use tokio::runtime::Handle;
@@ -25,6 +25,7 @@ type Failure = Arc<Mutex<Option<anyhow::Error>>>;
 /// Checks the log; an outer error says why it could not be read.
 pub(super) fn verify(
     broker: &BrokerArguments,
+    of: AuditedService,
     token: Option<&Path>,
     key: Option<PublicKey>,
     after: Option<Known>,
@@ -34,7 +35,7 @@ pub(super) fn verify(
         None => broker.client()?,
     };
     let failure = Failure::default();
-    let pages = Pages::new(client, Arc::clone(&failure));
+    let pages = Pages::new(client, of, Arc::clone(&failure));
     let checked = block_on(async {
         let check =
             move || verify_export(BufReader::new(pages.on(Handle::current())), key.as_ref(), after.as_ref());
@@ -49,6 +50,7 @@ pub(super) fn verify(
 /// Pages one after the other as one text.
 struct Pages {
     client: AdminClient,
+    of: AuditedService,
     failure: Failure,
     runtime: Option<Handle>,
     /// First line of the first page, which every page has.
@@ -61,8 +63,18 @@ struct Pages {
 }
 
 impl Pages {
-    fn new(client: AdminClient, failure: Failure) -> Self {
-        Self { client, failure, runtime: None, head: None, last: 0, ended: false, page: Vec::new(), at: 0 }
+    fn new(client: AdminClient, of: AuditedService, failure: Failure) -> Self {
+        Self {
+            client,
+            of,
+            failure,
+            runtime: None,
+            head: None,
+            last: 0,
+            ended: false,
+            page: Vec::new(),
+            at: 0,
+        }
     }
 
     fn on(mut self, runtime: Handle) -> Self {
@@ -72,20 +84,20 @@ impl Pages {
 
     fn next(&mut self) -> anyhow::Result<()> {
         let runtime = self.runtime.as_ref().context("there is no runtime")?;
-        let page = runtime.block_on(self.client.audit_page(self.last, PAGE))?;
+        let page = runtime.block_on(self.client.audit_page(self.of, self.last, PAGE))?;
         (self.page, self.at) = (self.strip(&page)?, 0);
         Ok(())
     }
 
     /// The lines of a page without the first one, which is kept of the first page only.
     fn strip(&mut self, page: &[u8]) -> anyhow::Result<Vec<u8>> {
-        let text = std::str::from_utf8(page).context("the key broker's answer is not UTF-8")?;
+        let text = std::str::from_utf8(page).context("the service's answer is not UTF-8")?;
         let (head, lines) =
-            text.split_once('\n').context("the key broker's answer is no page of an audit log")?;
+            text.split_once('\n').context("the service's answer is no page of an audit log")?;
         let mut records = 0;
         for line in lines.lines() {
             let value: Value =
-                serde_json::from_str(line).context("the key broker's answer is no page of an audit log")?;
+                serde_json::from_str(line).context("the service's answer is no page of an audit log")?;
             if let Some(seq) = value.get("seq").and_then(Value::as_u64) {
                 (self.last, records) = (seq, records + 1);
             }
@@ -116,7 +128,7 @@ impl Read for Pages {
             }
             if let Err(error) = self.next() {
                 *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                return Err(std::io::Error::other("the key broker gave no page"));
+                return Err(std::io::Error::other("the service gave no page"));
             }
         }
         let mut rest = self.page.get(self.at..).unwrap_or_default();
@@ -133,7 +145,8 @@ mod tests {
 
     fn pages() -> Pages {
         let endpoint = Endpoint { url: "http://127.0.0.1:1".to_owned(), ..Endpoint::default() };
-        Pages::new(AdminClient::new(&endpoint, AdminAuth::None).unwrap(), Failure::default())
+        let client = AdminClient::new(&endpoint, AdminAuth::None).unwrap();
+        Pages::new(client, AuditedService::KeyBroker, Failure::default())
     }
 
     #[test]

@@ -12,12 +12,15 @@
 //! A key is certified when the evidence bound it: it is the `tee-pubkey` of the caller's token, or its digest is in the
 //! runtime data ([`CaConfig::key_digest_paths`]). The caller shows that it has the private half by the request's signature. Names are
 //! those that the configuration's templates give for the claims. TEE, verdict and a digest of the claims are in the certificate.
+//!
+//! Who asks for the same again, e.g. because the answer was lost, gets the same certificate ([`request`]).
 
 mod authority;
 mod config;
 mod csr;
 mod der;
 mod record;
+mod request;
 mod san;
 mod signer;
 #[cfg(test)]
@@ -29,8 +32,7 @@ use async_trait::async_trait;
 use aws_lc_rs::digest::{SHA256, digest};
 use axum::http::Method;
 use kata_cc_attestation_service::now;
-use kata_cc_kbs_protocol::rcar::canonical;
-use kata_cc_kbs_protocol::{Tee, TeePubKey, from_base64_url};
+use kata_cc_kbs_protocol::{Tee, TeePubKey, base64_standard, from_base64_standard, from_base64_url};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
@@ -39,7 +41,8 @@ pub(crate) use config::{CaConfig, NAME};
 
 use self::authority::{Authority, Evidence, Leaf, Revoked, pem, serial};
 use self::csr::{Csr, CsrKey, SanName};
-use self::record::{Record, Records, Revocation};
+use self::record::{Answer, Record, Records, Revocation, Stored};
+use self::request::{Request, guest};
 use self::san::Template;
 use self::signer::Signer;
 use super::registry::{Context, SetupError};
@@ -48,6 +51,8 @@ use super::{Access, Caller, Plugin, PluginError, PluginRequest, PluginResponse};
 
 /// Seconds that a signed revocation list is given out before another is made. A revocation ends it at once.
 const LIST_SECONDS: i64 = 60;
+/// How often a certificate is made when the same request is answered elsewhere at the same time.
+const TRIES: u32 = 3;
 /// Most serial numbers in a listing.
 const MAX_LISTED: usize = 10_000;
 
@@ -136,23 +141,57 @@ impl Ca {
         let evidence = self.evidence(claims, *claims_digest)?;
         let names = self.names(&csr, claims)?;
 
-        let now = now();
-        let end = now.saturating_add(i64::from(hours) * 3600).min(self.authority.end());
-        let place = self.place(key, now, end).await?;
-        let leaf = Leaf { csr: &csr, names: &names, evidence: &evidence, now, end };
-        let issued = self.issue(leaf).await;
-        if issued.is_err() {
-            self.records.free(&place).await?;
+        let chain = self.authority.chain();
+        let asked = Request { key, csr: &csr, names: &names, hours, evidence: &evidence, chain }.digest()?;
+        let guest = guest(claims, &evidence.tee, key)?;
+        for _ in 0..TRIES {
+            let now = now();
+            let before = self.records.answer(&asked).await?;
+            if let Some((_, answer)) = &before
+                && self.is_good(answer, now).await?
+            {
+                return self.given_again(answer);
+            }
+            let end = now.saturating_add(i64::from(hours) * 3600).min(self.authority.end());
+            let place = self.place(&guest, now).await?;
+            let leaf = Leaf { csr: &csr, names: &names, evidence: &evidence, now, end };
+            let issued = self.issue(leaf, &asked, &place, before.as_ref().map(|(stored, _)| stored)).await;
+            match issued {
+                Ok(Some(response)) => return Ok(response),
+                // The same request was answered meanwhile, here or by another replica: that is the answer.
+                Ok(None) => self.records.free(&place).await?,
+                Err(error) => {
+                    self.records.free(&place).await?;
+                    return Err(error);
+                }
+            }
         }
-        issued
+        Err(PluginError::Busy(NAME))
+    }
+
+    /// Whether a certificate is given to who asks for the same again: not when it was revoked, nor when more than half of its time is
+    /// over, since then it is to be renewed.
+    async fn is_good(&self, answer: &Answer, now: i64) -> Result<bool, PluginError> {
+        let half = answer.issued.saturating_add(answer.end.saturating_sub(answer.issued) / 2);
+        Ok(now < half && !self.records.is_revoked(answer.end, &answer.serial).await?)
+    }
+
+    fn given_again(&self, answer: &Answer) -> Result<PluginResponse, PluginError> {
+        let der = from_base64_standard(&answer.certificate);
+        let der = der.ok_or_else(|| PluginError::Internal("a stored certificate is no base64".to_owned()))?;
+        let details = json!({"certificate_digest": answer.certificate_digest, "end": answer.end});
+        Ok(self.response(&der).with_event("certificate-given-again", answer.serial.clone(), details))
+    }
+
+    fn response(&self, certificate: &[u8]) -> PluginResponse {
+        let chain = format!("{}{}", pem("CERTIFICATE", certificate), self.authority.chain());
+        PluginResponse::ok("application/pem-certificate-chain", chain.into_bytes())
     }
 
     /// A place for one more certificate of this guest: who asks again and again would fill the store, and hold names for long.
-    async fn place(&self, key: &TeePubKey, now: i64, end: i64) -> Result<String, PluginError> {
-        let key = serde_json::to_value(key).map_err(|e| PluginError::Internal(e.to_string()))?;
-        let guest = hex::encode(digest(&SHA256, &canonical(&key)));
+    async fn place(&self, guest: &str, now: i64) -> Result<String, PluginError> {
         let most = self.config.per_guest;
-        let place = self.records.place(&guest, most, end, now).await?;
+        let place = self.records.place(guest, most, now).await?;
         place.ok_or_else(|| {
             PluginError::Denied(format!(
                 "this guest has {most} certificates that are valid (per_guest of the plugin ca): use one of them, or wait for the end of one"
@@ -160,7 +199,14 @@ impl Ca {
         })
     }
 
-    async fn issue(&self, leaf: Leaf<'_>) -> Result<PluginResponse, PluginError> {
+    /// Makes a certificate and remembers it; `None` when another was made `before` it for the same request.
+    async fn issue(
+        &self,
+        leaf: Leaf<'_>,
+        asked: &str,
+        place: &str,
+        before: Option<&Stored>,
+    ) -> Result<Option<PluginResponse>, PluginError> {
         let serial = serial()?;
         let Leaf { names, evidence, now, end, .. } = leaf;
         let certificate = self.authority.issue(&self.config, &serial, &leaf).await?;
@@ -172,18 +218,25 @@ impl Ca {
             status: evidence.status.clone(),
             claims_digest: hex::encode(evidence.claims_digest),
             certificate_digest: hex::encode(digest(&SHA256, &certificate)),
+            request: asked.to_owned(),
             issued: now,
             end,
         };
+        let answer = Answer {
+            serial: record.serial.clone(),
+            certificate_digest: record.certificate_digest.clone(),
+            issued: now,
+            end,
+            certificate: base64_standard(&certificate),
+        };
+        // The place first: a certificate without one would not count.
+        self.records.hold(place, end).await?;
         // What is not remembered could not be revoked, so it does not leave.
-        self.records.add(&record).await?;
-        let chain = format!("{}{}", pem("CERTIFICATE", &certificate), self.authority.chain());
+        if !self.records.add(&record, &answer, before).await? {
+            return Ok(None);
+        }
         let details = serde_json::to_value(&record).unwrap_or_default();
-        Ok(PluginResponse::ok("application/pem-certificate-chain", chain.into_bytes()).with_event(
-            "certificate-issued",
-            record.serial,
-            details,
-        ))
+        Ok(Some(self.response(&certificate).with_event("certificate-issued", record.serial, details)))
     }
 
     fn hours(&self, request: &PluginRequest) -> Result<u32, PluginError> {

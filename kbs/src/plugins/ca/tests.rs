@@ -69,8 +69,19 @@ async fn post(
     assert_eq!(ca.validate_auth(&request), Ok(Access::Guest));
     let response = ca.handle(&request, Caller::Guest { claims, claims_digest: &DIGEST, key }).await?;
     let event = response.event.unwrap();
-    assert_eq!(event.action, "certificate-issued");
-    assert_eq!(event.details["tee"], json!(ca.evidence(claims, DIGEST).unwrap().tee));
+    if event.action == "certificate-issued" {
+        assert_eq!(event.details["tee"], json!(ca.evidence(claims, DIGEST).unwrap().tee));
+    } else {
+        assert_eq!((event.action, event.subject.len()), ("certificate-given-again", 32));
+    }
+    Ok(String::from_utf8(response.body.to_vec()).unwrap())
+}
+
+/// Asks with claims that were judged another time: another digest.
+async fn post_anew(ca: &Ca, key: &KeyPair, claims: &Value, time: u8) -> Result<String, PluginError> {
+    let request = request(Method::POST, "certificate", &csr(key, &[]));
+    let caller = Caller::Guest { claims, claims_digest: &[time; 32], key: &tee_key(key) };
+    let response = ca.handle(&request, caller).await?;
     Ok(String::from_utf8(response.body.to_vec()).unwrap())
 }
 
@@ -177,29 +188,141 @@ async fn a_guest_has_so_many_certificates_and_no_more() {
     let ca = authority(folder.path(), "per_guest = 2").await.unwrap();
     let (key, other) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
     let (tee, snp) = (tee_key(&key), claims("snp"));
-    let ask = async |key: &KeyPair, claims: &Value| {
-        post(&ca, "certificate", &csr(key, &[]), claims, &tee_key(key)).await
-    };
     // What is refused takes no place.
     let bad = post(&ca, "certificate?hours=0", &csr(&key, &[]), &snp, &tee).await;
     assert!(matches!(bad, Err(PluginError::BadRequest(_))), "{bad:?}");
-    ask(&key, &snp).await.unwrap();
+    post_anew(&ca, &key, &snp, 1).await.unwrap();
     // Attested again, with other claims, it is the same guest.
-    let mut again = snp.clone();
-    again["iat"] = json!(1);
-    let (one, two) = tokio::join!(ask(&key, &again), ask(&key, &snp));
+    let (one, two) = tokio::join!(post_anew(&ca, &key, &snp, 2), post_anew(&ca, &key, &snp, 3));
     let refused = [one, two].into_iter().find_map(Result::err).expect("three certificates of one guest");
     assert!(
         matches!(&refused, PluginError::Denied(why) if why.contains("2 certificates that are valid (per_guest")),
         "{refused}"
     );
     // Other guests are not kept from theirs, and when one ends there is a place again.
-    ask(&other, &snp).await.unwrap();
-    assert!(ask(&key, &snp).await.is_err());
-    let guest = hex::encode(digest(&SHA256, &canonical(&serde_json::to_value(&tee).unwrap())));
+    post_anew(&ca, &other, &snp, 1).await.unwrap();
+    assert!(post_anew(&ca, &key, &snp, 4).await.is_err());
+    let guest = guest(&snp, "snp", &tee).unwrap();
     let (day, now) = (24 * 3600, now());
-    assert_eq!(ca.records.place(&guest, 2, now + day, now + day - 60).await.unwrap(), None);
-    assert!(ca.records.place(&guest, 2, now + 2 * day, now + day + 60).await.unwrap().is_some());
+    assert_eq!(ca.records.place(&guest, 2, now + day - 60).await.unwrap(), None);
+    assert!(ca.records.place(&guest, 2, now + day + 60).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn the_same_request_has_the_same_certificate_and_takes_one_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let ca = authority(folder.path(), &format!("per_guest = 2\n{NAMES}")).await.unwrap();
+    let key = KeyPair::generate().unwrap();
+    let (tee, snp) = (tee_key(&key), claims("snp"));
+    let ask = async |target: &str, names: &[&str]| post(&ca, target, &csr(&key, names), &snp, &tee).await;
+    // The answer is lost, again and again; each request has a signature of its own (ECDSA).
+    let first = ask("certificate", &[]).await.unwrap();
+    for _ in 0..5 {
+        assert_eq!(ask("certificate", &[]).await.unwrap(), first);
+    }
+    // By GET it is the same request.
+    let der = CertificateParams::default().serialize_request(&key).unwrap().der().to_vec();
+    let by_get = request(Method::GET, &format!("certificate?csr={}", base64_url(&der)), b"");
+    let caller = Caller::Guest { claims: &snp, claims_digest: &DIGEST, key: &tee };
+    assert_eq!(ca.handle(&by_get, caller).await.unwrap().body.as_slice(), first.as_bytes());
+    // Other names are another request. After these two there is no place for a third.
+    let named = ask("certificate", &["shop.pods.example"]).await.unwrap();
+    assert_ne!(named, first);
+    assert!(ask("certificate?hours=1", &[]).await.unwrap_err().to_string().contains("per_guest"));
+    assert_eq!(ask("certificate", &["shop.pods.example"]).await.unwrap(), named);
+    // A revoked one is not given again, and keeps its place.
+    std::fs::write(folder.path().join("guest.pem"), &first).unwrap();
+    let body = json!({"serial": serial_of(folder.path())}).to_string();
+    let revoke = request(Method::POST, "revoke", body.as_bytes());
+    ca.handle(&revoke, Caller::Admin { role: "operator" }).await.unwrap();
+    assert!(ask("certificate", &[]).await.unwrap_err().to_string().contains("per_guest"));
+}
+
+/// Requests that are there at the same time, at two replicas: one certificate, one place.
+#[tokio::test]
+async fn the_same_request_at_two_replicas_has_one_certificate() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let store = Arc::new(Store::open(&path.join("db"), StoreKey::ephemeral()).await.unwrap());
+    let replica = async || {
+        let context = Context { base: path.to_owned(), store: store.clone(), token: None };
+        Ca::new(toml::from_str("per_guest = 8").unwrap(), &context).await.unwrap()
+    };
+    let (one, two) = (replica().await, replica().await);
+    let key = KeyPair::generate().unwrap();
+    let (tee, snp) = (tee_key(&key), claims("snp"));
+    let ask = async |ca: &Ca| post(ca, "certificate", &csr(&key, &[]), &snp, &tee).await.unwrap();
+    let (a, b, c, d) = tokio::join!(ask(&one), ask(&two), ask(&one), ask(&two));
+    assert!(a == b && b == c && c == d);
+    assert_eq!(one.records.serials(now(), 10).await.unwrap().len(), 1);
+    // Of eight places seven are free.
+    let guest = guest(&snp, "snp", &tee).unwrap();
+    let mut free = 0;
+    while one.records.place(&guest, 8, now()).await.unwrap().is_some() {
+        free += 1;
+    }
+    assert_eq!(free, 7);
+}
+
+#[tokio::test]
+async fn a_certificate_is_renewed_when_half_of_its_time_is_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let ca = authority(folder.path(), "").await.unwrap();
+    let answer = Answer {
+        serial: "11".repeat(16),
+        certificate_digest: String::new(),
+        issued: 1000,
+        end: 3000,
+        certificate: String::new(),
+    };
+    assert!(ca.is_good(&answer, 1999).await.unwrap());
+    assert!(!ca.is_good(&answer, 2000).await.unwrap());
+    assert!(!ca.is_good(&answer, 4000).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_place_is_not_lost_when_its_certificate_was_never_made() {
+    let store = Arc::new(Store::in_memory(StoreKey::ephemeral()).await.unwrap());
+    let records = Records::new(store);
+    let now = 1000;
+    let place = records.place("guest", 1, now).await.unwrap().unwrap();
+    assert_eq!(records.place("guest", 1, now + record::MAKING - 1).await.unwrap(), None);
+    // The call ended in between, and nobody gave the place back.
+    let again = records.place("guest", 1, now + record::MAKING).await.unwrap().unwrap();
+    assert_eq!(place, again);
+    records.hold(&again, 90_000).await.unwrap();
+    assert_eq!(records.place("guest", 1, 89_999).await.unwrap(), None);
+    records.free(&again).await.unwrap();
+    let why = records.hold(&again, 90_000).await.unwrap_err().to_string();
+    assert!(why.contains("was given back"), "{why}");
+    assert!(records.place("guest", 1, now).await.unwrap().is_some());
+}
+
+/// What firmware names stays the same when the guest makes itself a new key.
+#[tokio::test]
+async fn a_new_key_of_a_guest_has_no_new_places() {
+    let folder = tempfile::tempdir().unwrap();
+    let ca = authority(folder.path(), "per_guest = 1").await.unwrap();
+    let with = |tee: &str, id: &str| {
+        let mut claims = claims(tee);
+        claims["submods"]["cpu0"]["ear.veraison.annotated-evidence"][tee]["report_id"] = json!(id);
+        claims
+    };
+    let key = || KeyPair::generate().unwrap();
+    let (one, other) = (with("snp", &"1a".repeat(32)), with("snp", &"2b".repeat(32)));
+    let first = key();
+    let chain = post_anew(&ca, &first, &one, 1).await.unwrap();
+    let refused = post_anew(&ca, &key(), &one, 2).await.unwrap_err();
+    assert!(refused.to_string().contains("per_guest"), "{refused}");
+    assert_eq!(post_anew(&ca, &first, &one, 1).await.unwrap(), chain);
+    post_anew(&ca, &key(), &other, 3).await.unwrap();
+    // Without an id, or with one that is none, the key is what tells guests apart.
+    for (number, id) in [&"00".repeat(32), "", "1a", "xyz"].into_iter().enumerate() {
+        let nobody = with("snp", id);
+        let number = u8::try_from(number).unwrap();
+        post_anew(&ca, &key(), &nobody, 4 + number).await.unwrap();
+        post_anew(&ca, &key(), &nobody, 4 + number).await.unwrap();
+    }
 }
 
 #[tokio::test]
@@ -440,13 +563,26 @@ async fn records_are_removed_when_they_are_of_no_more_use() {
         status: "affirming".to_owned(),
         claims_digest: String::new(),
         certificate_digest: String::new(),
+        // The last two were asked for by the same request, one after the other.
+        request: if serial == "aa" { "first" } else { "same" }.to_owned(),
         issued: 0,
         end,
     };
+    let answer = |serial: &str, end: i64| Answer {
+        serial: serial.to_owned(),
+        certificate_digest: String::new(),
+        issued: 0,
+        end,
+        certificate: String::new(),
+    };
     let revocation = |serial: &str| Revocation { serial: serial.to_owned(), at: 5, reason: 1 };
     for (serial, end) in [("aa", 100), ("bb", 200), ("cc", 300)] {
-        records.add(&record(serial, end)).await.unwrap();
-        records.revoke(&record(serial, end), &revocation(serial)).await.unwrap();
+        let record = record(serial, end);
+        let before = records.answer(&record.request).await.unwrap().map(|(stored, _)| stored);
+        assert!(records.add(&record, &answer(serial, end), before.as_ref()).await.unwrap());
+        // Who has not seen that one does not put another in its place.
+        assert!(!records.add(&record, &answer("dd", end), before.as_ref()).await.unwrap());
+        records.revoke(&record, &revocation(serial)).await.unwrap();
     }
     // Revoked twice, it keeps its time.
     records.revoke(&record("aa", 100), &Revocation { at: 9, ..revocation("aa") }).await.unwrap();
@@ -457,6 +593,18 @@ async fn records_are_removed_when_they_are_of_no_more_use() {
     assert!(records.find("aa").await.is_err());
     records.find("bb").await.unwrap();
     assert_eq!(records.revocations().await.unwrap(), [revocation("cc")]);
+    // What was given goes with its record, but not what a later request was given in its place.
+    assert!(records.answer("first").await.unwrap().is_none());
+    records.prune(250, 250).await.unwrap();
+    assert_eq!(records.answer("same").await.unwrap().unwrap().1.serial, "cc");
+    records.prune(350, 350).await.unwrap();
+    assert!(records.answer("same").await.unwrap().is_none());
+    // A record of before there were answers.
+    let mut old = serde_json::to_value(record("ee", 400)).unwrap();
+    old.as_object_mut().unwrap().remove("request");
+    store.put("ca", "0000000400-ee", old.to_string().as_bytes()).await.unwrap();
+    records.prune(450, 450).await.unwrap();
+    assert!(records.find("ee").await.is_err());
 }
 
 #[test]
