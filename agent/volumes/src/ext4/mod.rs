@@ -7,6 +7,7 @@
 //!
 //! Bitmaps and inode tables of groups in which nothing is are left to the kernel (`BLOCK_UNINIT`, `INODE_UNINIT`, lazy initialisation), so
 //! that a large volume takes no longer than a small one.
+#![forbid(unsafe_code)]
 
 mod layout;
 mod records;

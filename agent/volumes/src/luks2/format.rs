@@ -11,6 +11,7 @@ use zeroize::Zeroizing;
 use super::error::Luks2Error;
 use super::metadata::{CIPHER, Hash, Kdf};
 use super::{Limits, Volume, af, check_key, header, kdf, xts};
+use crate::random;
 
 const HEADER: u64 = 16 << 10;
 /// Where the data begins, as with `cryptsetup`.
@@ -24,12 +25,6 @@ const MEMORY_KIB: u32 = 64 << 10;
 const PASSES: u32 = 4;
 /// Of the digest, by which nothing can be guessed: the volume key is random.
 const DIGEST_ITERATIONS: NonZeroU32 = NonZeroU32::new(1000).unwrap();
-
-fn random<const N: usize>() -> Result<Zeroizing<[u8; N]>, Luks2Error> {
-    let mut bytes = Zeroizing::new([0; N]);
-    aws_lc_rs::rand::fill(bytes.as_mut()).map_err(|_| Luks2Error::Crypto("making random bytes"))?;
-    Ok(bytes)
-}
 
 /// A random UUID (RFC 9562, version 4).
 pub(crate) fn uuid(mut bytes: [u8; 16]) -> String {
