@@ -40,6 +40,8 @@ default ReseedRandomDevRequest := false
 default ResizeVolumeRequest := false
 default ResumeContainerRequest := true
 default RunImageRequest := false
+# Encrypted volumes that somebody in the guest asks for.
+default SecureMountRequest := false
 default SetGuestDateTimeRequest := false
 default SetIPTablesRequest := false
 default SetPolicyRequest := false

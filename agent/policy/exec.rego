@@ -33,6 +33,8 @@ default ReseedRandomDevRequest := false
 default ResizeVolumeRequest := false
 default ResumeContainerRequest := true
 default RunImageRequest := true
+# Encrypted volumes that somebody in the guest asks for.
+default SecureMountRequest := false
 default SetGuestDateTimeRequest := false
 default SetIPTablesRequest := false
 default SetPolicyRequest := false

@@ -30,6 +30,7 @@ ReseedRandomDevRequest := true
 ResizeVolumeRequest := true
 ResumeContainerRequest := true
 RunImageRequest := true
+SecureMountRequest := true
 SetGuestDateTimeRequest := true
 SetIPTablesRequest := true
 SetPolicyRequest := true

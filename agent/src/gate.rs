@@ -1,6 +1,7 @@
 //! The policy in force, and the questions that it is asked.
 //!
-//! Kata's are asked by request message. One more is asked here (`RunImageRequest`): what is about to run is shown to the policy
+//! Kata's are asked by request message. Two more are asked here. `SecureMountRequest`: which encrypted volumes the guest API
+//! mounts. `RunImageRequest`: what is about to run is shown to the policy
 //! beside what the image itself says, before a key of the image is asked for, and again when it is there. CreateContainer
 //! comes before that, and from Kubernetes it always carries a whole process, resolved by the host from
 //! what it takes for the image.
@@ -11,6 +12,8 @@ use tokio::sync::Mutex;
 
 /// Name of the question about images.
 const RUN_IMAGE: &str = "RunImageRequest";
+/// Name of the question about encrypted volumes.
+const SECURE_MOUNT: &str = "SecureMountRequest";
 
 /// Asks the policy before anything is done.
 #[derive(Debug)]
@@ -30,6 +33,12 @@ impl Gate {
     /// Asks about a request.
     pub(crate) async fn check(&self, name: &str, input: &Value) -> Result<(), Denial> {
         told(self.0.lock().await.check(name, input))
+    }
+
+    /// Asks about a volume that somebody in the guest wants to have mounted. A policy without such a rule, as one made for Kata is, lets
+    /// none be: its author did not think of it.
+    pub(crate) async fn check_volume(&self, input: &Value) -> Result<(), Denial> {
+        self.check(SECURE_MOUNT, input).await
     }
 
     /// Asks what may run of an image.
@@ -79,6 +88,28 @@ mod tests {
             gate.replace(policy(text)).await;
             assert!(gate.check_image(&json!({"image": {"uid": 8}})).await.is_err(), "{text}");
             assert!(gate.check_image_ahead(&json!({"image": {"uid": 8}})).await.is_err(), "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_volume_needs_a_rule_that_allows_it() {
+        let policy = |text: &str| AgentPolicy::new("t", &format!("package agent_policy\n{text}")).unwrap();
+        let gate = Gate::new(policy("default CreateContainerRequest := true"));
+        let words = gate.check_volume(&json!({})).await.unwrap_err().to_string();
+        assert!(words.contains("SecureMountRequest"), "{words}");
+        let rule = "import rego.v1\ndefault SecureMountRequest := false\n\
+            SecureMountRequest if input.options.key == \"kbs:///a/b/c\"";
+        gate.replace(policy(rule)).await;
+        gate.check_volume(&json!({"options": {"key": "kbs:///a/b/c"}})).await.unwrap();
+        assert!(gate.check_volume(&json!({"options": {}})).await.is_err());
+        for (text, allowed) in [
+            (include_str!("../policy/default.rego"), false),
+            (include_str!("../policy/exec.rego"), false),
+            (include_str!("../policy/plain.rego"), true),
+        ] {
+            gate.replace(AgentPolicy::new("t", text).unwrap()).await;
+            let volume = json!({"mount_point": "/run/kata-containers/sandbox/data", "options": {}});
+            assert_eq!(gate.check_volume(&volume).await.is_ok(), allowed, "{text}");
         }
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use async_trait::async_trait;
 use kata_cc_attester as attester;
+use kata_cc_guest_api::volume::Volume;
 use kata_cc_guest_api::{
     Features, Guest, GuestApi, GuestError, Measured, Settings, Token, rest, rpc, sealed,
 };
@@ -16,11 +17,16 @@ use tracing::info;
 use zeroize::Zeroizing;
 
 use crate::confidential::{self, Broker};
+use crate::gate::Gate;
 use crate::image::Images;
 use crate::measure::Measurements;
+use crate::volume::Volumes;
 
 /// Keys of those who sign sealed secrets, by file name (CoCo's folder).
 const CREDENTIALS: &str = "/run/confidential-containers/cdh/sealed-secret";
+
+/// Files that hold keys of volumes: `[[credentials]]` puts them there.
+const KEY_FILES: &str = "/run/confidential-containers/cdh";
 
 const NO_BROKER: GuestError = GuestError::NotSetUp("the init-data names no key broker");
 
@@ -32,6 +38,8 @@ struct Confidential {
     measurements: Arc<Measurements>,
     images: Arc<Images>,
     init_data_field: Vec<u8>,
+    policy: Arc<Gate>,
+    volumes: Arc<Volumes>,
 }
 
 impl Confidential {
@@ -79,6 +87,18 @@ impl Guest for Confidential {
         self.broker()?.resource(&path.uri()).await.map_err(failed)
     }
 
+    async fn may_mount(&self, volume: &Volume) -> Result<(), GuestError> {
+        self.policy.check_volume(&volume.question()).await.map_err(failed)
+    }
+
+    async fn secure_mount(&self, volume: &Volume, key: Option<Zeroizing<Vec<u8>>>) -> Result<(), GuestError> {
+        let mounted = self.volumes.mount(volume.clone(), key, None).await;
+        mounted.map_err(|error| {
+            tracing::error!(stage = "refused", by = "volume", reason = %error, "volume not mounted");
+            failed(error)
+        })
+    }
+
     async fn record(&self, event: &attester::measure::Event) -> Result<Measured, GuestError> {
         self.measurements.asked(event).await
     }
@@ -104,6 +124,10 @@ pub(crate) struct Parts {
     pub(crate) measurements: Arc<Measurements>,
     /// Images.
     pub(crate) images: Arc<Images>,
+    /// Who is asked about volumes.
+    pub(crate) policy: Arc<Gate>,
+    /// Volumes.
+    pub(crate) volumes: Arc<Volumes>,
 }
 
 /// Serves the API of a confidential guest, as far as it is switched on.
@@ -113,13 +137,14 @@ pub(crate) async fn start(
     parts: Parts,
 ) -> Result<Served> {
     let init_data_field = settings.launched.clone();
-    let Parts { tee, broker, service, measurements, images } = parts;
-    let guest = Confidential { tee, broker, service, measurements, images, init_data_field };
+    let Parts { tee, broker, service, measurements, images, policy, volumes } = parts;
+    let guest = Confidential { tee, broker, service, measurements, images, init_data_field, policy, volumes };
     let sealed = sealed::Settings {
         credentials: PathBuf::from(CREDENTIALS),
         allow_unsigned: settings.cdh.skip_sealed_secret_verification,
     };
-    let api = Arc::new(GuestApi::new(Arc::new(guest), Settings { features, sealed }));
+    let api =
+        Arc::new(GuestApi::new(Arc::new(guest), Settings { features, sealed, key_files: KEY_FILES.into() }));
     let sockets = rpc::start(&api, Path::new(rpc::AA_SOCKET), Path::new(rpc::CDH_SOCKET))
         .await
         .context("serve the guest API on its sockets")?;

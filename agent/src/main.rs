@@ -36,6 +36,7 @@ mod stage;
 mod storage;
 mod sys;
 mod unseal;
+mod volume;
 
 use std::sync::Arc;
 
@@ -130,7 +131,8 @@ async fn serve(config: &Config, log: &Log) -> Result<()> {
         true => confidential::load(tee).await?,
         false => confidential::Settings::default(),
     };
-    let policy = load_policy(tee, &settings)?;
+    let policy = Arc::new(gate::Gate::new(load_policy(tee, &settings)?));
+    let volumes = Arc::new(volume::Volumes::default());
     let proxy = match pid1::is_pid1() {
         true => {
             egress::start().await.context("start the egress proxy")?;
@@ -156,13 +158,15 @@ async fn serve(config: &Config, log: &Log) -> Result<()> {
             let service =
                 confidential::attestation_service(&settings, tee, proxy, Arc::clone(&measurements))?;
             let tee = confidential::attested_tee(tee);
-            let parts = guest::Parts { tee, broker, service, measurements, images: Arc::clone(&images) };
+            let (images, policy) = (Arc::clone(&images), Arc::clone(&policy));
+            let volumes = Arc::clone(&volumes);
+            let parts = guest::Parts { tee, broker, service, measurements, images, policy, volumes };
             Some(guest::start(&settings, features, parts).await?)
         }
         false => None,
     };
     let unsealer = unseal::Unsealer(served.as_ref().map(|served| Arc::clone(&served.api)));
-    let sandbox = sandbox::Sandbox::new(reaper, tee.is_confidential(), unsealer);
+    let sandbox = sandbox::Sandbox::new(reaper, tee.is_confidential(), unsealer, Arc::clone(&volumes));
     let service = Arc::new(service::Service::new(sandbox, policy, images, network));
     let ended = Arc::clone(&service.ended);
     let agent: Arc<dyn AgentService + Send + Sync> = service.clone();
@@ -184,6 +188,8 @@ async fn serve(config: &Config, log: &Log) -> Result<()> {
         }
         _ = terminate.recv() => info!("asked to end"),
     }
+    // What is on them outlives the guest: no journal left to be replayed.
+    volumes.close().await;
     Ok(())
 }
 

@@ -24,6 +24,7 @@ use crate::reaper::Reaper;
 use crate::stage::message::{Config as StageConfig, Exec, Kind};
 use crate::storage::{self, StorageError};
 use crate::unseal::{UnsealError, Unsealer};
+use crate::volume::Volumes;
 
 /// Out-of-memory events kept for GetOOMEvent (Kata's number).
 const OOM_QUEUE: usize = 100;
@@ -111,6 +112,7 @@ pub(crate) struct Sandbox {
     reaper: Reaper,
     confidential: bool,
     unsealer: Unsealer,
+    volumes: Arc<Volumes>,
     oom_send: mpsc::Sender<String>,
     oom_receive: Mutex<mpsc::Receiver<String>>,
     /// True once the sandbox is destroyed.
@@ -119,7 +121,7 @@ pub(crate) struct Sandbox {
 
 impl Sandbox {
     /// An empty one.
-    pub(crate) fn new(reaper: Reaper, confidential: bool, unsealer: Unsealer) -> Self {
+    pub(crate) fn new(reaper: Reaper, confidential: bool, unsealer: Unsealer, volumes: Arc<Volumes>) -> Self {
         let (oom_send, oom_receive) = mpsc::channel(OOM_QUEUE);
         Self {
             state: RwLock::default(),
@@ -127,6 +129,7 @@ impl Sandbox {
             reaper,
             confidential,
             unsealer,
+            volumes,
             oom_send,
             oom_receive: Mutex::new(oom_receive),
             gone: watch::Sender::new(false),
@@ -213,7 +216,7 @@ impl Sandbox {
             }
             return Ok(());
         }
-        storage::mount(storage, rootfs, container).await?;
+        storage::mount(storage, rootfs, container, &self.volumes).await?;
         let users = (!storage.shared).then_some(1);
         self.state.write().await.storages.insert(point, users);
         Ok(())
@@ -227,6 +230,7 @@ impl Sandbox {
                 Some(Some(_)) => {
                     state.storages.remove(point);
                     storage::unmount(point);
+                    self.volumes.release(point).await;
                 }
                 Some(None) | None => {}
             }

@@ -15,16 +15,20 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kata_cc_agent_protocol::agent::Storage;
+use kata_cc_guest_api::volume::{Device, FLAGS, Volume};
 use nix::mount::{MntFlags, umount2};
 use thiserror::Error;
 
 use crate::mounts;
 use crate::paths;
+use crate::volume::Volumes;
 
 /// Kata's mark for "make upper and work folders yourself".
 const OVERLAY_RW: &str = "io.katacontainers.fs-opt.overlay-rw";
 /// Kata's driver option that names a folder to make before an overlay is mounted.
 const OVERLAY_CREATE: &str = "io.katacontainers.volume.overlayfs.create_directory=";
+/// Kata's driver option for a disk that is encrypted under a key of the guest's own.
+const EPHEMERAL: &str = "encryption_key=ephemeral";
 /// How long a block device may take to show a capacity (`agent.hotplug_timeout` is 3 s; emulation is slower).
 const DEVICE_PATIENCE: Duration = Duration::from_secs(20);
 /// Drivers of this module, for GetGuestDetails.
@@ -80,6 +84,16 @@ pub(crate) enum StorageError {
         /// What was found instead.
         seen: String,
     },
+    /// An encrypted volume failed.
+    #[error("storage {driver} at {mount_point}: {reason}")]
+    Volume {
+        /// The driver.
+        driver: String,
+        /// Where.
+        mount_point: String,
+        /// What the volume says.
+        reason: String,
+    },
     /// A system call failed.
     #[error("{what} for storage {driver} at {mount_point}: {source}")]
     Io {
@@ -117,7 +131,7 @@ pub(crate) fn check_mount_point(path: &str) -> Result<PathBuf, StorageError> {
 }
 
 /// Checks that a mount point is one of `container`'s own, or of the sandbox's.
-fn check_owner(path: &str, container: Option<&str>) -> Result<PathBuf, StorageError> {
+pub(crate) fn check_owner(path: &str, container: Option<&str>) -> Result<PathBuf, StorageError> {
     let target = check_mount_point(path)?;
     let refuse = || StorageError::NotOwn { point: path.to_owned() };
     let rest = target.strip_prefix(paths::BASE).map_err(|_| refuse())?;
@@ -160,13 +174,24 @@ pub(crate) async fn mount(
     storage: &Storage,
     rootfs: Option<&str>,
     container: Option<&str>,
+    volumes: &Volumes,
 ) -> Result<(), StorageError> {
     let target = check_owner(&storage.mount_point, container)?;
     mounts::check_options(&storage.driver, &storage.options)
         .map_err(|error| StorageError::Option { driver: storage.driver.clone(), error })?;
     match storage.driver.as_str() {
         "blk" | "mmioblk" => {
+            let encrypted = is_encrypted(storage)?;
             let device = block_device(storage).await?;
+            if encrypted {
+                encrypt(storage, &device, container, volumes).await?;
+                let owned = own_by_group(storage, &target);
+                if owned.is_err() {
+                    // Nobody counts its users yet.
+                    volumes.release(&storage.mount_point).await;
+                }
+                return owned;
+            }
             let is_root = rootfs == Some(storage.mount_point.as_str());
             let marked = storage.options.iter().any(|o| o == OVERLAY_RW);
             let readonly = matches!(storage.fstype.as_str(), "erofs" | "squashfs");
@@ -201,6 +226,50 @@ pub(crate) async fn mount(
         other => return Err(StorageError::Driver(other.to_owned())),
     }
     own_by_group(storage, &target)
+}
+
+/// Whether the host asks for a disk to be encrypted by the guest. What it asks for and is not known must not end in plain text.
+fn is_encrypted(storage: &Storage) -> Result<bool, StorageError> {
+    let asked: Vec<&String> =
+        storage.driver_options.iter().filter(|option| option.starts_with("encryption_key=")).collect();
+    let refuse = |source_name: &str, why| {
+        let (driver, source_name) = (storage.driver.clone(), source_name.to_owned());
+        Err(StorageError::Source { driver, source_name, why })
+    };
+    if let Some(other) = asked.iter().find(|option| **option != EPHEMERAL) {
+        return refuse(other, "encryption_key=ephemeral is what there is");
+    }
+    if !asked.is_empty() && storage.fstype != "ext4" {
+        return refuse(&storage.fstype, "an encrypted disk gets ext4");
+    }
+    Ok(!asked.is_empty())
+}
+
+/// Makes a disk into a volume whose key nobody keeps.
+async fn encrypt(
+    storage: &Storage,
+    device: &str,
+    container: Option<&str>,
+    volumes: &Volumes,
+) -> Result<(), StorageError> {
+    let failed = |reason: String| {
+        let (driver, mount_point) = (storage.driver.clone(), storage.mount_point.clone());
+        StorageError::Volume { driver, mount_point, reason }
+    };
+    let flags: Vec<String> = storage.options.iter().filter(|o| !o.starts_with("fsgid=")).cloned().collect();
+    if let Some(other) = flags.iter().find(|flag| !FLAGS.contains(&flag.as_str())) {
+        return Err(failed(format!("mount flag {other:?} is not taken: known are {FLAGS:?}")));
+    }
+    let volume = Volume {
+        device: Device::Path(device.into()),
+        empty: true,
+        as_device: false,
+        mapper_name: None,
+        key: None,
+        flags,
+        mount_point: storage.mount_point.clone(),
+    };
+    volumes.mount(volume, None, container).await.map_err(|error| failed(error.to_string()))
 }
 
 /// `fs_group` and the option `fsgid=`: the folder belongs to the group and passes it on.
@@ -383,25 +452,34 @@ mod tests {
 
     #[tokio::test]
     async fn odd_sources_and_drivers_are_refused() {
+        let volumes = Volumes::default();
         let mut storage = Storage::new();
         storage.mount_point = "/run/kata-containers/c1/rootfs".to_owned();
         storage.driver = "nfs".to_owned();
         let c1 = Some("c1");
-        assert!(matches!(mount(&storage, None, c1).await, Err(StorageError::Driver(_))));
+        assert!(matches!(mount(&storage, None, c1, &volumes).await, Err(StorageError::Driver(_))));
         storage.driver = "mmioblk".to_owned();
         for source in ["/dev/../etc/passwd", "/dev/mem", "/dev/vd", "02/00/01", "/dev/vda/../x"] {
             storage.source = source.to_owned();
-            let error = mount(&storage, None, c1).await.unwrap_err();
+            let error = mount(&storage, None, c1, &volumes).await.unwrap_err();
             assert!(matches!(error, StorageError::Source { .. }), "{source}: {error}");
         }
+        // Never in plain text, and before the device is looked for.
+        for (option, fstype) in [("encryption_key=kbs:///a/b/c", "ext4"), (EPHEMERAL, "xfs")] {
+            storage.driver_options = vec![option.to_owned()];
+            storage.fstype = fstype.to_owned();
+            let error = mount(&storage, None, c1, &volumes).await.unwrap_err();
+            assert!(error.to_string().contains("encrypt"), "{error}");
+        }
+        storage.driver_options.clear();
         storage.driver = "ephemeral".to_owned();
         storage.fstype = "proc".to_owned();
-        assert!(mount(&storage, None, c1).await.is_err());
+        assert!(mount(&storage, None, c1, &volumes).await.is_err());
         (storage.driver, storage.fstype) = ("ephemeral".to_owned(), "tmpfs".to_owned());
         storage.options = vec!["ro,bind".to_owned()];
-        assert!(matches!(mount(&storage, None, c1).await, Err(StorageError::Option { .. })));
+        assert!(matches!(mount(&storage, None, c1, &volumes).await, Err(StorageError::Option { .. })));
         storage.driver = "overlayfs".to_owned();
         storage.options = vec!["lowerdir=/etc:/run/kata-containers/c1/l".to_owned()];
-        assert!(matches!(mount(&storage, None, c1).await, Err(StorageError::MountPoint(_))));
+        assert!(matches!(mount(&storage, None, c1, &volumes).await, Err(StorageError::MountPoint(_))));
     }
 }

@@ -16,10 +16,13 @@ use crate::guest::{Guest, GuestError, Measured};
 use crate::keyprovider::{self, KeyProviderError};
 use crate::limits::RateLimit;
 use crate::sealed::{self, ResourceSource, SealedError};
-use crate::volume::{self, VolumeError};
+use crate::volume::{KeySource, Volume, VolumeError};
 
 /// Most bytes of runtime data: the TEEs' field.
 const MAX_RUNTIME_DATA: usize = 64;
+
+/// Most bytes of a file with a key of a volume.
+const MAX_KEY_FILE: u64 = 1 << 20;
 
 /// Which of the APIs are served. Names as of api-server-rest: `resource`, `attestation`, `all`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,14 +73,18 @@ pub struct Settings {
     pub features: Features,
     /// What sealed secrets must be.
     pub sealed: sealed::Settings,
+    /// Below which folder files lie that hold keys of volumes.
+    pub key_files: PathBuf,
 }
 
 impl Settings {
-    /// The features that CoCo serves when nothing is said: resources. Sealed secrets must be signed, keys of their signers may lie
-    /// in `credentials`.
+    /// The features that CoCo serves when nothing is said: resources. Sealed secrets must be signed, keys of their signers, and files
+    /// with keys of volumes, may lie in `credentials`.
     #[must_use]
     pub fn new(credentials: PathBuf) -> Self {
-        Self { features: Features::DEFAULT, sealed: sealed::Settings { credentials, allow_unsigned: false } }
+        let key_files = credentials.clone();
+        let sealed = sealed::Settings { credentials, allow_unsigned: false };
+        Self { features: Features::DEFAULT, sealed, key_files }
     }
 }
 
@@ -286,13 +293,29 @@ impl GuestApi {
         Ok(self.guest.pull_image(image, Path::new(bundle)).await?)
     }
 
-    /// `SecureMount`: reads what is asked for, to say what exactly cannot be had.
+    /// `SecureMount`: the volume that is asked for, to where it is asked to be. The agent policy is asked before its key is fetched.
     ///
     /// # Errors
-    /// Always: see [`crate::volume`].
-    pub fn secure_mount(&self, kind: &str, options: &HashMap<String, String>) -> Result<(), ApiError> {
+    /// When the feature is off, the request out of form or not supported, the policy against it, the key not to be had, or the
+    /// volume not opened or made.
+    pub async fn secure_mount(
+        &self,
+        kind: &str,
+        options: &HashMap<String, String>,
+        flags: &[String],
+        mount_point: &str,
+    ) -> Result<(), ApiError> {
         self.for_resources()?;
-        Err(volume::refusal(kind, options).into())
+        let volume = Volume::parse(kind, options, flags, mount_point)?;
+        self.costly()?;
+        self.guest.may_mount(&volume).await?;
+        let key = match &volume.key {
+            None => None,
+            Some(KeySource::Sealed(sealed)) => Some(self.unseal_for_agent(sealed.as_bytes()).await?),
+            Some(KeySource::Resource(path)) => Some(self.guest.resource(path).await?),
+            Some(KeySource::File(path)) => Some(key_file(&self.settings.key_files, path).await?),
+        };
+        Ok(self.guest.secure_mount(&volume, key).await?)
     }
 
     /// A resource by its path `repository/type/tag`, or URI `kbs:///repository/type/tag`.
@@ -356,6 +379,31 @@ pub(crate) fn resource_path(name: &str) -> Result<ResourcePath, String> {
     name.parse().map_err(|error: kata_cc_kbs_protocol::resource::ResourceError| error.to_string())
 }
 
+/// A file with a key: below `folder`, also when links on the way were followed.
+async fn key_file(folder: &Path, path: &Path) -> Result<Zeroizing<Vec<u8>>, ApiError> {
+    use tokio::io::AsyncReadExt as _;
+
+    let failed = |why: String| ApiError::Input(format!("key file {}: {why}", path.display()));
+    let told = |error: std::io::Error| failed(error.to_string());
+    if !path.starts_with(folder) {
+        return Err(failed(format!("files with keys are taken from below {} only", folder.display())));
+    }
+    let real = tokio::fs::canonicalize(path).await.map_err(told)?;
+    if !real.starts_with(tokio::fs::canonicalize(folder).await.map_err(told)?) {
+        return Err(failed("it leads out of its folder".to_owned()));
+    }
+    let file = tokio::fs::File::open(&real).await.map_err(told)?;
+    let seen = file.metadata().await.map_err(told)?;
+    if !seen.is_file() || seen.len() > MAX_KEY_FILE {
+        return Err(failed(format!("it is no file, or has more than {MAX_KEY_FILE} bytes")));
+    }
+    // Room from the start: a buffer that grows leaves copies behind.
+    let room = usize::try_from(MAX_KEY_FILE.min(seen.len()) + 1).unwrap_or(0);
+    let mut key = Zeroizing::new(Vec::with_capacity(room));
+    file.take(MAX_KEY_FILE).read_to_end(&mut key).await.map_err(told)?;
+    Ok(key)
+}
+
 fn report_data(runtime_data: &[u8]) -> Result<[u8; 64], ApiError> {
     let mut field = [0; MAX_RUNTIME_DATA];
     let seen = runtime_data.len();
@@ -404,6 +452,29 @@ mod tests {
         assert_eq!(report_data(b"ab").unwrap()[..3], *b"ab\0");
         assert_eq!(report_data(&[7; 64]).unwrap(), [7; 64]);
         assert!(report_data(&[7; 65]).unwrap_err().to_string().contains("65 bytes"));
+    }
+
+    #[tokio::test]
+    async fn a_key_file_lies_in_its_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let (folder, outside) = (dir.path().join("keys"), dir.path().join("outside"));
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join("good"), b"key\n").unwrap();
+        std::fs::write(&outside, b"secret").unwrap();
+        std::os::unix::fs::symlink(&outside, folder.join("link")).unwrap();
+        std::fs::File::create(folder.join("huge")).unwrap().set_len(MAX_KEY_FILE + 1).unwrap();
+        assert_eq!(**key_file(&folder, &folder.join("good")).await.unwrap(), *b"key\n");
+        for (path, reason) in [
+            (outside.clone(), "from below"),
+            (folder.join("link"), "leads out"),
+            (folder.join("../outside"), "leads out"),
+            (folder.join("huge"), "more than"),
+            (folder.clone(), "is no file"),
+            (folder.join("none"), "No such file"),
+        ] {
+            let words = key_file(&folder, &path).await.unwrap_err().to_string();
+            assert!(words.contains(reason), "{path:?}: {words}");
+        }
     }
 
     #[test]

@@ -9,6 +9,8 @@ use serde_json::Value;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
+use crate::volume::Volume;
+
 /// Why the guest cannot do something.
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
 pub enum GuestError {
@@ -99,6 +101,18 @@ pub trait Guest: Send + Sync + 'static {
     async fn pull_image(&self, image: &str, bundle: &Path) -> Result<String, GuestError> {
         let _ = (image, bundle);
         Err(GuestError::NotSetUp("images"))
+    }
+
+    /// Whether the agent policy lets a volume be mounted.
+    async fn may_mount(&self, volume: &Volume) -> Result<(), GuestError> {
+        let _ = volume;
+        Err(GuestError::NotSetUp("volumes"))
+    }
+
+    /// Opens or makes a volume, with `key` or a random one, and puts it to its place. [`Self::may_mount`] was asked.
+    async fn secure_mount(&self, volume: &Volume, key: Option<Zeroizing<Vec<u8>>>) -> Result<(), GuestError> {
+        let _ = (volume, key);
+        Err(GuestError::NotSetUp("volumes"))
     }
 
     /// A resource of the key broker.

@@ -166,7 +166,9 @@ impl api_ttrpc::SecureMountService for Services {
         _: &TtrpcContext,
         request: api::SecureMountRequest,
     ) -> Result<api::SecureMountResponse> {
-        self.0.secure_mount(&request.volume_type, &request.options).map_err(by_cdh)?;
+        let (kind, options) = (&request.volume_type, &request.options);
+        let mounted = self.0.secure_mount(kind, options, &request.flags, &request.mount_point).await;
+        mounted.map_err(by_cdh)?;
         Ok(api::SecureMountResponse::new())
     }
 }

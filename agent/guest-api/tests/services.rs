@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use kata_cc_attester::measure::Event;
 use kata_cc_guest_api::sealed::{Payload, SigningKey};
+use kata_cc_guest_api::volume::Volume;
 use kata_cc_guest_api::{
     Features, Guest, GuestApi, GuestError, Measured, RateLimit, Settings, Token, rest, rpc,
 };
@@ -28,6 +29,7 @@ use zeroize::Zeroizing;
 #[derive(Default)]
 struct Fake {
     recorded: Mutex<Vec<String>>,
+    mounted: Mutex<Vec<(Volume, Option<Vec<u8>>)>>,
     jwk: String,
 }
 
@@ -67,6 +69,18 @@ impl Guest for Fake {
             "default/signing/owner" => Ok(Zeroizing::new(self.jwk.clone().into_bytes())),
             other => Err(GuestError::Failed(format!("key broker denies kbs:///{other}"))),
         }
+    }
+
+    async fn may_mount(&self, volume: &Volume) -> Result<(), GuestError> {
+        match volume.mount_point.as_str() {
+            "/denied" => Err(GuestError::Failed("the policy denies it".to_owned())),
+            _ => Ok(()),
+        }
+    }
+
+    async fn secure_mount(&self, volume: &Volume, key: Option<Zeroizing<Vec<u8>>>) -> Result<(), GuestError> {
+        self.mounted.lock().unwrap().push((volume.clone(), key.map(|key| key.to_vec())));
+        Ok(())
     }
 
     async fn record(&self, event: &Event) -> Result<Measured, GuestError> {
@@ -369,16 +383,6 @@ async fn the_confidential_data_hub_answers_over_ttrpc() {
     let options: Vec<u8> = serde_json::from_value(opened["keyunwrapresults"]["optsdata"].clone()).unwrap();
     assert_eq!(options, b"options");
 
-    let mounts = SecureMountServiceClient::new(client.clone());
-    let mut request = api::SecureMountRequest::new();
-    request.volume_type = "block-device".to_owned();
-    let pairs = [("deviceId", "254:48"), ("sourceType", "encrypted"), ("encryptionType", "luks2")];
-    request.options = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-    let (code, message) = told(mounts.secure_mount(context(), &request).await.unwrap_err());
-    assert!(code == ttrpc::Code::INTERNAL && message.contains("254:48 is not opened"), "{message}");
-    request.options.clear();
-    let (_, message) = told(mounts.secure_mount(context(), &request).await.unwrap_err());
-    assert!(message.starts_with("[CDH] [ERROR]: option deviceId or devicePath"), "{message}");
     let images = ImagePullServiceClient::new(client);
     let mut request = api::ImagePullRequest::new();
     request.image_url = "registry/image:1".to_owned();
@@ -388,6 +392,61 @@ async fn the_confidential_data_hub_answers_over_ttrpc() {
     request.image_url = "registry/other:1".to_owned();
     let (_, message) = told(images.pull_image(context(), &request).await.unwrap_err());
     assert_eq!(message, "[CDH] [ERROR]: image registry/other:1 was not pulled");
+}
+
+#[tokio::test]
+async fn a_volume_is_mounted_with_its_key_from_wherever_it_comes() {
+    let key = SigningKey::generate().unwrap();
+    let jwk = key.to_jwks("owner").unwrap().1;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("disk");
+    std::fs::write(&file, "of a file").unwrap();
+    let guest = Arc::new(Fake { jwk, ..Fake::default() });
+    let limits = (RateLimit::new(99, 99), RateLimit::new(99, 99));
+    let mut settings = settings("resource");
+    settings.key_files = dir.path().to_owned();
+    let api = Arc::new(GuestApi::with_limits(guest.clone(), settings, limits.0, limits.1));
+    let (aa, cdh) = (dir.path().join("aa.sock"), dir.path().join("cdh.sock"));
+    let _running = rpc::start(&api, &aa, &cdh).await.unwrap();
+    let client = ttrpc::r#async::Client::connect(&format!("unix://{}", cdh.display())).await.unwrap();
+    let mounts = SecureMountServiceClient::new(client);
+
+    let mut request = api::SecureMountRequest::new();
+    request.volume_type = "block-device".to_owned();
+    request.mount_point = "/somewhere".to_owned();
+    let pairs = [("deviceId", "254:48"), ("sourceType", "encrypted"), ("encryptionType", "luks2")];
+    request.options = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    request.options.insert("targetType".to_owned(), "fileSystem".to_owned());
+    let path: ResourcePath = "default/key/1".parse().unwrap();
+    let sealed = Payload::vault(&path).seal("kbs:///default/signing/owner", &key).unwrap();
+    for (source, expected) in [
+        (sealed.clone(), vec![7; 32]),
+        ("kbs:///default/key/1".to_owned(), vec![7; 32]),
+        (format!("file://{}", file.display()), b"of a file".to_vec()),
+    ] {
+        request.options.insert("key".to_owned(), source);
+        mounts.secure_mount(context(), &request).await.unwrap();
+        let (volume, key) = guest.mounted.lock().unwrap().pop().unwrap();
+        assert_eq!((volume.device.to_string().as_str(), key), ("254:48", Some(expected)));
+    }
+    for (source, reason) in [
+        ("kbs:///other/key/1", "[CDH] [ERROR]: key broker denies kbs:///other/key/1"),
+        ("file:///etc/shadow", "[CDH] [ERROR]: key file /etc/shadow: files with keys are taken from below"),
+        ("sealed.not.a.secret", "[CDH] [ERROR]: sealed secret"),
+    ] {
+        request.options.insert("key".to_owned(), source.to_owned());
+        let (code, message) = told(mounts.secure_mount(context(), &request).await.unwrap_err());
+        assert!(code == ttrpc::Code::INTERNAL && message.starts_with(reason), "{message}");
+    }
+    request.options.insert("dataIntegrity".to_owned(), "true".to_owned());
+    let (_, message) = told(mounts.secure_mount(context(), &request).await.unwrap_err());
+    assert!(message.contains("option dataIntegrity"), "{message}");
+    request.options.remove("dataIntegrity");
+    // Before the key is fetched.
+    request.mount_point = "/denied".to_owned();
+    let (_, message) = told(mounts.secure_mount(context(), &request).await.unwrap_err());
+    assert_eq!(message, "[CDH] [ERROR]: the policy denies it");
+    assert!(guest.mounted.lock().unwrap().is_empty());
 }
 
 #[tokio::test]

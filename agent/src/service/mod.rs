@@ -37,7 +37,7 @@ const API_VERSION: &str = "0.0.1";
 #[derive(Debug)]
 pub(crate) struct Service {
     sandbox: Sandbox,
-    policy: Gate,
+    policy: Arc<Gate>,
     images: Arc<Images>,
     network: Network,
     /// Rung by DestroySandbox.
@@ -46,8 +46,8 @@ pub(crate) struct Service {
 
 impl Service {
     /// Puts the parts together.
-    pub(crate) fn new(sandbox: Sandbox, policy: AgentPolicy, images: Arc<Images>, network: Network) -> Self {
-        Self { sandbox, policy: Gate::new(policy), images, network, ended: Arc::default() }
+    pub(crate) fn new(sandbox: Sandbox, policy: Arc<Gate>, images: Arc<Images>, network: Network) -> Self {
+        Self { sandbox, policy, images, network, ended: Arc::default() }
     }
 
     async fn allow(&self, request: &dyn MessageDyn) -> ttrpc::Result<()> {

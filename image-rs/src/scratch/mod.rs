@@ -9,7 +9,6 @@
 //! then come back as noise or as what they once were. AEAD with dm-integrity would detect changes at about twice the
 //! writes; it is left for later.
 
-mod dm;
 #[allow(unsafe_code)]
 mod sys;
 
@@ -18,6 +17,7 @@ use std::io::{self, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use kata_cc_volumes::dm::{Crypt, MapError};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, SFlag, major, makedev, minor, mknod};
 use zeroize::{Zeroize as _, Zeroizing};
@@ -27,6 +27,7 @@ const PAGE: usize = 4096;
 const SMALLEST: u64 = 1 << 20;
 // Not below /run: the guest mounts that without device files.
 const NODE: &str = "/dev/kata-cc-scratch";
+const NAME: &str = "kata-cc-scratch";
 
 /// Why there is no scratch space.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +40,9 @@ pub enum ScratchError {
         /// The system's answer.
         source: io::Error,
     },
+    /// The disk is not mapped.
+    #[error("scratch space: {0}")]
+    Map(#[from] MapError),
     /// The disk is no block device.
     #[error("scratch space: {0} is no block device")]
     NoDisk(PathBuf),
@@ -61,7 +65,8 @@ pub struct Scratch {
 
 #[derive(Debug)]
 struct Swap {
-    mapper: File,
+    // Removed when this is dropped; while swap is on, the kernel refuses, and the space lives as long as the guest.
+    crypt: Crypt,
     node: PathBuf,
     active: bool,
 }
@@ -134,18 +139,11 @@ impl Swap {
         }
         let device = std::fs::metadata(disk).map_err(step("looking at the disk"))?.rdev();
         let pages = size / PAGE as u64;
-        let mut swap = Self {
-            mapper: dm::open().map_err(step("opening the device mapper"))?,
-            node: NODE.into(),
-            active: false,
-        };
-        let made = dm::create(&swap.mapper).map_err(step("creating the crypt device"))?;
-        // From here on dropping `swap` removes the device.
-        let table = table(pages * 8, (major(device), minor(device)))?;
-        dm::load(&swap.mapper, pages * 8, &table).map_err(step("loading the crypt table"))?;
-        dm::resume(&swap.mapper).map_err(step("starting the crypt device"))?;
+        let crypt = Crypt::new(NAME, pages * 8, &table(pages * 8, (major(device), minor(device)))?)?;
+        let mut swap = Self { crypt, node: NODE.into(), active: false };
+        let (major, minor) = swap.crypt.device();
         let _ = std::fs::remove_file(&swap.node);
-        mknod(&swap.node, SFlag::S_IFBLK, Mode::from_bits_truncate(0o600), makedev(made.0, made.1))
+        mknod(&swap.node, SFlag::S_IFBLK, Mode::from_bits_truncate(0o600), makedev(major, minor))
             .map_err(errno("making the crypt device's node"))?;
         let mut file = OpenOptions::new()
             .write(true)
@@ -169,10 +167,8 @@ impl Swap {
 
 impl Drop for Swap {
     fn drop(&mut self) {
-        // While swap is on, the device is in use and the kernel refuses: the space lives as long as the guest then.
         if !self.active {
             let _ = std::fs::remove_file(&self.node);
-            let _ = dm::remove(&self.mapper);
         }
     }
 }
