@@ -150,14 +150,33 @@ pub(crate) fn json_body(headers: &HeaderMap, body: &[u8]) -> Result<Value, ApiEr
 /// Reads a JSON body into a type that knows all its members.
 pub(crate) fn parse<T: serde::de::DeserializeOwned>(headers: &HeaderMap, body: &[u8]) -> Result<T, ApiError> {
     let value = json_body(headers, body)?;
-    serde_json::from_value(value).map_err(|e| {
+    T::deserialize(&value).map_err(|e| {
         let text = e.to_string();
-        // serde names the member between back-ticks, where it is about one.
-        match text.split('`').nth(1).map(str::to_owned) {
+        match wrong_member::<T>(&value, &text) {
             Some(member) => ApiError::Body(strict::BodyError::Value { member, why: text }),
             None => ApiError::Serde(text),
         }
     })
+}
+
+/// Most members of a body among which the wrong one is looked for; the types that are read here have fewer.
+const MAX_MEMBERS: usize = 32;
+
+/// The member that an error is about. serde names one that is missing or not known between back-ticks; of one of another kind it shows
+/// the value alone, but without that member there is another error, or none.
+fn wrong_member<T: serde::de::DeserializeOwned>(value: &Value, error: &str) -> Option<String> {
+    if error.starts_with("missing field") || error.starts_with("unknown field") {
+        return error.split('`').nth(1).map(str::to_owned);
+    }
+    let members = value.as_object().filter(|members| members.len() <= MAX_MEMBERS)?;
+    let about = |name: &&String| {
+        let mut others = members.clone();
+        others.remove(*name);
+        serde_json::from_value::<T>(Value::Object(others))
+            .err()
+            .is_none_or(|other| other.to_string() != error)
+    };
+    members.keys().find(about).cloned()
 }
 
 /// Whether the body is said to be JSON. Clients that say nothing are believed.

@@ -26,6 +26,10 @@ fn nested(levels: usize) -> String {
     format!("{}{}", "[".repeat(levels), "]".repeat(levels))
 }
 
+fn nested_value(levels: usize) -> Value {
+    serde_json::from_str(&nested(levels)).unwrap()
+}
+
 /// Status, and a text that the body must have.
 fn check(what: &str, reply: &Reply, status: u16, part: &str) {
     assert_eq!(reply.status, status, "{what}: {}", reply.text());
@@ -250,66 +254,224 @@ fn administration_takes_nothing_amiss() {
             400,
             "only sample is known",
         ),
+        ("path that is no UTF-8", "GET /kbs/v0/reference-value/%ff%fe", String::new(), 400, "not understood"),
+        ("method", "PATCH /kbs/v0/auth", String::new(), 405, "does not take that method"),
+        ("no path", "GET /kbs", String::new(), 404, "/kbs"),
+    ] {
+        check(what, &send(line, JSON, body.as_bytes()), status, part);
+    }
+    let long = format!("GET /kbs/v0/resource/a/b/{} HTTP/1.1\r\nhost: x\r\n\r\n", "x".repeat(100 << 10));
+    let reply = exchange(to, long.as_bytes());
+    assert!((400..500).contains(&reply.status), "{}", reply.status);
+    let (code, log) = server.stop();
+    assert_eq!(code, Some(0));
+    assert!(!log.contains("panicked"), "{log}");
+}
+
+/// Our own paths answer problem+json: status, what is wrong in words, and which member or parameter it is, where it is one.
+#[test]
+fn administration_names_field_and_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, to) = start(folder.path());
+    let dry_run = "POST /kbs/v0/admin/resource-policy/dry-run";
+    let claims = json!({});
+    for (what, line, body, status, field, reason) in [
+        ("no body", dry_run, String::new(), 400, None, "not JSON"),
+        ("no JSON", dry_run, "resource=a".to_owned(), 400, None, "not JSON"),
+        ("deep", dry_run, json!({"claims": nested_value(60)}).to_string(), 400, None, "nested deeper"),
+        ("twice", dry_run, r#"{"resource":"a/b/c","resource":"a/b/d"}"#.to_owned(), 400, None, "there twice"),
         (
-            "dry run of nothing",
-            "POST /kbs/v0/admin/resource-policy/dry-run",
+            "unknown member",
+            dry_run,
+            json!({"resource": "a/b/c", "colour": 1}).to_string(),
+            400,
+            Some("colour"),
+            "unknown field",
+        ),
+        (
+            "no resource",
+            dry_run,
+            json!({"claims": claims}).to_string(),
+            400,
+            Some("resource"),
+            "missing field",
+        ),
+        (
+            "resource of another kind",
+            dry_run,
+            json!({"resource": 1, "claims": claims}).to_string(),
+            400,
+            Some("resource"),
+            "expected a string",
+        ),
+        (
+            "policy of another kind",
+            dry_run,
+            json!({"resource": "a/b/c", "claims": claims, "policy": true}).to_string(),
+            400,
+            Some("policy"),
+            "expected a string",
+        ),
+        (
+            "query of another kind",
+            dry_run,
+            json!({"resource": "a/b/c", "claims": claims, "query": {"a": [1]}}).to_string(),
+            400,
+            Some("query"),
+            "expected a string",
+        ),
+        (
+            "nothing to try on",
+            dry_run,
             json!({"resource": "a/b/c"}).to_string(),
             400,
+            Some("claims"),
             "exactly one of claims, token and session",
         ),
         (
-            "dry run of a path",
-            "POST /kbs/v0/admin/resource-policy/dry-run",
-            json!({"resource": "a", "claims": {}}).to_string(),
+            "two to try on",
+            dry_run,
+            json!({"resource": "a/b/c", "claims": claims, "session": "x"}).to_string(),
             400,
-            "member resource",
+            Some("claims"),
+            "exactly one of claims, token and session",
         ),
         (
-            "dry run of a token",
-            "POST /kbs/v0/admin/resource-policy/dry-run",
+            "claims of another kind",
+            dry_run,
+            json!({"resource": "a/b/c", "claims": [1]}).to_string(),
+            400,
+            Some("claims"),
+            "expected an object",
+        ),
+        (
+            "no path",
+            dry_run,
+            json!({"resource": "a", "claims": claims}).to_string(),
+            400,
+            Some("resource"),
+            "repository/type/tag",
+        ),
+        (
+            "no token",
+            dry_run,
             json!({"resource": "a/b/c", "token": "x"}).to_string(),
             400,
-            "member token",
+            Some("token"),
+            "token",
         ),
         (
-            "dry run of a session",
-            "POST /kbs/v0/admin/resource-policy/dry-run",
+            "no session",
+            dry_run,
             json!({"resource": "a/b/c", "session": "x"}).to_string(),
             400,
+            Some("session"),
             "no attested guest",
+        ),
+        (
+            "no policy",
+            dry_run,
+            json!({"resource": "a/b/c", "claims": claims, "policy": "package"}).to_string(),
+            400,
+            None,
+            "does not compile",
         ),
         (
             "page",
             "GET /kbs/v0/admin/resources?limit=0",
             String::new(),
             400,
-            "parameter limit: \"0\" is no number from 1 to 10000",
+            Some("limit"),
+            "\"0\" is no number from 1 to 10000",
+        ),
+        (
+            "no number",
+            "GET /kbs/v0/admin/resources?limit=many",
+            String::new(),
+            400,
+            Some("limit"),
+            "\"many\" is no number",
         ),
         (
             "parameter",
             "GET /kbs/v0/admin/resources?colour=red",
             String::new(),
             400,
-            "parameter \"colour\" is not known here",
+            Some("query"),
+            "\"colour\" is not known here",
         ),
-        ("parameter twice", "GET /kbs/v0/admin/resources?limit=1&limit=2", String::new(), 400, "twice"),
-        ("path that is no UTF-8", "GET /kbs/v0/reference-value/%ff%fe", String::new(), 400, "not understood"),
-        ("method", "PATCH /kbs/v0/auth", String::new(), 405, "does not take that method"),
-        ("no path", "GET /kbs", String::new(), 404, "/kbs"),
+        (
+            "parameter twice",
+            "GET /kbs/v0/admin/resources?limit=1&limit=2",
+            String::new(),
+            400,
+            Some("query"),
+            "twice",
+        ),
+        (
+            "records",
+            "GET /kbs/v0/admin/audit?limit=0",
+            String::new(),
+            400,
+            Some("limit"),
+            "\"0\" is no number from 1",
+        ),
+        (
+            "records after",
+            "GET /kbs/v0/admin/audit?after=-1",
+            String::new(),
+            400,
+            Some("after"),
+            "\"-1\" is no number",
+        ),
+        (
+            "history of a path",
+            "GET /kbs/v0/admin/resources/a/..%2f/c/history",
+            String::new(),
+            404,
+            None,
+            "resource path",
+        ),
+        (
+            "history of nothing",
+            "GET /kbs/v0/admin/resources/a/b/c/history",
+            String::new(),
+            404,
+            None,
+            "does not exist",
+        ),
+        (
+            "policy of no name",
+            "GET /kbs/v0/attestation-policy/..%2fx",
+            String::new(),
+            404,
+            None,
+            "does not exist or is no name",
+        ),
+        (
+            "reference value",
+            "DELETE /kbs/v0/reference-value/a/b",
+            String::new(),
+            404,
+            None,
+            "reference value a/b does not exist",
+        ),
+        ("method", "PATCH /kbs/v0/admin/resources", String::new(), 405, None, "does not take that method"),
+        ("nothing", "GET /kbs/v1", String::new(), 404, None, "/kbs/v1"),
     ] {
-        let reply = send(line, JSON, body.as_bytes());
-        check(what, &reply, status, part);
-        if line.contains("/admin/") {
-            // Our own paths answer problem+json, with the member where one is wrong.
-            assert_eq!(reply.header("content-type"), Some("application/problem+json"), "{what}");
-            let problem = reply.json();
-            assert_eq!(problem["status"], status, "{what}");
-            assert!(problem["field"].is_string() && problem["reason"].is_string(), "{what}: {problem}");
+        let reply = exchange(to, &request(line, JSON, body.as_bytes()));
+        check(what, &reply, status, reason);
+        assert_eq!(reply.header("content-type"), Some("application/problem+json"), "{what}");
+        let problem = reply.json();
+        assert_eq!(problem["status"], status, "{what}");
+        assert_eq!(problem["field"].as_str(), field, "{what}: {problem}");
+        if field.is_some() {
+            assert!(problem["reason"].as_str().unwrap().contains(reason), "{what}: {problem}");
         }
     }
-    let long = format!("GET /kbs/v0/resource/a/b/{} HTTP/1.1\r\nhost: x\r\n\r\n", "x".repeat(100 << 10));
-    let reply = exchange(to, long.as_bytes());
-    assert!((400..500).contains(&reply.status), "{}", reply.status);
+    let kind = exchange(to, &request(dry_run, &["host: x", "content-type: text/plain"], b"{}"));
+    check("media type", &kind, 415, "send application/json");
+    assert_eq!(kind.json()["field"], "content-type");
     let (code, log) = server.stop();
     assert_eq!(code, Some(0));
     assert!(!log.contains("panicked"), "{log}");

@@ -13,12 +13,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use common::load::{Chance, configure, logged, open_to_guests, platform, value};
+use common::client::Client;
+use common::load::{Chance, Written, configure, logged, open_to_guests, platform, policy, value};
+use common::records::Records;
 use common::{Guest, Server};
-use kata_cc_kbs_client::{KbsClient, KbsConfig};
+use kata_cc_kbs_client::{AdminClient, KbsClient, KbsConfig};
 use kata_cc_kbs_protocol::ResourcePath;
-use kata_cc_store::audit::{PublicKey, verify_export};
-use serde_json::Value;
+use kata_cc_store::audit::{PublicKey, session_label, verify_export};
+use kata_cc_store::{Store, StoreKey, VersionInfo};
+use tokio::task::JoinHandle;
 
 const ROUNDS: u64 = 200;
 /// Most steps that are acknowledged before the end, and the longest time after them in microseconds: the end comes anywhere in the
@@ -26,13 +29,6 @@ const ROUNDS: u64 = 200;
 const STEPS: u64 = 8;
 const LONGEST: u64 = 5_000;
 const WRITERS: [&str; 2] = ["default/writer/a", "default/writer/b"];
-
-/// What one writer knows: the last number that was acknowledged, and the last that was sent.
-#[derive(Debug, Default, Clone, Copy)]
-struct Written {
-    acknowledged: u64,
-    sent: u64,
-}
 
 type Shared<T> = Arc<Mutex<T>>;
 
@@ -58,34 +54,122 @@ fn kbs(dir: &Path, arguments: &[&str]) -> (Option<i32>, String) {
     (output.status.code(), String::from_utf8(text).unwrap())
 }
 
-/// Every writer's last acknowledged value is there, or the one that was under way.
-async fn nothing_is_lost(client: &KbsClient, written: &[Shared<Written>; 2], when: &str) {
-    for (name, state) in WRITERS.iter().zip(written) {
-        let Written { acknowledged, sent } = *state.lock().unwrap();
+/// Every writer's last acknowledged value is there, or the one that was under way; so for the policy.
+async fn nothing_is_lost(client: &KbsClient, admin: &AdminClient, load: &Load, when: &str) {
+    for (name, state) in WRITERS.iter().zip(&load.written) {
+        let (last, sent) = state.lock().map(|state| (state.last(), state.sent)).unwrap();
         let seen = client.get_resource(&path(name)).await.unwrap_or_else(|e| panic!("{when}: {e}"));
-        let found = (acknowledged..=sent).find(|n| value(name, *n) == *seen);
-        let found = found.unwrap_or_else(|| {
-            panic!("{when}: {name} is not one of {acknowledged}..={sent} ({} bytes)", seen.len())
-        });
+        let found = (last..=sent).find(|n| value(name, *n) == *seen);
+        let found = found
+            .unwrap_or_else(|| panic!("{when}: {name} is not one of {last}..={sent} ({} bytes)", seen.len()));
         // From now on this one is what must be there.
-        state.lock().unwrap().acknowledged = found;
+        state.lock().unwrap().found(found);
     }
+    let (last, sent) = load.policies.lock().map(|state| (state.last(), state.sent)).unwrap();
+    let seen = admin.resource_policy().await.unwrap().policy;
+    let found = (last..=sent).find(|n| policy(*n) == seen);
+    let found = found.unwrap_or_else(|| panic!("{when}: the policy is not one of {last}..={sent}: {seen}"));
+    load.policies.lock().unwrap().found(found);
+}
+
+/// What the load knows it did.
+#[derive(Default, Clone)]
+struct Load {
+    written: [Shared<Written>; 2],
+    policies: Shared<Written>,
+    /// Acknowledged releases by resource.
+    released: Shared<HashMap<String, u64>>,
+    /// Sessions whose evidence was sent, and whether it was accepted.
+    attested: Shared<HashMap<String, bool>>,
+}
+
+impl Load {
+    /// Starts all of it on a server. Each task ends when its server does; `steps` counts what was acknowledged.
+    fn start(
+        &self,
+        server: &Server,
+        dir: &Path,
+        guests: &Guests,
+        round: u64,
+        steps: &Arc<AtomicU64>,
+    ) -> Vec<JoinHandle<()>> {
+        let mut tasks = Vec::new();
+        let counted = || {
+            let steps = Arc::clone(steps);
+            move || {
+                steps.fetch_add(1, Ordering::Relaxed);
+            }
+        };
+        for (name, state) in WRITERS.into_iter().zip(&self.written) {
+            let (admin, state, count) = (server.admin(dir), Arc::clone(state), counted());
+            tasks.push(tokio::spawn(async move {
+                loop {
+                    let n = state.lock().unwrap().next();
+                    if admin.put_resource(&path(name), &value(name, n)).await.is_err() {
+                        return;
+                    }
+                    state.lock().unwrap().found(n);
+                    count();
+                }
+            }));
+        }
+        let (admin, state, count) = (server.admin(dir), Arc::clone(&self.policies), counted());
+        tasks.push(tokio::spawn(async move {
+            loop {
+                let n = state.lock().unwrap().next();
+                if admin.set_resource_policy(&policy(n)).await.is_err() {
+                    return;
+                }
+                state.lock().unwrap().found(n);
+                count();
+            }
+        }));
+        let (client, released) = (Arc::new(guest(server, &guests.evidence)), Arc::clone(&self.released));
+        let (name, count) = (format!("default/round/{round}"), counted());
+        tasks.push(tokio::spawn(async move {
+            while let Ok(seen) = client.get_resource(&path(&name)).await {
+                assert_eq!(*seen, value(&name, 1));
+                *released.lock().unwrap().entry(name.clone()).or_default() += 1;
+                count();
+            }
+        }));
+        let (client, attested, count) = (guests.client.clone(), Arc::clone(&self.attested), counted());
+        let base = server.endpoint.url.clone();
+        tasks.push(tokio::spawn(async move {
+            while let Ok((challenge, cookie)) = client.auth(&base).await {
+                let evidence = client.evidence(challenge).await;
+                attested.lock().unwrap().insert(cookie.clone(), false);
+                let Ok((status, text)) = client.attest(&base, &cookie, &evidence).await else { return };
+                assert_eq!(status, 200, "{text}");
+                attested.lock().unwrap().insert(cookie, true);
+                count();
+            }
+        }));
+        tasks
+    }
+}
+
+/// Guests of the load: one that keeps its session and reads, one that attests again and again.
+struct Guests {
+    evidence: Guest,
+    client: Client,
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_acknowledged_survives_kill_9() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let mut chance = Chance::new();
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("kbs");
     let platform = platform(folder.path());
     configure(&dir, &platform, "[storage_backend]\nstorage_type = \"Sqlite\"\n");
     let evidence = Guest::new(&platform, 1);
-    let written: [Shared<Written>; 2] = Default::default();
-    let released: Shared<HashMap<String, u64>> = Arc::default();
+    let load = Load::default();
 
     let server = Server::start(&dir);
+    let guests = Guests { client: Client::new(&evidence), evidence };
     let admin = server.admin(&dir);
-    open_to_guests(&admin).await;
+    admin.set_resource_policy(&policy(0)).await.unwrap();
     for name in WRITERS {
         admin.put_resource(&path(name), &value(name, 0)).await.unwrap();
     }
@@ -98,36 +182,10 @@ async fn what_was_acknowledged_survives_kill_9() {
     let mut logs = String::new();
     for round in 0..ROUNDS {
         let server = Server::start(&dir);
-        let client = Arc::new(guest(&server, &evidence));
-        nothing_is_lost(&client, &written, &format!("round {round}")).await;
-        let mut tasks = Vec::new();
+        let client = guest(&server, &guests.evidence);
+        nothing_is_lost(&client, &server.admin(&dir), &load, &format!("round {round}")).await;
         let steps = Arc::new(AtomicU64::new(0));
-        for (name, state) in WRITERS.into_iter().zip(&written) {
-            let (admin, state, steps) = (server.admin(&dir), Arc::clone(state), Arc::clone(&steps));
-            tasks.push(tokio::spawn(async move {
-                loop {
-                    let n = {
-                        let mut state = state.lock().unwrap();
-                        state.sent += 1;
-                        state.sent
-                    };
-                    if admin.put_resource(&path(name), &value(name, n)).await.is_err() {
-                        return;
-                    }
-                    state.lock().unwrap().acknowledged = n;
-                    steps.fetch_add(1, Ordering::Relaxed);
-                }
-            }));
-        }
-        let (released, name) = (Arc::clone(&released), format!("default/round/{round}"));
-        let counted = Arc::clone(&steps);
-        tasks.push(tokio::spawn(async move {
-            while let Ok(seen) = client.get_resource(&path(&name)).await {
-                assert_eq!(*seen, value(&name, 1));
-                *released.lock().unwrap().entry(name.clone()).or_default() += 1;
-                counted.fetch_add(1, Ordering::Relaxed);
-            }
-        }));
+        let tasks = load.start(&server, &dir, &guests, round, &steps);
         let enough = chance.below(STEPS);
         for _ in 0..60_000 {
             if steps.load(Ordering::Relaxed) >= enough {
@@ -139,11 +197,10 @@ async fn what_was_acknowledged_survives_kill_9() {
         tokio::time::sleep(Duration::from_micros(chance.below(LONGEST))).await;
         logs += &logged(&server);
         drop(server);
+        // To their ends, which are near: what is acknowledged after the kill was sent before it, and counts.
         for task in tasks {
-            task.abort();
-            if let Err(error) = task.await {
-                assert!(error.is_cancelled(), "round {round}: {error}");
-            }
+            let ended = tokio::time::timeout(Duration::from_secs(60), task).await;
+            ended.unwrap_or_else(|_| panic!("round {round}: a client hangs")).unwrap();
         }
     }
     // With the write-ahead log that the last kill left.
@@ -154,53 +211,81 @@ async fn what_was_acknowledged_survives_kill_9() {
     }
 
     let server = Server::start(&dir);
-    nothing_is_lost(&guest(&server, &evidence), &written, "at the end").await;
+    nothing_is_lost(&guest(&server, &guests.evidence), &server.admin(&dir), &load, "at the end").await;
     let (code, _) = server.stop();
     assert_eq!(code, Some(0));
     let (code, text) = kbs(&dir, &["audit", "verify"]);
     assert_eq!(code, Some(0), "{text}");
-    on_record(&dir, &released.lock().unwrap(), &written);
+    on_record(&dir, &load).await;
 }
 
-/// The exported log is whole, and holds every release and every write that was acknowledged.
-fn on_record(dir: &Path, released: &HashMap<String, u64>, written: &[Shared<Written>; 2]) {
+/// The exported log is whole, and holds everything that was acknowledged, and nothing that was not asked for.
+async fn on_record(dir: &Path, load: &Load) {
     let (code, key) = kbs(dir, &["audit", "key"]);
     assert_eq!(code, Some(0), "{key}");
     let (code, export) = kbs(dir, &["audit", "export"]);
     assert_eq!(code, Some(0));
     let key = PublicKey::parse(&key).unwrap();
     let whole = verify_export(export.as_bytes(), Some(&key), None).unwrap();
-    let (mut releases, mut writes) = (HashMap::new(), HashMap::new());
-    for line in export.lines() {
-        let line: Value = serde_json::from_str(line).unwrap();
-        let record = &line["record"];
-        let name = record["resource"]["id"].as_str().unwrap_or_default().to_owned();
-        match record["kind"].as_str() {
-            Some("release") => *releases.entry(name).or_insert(0_u64) += 1,
-            Some("admin") => *writes.entry(name).or_insert(0_u64) += 1,
-            _ => {}
-        }
-    }
-    let mut total = 0;
-    for (name, told) in released {
-        let recorded = releases.get(name).copied().unwrap_or(0);
-        total += told;
+    let records = Records::of(&export);
+
+    let mut releases = 0;
+    for (name, told) in load.released.lock().unwrap().iter() {
+        let recorded = records.releases.get(name).copied().unwrap_or(0);
+        releases += told;
         // One may have been under way.
         assert!((*told..=told + 1).contains(&recorded), "{name}: {told} released, {recorded} on record");
     }
-    let mut puts = 0;
-    for (name, state) in WRITERS.iter().zip(written) {
-        let sent = state.lock().unwrap().sent;
-        let recorded = writes.get(*name).copied().unwrap_or(0);
-        // The first, and at most one a round that was sent and not acknowledged.
+    let key = StoreKey::from_existing_file(&dir.join("store.key")).unwrap();
+    let store = Store::open(&dir.join("kbs.db"), key).await.unwrap();
+    let mut writes = 0;
+    for (name, state) in WRITERS.iter().zip(&load.written) {
+        let Written { done, sent } = state.lock().unwrap().clone();
+        // The first was written before the load.
+        let recorded = records.versions_without_gaps(name) - 1;
+        let acknowledged = done.len() as u64;
         assert!(
-            recorded <= sent + 1 && recorded + ROUNDS > sent,
-            "{name}: {sent} sent, {recorded} on record"
+            acknowledged <= recorded && recorded <= sent,
+            "{name}: {acknowledged} acknowledged, {recorded} on record, {sent} sent"
         );
-        puts += recorded;
+        // What was under way at a kill was looked for after it: there is none of which it is not known.
+        assert_eq!(recorded, acknowledged, "{name}: {sent} sent");
+        without_gaps(&store.history("repository", name).await.unwrap(), recorded + 1, name);
+        writes += recorded;
     }
-    println!("{ROUNDS} kills, {puts} writes, {total} releases, {} audit records", whole.records);
-    assert!(puts + total > ROUNDS && total > 0, "there was hardly any load");
+    let Written { done, sent } = load.policies.lock().unwrap().clone();
+    assert_eq!(
+        records.policy_numbers(sent),
+        done,
+        "policies on record, and those that are known to have been set"
+    );
+    without_gaps(&store.history("kbs", "resource-policy").await.unwrap(), done.len() as u64 + 1, "policy");
+    store.close().await;
+
+    let mut handshakes = 0;
+    for (session, accepted) in load.attested.lock().unwrap().iter() {
+        let recorded = records.attested.get(&session_label(session)).copied().unwrap_or(0);
+        let least = u64::from(*accepted);
+        assert!(
+            (least..=1).contains(&recorded),
+            "session {session}: accepted {accepted}, {recorded} on record"
+        );
+        handshakes += least;
+    }
+    println!(
+        "{ROUNDS} kills, {writes} writes, {} policies, {releases} releases, {handshakes} handshakes, {} audit records",
+        done.len(),
+        whole.records
+    );
+    let least = [writes, done.len() as u64, releases, handshakes].into_iter().min().unwrap();
+    assert!(least > ROUNDS / 4, "there was hardly any load of some kind");
+}
+
+/// A history, the latest first, ends at `latest` and goes down one by one as far as it is kept.
+fn without_gaps(history: &[VersionInfo], latest: u64, name: &str) {
+    let seen: Vec<u64> = history.iter().map(|version| version.version).collect();
+    let expected: Vec<u64> = (1..=latest).rev().take(seen.len()).collect();
+    assert!(!seen.is_empty() && seen == expected, "{name}: versions {seen:?}, the latest should be {latest}");
 }
 
 #[tokio::test]

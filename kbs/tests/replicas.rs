@@ -6,32 +6,25 @@ mod common;
 #[path = "../../attestation/store/tests/common/mod.rs"]
 mod database;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use common::load::{configure, logged, open_to_guests, platform, value};
+use common::client::{ATTEMPTS, Client, Cookie};
+use common::load::{configure, logged, open_to_guests, platform, policy, value};
+use common::records::Records;
 use common::{Guest, Server};
 use database::Postgres;
-use kata_cc_kbs_client::{
-    AdminAuth, AdminClient, Endpoint, EvidenceProvider as _, KeyAlgorithm, TeeKey, jwe,
-};
-use kata_cc_kbs_protocol::rcar::HashAlgorithm;
-use kata_cc_kbs_protocol::{
-    Attestation, Challenge, CompositeEvidence, JweResponse, PROTOCOL_VERSION, Request, ResourcePath,
-    RuntimeData, SESSION_COOKIE,
-};
-use kata_cc_store::audit::verify_export;
+use kata_cc_kbs_client::{AdminAuth, AdminClient, Endpoint};
+use kata_cc_kbs_protocol::ResourcePath;
+use kata_cc_store::audit::{session_label, verify_export};
 use kata_cc_store::{Store, StoreKey};
-use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 
 const REPLICAS: usize = 3;
-/// Attempts of one step until the client counts as stuck.
-const ATTEMPTS: u32 = 40;
-
 /// Sends each connection to the next replica that takes it.
 #[derive(Default)]
 struct Balancer {
@@ -62,103 +55,6 @@ impl Balancer {
     }
 }
 
-/// A client that makes a new connection for each call, so that each goes to another replica.
-#[derive(Clone)]
-struct Client {
-    http: reqwest::Client,
-    evidence: Guest,
-    key: Arc<TeeKey>,
-}
-
-/// An attested session.
-type Cookie = String;
-
-impl Client {
-    fn new(evidence: &Guest) -> Self {
-        let http = reqwest::Client::builder()
-            .pool_max_idle_per_host(0)
-            .no_proxy()
-            .timeout(Duration::from_secs(60))
-            .build()
-            .unwrap();
-        let key = Arc::new(TeeKey::generate(KeyAlgorithm::default()).unwrap());
-        Self { http, evidence: evidence.clone(), key }
-    }
-
-    /// Asks for a challenge; returns it with the session's cookie. The error says what happened.
-    async fn auth(&self, base: &str) -> Result<(Challenge, Cookie), String> {
-        let tee = self.evidence.tee;
-        let request = Request { version: PROTOCOL_VERSION.to_owned(), tee, extra_params: json!({}) };
-        let sent = self.http.post(format!("{base}/kbs/v0/auth")).json(&request).send().await;
-        let answer = sent.map_err(|e| e.to_string())?;
-        if answer.status() != 200 {
-            return Err(format!("auth: {}", answer.status()));
-        }
-        let cookie = answer.headers().get("set-cookie").unwrap().to_str().unwrap().to_owned();
-        let cookie = cookie.strip_prefix(&format!("{SESSION_COOKIE}=")).unwrap();
-        let cookie = cookie.split(';').next().unwrap().to_owned();
-        Ok((answer.json().await.map_err(|e| e.to_string())?, cookie))
-    }
-
-    /// Evidence for a challenge.
-    async fn evidence(&self, challenge: Challenge) -> Attestation {
-        let hash = challenge.hash_algorithm().unwrap_or(HashAlgorithm::Sha384);
-        let runtime_data = RuntimeData { nonce: challenge.nonce, tee_pubkey: self.key.public().clone() };
-        let report_data = hash.digest(&runtime_data.canonical_primary(""));
-        let primary_evidence = self.evidence.evidence(&report_data).await.unwrap();
-        let additional_evidence = String::new();
-        let tee_evidence = CompositeEvidence { primary_evidence, additional_evidence };
-        Attestation { init_data: None, runtime_data, tee_evidence }
-    }
-
-    /// Sends evidence; returns status and body.
-    async fn attest(
-        &self,
-        base: &str,
-        cookie: &str,
-        evidence: &Attestation,
-    ) -> Result<(u16, String), String> {
-        let request = self.http.post(format!("{base}/kbs/v0/attest")).json(evidence);
-        let answer = request.header("cookie", format!("{SESSION_COOKIE}={cookie}")).send().await;
-        let answer = answer.map_err(|e| e.to_string())?;
-        Ok((answer.status().as_u16(), answer.text().await.map_err(|e| e.to_string())?))
-    }
-
-    /// Fetches a resource.
-    async fn get(&self, base: &str, cookie: &str, name: &str) -> Result<Vec<u8>, String> {
-        let request = self.http.get(format!("{base}/kbs/v0/resource/{name}"));
-        let answer = request.header("cookie", format!("{SESSION_COOKIE}={cookie}")).send().await;
-        let answer = answer.map_err(|e| e.to_string())?;
-        let (status, text) = (answer.status().as_u16(), answer.text().await.map_err(|e| e.to_string())?);
-        if status != 200 {
-            return Err(format!("get: {status} {text}"));
-        }
-        let response: JweResponse = serde_json::from_str(&text).unwrap();
-        Ok(jwe::decrypt(&self.key, &response).unwrap().to_vec())
-    }
-
-    /// A whole handshake, tried again from the beginning when anything fails.
-    async fn handshake(&self, base: &str) -> Cookie {
-        let mut errors = Vec::new();
-        for _ in 0..ATTEMPTS {
-            let tried = async {
-                let (challenge, cookie) = self.auth(base).await?;
-                let evidence = self.evidence(challenge).await;
-                match self.attest(base, &cookie, &evidence).await? {
-                    (200, _) => Ok(cookie),
-                    (status, text) => Err(format!("attest: {status} {text}")),
-                }
-            };
-            match tried.await {
-                Ok(cookie) => return cookie,
-                Err(error) => errors.push(error),
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        panic!("a client is stuck in the handshake: {errors:?}");
-    }
-}
-
 /// What the load did.
 #[derive(Default)]
 struct Done {
@@ -168,12 +64,22 @@ struct Done {
     retried: AtomicUsize,
     /// Acknowledged releases by resource.
     released: Mutex<HashMap<String, u64>>,
+    /// Sessions of which the evidence was accepted.
+    attested: Mutex<Vec<Cookie>>,
+}
+
+/// What a writer did: the last number, of which each was acknowledged, and how often any was sent.
+#[derive(Debug, Clone, Copy)]
+struct Wrote {
+    acknowledged: u64,
+    sent: u64,
 }
 
 async fn read_for_ever(client: Client, base: String, name: String, done: Arc<Done>, stop: Arc<AtomicBool>) {
     while !stop.load(Ordering::Relaxed) {
         let cookie = client.handshake(&base).await;
         done.handshakes.fetch_add(1, Ordering::Relaxed);
+        done.attested.lock().unwrap().push(cookie.clone());
         for _ in 0..5 {
             let mut errors = Vec::new();
             loop {
@@ -195,29 +101,37 @@ async fn read_for_ever(client: Client, base: String, name: String, done: Arc<Don
     }
 }
 
-/// Writes number after number; returns the last acknowledged one, and the one that was sent last.
+/// Writes number after number, each until it is acknowledged: values of a resource, or of `None` the policy.
 async fn write_for_ever(
     admin: impl Fn() -> AdminClient,
-    name: String,
+    name: Option<String>,
     done: Arc<Done>,
     stop: Arc<AtomicBool>,
-) -> (u64, u64) {
-    let path: ResourcePath = format!("kbs:///{name}").parse().unwrap();
-    let (mut acknowledged, mut n) = (0, 0);
+) -> Wrote {
+    let mut wrote = Wrote { acknowledged: 0, sent: 0 };
     while !stop.load(Ordering::Relaxed) {
-        n += 1;
+        let n = wrote.acknowledged + 1;
         let mut errors = Vec::new();
-        // A new client, so a new connection, for each.
-        while let Err(error) = admin().put_resource(&path, &value(&name, n)).await {
+        loop {
+            wrote.sent += 1;
+            // A new client, so a new connection, for each.
+            let answer = match &name {
+                Some(name) => {
+                    let path: ResourcePath = format!("kbs:///{name}").parse().unwrap();
+                    admin().put_resource(&path, &value(name, n)).await
+                }
+                None => admin().set_resource_policy(&policy(n)).await,
+            };
+            let Err(error) = answer else { break };
             errors.push(error.to_string());
             done.retried.fetch_add(1, Ordering::Relaxed);
             assert!((errors.len() as u32) < ATTEMPTS, "a writer is stuck: {errors:?}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        acknowledged = n;
+        wrote.acknowledged = n;
         done.writes.fetch_add(1, Ordering::Relaxed);
     }
-    (acknowledged, n)
+    wrote
 }
 
 fn address(server: &Server) -> SocketAddr {
@@ -295,14 +209,14 @@ async fn any_replica_may_die_under_load() {
         readers.push(tokio::spawn(load));
     }
     let mut writers = Vec::new();
-    for n in 0..2 {
+    let written = [Some("default/write/0".to_owned()), Some("default/write/1".to_owned()), None];
+    for name in &written {
         let (base, key) = (base.clone(), admin_key.clone());
         let admin = move || {
             let endpoint = Endpoint { url: base.clone(), ..Endpoint::default() };
             AdminClient::new(&endpoint, AdminAuth::from_key_pem(&key, "admin").unwrap()).unwrap()
         };
-        let name = format!("default/write/{n}");
-        writers.push(tokio::spawn(write_for_ever(admin, name, Arc::clone(&done), Arc::clone(&stop))));
+        writers.push(tokio::spawn(write_for_ever(admin, name.clone(), Arc::clone(&done), Arc::clone(&stop))));
     }
     let mut logs = String::new();
     for round in 0..6 {
@@ -320,14 +234,21 @@ async fn any_replica_may_die_under_load() {
     for reader in readers {
         reader.await.unwrap();
     }
-    for (n, writer) in writers.into_iter().enumerate() {
-        let (acknowledged, sent) = writer.await.unwrap();
-        assert_eq!(acknowledged, sent);
-        let name = format!("default/write/{n}");
+    let mut wrote = Vec::new();
+    for (name, writer) in written.into_iter().zip(writers) {
+        let told = writer.await.unwrap();
+        wrote.push((name.clone(), told));
+        let Some(name) = name else {
+            for server in &servers {
+                let seen = server.admin(&dir).resource_policy().await.unwrap().policy;
+                assert_eq!(seen, policy(told.acknowledged), "at {}", server.endpoint.url);
+            }
+            continue;
+        };
         let cookie = client.handshake(&base).await;
         for replica in 0..REPLICAS {
             let seen = client.get(&direct(&servers, replica), &cookie, &name).await.unwrap();
-            assert_eq!(seen, value(&name, acknowledged), "{name} at replica {replica}");
+            assert_eq!(seen, value(&name, told.acknowledged), "{name} at replica {replica}");
         }
     }
     balancing.abort();
@@ -340,7 +261,7 @@ async fn any_replica_may_die_under_load() {
     let (handshakes, reads) = (count(&done.handshakes), count(&done.reads));
     let (writes, retried) = (count(&done.writes), count(&done.retried));
     println!("6 kills, {handshakes} handshakes, {reads} reads, {writes} writes, {retried} tried again");
-    check_records(&dir, &postgres, &done).await;
+    check_records(&dir, &postgres, &done, &wrote).await;
     let secret = value(&names[0], 1);
     assert!(!database::holds(logs.as_bytes(), &secret[..32]));
     postgres.sql("kbs", "CHECKPOINT");
@@ -360,24 +281,46 @@ async fn progress(done: &Done, steps: usize) {
     panic!("the load does not move on");
 }
 
-/// The audit log in the database is whole, and holds every release that was acknowledged.
-async fn check_records(dir: &std::path::Path, postgres: &Postgres, done: &Done) {
+/// The audit log in the database is whole, and holds everything that was acknowledged, and nothing that was not asked for.
+async fn check_records(dir: &Path, postgres: &Postgres, done: &Done, wrote: &[(Option<String>, Wrote)]) {
     let key = StoreKey::from_existing_file(&dir.join("store.key")).unwrap();
     let store = Store::postgres(&postgres.options(), key).await.unwrap();
     store.verify_values().await.unwrap();
     let mut export = Vec::new();
     store.audit().export(&mut export).await.unwrap();
     verify_export(export.as_slice(), Some(&store.audit().public_key()), None).unwrap();
-    let mut recorded: HashMap<String, u64> = HashMap::new();
-    for line in String::from_utf8(export).unwrap().lines() {
-        let line: Value = serde_json::from_str(line).unwrap();
-        if line["record"]["kind"] == "release" {
-            *recorded.entry(line["record"]["resource"]["id"].as_str().unwrap().to_owned()).or_default() += 1;
-        }
-    }
+    let records = Records::of(std::str::from_utf8(&export).unwrap());
     for (name, told) in done.released.lock().unwrap().iter() {
-        let recorded = recorded.get(name).copied().unwrap_or(0);
+        let recorded = records.releases.get(name).copied().unwrap_or(0);
         assert!(recorded >= *told, "{name}: {told} released, {recorded} on record");
+    }
+    for session in done.attested.lock().unwrap().iter() {
+        let recorded = records.attested.get(&session_label(session)).copied();
+        assert_eq!(recorded, Some(1), "session {session}: accepted, and on record so often");
+    }
+    for (name, Wrote { acknowledged, sent }) in wrote {
+        // What was sent again after its connection was lost may have been done twice.
+        let (recorded, before, kept) = match name {
+            Some(name) => (records.versions_without_gaps(name), 0, ("repository", name.as_str())),
+            None => {
+                let numbers = records.policy_numbers(*sent);
+                assert!(numbers.is_sorted(), "policies in another order than they were set: {numbers:?}");
+                let each: BTreeSet<u64> = numbers.iter().copied().collect();
+                assert_eq!(each, (1..=*acknowledged).collect(), "policies on record");
+                (numbers.len() as u64, 1, ("kbs", "resource-policy"))
+            }
+        };
+        assert!(
+            *acknowledged <= recorded && recorded <= *sent,
+            "{kept:?}: {acknowledged} acknowledged, {recorded} on record, {sent} sent"
+        );
+        let history = store.history(kept.0, kept.1).await.unwrap();
+        let seen: Vec<u64> = history.iter().map(|version| version.version).collect();
+        let expected: Vec<u64> = (1..=recorded + before).rev().take(seen.len()).collect();
+        assert!(
+            !seen.is_empty() && seen == expected,
+            "{kept:?}: versions {seen:?}, the latest is {recorded} on record"
+        );
     }
     store.close().await;
 }

@@ -190,6 +190,120 @@ fn clients_of_every_version_get_their_resource() {
     assert!(!log.contains("the resource's bytes"));
 }
 
+/// What an administrator's tools send, to the byte, and what is answered: of kbs-client, but for the last of each, which our own does.
+#[test]
+fn administrators_requests_do_what_they_say() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, to) = start(folder.path(), "");
+    let send = |bytes: &str| exchange(to, bytes.as_bytes());
+    let post = |path: &str, body: &str| {
+        let length = body.len();
+        send(&format!(
+            "POST /kbs/v0/{path} HTTP/1.1\r\ncontent-type: application/json\r\nuser-agent: kbs-client/0.21.0\r\n\
+             accept: */*\r\nhost: 127.0.0.1:8080\r\ncontent-length: {length}\r\n\r\n{body}"
+        ))
+    };
+    let call = |method: &str, path: &str| {
+        send(&format!(
+            "{method} /kbs/v0/{path} HTTP/1.1\r\nuser-agent: kbs-client/0.21.0\r\naccept: */*\r\nhost: 127.0.0.1:8080\r\n\r\n"
+        ))
+    };
+
+    // `set-attestation-policy`: the text counts from the next handshake on.
+    let policy = "package policy\nimport rego.v1\ndefault executables := 33\n";
+    let body = format!(
+        r#"{{"type":"rego","policy_id":"default_cpu","policy":"{}"}}"#,
+        base64_url(policy.as_bytes())
+    );
+    let set = post("attestation-policy", &body);
+    assert_eq!((set.status, set.body.len()), (200, 0), "{}", set.text());
+    let read = call("GET", "attestation-policy/default_cpu");
+    assert_eq!((read.status, &read.json()["policy"]), (200, &json!(policy)), "{}", read.text());
+
+    // `set-sample-reference-value` writes its members in this order; a name may have slashes.
+    let value = base64_standard(br#"{"vendor/model/3":[1,2]}"#);
+    let set =
+        post("reference-value", &format!(r#"{{"payload":"{value}","type":"sample","version":"0.1.0"}}"#));
+    assert_eq!((set.status, set.text().as_str()), (200, ""), "{}", set.text());
+    assert_eq!(set.header("content-type"), Some("application/json"));
+    let read = call("GET", "reference-value/vendor/model/3");
+    assert_eq!((read.status, read.text().as_str()), (200, "[1,2]"));
+    assert_eq!(read.header("content-type"), Some("application/json"));
+    let read = call("GET", "reference-value/vendor/model");
+    is_error(&read, 404, "ResourceNotFound", "reference value vendor/model does not exist");
+
+    // The policies that there are, by name; without their text.
+    let listed = call("GET", "resource-policy");
+    assert_eq!((listed.status, listed.text().as_str()), (200, r#"["resource-policy"]"#));
+
+    // `delete-resource`: gone for guests, and gone is gone.
+    upload(to);
+    let key = TeeKey::generate(KeyAlgorithm::EcdhP256).unwrap();
+    let (session, _) = handshake(to, "0.4.0", key.public());
+    assert_eq!(resource(to, "default/key/testfile", &cookie(&session)).status, 200);
+    let deleted = call("DELETE", "resource/default/key/testfile");
+    assert_eq!((deleted.status, deleted.body.len()), (200, 0), "{}", deleted.text());
+    let missing = "resource kbs:///default/key/testfile does not exist";
+    is_error(&resource(to, "default/key/testfile", &cookie(&session)), 404, "ResourceNotFound", missing);
+    is_error(&call("DELETE", "resource/default/key/testfile"), 404, "ResourceNotFound", missing);
+    assert_eq!(server.stop().0, Some(0));
+}
+
+/// The messages of the vectors: what is taken is there as it was sent, what is not is refused for its reason, and changes nothing.
+#[test]
+fn messages_of_reference_values_are_taken_or_refused() {
+    let Some(folder) = kata_cc_test_vectors::path("coco/rvps") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let (server, to) = start(dir.path(), "");
+    let typed: Vec<&str> = ["content-type: application/json"].iter().chain(TOOL).copied().collect();
+    let post = |body: &[u8]| exchange(to, &request("POST /kbs/v0/reference-value", &typed, body));
+    let stored = || exchange(to, b"GET /kbs/v0/reference-value HTTP/1.1\r\nhost: x\r\n\r\n").json();
+    let nothing = stored();
+    let invalid: Vec<Value> =
+        serde_json::from_slice(&std::fs::read(folder.join("invalid.json")).unwrap()).unwrap();
+    let words = ["version", "sample", "base64", "object", "provenance"];
+    assert_eq!(invalid.len(), words.len());
+    for (case, word) in invalid.iter().zip(words) {
+        let reply = post(case["message"].as_str().unwrap().as_bytes());
+        assert_eq!(reply.status, 400, "{}: {}", case["case"], reply.text());
+        assert!(
+            reply.json()["detail"].as_str().unwrap().contains(word),
+            "{}: {}",
+            case["case"],
+            reply.text()
+        );
+    }
+    // CoRIM as it is, and in a message that says so.
+    let corim = std::fs::read(folder.join("unsigned-example-corim.cbor")).unwrap();
+    let reply = post(&corim);
+    assert!(reply.status == 400 && reply.text().contains("not JSON"), "{}", reply.text());
+    let message =
+        json!({"version": "0.1.0", "type": "corim", "payload": base64_standard(&corim)}).to_string();
+    let reply = post(message.as_bytes());
+    assert!(reply.status == 400 && reply.text().contains("only sample is known"), "{}", reply.text());
+    assert_eq!(stored(), nothing);
+
+    let digest = |byte: &str| Value::from(byte.repeat(48));
+    let expected = json!({
+        "snp_launch_measurement": [digest("ab"), digest("cd")], "snp_bootloader": [4, 10], "snp_smt_enabled": true,
+        "svn": ["1"], "empty": [],
+    });
+    for name in ["sample-message.json", "sample-message-no-version.json"] {
+        let reply = post(&std::fs::read(folder.join(name)).unwrap());
+        assert_eq!((reply.status, reply.body.len()), (200, 0), "{name}: {}", reply.text());
+        for (id, value) in expected.as_object().unwrap() {
+            let reply = exchange(
+                to,
+                format!("GET /kbs/v0/reference-value/{id} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes(),
+            );
+            assert_eq!((reply.status, &reply.json()), (200, value), "{name}: {id}");
+            let gone = format!("DELETE /kbs/v0/reference-value/{id} HTTP/1.1\r\nhost: x\r\n\r\n");
+            assert_eq!(exchange(to, gone.as_bytes()).status, 200, "{name}: {id}");
+        }
+    }
+    assert_eq!(server.stop().0, Some(0));
+}
+
 fn rsa1_5() -> (TeePubKey, Pkcs1PrivateDecryptingKey) {
     use aws_lc_rs::encoding::{AsDer as _, Pkcs8V1Der};
     let private = PrivateDecryptingKey::generate(KeySize::Rsa2048).unwrap();

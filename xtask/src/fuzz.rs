@@ -133,7 +133,9 @@ fn run_target(fuzz: &Path, name: &str, seconds: u32) -> anyhow::Result<bool> {
         .arg(format!("-artifact_prefix={}/", artifacts.display()));
     // What is new goes to the first folder; seeds are only read.
     target.arg(corpus).args(seeds.is_dir().then_some(seeds));
-    target.args(recorded(name).iter().filter_map(|part| kata_cc_test_vectors::path(part)));
+    if let Some(vectors) = kata_cc_test_vectors::root() {
+        target.args(recorded(name).iter().map(|part| vectors.join(part)).filter(|seeds| seeds.is_dir()));
+    }
     let code = status(target.stdout(std::process::Stdio::null()).stderr(log_file))?;
     let told = String::from_utf8_lossy(&std::fs::read(&log).unwrap_or_default()).into_owned();
     let last =

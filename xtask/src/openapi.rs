@@ -1,7 +1,8 @@
 //! Services against their own OpenAPI documents: schemathesis calls every operation with what the document allows and with what it
 //! does not, against the real binary. It looks for answers of 5xx, for answers that the document does not know, and for hangs.
 //!
-//! schemathesis comes from PyPI into a virtual environment in the cache. Where it cannot be had, nothing is checked, and that is said.
+//! schemathesis comes from PyPI into a virtual environment in the cache. Where it cannot be had (a machine without network), nothing is
+//! checked, and that is said loudly; where `KATA_CC_REQUIRE` names it, as in CI, that is a failure.
 
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use anyhow::{Context, bail};
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use kata_cc_test_vectors::REQUIRE;
 use serde_json::{Value, json};
 
 use crate::paths;
@@ -153,10 +155,20 @@ fn install() -> anyhow::Result<Option<PathBuf>> {
     {
         return Ok(Some(program));
     }
-    println!(
-        "x: schemathesis cannot be had from here: the OpenAPI documents were NOT checked against the services"
+    missing(kata_cc_test_vectors::requires("schemathesis")).map(|()| None)
+}
+
+/// What happens where it cannot be had.
+fn missing(required: bool) -> anyhow::Result<()> {
+    let what = format!(
+        "schemathesis {SCHEMATHESIS} cannot be had from PyPI: the OpenAPI documents were NOT checked against the services"
     );
-    Ok(None)
+    if required {
+        bail!("{what} ({REQUIRE} names schemathesis)");
+    }
+    let line = "*".repeat(what.len() + 6);
+    println!("{line}\n** {what} **\n{line}");
+    Ok(())
 }
 
 fn check_one(service: &Service, schemathesis: &Path, folder: &Path) -> anyhow::Result<()> {
@@ -220,4 +232,16 @@ fn check_one(service: &Service, schemathesis: &Path, folder: &Path) -> anyhow::R
         bail!("the service panicked");
     }
     checked
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_schemathesis_nothing_passes_that_demands_it() {
+        assert!(missing(false).is_ok());
+        let error = missing(true).unwrap_err().to_string();
+        assert!(error.contains("NOT checked") && error.contains("KATA_CC_REQUIRE"), "{error}");
+    }
 }

@@ -1,10 +1,12 @@
 //! `./x test`: checks, then unit and integration tests here, then the end-to-end tests where virtual
 //! machines can run.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, anyhow, bail, ensure};
+use kata_cc_test_vectors::REQUIRE;
 
 use crate::shell::{command, output, run, step};
 use crate::{binaries, checks, guest_image, images, lab, openapi, paths};
@@ -46,7 +48,31 @@ fn unit(name: Option<&str>) -> anyhow::Result<()> {
     let mut nextest = command("cargo", &["nextest", "run", "--release", "--locked", "--workspace"]);
     nextest.args(["--no-fail-fast", "--no-tests", "pass", "--filterset", NO_MACHINE]);
     nextest.env("KATA_CC_BIN_DIR", paths::binaries()).env("KATA_CC_SHARE_DIR", paths::share());
+    nextest.env(REQUIRE, required());
     run(nextest.args(name)).context("a unit or integration test failed")
+}
+
+/// Parts that tests need and that are installed or built before: none of them may be missing.
+const PARTS: [&str; 4] = ["postgres", "pkcs11", "xz", "binaries"];
+
+/// What the tests may not skip: [`PARTS`], the shared vectors where there are any, and whatever the caller demands besides. nextest
+/// does not show what a test prints that passes, so what is skipped is told here.
+fn required() -> String {
+    let there = kata_cc_test_vectors::root();
+    let asked = std::env::var(REQUIRE).unwrap_or_default();
+    if there.is_none() && !kata_cc_test_vectors::requires("vectors") {
+        println!(
+            "x: there is no folder of shared vectors: tests over them are SKIPPED (KATA_CC_VECTORS names one)"
+        );
+    }
+    requirements(&asked, there.is_some())
+}
+
+fn requirements(asked: &str, vectors: bool) -> String {
+    let vectors = vectors.then_some("vectors");
+    let asked = asked.split(',').map(str::trim).filter(|part| !part.is_empty());
+    let all: BTreeSet<&str> = PARTS.into_iter().chain(vectors).chain(asked).collect();
+    Vec::from_iter(all).join(",")
 }
 
 fn install_nextest() -> anyhow::Result<()> {
@@ -145,4 +171,19 @@ fn test_programs() -> anyhow::Result<Vec<PathBuf>> {
         bail!("cargo built no end-to-end test");
     }
     Ok(programs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_is_there_may_be_skipped() {
+        assert_eq!(requirements("", false), "binaries,pkcs11,postgres,xz");
+        assert_eq!(requirements("", true), "binaries,pkcs11,postgres,vectors,xz");
+        assert_eq!(
+            requirements("schemathesis, vectors,", false),
+            "binaries,pkcs11,postgres,schemathesis,vectors,xz"
+        );
+    }
 }

@@ -40,7 +40,8 @@ fn program() -> Option<PathBuf> {
     let here = std::env::current_exe().unwrap();
     let program = here.parent()?.parent()?.join("kbs");
     if !program.exists() {
-        println!("skipped: there is no {} (cargo build --release -p kata-cc-kbs)", program.display());
+        let missing = format!("there is no {} (cargo build --release -p kata-cc-kbs)", program.display());
+        kata_cc_test_vectors::skip("binaries", &missing);
         return None;
     }
     Some(program)

@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use kata_cc_azure_vtpm::{
-    AzureEvidence, Hardware, HardwareEvidence, HclError, HclReport, QuoteError, Vtpm, VtpmError,
+    AzureEvidence, Hardware, HardwareEvidence, HclError, HclReport, Pcrs, QuoteError, TpmQuote, VariableData,
+    Vtpm, VtpmError,
 };
 use serde_json::{Value, json};
 
@@ -43,6 +44,36 @@ fn a_report_of_version_2_is_read() {
     let (_, report) = hcl.snp_report().unwrap();
     assert_eq!(report.version, 2);
     hcl.check_report_data(&report.report_data).unwrap();
+}
+
+/// The quote of the machine of that report, as Trustee's tests keep it: signature, message and values, each after its length.
+#[test]
+fn a_recorded_quote_is_signed_by_the_key_of_its_report() {
+    let Some(bytes) = kata_cc_test_vectors::read("snp/evidence/az-snp-tpm-quote.bin") else { return };
+    let hcl = kata_cc_test_vectors::read("snp/evidence/az-snp-hcl-report.bin").unwrap();
+    let hcl = HclReport::parse(&hcl).unwrap();
+    let key = VariableData::parse(hcl.variable_data()).unwrap().attestation_key;
+    fn counted(bytes: &[u8]) -> (usize, &[u8]) {
+        let (count, rest) = bytes.split_first_chunk::<8>().unwrap();
+        (usize::try_from(u64::from_le_bytes(*count)).unwrap(), rest)
+    }
+    let (length, rest) = counted(&bytes);
+    let (signature, rest) = rest.split_at(length);
+    let (length, rest) = counted(rest);
+    let (message, rest) = rest.split_at(length);
+    let (count, values) = counted(rest);
+    assert_eq!((signature.len(), count, values.len()), (256, 24, 24 * 32));
+    let values: Vec<[u8; 32]> = values.chunks(32).map(|value| value.try_into().unwrap()).collect();
+    let pcrs = Pcrs::from_slice(&values).unwrap();
+    let quote = TpmQuote { message: message.to_vec(), signature: signature.to_vec(), pcrs };
+    quote.verify(&key).unwrap();
+    let mut other = quote.clone();
+    *other.signature.last_mut().unwrap() ^= 1;
+    assert_eq!(other.verify(&key), Err(QuoteError::Signature));
+    let mut values = values;
+    values[11][0] ^= 1;
+    let other = TpmQuote { pcrs: Pcrs::from_slice(&values).unwrap(), ..quote };
+    assert!(matches!(other.verify(&key), Err(QuoteError::PcrDigest { .. })));
 }
 
 /// Messages, signatures and PCR values have no bit that is free; in the HCL report only the hardware's own report has, which is

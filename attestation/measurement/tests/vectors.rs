@@ -115,9 +115,10 @@ fn mrtd_of_a_real_tdvf_image_in_both_orders() {
     let Some(dir) = vectors("tdx/mrtd") else { return };
     let unpacked = std::process::Command::new("xz").arg("-dc").arg(dir.join("OVMF.inteltdx.fd.xz")).output();
     let Ok(unpacked) = unpacked else {
-        println!("skipped: there is no xz");
+        kata_cc_test_vectors::skip("xz", "there is no xz (apt-get install xz-utils)");
         return;
     };
+    assert!(unpacked.status.success(), "xz: {}", String::from_utf8_lossy(&unpacked.stderr));
     assert_eq!(unpacked.stdout.len(), 2 << 20);
     assert_eq!(
         mrtds(&unpacked.stdout),

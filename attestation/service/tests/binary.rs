@@ -172,6 +172,20 @@ fn it_answers_and_refuses_with_problems() {
     }
 }
 
+/// A request of Trustee's own tests, to the byte: this service has no verifier for enclaves, and says so.
+#[test]
+fn trustees_request_with_evidence_of_an_enclave_is_refused_by_name() {
+    let Some(bytes) = kata_cc_test_vectors::read("coco/evidence/as-rest-request-sgx.json") else { return };
+    let body = String::from_utf8(bytes).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let service = Service::start(&dir.path().join("work"));
+    let answer = service.ask_as("Content-Type: application/json\r\n", "POST", "/attestation", &body);
+    assert_eq!((answer.status, answer.kind.as_str()), (422, "application/problem+json"), "{answer:?}");
+    let problem = answer.json();
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(detail.contains("no verifier for evidence of 'sgx'"), "{problem}");
+}
+
 #[test]
 fn at_its_end_running_requests_finish_and_idle_connections_do_not_hold_it() {
     let dir = tempfile::tempdir().unwrap();

@@ -127,6 +127,9 @@ fn vcek_extensions(chip_id: &[u8; 64], tcb: &Tcb) -> Result<Vec<Extension>, SimE
         extension(oid::STRUCT_VERSION, false, 0u8.to_der()?)?,
         extension(oid::PRODUCT_NAME, false, Ia5String::new("Simulated")?.to_der()?)?,
     ];
+    if let Some(fmc) = tcb.fmc {
+        out.push(extension(oid::FMC_SPL, false, fmc.to_der()?)?);
+    }
     for (id, value) in [
         (oid::BL_SPL, tcb.bootloader),
         (oid::TEE_SPL, tcb.tee),

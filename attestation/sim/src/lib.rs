@@ -42,6 +42,9 @@ pub const TCB: Tcb = Tcb { fmc: None, bootloader: 4, tee: 0, snp: 24, microcode:
 /// Processor that the platform claims to be (family 0x19: the TCB layout follows from it).
 const CPU: CpuId = CpuId { family: 0x19, model: 0x01, stepping: 0x01 };
 
+/// Processor of a platform whose TCB has the FMC: family 0x1A, Turin.
+const CPU_WITH_FMC: CpuId = CpuId { family: 0x1A, model: 0x02, stepping: 0x01 };
+
 const FIRMWARE: FirmwareVersion = FirmwareVersion { major: 1, minor: 55, build: 29 };
 
 const ARK_FILE: &str = "ark.pem";
@@ -163,6 +166,7 @@ pub struct SimPlatform {
     ask: Certificate,
     vcek: Certificate,
     chip_id: [u8; 64],
+    tcb: Tcb,
     key: EcdsaKeyPair,
     replay: Option<[u8; REPORT_LEN]>,
 }
@@ -179,12 +183,20 @@ impl SimPlatform {
     /// # Errors
     /// [`SimError`]; nothing is left behind then.
     pub fn create(dir: &Path) -> Result<Self, SimError> {
+        Self::create_at(dir, &TCB)
+    }
+
+    /// The same with other security versions; with an FMC among them its reports have the layout of Turin.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub fn create_at(dir: &Path, tcb: &Tcb) -> Result<Self, SimError> {
         if std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some()) {
             return Err(SimError::Exists { path: dir.to_owned() });
         }
         let mut chip_id = [0; 64];
         fill_random(&mut chip_id)?;
-        let issued = certs::issue(&chip_id, &TCB)?;
+        let issued = certs::issue(&chip_id, tcb)?;
         // Written beside and renamed: whoever finds the folder finds it whole.
         let mut suffix = [0; 8];
         fill_random(&mut suffix)?;
@@ -232,7 +244,7 @@ impl SimPlatform {
             .hw_id
             .and_then(|id| <[u8; 64]>::try_from(id).ok())
             .ok_or_else(|| in_vcek(CertError::BadExtension { name: "hwID" }))?;
-        Ok(Self { ark, ask, vcek, chip_id, key, replay: load_replay(dir)? })
+        Ok(Self { ark, ask, vcek, chip_id, tcb: extensions.tcb, key, replay: load_replay(dir)? })
     }
 
     /// Loads the platform in `dir`, or makes it when there is none.
@@ -315,7 +327,7 @@ impl SimPlatform {
             image_id: [0; 16],
             vmpl: request.vmpl,
             signature_algo: SIGNATURE_ALGO_ECDSA_P384,
-            current_tcb: TCB,
+            current_tcb: self.tcb,
             platform_info: PlatformInfo(1),
             key_info: KeyInfo(0),
             report_data: request.report_data,
@@ -325,13 +337,13 @@ impl SimPlatform {
             author_key_digest: [0; 48],
             report_id: request.report_id,
             report_id_ma: [0xFF; 32],
-            reported_tcb: TCB,
-            cpuid: Some(CPU),
+            reported_tcb: self.tcb,
+            cpuid: Some(if self.tcb.fmc.is_some() { CPU_WITH_FMC } else { CPU }),
             chip_id: self.chip_id,
-            committed_tcb: TCB,
+            committed_tcb: self.tcb,
             current_version: FIRMWARE,
             committed_version: FIRMWARE,
-            launch_tcb: TCB,
+            launch_tcb: self.tcb,
             launch_mit_vector: None,
             current_mit_vector: None,
             signature: Signature::ZERO,

@@ -82,6 +82,11 @@ fn version_2_of_milan() {
 }
 
 #[test]
+fn another_version_2_of_milan() {
+    every_flip_is_refused("milan-v2-b");
+}
+
+#[test]
 fn version_3_of_milan() {
     every_flip_is_refused("milan-v3-a");
 }

@@ -368,6 +368,24 @@ fn built_in_roots_are_those_of_amd() {
     }
 }
 
+/// What AMD's service answers for each product is what is built in: the intermediate, then the root, of VCEKs and of VLEKs.
+#[test]
+fn the_built_in_intermediates_are_those_that_amd_publishes() {
+    let Some(dir) = kata_cc_test_vectors::path("snp/certs") else { return };
+    for product in Product::ALL {
+        let lower = product.name().to_lowercase();
+        let read = |name: &str| std::fs::read(dir.join(format!("{lower}-{name}.pem"))).unwrap();
+        let certs = roots::product_certs(product);
+        for (kind, built_in) in [("ask", certs.ask), ("asvk", certs.asvk)] {
+            let chain = Certificate::chain_from_pem(&read(&format!("{kind}-ark-chain"))).unwrap();
+            let ders: Vec<&[u8]> = chain.iter().map(Certificate::der).collect();
+            assert_eq!(ders, [built_in, certs.ark], "{lower} {kind}");
+        }
+        assert_eq!(Certificate::from_der_or_pem(&read("ask")).unwrap().der(), certs.ask, "{lower}");
+        assert_eq!(Certificate::from_der_or_pem(&read("ark")).unwrap().der(), certs.ark, "{lower}");
+    }
+}
+
 /// A certificate as PEM text.
 fn pem(der: &[u8]) -> Vec<u8> {
     let lines: String = der.chunks(48).map(|line| STANDARD.encode(line) + "\n").collect();

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Case, NOW, cases, read};
-use kata_cc_tdx::error::{Blame, Item, Part};
+use kata_cc_tdx::error::{Blame, Item, Part, Role};
 use kata_cc_tdx::quote::Trailing;
 use kata_cc_tdx::tcb::Timestamp;
 use kata_cc_tdx::{
@@ -182,21 +182,68 @@ fn old_collateral_gives_its_level_only_when_expiry_is_published() {
     assert!(matches!(refused, VerifyError::NotYetValid { item: Item::TcbInfo, .. }), "{refused}");
 }
 
+/// Of these no collateral was recorded, so their verdict is that they are of another platform than the collateral is about. That is
+/// judged after the chain and all signatures: at a time when the PCK is valid it says that these verify under Intel's root. Chain and
+/// signatures are each seen refused when they are wrong.
 #[test]
-fn collateral_of_another_platform_is_refused() {
+fn signatures_of_quotes_without_collateral_verify() {
     let Some(case) = Case::load("v4-uptodate") else { return };
     let trusted = trusted(&case);
     for name in ["v4-a", "v4-gcp-cos113", "v5-td15"] {
         let other = Case::load(name).unwrap();
-        // Signatures are checked before the platform: so these say that they verify, too.
-        let refused = verify(&other.quote, &trusted, &Options::at(NOW)).unwrap_err();
-        let fmspc = other.expected["pck"]["fmspc"].as_str().unwrap().to_owned();
-        if let VerifyError::Chain(ChainError::Certificate { .. }) = refused {
-            continue;
-        }
+        let quote = Quote::parse(&other.quote, Trailing::Zeros).unwrap();
+        let pck = Certificate::from_der_or_pem(&quote.certificates).unwrap();
+        assert!((pck.not_before()..pck.not_after()).contains(&NOW), "{name}: another time is needed");
+        let seen = other.expected["pck"]["fmspc"].as_str().unwrap().to_owned();
         let expected = "b0c06f000000".to_owned();
-        assert_eq!(refused, VerifyError::OtherPlatform { field: "FMSPC", seen: fmspc, expected }, "{name}");
+        let verdict = VerifyError::OtherPlatform { field: "FMSPC", seen, expected };
+        assert_eq!(verify(&other.quote, &trusted, &Options::at(NOW)).unwrap_err(), verdict, "{name}");
+
+        let refused = |change: fn(&mut Quote)| {
+            let mut changed = quote.clone();
+            change(&mut changed);
+            verify(&changed.to_bytes(), &trusted, &Options::at(NOW)).unwrap_err()
+        };
+        assert_eq!(refused(|_| ()), verdict, "{name}: as it was");
+        assert_eq!(refused(|quote| quote.signature[0] ^= 0x10), VerifyError::QuoteSignature, "{name}");
+        assert_eq!(refused(|quote| quote.signature[63] ^= 1), VerifyError::QuoteSignature, "{name}");
+        let of_the_enclave = VerifyError::QeReportSignature;
+        assert_eq!(refused(|quote| quote.qe_report_signature[0] ^= 0x10), of_the_enclave, "{name}");
+        assert_eq!(refused(|quote| quote.qe_report_signature[63] ^= 1), of_the_enclave, "{name}");
+        let unbound = refused(|quote| quote.qe_auth_data[0] ^= 1);
+        assert!(matches!(unbound, VerifyError::QeBinding { .. }), "{name}: {unbound}");
+        // Of the chain: the signature over the PCK certificate.
+        let mut forged = quote.clone();
+        forged.certificates = with_pck_signature_flipped(&quote.certificates);
+        let refused = verify(&forged.to_bytes(), &trusted, &Options::at(NOW)).unwrap_err();
+        let of_the_pck = matches!(refused, VerifyError::Chain(ChainError::Signature { role: Role::Pck, .. }));
+        assert!(of_the_pck, "{name}: {refused}");
+        // After the PCK's end it is that which is told.
+        let late = verify(&other.quote, &trusted, &lenient(pck.not_after() + 86_400)).unwrap_err();
+        assert!(late.to_string().starts_with("PCK certificate: certificate is valid from"), "{name}: {late}");
     }
+}
+
+/// The chain with a bit flipped in the signature of its first certificate, which is the end of its DER.
+fn with_pck_signature_flipped(chain: &[u8]) -> Vec<u8> {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    let text = std::str::from_utf8(chain).unwrap();
+    let (first, rest) = text.split_once("-----END CERTIFICATE-----").unwrap();
+    let body: String = first.lines().filter(|line| !line.starts_with("-----")).map(str::trim).collect();
+    let mut der = STANDARD.decode(body).unwrap();
+    let last = der.len() - 1;
+    der[last] ^= 0x10;
+    let body = STANDARD.encode(der);
+    format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----{rest}").into_bytes()
+}
+
+/// What Google's tool asked for when it took the quote.
+#[test]
+fn the_report_data_asked_for_is_in_the_quote() {
+    let Some(case) = Case::load("v4-gcp-cos113") else { return };
+    let quote = Quote::parse(&case.quote, Trailing::Zeros).unwrap();
+    assert_eq!(quote.body.report_data.as_slice(), read(&case.dir, "nonce.bin"));
 }
 
 #[test]
@@ -207,6 +254,17 @@ fn quotes_of_enclaves_are_refused_by_name() {
     let collateral = Collateral::from_bundle(&read(&dir, "collateral.json")).unwrap();
     let refused = TrustedCollateral::new(&collateral, &TrustAnchor::Intel).unwrap_err();
     assert_eq!(refused.to_string(), "TCB info says its id is SGX, expected TDX");
+}
+
+/// A quote of version 3 as Occlum's enclaves make it.
+#[test]
+fn quotes_of_occlum_are_refused_by_name() {
+    let Some(quote) = kata_cc_test_vectors::read("sgx/occlum-quote-v3.bin") else { return };
+    for trailing in [Trailing::Zeros, Trailing::Refused] {
+        let refused = Quote::parse(&quote, trailing).unwrap_err();
+        assert_eq!(refused, QuoteError::Sgx { version: 3 });
+        assert!(refused.to_string().contains("SGX"), "{refused}");
+    }
 }
 
 #[test]

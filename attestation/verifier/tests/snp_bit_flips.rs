@@ -10,7 +10,7 @@ use kata_cc_kbs_protocol::Tee;
 use kata_cc_sim_tee::{ReportRequest, SimPlatform};
 use kata_cc_snp::evidence::SnpEvidence;
 use kata_cc_snp::verify::Product;
-use kata_cc_snp::{CertTable, Report};
+use kata_cc_snp::{CertTable, Report, Tcb};
 use kata_cc_verifier::{Evidence, Refusal, VerifierConfig, verify};
 use serde_json::Value;
 
@@ -35,20 +35,28 @@ fn named(names: &[&str]) -> Outcome {
     Outcome::Claims(names.iter().map(|name| (*name).to_owned()).collect())
 }
 
-/// The claims of a part of a TCB, or a reserved place.
-fn tcb(name: &str, byte: usize) -> Option<Vec<String>> {
-    let part = match byte {
-        0 => "bootloader",
-        1 => "tee",
-        6 => "snp",
-        7 => "microcode",
-        _ => return None,
-    };
-    Some(vec![format!("{name}_{part}")])
+/// How a report is laid out.
+#[derive(Clone, Copy, Debug)]
+struct Layout {
+    version: u32,
+    /// Turin's TCBs, which have the FMC in front.
+    fmc: bool,
 }
 
-/// Offset of a byte, its bit, and the report's version: the firmware ABI's table ATTESTATION_REPORT.
-fn expected(at: usize, bit: u32, version: u32) -> Outcome {
+impl Layout {
+    /// The claims of a part of a TCB, or a reserved place.
+    fn tcb(self, name: &str, byte: usize) -> Option<Vec<String>> {
+        let parts = match self.fmc {
+            false => ["bootloader", "tee", "", "", "", "", "snp", "microcode"],
+            true => ["fmc", "bootloader", "tee", "snp", "", "", "", "microcode"],
+        };
+        (!parts[byte].is_empty()).then(|| vec![format!("{name}_{}", parts[byte])])
+    }
+}
+
+/// Offset of a byte, its bit, and the report's layout: the firmware ABI's table ATTESTATION_REPORT.
+fn expected(at: usize, bit: u32, layout: Layout) -> Outcome {
+    let (version, tcb) = (layout.version, |name, byte| layout.tcb(name, byte));
     let or_reserved = |claims: Option<Vec<String>>| claims.map_or(Outcome::NotAReport, Outcome::Claims);
     match at {
         0x000..0x004 => Outcome::Layout,
@@ -155,11 +163,12 @@ impl Bench {
     fn check(&self, report: &Report) {
         let base = self.claims(report).unwrap();
         let bytes = report.to_bytes();
+        let layout = Layout { version: report.version, fmc: report.reported_tcb.fmc.is_some() };
         for at in 0..SIGNED {
             for bit in 0..8 {
                 let mut flipped = bytes;
                 flipped[at] ^= 1 << bit;
-                self.check_flip(&base, &flipped, at, bit, report.version);
+                self.check_flip(&base, &flipped, at, bit, layout);
             }
         }
     }
@@ -170,10 +179,10 @@ impl Bench {
         flipped: &[u8],
         at: usize,
         bit: u32,
-        version: u32,
+        layout: Layout,
     ) {
-        let place = format!("version {version}, byte {at:#x}, bit {bit}");
-        let expected = expected(at, bit, version);
+        let place = format!("{layout:?}, byte {at:#x}, bit {bit}");
+        let expected = expected(at, bit, layout);
         let Ok(report) = Report::parse(flipped) else {
             assert!(
                 matches!(expected, Outcome::NotAReport | Outcome::Layout | Outcome::Refused("key_info")),
@@ -214,30 +223,40 @@ fn changed(base: &serde_json::Map<String, Value>, seen: &serde_json::Map<String,
     base.keys().chain(seen.keys()).filter(|name| base.get(*name) != seen.get(*name)).cloned().collect()
 }
 
-// One test for all versions: a platform has RSA keys, which are slow to make.
-#[test]
-fn every_bit_of_a_field_changes_the_claims_of_that_field_and_no_other() {
+// One test for all versions of a platform: it has RSA keys, which are slow to make.
+fn every_bit_counts(tcb: &Tcb, versions: &[u32]) {
     let dir = tempfile::tempdir().unwrap();
-    let platform = SimPlatform::create(&dir.path().join("platform")).unwrap();
+    let platform = SimPlatform::create_at(&dir.path().join("platform"), tcb).unwrap();
     let mut config = VerifierConfig::default();
     config.add_simulated_root(platform.ark_pem().unwrap().as_bytes()).unwrap();
     config.snp.settings.v2_product = Some(Product::Milan);
     let request = ReportRequest { measurement: [8; 48], report_data: [9; 64], ..ReportRequest::default() };
     let mut report = Report::parse(&platform.report(&request).unwrap()).unwrap();
+    assert_eq!(report.reported_tcb, *tcb);
     // So that flips of what is committed go both ways.
     report.current_tcb.microcode += 1;
     report.current_version.build += 1;
+    let cpuid = report.cpuid.unwrap();
     let table = CertTable::parse(&platform.certificate_table()).unwrap();
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     let bench = Bench { platform, config, table, now };
-    for version in [2, 3, 5] {
+    for version in versions.iter().copied() {
         report.version = version;
-        report.cpuid = report.cpuid.filter(|_| version > 2);
-        if version > 2 {
-            report.cpuid = Some(kata_cc_snp::report::CpuId { family: 0x19, model: 1, stepping: 1 });
-        }
+        report.cpuid = (version > 2).then_some(cpuid);
         report.launch_mit_vector = (version > 4).then_some(1);
         report.current_mit_vector = (version > 4).then_some(3);
         bench.check(&report);
     }
+}
+
+#[test]
+fn every_bit_of_a_field_changes_the_claims_of_that_field_and_no_other() {
+    every_bit_counts(&kata_cc_sim_tee::TCB, &[2, 3, 4, 5]);
+}
+
+/// Turin's reports begin with version 3.
+#[test]
+fn every_bit_of_a_field_of_turin_changes_the_claims_of_that_field_and_no_other() {
+    let tcb = Tcb { fmc: Some(1), bootloader: 1, tee: 1, snp: 4, microcode: 76 };
+    every_bit_counts(&tcb, &[3, 4, 5]);
 }

@@ -10,7 +10,7 @@ use kata_cc_sim_tee::SimPlatform;
 use super::{Server, init};
 
 /// Lets every guest of the simulated platform have what is in `default`.
-const POLICY: &str = r#"package policy
+pub const POLICY: &str = r#"package policy
 import rego.v1
 default allow := false
 allow if {
@@ -39,6 +39,40 @@ pub fn configure(dir: &Path, platform: &SimPlatform, storage: &str) {
 /// Sets the policy under which the tests read.
 pub async fn open_to_guests(admin: &AdminClient) {
     admin.set_resource_policy(POLICY).await.unwrap();
+}
+
+/// The same policy as its number `n`: all of them mean the same, and none has the bytes of another.
+pub fn policy(n: u64) -> String {
+    format!("{POLICY}# {n}\n")
+}
+
+/// What one writer knows: which of its numbers are known to be done, in order, and the last that was sent.
+#[derive(Debug, Default, Clone)]
+pub struct Written {
+    /// Those that were acknowledged, or were found to be done after the connection had been lost.
+    pub done: Vec<u64>,
+    /// The last that was sent, and how often any was.
+    pub sent: u64,
+}
+
+impl Written {
+    /// The last that is known to be done.
+    pub fn last(&self) -> u64 {
+        self.done.last().copied().unwrap_or(0)
+    }
+
+    /// The number that is sent next.
+    pub fn next(&mut self) -> u64 {
+        self.sent += 1;
+        self.sent
+    }
+
+    /// Notes which number was found: the last that is known to be done, or one that was under way.
+    pub fn found(&mut self, n: u64) {
+        if n > self.last() {
+            self.done.push(n);
+        }
+    }
 }
 
 /// What a run depends on. The same seed gives the same run, as far as it depends on it.

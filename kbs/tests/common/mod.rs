@@ -6,8 +6,10 @@
     reason = "shared by several test programs; a test may panic"
 )]
 
+pub mod client;
 pub mod load;
 pub mod raw;
+pub mod records;
 
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
@@ -48,11 +50,17 @@ pub fn init(dir: &Path, extra: &[&str]) {
 impl Server {
     /// Starts on the configuration that [`init`] made.
     pub fn start(dir: &Path) -> Self {
+        Self::start_with(dir, &[])
+    }
+
+    /// The same with these variables.
+    pub fn start_with(dir: &Path, variables: &[(&str, &str)]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_kbs"))
             .arg("-c")
             .arg(dir.join("kbs.toml"))
             .env_remove("RUST_LOG")
             .env_remove("NOTIFY_SOCKET")
+            .envs(variables.iter().copied())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();

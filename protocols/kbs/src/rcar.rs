@@ -409,6 +409,34 @@ mod tests {
         );
     }
 
+    /// All six, also those that are no runtime data of a handshake: the value that Trustee states, and keys whose order by UTF-16
+    /// differs from that by code points.
+    #[test]
+    fn canonical_forms_are_those_of_the_vectors() {
+        let Some(bytes) = kata_cc_test_vectors::read("coco/runtime-data/cases.json") else { return };
+        let cases: Vec<Value> = serde_json::from_slice(&bytes).unwrap();
+        assert_eq!(cases.len(), 6);
+        let check = |value: &Value, form: &Value, digests: &Value, name: &Value| {
+            let bytes = canonical(value);
+            assert_eq!(String::from_utf8_lossy(&bytes), form.as_str().unwrap(), "{name}");
+            for (hash, digest) in digests.as_object().unwrap() {
+                let hash = HashAlgorithm::from_name(hash).unwrap();
+                assert_eq!(hex::encode(hash.digest(&bytes)), digest.as_str().unwrap(), "{name}");
+            }
+            digests.as_object().unwrap().len()
+        };
+        let mut digests = 0;
+        for case in &cases {
+            let mut value = case["wire_runtime_data"].clone();
+            digests += check(&value, &case["device_canonical"], &case["device"], &case["name"]);
+            if let Some(form) = case.get("primary_canonical") {
+                value["additional-evidence"] = case["additional_evidence"].clone();
+                digests += check(&value, form, &case["primary"], &case["name"]);
+            }
+        }
+        assert_eq!(digests, 4 * 6 + 2);
+    }
+
     #[test]
     fn members_of_a_key_have_their_lengths() {
         let ec = |crv: &str, x: usize, y: usize| TeePubKey::EC {

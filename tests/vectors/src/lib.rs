@@ -1,14 +1,41 @@
-//! Where tests find the shared test vectors. They are no part of the checkout: `shared/vectors` lies beside it or above.
+//! Where tests find the shared test vectors, and how a test skips what this machine has no part for.
 //!
+//! Vectors are no part of the checkout: `shared/vectors` lies beside it or above.
 //! Looked for at run time, so that a test program finds them also when the checkout was moved, or when checkouts share a target folder:
 //! `KATA_CC_VECTORS`; else `shared/vectors` in the folder of the package under test (cargo sets `CARGO_MANIFEST_DIR` for what it runs)
-//! or any above; else above where this was compiled. A test without vectors is skipped, and says so.
+//! or any above; else above where this was compiled.
+//!
+//! A test whose part is missing is skipped, and says so ([`skip`]). That is right on a user's machine and wrong where everything has
+//! to be tested: [`REQUIRE`] names the parts without which a test fails instead. `./x test` sets it.
 #![forbid(unsafe_code)]
 
 use std::path::{Path, PathBuf};
 
 /// Where the vectors lie, from the checkout's folder or one above.
 const PLACE: &str = "shared/vectors";
+
+/// Variable that names, separated by commas, the parts that must be there: `vectors`, `postgres`, `pkcs11`, `xz`, `binaries`,
+/// `schemathesis`.
+pub const REQUIRE: &str = "KATA_CC_REQUIRE";
+
+/// Whether [`REQUIRE`] names this part.
+#[must_use]
+pub fn requires(part: &str) -> bool {
+    names(&std::env::var(REQUIRE).unwrap_or_default(), part)
+}
+
+fn names(list: &str, part: &str) -> bool {
+    !part.is_empty() && list.split(',').any(|name| name.trim() == part)
+}
+
+/// Says that a test is skipped since a part is missing: `what` says which, and how to get it.
+///
+/// # Panics
+/// When [`REQUIRE`] names the part.
+pub fn skip(part: &str, what: &str) {
+    assert!(!requires(part), "{what} ({REQUIRE} names {part}, so no test over it may be skipped)");
+    println!("skipped: {what}");
+}
 
 /// The folder of all vectors.
 #[must_use]
@@ -26,25 +53,26 @@ fn find(set: Option<PathBuf>, run: Option<&Path>, compiled: &Path) -> Option<Pat
     run.and_then(above).or_else(|| above(compiled))
 }
 
-/// The path of a file or folder among the vectors. Without it, says that the test is skipped.
+/// The path of a file or folder among the vectors. Without any vectors, says that the test is skipped.
+///
+/// # Panics
+/// When there are vectors and this is not among them (a wrong name would otherwise skip its test for ever), and without vectors when
+/// [`REQUIRE`] names them.
 #[must_use]
 pub fn path(name: &str) -> Option<PathBuf> {
     let Some(root) = root() else {
-        println!("skipped: no vectors ({PLACE} is nowhere above, KATA_CC_VECTORS is not set)");
+        skip("vectors", &format!("no vectors ({PLACE} is nowhere above, KATA_CC_VECTORS is not set)"));
         return None;
     };
     let path = root.join(name);
-    if path.exists() {
-        return Some(path);
-    }
-    println!("skipped: no vectors at {}", path.display());
-    None
+    assert!(path.exists(), "{} is missing, though there is a folder of vectors", path.display());
+    Some(path)
 }
 
-/// The contents of a file among the vectors. Without it, says that the test is skipped.
+/// The contents of a file among the vectors. Without any vectors, says that the test is skipped.
 ///
 /// # Panics
-/// When the file is there and cannot be read: that is no reason to skip a test.
+/// As [`path`], and when the file cannot be read: that is no reason to skip a test.
 #[must_use]
 pub fn read(name: &str) -> Option<Vec<u8>> {
     let path = path(name)?;
@@ -54,6 +82,12 @@ pub fn read(name: &str) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parts_are_named_whole() {
+        assert!(names("vectors, postgres", "vectors") && names("vectors, postgres", "postgres"));
+        assert!(!names("vectors,postgres", "post") && !names("", "vectors") && !names("", ""));
+    }
 
     #[test]
     fn what_is_set_is_final_then_the_package_under_test_then_the_place_of_compilation() {

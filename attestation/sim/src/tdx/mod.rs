@@ -219,6 +219,19 @@ impl TdxPlatform {
     /// # Errors
     /// [`SimError::Crypto`] when signing fails.
     pub fn sign(&self, header: Header, body: TdReportBody) -> Result<Vec<u8>, SimError> {
+        self.sign_with(header, body, |_| ())
+    }
+
+    /// The same, with a report of the quoting enclave that was changed before the platform signed it.
+    ///
+    /// # Errors
+    /// [`SimError::Crypto`] when signing fails.
+    pub fn sign_with(
+        &self,
+        header: Header,
+        body: TdReportBody,
+        change: impl FnOnce(&mut [u8; QE_REPORT_LEN]),
+    ) -> Result<Vec<u8>, SimError> {
         let signed = Quote::signed_bytes(&header, &body);
         let point = self.attestation_key.point();
         let attestation_key: [u8; 64] = point
@@ -226,7 +239,7 @@ impl TdxPlatform {
             .and_then(|point| point.try_into().ok())
             .ok_or(SimError::Crypto { operation: "reading the attestation key" })?;
         let qe_auth_data: Vec<u8> = (0..32).collect();
-        let qe_report = qe_report(&[&attestation_key[..], &qe_auth_data].concat())?;
+        let qe_report = qe_report(&[&attestation_key[..], &qe_auth_data].concat(), change)?;
         let quote = Quote {
             signature: self.attestation_key.sign(&signed)?,
             qe_report_signature: self.pck.key().sign(&qe_report.bytes)?,
@@ -297,7 +310,7 @@ impl TdxPlatform {
 }
 
 /// Report of the quoting enclave that vouches for `bound`.
-fn qe_report(bound: &[u8]) -> Result<QeReport, SimError> {
+fn qe_report(bound: &[u8], change: impl FnOnce(&mut [u8; QE_REPORT_LEN])) -> Result<QeReport, SimError> {
     let mut bytes = [0; QE_REPORT_LEN];
     let mut put = |offset: usize, part: &[u8]| {
         for (to, from) in bytes.iter_mut().skip(offset).zip(part) {
@@ -310,5 +323,6 @@ fn qe_report(bound: &[u8]) -> Result<QeReport, SimError> {
     put(256, &QE_PROD_ID.to_le_bytes());
     put(258, &QE_SVN.to_le_bytes());
     put(320, digest(&SHA256, bound).as_ref());
+    change(&mut bytes);
     QeReport::from_bytes(bytes).map_err(|_| SimError::Crypto { operation: "writing the enclave's report" })
 }

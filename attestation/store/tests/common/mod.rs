@@ -66,7 +66,10 @@ impl Postgres {
 
     fn start_with(tls: Option<(&str, &str)>) -> Option<Self> {
         let Some(bin) = programs() else {
-            eprintln!("SKIPPED: PostgreSQL is not installed (apt-get install postgresql)");
+            kata_cc_test_vectors::skip(
+                "postgres",
+                "PostgreSQL is not installed (apt-get install postgresql)",
+            );
             return None;
         };
         // Not below a folder that the unprivileged user may not enter.

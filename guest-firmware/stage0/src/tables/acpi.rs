@@ -198,6 +198,24 @@ mod tests {
         assert_eq!((ccel[36], u64_at(ccel, 40), u64_at(ccel, 48)), (2, 0x2000, 0x1D_0000));
     }
 
+    /// The same log told in the same table as the firmware of Google's guests does: all but who made it, and so the checksum.
+    #[test]
+    fn the_table_of_the_log_is_as_a_real_guest_has_it() {
+        let Some(real) = kata_cc_test_vectors::read("tdx/eventlogs/ccel-gcp-cos113.acpi-table.bin") else {
+            return;
+        };
+        let log = kata_cc_test_vectors::read("tdx/eventlogs/ccel-gcp-cos113.bin").expect("beside its table");
+        assert_eq!((sum(&real), u32_at(&real, 4) as usize), (0, real.len()));
+        let (length, address) = (u64_at(&real, 40), u64_at(&real, 48));
+        assert_eq!(length, log.len() as u64);
+        let machine = Machine { vcpus: 1, ap_mailbox: None, event_log: Some((address, length)) };
+        let (bytes, rsdp) = tables(&machine);
+        let xsdt = at(&bytes, u64_at(&bytes, rsdp + 24));
+        let tables = xsdt[36..].chunks(8).map(|entry| at(&bytes, u64_at(entry, 0)));
+        let ours = tables.into_iter().find(|table| table.starts_with(b"CCEL")).expect("a CCEL");
+        assert_eq!((&ours[..9], &ours[36..]), (&real[..9], &real[36..]));
+    }
+
     #[test]
     fn madt_lists_vcpus_ioapic_and_mailbox() {
         let list = |machine: &Machine| {

@@ -30,9 +30,8 @@ impl SoftHsm {
     /// `None` where the helper was not built. In `./x test` it always is.
     pub(crate) fn new() -> Option<Self> {
         let Some(bin) = std::env::var_os("KATA_CC_BIN_DIR") else {
-            eprintln!(
-                "skipped: KATA_CC_BIN_DIR does not say where kata-cc-kbs-pkcs11 is (./x test builds it)"
-            );
+            let missing = "KATA_CC_BIN_DIR does not say where kata-cc-kbs-pkcs11 is (./x test builds it)";
+            kata_cc_test_vectors::skip("pkcs11", missing);
             return None;
         };
         let helper = Path::new(&bin).join("kata-cc-kbs-pkcs11");
