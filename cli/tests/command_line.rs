@@ -58,7 +58,12 @@ const COMMANDS: &[(&[&str], &[&str])] = &[
     ),
     (&["ps"], &["--running"]),
     (&["logs"], &["--all", "--follow"]),
-    (&["explain"], &["ID"]),
+    (
+        &["explain"],
+        &["ID", "--token", "--jwks", "--cert", "--evidence", "--policy", "--reference-values", "--at", "--as", "--as-cert"],
+    ),
+    (&["endorsements", "show"], &["<FILE|DIR>", "--at"]),
+    (&["endorsements", "export"], &["--out", "--oci", "--config", "SOURCE"]),
     (&["completions"], &["bash", "zsh", "fish"]),
 ];
 
@@ -103,6 +108,14 @@ fn wrong_usage_is_exit_code_2() {
         ],
         &["logs"],
         &["explain"],
+        &["explain", "x", "--token", "y"],
+        &["explain", "--token", "x", "--evidence", "y"],
+        &["explain", "--evidence", "x", "--jwks", "y"],
+        &["explain", "x", "--policy", "y"],
+        &["explain", "--token", "x", "--as", "http://127.0.0.1:1"],
+        &["endorsements", "show"],
+        &["endorsements", "export", "--out", "x"],
+        &["endorsements", "export", "x"],
         &["measure", "--format", "xml"],
         &["policy", "set", "agent"],
         &["completions", "tcl"],

@@ -153,7 +153,8 @@ fn with_a_folder_of_state_nothing_is_written_beside_the_configuration() {
     };
     let names = |folder: &std::path::Path| {
         let entries = std::fs::read_dir(folder).unwrap();
-        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
     };

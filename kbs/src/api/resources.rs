@@ -15,6 +15,7 @@ use tracing::info;
 
 use super::{AdminCall, Shared, caller, number, only, query};
 use crate::audit;
+use crate::checks;
 use crate::error::ApiError;
 use crate::plugins::REPOSITORY;
 use crate::state::Kbs;
@@ -60,7 +61,8 @@ async fn release(kbs: &Kbs, parts: Parts, uri: &Uri, headers: &HeaderMap) -> Res
     let segments = path.segments().map(str::to_owned);
     let decision = kbs.policy.decide(&caller.token.document, "resource", &segments, &query).await?;
     if !decision.allow {
-        let error = ApiError::PolicyDeny(decision.explanation);
+        let checks = checks::of_claims(&caller.token.claims);
+        let error = ApiError::PolicyDeny { why: decision.explanation, checks };
         info!(resource = name, status, verdict = "denied", reason = %error, "resource");
         audit::refused(kbs, &caller, &decision.digest, &name, &error.to_string()).await?;
         return Err(error);
