@@ -51,6 +51,9 @@ enum Command {
     /// Print and verify attestation evidence from a file, offline.
     #[command(subcommand)]
     Evidence(commands::evidence::Command),
+    /// Show certificates, revocation lists and collateral, and take them to where there is no network.
+    #[command(subcommand)]
+    Endorsements(commands::endorsements::Command),
     /// Check the audit log of a key broker.
     #[command(subcommand)]
     Audit(commands::audit::Command),
@@ -58,8 +61,8 @@ enum Command {
     Ps(commands::ps::Arguments),
     /// Print the log of a sandbox.
     Logs(commands::logs::Arguments),
-    /// Show how a sandbox started: its stages with their times, and for a refusal what differed.
-    Explain(commands::explain::Arguments),
+    /// Say why: how a sandbox started, or what of a token or of evidence is not as it should be.
+    Explain(Box<commands::explain::Arguments>),
     /// Print completions for a shell.
     Completions {
         /// Which shell.
@@ -86,6 +89,7 @@ fn main() -> std::process::ExitCode {
         Command::Ps(arguments) => commands::ps::ps(&arguments, &output),
         Command::Logs(arguments) => commands::logs::logs(&arguments, &output),
         Command::Explain(arguments) => commands::explain::explain(&arguments, &output),
+        Command::Endorsements(command) => commands::endorsements::run(&command, &output),
         Command::Completions { shell } => {
             // Not to standard output at once: the generator panics when that is closed.
             let mut script = Vec::new();

@@ -21,6 +21,7 @@ use kata_cc_kbs_protocol::strict::BodyError;
 use thiserror::Error;
 use tracing::error;
 
+use crate::checks::FailedCheck;
 use crate::plugins::{PluginError, http};
 use crate::session::SessionError;
 
@@ -30,6 +31,14 @@ pub(crate) enum ApiError {
     /// The handshake failed.
     #[error("Attestation error: {0}")]
     Attestation(String),
+    /// The evidence was refused.
+    #[error("Attestation error: {why}")]
+    Refused {
+        /// Which step, and why.
+        why: String,
+        /// What differed.
+        checks: Vec<FailedCheck>,
+    },
     /// A body of the handshake that is not understood.
     #[error("Attestation error: RCAR handshake {step} failed: {error}")]
     Handshake {
@@ -45,8 +54,13 @@ pub(crate) enum ApiError {
     #[error("Token Verifier error: {0}")]
     TokenVerifier(String),
     /// The resource policy says no.
-    #[error("Access denied by policy: {0}")]
-    PolicyDeny(String),
+    #[error("Access denied by policy: {why}")]
+    PolicyDeny {
+        /// Which rule, and why.
+        why: String,
+        /// What the guest's token says it failed.
+        checks: Vec<FailedCheck>,
+    },
     /// The resource policy failed.
     #[error("policy engine: {0}")]
     PolicyEngine(String),
@@ -145,16 +159,18 @@ pub(crate) struct Failure {
     pub(crate) detail: String,
     /// Member or parameter of the request that is wrong.
     pub(crate) field: Option<String>,
+    /// Comparisons that failed.
+    pub(crate) checks: Vec<FailedCheck>,
 }
 
 impl ApiError {
     fn parts(&self) -> (StatusCode, &'static str) {
         match self {
-            Self::Attestation(_) => (StatusCode::UNAUTHORIZED, "AttestationError"),
+            Self::Attestation(_) | Self::Refused { .. } => (StatusCode::UNAUTHORIZED, "AttestationError"),
             Self::Handshake { .. } => (StatusCode::BAD_REQUEST, "AttestationError"),
             Self::TokenNotFound(_) => (StatusCode::UNAUTHORIZED, "TokenNotFound"),
             Self::TokenVerifier(_) => (StatusCode::UNAUTHORIZED, "TokenVerifierError"),
-            Self::PolicyDeny(_) => (StatusCode::FORBIDDEN, "PolicyDeny"),
+            Self::PolicyDeny { .. } => (StatusCode::FORBIDDEN, "PolicyDeny"),
             Self::PolicyEngine(_) => (StatusCode::INTERNAL_SERVER_ERROR, "PolicyEngineError"),
             Self::ParsePolicy(_) => (StatusCode::BAD_REQUEST, "ParsePolicyError"),
             Self::Admin { .. } => (StatusCode::UNAUTHORIZED, "AdminAuthAccess"),
@@ -192,6 +208,15 @@ impl ApiError {
                 Some("authorization".to_owned())
             }
             _ => None,
+        }
+    }
+}
+
+impl ApiError {
+    fn into_checks(self) -> Vec<FailedCheck> {
+        match self {
+            Self::Refused { checks, .. } | Self::PolicyDeny { checks, .. } => checks,
+            _ => Vec::new(),
         }
     }
 }
@@ -264,7 +289,8 @@ impl IntoResponse for ApiError {
         if let Self::TooMany { seconds, .. } = &self {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(*seconds));
         }
-        response.extensions_mut().insert(Failure { name, detail, field: self.field() });
+        let field = self.field();
+        response.extensions_mut().insert(Failure { name, detail, field, checks: self.into_checks() });
         response
     }
 }

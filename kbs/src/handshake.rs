@@ -30,6 +30,7 @@ use tracing::{Span, info};
 
 use crate::api::{Shared, session_id};
 use crate::audit;
+use crate::checks;
 use crate::error::ApiError;
 use crate::request::check_media_type;
 use crate::session::{Answer, Context, Guest, SessionError};
@@ -204,9 +205,10 @@ async fn judge(kbs: &Kbs, refuse: &Refuse<'_>, tee: Tee, evaluate: &[Evaluate]) 
             kbs.metrics.verdict(Some(tee), "refused", reason);
             info!(
                 %tee, verdict = "refused", reason, claim = refusal.claim, seen = refusal.seen,
-                expected = refusal.expected, why = %refusal, "verdict"
+                expected = refusal.expected, why = %refusal, what_to_do = refusal.reason.what_to_do(), "verdict"
             );
-            return Err(ApiError::Attestation(format!("RCAR handshake Attest failed: {refusal}")));
+            let why = format!("RCAR handshake Attest failed: {refusal}");
+            return Err(ApiError::Refused { why, checks: checks::of_refusal(&refusal) });
         }
         Err(error) => {
             return Err(match ApiError::from(error) {
@@ -219,16 +221,27 @@ async fn judge(kbs: &Kbs, refuse: &Refuse<'_>, tee: Tee, evaluate: &[Evaluate]) 
     kbs.metrics.count("attest", status.name());
     let reason = verdict.findings.first().map_or("none", |_| "reference-value");
     kbs.metrics.verdict(Some(tee), status.name(), reason);
-    for finding in &verdict.findings {
+    log(tee, &verdict);
+    Ok(verdict)
+}
+
+/// A line for the verdict, and one for each comparison that failed, those of devices too.
+fn log(tee: Tee, verdict: &Verdict) {
+    let status = verdict.status().name();
+    let (failed, all) = checks::of_verdict(verdict);
+    for check in &failed {
         info!(
-            %tee, verdict = status.name(), claim = finding.claim, seen = %finding.seen,
-            expected = %finding.expected, reference = finding.reference, "verdict"
+            %tee, verdict = status, submod = check.submod, rule = check.rule, claim = check.claim, seen = %check.seen,
+            expected = %check.expected, reference = check.reference, policy = check.policy,
+            policy_digest = check.policy_digest, what_to_do = check.what_to_do, "verdict"
         );
     }
-    if status == Tier::Affirming || verdict.findings.is_empty() {
-        info!(%tee, verdict = status.name(), claim = "measurement", seen = verdict.measurement, "verdict");
+    if failed.len() < all {
+        info!(%tee, verdict = status, failed = all, told = failed.len(), "more comparisons failed than are told here");
     }
-    Ok(verdict)
+    if failed.is_empty() {
+        info!(%tee, verdict = status, claim = "measurement", seen = verdict.measurement, "verdict");
+    }
 }
 
 /// What is to be evaluated, the CPU first, if the body has the shape of the session's version.

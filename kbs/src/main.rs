@@ -13,6 +13,7 @@
 mod admin;
 mod api;
 mod audit;
+mod checks;
 mod config;
 mod error;
 mod handshake;

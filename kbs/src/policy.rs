@@ -215,7 +215,10 @@ mod tests {
     async fn check(policy: &ResourcePolicy, claims: &Value, path: &ResourcePath) -> Result<(), ApiError> {
         let segments = path.segments().map(str::to_owned);
         let decision = policy.decide(&claims.clone().into(), "resource", &segments, &BTreeMap::new()).await?;
-        if decision.allow { Ok(()) } else { Err(ApiError::PolicyDeny(decision.explanation)) }
+        if decision.allow {
+            return Ok(());
+        }
+        Err(ApiError::PolicyDeny { why: decision.explanation, checks: Vec::new() })
     }
 
     fn claims(tee: &str, status: &str) -> Value {

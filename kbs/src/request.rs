@@ -21,6 +21,7 @@ use serde_json::Value;
 use tracing::{Instrument as _, debug};
 
 use crate::api::Shared;
+use crate::checks::FailedCheck;
 use crate::error::{ApiError, Failure};
 
 /// Header with the id of a request.
@@ -40,6 +41,8 @@ struct Problem<'a> {
     field: Option<String>,
     reason: String,
     instance: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    checks: Vec<FailedCheck>,
 }
 
 /// The outermost layer.
@@ -106,7 +109,9 @@ fn failed(response: Response, limit: usize, id: &str) -> Response {
         return Response::from_parts(parts, body);
     }
     let failure = parts.extensions.remove::<Failure>().or_else(|| router_refusal(parts.status, limit));
-    let Some(Failure { name, detail, field }) = failure else { return Response::from_parts(parts, body) };
+    let Some(Failure { name, detail, field, checks }) = failure else {
+        return Response::from_parts(parts, body);
+    };
     let problem = Problem {
         kind: format!("{}{name}", ErrorInformation::TYPE_PREFIX),
         detail: format!("{detail} (request {id})"),
@@ -115,6 +120,7 @@ fn failed(response: Response, limit: usize, id: &str) -> Response {
         field,
         reason: detail,
         instance: format!("urn:kata-cc:request:{id}"),
+        checks,
     };
     let body = serde_json::to_vec(&problem).unwrap_or_default();
     parts.headers.remove(header::CONTENT_LENGTH);
@@ -123,12 +129,13 @@ fn failed(response: Response, limit: usize, id: &str) -> Response {
 }
 
 fn router_refusal(status: StatusCode, limit: usize) -> Option<Failure> {
-    let failure = |name, detail: String| Some(Failure { name, detail, field: None });
+    let failure = |name, detail: String| Some(Failure { name, detail, field: None, checks: Vec::new() });
     match status {
         StatusCode::PAYLOAD_TOO_LARGE => {
             let error =
                 ApiError::TooLarge { limit: limit as u64, by: "http_server.payload_request_size".to_owned() };
-            Some(Failure { name: error.name(), detail: error.to_string(), field: Some("body".to_owned()) })
+            let field = Some("body".to_owned());
+            Some(Failure { name: error.name(), detail: error.to_string(), field, checks: Vec::new() })
         }
         StatusCode::METHOD_NOT_ALLOWED => failure(
             "MethodNotAllowed",

@@ -340,6 +340,81 @@ fn a_client_of_0_1_1_decrypts_as_it_did() {
     assert_eq!(server.stop().0, Some(0));
 }
 
+/// A denial says for programs, too, what failed: of a guest that is not as it should be by its token, of refused evidence by the claim
+/// that differed; the log of the verdict says the same, with the policy.
+#[test]
+fn denials_list_what_failed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, to) = start(folder.path(), "");
+    upload(to);
+    let key = TeeKey::generate(KeyAlgorithm::EcdhP256).unwrap();
+    let (session, _) = handshake(to, "0.4.0", key.public());
+    let by = cookie(&session);
+    let reply = resource(to, "other/key/testfile", &by);
+    assert_eq!(reply.status, 403);
+    // Clients that know `type` and `detail` alone read it as before.
+    assert_eq!(serde_json::from_slice::<ErrorInformation>(&reply.body).unwrap().name(), "PolicyDeny");
+    let body = reply.json();
+    let checks = body["checks"].as_array().unwrap_or_else(|| panic!("no checks: {body}"));
+    let of = |claim: &str| checks.iter().find(|check| check["claim"] == claim).unwrap();
+    let svn = of("svn");
+    assert_eq!(
+        (&svn["rule"], &svn["seen"], &svn["expected"]),
+        (&json!("hardware"), &json!("1"), &json!(null))
+    );
+    assert_eq!((&svn["submod"], &svn["reference"]), (&json!("cpu0"), &json!("svn")));
+    assert_eq!(svn["policy_digest"].as_str().unwrap().len(), 64);
+    assert!(svn["what_to_do"].as_str().unwrap().contains("register the version"), "{svn}");
+    assert_eq!(of("launch_digest")["seen"], "abcde");
+    assert_eq!(checks.len(), 2, "{body}");
+
+    // Evidence over something else.
+    let challenge = auth(to, "0.4.0");
+    let (session, nonce) = (challenge.session(), challenge.json()["nonce"].as_str().unwrap().to_owned());
+    let public = serde_json::to_value(key.public()).unwrap();
+    let body = json!({
+        "init-data": null, "runtime-data": {"nonce": nonce, "tee-pubkey": public},
+        "tee-evidence": {"primary_evidence": serde_json::from_str::<Value>(&evidence(&json!({}))).unwrap(),
+            "additional_evidence": ""},
+    });
+    let other = cookie(&session);
+    let headers: Vec<&str> = AGENT.iter().copied().chain([other.as_str()]).collect();
+    let reply = exchange(to, &request("POST /kbs/v0/attest", &headers, body.to_string().as_bytes()));
+    assert_eq!(reply.status, 401, "{}", reply.text());
+    let checks = reply.json()["checks"].clone();
+    assert_eq!(
+        (&checks[0]["rule"], &checks[0]["claim"]),
+        (&json!("report-data"), &json!("report_data")),
+        "{checks}"
+    );
+    assert_ne!(checks[0]["seen"], checks[0]["expected"]);
+    assert!(checks[0]["what_to_do"].as_str().unwrap().contains("attest anew"), "{checks}");
+    assert_eq!(checks.as_array().unwrap().len(), 1);
+
+    // Where nothing was compared there is no list.
+    for reply in [resource(to, "default/key/nothing", &by), resource(to, "default/key/testfile", "a: b")] {
+        assert!(reply.status >= 400 && reply.json().get("checks").is_none(), "{}", reply.text());
+    }
+    let (code, log) = server.stop();
+    assert_eq!(code, Some(0));
+    let line = log.lines().find(|line| line.contains("claim=\"svn\"")).unwrap_or_else(|| panic!("{log}"));
+    for words in [
+        "verdict=\"contraindicated\"",
+        "submod=\"cpu0\"",
+        "rule=\"hardware\"",
+        "seen=\"1\"",
+        "expected=null",
+        "reference=\"svn\"",
+        "policy=\"default_cpu\"",
+        "policy_digest=\"",
+        "what_to_do=\"register the version",
+    ] {
+        assert!(line.contains(words), "{words} is missing in {line}");
+    }
+    let refused = log.lines().find(|line| line.contains("reason=\"report-data\"")).unwrap();
+    assert!(refused.contains("what_to_do=\"attest anew") && refused.contains("expected="), "{refused}");
+}
+
 #[test]
 fn errors_have_trustees_bodies() {
     let folder = tempfile::tempdir().unwrap();

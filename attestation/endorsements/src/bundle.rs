@@ -10,6 +10,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
+use kata_cc_kbs_protocol::base64_standard;
 use kata_cc_snp::certs::{Certificate, VekExtensions};
 use kata_cc_snp::verify::{Product, VekKind};
 use serde::Deserialize;
@@ -28,6 +29,9 @@ pub const MAX_BUNDLE_FILES: usize = 65_536;
 
 /// Most bytes of a bundle.
 pub const MAX_BUNDLE_BYTES: u64 = 256 * 1024 * 1024;
+
+/// Most of AMD's authorities that are kept until the other half of their chain comes: there are two for each line.
+const MAX_AUTHORITIES: usize = 64;
 
 /// Deepest folder in a folder.
 const MAX_DEPTH: usize = 4;
@@ -62,12 +66,22 @@ pub enum BundleError {
     TooLarge,
 }
 
+/// An intermediate or root of AMD's that came by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Authority {
+    file: String,
+    certificate: Certificate,
+    /// Whether it is part of a chain by now.
+    used: bool,
+}
+
 /// A set of documents.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Bundle {
     documents: BTreeMap<String, (Item, Document)>,
     /// Parts of collateral, by folder and name.
     parts: BTreeMap<String, BTreeMap<&'static str, Vec<u8>>>,
+    authorities: Vec<Authority>,
     /// Files that are none of the known forms.
     pub skipped: Vec<String>,
 }
@@ -94,11 +108,11 @@ impl Bundle {
             }
             bundle.add_file(&name, bytes)?;
         }
-        bundle.give_up_parts();
+        bundle.finish();
         Ok(bundle)
     }
 
-    /// Adds a file by its name below the bundle's folder and its contents. Pure.
+    /// Adds a file by its name below the bundle's folder and its contents. Pure. [`Self::finish`] belongs behind the last.
     ///
     /// # Errors
     /// [`BundleError::Content`] when the name is a place of the layout and the contents are not what belongs there.
@@ -116,7 +130,7 @@ impl Bundle {
         if let Some(part) = part_name(name) {
             return self.add_part(name, part, bytes);
         }
-        if !self.add_by_content(&bytes) {
+        if !self.add_by_content(name, &bytes) {
             if self.skipped.len() >= MAX_BUNDLE_FILES {
                 return Err(BundleError::TooLarge);
             }
@@ -165,11 +179,11 @@ impl Bundle {
     }
 
     /// Writes an OCI image layout into `folder`, which must not hold one: an artifact of type
-    /// [`crate::oci::ARTIFACT_TYPE`] with one layer for each document, titled with its path.
+    /// [`crate::oci::ARTIFACT_TYPE`] with one layer for each document, titled with its path. Gives the digest of its manifest.
     ///
     /// # Errors
     /// [`BundleError`].
-    pub fn write_oci(&self, folder: &Path) -> Result<(), BundleError> {
+    pub fn write_oci(&self, folder: &Path) -> Result<String, BundleError> {
         crate::oci::write(self, folder)
     }
 
@@ -185,7 +199,7 @@ impl Bundle {
     }
 
     /// Adds what can be told from the contents alone.
-    fn add_by_content(&mut self, bytes: &[u8]) -> bool {
+    fn add_by_content(&mut self, name: &str, bytes: &[u8]) -> bool {
         if bytes.trim_ascii_start().starts_with(b"{") {
             return self.add_collateral_json(bytes);
         }
@@ -198,20 +212,53 @@ impl Bundle {
             Certificate::from_der(bytes).map(|certificate| vec![certificate])
         };
         let Ok(chain) = chain else { return false };
-        let mut added = false;
-        for certificate in &chain {
-            if let Some(item) = item_of_vek(certificate) {
-                self.add(item, Document::plain(certificate.der().to_vec()));
-                added = true;
-            }
-        }
         if let [ask, ark] = chain.as_slice()
             && let Some(item) = item_of_chain(ask, ark)
         {
             self.add(item, Document::plain(bytes.to_vec()));
-            added = true;
+            return true;
+        }
+        let mut added = false;
+        for certificate in chain {
+            if let Some(item) = item_of_vek(&certificate) {
+                self.add(item, Document::plain(certificate.der().to_vec()));
+                added = true;
+            } else {
+                added |= self.add_authority(name, certificate);
+            }
         }
         added
+    }
+
+    /// Keeps an intermediate or root of AMD's, and makes a chain of it and those that it belongs to.
+    fn add_authority(&mut self, file: &str, certificate: Certificate) -> bool {
+        let name = certificate.subject_cn();
+        let is_one = |product: Product| {
+            let line = product.name();
+            [format!("ARK-{line}"), format!("SEV-{line}"), format!("SEV-VLEK-{line}")].contains(&name)
+        };
+        if !Product::ALL.into_iter().any(is_one) || self.authorities.len() >= MAX_AUTHORITIES {
+            return false;
+        }
+        let mut new = Authority { file: file.to_owned(), certificate, used: false };
+        let mut chains = Vec::new();
+        for other in &mut self.authorities {
+            let before = chains.len();
+            for (ask, ark) in [(&new.certificate, &other.certificate), (&other.certificate, &new.certificate)]
+            {
+                if let Some(item) = item_of_chain(ask, ark).filter(|_| ask.names_issuer(ark)) {
+                    chains.push((item, pem(ask.der()) + &pem(ark.der())));
+                }
+            }
+            if chains.len() > before {
+                (other.used, new.used) = (true, true);
+            }
+        }
+        for (item, chain) in chains {
+            self.add(item, Document::plain(chain.into_bytes()));
+        }
+        self.authorities.push(new);
+        true
     }
 
     fn add_crl(&mut self, list: &CertificateList, bytes: &[u8]) -> bool {
@@ -236,8 +283,8 @@ impl Bundle {
         self.add_collateral(collateral)
     }
 
-    /// Adds collateral whose parts say themselves what they are for.
-    pub(crate) fn add_collateral(&mut self, collateral: Collateral) -> bool {
+    /// Adds collateral whose parts say themselves what they are for. False when they do not.
+    pub fn add_collateral(&mut self, collateral: Collateral) -> bool {
         let Some((tee, fmspc)) = tcb_info_subject(&collateral.tcb_info.bytes) else { return false };
         let Some(ca) = ca_of(&collateral.pck_crl.bytes) else { return false };
         let items = [
@@ -272,11 +319,13 @@ impl Bundle {
         Err(BundleError::Content { name: name.to_owned(), why })
     }
 
-    /// Lists parts of collateral that miss others.
-    fn give_up_parts(&mut self) {
+    /// Lists among the skipped what misses its other parts: pieces of collateral, an intermediate without its root.
+    pub fn finish(&mut self) {
         for (folder, parts) in std::mem::take(&mut self.parts) {
             self.skipped.extend(parts.keys().map(|part| format!("{folder}/{part}")));
         }
+        let alone = std::mem::take(&mut self.authorities).into_iter().filter(|one| !one.used);
+        self.skipped.extend(alone.map(|one| one.file));
     }
 }
 
@@ -435,6 +484,19 @@ fn item_of_vek(certificate: &Certificate) -> Option<Item> {
         (None, Some(_)) => Some(Item::Vlek { product, tcb }),
         _ => None,
     }
+}
+
+/// A certificate as PEM, in lines of 64 characters (RFC 7468).
+fn pem(der: &[u8]) -> String {
+    let text = base64_standard(der);
+    let mut pem = "-----BEGIN CERTIFICATE-----\n".to_owned();
+    for (index, character) in text.chars().enumerate() {
+        if index > 0 && index % 64 == 0 {
+            pem.push('\n');
+        }
+        pem.push(character);
+    }
+    pem + "\n-----END CERTIFICATE-----\n"
 }
 
 fn item_of_chain(ask: &Certificate, ark: &Certificate) -> Option<Item> {

@@ -140,6 +140,23 @@ impl EndorsementsConfig {
         Ok(config.resolve(path.parent().unwrap_or(Path::new(""))))
     }
 
+    /// Reads the section `[endorsements]` of a service's configuration file, or a file that holds its members alone, whichever it is;
+    /// relative paths start from its folder.
+    ///
+    /// # Errors
+    /// [`ConfigError::File`].
+    pub fn read_section(path: &Path) -> Result<Self, ConfigError> {
+        let failed = |why: String| ConfigError::File { path: path.to_owned(), why };
+        let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
+        let mut file: toml::Table = toml::from_str(&text).map_err(|error| failed(error.to_string()))?;
+        let members = match file.remove("endorsements") {
+            Some(section) => section,
+            None => toml::Value::Table(file),
+        };
+        let config: Self = members.try_into().map_err(|error: toml::de::Error| failed(error.to_string()))?;
+        Ok(config.resolve(path.parent().unwrap_or(Path::new(""))))
+    }
+
     /// Makes relative paths relative to `base`, the folder of the configuration file.
     #[must_use]
     pub fn resolve(mut self, base: &Path) -> Self {

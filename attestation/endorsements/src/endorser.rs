@@ -324,7 +324,8 @@ fn newer(item: &Item, old: Option<Document>, other: Document) -> Document {
 }
 
 /// The certificate of the key that signed a report; `None` when the report does not name its chip.
-pub(crate) fn vek_item(report: &Report, product: Product, kind: VekKind) -> Option<Item> {
+#[must_use]
+pub fn vek_item(report: &Report, product: Product, kind: VekKind) -> Option<Item> {
     let tcb: Tcb = report.reported_tcb;
     if kind == VekKind::Vlek {
         return Some(Item::Vlek { product, tcb });

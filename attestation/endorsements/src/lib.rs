@@ -33,7 +33,7 @@ mod source;
 pub use bundle::{Bundle, BundleError, MAX_BUNDLE_BYTES, MAX_BUNDLE_FILES};
 pub use config::{ConfigError, EndorsementsConfig, KdsConfig, PcsConfig};
 pub use document::{Document, MAX_DOCUMENT};
-pub use endorser::{Collateral, Endorser, SnpNeed, SnpSupply};
+pub use endorser::{Collateral, Endorser, SnpNeed, SnpSupply, vek_item};
 pub use http::{HttpLimits, HttpSource, Retry};
 pub use item::{IntelTee, Item, PckCa};
 pub use kds::Kds;

@@ -104,6 +104,7 @@ pub(crate) fn read(layout: &Path) -> Result<Bundle, BundleError> {
             bundle.add_file(&path, layer.read(layout, 2 * MAX_DOCUMENT)?)?;
         }
     }
+    bundle.finish();
     if found {
         return Ok(bundle);
     }
@@ -141,7 +142,7 @@ pub fn check_manifest(bytes: &[u8]) -> Result<usize, BundleError> {
 }
 
 /// Writes a bundle.
-pub(crate) fn write(bundle: &Bundle, layout: &Path) -> Result<(), BundleError> {
+pub(crate) fn write(bundle: &Bundle, layout: &Path) -> Result<String, BundleError> {
     if layout.join("index.json").exists() {
         return Err(BundleError::Oci {
             why: format!("{} holds a layout already: name another folder", layout.display()),
@@ -165,10 +166,12 @@ pub(crate) fn write(bundle: &Bundle, layout: &Path) -> Result<(), BundleError> {
     });
     let mut manifest = put(MANIFEST_TYPE, manifest.to_string().as_bytes())?;
     manifest.artifact_type = Some(ARTIFACT_TYPE.to_owned());
+    let digest = manifest.digest.clone();
     let index = json!({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": [manifest]});
     write_file(&layout.join("oci-layout"), br#"{"imageLayoutVersion":"1.0.0"}"#)?;
     // Last: with it the layout is whole.
-    write_file(&layout.join("index.json"), index.to_string().as_bytes())
+    write_file(&layout.join("index.json"), index.to_string().as_bytes())?;
+    Ok(digest)
 }
 
 fn parse<T: serde::de::DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<T, BundleError> {

@@ -3,7 +3,7 @@
 
 mod common;
 
-use axum::http::{HeaderMap, HeaderName};
+use axum::http::HeaderMap;
 use axum::response::{IntoResponse as _, Response};
 use common::*;
 use kata_cc_endorsements::{Bundle, EndorsementsConfig, IntelTee, Item, PckCa, SourceError};
@@ -11,56 +11,6 @@ use kata_cc_snp::verify::{Product, VekKind};
 use serde_json::Value;
 
 const FMSPC: [u8; 6] = [0xB0, 0xC0, 0x6F, 0, 0, 0];
-
-/// The recorded collateral of one quote.
-fn collateral() -> Option<Value> {
-    let bytes = kata_cc_test_vectors::read("tdx/quotes/v4-uptodate/collateral.json")?;
-    Some(serde_json::from_slice(&bytes).unwrap())
-}
-
-/// As in a URL.
-fn encoded(text: &str) -> String {
-    text.bytes()
-        .map(|byte| match byte {
-            b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'-' | b'.' | b'_' | b'~' => {
-                char::from(byte).to_string()
-            }
-            _ => format!("%{byte:02X}"),
-        })
-        .collect()
-}
-
-fn with_chain(header: &'static str, chain: &str, body: Vec<u8>) -> Response {
-    let mut headers = HeaderMap::new();
-    headers.insert(HeaderName::from_static(header), encoded(chain).parse().unwrap());
-    (headers, body).into_response()
-}
-
-/// What a PCCS answers.
-fn pccs(json: &Value, path: &str) -> Response {
-    let text = |name: &str| json[name].as_str().unwrap().to_owned();
-    let signed = |member: &str, part: &str| {
-        format!("{{\"{member}\":{},\"signature\":\"{}\"}}", text(part), text(&format!("{part}_signature")))
-            .into_bytes()
-    };
-    match path {
-        "/tdx/certification/v4/tcb?fmspc=B0C06F000000" => {
-            with_chain("tcb-info-issuer-chain", &text("tcb_info_issuer_chain"), signed("tcbInfo", "tcb_info"))
-        }
-        "/tdx/certification/v4/qe/identity" => with_chain(
-            "sgx-enclave-identity-issuer-chain",
-            &text("qe_identity_issuer_chain"),
-            signed("enclaveIdentity", "qe_identity"),
-        ),
-        "/sgx/certification/v4/pckcrl?ca=platform&encoding=der" => with_chain(
-            "sgx-pck-crl-issuer-chain",
-            &text("pck_crl_issuer_chain"),
-            hex::decode(text("pck_crl")).unwrap(),
-        ),
-        "/sgx/certification/v4/rootcacrl" => text("root_ca_crl").into_response(),
-        _ => status(404),
-    }
-}
 
 #[tokio::test]
 async fn collateral_comes_whole_and_byte_for_byte() {

@@ -95,7 +95,8 @@ impl Api {
                 info!(
                     %tee, status = "refused", reason = refusal.map(|r| r.reason.name()),
                     claim = refusal.and_then(|r| r.claim.as_deref()), seen = refusal.and_then(|r| r.seen.as_deref()),
-                    expected = refusal.and_then(|r| r.expected.as_deref()), %error, request_id = request_id(), "verdict"
+                    expected = refusal.and_then(|r| r.expected.as_deref()), %error,
+                    what_to_do = refusal.map(|r| r.reason.what_to_do()), request_id = request_id(), "verdict"
                 );
                 Err(error)
             }

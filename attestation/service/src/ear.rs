@@ -15,6 +15,8 @@ pub const PROFILE: &str = "tag:github.com,2024:confidential-containers/Trustee";
 pub const DEFAULT_ISSUER: &str = "CoCo-Attestation-Service";
 /// Member of a submod that lists what the attestation policy found. Ours.
 pub const FINDINGS: &str = "ear.kata-cc.findings";
+/// Member of a submod with findings: SHA-256 of the text of the policy that made them. Ours.
+pub const POLICY_DIGEST: &str = "ear.kata-cc.policy-digest";
 
 /// Most findings that a token carries.
 pub const MAX_FINDINGS: usize = 32;
@@ -106,6 +108,9 @@ impl TrustVector {
 /// One thing that an attestation policy compared.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Finding {
+    /// Member of the trust vector that it decides; empty when the policy does not say.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub rule: String,
     /// Claim, e.g. `measurement`.
     pub claim: String,
     /// Its value in the evidence.
@@ -146,6 +151,7 @@ impl std::fmt::Display for Finding {
 impl From<&crate::explain::Check> for Finding {
     fn from(check: &crate::explain::Check) -> Self {
         Self {
+            rule: check.rule.clone(),
             claim: check.claim.clone(),
             seen: check.seen.clone(),
             expected: check.expected.clone(),
@@ -179,6 +185,7 @@ impl Appraisal {
         });
         if !self.findings.is_empty() {
             submod[FINDINGS] = json!(self.findings);
+            submod[POLICY_DIGEST] = json!(self.checks.first().map(|check| check.policy.digest.as_str()));
         }
         for (name, value) in &self.extensions {
             if submod.get(name).is_none() {

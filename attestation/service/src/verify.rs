@@ -56,6 +56,38 @@ impl Reason {
             Self::Internal => "internal",
         }
     }
+
+    /// What to do about it, for whoever runs the guest or the service.
+    pub fn what_to_do(self) -> &'static str {
+        match self {
+            Self::Malformed => {
+                "have the guest send its evidence again, whole, in the form of the TEE that it names"
+            }
+            Self::TeeNotSupported => "use a service that verifies this TEE",
+            Self::SimulatedNotConfigured => {
+                "configure the root of the simulated platform, for tests only: its evidence proves nothing"
+            }
+            Self::SampleNotEnabled => "run the guest in a TEE; sample evidence is for trying out clients",
+            Self::UntrustedRoot => {
+                "hardware's evidence is believed under its maker's roots alone; a simulated platform's root must be configured"
+            }
+            Self::Signature => {
+                "have the host supply the certificates of this chip and firmware, or configure [endorsements]; if they are there, the evidence was changed"
+            }
+            Self::ReportData => "attest anew: this evidence was made for another nonce or key",
+            Self::InitData => {
+                "start the guest with the init-data that it sends, or have it send what it was started with"
+            }
+            Self::EventLog => {
+                "have the guest send quote and event log of the same moment: the log is of other measurements, or was changed"
+            }
+            Self::Collateral => "configure a source of current collateral in [endorsements]",
+            Self::Unacceptable => {
+                "evidence of this kind is never accepted: see the message for what to change"
+            }
+            Self::Internal => "look into the service's log",
+        }
+    }
 }
 
 /// A refusal: what was compared, what was seen and what was expected. Nothing in it is secret.

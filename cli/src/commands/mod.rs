@@ -3,6 +3,7 @@
 pub(crate) mod audit;
 pub(crate) mod broker;
 pub(crate) mod doctor;
+pub(crate) mod endorsements;
 pub(crate) mod evidence;
 pub(crate) mod explain;
 pub(crate) mod image;

@@ -65,20 +65,22 @@ pub(crate) fn run(command: Command, output: &Output) -> anyhow::Result<u8> {
     })
 }
 
-fn token_of(file: &Path) -> anyhow::Result<String> {
+/// The text of a token.
+pub(super) fn token_of(file: &Path) -> anyhow::Result<String> {
     let bytes = read_input(Some(file), MAX_TOKEN as u64)?;
     let text = std::str::from_utf8(&bytes).with_context(|| format!("{} is not text", file.display()))?;
     Ok(text.trim().to_owned())
 }
 
-fn trusted(arguments: &Verify) -> anyhow::Result<TokenVerifier> {
+/// What tokens are checked by.
+pub(super) fn trusted(jwks: &[PathBuf], certificates: &[PathBuf]) -> anyhow::Result<TokenVerifier> {
     let mut verifier = TokenVerifier::default();
-    for file in &arguments.jwks {
+    for file in jwks {
         let name = || format!("key set {}", file.display());
         let jwks: Value = serde_json::from_slice(&read_input(Some(file), MAX_TRUST)?).with_context(name)?;
         anyhow::ensure!(verifier.trust_jwks(&jwks) > 0, "{} holds no key that can be used", name());
     }
-    for file in &arguments.cert {
+    for file in certificates {
         let name = || format!("certificates {}", file.display());
         let added = verifier.trust_certificates(&read_input(Some(file), MAX_TRUST)?).with_context(name)?;
         anyhow::ensure!(added > 0, "{} holds no certificate", name());
@@ -92,7 +94,7 @@ fn verify(arguments: &Verify, output: &Output) -> anyhow::Result<u8> {
         Some(text) => OffsetDateTime::parse(text, &Rfc3339)
             .with_context(|| format!("{text:?} is no time in RFC 3339"))?,
     };
-    let (token, verifier) = (token_of(&arguments.file)?, trusted(arguments)?);
+    let (token, verifier) = (token_of(&arguments.file)?, trusted(&arguments.jwks, &arguments.cert)?);
     let claims = match verifier.verify(&token, now.unix_timestamp()) {
         Ok(claims) => claims,
         Err(error @ TokenError::Jws(JwsError::Format(_))) => return Err(error.into()),

@@ -29,7 +29,7 @@ pub use http::Endpoint;
 pub use key::{KeyAlgorithm, TeeKey};
 pub use rcar::{Attested, EvidenceProvider, GuestEvidence, KbsClient, KbsConfig};
 pub use retry::RetryPolicy;
-pub use service::ServiceClient;
+pub use service::{ServiceClient, explain_evidence};
 
 use std::time::Duration;
 

@@ -107,6 +107,25 @@ impl ServiceClient {
     }
 }
 
+/// Has an attestation service of ours judge evidence and say why (`POST {url}/api/v1/explain`). No token is issued, and nothing binds the
+/// evidence to this call. What the service refuses is [`ClientError::Refused`] with its reason as name.
+///
+/// # Errors
+/// When address or certificates cannot be used, the service is not reached, or refuses.
+pub async fn explain_evidence(
+    endpoint: &Endpoint,
+    tee: kata_cc_kbs_protocol::Tee,
+    evidence: &Value,
+) -> Result<Value, ClientError> {
+    let http = Http::new(endpoint, rcar::USER_AGENT)?;
+    let body = json!({"verification_requests": [{"tee": tee, "evidence": evidence}]});
+    let answer = http.send(http.at(Method::POST, "/api/v1/explain").json(&body)).await?;
+    if answer.status != StatusCode::OK {
+        return Err(answer.into_error("evidence"));
+    }
+    answer.json("evidence")
+}
+
 /// The answer is the token as text; that it is a JWT is looked at, what it says is for its reader.
 fn token_of(answer: &Answer) -> Result<Zeroizing<String>, ClientError> {
     let text = std::str::from_utf8(&answer.body).map(str::trim).unwrap_or_default();

@@ -16,6 +16,7 @@ use tracing::info;
 
 use super::{AdminCall, Shared, known_caller, number, only, query};
 use crate::audit;
+use crate::checks;
 use crate::error::ApiError;
 use crate::plugins::REPOSITORY;
 use crate::state::Kbs;
@@ -73,7 +74,8 @@ async fn release(
     let segments = path.segments().map(str::to_owned);
     let decision = kbs.policy.decide(&caller.token.document, "resource", &segments, &query).await?;
     if !decision.allow {
-        let error = ApiError::PolicyDeny(decision.explanation);
+        let checks = checks::of_claims(&caller.token.claims);
+        let error = ApiError::PolicyDeny { why: decision.explanation, checks };
         info!(resource = name, status, verdict = "denied", reason = %error, "resource");
         audit::refused(kbs, &caller, &decision.digest, &name, &error.to_string()).await?;
         return Err(error);

@@ -9,6 +9,7 @@ use tracing::{error, info};
 use super::{Access, Caller, Plugin, PluginError, PluginRequest, PluginResponse, resource};
 use crate::api::{self, AdminCall, Shared};
 use crate::audit;
+use crate::checks;
 use crate::error::ApiError;
 use crate::state::Kbs;
 
@@ -95,7 +96,8 @@ async fn release(
     };
     let decision = kbs.policy.decide(&guest.token.document, name, &request.path, &request.query).await?;
     if !decision.allow {
-        let error = ApiError::PolicyDeny(decision.explanation);
+        let checks = checks::of_claims(&guest.token.claims);
+        let error = ApiError::PolicyDeny { why: decision.explanation, checks };
         refused("denied", &error);
         audit::refused(kbs, &guest, &decision.digest, &target, &error.to_string()).await?;
         return Err(error);

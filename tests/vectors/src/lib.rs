@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 /// Where the vectors lie, from the checkout's folder or one above.
 const PLACE: &str = "shared/vectors";
 
-/// Variable that names, separated by commas, the parts that must be there: `vectors`, `postgres`, `pkcs11`, `xz`, `binaries`,
+/// Variable that names, separated by commas, the parts that must be there: `vectors`, `all-vectors` (each has a test), `postgres`, `pkcs11`, `xz`, `binaries`,
 /// `schemathesis`.
 pub const REQUIRE: &str = "KATA_CC_REQUIRE";
 

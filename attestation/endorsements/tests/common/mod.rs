@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::http::{HeaderMap, HeaderName, StatusCode, Uri};
 use axum::response::{IntoResponse as _, Response};
 use kata_cc_endorsements::{EndorsementsConfig, Endorser, HttpLimits, Item, KdsConfig, PcsConfig, Retry};
 use kata_cc_snp::verify::Product;
 use kata_cc_snp::{Report, Tcb};
+use serde_json::Value;
 
 /// 2025-09-01: within the validity of every certificate of the vectors.
 pub(crate) const NOW: u64 = 1_756_684_800;
@@ -125,4 +126,54 @@ pub(crate) fn config(server: &Server) -> EndorsementsConfig {
 
 pub(crate) fn endorser(config: &EndorsementsConfig) -> Endorser {
     config.build_with(limits(), retry()).unwrap()
+}
+
+/// The recorded collateral of one quote.
+pub(crate) fn collateral() -> Option<Value> {
+    let bytes = kata_cc_test_vectors::read("tdx/quotes/v4-uptodate/collateral.json")?;
+    Some(serde_json::from_slice(&bytes).unwrap())
+}
+
+/// As in a URL.
+pub(crate) fn encoded(text: &str) -> String {
+    text.bytes()
+        .map(|byte| match byte {
+            b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'-' | b'.' | b'_' | b'~' => {
+                char::from(byte).to_string()
+            }
+            _ => format!("%{byte:02X}"),
+        })
+        .collect()
+}
+
+pub(crate) fn with_chain(header: &'static str, chain: &str, body: Vec<u8>) -> Response {
+    let mut headers = HeaderMap::new();
+    headers.insert(HeaderName::from_static(header), encoded(chain).parse().unwrap());
+    (headers, body).into_response()
+}
+
+/// What a PCCS answers.
+pub(crate) fn pccs(json: &Value, path: &str) -> Response {
+    let text = |name: &str| json[name].as_str().unwrap().to_owned();
+    let signed = |member: &str, part: &str| {
+        format!("{{\"{member}\":{},\"signature\":\"{}\"}}", text(part), text(&format!("{part}_signature")))
+            .into_bytes()
+    };
+    match path {
+        "/tdx/certification/v4/tcb?fmspc=B0C06F000000" => {
+            with_chain("tcb-info-issuer-chain", &text("tcb_info_issuer_chain"), signed("tcbInfo", "tcb_info"))
+        }
+        "/tdx/certification/v4/qe/identity" => with_chain(
+            "sgx-enclave-identity-issuer-chain",
+            &text("qe_identity_issuer_chain"),
+            signed("enclaveIdentity", "qe_identity"),
+        ),
+        "/sgx/certification/v4/pckcrl?ca=platform&encoding=der" => with_chain(
+            "sgx-pck-crl-issuer-chain",
+            &text("pck_crl_issuer_chain"),
+            hex::decode(text("pck_crl")).unwrap(),
+        ),
+        "/sgx/certification/v4/rootcacrl" => text("root_ca_crl").into_response(),
+        _ => status(404),
+    }
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
+use kata_cc_endorsements::{Bundle, IntelTee, Item, PckCa};
 use kata_cc_snp::CertTable;
 use kata_cc_snp::certs::VekExtensions;
 use kata_cc_snp::evidence::{CertEntry, CertType};
@@ -20,7 +21,7 @@ use crate::commands::read_input;
 /// Most bytes of one file.
 const MAX_FILE: u64 = 1 << 20;
 /// Most files below a folder.
-const MAX_FILES: usize = 512;
+const MAX_FILES: usize = 4096;
 /// Folders below a folder: an offline store has one for each chip.
 const MAX_DEPTH: usize = 4;
 
@@ -45,15 +46,18 @@ impl Blob {
     }
 }
 
-/// What was read.
+/// What was read. Documents of an exported set (`kata-cc endorsements export`) are taken by their places, all others by what they say.
 #[derive(Debug, Default)]
 pub(super) struct Endorsements {
     pub(super) certificates: Vec<Certificate>,
     /// Revocation lists as they were given.
     pub(super) crls: Vec<(Crl, Vec<u8>)>,
     /// What Intel publishes about platforms, of each a bundle or a folder.
-    pub(super) collateral: Vec<Arc<Collateral>>,
+    pub(super) collateral: Vec<Known>,
 }
+
+/// Collateral, and for which platforms it is where that is known before anything is verified.
+pub(super) type Known = (Option<CollateralKey>, Arc<Collateral>);
 
 /// Read all files and folders.
 pub(super) fn read(paths: &[PathBuf]) -> anyhow::Result<Endorsements> {
@@ -88,7 +92,11 @@ fn list(folder: &Path, depth: usize, files: &mut Vec<PathBuf>) -> anyhow::Result
 
 impl Endorsements {
     fn add_folder(&mut self, folder: &Path) -> anyhow::Result<()> {
-        let mut all = Vec::new();
+        if folder.join("oci-layout").exists() {
+            // Its digests are checked: a layout that was changed is refused as a whole.
+            return self.add_bundle(&Bundle::load(folder)?);
+        }
+        let (mut all, mut bundle) = (Vec::new(), Bundle::default());
         list(folder, MAX_DEPTH, &mut all)?;
         for file in all {
             // The answers of Intel's service belong together: each names only a part of the collateral.
@@ -97,17 +105,54 @@ impl Endorsements {
                     |name: &str| Some(read_input(Some(&file.with_file_name(name)), MAX_FILE).ok()?.to_vec());
                 let collateral = Collateral::from_files(beside);
                 let collateral = collateral.with_context(|| format!("{} is incomplete", folder.display()))?;
-                self.collateral.push(Arc::new(collateral));
-            } else {
-                let _ = self.add(&read_input(Some(&file), MAX_FILE)?);
+                self.collateral.push((None, Arc::new(collateral)));
+                continue;
             }
+            let bytes = read_input(Some(&file), MAX_FILE)?;
+            let place = file.strip_prefix(folder).ok().and_then(Path::to_str);
+            match place.and_then(|place| Some((place, Item::from_path(place)?))) {
+                Some((place, item)) if !item.is_amd() => bundle.add_file(place, bytes.to_vec())?,
+                _ => {
+                    let _ = self.add(&bytes);
+                }
+            }
+        }
+        self.add_bundle(&bundle)
+    }
+
+    /// Add the documents of an exported set.
+    fn add_bundle(&mut self, bundle: &Bundle) -> anyhow::Result<()> {
+        for (item, document) in bundle.iter() {
+            match item {
+                Item::SnpChain { .. } => {
+                    self.certificates.extend(Certificate::chain_from_pem(&document.bytes)?);
+                }
+                // The same list is there for both kinds of keys.
+                Item::SnpCrl { .. } if self.crls.iter().any(|(_, known)| *known == document.bytes) => {}
+                item if item.is_amd() => self.add(&document.bytes)?,
+                Item::TcbInfo { tee: IntelTee::Tdx, fmspc } => self.add_platform(bundle, *fmspc)?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Add the collateral of a kind of platform, for each authority that has a list in the set.
+    fn add_platform(&mut self, bundle: &Bundle, fmspc: [u8; 6]) -> anyhow::Result<()> {
+        for ca in [PckCa::Platform, PckCa::Processor] {
+            let Some(collateral) = bundle.collateral(IntelTee::Tdx, fmspc, ca) else { continue };
+            let json = collateral
+                .to_json()
+                .map_err(|why| anyhow::anyhow!("collateral of FMSPC {} {why}", hex::encode_upper(fmspc)))?;
+            let collateral = Arc::new(Collateral::from_bundle(json.as_bytes())?);
+            self.collateral.push((Some(CollateralKey { fmspc, ca }), collateral));
         }
         Ok(())
     }
 
     fn add(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
         if bytes.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{') {
-            self.collateral.push(Arc::new(Collateral::from_bundle(bytes)?));
+            self.collateral.push((None, Arc::new(Collateral::from_bundle(bytes)?)));
             return Ok(());
         }
         if bytes.starts_with(b"-----BEGIN CERTIFICATE") {
@@ -200,13 +245,14 @@ fn belongs(report: &Report, extensions: &VekExtensions) -> bool {
 
 /// The collateral that was given, for a verifier to look up.
 #[derive(Debug)]
-pub(super) struct Given(pub(super) Vec<Arc<Collateral>>);
+pub(super) struct Given(pub(super) Vec<Known>);
 
 impl CollateralSource for Given {
     /// That of the platform, or any: the verifier finds out that it is of another kind, and says so.
     fn find(&self, key: &CollateralKey) -> Option<Arc<Collateral>> {
         let fmspc = hex::encode(key.fmspc);
-        let named = |one: &&Arc<Collateral>| one.tcb_info.text.to_ascii_lowercase().contains(&fmspc);
-        self.0.iter().find(named).or(self.0.first()).map(Arc::clone)
+        let exact = self.0.iter().find(|(known, _)| *known == Some(*key));
+        let named = |(_, one): &&Known| one.tcb_info.text.to_ascii_lowercase().contains(&fmspc);
+        exact.or_else(|| self.0.iter().find(named)).or(self.0.first()).map(|(_, one)| Arc::clone(one))
     }
 }

@@ -28,7 +28,7 @@ const TEE_TYPE_TDX: u32 = 0x81;
 
 /// TEEs as they are named on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(super) enum TeeName {
+pub(in crate::commands) enum TeeName {
     /// AMD SEV-SNP.
     Snp,
     /// Intel TDX.
@@ -61,7 +61,7 @@ impl TeeName {
 
 /// Evidence in the form that it came in.
 #[derive(Debug)]
-pub(super) enum Form {
+pub(in crate::commands) enum Form {
     /// A raw SNP report, and the certificates behind it.
     SnpReport(Box<Report>, CertTable),
     /// A raw TDX quote.
@@ -74,16 +74,16 @@ pub(super) enum Form {
 
 /// What was read.
 #[derive(Debug)]
-pub(super) struct Input {
+pub(in crate::commands) struct Input {
     /// Whose evidence it is.
-    pub(super) tee: Tee,
+    pub(in crate::commands) tee: Tee,
     /// In which form.
-    pub(super) form: Form,
+    pub(in crate::commands) form: Form,
 }
 
 impl Input {
     /// What it is, in words.
-    pub(super) fn kind(&self) -> String {
+    pub(in crate::commands) fn kind(&self) -> String {
         match &self.form {
             Form::SnpReport(_, table) if table.entries.is_empty() => "SNP attestation report".to_owned(),
             Form::SnpReport(_, _) => "SNP attestation report with a certificate table".to_owned(),
@@ -95,14 +95,15 @@ impl Input {
 }
 
 /// Read evidence from a file, `-` being standard input.
-pub(super) fn read(file: &Path, tee: Option<TeeName>, simulated: bool) -> anyhow::Result<Input> {
+pub(in crate::commands) fn read(file: &Path, tee: Option<TeeName>, simulated: bool) -> anyhow::Result<Input> {
     let bytes = read_input(Some(file), MAX_EVIDENCE)
         .with_context(|| format!("{} is not taken as evidence", file.display()))?;
     detect(&bytes, tee.map(TeeName::tee), simulated)
         .with_context(|| format!("{} cannot be read as evidence", file.display()))
 }
 
-fn detect(bytes: &[u8], tee: Option<Tee>, simulated: bool) -> anyhow::Result<Input> {
+/// Read evidence from bytes.
+pub(in crate::commands) fn detect(bytes: &[u8], tee: Option<Tee>, simulated: bool) -> anyhow::Result<Input> {
     ensure!(!bytes.is_empty(), "it is empty");
     let (seen, form) = if bytes.starts_with(hcl::MAGIC) {
         let hcl = HclReport::parse(bytes)?;
@@ -190,7 +191,7 @@ fn tee_of(value: &Value, named: Option<Tee>) -> anyhow::Result<Tee> {
 }
 
 /// The report and certificates inside SNP's JSON.
-pub(super) fn snp_parts(value: &Value) -> anyhow::Result<(Report, SnpEvidence)> {
+pub(in crate::commands) fn snp_parts(value: &Value) -> anyhow::Result<(Report, SnpEvidence)> {
     let evidence: SnpEvidence =
         serde::Deserialize::deserialize(value).context("it is no evidence of snp in Trustee's form")?;
     Ok((evidence.attestation_report.to_report()?, evidence))

@@ -9,14 +9,14 @@ use kata_cc_azure_vtpm::{AzureEvidence, Hardware, HclReport, VariableData};
 use kata_cc_kbs_protocol::initdata::InitData;
 use kata_cc_kbs_protocol::{Tee, base64_standard, base64_url};
 use kata_cc_snp::evidence::SnpEvidence;
-use kata_cc_verifier::{Evidence, ExpectedInitData, VerifierConfig};
+use kata_cc_verifier::{Evidence, ExpectedInitData, Verdict, VerifierConfig};
 use kata_cc_x509::Certificate;
 use serde_json::{Value, json};
 
-use super::VerifyArguments;
+use super::Given as Arguments;
 use super::certificates::{self, Endorsements, Given};
 use super::input::{self, Form, Input};
-use super::references;
+use super::references::{self, Requirement};
 use super::time;
 use super::verify::{Answer, Refused, is_simulated};
 use crate::commands::read_input;
@@ -27,13 +27,16 @@ const MAX_ROOT: u64 = 64 << 10;
 
 /// Everything that was read before anything is judged.
 #[derive(Debug)]
-pub(super) struct Judge {
-    input: Input,
+pub(in crate::commands) struct Judge {
+    /// What is judged.
+    pub(in crate::commands) input: Input,
     endorsements: Arc<Endorsements>,
     config: VerifierConfig,
     init_data: Option<Expected>,
-    references: Option<BTreeMap<String, Value>>,
-    at: u64,
+    /// By name.
+    pub(in crate::commands) references: Option<BTreeMap<String, Value>>,
+    /// Seconds since 1970.
+    pub(in crate::commands) at: u64,
 }
 
 /// Init-data as it was given.
@@ -44,9 +47,10 @@ enum Expected {
 }
 
 impl Judge {
-    pub(super) fn read(arguments: &VerifyArguments) -> anyhow::Result<Self> {
+    /// Read everything.
+    pub(in crate::commands) fn read(file: &Path, arguments: &Arguments) -> anyhow::Result<Self> {
         let simulated = !arguments.simulated_root.is_empty();
-        let input = input::read(&arguments.file, arguments.tee, simulated)?;
+        let input = input::read(file, arguments.tee, simulated)?;
         let endorsements = Arc::new(certificates::read(&arguments.endorsements)?);
         let mut config = VerifierConfig::default();
         if !endorsements.collateral.is_empty() {
@@ -73,29 +77,37 @@ impl Judge {
     }
 
     /// The verdict; everything in which the evidence falls short is in it.
-    pub(super) fn judge(&self, arguments: &VerifyArguments) -> Answer {
+    pub(super) fn judge(&self, arguments: &Arguments, requirements: &[Requirement]) -> Answer {
         let mut answer = Answer::new(self.input.kind(), self.input.tee, self.at);
+        match self.verify(arguments) {
+            Ok(verdict) => {
+                answer.tee = verdict.tee;
+                answer.simulated = is_simulated(verdict.tee);
+                self.compare(arguments, requirements, &verdict.claims, &mut answer);
+                answer.claims = Some(verdict.claims);
+            }
+            Err(refused) => answer.refusals.push(*refused),
+        }
+        answer
+    }
+
+    /// Signatures and binding alone: what the evidence says, if it is to be believed.
+    pub(in crate::commands) fn verify(&self, arguments: &Arguments) -> Result<Verdict, Box<Refused>> {
         if self.input.tee == Tee::Sample {
-            answer.refusals.push(Refused::new(
+            return Err(Box::new(Refused::new(
                 "sample-not-enabled",
                 "tee",
                 "sample evidence proves nothing: anybody can make it up".to_owned(),
                 "take evidence on hardware with a TEE",
-            ));
-            return answer;
+            )));
         }
         if let Form::Hcl(hcl) = &self.input.form {
-            answer.refusals.push(hcl_alone(hcl));
-            return answer;
+            return Err(Box::new(hcl_alone(hcl)));
         }
-        let evidence = match self.evidence() {
-            Ok(evidence) => evidence,
-            Err(error) => {
-                let advice = "take the evidence again, whole";
-                answer.refusals.push(Refused::new("malformed", "evidence", format!("{error:#}"), advice));
-                return answer;
-            }
-        };
+        let evidence = self.evidence().map_err(|error| {
+            let advice = "take the evidence again, whole";
+            Box::new(Refused::new("malformed", "evidence", format!("{error:#}"), advice))
+        })?;
         let input = Evidence {
             tee: self.input.tee,
             evidence: &evidence,
@@ -105,20 +117,11 @@ impl Judge {
                 Expected::Digest(digest) => ExpectedInitData::Digest(digest),
             }),
         };
-        match kata_cc_verifier::verify(&self.config, &input, self.at) {
-            Ok(verdict) => {
-                answer.tee = verdict.tee;
-                answer.simulated = is_simulated(verdict.tee);
-                self.compare(arguments, &verdict.claims, &mut answer);
-                answer.claims = Some(verdict.claims);
-            }
-            Err(refusal) => answer.refusals.push(Refused::from(&refusal)),
-        }
-        answer
+        kata_cc_verifier::verify(&self.config, &input, self.at).map_err(|refusal| Box::new((&refusal).into()))
     }
 
     /// Trustee's form of what was read, with the endorsements in it.
-    fn evidence(&self) -> anyhow::Result<Value> {
+    pub(in crate::commands) fn evidence(&self) -> anyhow::Result<Value> {
         let mut snp = match &self.input.form {
             Form::SnpReport(report, table) => SnpEvidence::new(report, table),
             Form::Json(value) if matches!(self.input.tee, Tee::Snp | Tee::SimSnp) => {
@@ -164,7 +167,13 @@ impl Judge {
         with
     }
 
-    fn compare(&self, arguments: &VerifyArguments, claims: &Value, answer: &mut Answer) {
+    fn compare(
+        &self,
+        arguments: &Arguments,
+        requirements: &[Requirement],
+        claims: &Value,
+        answer: &mut Answer,
+    ) {
         let tee = answer.tee;
         if let Some(values) = &self.references {
             let (checks, others) = references::compare(tee, claims, values);
@@ -180,30 +189,34 @@ impl Judge {
             }
             answer.checks.extend(checks);
         }
-        answer.checks.extend(arguments.require.iter().map(|requirement| requirement.check(tee, claims)));
-        if arguments.report_data.is_none() {
-            answer.warnings.push(
-                "report_data was not compared (--report-data): the evidence may be an old one, played back"
-                    .to_owned(),
-            );
-        }
+        answer.checks.extend(requirements.iter().map(|requirement| requirement.check(tee, claims)));
+        answer.warnings.extend(doubts(arguments, tee, claims));
         if self.init_data.is_none() && answer.checks.iter().all(|check| check.claim != "init_data") {
             answer.warnings.push("init_data was not compared (--init-data)".to_owned());
         }
-        let claim = |path: &str| claims.get(tee.name()).and_then(|claims| claims.pointer(path));
-        for path in ["/policy_debug_allowed", "/td_attributes/debug"] {
-            if claim(path).is_some_and(|value| *value == json!(true) || *value == json!("true")) {
-                answer
-                    .warnings
-                    .push("the host may debug this guest: it can read all of its memory".to_owned());
-            }
-        }
-        if let Some(status) =
-            claim("/tcb_status").and_then(Value::as_str).filter(|status| *status != "UpToDate")
-        {
-            answer.warnings.push(format!("the platform's TCB is {status}: see its advisory_ids"));
+    }
+}
+
+/// What is doubtful of evidence that verifies.
+pub(in crate::commands) fn doubts(arguments: &Arguments, tee: Tee, claims: &Value) -> Vec<String> {
+    let mut doubts = Vec::new();
+    if arguments.report_data.is_none() {
+        doubts.push(
+            "report_data was not compared (--report-data): the evidence may be an old one, played back"
+                .to_owned(),
+        );
+    }
+    let claim = |path: &str| claims.get(tee.name()).and_then(|claims| claims.pointer(path));
+    for path in ["/policy_debug_allowed", "/td_attributes/debug"] {
+        if claim(path).is_some_and(|value| *value == json!(true) || *value == json!("true")) {
+            doubts.push("the host may debug this guest: it can read all of its memory".to_owned());
         }
     }
+    if let Some(status) = claim("/tcb_status").and_then(Value::as_str).filter(|status| *status != "UpToDate")
+    {
+        doubts.push(format!("the platform's TCB is {status}: see its advisory_ids"));
+    }
+    doubts
 }
 
 /// A certificate as PEM, in lines of 64 characters (RFC 7468).

@@ -4,15 +4,15 @@
 //! read. What is believed and how is `kata-cc-verifier`'s, the same code as in key broker and attestation service.
 
 mod certificates;
-mod input;
-mod judge;
-mod page;
-mod references;
+pub(super) mod input;
+pub(super) mod judge;
+pub(super) mod page;
+pub(super) mod references;
 mod show_azure;
 mod show_snp;
 mod show_tdx;
-mod time;
-mod verify;
+pub(super) mod time;
+pub(super) mod verify;
 
 use std::path::PathBuf;
 
@@ -27,7 +27,7 @@ use serde_json::Value;
 use crate::output::{Output, Tone};
 
 /// Exit code for what cannot be read.
-const UNREADABLE: u8 = 2;
+pub(super) const UNREADABLE: u8 = 2;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
@@ -50,15 +50,26 @@ pub(crate) struct ShowArguments {
 pub(crate) struct VerifyArguments {
     /// SNP report, TDX quote, HCL report, or Trustee's evidence as JSON; `-` is standard input.
     file: PathBuf,
+    #[command(flatten)]
+    given: Given,
+    /// What a claim has to be: CLAIM=VALUE, CLAIM>=NUMBER or CLAIM<=NUMBER; may be repeated.
+    #[arg(long, value_name = "CLAIM=VALUE", value_parser = Requirement::parse)]
+    require: Vec<Requirement>,
+}
+
+/// What is given beside evidence that is to be judged.
+#[derive(Debug, Default, clap::Args)]
+pub(in crate::commands) struct Given {
     /// TEE that it is of; seen from the file without it.
     #[arg(long, value_enum)]
     tee: Option<TeeName>,
-    /// Certificates (PEM, DER, or a certificate table), revocation lists or collateral; a file or a folder, may be repeated.
+    /// Certificates (PEM, DER, or a certificate table), revocation lists or collateral; a file, a folder or an OCI layout of them
+    /// (`kata-cc endorsements export`), may be repeated.
     #[arg(long, value_name = "FILE|DIR")]
     endorsements: Vec<PathBuf>,
     /// Time to judge at: RFC 3339, a date, or seconds since 1970; now without it.
     #[arg(long, value_name = "TIME", value_parser = time::parse)]
-    at: Option<u64>,
+    pub(in crate::commands) at: Option<u64>,
     /// What the report data has to be, in hex; shorter than the field it is padded with zeros.
     #[arg(long, value_name = "HEX", value_parser = hex_bytes)]
     report_data: Option<Hex>,
@@ -68,12 +79,24 @@ pub(crate) struct VerifyArguments {
     /// Reference values: RVPS message, output of `kata-cc measure --json`, or a JSON object from names to values.
     #[arg(long, value_name = "FILE")]
     reference_values: Option<PathBuf>,
-    /// What a claim has to be: CLAIM=VALUE, CLAIM>=NUMBER or CLAIM<=NUMBER; may be repeated.
-    #[arg(long, value_name = "CLAIM=VALUE", value_parser = Requirement::parse)]
-    require: Vec<Requirement>,
     /// Root of a simulated platform (its ark.pem), whose evidence proves nothing; for tests, may be repeated.
     #[arg(long, value_name = "FILE")]
     simulated_root: Vec<PathBuf>,
+}
+
+impl Given {
+    /// The options that were given, but for the time, which is not of evidence alone.
+    pub(in crate::commands) fn options(&self) -> Vec<&'static str> {
+        let all = [
+            ("--tee", self.tee.is_some()),
+            ("--endorsements", !self.endorsements.is_empty()),
+            ("--report-data", self.report_data.is_some()),
+            ("--init-data", self.init_data.is_some()),
+            ("--reference-values", self.reference_values.is_some()),
+            ("--simulated-root", !self.simulated_root.is_empty()),
+        ];
+        all.into_iter().filter_map(|(name, given)| given.then_some(name)).collect()
+    }
 }
 
 /// Bytes from hex, as one argument.
@@ -96,7 +119,7 @@ pub(crate) fn run(command: &Command, output: &Output) -> anyhow::Result<u8> {
 }
 
 /// Tell why something cannot be read; the exit code says that it is not the evidence's fault.
-fn unreadable(error: &anyhow::Error, output: &Output) -> u8 {
+pub(super) fn unreadable(error: &anyhow::Error, output: &Output) -> u8 {
     output.error(error);
     UNREADABLE
 }
@@ -179,8 +202,8 @@ fn json_sections(tee: Tee, value: &Value) -> anyhow::Result<Vec<Section>> {
 }
 
 fn verify(arguments: &VerifyArguments, output: &Output) -> anyhow::Result<u8> {
-    let mut answer = match Judge::read(arguments) {
-        Ok(judge) => judge.judge(arguments),
+    let mut answer = match Judge::read(&arguments.file, &arguments.given) {
+        Ok(judge) => judge.judge(&arguments.given, &arguments.require),
         Err(error) => return Ok(unreadable(&error, output)),
     };
     let code = answer.conclude();

@@ -85,7 +85,7 @@ impl Page {
 }
 
 /// A value on one line, without JSON's quotes.
-pub(super) fn plain(value: &Value) -> String {
+pub(in crate::commands) fn plain(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::Bool(true) => "yes".to_owned(),

@@ -160,7 +160,7 @@ fn text_of(value: &Value) -> String {
 }
 
 /// Reference values from a file.
-pub(super) fn read(file: &Path) -> anyhow::Result<BTreeMap<String, Value>> {
+pub(in crate::commands) fn read(file: &Path) -> anyhow::Result<BTreeMap<String, Value>> {
     let bytes = read_input(Some(file), MAX_REFERENCES)?;
     parse(&bytes).with_context(|| format!("{} has no reference values", file.display()))
 }

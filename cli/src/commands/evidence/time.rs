@@ -4,7 +4,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 /// Seconds since 1970 from `2025-09-01T00:00:00Z`, `2025-09-01`, or a number of seconds.
-pub(super) fn parse(text: &str) -> Result<u64, String> {
+pub(in crate::commands) fn parse(text: &str) -> Result<u64, String> {
     let wrong = || {
         format!("expected a time such as 2025-09-01T00:00:00Z, a date, or seconds since 1970, seen {text:?}")
     };
@@ -17,12 +17,12 @@ pub(super) fn parse(text: &str) -> Result<u64, String> {
 }
 
 /// The time now.
-pub(super) fn now() -> u64 {
+pub(in crate::commands) fn now() -> u64 {
     u64::try_from(OffsetDateTime::now_utc().unix_timestamp()).unwrap_or(0)
 }
 
 /// In RFC 3339.
-pub(super) fn utc(seconds: u64) -> String {
+pub(in crate::commands) fn utc(seconds: u64) -> String {
     let time = i64::try_from(seconds).ok().and_then(|s| OffsetDateTime::from_unix_timestamp(s).ok());
     time.and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_else(|| format!("{seconds} s after 1970"))
 }

@@ -11,12 +11,12 @@ use super::time::utc;
 use crate::output::{Output, Tone, printable, table};
 
 /// What is said of simulated evidence, in every form of output.
-pub(super) const SIMULATED: &str = "SIMULATED: no hardware vouches for this. The host owns the key that signed it and the guest's memory; it protects nothing";
+pub(in crate::commands) const SIMULATED: &str = "SIMULATED: no hardware vouches for this. The host owns the key that signed it and the guest's memory; it protects nothing";
 
 /// Why evidence was refused.
 #[derive(Debug, Serialize)]
-pub(super) struct Refused {
-    reason: &'static str,
+pub(in crate::commands) struct Refused {
+    reason: String,
     claim: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     seen: Option<String>,
@@ -29,7 +29,7 @@ pub(super) struct Refused {
 impl From<&Refusal> for Refused {
     fn from(refusal: &Refusal) -> Self {
         Self {
-            reason: refusal.reason().name(),
+            reason: refusal.reason().name().to_owned(),
             claim: refusal.claim().to_owned(),
             seen: refusal.seen(),
             expected: refusal.expected(),
@@ -41,8 +41,14 @@ impl From<&Refusal> for Refused {
 
 impl Refused {
     /// A refusal of this command's own.
-    pub(super) fn new(reason: &'static str, claim: &str, message: String, what_to_do: &'static str) -> Self {
-        Self { reason, claim: claim.to_owned(), seen: None, expected: None, message, what_to_do }
+    pub(in crate::commands) fn new(
+        reason: &str,
+        claim: &str,
+        message: String,
+        what_to_do: &'static str,
+    ) -> Self {
+        let (reason, claim) = (reason.to_owned(), claim.to_owned());
+        Self { reason, claim, seen: None, expected: None, message, what_to_do }
     }
 }
 
@@ -168,15 +174,16 @@ impl Answer {
     }
 }
 
-pub(super) fn is_simulated(tee: Tee) -> bool {
+pub(in crate::commands) fn is_simulated(tee: Tee) -> bool {
     matches!(tee, Tee::SimSnp | Tee::SimTdx)
 }
 
-fn refusal_text(refused: &Refused, output: &Output) -> String {
+/// A refusal in full.
+pub(in crate::commands) fn refusal_text(refused: &Refused, output: &Output) -> String {
     let head = format!("refused by {}: {}", refused.claim, refused.message);
     let mut text = format!("\n{}\n", output.paint(Tone::Bad, &printable(&head)));
     let parts = [
-        ("reason", Some(refused.reason)),
+        ("reason", Some(refused.reason.as_str())),
         ("seen", refused.seen.as_deref()),
         ("expected", refused.expected.as_deref()),
         ("what to do", Some(refused.what_to_do)),

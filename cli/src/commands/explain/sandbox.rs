@@ -1,4 +1,4 @@
-//! `kata-cc explain`: how a sandbox started. Each stage with its time since the start and what it took, the tier and why,
+//! `kata-cc explain SANDBOX`: how a sandbox started. Each stage with its time since the start and what it took, the tier and why,
 //! the verdict, and for a refusal who refused, what was expected and what was seen.
 
 use kata_cc_sandbox::record::Stage;
@@ -7,14 +7,8 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::records::{self, Summary};
+use crate::commands::records::{self, Summary};
 use crate::output::{Output, Tone, printable};
-
-#[derive(Debug, clap::Args)]
-pub(crate) struct Arguments {
-    /// Sandbox, or the beginning of its id.
-    id: String,
-}
 
 /// A stage with its times.
 #[derive(Debug, PartialEq, Serialize)]
@@ -35,8 +29,8 @@ struct Explanation<'a> {
 }
 
 /// Print the explanation. Exit code 0 whatever became of the sandbox: the question was answered.
-pub(crate) fn explain(arguments: &Arguments, output: &Output) -> anyhow::Result<u8> {
-    let id = records::find(&arguments.id)?;
+pub(super) fn explain(id: &str, output: &Output) -> anyhow::Result<u8> {
+    let id = records::find(id)?;
     let (summary, stages) = Summary::read(&id)?;
     let explanation = Explanation { summary: &summary, stages: timed(&stages) };
     if output.json {
