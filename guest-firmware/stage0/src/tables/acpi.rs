@@ -208,6 +208,7 @@ mod tests {
         assert_eq!((sum(&real), u32_at(&real, 4) as usize), (0, real.len()));
         let (length, address) = (u64_at(&real, 40), u64_at(&real, 48));
         assert_eq!(length, log.len() as u64);
+        let length = u32::try_from(length).expect("a short log");
         let machine = Machine { vcpus: 1, ap_mailbox: None, event_log: Some((address, length)) };
         let (bytes, rsdp) = tables(&machine);
         let xsdt = at(&bytes, u64_at(&bytes, rsdp + 24));
