@@ -58,7 +58,8 @@ fn paths(answer: &Value) -> Vec<String> {
 /// The blob of a layout that holds `part`.
 fn blob_with(layout: &Path, part: &[u8]) -> PathBuf {
     let blobs = std::fs::read_dir(layout.join("blobs/sha256")).unwrap().map(|entry| entry.unwrap().path());
-    let holds = |path: &PathBuf| std::fs::read(path).unwrap().windows(part.len()).any(|window| window == part);
+    let holds =
+        |path: &PathBuf| std::fs::read(path).unwrap().windows(part.len()).any(|window| window == part);
     blobs.filter(holds).min_by_key(|path| std::fs::metadata(path).unwrap().len()).unwrap()
 }
 
@@ -66,7 +67,8 @@ fn blob_with(layout: &Path, part: &[u8]) -> PathBuf {
 fn what_is_exported_verifies_offline_and_a_changed_blob_is_refused() {
     let Some(report) = vector("snp/reports/milan-v3-a/report.bin") else { return };
     let vcek = vector("snp/reports/milan-v3-a/vcek.der").unwrap();
-    let (quote, tdx) = (vector("tdx/quotes/v4-uptodate/quote.bin").unwrap(), vector("tdx/quotes/v4-uptodate").unwrap());
+    let (quote, tdx) =
+        (vector("tdx/quotes/v4-uptodate/quote.bin").unwrap(), vector("tdx/quotes/v4-uptodate").unwrap());
     let node = Node::new();
     let (folder, oci) = (text(node.path("folder")), text(node.path("oci")));
     let written = json_of(&node, &["export", "--out", &folder, &vcek, &tdx]);
@@ -144,7 +146,9 @@ fn what_is_there_is_told() {
     let tdx = vector("tdx/quotes/v4-uptodate/collateral.json").unwrap();
     let node = Node::new();
     let shown = json_of(&node, &["show", &milan, &vlek, &tdx, "--at", THEN]);
-    let of = |kind: &str| shown["documents"].as_array().unwrap().iter().find(|one| one["kind"] == kind).unwrap().clone();
+    let of = |kind: &str| {
+        shown["documents"].as_array().unwrap().iter().find(|one| one["kind"] == kind).unwrap().clone()
+    };
     let vcek = of("vcek");
     assert_eq!((&vcek["product"], &vcek["state"]), (&json!("Milan"), &json!("current")), "{vcek}");
     assert!(vcek["chip_id"].as_str().unwrap().starts_with("a3fdc2c64dc299ab"), "{vcek}");
@@ -156,13 +160,24 @@ fn what_is_there_is_told() {
         assert!(of(kind)["until"].as_str().unwrap().starts_with("202"), "{shown}");
     }
     let told = endorsements(&node, 0, &["show", &milan, "--at", "2099-01-01"]).stdout;
-    has(&told, &["VCEK of Milan chip a3fdc2c64dc299ab", "chip    a3fdc2c6", "boot loader 4, tee 0, snp 24", "(expired)"]);
+    has(
+        &told,
+        &[
+            "VCEK of Milan chip a3fdc2c64dc299ab",
+            "chip    a3fdc2c6",
+            "boot loader 4, tee 0, snp 24",
+            "(expired)",
+        ],
+    );
     // Intermediates and roots that lie in files of their own are put together; a report without certificates has none.
     let shown = json_of(&node, &["show", &certs]);
     let chains = paths(&shown);
     assert_eq!(chains.len(), 6, "{chains:?}");
     for product in ["Milan", "Genoa", "Turin"] {
-        has(&chains.join("\n"), &[&format!("chain/vcek-{product}.pem"), &format!("chain/vlek-{product}.pem")]);
+        has(
+            &chains.join("\n"),
+            &[&format!("chain/vcek-{product}.pem"), &format!("chain/vlek-{product}.pem")],
+        );
     }
     let alone = vector("snp/certs/milan-ask.pem").unwrap();
     let ran = endorsements(&node, 0, &["show", &alone]);
@@ -218,12 +233,18 @@ fn the_certificates_that_evidence_brings_are_exported() {
     assert!(!node.path("none").exists());
     // Of another chip is not of this one.
     let genoa = vector("snp/reports/genoa-v5/vcek.der").unwrap();
-    has(&endorsements(&node, 1, &["export", "--out", &out, &raw, &genoa]).stderr, &["there is no VCEK of Milan"]);
+    has(
+        &endorsements(&node, 1, &["export", "--out", &out, &raw, &genoa]).stderr,
+        &["there is no VCEK of Milan"],
+    );
     // A simulated platform's are of no line that could be told apart.
     let platform = SimPlatform::create(&node.path("sim")).unwrap();
     let report = platform.report(&ReportRequest::default()).unwrap();
     let simulated = node.file("sim.bin", [report.to_vec(), platform.certificate_table()].concat());
-    has(&endorsements(&node, 2, &["export", "--out", &out, &simulated]).stderr, &["Simulated", "simulated platform"]);
+    has(
+        &endorsements(&node, 2, &["export", "--out", &out, &simulated]).stderr,
+        &["Simulated", "simulated platform"],
+    );
 }
 
 #[test]

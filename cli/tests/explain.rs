@@ -69,7 +69,8 @@ fn a_token_is_explained_and_believed_by_its_keys_alone() {
     let good = json!({"cpu0": submod("affirming", &json!({"executables": 3, "hardware": 2, "file-system": 0}), &json!(null))});
     let finding = json!({"rule": "executables", "claim": "measurement", "seen": "aa", "expected": ["bb", "cc"],
         "reference": "snp_launch_measurement", "what_to_do": "register it\u{1b}[2J"});
-    let bad = json!({"cpu0": submod("warning", &json!({"executables": 33, "hardware": 2}), &json!([finding]))});
+    let bad =
+        json!({"cpu0": submod("warning", &json!({"executables": 33, "hardware": 2}), &json!([finding]))});
     let (good, bad) = (issue("good", &good), issue("bad", &bad));
     let jwks = node.file("jwks.json", ours.jwks().to_string());
     let other = node.file("other.json", theirs.jwks().to_string());
@@ -80,7 +81,11 @@ fn a_token_is_explained_and_believed_by_its_keys_alone() {
         &[
             "verdict    warning\n",
             "cpu0 (snp)  warning",
-            "claim", "seen", "expected", "rule", "reference value",
+            "claim",
+            "seen",
+            "expected",
+            "rule",
+            "reference value",
             "  differs  measurement",
             "  ok       hardware",
             "  expected         one of bb, cc\n",
@@ -115,8 +120,11 @@ fn a_token_is_explained_and_believed_by_its_keys_alone() {
         has(&explain(&node, 1, arguments).stdout, &["verdict    refused\n", reason, "what to do"]);
     }
     // Devices count too; a token without findings, as Trustee's, tells its vector; without submods it is nothing.
-    let two = issue("two", &json!({"cpu0": submod("affirming", &json!({"hardware": 2}), &json!(null)),
-        "gpu0": submod("contraindicated", &json!({"hardware": 97}), &json!(null))}));
+    let two = issue(
+        "two",
+        &json!({"cpu0": submod("affirming", &json!({"hardware": 2}), &json!(null)),
+        "gpu0": submod("contraindicated", &json!({"hardware": 97}), &json!(null))}),
+    );
     let answer = as_json(&node, 1, &["--token", &two, "--jwks", &jwks]);
     assert_eq!(answer["status"], "contraindicated");
     assert_eq!(answer["submods"]["gpu0"]["explanation"][0]["seen"], 97);
@@ -160,7 +168,8 @@ fn evidence_is_appraised_offline() {
     let values = node.file("values.json", good.to_string());
     let evidence = ["--evidence", &report, "--endorsements", &vcek, "--at", THEN];
     let with = |more: &[&'static str], values: &str| -> Vec<String> {
-        let all = evidence.iter().chain(&["--reference-values", values]).chain(more);
+        let values = ["--reference-values", values];
+        let all = evidence.iter().chain(&values).chain(more);
         all.map(|word| (*word).to_owned()).collect()
     };
     let run = |code: i32, arguments: &[String]| {
@@ -179,10 +188,19 @@ fn evidence_is_appraised_offline() {
     let answer = run(1, &with(&[], &other));
     assert_eq!(answer["status"], "warning");
     let row = &answer["submods"]["cpu0"]["explanation"][0];
-    assert_eq!((&row["claim"], &row["ok"], &row["rule"]), (&json!("measurement"), &json!(false), &json!("executables")));
+    assert_eq!(
+        (&row["claim"], &row["ok"], &row["rule"]),
+        (&json!("measurement"), &json!(false), &json!("executables"))
+    );
     assert_eq!((&row["seen"], &row["expected"]), (&good["snp_launch_measurement"][0], &json!(["00", "11"])));
-    assert_eq!((&row["reference"]["name"], &row["reference"]["state"]), (&json!("snp_launch_measurement"), &json!("valid")));
-    assert_eq!((&row["policy"]["id"], row["policy"]["digest"].as_str().unwrap().len()), (&json!("default_cpu"), 64));
+    assert_eq!(
+        (&row["reference"]["name"], &row["reference"]["state"]),
+        (&json!("snp_launch_measurement"), &json!("valid"))
+    );
+    assert_eq!(
+        (&row["policy"]["id"], row["policy"]["digest"].as_str().unwrap().len()),
+        (&json!("default_cpu"), 64)
+    );
     has(row["what_to_do"].as_str().unwrap(), &["kata-cc measure --register"]);
     let text = explain(&node, 1, &[&evidence[..], &["--reference-values", &other]].concat()).stdout;
     has(
@@ -200,8 +218,12 @@ fn evidence_is_appraised_offline() {
     // Nothing is registered.
     let answer = as_json(&node, 1, &evidence);
     assert_eq!(answer["status"], "contraindicated");
-    let states: Vec<&Value> =
-        answer["submods"]["cpu0"]["explanation"].as_array().unwrap().iter().map(|row| &row["reference"]["state"]).collect();
+    let states: Vec<&Value> = answer["submods"]["cpu0"]["explanation"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| &row["reference"]["state"])
+        .collect();
     assert!(states.contains(&&json!("not-registered")), "{answer}");
     has(&answer["warnings"].to_string(), &["--reference-values"]);
 
@@ -228,9 +250,15 @@ fn evidence_is_appraised_offline() {
     let answer = as_json(&node, 1, &arguments);
     assert_eq!((&answer["status"], &answer["verified"]), (&json!("refused"), &json!(false)));
     assert_eq!((&answer["refusals"][0]["reason"], &answer["submods"]), (&json!("signature"), &json!({})));
-    has(&explain(&node, 1, &arguments).stdout, &["verdict    refused\n", "refused by signature", "what to do"]);
+    has(
+        &explain(&node, 1, &arguments).stdout,
+        &["verdict    refused\n", "refused by signature", "what to do"],
+    );
     let sample = node.file("sample.json", r#"{"svn": "1", "report_data": "AA=="}"#);
-    assert_eq!(as_json(&node, 1, &["--evidence", &sample, "--policy", &own])["refusals"][0]["reason"], "sample-not-enabled");
+    assert_eq!(
+        as_json(&node, 1, &["--evidence", &sample, "--policy", &own])["refusals"][0]["reason"],
+        "sample-not-enabled"
+    );
     for file in ["/nonexistent", own.as_str()] {
         explain(&node, 2, &["--evidence", file]);
     }
@@ -265,7 +293,10 @@ fn an_attestation_service_explains_evidence() {
     let text = explain(&node, 1, &["--evidence", &sample, "--as", &open]).stdout;
     has(&text, &[&format!("by {open}"), "launch_digest is not as it should be", "from rvps"]);
     let refused = as_json(&node, 1, &["--evidence", &sample, "--as", &strict]);
-    assert_eq!((&refused["status"], &refused["refusals"][0]["reason"]), (&json!("refused"), &json!("sample-not-enabled")));
+    assert_eq!(
+        (&refused["status"], &refused["refusals"][0]["reason"]),
+        (&json!("refused"), &json!("sample-not-enabled"))
+    );
     let nobody = format!("http://127.0.0.1:{}", common::closed_port());
     for arguments in [
         &["--evidence", &sample, "--as", &nobody][..],

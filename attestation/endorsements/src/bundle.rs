@@ -244,8 +244,7 @@ impl Bundle {
         let mut chains = Vec::new();
         for other in &mut self.authorities {
             let before = chains.len();
-            for (ask, ark) in
-                [(&new.certificate, &other.certificate), (&other.certificate, &new.certificate)]
+            for (ask, ark) in [(&new.certificate, &other.certificate), (&other.certificate, &new.certificate)]
             {
                 if let Some(item) = item_of_chain(ask, ark).filter(|_| ask.names_issuer(ark)) {
                     chains.push((item, pem(ask.der()) + &pem(ark.der())));

@@ -80,7 +80,10 @@ fn show(arguments: &ShowArguments, output: &Output) -> anyhow::Result<u8> {
 
 fn tell_skipped(bundle: &Bundle) {
     for name in bundle.skipped.iter().take(8) {
-        note(&format!("kata-cc: {} is left out: it is no endorsement, or lacks its other part", printable(name)));
+        note(&format!(
+            "kata-cc: {} is left out: it is no endorsement, or lacks its other part",
+            printable(name)
+        ));
     }
     if let Some(more) = bundle.skipped.len().checked_sub(8).filter(|more| *more > 0) {
         note(&format!("kata-cc: {more} more files are left out"));
@@ -123,7 +126,12 @@ fn export(arguments: &ExportArguments, output: &Output) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-fn done(arguments: &ExportArguments, documents: &[Described], digest: Option<&str>, output: &Output) -> String {
+fn done(
+    arguments: &ExportArguments,
+    documents: &[Described],
+    digest: Option<&str>,
+    output: &Output,
+) -> String {
     let form = if arguments.oci { "an OCI layout" } else { "a folder" };
     let head = format!("wrote {form} of {} documents to {}", documents.len(), arguments.out.display());
     let digest = digest.map(|digest| format!("artifact {digest}\n")).unwrap_or_default();
@@ -167,7 +175,9 @@ fn fetch(
     }
     for one in wanted {
         if let Some(lack) = one.lacks(bundle) {
-            bail!("{lack}: name a file or folder that has it, or a configuration of [endorsements] by --config FILE");
+            bail!(
+                "{lack}: name a file or folder that has it, or a configuration of [endorsements] by --config FILE"
+            );
         }
     }
     Ok(Vec::new())

@@ -59,11 +59,11 @@ impl Read {
     fn add(&mut self, path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
         let name = path.display().to_string();
         match detect(bytes, None, false) {
-            Ok(input) => return self.add_evidence(&name, &input),
-            Err(_) if self.add_document(&name, bytes)? => return Ok(()),
+            Ok(input) => self.add_evidence(&name, &input),
+            Err(_) if self.add_document(&name, bytes)? => Ok(()),
             Err(error) => match CertTable::parse(bytes) {
                 Ok(table) if !table.entries.is_empty() => {
-                    return self.add_blobs(&name, table.entries.iter().map(|(_, blob)| blob.as_slice()));
+                    self.add_blobs(&name, table.entries.iter().map(|(_, blob)| blob.as_slice()))
                 }
                 _ => bail!("it holds no endorsement and is no evidence ({error:#})"),
             },
@@ -85,7 +85,9 @@ impl Read {
                 self.add_report(name, report, table.entries.iter().map(|(_, blob)| blob.as_slice()))
             }
             (Form::TdxQuote(quote), _) => self.add_quote(quote),
-            (Form::Hcl(hcl), Tee::AzSnpVtpm) => self.add_report(name, &hcl.snp_report()?.1, std::iter::empty()),
+            (Form::Hcl(hcl), Tee::AzSnpVtpm) => {
+                self.add_report(name, &hcl.snp_report()?.1, std::iter::empty())
+            }
             (Form::Json(value), Tee::Snp) => {
                 let (report, evidence) = snp_parts(value)?;
                 let chain = evidence.cert_chain.unwrap_or_default();
@@ -117,9 +119,9 @@ impl Read {
         blobs: impl Iterator<Item = &'a [u8]>,
     ) -> anyhow::Result<()> {
         let blobs: Vec<&[u8]> = blobs.collect();
-        let product = blobs.iter().find_map(|blob| {
-            Product::of(report, Some(&Certificate::from_der_or_pem(blob).ok()?))
-        });
+        let product = blobs
+            .iter()
+            .find_map(|blob| Product::of(report, Some(&Certificate::from_der_or_pem(blob).ok()?)));
         let product = product.or_else(|| Product::of(report, None));
         self.add_blobs(name, blobs.into_iter())?;
         self.wanted.push(Wanted::Snp(Box::new(report.clone()), product));
@@ -197,14 +199,21 @@ impl Wanted {
     }
 
     /// Gets what is missing; gives what could not be had and is not needed.
-    pub(super) async fn fetch(&self, endorser: &Endorser, bundle: &mut Bundle) -> anyhow::Result<Vec<String>> {
+    pub(super) async fn fetch(
+        &self,
+        endorser: &Endorser,
+        bundle: &mut Bundle,
+    ) -> anyhow::Result<Vec<String>> {
         let lack = self.lacks(bundle);
         match self {
             Self::Tdx(_) if lack.is_none() => Ok(Vec::new()),
             Self::Tdx(key) => {
                 let got = endorser.collateral(IntelTee::Tdx, key.fmspc, key.ca).await;
                 let got = got.with_context(|| lack.clone().unwrap_or_default())?;
-                ensure!(bundle.add_collateral(got), "what was got for {key} is no collateral that belongs together");
+                ensure!(
+                    bundle.add_collateral(got),
+                    "what was got for {key} is no collateral that belongs together"
+                );
                 Ok(Vec::new())
             }
             Self::Snp(report, product) => {

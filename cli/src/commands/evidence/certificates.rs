@@ -141,9 +141,9 @@ impl Endorsements {
     fn add_platform(&mut self, bundle: &Bundle, fmspc: [u8; 6]) -> anyhow::Result<()> {
         for ca in [PckCa::Platform, PckCa::Processor] {
             let Some(collateral) = bundle.collateral(IntelTee::Tdx, fmspc, ca) else { continue };
-            let json = collateral.to_json().map_err(|why| {
-                anyhow::anyhow!("collateral of FMSPC {} {why}", hex::encode_upper(fmspc))
-            })?;
+            let json = collateral
+                .to_json()
+                .map_err(|why| anyhow::anyhow!("collateral of FMSPC {} {why}", hex::encode_upper(fmspc)))?;
             let collateral = Arc::new(Collateral::from_bundle(json.as_bytes())?);
             self.collateral.push((Some(CollateralKey { fmspc, ca }), collateral));
         }

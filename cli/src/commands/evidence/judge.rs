@@ -202,7 +202,8 @@ pub(in crate::commands) fn doubts(arguments: &Arguments, tee: Tee, claims: &Valu
     let mut doubts = Vec::new();
     if arguments.report_data.is_none() {
         doubts.push(
-            "report_data was not compared (--report-data): the evidence may be an old one, played back".to_owned(),
+            "report_data was not compared (--report-data): the evidence may be an old one, played back"
+                .to_owned(),
         );
     }
     let claim = |path: &str| claims.get(tee.name()).and_then(|claims| claims.pointer(path));

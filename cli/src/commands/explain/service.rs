@@ -38,8 +38,11 @@ pub(super) fn explain(file: &Path, url: &str, arguments: &Arguments) -> anyhow::
     let judge = Judge::read(file, &arguments.given)?;
     let mut answer = Explained::new(format!("{}, by {url}", judge.input.kind()), time::utc(judge.at));
     let certificates = arguments.service_cert.as_deref().map(read_text).transpose()?;
-    let endpoint =
-        Endpoint { url: url.to_owned(), certificates: certificates.into_iter().collect(), ..Endpoint::default() };
+    let endpoint = Endpoint {
+        url: url.to_owned(),
+        certificates: certificates.into_iter().collect(),
+        ..Endpoint::default()
+    };
     let evidence = judge.evidence()?;
     let told = block_on(async { Ok(explain_evidence(&endpoint, judge.input.tee, &evidence).await) })?;
     let told = match told {
@@ -60,7 +63,9 @@ pub(super) fn explain(file: &Path, url: &str, arguments: &Arguments) -> anyhow::
     if answer.submods.values().any(|part| simulated.contains(&part.tee)) {
         answer.warnings.push(SIMULATED.to_owned());
     }
-    answer.warnings.push("the service did not compare report_data: the evidence may be an old one, played back".to_owned());
+    answer.warnings.push(
+        "the service did not compare report_data: the evidence may be an old one, played back".to_owned(),
+    );
     answer.conclude();
     Ok(answer)
 }

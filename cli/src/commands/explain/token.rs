@@ -17,8 +17,7 @@ use crate::commands::evidence::verify::{Refused, SIMULATED, is_simulated};
 use crate::commands::token::{token_of, trusted};
 
 /// What is said of a token without keys.
-const UNVERIFIED: &str =
-    "UNVERIFIED: anybody can have written this token; give the service's key set by --jwks FILE (or --cert PEM)";
+const UNVERIFIED: &str = "UNVERIFIED: anybody can have written this token; give the service's key set by --jwks FILE (or --cert PEM)";
 
 pub(super) fn explain(file: &Path, arguments: &Arguments) -> anyhow::Result<Explained> {
     let at = arguments.given.at.unwrap_or_else(time::now);
@@ -33,7 +32,12 @@ pub(super) fn explain(file: &Path, arguments: &Arguments) -> anyhow::Result<Expl
             Ok(claims) => claims,
             Err(error @ TokenError::Jws(JwsError::Format(_))) => return Err(error.into()),
             Err(error) => {
-                answer.refusals.push(Refused::new(error.reason(), "token", error.to_string(), advice(&error)));
+                answer.refusals.push(Refused::new(
+                    error.reason(),
+                    "token",
+                    error.to_string(),
+                    advice(&error),
+                ));
                 return Ok(answer);
             }
         }
@@ -46,7 +50,9 @@ pub(super) fn explain(file: &Path, arguments: &Arguments) -> anyhow::Result<Expl
     let tees = || answer.submods.values().filter_map(|part| Tee::from_name(part.tee.as_deref()?));
     let (simulated, sample) = (tees().any(is_simulated), tees().any(|tee| tee == Tee::Sample));
     answer.warnings.extend(simulated.then(|| SIMULATED.to_owned()));
-    answer.warnings.extend(sample.then(|| "sample evidence proves nothing: anybody can make it up".to_owned()));
+    answer
+        .warnings
+        .extend(sample.then(|| "sample evidence proves nothing: anybody can make it up".to_owned()));
     if answer.submods.is_empty() {
         answer.warnings.push("the token has no submods: it says nothing about anybody".to_owned());
     }
@@ -65,8 +71,8 @@ fn advice(error: &TokenError) -> &'static str {
 fn part(submod: &Value) -> Part {
     let text = |name: &str| submod.get(name).and_then(Value::as_str).map(str::to_owned);
     let evidence = submod.get("ear.veraison.annotated-evidence").and_then(Value::as_object);
-    let tee = evidence.into_iter().flatten().map(|(name, _)| name);
-    let tee = tee.filter(|name| Tee::from_name(name).is_some()).cloned().next();
+    let mut names = evidence.into_iter().flatten().map(|(name, _)| name);
+    let tee = names.find(|name| Tee::from_name(name).is_some()).cloned();
     let measurement = evidence.zip(tee.as_ref()).and_then(|(evidence, tee)| evidence.get(tee));
     let measurement = measurement.and_then(|claims| claims.get("measurement")?.as_str()).map(str::to_owned);
     let vector = submod.get("ear.trustworthiness-vector").cloned().unwrap_or(Value::Null);
