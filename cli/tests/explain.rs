@@ -168,8 +168,8 @@ fn evidence_is_appraised_offline() {
     let values = node.file("values.json", good.to_string());
     let evidence = ["--evidence", &report, "--endorsements", &vcek, "--at", THEN];
     let with = |more: &[&'static str], values: &str| -> Vec<String> {
-        let references = ["--reference-values", values];
-        let all = evidence.iter().chain(&references).chain(more);
+        let values = ["--reference-values", values];
+        let all = evidence.iter().chain(&values).chain(more);
         all.map(|word| (*word).to_owned()).collect()
     };
     let run = |code: i32, arguments: &[String]| {

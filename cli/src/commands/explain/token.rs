@@ -71,8 +71,8 @@ fn advice(error: &TokenError) -> &'static str {
 fn part(submod: &Value) -> Part {
     let text = |name: &str| submod.get(name).and_then(Value::as_str).map(str::to_owned);
     let evidence = submod.get("ear.veraison.annotated-evidence").and_then(Value::as_object);
-    let mut tee = evidence.into_iter().flatten().map(|(name, _)| name);
-    let tee = tee.find(|name| Tee::from_name(name).is_some()).cloned();
+    let mut names = evidence.into_iter().flatten().map(|(name, _)| name);
+    let tee = names.find(|name| Tee::from_name(name).is_some()).cloned();
     let measurement = evidence.zip(tee.as_ref()).and_then(|(evidence, tee)| evidence.get(tee));
     let measurement = measurement.and_then(|claims| claims.get("measurement")?.as_str()).map(str::to_owned);
     let vector = submod.get("ear.trustworthiness-vector").cloned().unwrap_or(Value::Null);
