@@ -4,6 +4,8 @@
 //! [`crate::image`], `image_guest_pull`. A block device with a read-only file system (EROFS, squashfs) that is a
 //! container's root becomes the lower layer of an overlay whose upper layer is in memory: [`mount_rootfs`].
 //!
+//! A disk with the driver option `encryption_key=ephemeral` becomes an encrypted volume ([`crate::volume`]).
+//!
 //! A storage of a container is mounted in that container's bundle or below `sandbox/`, one of the sandbox below
 //! `sandbox/` only, and no symbolic link is followed on the way: nothing that the host names can hide or alias the guest's
 //! own folders, copied files, or another container's. What may lie there is the policy's business.
