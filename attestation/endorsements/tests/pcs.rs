@@ -4,7 +4,7 @@
 mod common;
 
 use axum::http::HeaderMap;
-use axum::response::{IntoResponse as _, Response};
+use axum::response::IntoResponse as _;
 use common::*;
 use kata_cc_endorsements::{Bundle, EndorsementsConfig, IntelTee, Item, PckCa, SourceError};
 use kata_cc_snp::verify::{Product, VekKind};
