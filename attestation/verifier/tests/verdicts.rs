@@ -272,7 +272,7 @@ fn evidence_of_other_tees_is_refused_by_name() {
     for (tee, evidence) in [(Tee::Tpm, tpm), (Tee::Sgx, sgx)] {
         let input = Evidence { tee, evidence: &evidence, report_data: None, init_data: None };
         let refused = verify(&VerifierConfig::default(), &input, THEN).unwrap_err();
-        assert_eq!(refused.reason(), Reason::UnsupportedTee, "{refused}");
+        assert_eq!(refused.reason(), Reason::TeeNotSupported, "{refused}");
         let text = refused.to_string();
         assert!(text.starts_with(&format!("no verifier for evidence of '{}'", tee.name())), "{text}");
     }
