@@ -1,5 +1,5 @@
-//! Every bit of a valid quote, and at least one of every byte of its collateral, flipped one at a time: each flip is refused, but for those in text
-//! that no signature covers, and these change nothing of the verdict.
+//! Every bit of a valid quote, and at least one of every byte of its collateral, flipped one at a time: each flip is refused, but for
+//! those in text that no signature covers, and these change nothing of the verdict.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod common;
