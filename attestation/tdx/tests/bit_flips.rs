@@ -1,5 +1,5 @@
-//! Every bit of a valid quote, and of its collateral, flipped one at a time: each flip is refused, but for those in text
-//! that no signature covers, and these change nothing of the verdict.
+//! Every bit of a valid quote, and at least one of every byte of its collateral, flipped one at a time: each flip is refused, but for
+//! those in text that no signature covers, and these change nothing of the verdict.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod common;
@@ -108,7 +108,8 @@ fn every_length_but_the_whole_is_refused() {
     }
 }
 
-/// Every byte of the long parts, each at another bit than the one before it: every bit would take minutes.
+/// Every byte of the long parts, each at another bit than the one before it: every bit would take a minute of processor time. Of the
+/// short parts it is every bit.
 const STRIDE: usize = 7;
 
 /// Flips every `step`th bit of one part of the collateral; gives how many flips were accepted with the same meaning.
@@ -137,7 +138,7 @@ fn flip_part(
 }
 
 #[test]
-fn every_bit_of_the_collateral_counts() {
+fn every_byte_of_the_collateral_counts() {
     let Some(case) = Case::load("v4-uptodate") else { return };
     let whole = case.collateral();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).ok();
@@ -175,7 +176,7 @@ type Set = fn(&mut Collateral, Vec<u8>) -> bool;
 
 /// Chains are PEM: as in the quote, flips outside of the certificates change nothing.
 #[test]
-fn every_bit_of_the_issuer_chains_counts_or_changes_nothing() {
+fn every_byte_of_the_issuer_chains_counts_or_changes_nothing() {
     let Some(case) = Case::load("v4-uptodate") else { return };
     let whole = case.collateral();
     let sets: [(&[u8], Set); 2] = [
