@@ -5,7 +5,7 @@ mod common;
 
 use std::process::{Command, Stdio};
 
-use common::{Node, closed_port, minimal_kernel, oci_layout};
+use common::{Node, closed_port, minimal_kernel, oci_layout, stage0_image};
 
 /// Every command, and options that its help must name.
 const COMMANDS: &[(&[&str], &[&str])] = &[
@@ -191,6 +191,7 @@ fn a_bad_configuration_is_refused_by_place_and_name() {
 fn a_guest_that_cannot_be_measured_is_refused() {
     let node = Node::new();
     node.fails(&["measure"], &["vmlinux", "No such file", "KATA_CC_SHARE_DIR"]);
+    node.file("share/stage0", stage0_image());
     let initramfs = node.file("initramfs", vec![7; 5000]);
     for (name, bytes) in [
         ("empty", vec![]),
@@ -216,15 +217,17 @@ fn what_is_launched_decides_the_digest() {
     let node = Node::new();
     let kernel = node.file("kernel", minimal_kernel());
     let initramfs = node.file("initramfs", vec![7; 5000]);
+    node.file("share/stage0", stage0_image());
     let measure = |more: &[&str]| {
         node.json(&[&["measure", "--kernel", &kernel, "--initramfs", &initramfs], more].concat())
     };
     let digest = |more: &[&str]| measure(more)["launch_digest"].as_str().unwrap().to_owned();
     let first = digest(&[]);
     assert_eq!((first.len(), &first), (96, &digest(&[])), "the same guest has the same digest");
-    for other in [&["--cpus", "3"][..], &["--memory", "3G"], &["--cmdline-append", "x=1"]] {
+    for other in [&["--cpus", "3"][..], &["--cmdline-append", "x=1"]] {
         assert_ne!(first, digest(other), "{other:?}");
     }
+    assert_eq!(first, digest(&["--memory", "3G"]), "memory is the host's to choose");
     // Init-data is no part of the digest; it has a field of its own.
     let data = node.file("initdata.toml", "algorithm = \"sha256\"\nversion = \"0.1.0\"\n[data]\n");
     let with_data = measure(&["--init-data", &data]);

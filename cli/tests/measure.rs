@@ -3,18 +3,8 @@
 
 mod common;
 
-use common::{Node, minimal_kernel};
+use common::{Node, minimal_kernel, stage0_image};
 use serde_json::{Value, json};
-
-/// An image of stage0 as far as a launch looks at it: header, code that is not run, two pages of working memory.
-fn stage0_image() -> Vec<u8> {
-    let mut image = vec![0x90; 0x3000];
-    image[16..24].copy_from_slice(b"KCCIMG0\0");
-    for (at, value) in [(24, 1u32), (28, 0x3000), (32, 0x2000), (36, 0)] {
-        image[at..at + 4].copy_from_slice(&value.to_le_bytes());
-    }
-    image
-}
 
 /// A node with everything that is launched.
 struct Files {
@@ -150,8 +140,9 @@ fn a_document_that_lies_is_refused() {
 fn what_makes_no_sense_is_refused_with_advice() {
     let files = Files::new();
     let direct = ["measure", "--kernel", &files.kernel, "--initramfs", &files.initramfs];
+    // Each has the node's own firmware where none is named.
     for more in [&["--tee", "snp"][..], &["--explain"], &["--cpu", "EPYC"]] {
-        files.node.fails(&[&direct[..], more].concat(), &["--firmware"]);
+        files.node.fails(&[&direct[..], more].concat(), &["share/stage0", "KATA_CC_SHARE_DIR"]);
     }
     let arguments = files.arguments(&["--tee", "tdx", "--cpu", "EPYC"]);
     files.node.fails(&arguments, &["leave --cpu out"]);
@@ -186,7 +177,7 @@ fn ovmf_images_have_their_published_digests() {
         answer["launch_digest"],
         "803f691094946e42068aaa3a8f9e26a5c89f36f7b73ecfb28c653360fe4b3aba7e534442e7e1e17895dfe778d0228977"
     );
-    let image = vectors.join("tdx/mrtd/synthetic-a.fd");
+    let image = kata_cc_test_vectors::path("tdx/mrtd/synthetic-a.fd").unwrap();
     let answer = node.json(&["measure", "--tee", "tdx", "--ovmf", image.to_str().unwrap()]);
     assert_eq!(
         answer["launch_digest"],

@@ -373,7 +373,7 @@ fn administration_names_field_and_reason() {
             dry_run,
             json!({"resource": "a/b/c", "claims": claims, "policy": "package"}).to_string(),
             400,
-            None,
+            Some("policy"),
             "does not compile",
         ),
         (
@@ -429,7 +429,7 @@ fn administration_names_field_and_reason() {
             "GET /kbs/v0/admin/resources/a/..%2f/c/history",
             String::new(),
             404,
-            None,
+            Some("path"),
             "resource path",
         ),
         (
@@ -457,7 +457,7 @@ fn administration_names_field_and_reason() {
             "reference value a/b does not exist",
         ),
         ("method", "PATCH /kbs/v0/admin/resources", String::new(), 405, None, "does not take that method"),
-        ("nothing", "GET /kbs/v1", String::new(), 404, None, "/kbs/v1"),
+        ("nothing", "GET /kbs/v1", String::new(), 404, Some("path"), "/kbs/v1"),
     ] {
         let reply = exchange(to, &request(line, JSON, body.as_bytes()));
         check(what, &reply, status, reason);

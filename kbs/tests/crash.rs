@@ -17,7 +17,7 @@ use common::client::Client;
 use common::load::{Chance, Written, configure, logged, open_to_guests, platform, policy, value};
 use common::records::Records;
 use common::{Guest, Server};
-use kata_cc_kbs_client::{AdminClient, KbsClient, KbsConfig};
+use kata_cc_kbs_client::{AdminClient, KbsClient, KbsConfig, RetryPolicy};
 use kata_cc_kbs_protocol::ResourcePath;
 use kata_cc_store::audit::{PublicKey, session_label, verify_export};
 use kata_cc_store::{Store, StoreKey, VersionInfo};
@@ -26,7 +26,7 @@ use tokio::task::JoinHandle;
 const ROUNDS: u64 = 200;
 /// Most steps that are acknowledged before the end, and the longest time after them in microseconds: the end comes anywhere in the
 /// step that is under way then.
-const STEPS: u64 = 8;
+const STEPS: u64 = 24;
 const LONGEST: u64 = 5_000;
 const WRITERS: [&str; 2] = ["default/writer/a", "default/writer/b"];
 
@@ -37,7 +37,10 @@ fn path(text: &str) -> ResourcePath {
 }
 
 fn guest(server: &Server, guest: &Guest) -> KbsClient {
-    let config = KbsConfig { endpoint: server.endpoint.clone(), allow_http: true, ..KbsConfig::default() };
+    // Who is killed is not asked again: the next round has another.
+    let retry = RetryPolicy { deadline: Duration::ZERO, ..RetryPolicy::default() };
+    let config =
+        KbsConfig { endpoint: server.endpoint.clone(), allow_http: true, retry, ..KbsConfig::default() };
     KbsClient::new(config, Arc::new(guest.clone())).unwrap()
 }
 
@@ -72,7 +75,7 @@ async fn nothing_is_lost(client: &KbsClient, admin: &AdminClient, load: &Load, w
     load.policies.lock().unwrap().found(found);
 }
 
-/// What the load knows it did.
+/// What the load knows it did. Its reader has attested before, or it would seldom get to its first release.
 #[derive(Default, Clone)]
 struct Load {
     written: [Shared<Written>; 2],
@@ -89,7 +92,7 @@ impl Load {
         &self,
         server: &Server,
         dir: &Path,
-        guests: &Guests,
+        (guests, reader): (&Guests, KbsClient),
         round: u64,
         steps: &Arc<AtomicU64>,
     ) -> Vec<JoinHandle<()>> {
@@ -124,7 +127,7 @@ impl Load {
                 count();
             }
         }));
-        let (client, released) = (Arc::new(guest(server, &guests.evidence)), Arc::clone(&self.released));
+        let (client, released) = (reader, Arc::clone(&self.released));
         let (name, count) = (format!("default/round/{round}"), counted());
         tasks.push(tokio::spawn(async move {
             while let Ok(seen) = client.get_resource(&path(&name)).await {
@@ -185,7 +188,7 @@ async fn what_was_acknowledged_survives_kill_9() {
         let client = guest(&server, &guests.evidence);
         nothing_is_lost(&client, &server.admin(&dir), &load, &format!("round {round}")).await;
         let steps = Arc::new(AtomicU64::new(0));
-        let tasks = load.start(&server, &dir, &guests, round, &steps);
+        let tasks = load.start(&server, &dir, (&guests, client), round, &steps);
         let enough = chance.below(STEPS);
         for _ in 0..60_000 {
             if steps.load(Ordering::Relaxed) >= enough {

@@ -162,3 +162,13 @@ pub fn minimal_kernel() -> Vec<u8> {
     elf.extend(std::iter::repeat_n(0x90, 0x1000));
     elf
 }
+
+/// An image of stage0 as far as a launch looks at it: header, code that is not run, two pages of working memory.
+pub fn stage0_image() -> Vec<u8> {
+    let mut image = vec![0x90; 0x3000];
+    image[16..24].copy_from_slice(b"KCCIMG0\0");
+    for (at, value) in [(24, 1u32), (28, 0x3000), (32, 0x2000), (36, 0)] {
+        image[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    }
+    image
+}

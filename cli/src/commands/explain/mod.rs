@@ -25,10 +25,10 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FILE")]
     token: Option<PathBuf>,
     /// Key set (JWKS) by which the token is verified, offline; several may be given.
-    #[arg(long, value_name = "FILE", requires = "token")]
+    #[arg(long, value_name = "FILE", requires = "token", conflicts_with_all = ["evidence", "id"])]
     jwks: Vec<PathBuf>,
     /// Certificates (PEM) to which the token's own (x5c) have to lead; several may be given.
-    #[arg(long, value_name = "PEM", requires = "token")]
+    #[arg(long, value_name = "PEM", requires = "token", conflicts_with_all = ["evidence", "id"])]
     cert: Vec<PathBuf>,
     /// Evidence to verify and appraise offline instead; `-` is standard input.
     #[arg(long, value_name = "FILE")]
@@ -36,10 +36,10 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     given: Given,
     /// Attestation policy (Rego) for the evidence; the built-in one without it.
-    #[arg(long, value_name = "FILE", requires = "evidence")]
+    #[arg(long, value_name = "FILE", requires = "evidence", conflicts_with_all = ["token", "id"])]
     policy: Option<PathBuf>,
     /// Have an attestation service judge the evidence, by its own policy and reference values.
-    #[arg(long = "as", value_name = "URL", requires = "evidence", conflicts_with = "policy")]
+    #[arg(long = "as", value_name = "URL", requires = "evidence", conflicts_with_all = ["policy", "token", "id"])]
     service: Option<String>,
     /// PEM of the certificate (or its root) that the service is known by; nothing else is trusted.
     #[arg(long = "as-cert", value_name = "FILE", requires = "service")]
