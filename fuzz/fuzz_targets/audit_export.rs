@@ -35,7 +35,8 @@ fuzz_target!(|data: &[u8]| {
 /// What was told of a log holds when it is demanded, and another key or end does not.
 fn told_again(log: &[u8], whole: &Whole) {
     let key = PublicKey::parse(&whole.public_key).expect("a key as it was told");
-    let mut known: Known = format!("{}:{}", whole.records, whole.head).parse().expect("an end as it was told");
+    let mut known: Known =
+        format!("{}:{}", whole.records, whole.head).parse().expect("an end as it was told");
     assert_eq!(verify_export(log, Some(&key), Some(&known)).expect("what was told"), *whole);
     let other = PublicKey::parse(&"5a".repeat(32)).expect("digits");
     assert!(key == other || verify_export(log, Some(&other), None).is_err());
@@ -73,7 +74,9 @@ fn record(line: &[u8]) -> Option<(&str, Vec<u8>)> {
     let text = std::str::from_utf8(line).ok()?;
     // Wrapped, as it will stand: serde_json reads so many levels only.
     let wrapped: Value = serde_json::from_str(&format!("{{\"record\":{text}}}")).ok()?;
-    let value = wrapped.get("record").filter(|value| value.is_object() && wrapped.as_object().is_some_and(|all| all.len() == 1))?;
+    let value = wrapped
+        .get("record")
+        .filter(|value| value.is_object() && wrapped.as_object().is_some_and(|all| all.len() == 1))?;
     Some((text, serde_json_canonicalizer::to_vec(value).ok()?))
 }
 

@@ -20,7 +20,10 @@ fuzz_target!(|bytes: &[u8]| {
     let used = bytes.len() - rest.len();
     if read.is_ok() {
         // What was read is a header, and not a byte of what follows it.
-        assert!(bytes.starts_with(b"PROXY ") && bytes[..used].ends_with(b"\r\n") || bytes.starts_with(b"\r\n\r\n\0\r\nQUIT\n"));
+        assert!(
+            bytes.starts_with(b"PROXY ") && bytes[..used].ends_with(b"\r\n")
+                || bytes.starts_with(b"\r\n\r\n\0\r\nQUIT\n")
+        );
     }
     assert!(used <= 16 + 4096);
 });

@@ -14,7 +14,13 @@ static SOURCES: LazyLock<Sources> = LazyLock::new(|| {
     let key = VerifyingKey::from_jwk(&key.jwk()).expect("its public half");
     let subjects = [("vmlinux".to_owned(), "kernel".to_owned())].into();
     Sources {
-        trusted: vec![TrustedSource { name: "x".to_owned(), key, names: Vec::new(), subjects, builder: None }],
+        trusted: vec![TrustedSource {
+            name: "x".to_owned(),
+            key,
+            names: Vec::new(),
+            subjects,
+            builder: None,
+        }],
     }
 });
 

@@ -1,8 +1,8 @@
 //! CPUID pages of SEV-SNP guests: one that passes leaves nothing out that the guest relies upon.
 #![no_main]
 
-use kata_cc_stage0::snp::cpuid::{CpuidTable, Registers};
 use kata_cc_stage0::exception::Frame;
+use kata_cc_stage0::snp::cpuid::{CpuidTable, Registers};
 use kata_cc_stage0::snp::vc::handle;
 use libfuzzer_sys::fuzz_target;
 

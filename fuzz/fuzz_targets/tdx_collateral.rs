@@ -8,7 +8,8 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|data: &[u8]| {
     // The documents, which are read only when their signature is right.
     if let Ok(info) = serde_json::from_slice::<TcbInfo>(data) {
-        let _ = (info.level(&[255; 16], u16::MAX, &[255; 16]), info.level(&[0; 16], 0, &[0; 16]), info.module(1));
+        let _ =
+            (info.level(&[255; 16], u16::MAX, &[255; 16]), info.level(&[0; 16], 0, &[0; 16]), info.module(1));
     }
     let _ = serde_json::from_slice::<QeIdentity>(data);
     // The same bytes as each file of the service.

@@ -9,7 +9,8 @@ fuzz_target!(|data: &[u8]| {
         for algorithm in [SignatureAlgorithm::EcdsaP256Sha256, SignatureAlgorithm::RsaPssSha384] {
             let _ = certificate.signed_by(&certificate, algorithm);
         }
-        let _ = (certificate.check_authority(), certificate.check_end_entity(), certificate.key_fingerprint());
+        let _ =
+            (certificate.check_authority(), certificate.check_end_entity(), certificate.key_fingerprint());
     }
     if let Ok(crl) = Crl::from_der_or_pem(data) {
         assert!(!(crl.is_empty() && crl.revokes(&[1])));
