@@ -159,7 +159,9 @@ impl Drop for Broker {
 fn spawn(folder: &std::path::Path) -> anyhow::Result<Child> {
     let log = std::fs::File::create(folder.join("bench.log"))?;
     let mut command = Command::new("taskset");
+    // As the service's unit and the image start it.
     command
+        .envs([("MIMALLOC_PURGE_DELAY", "0"), ("MIMALLOC_ARENA_EAGER_COMMIT", "0")])
         .args(["-c", "0"])
         .arg(kata_cc_tests::binaries().join("kbs"))
         .arg("-c")
