@@ -100,9 +100,8 @@ pub(crate) struct HttpServer {
 impl HttpServer {
     /// Networks of the balancers.
     pub(crate) fn proxies(&self) -> Result<Vec<ipnet::IpNet>, ConfigError> {
-        let networks =
-            self.trusted_proxies.iter().map(|text| kata_cc_attestation_service::serve::network(text));
-        networks.collect::<Result<_, _>>().map_err(|why| ConfigError::Value(format!("http_server.{why}")))
+        let networks = kata_cc_attestation_service::serve::networks(&self.trusted_proxies);
+        networks.map_err(|why| ConfigError::Value(format!("http_server.{why}")))
     }
 }
 

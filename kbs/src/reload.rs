@@ -81,7 +81,7 @@ async fn try_reload(
     if let (Some(tls), Some(credentials)) = (tls, credentials) {
         tls.exchange(credentials);
     }
-    kbs.sources.sources.store(Arc::new(sources));
+    kbs.attestation_api.sources.store(Arc::new(sources));
     kbs.gate.store(Arc::new(gate));
     kbs.requests.set_rate(config.limits.requests());
     kbs.failures.set_rate(config.limits.failures());

@@ -33,8 +33,8 @@ pub(crate) struct Kbs {
     pub(crate) service: Arc<AttestationService>,
     /// Its interface, for administrators.
     pub(crate) attestation: axum::Router,
-    /// Whose keys may sign reference values is in there.
-    pub(crate) sources: Arc<Api>,
+    /// Its parts, among them whose keys may sign reference values.
+    pub(crate) attestation_api: Arc<Api>,
     pub(crate) policy: ResourcePolicy,
     pub(crate) sessions: Sessions,
     /// Tokens that were shown lately.
@@ -158,7 +158,7 @@ impl Kbs {
             max_request: (config.http_server.payload_request_size as usize) << 20,
             tokens,
             attestation: rest::router(Arc::clone(&api)),
-            sources: api,
+            attestation_api: api,
             service,
             store,
         }))

@@ -12,7 +12,7 @@ use common::client::Client;
 use common::load::{configure, open_to_guests, platform, value};
 use common::raw::{exchange, request};
 use common::{Guest, Server};
-use database::{Postgres, holds};
+use database::{Postgres, each_file_below, holds};
 use kata_cc_attestation_service::jws::SigningKey;
 use kata_cc_kbs_protocol::{base64_standard, from_base64_standard, from_base64_url};
 use kata_cc_sim_tee::SimPlatform;
@@ -107,26 +107,16 @@ async fn use_it(server: &Server, dir: &Path, evidence: &Guest) -> Vec<Secret> {
 
 /// No file below a folder but those that hold keys on purpose has any of them.
 fn none_below(folder: &Path, secrets: &[Secret]) -> usize {
-    let (mut folders, mut files) = (vec![folder.to_owned()], 0);
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-                continue;
-            }
-            let named = |known: &str| path.file_name().is_some_and(|name| name == known);
-            // Sockets cannot be read.
-            let Ok(bytes) = std::fs::read(&path) else { continue };
-            if KEY_FILES.into_iter().any(named) {
-                continue;
-            }
-            files += 1;
-            for (name, secret) in secrets {
-                assert!(!holds(&bytes, secret), "{} holds: {name}", path.display());
-            }
+    let mut files = 0;
+    each_file_below(folder, |path, bytes| {
+        if KEY_FILES.into_iter().any(|known| path.file_name().is_some_and(|name| name == known)) {
+            return;
         }
-    }
+        files += 1;
+        for (name, secret) in secrets {
+            assert!(!holds(bytes, secret), "{} holds: {name}", path.display());
+        }
+    });
     files
 }
 

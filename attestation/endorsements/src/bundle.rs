@@ -487,7 +487,8 @@ fn item_of_vek(certificate: &Certificate) -> Option<Item> {
 }
 
 /// A certificate as PEM, in lines of 64 characters (RFC 7468).
-fn pem(der: &[u8]) -> String {
+#[must_use]
+pub fn pem(der: &[u8]) -> String {
     let text = base64_standard(der);
     let mut pem = "-----BEGIN CERTIFICATE-----\n".to_owned();
     for (index, character) in text.chars().enumerate() {

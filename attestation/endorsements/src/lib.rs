@@ -30,7 +30,7 @@ mod offline;
 mod pcs;
 mod source;
 
-pub use bundle::{Bundle, BundleError, MAX_BUNDLE_BYTES, MAX_BUNDLE_FILES};
+pub use bundle::{Bundle, BundleError, MAX_BUNDLE_BYTES, MAX_BUNDLE_FILES, pem};
 pub use config::{ConfigError, EndorsementsConfig, KdsConfig, PcsConfig};
 pub use document::{Document, MAX_DOCUMENT};
 pub use endorser::{Collateral, Endorser, SnpNeed, SnpSupply, vek_item};

@@ -20,7 +20,8 @@ async fn service(store: &Store) -> AttestationService {
     AttestationService::new(store.clone(), verifier, TokenBroker::new(key, "test", 5)).await.unwrap()
 }
 
-async fn records(store: &Store) -> Vec<Value> {
+/// What is on record, the oldest first.
+pub(crate) async fn records(store: &Store) -> Vec<Value> {
     let mut export = Vec::new();
     store.audit().export(&mut export).await.unwrap();
     let lines = String::from_utf8(export).unwrap();

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use ipnet::IpNet;
 use kata_cc_attestation_service::ear::DEFAULT_ISSUER;
-use kata_cc_attestation_service::serve::network;
+use kata_cc_attestation_service::serve::networks;
 use kata_cc_attestation_service::sources::Sources;
 use kata_cc_attestation_service::store::{PostgresOptions, PostgresTls, Store, StoreKey, read_secret};
 use kata_cc_attestation_service::trusted::ReferenceValuesConfig;
@@ -186,7 +186,7 @@ impl Config {
 
     /// Networks of the balancers.
     pub(crate) fn proxies(&self) -> anyhow::Result<Vec<IpNet>> {
-        self.trusted_proxies.iter().map(|text| network(text).map_err(anyhow::Error::msg)).collect()
+        networks(&self.trusted_proxies).map_err(anyhow::Error::msg)
     }
 
     /// Checks what a type does not say.

@@ -6,6 +6,7 @@ use std::time::Instant;
 use futures::FutureExt as _;
 use serde_json::{Value, json};
 
+use crate::audit_test::records;
 use crate::jws::{JwsError, SigningKey};
 use crate::keys::{KeyFile, signing_key};
 use crate::service::{AttestationService, ServiceError};
@@ -32,14 +33,6 @@ fn token(service: &AttestationService) -> String {
 
 fn signing(service: &AttestationService) -> Value {
     service.jwks()["keys"][0]["kid"].clone()
-}
-
-async fn records(store: &Store) -> Vec<Value> {
-    let mut export = Vec::new();
-    store.audit().export(&mut export).await.unwrap();
-    let lines = String::from_utf8(export).unwrap();
-    let lines = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    lines.filter_map(|mut line| line.get_mut("record").map(Value::take)).collect()
 }
 
 #[tokio::test]

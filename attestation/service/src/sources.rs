@@ -380,18 +380,26 @@ struct Manifest {
     kernel: Option<String>,
 }
 
+/// Name of the reference value that the launch digest of a tier becomes. Simulated tiers have names of their own: what was
+/// registered for a test says nothing about hardware.
+#[must_use]
+pub fn launch_value(tier: &str) -> Option<&'static str> {
+    Some(match tier {
+        "snp" => "snp_launch_measurement",
+        "tdx" => "mr_td",
+        "sim-snp" => "sim_snp_launch_measurement",
+        "sim-tdx" => "sim_mr_td",
+        _ => return None,
+    })
+}
+
 fn manifest(payload: &str, expires: Option<i64>) -> Result<Registration, SourceError> {
     let wrong = |why: &dyn std::fmt::Display| payload_error("manifest", why);
     let bytes = any_base64(payload).ok_or_else(|| wrong(&"it is not base64 of at most 1 MiB"))?;
     let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|e| wrong(&e))?;
-    let name = match manifest.tier.as_str() {
-        "snp" => "snp_launch_measurement",
-        "tdx" => "mr_td",
-        // Of their own: what was registered for a test says nothing about hardware.
-        "sim-snp" => "sim_snp_launch_measurement",
-        "sim-tdx" => "sim_mr_td",
-        tier => return Err(wrong(&format_args!("tier {tier:?} has no launch digest"))),
-    };
+    let tier = manifest.tier.as_str();
+    let name =
+        launch_value(tier).ok_or_else(|| wrong(&format_args!("tier {tier:?} has no launch digest")))?;
     for (what, text, bytes) in
         [("launch_digest", &manifest.launch_digest, 48..=48), ("host_data", &manifest.host_data, 32..=48)]
     {

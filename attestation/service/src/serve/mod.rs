@@ -31,7 +31,7 @@ use crate::problem::Problem;
 use door::{Door, Knock, Visitor};
 
 pub use door::{ClientCertificate, Peer};
-pub use proxy::{ProxyError, network, read as read_proxy_header};
+pub use proxy::{ProxyError, networks, read as read_proxy_header};
 pub use rpc::serve_rpc;
 
 /// Time of a request until it is answered 408 by whoever knows its id: the outermost layer of a router.
@@ -276,7 +276,7 @@ mod tests {
             per_peer: 2,
             request: Duration::from_secs(60),
             handshake: Duration::from_millis(500),
-            trusted_proxies: vec![network("127.0.0.9").unwrap()],
+            trusted_proxies: networks(&["127.0.0.9".to_owned()]).unwrap(),
             ..limits()
         };
         let (address, _stop, _task) = server(trusted).await;

@@ -43,10 +43,18 @@ pub enum ProxyError {
     Invalid,
 }
 
-/// A network out of a configuration: `10.0.0.0/8`, or one address.
-pub fn network(text: &str) -> Result<IpNet, String> {
+/// One network: `10.0.0.0/8`, or one address.
+pub(super) fn network(text: &str) -> Result<IpNet, String> {
     let read = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
     read.ok_or_else(|| format!("trusted_proxies: {text:?} is neither an address nor a network (10.0.0.0/8)"))
+}
+
+/// All networks of a configuration.
+///
+/// # Errors
+/// Which text is none.
+pub fn networks(texts: &[String]) -> Result<Vec<IpNet>, String> {
+    texts.iter().map(|text| network(text)).collect()
 }
 
 /// Reads the header at the begin of a connection, and not a byte more. `None` when the proxy speaks for itself (it looks whether this

@@ -225,10 +225,9 @@ pub fn holds(bytes: &[u8], secret: &[u8]) -> bool {
     forms(secret).iter().any(|form| bytes.windows(form.len()).any(|w| w == form.as_slice()))
 }
 
-/// No file below `folder` holds `secret` in any form.
-pub fn assert_not_below(folder: &Path, secret: &[u8]) {
+/// All files below `folder` that can be read, which sockets cannot, with what is in them.
+pub fn each_file_below(folder: &Path, mut see: impl FnMut(&Path, &[u8])) {
     let mut folders = vec![folder.to_owned()];
-    let mut files = 0;
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
@@ -236,11 +235,19 @@ pub fn assert_not_below(folder: &Path, secret: &[u8]) {
                 folders.push(path);
                 continue;
             }
-            // Sockets cannot be read.
-            let Ok(bytes) = std::fs::read(&path) else { continue };
-            files += 1;
-            assert!(!holds(&bytes, secret), "{} holds a secret", path.display());
+            if let Ok(bytes) = std::fs::read(&path) {
+                see(&path, &bytes);
+            }
         }
     }
+}
+
+/// No file below `folder` holds `secret` in any form.
+pub fn assert_not_below(folder: &Path, secret: &[u8]) {
+    let mut files = 0;
+    each_file_below(folder, |path, bytes| {
+        files += 1;
+        assert!(!holds(bytes, secret), "{} holds a secret", path.display());
+    });
     assert!(files > 0);
 }

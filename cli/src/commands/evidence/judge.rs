@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use kata_cc_azure_vtpm::{AzureEvidence, Hardware, HclReport, VariableData};
+use kata_cc_endorsements::pem;
 use kata_cc_kbs_protocol::initdata::InitData;
 use kata_cc_kbs_protocol::{Tee, base64_standard, base64_url};
 use kata_cc_snp::evidence::SnpEvidence;
@@ -217,19 +218,6 @@ pub(in crate::commands) fn doubts(arguments: &Arguments, tee: Tee, claims: &Valu
         doubts.push(format!("the platform's TCB is {status}: see its advisory_ids"));
     }
     doubts
-}
-
-/// A certificate as PEM, in lines of 64 characters (RFC 7468).
-fn pem(der: &[u8]) -> String {
-    let text = base64_standard(der);
-    let mut pem = "-----BEGIN CERTIFICATE-----\n".to_owned();
-    for (index, character) in text.chars().enumerate() {
-        if index > 0 && index % 64 == 0 {
-            pem.push('\n');
-        }
-        pem.push(character);
-    }
-    pem + "\n-----END CERTIFICATE-----\n"
 }
 
 fn names(all: &[String]) -> String {

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::Context;
+use kata_cc_attestation_service::sources::launch_value;
 use kata_cc_kbs_protocol::Tee;
 use kata_cc_kbs_protocol::admin::{ReferenceValueList, ReferenceValueMessage};
 use serde::Serialize;
@@ -174,12 +175,7 @@ fn parse(bytes: &[u8]) -> anyhow::Result<BTreeMap<String, Value>> {
         serde_json::from_value::<ReferenceValueMessage>(value)?.values()?
     } else if has("launch_digest") {
         let text = |name: &str| object.get(name).and_then(Value::as_str);
-        let digest = match text("tier") {
-            Some("tdx") => "mr_td",
-            Some("sim-tdx") => "sim_mr_td",
-            Some("sim-snp") => "sim_snp_launch_measurement",
-            _ => "snp_launch_measurement",
-        };
+        let digest = text("tier").and_then(launch_value).unwrap_or("snp_launch_measurement");
         let pairs = [(digest, text("launch_digest")), ("init_data", text("host_data"))];
         pairs.into_iter().filter_map(|(name, text)| Some((name.to_owned(), json!([text?])))).collect()
     } else if object.contains_key("reference_values") {
