@@ -56,10 +56,6 @@ use crate::state::Kbs;
 use kata_cc_daemon::telemetry::{self, Telemeter};
 use kata_cc_daemon::{hardening, notify};
 
-/// Requests make many small values of all sizes, on few threads: glibc's allocator took an eighth of the time of a release.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Key broker: hands secrets to guests that proved by remote attestation what they are.
 #[derive(Debug, Parser)]
 #[command(name = "kbs", version)]

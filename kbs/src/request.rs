@@ -154,9 +154,14 @@ pub(crate) fn json_body(headers: &HeaderMap, body: &[u8]) -> Result<Value, ApiEr
     Ok(strict::parse(body)?)
 }
 
-/// Reads a JSON body into a type that knows all its members.
+/// Reads a JSON body, an object, into a type that knows all its members.
 pub(crate) fn parse<T: serde::de::DeserializeOwned>(headers: &HeaderMap, body: &[u8]) -> Result<T, ApiError> {
     let value = json_body(headers, body)?;
+    // serde would take an array too, member by member in the order of the type's.
+    if !value.is_object() {
+        let seen = strict::kind(&value);
+        return Err(ApiError::Body(strict::BodyError::Json(format!("expected an object, seen {seen}"))));
+    }
     T::deserialize(&value).map_err(|e| {
         let text = e.to_string();
         match wrong_member::<T>(&value, &text) {
@@ -201,6 +206,22 @@ pub(crate) fn check_media_type(headers: &HeaderMap) -> Result<(), ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_body_is_an_object() {
+        #[derive(Debug, serde::Deserialize)]
+        struct One {
+            #[expect(dead_code, reason = "it is only read")]
+            policy: String,
+        }
+        let parse = |body: &str| parse::<One>(&HeaderMap::new(), body.as_bytes());
+        assert!(parse(r#"{"policy": "p"}"#).is_ok());
+        for (body, seen) in [(r#"["p"]"#, "an array"), ("[]", "an array"), ("null", "null"), ("1", "a number")] {
+            let error = parse(body).unwrap_err().to_string();
+            assert!(error.contains(&format!("expected an object, seen {seen}")), "{error}");
+        }
+        assert!(parse("{}").unwrap_err().to_string().contains("policy"));
+    }
 
     #[test]
     fn media_types() {

@@ -157,6 +157,43 @@ impl Engine {
         })
     }
 
+    /// Appends records if the log still ends as is expected, and commits: one exchange with the database, since whoever waits for it on
+    /// a busy runtime waits for his turn after each. False when the log ends otherwise, and nothing was done.
+    pub(crate) async fn append_audit(&self, append: AuditAppend<'_>) -> Result<bool, StoreError> {
+        let AuditAppend { generation, before, after, time, signature, rows } = append;
+        let (before, after) = ((column(before.0), before.1.to_vec()), (column(after.0), after.1.to_vec()));
+        let state = values![after.0, after.1, time, signature, generation, before.0, before.1];
+        match self {
+            Self::Sqlite(pool, turn) => {
+                let _turn = Arc::clone(turn).lock_owned().await;
+                let mut connection = pool.acquire().await?;
+                let sql = "BEGIN IMMEDIATE; \
+                           UPDATE store_state SET audit_seq = $1, audit_hash = $2, audit_time = $3, audit_signature = $4 \
+                           WHERE id = 1 AND generation = $5 AND audit_seq = $6 AND audit_hash = $7 RETURNING id; \
+                           INSERT INTO audit (seq, record, hash) \
+                           SELECT value ->> 0, value ->> 1, unhex(value ->> 2) FROM json_each($8) \
+                           WHERE EXISTS (SELECT 1 FROM store_state WHERE id = 1 AND audit_seq = $1 AND audit_hash = $2); \
+                           COMMIT";
+                let done = query!(sql, state).bind(json_rows(&rows)).fetch_all(&mut *connection).await;
+                if done.is_err() {
+                    // It may hold a transaction that did not end; closed, it does not.
+                    let _ = connection.close().await;
+                }
+                Ok(!done?.is_empty())
+            }
+            Self::Postgres(pool) => {
+                let sql = "WITH head AS (UPDATE store_state \
+                           SET audit_seq = $1, audit_hash = $2, audit_time = $3, audit_signature = $4 \
+                           WHERE id = 1 AND generation = $5 AND audit_seq = $6 AND audit_hash = $7 RETURNING id) \
+                           INSERT INTO audit (seq, record, hash) \
+                           SELECT * FROM UNNEST($8::bigint[], $9::text[], $10::bytea[]) WHERE EXISTS (SELECT 1 FROM head)";
+                let (numbers, records, hashes) = columns(rows);
+                let query = query!(sql, state).bind(numbers).bind(records).bind(hashes);
+                Ok(query.execute(pool).await?.rows_affected() > 0)
+            }
+        }
+    }
+
     /// Closes all connections.
     pub(crate) async fn close(&self) {
         match self {
@@ -164,6 +201,37 @@ impl Engine {
             Self::Postgres(pool) => pool.close().await,
         }
     }
+}
+
+/// Number, text and hash of an audit record.
+pub(crate) type AuditRow = (i64, String, Vec<u8>);
+
+/// What is appended to the audit log at once, and between which ends (number and hash) of it.
+#[derive(Debug)]
+pub(crate) struct AuditAppend<'a> {
+    pub(crate) generation: i64,
+    pub(crate) before: (u64, &'a [u8]),
+    pub(crate) after: (u64, &'a [u8]),
+    pub(crate) time: &'a str,
+    pub(crate) signature: Vec<u8>,
+    pub(crate) rows: Vec<AuditRow>,
+}
+
+/// Records as SQLite takes them: an array of arrays, hashes in hexadecimal.
+fn json_rows(rows: &[AuditRow]) -> String {
+    let rows: Vec<_> = rows.iter().map(|(seq, record, hash)| (seq, record, hex::encode(hash))).collect();
+    serde_json::to_string(&rows).unwrap_or_default()
+}
+
+/// Records as PostgreSQL takes them: an array of each column.
+fn columns(rows: Vec<AuditRow>) -> (Vec<i64>, Vec<String>, Vec<Vec<u8>>) {
+    let (mut numbers, mut records, mut hashes) = (Vec::new(), Vec::new(), Vec::new());
+    for (seq, record, hash) in rows {
+        numbers.push(seq);
+        records.push(record);
+        hashes.push(hash);
+    }
+    (numbers, records, hashes)
 }
 
 /// A transaction; dropped without [`commit`](Self::commit) it did not happen.
@@ -212,23 +280,15 @@ impl Tx {
     }
 
     /// Inserts records of the audit log, all with one statement.
-    pub(crate) async fn insert_audit(&mut self, rows: Vec<(i64, String, Vec<u8>)>) -> Result<(), StoreError> {
+    pub(crate) async fn insert_audit(&mut self, rows: Vec<AuditRow>) -> Result<(), StoreError> {
         match self {
             Self::Sqlite(tx, _) => {
-                let rows: Vec<_> =
-                    rows.iter().map(|(seq, record, hash)| (seq, record, hex::encode(hash))).collect();
-                let rows = serde_json::to_string(&rows).unwrap_or_default();
                 let sql = "INSERT INTO audit (seq, record, hash) \
                            SELECT value ->> 0, value ->> 1, unhex(value ->> 2) FROM json_each($1)";
-                sqlx::query(sql).bind(rows).execute(&mut **tx).await?;
+                sqlx::query(sql).bind(json_rows(&rows)).execute(&mut **tx).await?;
             }
             Self::Postgres(tx) => {
-                let (mut numbers, mut records, mut hashes) = (Vec::new(), Vec::new(), Vec::new());
-                for (seq, record, hash) in rows {
-                    numbers.push(seq);
-                    records.push(record);
-                    hashes.push(hash);
-                }
+                let (numbers, records, hashes) = columns(rows);
                 let sql = "INSERT INTO audit (seq, record, hash) \
                            SELECT * FROM UNNEST($1::bigint[], $2::text[], $3::bytea[])";
                 sqlx::query(sql).bind(numbers).bind(records).bind(hashes).execute(&mut **tx).await?;

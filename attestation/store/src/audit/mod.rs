@@ -26,7 +26,7 @@ pub use prune::{Archive, Pruned};
 pub use record::{Kind, Record, Resource, digest_hex, session_label};
 
 use crate::StoreError;
-use crate::db::{Engine, Row, Tx, column, values};
+use crate::db::{AuditAppend, AuditRow, Engine, Row, Tx, column, values};
 
 /// Most records of one transaction.
 const GROUP: usize = 512;
@@ -227,11 +227,7 @@ async fn commit_groups(shared: Arc<Shared>, mut jobs: mpsc::Receiver<Job>) {
     let mut group = Vec::new();
     while jobs.recv_many(&mut group, GROUP).await > 0 {
         let (records, waiting): (Vec<_>, Vec<_>) = group.drain(..).map(|job| (job.record, job.done)).unzip();
-        let outcome = match shared.begin().await {
-            Ok((tx, head)) => shared.extend(tx, head, &records).await,
-            Err(error) => Err(error),
-        };
-        let outcome = outcome.map_err(|error| error.to_string());
+        let outcome = shared.append(&records).await.map_err(|error| error.to_string());
         if let Err(why) = &outcome {
             tracing::error!(%why, records = records.len(), "audit records were not written");
         }
@@ -242,7 +238,75 @@ async fn commit_groups(shared: Arc<Shared>, mut jobs: mpsc::Receiver<Job>) {
     }
 }
 
+/// Records with their numbers and hashes, and the end of the log after them.
+struct Linked {
+    rows: Vec<AuditRow>,
+    seq: u64,
+    hash: Hash,
+}
+
+impl Linked {
+    /// Chains records to an end of the log.
+    fn new((mut seq, mut hash): (u64, Hash), records: &[Record], time: &str) -> Result<Self, StoreError> {
+        let mut rows = Vec::with_capacity(records.len());
+        for record in records {
+            seq = seq.saturating_add(1);
+            let text = record.canonical(time)?;
+            hash = chain::link(&hash, seq, text.as_bytes());
+            rows.push((column(seq), text, hash.to_vec()));
+        }
+        Ok(Self { rows, seq, hash })
+    }
+
+    /// Whether the state after these records is kept: one of every so many.
+    fn is_kept(&self, before: u64) -> bool {
+        self.seq / chain::CHECKPOINT_EVERY != before / chain::CHECKPOINT_EVERY
+    }
+}
+
 impl Shared {
+    /// Appends records in a transaction of their own; returns the number of the first.
+    async fn append(&self, records: &[Record]) -> Result<u64, StoreError> {
+        if let Some(end) = self.trusted()
+            && self.append_to(end, records).await?
+        {
+            return Ok(end.0.saturating_add(1));
+        }
+        let (tx, head) = self.begin().await?;
+        self.extend(tx, head, records).await
+    }
+
+    /// Appends to the end that this process knows; false when it is not that any more, or more is to be written.
+    async fn append_to(&self, end: (u64, Hash), records: &[Record]) -> Result<bool, StoreError> {
+        let time = crate::now_rfc3339_milliseconds();
+        let linked = Linked::new(end, records, &time)?;
+        if linked.is_kept(end.0) {
+            return Ok(false);
+        }
+        let (seq, hash) = (linked.seq, linked.hash);
+        let append = AuditAppend {
+            generation: self.generation,
+            before: (end.0, &end.1),
+            after: (seq, &hash),
+            time: &time,
+            signature: self.signer.sign(seq, &hash, &time),
+            rows: linked.rows,
+        };
+        let done = self.engine.append_audit(append).await?;
+        if done {
+            self.trust(seq, hash);
+        }
+        Ok(done)
+    }
+
+    /// Notes an end of the log that this process signed.
+    fn trust(&self, seq: u64, hash: Hash) {
+        let mut trusted = self.trusted.lock().unwrap_or_else(PoisonError::into_inner);
+        if trusted.is_none_or(|known| known.0 <= seq) {
+            *trusted = Some((seq, hash));
+        }
+    }
+
     async fn begin(&self) -> Result<(Tx, Head), StoreError> {
         let mut tx = self.engine.write().await?;
         let head = Head::lock(&mut tx).await?.ok_or(Tampered::Truncated { from: 1, to: 1 })?;
@@ -290,19 +354,14 @@ impl Shared {
 
     /// Appends records and commits; returns the number of the first.
     async fn extend(&self, mut tx: Tx, head: Head, records: &[Record]) -> Result<u64, StoreError> {
-        let mut hash = self.check(&mut tx, &head).await?;
+        let hash = self.check(&mut tx, &head).await?;
         let time = crate::now_rfc3339_milliseconds();
-        let (mut seq, first) = (head.seq, head.seq.saturating_add(1));
-        let mut rows = Vec::with_capacity(records.len());
-        for record in records {
-            seq = seq.saturating_add(1);
-            let text = record.canonical(&time)?;
-            hash = chain::link(&hash, seq, text.as_bytes());
-            rows.push((column(seq), text, hash.to_vec()));
-        }
+        let linked = Linked::new((head.seq, hash), records, &time)?;
+        let kept = linked.is_kept(head.seq);
+        let Linked { rows, seq, hash } = linked;
         tx.insert_audit(rows).await?;
         let signature = self.signer.sign(seq, &hash, &time);
-        if seq / chain::CHECKPOINT_EVERY != head.seq / chain::CHECKPOINT_EVERY {
+        if kept {
             let sql = "INSERT INTO audit_checkpoints (seq, hash, time, signature) VALUES ($1, $2, $3, $4)";
             let row = values![column(seq), hash.to_vec(), time.as_str(), signature.clone()];
             tx.execute(sql, row).await?;
@@ -311,9 +370,8 @@ impl Shared {
                    audit_signature = $4 WHERE id = 1";
         tx.execute(sql, values![column(seq), hash.to_vec(), time.as_str(), signature]).await?;
         tx.commit().await?;
-        let mut trusted = self.trusted.lock().unwrap_or_else(PoisonError::into_inner);
-        *trusted = Some((*trusted).map_or((seq, hash), |old| if old.0 > seq { old } else { (seq, hash) }));
-        Ok(first)
+        self.trust(seq, hash);
+        Ok(head.seq.saturating_add(1))
     }
 }
 

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use kata_cc_kbs_client::{AdminAuth, AdminClient, Endpoint, KeyAlgorithm, TeeKey};
 use kata_cc_kbs_protocol::initdata::fit;
 use kata_cc_kbs_protocol::rcar::HashAlgorithm;
@@ -21,6 +23,8 @@ use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+
+use super::steps::Steps;
 
 const MEASUREMENT: [u8; 48] = [0xab; 48];
 const RESOURCE: &str = "default/key/bench";
@@ -128,6 +132,12 @@ impl Broker {
         Ok(ticks as f64 / 100.0)
     }
 
+    /// Histograms of its steps so far.
+    pub(crate) async fn steps(&self) -> anyhow::Result<Steps> {
+        let text = Guest::connect(self).await?.call("GET", "/metrics", "").await?;
+        Ok(Steps::parse(&String::from_utf8_lossy(&text)))
+    }
+
     /// MiB that it holds in memory.
     pub(crate) fn resident_mib(&self) -> anyhow::Result<f64> {
         let status = self.proc("status")?;
@@ -159,9 +169,7 @@ impl Drop for Broker {
 fn spawn(folder: &std::path::Path) -> anyhow::Result<Child> {
     let log = std::fs::File::create(folder.join("bench.log"))?;
     let mut command = Command::new("taskset");
-    // As the service's unit and the image start it.
     command
-        .envs([("MIMALLOC_PURGE_DELAY", "0"), ("MIMALLOC_ARENA_EAGER_COMMIT", "0")])
         .args(["-c", "0"])
         .arg(kata_cc_tests::binaries().join("kbs"))
         .arg("-c")
@@ -176,12 +184,16 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    /// A new connection, a new key, `/auth`, evidence, `/attest`.
-    pub(crate) async fn attest(broker: &Broker) -> anyhow::Result<Self> {
+    async fn connect(broker: &Broker) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(("127.0.0.1", broker.port)).await?;
         stream.set_nodelay(true)?;
         let connection = broker.tls.connect(ServerName::try_from("127.0.0.1")?, stream).await?;
-        let mut guest = Self { connection, cookie: String::new() };
+        Ok(Self { connection, cookie: String::new() })
+    }
+
+    /// A new connection, a new key, `/auth`, evidence, `/attest`.
+    pub(crate) async fn attest(broker: &Broker) -> anyhow::Result<Self> {
+        let mut guest = Self::connect(broker).await?;
         let request = json!({"version": "0.4.0", "tee": "sim-snp", "extra-params": ""});
         let challenge: Challenge =
             serde_json::from_slice(&guest.call("POST", "/kbs/v0/auth", &request.to_string()).await?)?;
@@ -274,21 +286,52 @@ where
     all((0..at_once).map(|_| worker())).await.map(drop)
 }
 
-/// Pieces that are due at an even rate, whether earlier ones are done or not: seconds from when each was due to its end.
-pub(crate) async fn open<F, Fut, T>(per_second: f64, length: Duration, piece: F) -> anyhow::Result<Vec<f64>>
+/// How often the rate of [`open`] follows the machine's speed.
+const WINDOW: Duration = Duration::from_millis(500);
+
+/// Pieces that are due whether earlier ones are done or not, as many as keep the broker's processor busy for `share` of the time; `cost` is
+/// the processor time of one, in seconds, to begin with. Seconds from when each was due to its end, in the order of being due.
+pub(crate) async fn open<F, Fut, T>(
+    broker: &Broker,
+    (share, mut cost): (f64, f64),
+    length: Duration,
+    piece: F,
+) -> anyhow::Result<Vec<f64>>
 where
     F: Fn() -> Fut,
     Fut: Future<Output = anyhow::Result<T>>,
 {
-    let start = Instant::now() + Duration::from_millis(50);
-    let count = (per_second * length.as_secs_f64()) as usize;
-    let one = async |n: usize| -> anyhow::Result<f64> {
-        let due = start + Duration::from_secs_f64(n as f64 / per_second);
-        tokio::time::sleep_until(due.into()).await;
+    let one = async |number: usize, due: Instant| -> anyhow::Result<(usize, f64)> {
         piece().await?;
-        Ok(due.elapsed().as_secs_f64())
+        Ok((number, due.elapsed().as_secs_f64()))
     };
-    all((0..count).map(one)).await
+    let (start, mut running, mut ended) = (Instant::now(), FuturesUnordered::new(), Vec::new());
+    let (mut due, mut number) = (start, 0);
+    let mut window = (start, broker.cpu_seconds()?, 0);
+    while due < start + length {
+        tokio::select! {
+            biased;
+            Some(done) = running.next() => {
+                ended.push(done?);
+                let pieces = ended.len() - window.2;
+                if window.0.elapsed() >= WINDOW {
+                    let cpu = broker.cpu_seconds()?;
+                    cost = (cpu - window.1) / pieces as f64;
+                    window = (Instant::now(), cpu, ended.len());
+                }
+            }
+            () = tokio::time::sleep_until(due.into()) => {
+                running.push(one(number, due));
+                number += 1;
+                due += Duration::from_secs_f64(cost / share);
+            }
+        }
+    }
+    while let Some(done) = running.next().await {
+        ended.push(done?);
+    }
+    ended.sort_unstable_by_key(|(number, _)| *number);
+    Ok(ended.into_iter().map(|(_, seconds)| seconds).collect())
 }
 
 /// Attested guests on connections that stay.
