@@ -171,8 +171,7 @@ impl Engine {
                            UPDATE store_state SET audit_seq = $1, audit_hash = $2, audit_time = $3, audit_signature = $4 \
                            WHERE id = 1 AND generation = $5 AND audit_seq = $6 AND audit_hash = $7 RETURNING id; \
                            INSERT INTO audit (seq, record, hash) \
-                           SELECT value ->> 0, value ->> 1, unhex(value ->> 2) FROM json_each($8) \
-                           WHERE EXISTS (SELECT 1 FROM store_state WHERE id = 1 AND audit_seq = $1 AND audit_hash = $2); \
+                           SELECT value ->> 0, value ->> 1, unhex(value ->> 2) FROM json_each($8) WHERE changes() = 1; \
                            COMMIT";
                 let done = query!(sql, state).bind(json_rows(&rows)).fetch_all(&mut *connection).await;
                 if done.is_err() {

@@ -6,7 +6,9 @@
 //!
 //! Anybody may open sessions, so what is open must not push out others' work. Sessions that nobody attested in are counted by peer:
 //! one has at most [`PER_PEER`], its own oldest makes room, and when there are [`MAX_OPEN`] in all, the oldest of the
-//! peers that have most. Attested sessions are never pushed out by those. They hold a token each, so bytes of tokens are counted:
+//! peers that have most. Who has so many addresses that each peer has one session (an IPv6 /48 holds as many /64 networks) pushes out the
+//! oldest, but has to open an eighth less than [`MAX_OPEN`] connections first, which at the rate of TLS handshakes of one processor is
+//! half a minute: longer than a guest takes between challenge and evidence. Attested sessions are never pushed out by those. They hold a token each, so bytes of tokens are counted:
 //! over [`MAX_TOKENS`] those that were not affirmed go first (anybody with a machine of that kind can make them), then
 //! new ones are refused.
 
