@@ -184,3 +184,47 @@ fn ovmf_images_have_their_published_digests() {
         "a6566f92fe975589e06596082824f36ee0639005082a3bc5db6d72210b8d11e9c6977f8d36e3115e39fcdcef3b03d675"
     );
 }
+
+/// The manifest of a pod says what `--cpus`, `--memory` and `--init-data` would.
+#[test]
+fn a_pods_manifest_gives_size_and_init_data() {
+    let files = Files::new();
+    let data = "algorithm = \"sha256\"\nversion = \"0.1.0\"\n[data]\n\"a.toml\" = \"x\"\n";
+    let annotation = kata_cc_kbs_protocol::initdata::to_annotation(data);
+    let manifest = format!(
+        "apiVersion: v1\nkind: Pod\nmetadata:\n  name: app\n  annotations:\n    \
+         io.katacontainers.config.hypervisor.cc_init_data: {annotation}\nspec:\n  runtimeClassName: kata-cc\n  \
+         containers:\n  - name: app\n    image: registry/app\n    resources: {{limits: {{cpu: 1500m, memory: 1Gi}}}}\n"
+    );
+    let pod = files.node.file("pod.yaml", &manifest);
+    let data = files.node.file("initdata.toml", data);
+    let by_pod = files.json(&["--tee", "snp", "--pod", &pod]);
+    let by_hand = files.json(&["--tee", "snp", "--cpus", "1.5", "--memory", "1G", "--init-data", &data]);
+    assert_eq!(by_pod, by_hand);
+    assert_eq!(by_pod["vcpus"], 2);
+    let runc = files.node.file("runc.yaml", manifest.replace("kata-cc", "runc"));
+    files.node.fails(&files.arguments(&["--pod", &runc]), &["runtimeClassName is runc"]);
+    let both = files.node.run(&files.arguments(&["--pod", &pod, "--cpus", "1"]));
+    assert!(both.code == 2 && both.stderr.contains("--cpus"), "{}", both.stderr);
+}
+
+#[test]
+fn a_message_is_signed_for_who_trusts_the_key() {
+    use kata_cc_attestation_service::jws::{SigningKey, Unverified, VerifyingKey};
+
+    let files = Files::new();
+    let pem = SigningKey::generate_pem("EdDSA").unwrap();
+    let public = SigningKey::from_pem(pem.as_bytes()).unwrap().public_pem().unwrap();
+    let key = files.node.file("sign.key", pem.as_bytes());
+    let message = files.json(&["--tee", "snp", "--sign-key", &key]);
+    assert_eq!((&message["type"], &message["version"]), (&json!("signed"), &json!("0.1.0")));
+    let payload = message["payload"].as_str().unwrap();
+    let claims = VerifyingKey::from_pem(public.as_bytes())
+        .unwrap()
+        .verify(&Unverified::parse(payload).unwrap())
+        .unwrap();
+    let digest = files.digest(&["--tee", "snp"]);
+    assert_eq!(claims["reference_values"]["snp_launch_measurement"], json!([digest]));
+    assert!(claims["iat"].as_i64().unwrap() > 1_700_000_000);
+    files.node.fails(&files.arguments(&["--sign-key", "/none"]), &["cannot read the key /none"]);
+}

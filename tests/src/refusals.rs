@@ -62,7 +62,7 @@ pub fn cases() -> Vec<Case> {
             name: "one byte of the kernel",
             expected: measurement,
             run: |world, name| {
-                let share = world.tampered_share("vmlinux", b"Linux version ")?;
+                let share = world.tampered_share("vmlinux-tee", b"Linux version ")?;
                 with(world, name, &Tampering { share: Some(share), ..Default::default() })
             },
         },

@@ -1,14 +1,15 @@
-//! Where port and memory accesses of the guest go: 16550A, reset port, virtio-mmio devices. Everything
+//! Where port and memory accesses of the guest go: 16550A, reset port, virtio-mmio devices, and the I/O APIC of a TD. Everything
 //! else reads as all ones and swallows writes, as an empty bus does; it is counted.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use kata_cc_boot::layout::{DEVICE_BASE, DEVICE_SIZE};
+use kata_cc_boot::layout::{DEVICE_BASE, DEVICE_SIZE, IOAPIC};
 use kata_cc_boot::{TERMINATION_PORT, Termination};
 use kata_cc_devices::MmioTransport;
 use kata_cc_devices::serial::{COM1, I8042_COMMAND, ResetPort, Serial};
 
+use crate::ioapic::{self, IoApic};
 use crate::vm::Outcome;
 
 const COM1_END: u16 = COM1 + 7;
@@ -19,6 +20,8 @@ pub(crate) struct Bus {
     pub(crate) serial: Serial,
     pub(crate) reset: ResetPort,
     pub(crate) virtio: Vec<Arc<MmioTransport>>,
+    /// Of a guest whose I/O APIC KVM does not keep.
+    pub(crate) ioapic: Option<IoApic>,
     pub(crate) counters: BusCounters,
 }
 
@@ -67,6 +70,9 @@ impl Bus {
 
     pub(crate) fn memory_read(&self, address: u64, data: &mut [u8]) {
         self.counters.mmio.fetch_add(1, Ordering::Relaxed);
+        if let Some((ioapic, offset)) = self.ioapic(address, data.len()) {
+            return ioapic.read(offset, data);
+        }
         match self.device(address, data.len()) {
             Some((device, offset)) => device.read(offset, data),
             None => {
@@ -78,10 +84,18 @@ impl Bus {
 
     pub(crate) fn memory_write(&self, address: u64, data: &[u8]) {
         self.counters.mmio.fetch_add(1, Ordering::Relaxed);
+        if let Some((ioapic, offset)) = self.ioapic(address, data.len()) {
+            return ioapic.write(offset, data);
+        }
         match self.device(address, data.len()) {
             Some((device, offset)) => device.write(offset, data),
             None => self.unknown(),
         }
+    }
+
+    fn ioapic(&self, address: u64, bytes: usize) -> Option<(&IoApic, u64)> {
+        let offset = address.checked_sub(IOAPIC.into())?;
+        (offset + bytes as u64 <= ioapic::SIZE).then_some((self.ioapic.as_ref()?, offset))
     }
 
     fn device(&self, address: u64, bytes: usize) -> Option<(&MmioTransport, u64)> {

@@ -137,18 +137,46 @@ fn validate_devices(config: &VmConfig) -> Result<(), ConfigError> {
 }
 
 fn validate_tee(config: &VmConfig) -> Result<(), ConfigError> {
-    let TeeConfig::SimSnp { host_data, policy, .. } = &config.tee else {
-        return Ok(());
-    };
-    let mut bytes = [0u8; 32];
-    if hex::decode_to_slice(host_data, &mut bytes).is_err() {
-        return Err(field("tee.host_data", "give 32 bytes in hex (64 digits)"));
+    if config.tee != TeeConfig::None && config.boot.firmware.is_none() {
+        let tee = config.tee.name();
+        return Err(field("boot.firmware", format!("a guest under {tee} starts by stage0: give its image")));
     }
+    match &config.tee {
+        TeeConfig::None => Ok(()),
+        TeeConfig::SimSnp { host_data, policy, .. } => {
+            validate_snp(host_data, *policy)?;
+            if config.vsock.is_none() {
+                return Err(field("vsock", "the simulated tee answers over vsock: configure it"));
+            }
+            Ok(())
+        }
+        TeeConfig::Snp(snp) => validate_snp(&snp.host_data, snp.policy),
+        TeeConfig::Tdx(tdx) => {
+            hex_field("tee.mrconfigid", &tdx.mrconfigid, 48)?;
+            for (name, value) in [("tee.mrowner", &tdx.mrowner), ("tee.mrownerconfig", &tdx.mrownerconfig)] {
+                value.as_ref().map_or(Ok(()), |value| hex_field(name, value, 48))?;
+            }
+            match (&tdx.quoting_socket, tdx.quoting_vsock_port) {
+                (Some(_), Some(_)) => {
+                    Err(field("tee.quoting_socket", "give it or quoting_vsock_port, not both"))
+                }
+                _ => Ok(()),
+            }
+        }
+    }
+}
+
+fn validate_snp(host_data: &str, policy: Option<u64>) -> Result<(), ConfigError> {
+    hex_field("tee.host_data", host_data, 32)?;
     if policy.unwrap_or(DEFAULT_POLICY) & (1 << 17) == 0 {
         return Err(field("tee.policy", "bit 17 of an snp policy must be set"));
     }
-    if config.vsock.is_none() {
-        return Err(field("vsock", "the simulated tee answers over vsock: configure it"));
+    Ok(())
+}
+
+fn hex_field(name: &str, text: &str, bytes: usize) -> Result<(), ConfigError> {
+    if hex::decode_to_slice(text, &mut vec![0; bytes]).is_err() {
+        return Err(field(name, format!("give {bytes} bytes in hex ({} digits)", 2 * bytes)));
     }
     Ok(())
 }

@@ -16,13 +16,15 @@ use kata_cc_devices::net::{Mac, Net, NetConfig, Tap};
 use kata_cc_devices::rng::Rng;
 use kata_cc_devices::serial::{COM1_IRQ, ResetPort, Serial};
 use kata_cc_devices::vsock::{LocalPort, Vsock, VsockConfig};
-use kata_cc_devices::{EventFd, IoLoop, Memory, MmioTransport, VirtioDevice};
+use kata_cc_devices::{EventFd, IoLoop, MmioTransport, VirtioDevice, feature};
 use kata_cc_vmm_api::VmConfig;
 
 use crate::bus::{Bus, BusCounters};
 use crate::error::VmmError;
 use crate::files;
+use crate::ioapic::IoApic;
 use crate::kvm::Machine;
+use crate::tee::TeeKind;
 
 /// Block slots by id.
 pub struct Slots(BTreeMap<String, (Slot, bool)>);
@@ -139,7 +141,10 @@ impl OpenDevices {
     }
 
     /// Puts the devices on the bus.
-    pub(crate) fn connect(self, machine: &Machine, memory: &Memory) -> Result<Connected, VmmError> {
+    pub(crate) fn connect(self, machine: &Machine, kind: TeeKind) -> Result<Connected, VmmError> {
+        let memory = machine.io().memory();
+        // the driver of a confidential guest has to use memory that it shares, and to be told so
+        let access = if kind == TeeKind::None { 0 } else { feature::ACCESS_PLATFORM };
         let mut io = IoLoop::new().map_err(VmmError::system("i/o loop"))?;
         let mut virtio = Vec::with_capacity(self.virtio.len());
         for (n, device) in self.virtio.into_iter().enumerate() {
@@ -151,6 +156,7 @@ impl OpenDevices {
             machine.connect_interrupt(&line, irq)?;
             let transport =
                 MmioTransport::new(device, memory.clone(), Arc::new(line)).map_err(|e| refused(&name)(&e))?;
+            let transport = transport.offering(access);
             for (queue, event) in (0u32..).zip(transport.queue_events()) {
                 machine.connect_notification(event, address + QUEUE_NOTIFY, queue)?;
             }
@@ -165,6 +171,7 @@ impl OpenDevices {
             // the vCPU that writes the port sees the answer: nobody waits for this event
             reset: ResetPort::new(Arc::new(event()?)),
             virtio,
+            ioapic: (kind == TeeKind::Tdx).then(|| IoApic::new(Box::new(Arc::clone(machine.io())))),
             counters: BusCounters::default(),
         };
         Ok(Connected { bus, slots: Slots(self.slots), io })

@@ -32,6 +32,15 @@ pub enum VmmError {
         /// What the device said.
         reason: String,
     },
+    /// The confidential launch did not happen.
+    #[error("confidential launch: {0}")]
+    Tee(#[from] crate::tee::TeeError),
+    /// What stage0 shall be launched with does not hold together.
+    #[error("firmware: {0}")]
+    Stage0(#[from] kata_cc_measurement::stage0::Stage0Error),
+    /// A TEE without stage0.
+    #[error("boot.firmware: a guest under a TEE starts by stage0: give its image")]
+    NoFirmware,
     /// The simulated TEE cannot be set up.
     #[error("simulated tee: {0}")]
     SimTee(String),
@@ -64,10 +73,15 @@ impl VmmError {
     #[must_use]
     pub const fn exit_code(&self) -> i32 {
         match self {
-            Self::Config(_) | Self::Plan(_) | Self::File { .. } | Self::Device { .. } | Self::SimTee(_) => {
-                exit::BAD_CONFIG
-            }
+            Self::Config(_)
+            | Self::Plan(_)
+            | Self::File { .. }
+            | Self::Device { .. }
+            | Self::Stage0(_)
+            | Self::NoFirmware
+            | Self::SimTee(_) => exit::BAD_CONFIG,
             Self::Kvm { .. } | Self::KvmLacks(_) => exit::NO_KVM,
+            Self::Tee(error) => error.exit_code(),
             Self::Memory(_) | Self::System { .. } => exit::FAILED,
         }
     }

@@ -12,7 +12,7 @@ use kata_cc_vmm::control::ControlSocket;
 use kata_cc_vmm::error::VmmError;
 use kata_cc_vmm::vm::{Outcome, Vm};
 use kata_cc_vmm::{config, probe};
-use kata_cc_vmm_api::{TeeConfig, VmConfig, exit};
+use kata_cc_vmm_api::{VmConfig, exit};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SigSet, Signal};
@@ -119,7 +119,7 @@ fn run_vm(config: &VmConfig, signals: &SignalFd, begin: Instant) -> Result<i32, 
         .map_err(VmmError::system("eventfd"))?;
     let control = socket.serve(Arc::clone(&vm), Arc::clone(&stop))?;
     let state = vm.state();
-    if config.tee != TeeConfig::None {
+    if config.tee.is_simulated() {
         tracing::warn!(
             tee = state.tee,
             launch_digest = state.launch_digest,

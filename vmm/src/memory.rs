@@ -4,7 +4,7 @@
 //! guest's first touch of its memory then cost dozens of faults instead of thousands. Nothing of it
 //! enters a core dump.
 
-use kata_cc_boot::{LaunchPlan, layout};
+use kata_cc_boot::{Region, layout};
 use kata_cc_devices::{GuestRam, Memory};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion};
 
@@ -44,13 +44,13 @@ fn advise(ram: &GuestRam) {
     }
 }
 
-/// Writes the plan's regions; the rest of each last page is zero, as fresh memory is.
+/// Writes regions of a plan; the rest of each last page is zero, as fresh memory is.
 ///
 /// # Errors
 /// When a region is not within memory, which a plan made for this memory size never is.
-pub fn load(memory: &Memory, plan: &LaunchPlan<'_>) -> Result<(), VmmError> {
+pub fn load(memory: &Memory, regions: &[Region<'_>]) -> Result<(), VmmError> {
     let ram = memory.memory();
-    for region in plan.regions.iter().chain(&plan.unmeasured) {
+    for region in regions {
         ram.write_slice(&region.bytes, GuestAddress(region.gpa))
             .map_err(|e| VmmError::Memory(format!("{} at {:#x}: {e}", region.name, region.gpa)))?;
     }

@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use crate::error::VmmError;
 use crate::kvm::{Machine, start};
+use crate::tee::TeeKind;
 use crate::threads::{self, Gate, Go};
 use crate::{memory, vm};
 
@@ -110,9 +111,9 @@ fn run_guest() -> Result<(), String> {
     })
     .map_err(|e| e.to_string())?;
     let ram = memory::create(64).map_err(text)?;
-    let machine = Machine::create(ram.clone()).map_err(text)?;
-    memory::load(&ram, &plan).map_err(text)?;
-    let vcpu = machine.create_vcpu(0, 1).map_err(text)?;
+    let machine = Machine::create(TeeKind::None, ram.clone()).map_err(text)?;
+    memory::load(&ram, &plan.regions).map_err(text)?;
+    let vcpu = machine.single_vcpu().map_err(text)?;
     start::set_registers(&vcpu, &plan.start).map_err(text)?;
 
     let gate = Arc::new(Gate::default());

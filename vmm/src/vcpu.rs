@@ -3,15 +3,25 @@
 use std::sync::Arc;
 
 use kvm_bindings::KVM_SYSTEM_EVENT_RESET;
-use kvm_ioctls::{VcpuExit, VcpuFd};
+use kvm_ioctls::{HypercallExit, VcpuExit, VcpuFd};
 
 use crate::bus::Bus;
+use crate::confidential::Confidential;
 use crate::tee::exits;
 use crate::threads::{Gate, Go};
 use crate::vm::Outcome;
 
+/// What a vCPU meets outside of the guest.
+pub(crate) struct World {
+    pub(crate) bus: Arc<Bus>,
+    pub(crate) gate: Arc<Gate>,
+    /// Of a guest with private memory.
+    pub(crate) confidential: Option<Arc<Confidential>>,
+}
+
 /// Why a vCPU came out for good.
-pub(crate) fn run(vcpu: &mut VcpuFd, bus: &Bus, gate: &Gate) -> Option<Outcome> {
+fn run(vcpu: &mut VcpuFd, world: &World) -> Option<Outcome> {
+    let World { bus, gate, confidential } = world;
     loop {
         match gate.pass() {
             Go::Run => {}
@@ -43,6 +53,27 @@ pub(crate) fn run(vcpu: &mut VcpuFd, bus: &Bus, gate: &Gate) -> Option<Outcome> 
                 )));
             }
             Ok(VcpuExit::InternalError) => return Some(internal_error(vcpu)),
+            Ok(VcpuExit::Hypercall(HypercallExit { nr, args, ret, .. })) => {
+                *ret = match confidential {
+                    Some(confidential) => confidential.hypercall(nr, args),
+                    None => exits::NO_SUCH_HYPERCALL,
+                };
+            }
+            Ok(VcpuExit::MemoryFault { flags, gpa, size }) => {
+                let served = match confidential {
+                    Some(confidential) => confidential.memory_fault(flags, gpa, size),
+                    None => Err(format!("memory fault at {gpa:#x}")),
+                };
+                if let Err(why) = served {
+                    return Some(Outcome::GuestFault(why));
+                }
+            }
+            Ok(VcpuExit::Unsupported(reason)) => {
+                let served = confidential.as_ref().is_some_and(|guest| guest.other(reason, vcpu));
+                if !served {
+                    return Some(Outcome::KvmFault(format!("unexpected exit: reason {reason}")));
+                }
+            }
             Ok(other) => {
                 return Some(Outcome::KvmFault(format!("unexpected exit: {other:?}")));
             }
@@ -75,18 +106,17 @@ fn internal_error(vcpu: &mut VcpuFd) -> Outcome {
 pub(crate) fn spawn(
     id: u8,
     mut vcpu: VcpuFd,
-    bus: Arc<Bus>,
-    gate: Arc<Gate>,
+    world: World,
     ended: impl Fn(Outcome) + Send + 'static,
 ) -> std::io::Result<()> {
-    let own_gate = Arc::clone(&gate);
+    let gate = Arc::clone(&world.gate);
     let handle =
         std::thread::Builder::new().name(format!("vcpu{id}")).stack_size(256 << 10).spawn(move || {
-            if let Some(outcome) = run(&mut vcpu, &bus, &own_gate) {
+            if let Some(outcome) = run(&mut vcpu, &world) {
                 tracing::debug!(vcpu = id, ?outcome, "vcpu ended");
                 ended(outcome);
             }
-            own_gate.leave();
+            world.gate.leave();
         })?;
     gate.add(handle);
     Ok(())

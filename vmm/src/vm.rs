@@ -4,19 +4,23 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use kata_cc_boot::{Firmware, LaunchInput, LaunchPlan, PlatformKind};
+use kata_cc_boot::{Firmware, LaunchInput, LaunchPlan};
 use kata_cc_devices::IoControl;
-use kata_cc_vmm_api::{Phase, TeeConfig, VmConfig, VmState, exit, port};
+use kata_cc_vmm_api::{Phase, VmConfig, VmState, exit, port};
+use kvm_ioctls::VcpuFd;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::bus::Bus;
+use crate::confidential::Confidential;
 use crate::devices::{Connected, OpenDevices, Slots};
 use crate::error::VmmError;
 use crate::files::Content;
-use crate::kvm::{Machine, start};
+use crate::kvm::Machine;
 use crate::sim::Processor;
+use crate::tee::TeeKind;
 use crate::threads::{self, Gate};
-use crate::{config, memory, vcpu};
+use crate::vcpu::World;
+use crate::{config, launch, memory, vcpu};
 
 /// How a VM ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,7 +65,7 @@ pub struct Vm {
     tee: &'static str,
     launch_digest: Option<String>,
     // keeps the VM alive as long as its vCPUs
-    _machine: Machine,
+    machine: Machine,
 }
 
 /// Where the first reason to end is kept.
@@ -105,7 +109,8 @@ impl Vm {
     /// What could not be had; nothing is left behind then.
     pub fn create(config: &VmConfig) -> Result<Self, VmmError> {
         threads::install_wake_signal().map_err(VmmError::system("signal handler"))?;
-        let stable = config.tee != TeeConfig::None;
+        let kind = launch::kind(&config.tee);
+        let stable = kind != TeeKind::None;
         let kernel = Content::open("kernel", &config.boot.kernel, stable)?;
         let initramfs = match &config.boot.initramfs {
             Some(path) => Some(Content::open("initramfs", path, stable)?),
@@ -115,10 +120,7 @@ impl Vm {
             Some(path) => Some(Content::open("firmware", path, stable)?),
             None => None,
         };
-        let platform = match &config.tee {
-            TeeConfig::None => PlatformKind::Plain,
-            TeeConfig::SimSnp { .. } => PlatformKind::SimSnp,
-        };
+        let (platform, memory_bit) = launch::platform(&config.tee);
         let plan = LaunchPlan::new(&LaunchInput {
             kernel: kernel.bytes(),
             initramfs: initramfs.as_ref().map(Content::bytes),
@@ -126,26 +128,23 @@ impl Vm {
             memory_mib: config.memory_mib,
             vcpus: config.vcpus,
             devices: config::device_count(config),
-            firmware: firmware.as_ref().map(|image| Firmware {
-                image: image.bytes(),
-                platform,
-                memory_bit: 0,
-            }),
+            firmware: firmware.as_ref().map(|image| Firmware::new(image.bytes(), platform, memory_bit)),
         })?;
         let processor = Processor::create(config, &plan)?;
         let local_ports = processor.iter().map(|processor| (port::SIM_TEE, processor.local_port())).collect();
         let devices = OpenDevices::open(config, local_ports)?;
-        let ram = memory::create(config.memory_mib)?;
-        let machine = Machine::create(ram.clone())?;
-        memory::load(&ram, &plan)?;
-        let Connected { bus, slots, io } = devices.connect(&machine, &ram)?;
+        let machine = Machine::create(kind, memory::create(config.memory_mib)?)?;
+        let cpuid = (0..config.vcpus).map(|id| machine.cpuid(id, config.vcpus)).collect();
+        let launched = launch::run(config, &plan, machine.io().as_ref(), cpuid)?;
+        if let Some(processor) = &processor
+            && launched.digest != Some(*processor.launch_digest())
+        {
+            return Err(VmmError::SimTee("what was loaded has another digest than what was planned".into()));
+        }
+        let Connected { bus, slots, io } = devices.connect(&machine, kind)?;
         tracing::debug!(cmdline = plan.cmdline, format = ?plan.format, "guest loaded");
 
         let end = End::new()?;
-        let (tee, launch_digest) = match &processor {
-            None => ("none", None),
-            Some(processor) => ("sim-snp", Some(hex::encode(processor.launch_digest()))),
-        };
         let vm = Self {
             gate: Arc::new(Gate::closed()),
             bus: Arc::new(bus),
@@ -154,9 +153,9 @@ impl Vm {
             io_thread: Mutex::new(None),
             phase: Mutex::new(Phase::Paused),
             end: end.clone(),
-            tee,
-            launch_digest,
-            _machine: machine,
+            tee: kind.name(),
+            launch_digest: launched.digest.map(hex::encode),
+            machine,
         };
         let handle = std::thread::Builder::new()
             .name("io".into())
@@ -167,25 +166,25 @@ impl Vm {
             })
             .map_err(VmmError::system("i/o thread"))?;
         *lock(&vm.io_thread) = Some(handle);
-        vm.start_vcpus(config.vcpus, &plan)?;
+        let confidential = Confidential::new(&config.tee, Arc::clone(vm.machine.io()), launched.book)?;
+        vm.start_vcpus(launch::vcpus(kind, &plan, &vm.machine)?, confidential.as_ref())?;
         Ok(vm)
     }
 
-    fn start_vcpus(&self, count: u8, plan: &LaunchPlan<'_>) -> Result<(), VmmError> {
-        let mut vcpus = Vec::with_capacity(count.into());
-        for id in 0..count {
-            let vcpu = self._machine.create_vcpu(id, count)?;
-            if id == 0 {
-                start::set_registers(&vcpu, &plan.start)?;
-            }
-            vcpus.push((id, vcpu));
-        }
-        for (id, vcpu) in vcpus {
+    fn start_vcpus(
+        &self,
+        vcpus: Vec<VcpuFd>,
+        confidential: Option<&Arc<Confidential>>,
+    ) -> Result<(), VmmError> {
+        for (id, vcpu) in (0..).zip(vcpus) {
             let end = self.end.clone();
-            vcpu::spawn(id, vcpu, Arc::clone(&self.bus), Arc::clone(&self.gate), move |outcome| {
-                end.now(outcome)
-            })
-            .map_err(VmmError::system("vcpu thread"))?;
+            let world = World {
+                bus: Arc::clone(&self.bus),
+                gate: Arc::clone(&self.gate),
+                confidential: confidential.cloned(),
+            };
+            vcpu::spawn(id, vcpu, world, move |outcome| end.now(outcome))
+                .map_err(VmmError::system("vcpu thread"))?;
         }
         Ok(())
     }

@@ -10,9 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use common::{Running, config, folder, kernel, no_kvm, wait_for};
-use kata_cc_vmm_api::{
-    BlockConfig, ControlReply, ControlRequest, Phase, TeeConfig, VmConfig, VsockConfig, exit,
-};
+use kata_cc_vmm_api::{BlockConfig, ControlReply, ControlRequest, Phase, VmConfig, VsockConfig, exit};
 
 /// A guest of one script, or the reason why there is none.
 struct Guest {
@@ -233,38 +231,6 @@ fn block_slots_are_filled_and_emptied_while_it_runs() {
     let mut written = [0; 5];
     std::fs::File::open(first).and_then(|mut f| f.read_exact(&mut written)).expect("disk");
     assert_eq!(&written, b"wrote");
-}
-
-#[test]
-fn the_simulated_tee_measures_what_it_boots() {
-    let Some(mut guest) = Guest::new("sim", "vmlinux", "echo UP; sleep 1000") else { return };
-    let platform = guest.path("sim");
-    kata_cc_sim_tee::SimPlatform::create(&platform).expect("platform");
-    guest.config.tee = TeeConfig::SimSnp { platform, host_data: "5a".repeat(32), policy: None };
-    guest.config.vsock = Some(VsockConfig { cid: 3, uds: guest.path("vsock") });
-    guest.config.vcpus = 2;
-    let mut vm = guest.start();
-    wait_for(&guest.path("console"), "UP");
-    let mut control = Control::connect(&guest);
-    let ControlReply::State(state) = control.ask(&ControlRequest::State) else { panic!("no state") };
-    assert_eq!(state.tee, "sim-snp");
-
-    let kernel = std::fs::read(&guest.config.boot.kernel).expect("kernel");
-    let initramfs = guest.config.boot.initramfs.as_ref().map(|path| std::fs::read(path).expect("initramfs"));
-    let plan = kata_cc_boot::LaunchPlan::new(&kata_cc_boot::LaunchInput {
-        kernel: &kernel,
-        initramfs: initramfs.as_deref(),
-        cmdline: &guest.config.boot.cmdline,
-        memory_mib: guest.config.memory_mib,
-        vcpus: guest.config.vcpus,
-        devices: 1,
-        firmware: None,
-    });
-    let predicted = plan.expect("plan").launch_digest().expect("measured");
-    assert_eq!(state.launch_digest, Some(hex::encode(predicted)), "predicted offline");
-    assert!(std::fs::read_to_string(guest.path("log")).expect("log").contains("sim-snp"));
-    assert_eq!(control.ask(&ControlRequest::Stop), ControlReply::Done);
-    assert_eq!(vm.exit_code(), exit::OK);
 }
 
 #[test]

@@ -6,7 +6,9 @@ use std::path::Path;
 
 use common::{config, folder, vmm, write_config};
 use kata_cc_vmm::config::{ConfigError, load, validate};
-use kata_cc_vmm_api::{BlockConfig, NetConfig, TeeConfig, VmConfig, VsockConfig, exit};
+use kata_cc_vmm_api::{
+    BlockConfig, NetConfig, SnpOptions, TdxOptions, TeeConfig, VmConfig, VsockConfig, exit,
+};
 
 fn base() -> VmConfig {
     config(Path::new("/run/x"), Path::new("/kernel"))
@@ -54,9 +56,29 @@ fn each_field_is_checked_and_named() {
     let long = format!("/{}", "x".repeat(96));
     assert!(refused(|c| c.vsock = vsock(3, &long)).starts_with("vsock.uds: "));
     let zeros = "0".repeat(64);
-    assert!(refused(|c| c.tee = sim(&zeros, None)).starts_with("vsock: "));
-    assert!(refused(|c| c.tee = sim("00", None)).starts_with("tee.host_data: "));
-    assert!(refused(|c| c.tee = sim(&zeros, Some(0))).starts_with("tee.policy: "));
+    // no TEE starts anything but stage0
+    assert!(refused(|c| c.tee = sim(&zeros, None)).starts_with("boot.firmware: a guest under sim-snp"));
+    let refused = |change: &dyn Fn(&mut VmConfig)| {
+        refused(|c| {
+            c.boot.firmware = Some("/stage0".into());
+            change(c);
+        })
+    };
+    assert!(refused(&|c| c.tee = sim(&zeros, None)).starts_with("vsock: "));
+    assert!(refused(&|c| c.tee = sim("00", None)).starts_with("tee.host_data: "));
+    assert!(refused(&|c| c.tee = sim(&zeros, Some(0))).starts_with("tee.policy: "));
+    let snp = |host_data: &str, policy| {
+        TeeConfig::Snp(SnpOptions { host_data: host_data.into(), policy, ..Default::default() })
+    };
+    assert!(refused(&|c| c.tee = snp("5a", None)).starts_with("tee.host_data: give 32 bytes"));
+    assert!(refused(&|c| c.tee = snp(&zeros, Some(0))).starts_with("tee.policy: "));
+    let tdx = TdxOptions { mrconfigid: "0".repeat(96), ..Default::default() };
+    let short = TdxOptions { mrconfigid: zeros.clone(), ..Default::default() };
+    assert!(refused(&|c| c.tee = TeeConfig::Tdx(short.clone())).starts_with("tee.mrconfigid: give 48 bytes"));
+    let owner = TdxOptions { mrowner: Some("x".into()), ..tdx.clone() };
+    assert!(refused(&|c| c.tee = TeeConfig::Tdx(owner.clone())).starts_with("tee.mrowner: "));
+    let both = TdxOptions { quoting_socket: Some("/q".into()), quoting_vsock_port: Some(4050), ..tdx };
+    assert!(refused(&|c| c.tee = TeeConfig::Tdx(both.clone())).starts_with("tee.quoting_socket: "));
 }
 
 #[test]

@@ -5,18 +5,41 @@ mod common;
 use std::io::{Read, Write};
 use std::path::Path;
 
-use kata_cc_boot::{DescriptorTable, KernelFormat, LaunchPlan, Measured, Region, Segment, StartState};
+use kata_cc_boot::{DescriptorTable, KernelFormat, LaunchPlan, PlatformKind, Segment, StartState};
+use kata_cc_measurement::stage0::Stage0Launch;
+use kata_cc_stage0_abi::{BootBlock, KernelKind, Sealed};
 use kata_cc_vmm::sim::Processor;
 use kata_cc_vmm_api::TeeConfig;
 
 const REPORT: usize = 12;
 
+/// One page of image, none of working memory.
+fn image() -> Vec<u8> {
+    let mut image = vec![0x90; 4096];
+    image[16..24].copy_from_slice(b"KCCIMG0\0");
+    for (at, value) in [(24, 1_u32), (28, 4096), (32, 0), (36, 0)] {
+        image[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    }
+    image
+}
+
 fn plan() -> LaunchPlan<'static> {
+    let block = BootBlock {
+        platform: PlatformKind::SimSnp,
+        vcpus: 1,
+        memory_bit: 0,
+        acpi_devices: false,
+        kernel_kind: KernelKind::Vmlinux,
+        kernel: Sealed { length: 4096, sha256: [1; 32] },
+        initramfs: None,
+        command_line: Sealed::default(),
+    };
+    let launch = Stage0Launch::new(image().leak(), &block).expect("a launch");
     LaunchPlan {
-        regions: vec![Region { name: "page", gpa: 0x1000, bytes: vec![1; 4096].into() }],
+        regions: Vec::new(),
         unmeasured: Vec::new(),
-        measured: Measured::Regions,
-        start: StartState::linux64(0x1000),
+        stage0: Some(Box::new(launch)),
+        start: StartState::flat32(0x10_0000),
         vcpus: 1,
         cmdline: String::new(),
         format: KernelFormat::Vmlinux,

@@ -20,7 +20,10 @@ struct Manifest {
     /// Form of this file.
     version: u32,
     stage0: Measured,
+    /// Of plain guests.
     kernel: Measured,
+    /// Of confidential guests.
+    tee_kernel: Measured,
     initramfs: Measured,
     /// Command line (without the device words that the VMM adds) by tier.
     command_lines: Vec<CommandLine>,
@@ -42,22 +45,26 @@ struct CommandLine {
     sha384: String,
 }
 
-/// Build what is not there yet around the agent of [`crate::binaries`]; gives the folder with `vmlinux`, `initramfs` and `manifest.json`.
+/// Build what is not there yet around the agent of [`crate::binaries`]; gives the folder with the kernels, `initramfs` and `manifest.json`.
 pub(crate) fn build() -> anyhow::Result<PathBuf> {
-    let kernel = kernel()?;
+    let (plain, tee) = (kernel(&[])?, kernel(&[TEE_CONFIG])?);
     let initramfs = initramfs(&paths::binaries().join("kata-cc-agent"))?;
     let share = paths::share();
     std::fs::create_dir_all(&share)?;
     let stage0 = stage0::build()?;
-    replace(&share.join("vmlinux"), &std::fs::read(kernel.join("vmlinux"))?)?;
-    replace(&share.join("bzImage"), &std::fs::read(kernel.join("bzImage"))?)?;
+    for (folder, ending) in [(&plain, ""), (&tee, "-tee")] {
+        for file in ["vmlinux", "bzImage"] {
+            replace(&share.join(format!("{file}{ending}")), &std::fs::read(folder.join(file))?)?;
+        }
+    }
     replace(&share.join("initramfs"), &initramfs)?;
     let manifest = Manifest {
         version: 1,
         stage0: measured("stage0", &std::fs::read(stage0)?),
-        kernel: measured("vmlinux", &std::fs::read(kernel.join("vmlinux"))?),
+        kernel: measured("vmlinux", &std::fs::read(plain.join("vmlinux"))?),
+        tee_kernel: measured("vmlinux-tee", &std::fs::read(tee.join("vmlinux"))?),
         initramfs: measured("initramfs", &initramfs),
-        command_lines: ["vm", "sim-snp"].map(command_line).into(),
+        command_lines: ["vm", "sim-snp", "snp", "tdx"].map(command_line).into(),
     };
     replace(&share.join("manifest.json"), &serde_json::to_vec_pretty(&manifest)?)?;
     step(&format!("guest image: {} (initramfs {} KiB)", share.display(), initramfs.len() / 1024));
@@ -86,9 +93,15 @@ pub(crate) fn reproduce() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn kernel() -> anyhow::Result<PathBuf> {
+/// What confidential guests' kernel has besides.
+const TEE_CONFIG: &str = "guest-image/kernel/tee.config";
+
+/// Folder of the kernel with these further fragments of its configuration.
+fn kernel(fragments: &[&str]) -> anyhow::Result<PathBuf> {
     let script = paths::root().join("guest-image/kernel/build");
-    let printed = output(&mut command(script, &[])).context("the guest kernel was not built")?;
+    let mut build = command(script, &[]);
+    build.args(fragments.iter().map(|fragment| paths::root().join(fragment)));
+    let printed = output(&mut build).context("the guest kernel was not built")?;
     Ok(PathBuf::from(printed.lines().last().unwrap_or_default()))
 }
 

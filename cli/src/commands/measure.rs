@@ -7,15 +7,17 @@
 mod explain;
 mod options;
 mod ovmf;
+mod pod;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use kata_cc_boot::{Firmware, LaunchInput, LaunchPlan, Measured as MeasuredBy};
+use kata_cc_attestation_service::jws::SigningKey;
+use kata_cc_boot::{Firmware, LaunchInput, LaunchPlan};
 use kata_cc_kbs_client::ClientError;
 use kata_cc_kbs_protocol::admin::ReferenceValueMessage;
-use kata_cc_kbs_protocol::initdata::{InitData, fit};
+use kata_cc_kbs_protocol::initdata::fit;
 use kata_cc_measurement::explain::Explanation;
 use kata_cc_sandbox::{NodeConfig, initdata, sizing, vm_shape};
 use kata_cc_sim_tee::SimPlatform;
@@ -60,14 +62,21 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
     cmdline_append: Option<String>,
     /// Init-data (TOML) whose digest is told; the node's own without it.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "pod")]
     init_data: Option<PathBuf>,
+    /// Manifest of a pod, or of what makes pods (YAML or JSON): its limits give the size, its annotation the init-data.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["cpus", "memory", "vcpus"])]
+    pod: Option<PathBuf>,
     /// Node configuration; /etc/kata-cc/config.toml without it.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Form of the answer.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
+    /// Sign the provider's message with this key (PKCS#8 PEM: Ed25519, P-256 or P-384): whoever has it may register it where
+    /// the key is trusted.
+    #[arg(long, value_name = "FILE")]
+    sign_key: Option<PathBuf>,
     /// Add both digests, of the launch and of the init-data, to the key broker's reference values.
     #[arg(long)]
     register: bool,
@@ -138,11 +147,13 @@ fn predict(arguments: &Arguments, config: &NodeConfig) -> anyhow::Result<Answer>
             )
         })
     };
-    let (kernel_file, initramfs_file) = (config.kernel(), config.initramfs());
+    let (kernel_file, initramfs_file) = (config.kernel(tier), config.initramfs());
     let (kernel, initramfs) = (read(&kernel_file)?, read(&initramfs_file)?);
     let firmware_file = config.firmware(tier).context("guests of this tier are not measured")?;
     let firmware = read(&firmware_file)?;
-    let size = sizing::size(arguments.size.limits(), &config.vm);
+    let pod = arguments.pod.as_deref().map(pod::read).transpose()?;
+    let limits = pod.as_ref().map_or_else(|| arguments.size.limits(), |pod| pod.limits);
+    let size = sizing::size(limits, &config.vm);
     let vcpus = options.vcpus.unwrap_or(size.vcpus);
     let cmdline = vm_shape::command_line(config, tier);
     let (platform, memory_bit) = options.platform();
@@ -153,22 +164,23 @@ fn predict(arguments: &Arguments, config: &NodeConfig) -> anyhow::Result<Answer>
         memory_mib: size.memory_mib,
         vcpus,
         devices: vm_shape::DEVICES,
-        firmware: Some(Firmware { image: &firmware, platform, memory_bit }),
+        firmware: Some(Firmware::new(&firmware, platform, memory_bit)),
     };
     let plan = LaunchPlan::new(&input).with_context(|| {
         let (kernel, initramfs) = (kernel_file.display(), initramfs_file.display());
         format!("a guest of kernel {kernel} and initramfs {initramfs} cannot be launched")
     })?;
     let (launch_digest, explanation) = digest(&plan, options)?;
-    let document = match &arguments.init_data {
-        Some(file) => {
+    let document = match (&arguments.init_data, pod.and_then(|pod| pod.init_data)) {
+        (Some(file), _) => {
             initdata::from_text(&read_text(file)?).with_context(|| format!("{}", file.display()))?
         }
-        None => initdata::of_node(config)?,
+        (None, Some(of_the_pod)) => of_the_pod,
+        (None, None) => initdata::of_node(config)?,
     };
     let host_data = match options.tee {
-        Some(Tee::Tdx) => hex::encode(fit::<48>(&InitData::parse(&document.text)?.digest())),
-        _ => hex::encode(document.host_data),
+        Some(Tee::Tdx) => hex::encode(fit::<48>(&document.digest)),
+        _ => hex::encode(fit::<32>(&document.digest)),
     };
     Ok(Answer {
         tier: tier.name(),
@@ -188,7 +200,7 @@ fn predict(arguments: &Arguments, config: &NodeConfig) -> anyhow::Result<Answer>
 
 /// Digest of a plan, and what it is made of.
 fn digest(plan: &LaunchPlan<'_>, options: &HardwareOptions) -> anyhow::Result<([u8; 48], Explanation)> {
-    let MeasuredBy::Stage0(launch) = &plan.measured else {
+    let Some(launch) = &plan.stage0 else {
         anyhow::bail!("the launch does not go through the guest firmware stage0")
     };
     let mut launch = launch.as_ref().clone().with_features(options.guest_features)?;
@@ -218,7 +230,7 @@ pub(crate) fn measure(arguments: &Arguments, output: &Output) -> anyhow::Result<
         Some(file) => NodeConfig::read(file)?,
         None => NodeConfig::load()?,
     };
-    config.kernel = arguments.kernel.clone().or(config.kernel);
+    config.tee_kernel = arguments.kernel.clone().or(config.tee_kernel);
     config.initramfs = arguments.initramfs.clone().or(config.initramfs);
     config.firmware = arguments.firmware.clone().or(config.firmware);
     if let Some(words) = &arguments.cmdline_append {
@@ -241,15 +253,30 @@ pub(crate) fn measure(arguments: &Arguments, output: &Output) -> anyhow::Result<
         register(&arguments.broker, &answer.reference_values())?;
         note(&format!("kata-cc: registered as {} and {INIT_DATA}", answer.measurement()));
     }
-    if arguments.format == Format::Rvps {
+    if arguments.format == Format::Rvps || arguments.sign_key.is_some() {
         let values = answer.reference_values().map(|(name, value)| (name.to_owned(), json!([value])));
-        output.document(&ReferenceValueMessage::sample(&BTreeMap::from(values)))?;
+        output.document(&message(&values.into(), arguments.sign_key.as_deref())?)?;
     } else if output.json {
         output.document(&answer)?;
     } else {
         output.text(&describe(&answer))?;
     }
     Ok(0)
+}
+
+/// The message that brings the values, signed when there is a key (type `signed` of the attestation service).
+fn message(
+    values: &BTreeMap<String, Value>,
+    sign_key: Option<&Path>,
+) -> anyhow::Result<ReferenceValueMessage> {
+    let Some(file) = sign_key else { return Ok(ReferenceValueMessage::sample(values)) };
+    let pem = zeroize::Zeroizing::new(
+        std::fs::read(file).with_context(|| format!("cannot read the key {}", file.display()))?,
+    );
+    let key = SigningKey::from_pem(&pem).with_context(|| format!("{}", file.display()))?;
+    let claims = json!({"iat": kata_cc_attestation_service::now(), "reference_values": values});
+    let payload = key.sign(&json!({}), &claims)?;
+    Ok(ReferenceValueMessage { kind: "signed".to_owned(), payload, ..ReferenceValueMessage::sample(values) })
 }
 
 fn measure_ovmf(image: &Path, arguments: &Arguments, output: &Output) -> anyhow::Result<u8> {

@@ -8,7 +8,7 @@
 //! | 12 | 4 | platform: 0 plain, 1 sim-snp, 2 snp, 3 sim-tdx, 4 tdx |
 //! | 16 | 4 | vCPUs |
 //! | 20 | 4 | position of the address bit that marks private (SNP) or shared (TDX) memory; 0: none |
-//! | 24 | 4 | flags, none defined |
+//! | 24 | 4 | flags: bit 0, the guest finds its devices by ACPI instead of the command line |
 //! | 28 | 4 | kind of kernel: 1 bzImage, 2 vmlinux |
 //! | 32 | 40 | kernel: length, SHA-256 |
 //! | 72 | 40 | initramfs: length, SHA-256; all zero: none |
@@ -22,6 +22,7 @@ use crate::layout::{COMMAND_LINE_MAX, MAX_VCPUS};
 
 const MAGIC: [u8; 8] = *b"KCCSTG0\0";
 const VERSION: u32 = 1;
+const ACPI_DEVICES: u32 = 1;
 const KERNEL: usize = 32;
 const INITRAMFS: usize = 72;
 const COMMAND_LINE: usize = 112;
@@ -95,6 +96,9 @@ pub struct BootBlock {
     pub vcpus: u32,
     /// Position of the address bit that marks private (SNP) or shared (TDX) memory; 0 elsewhere.
     pub memory_bit: u32,
+    /// Whether the guest finds its devices by ACPI: stage0 then takes their words out of the command line and makes a DSDT of
+    /// them. For kernels that set up interrupts by ACPI, as all do that know a TEE.
+    pub acpi_devices: bool,
     /// Format of the kernel.
     pub kernel_kind: KernelKind,
     /// Kernel file as it is on disk.
@@ -165,6 +169,7 @@ impl BootBlock {
         put(&mut page, 12, &(self.platform as u32).to_le_bytes());
         put(&mut page, 16, &self.vcpus.to_le_bytes());
         put(&mut page, 20, &self.memory_bit.to_le_bytes());
+        put(&mut page, 24, &(if self.acpi_devices { ACPI_DEVICES } else { 0 }).to_le_bytes());
         put(&mut page, 28, &(self.kernel_kind as u32).to_le_bytes());
         let mut seal = |offset, sealed: &Sealed| {
             put(&mut page, offset, &sealed.length.to_le_bytes());
@@ -189,7 +194,8 @@ impl BootBlock {
             return Err(BootBlockError::Version);
         }
         let platform = PlatformKind::from_number(page.u32(12)).ok_or(BootBlockError::Platform)?;
-        if page.u32(24) != 0 {
+        let flags = page.u32(24);
+        if flags & !ACPI_DEVICES != 0 {
             return Err(BootBlockError::Flags);
         }
         let kernel_kind = match page.u32(28) {
@@ -203,6 +209,7 @@ impl BootBlock {
             platform,
             vcpus: page.u32(16),
             memory_bit: page.u32(20),
+            acpi_devices: flags & ACPI_DEVICES != 0,
             kernel_kind,
             kernel: sealed(KERNEL),
             initramfs: (initramfs != Sealed::default()).then_some(initramfs),
@@ -249,6 +256,7 @@ mod tests {
             platform: PlatformKind::Snp,
             vcpus: 4,
             memory_bit: 51,
+            acpi_devices: false,
             kernel_kind: KernelKind::Vmlinux,
             kernel: sealed(10_000_000, 1),
             initramfs: Some(sealed(5, 2)),
@@ -266,7 +274,8 @@ mod tests {
     fn is_read_as_it_was_written() {
         let without = BootBlock { initramfs: None, platform: PlatformKind::Plain, memory_bit: 0, ..block() };
         let simulated = BootBlock { platform: PlatformKind::SimTdx, memory_bit: 0, ..block() };
-        for block in [block(), without, simulated] {
+        let by_acpi = BootBlock { acpi_devices: true, ..block() };
+        for block in [block(), without, simulated, by_acpi] {
             assert_eq!(BootBlock::parse(&block.to_page().expect("valid")), Ok(block));
         }
     }
@@ -288,6 +297,8 @@ mod tests {
         assert_eq!(refused(|page| page[8] = 2), Err(BootBlockError::Version));
         assert_eq!(refused(|page| page[12] = 5), Err(BootBlockError::Platform));
         assert_eq!(refused(|page| page[27] = 0x80), Err(BootBlockError::Flags));
+        assert_eq!(refused(|page| page[24] = 2), Err(BootBlockError::Flags));
+        assert_eq!(refused(|page| page[24] = 1), Ok(BootBlock { acpi_devices: true, ..block() }));
         assert_eq!(refused(|page| page[28] = 0), Err(BootBlockError::KernelKind));
         assert_eq!(refused(|page| page[28] = 3), Err(BootBlockError::KernelKind));
     }

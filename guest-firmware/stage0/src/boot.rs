@@ -9,6 +9,7 @@ use crate::payload::bring_in;
 use crate::places::{LOW_MEMORY_END, Places, Sources};
 use crate::platform::{Handover, Payload, PhysRange, Platform, Termination, layout};
 use crate::sha256::Engine;
+use crate::tables::dsdt::Devices;
 use crate::tables::{Writer, acpi, cc_blob, efi, mptable};
 use crate::{params, places};
 
@@ -49,11 +50,11 @@ pub fn boot<P: Platform, M: GuestMemory>(
     // Accepted memory holds what the host left in it, until it is written.
     boot.memory.wipe(0, LOW_MEMORY_END);
     let kernel = boot.kernel(&sources)?;
-    boot.command_line(&kernel)?;
+    let devices = boot.command_line(&kernel)?;
     let initramfs = boot.initramfs(&sources, &kernel)?;
     boot.platform.prepare_aps(block.vcpus)?;
     let handover = boot.platform.handover();
-    boot.tell(&kernel, initramfs, &handover)?;
+    boot.tell(&kernel, initramfs, &handover, &devices)?;
     boot.platform.leave()?;
     Ok(Entry { address: kernel.entry, parameters: ZERO_PAGE })
 }
@@ -98,7 +99,8 @@ impl<P: Platform, M: GuestMemory> Boot<'_, P, M> {
         Ok(kernel)
     }
 
-    fn command_line(&mut self, kernel: &Kernel) -> Result<(), Termination> {
+    /// The verified command line; its devices, when the guest shall find them by ACPI.
+    fn command_line(&mut self, kernel: &Kernel) -> Result<Devices, Termination> {
         let sealed = self.block.command_line;
         if sealed.length > kernel.command_line_max {
             return Err(Termination::CommandLineTooLong);
@@ -106,7 +108,12 @@ impl<P: Platform, M: GuestMemory> Boot<'_, P, M> {
         let from_to = (layout::COMMAND_LINE, COMMAND_LINE);
         bring_in(self.memory, self.engine, from_to, &sealed, Termination::CommandLineHash)?;
         self.memory.wipe(COMMAND_LINE + sealed.length, 1);
-        self.platform.measured(Payload::CommandLine, &sealed.sha256).map_err(Termination::from)
+        self.platform.measured(Payload::CommandLine, &sealed.sha256)?;
+        if !self.block.acpi_devices {
+            return Ok(Devices::default());
+        }
+        let line = self.memory.private(COMMAND_LINE, sealed.length);
+        Devices::take_from(line).map(|(devices, _)| devices)
     }
 
     /// Address and bytes of the verified initramfs.
@@ -134,6 +141,7 @@ impl<P: Platform, M: GuestMemory> Boot<'_, P, M> {
         kernel: &Kernel,
         initramfs: Option<(u64, u64)>,
         handover: &Handover,
+        devices: &Devices,
     ) -> Result<(), Termination> {
         let vcpus = u8::try_from(self.block.vcpus).map_err(|_| Termination::BootBlockVcpus)?;
         let mp_page = self.memory.private(mptable::MP_TABLE, layout::PAGE_SIZE);
@@ -147,7 +155,13 @@ impl<P: Platform, M: GuestMemory> Boot<'_, P, M> {
         let ram = self.places.ram();
         let place = self.memory.private(layout::TABLES, layout::TABLES_END - layout::TABLES);
         place.fill(0);
-        let tables = write_tables(place, vcpus, handover, unaccepted, ram)?;
+        let machine = acpi::Machine {
+            vcpus,
+            ap_mailbox: handover.ap_mailbox,
+            event_log: handover.event_log,
+            devices: devices.as_slice(),
+        };
+        let tables = write_tables(place, &machine, handover, unaccepted, ram)?;
         let page = self.memory.private(ZERO_PAGE, layout::PAGE_SIZE);
         let page = page.first_chunk_mut().ok_or(Termination::TablesTooLarge)?;
         let told = Parameters {
@@ -187,15 +201,14 @@ struct Written {
 
 fn write_tables(
     place: &mut [u8],
-    vcpus: u8,
+    machine: &acpi::Machine<'_>,
     handover: &Handover,
     unaccepted: Option<u64>,
     ram: &[kata_cc_stage0_abi::MemoryRange],
 ) -> Result<Written, Termination> {
     let base = layout::TABLES;
     let mut out = Writer::new(place);
-    let machine = acpi::Machine { vcpus, ap_mailbox: handover.ap_mailbox, event_log: handover.event_log };
-    let mut written = Written { rsdp: acpi::build(&mut out, base, &machine)?, ..Written::default() };
+    let mut written = Written { rsdp: acpi::build(&mut out, base, machine)?, ..Written::default() };
     if handover.cc_blob {
         out.align(16)?;
         let blob = base + out.length() as u64;

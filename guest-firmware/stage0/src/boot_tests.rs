@@ -78,6 +78,7 @@ impl Launch {
             platform: PlatformKind::Plain,
             vcpus: 4,
             memory_bit: 0,
+            acpi_devices: false,
             kernel_kind: kind,
             kernel: seal(&kernel),
             initramfs: Some(seal(&initramfs)),

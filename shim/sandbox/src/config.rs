@@ -53,8 +53,10 @@ pub enum ConfigError {
 pub struct NodeConfig {
     /// `kata-cc-vmm`; beside the running program or in `PATH` when absent.
     pub vmm: Option<PathBuf>,
-    /// Guest kernel; `vmlinux` of the guest image when absent.
+    /// Kernel of plain guests; `vmlinux` of the guest image when absent.
     pub kernel: Option<PathBuf>,
+    /// Kernel of confidential guests, which has ACPI and the drivers of the TEEs; `vmlinux-tee` of the guest image when absent.
+    pub tee_kernel: Option<PathBuf>,
     /// Guest initramfs; `initramfs` of the guest image when absent.
     pub initramfs: Option<PathBuf>,
     /// Image of the firmware of confidential guests, which verifies kernel and initramfs; `stage0` of the guest image when absent.
@@ -84,6 +86,7 @@ impl Default for NodeConfig {
         Self {
             vmm: None,
             kernel: None,
+            tee_kernel: None,
             initramfs: None,
             firmware: None,
             cmdline_append: String::new(),
@@ -107,6 +110,11 @@ pub struct TeeSettings {
     pub simulated: Option<Simulated>,
     /// Its throw-away platform; the state folder's `sim` when absent.
     pub platform: Option<PathBuf>,
+    /// Certificates that SNP guests get with their reports (a table as GHCB 4.1.8.1 has it, `kata-cc endorsements` makes it);
+    /// without it the key broker has to know the chip's.
+    pub certificates: Option<PathBuf>,
+    /// Unix socket of the quoting service, for guests under TDX; `/var/run/tdx-qgs/qgs.socket` when absent.
+    pub quoting_socket: Option<PathBuf>,
 }
 
 /// Which TEE is simulated.
@@ -179,10 +187,14 @@ impl NodeConfig {
         })
     }
 
-    /// The guest kernel.
+    /// The guest kernel of a tier.
     #[must_use]
-    pub fn kernel(&self) -> PathBuf {
-        self.kernel.clone().unwrap_or_else(|| paths::share_dir().join("vmlinux"))
+    pub fn kernel(&self, tier: Tier) -> PathBuf {
+        let (named, file) = match tier.is_confidential() {
+            true => (&self.tee_kernel, "vmlinux-tee"),
+            false => (&self.kernel, "vmlinux"),
+        };
+        named.clone().unwrap_or_else(|| paths::share_dir().join(file))
     }
 
     /// The guest initramfs.
@@ -227,17 +239,81 @@ impl NodeConfig {
         };
         tier::NodeAbility {
             kvm,
-            snp: Missing("launching on SEV-SNP hardware is not built yet".into()),
-            tdx: Missing("launching on TDX hardware is not built yet".into()),
+            snp: snp_at(Path::new("/")),
+            tdx: tdx_at(Path::new("/")),
             sim_snp,
             sentry: Missing("the sentry is not built yet".into()),
         }
     }
 }
 
+/// Whether KVM uses SEV-SNP, by its own word. `kata-cc doctor` looks closer and says what to change.
+fn snp_at(root: &Path) -> tier::Availability {
+    use tier::Availability::{Available, Missing};
+    let parameter = root.join("sys/module/kvm_amd/parameters/sev_snp");
+    let says = std::fs::read_to_string(&parameter).unwrap_or_default();
+    match says.trim() {
+        "Y" | "1" if root.join("dev/sev").exists() => Available,
+        "Y" | "1" => Missing("there is no /dev/sev (the kernel's driver ccp makes it)".into()),
+        "" => Missing("KVM here knows no SEV-SNP (kvm_amd is not loaded, or older than Linux 6.11)".into()),
+        _ => Missing("kvm_amd does not use SEV-SNP (sev_snp=N)".into()),
+    }
+}
+
+/// Whether KVM uses TDX, by its own word.
+fn tdx_at(root: &Path) -> tier::Availability {
+    use tier::Availability::{Available, Missing};
+    let says = std::fs::read_to_string(root.join("sys/module/kvm_intel/parameters/tdx")).unwrap_or_default();
+    match says.trim() {
+        "Y" | "1" => Available,
+        "" => Missing("KVM here knows no TDX (kvm_intel is not loaded, or older than Linux 6.16)".into()),
+        _ => Missing("kvm_intel does not use TDX (tdx=N)".into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn snp_is_there_when_kvm_says_so() {
+        let root = tempfile::tempdir().unwrap();
+        let said = || match snp_at(root.path()) {
+            tier::Availability::Available => "available".to_owned(),
+            tier::Availability::Missing(why) => why,
+        };
+        assert!(said().contains("knows no SEV-SNP"));
+        let folder = root.path().join("sys/module/kvm_amd/parameters");
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("sev_snp"), "N\n").unwrap();
+        assert!(said().contains("sev_snp=N"));
+        std::fs::write(folder.join("sev_snp"), "Y\n").unwrap();
+        assert!(said().contains("/dev/sev"));
+        std::fs::create_dir(root.path().join("dev")).unwrap();
+        std::fs::write(root.path().join("dev/sev"), "").unwrap();
+        assert_eq!(said(), "available");
+        assert!(
+            matches!(tdx_at(root.path()), tier::Availability::Missing(why) if why.contains("knows no TDX"))
+        );
+        let folder = root.path().join("sys/module/kvm_intel/parameters");
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("tdx"), "Y\n").unwrap();
+        assert_eq!(tdx_at(root.path()), tier::Availability::Available);
+    }
+
+    #[test]
+    fn confidential_guests_have_a_kernel_of_their_own() {
+        let config = parse("kernel = \"/plain\"\ntee_kernel = \"/tee\"\n").unwrap();
+        for tier in Tier::ALL {
+            let expected = if tier.is_confidential() { "/tee" } else { "/plain" };
+            assert_eq!(config.kernel(tier), Path::new(expected), "{tier}");
+        }
+        let default = NodeConfig::default();
+        assert!(
+            default.kernel(Tier::SimSnp).ends_with("vmlinux-tee")
+                && default.kernel(Tier::Vm).ends_with("vmlinux")
+        );
+    }
 
     fn parse(text: &str) -> Result<NodeConfig, ConfigError> {
         let dir = tempfile::tempdir().unwrap();

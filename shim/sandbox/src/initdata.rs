@@ -36,8 +36,8 @@ pub enum InitDataSourceError {
 pub struct Prepared {
     /// The exact document.
     pub text: String,
-    /// SNP `HOST_DATA`.
-    pub host_data: [u8; 32],
+    /// Its digest, by its own algorithm.
+    pub digest: Vec<u8>,
     /// Block image for the guest.
     pub image: Vec<u8>,
 }
@@ -46,7 +46,7 @@ impl Prepared {
     fn new(document: &InitData) -> Self {
         Self {
             text: document.text().to_owned(),
-            host_data: initdata::fit(&document.digest()),
+            digest: document.digest(),
             image: initdata::to_image(document.text()),
         }
     }
@@ -171,10 +171,10 @@ mod tests {
             let cdh: toml::Table = cdh.parse().unwrap();
             assert_eq!(cdh["image"]["allowed"].clone().try_into::<Vec<String>>().unwrap(), allowed);
         }
-        assert_eq!(prepared.host_data.to_vec(), document.digest());
+        assert_eq!(prepared.digest, document.digest());
         assert_eq!(prepared.image.len() % 512, 0);
         // the same configuration gives the same digest
-        assert_eq!(of_node(&config).unwrap().host_data, prepared.host_data);
+        assert_eq!(of_node(&config).unwrap().digest, prepared.digest);
     }
 
     #[test]

@@ -227,7 +227,7 @@ async fn describe_vm(
         id: &spec.id,
         dir,
         initdata: Some(initdata),
-        host_data: prepared.host_data,
+        init_data_digest: prepared.digest.clone(),
         scratch,
         taps: network.taps(),
     };

@@ -3,7 +3,10 @@
 
 use std::path::{Path, PathBuf};
 
-use kata_cc_vmm_api::{BlockConfig, BootConfig, NetConfig, TeeConfig, VmConfig, VsockConfig};
+use kata_cc_kbs_protocol::initdata::fit;
+use kata_cc_vmm_api::{
+    BlockConfig, BootConfig, NetConfig, SnpOptions, TdxOptions, TeeConfig, VmConfig, VsockConfig,
+};
 
 use crate::config::NodeConfig;
 use crate::sizing::Size;
@@ -18,6 +21,9 @@ pub const DEVICES: usize = 2 + 2 + ROOTFS_SLOTS + NETWORK_SLOTS;
 /// The guest's context id; it means nothing outside of its own VMM.
 pub const GUEST_CID: u32 = 3;
 
+/// Where Intel's quoting service listens.
+const QUOTING_SOCKET: &str = "/var/run/tdx-qgs/qgs.socket";
+
 /// What differs between VMs of one tier and size.
 #[derive(Clone, Debug)]
 pub struct Instance<'a> {
@@ -27,8 +33,8 @@ pub struct Instance<'a> {
     pub dir: &'a Path,
     /// Block image with the init-data.
     pub initdata: Option<PathBuf>,
-    /// Its digest: SNP `HOST_DATA`.
-    pub host_data: [u8; 32],
+    /// Its digest, which the launch carries: SNP `HOST_DATA`, TDX `MRCONFIGID`.
+    pub init_data_digest: Vec<u8>,
     /// Scratch disk.
     pub scratch: Option<PathBuf>,
     /// Tap interfaces, at most [`NETWORK_SLOTS`].
@@ -94,20 +100,12 @@ pub fn vm_config(config: &NodeConfig, tier: Tier, size: Size, instance: &Instanc
         vcpus: size.vcpus,
         memory_mib: size.memory_mib,
         boot: BootConfig {
-            kernel: config.kernel(),
+            kernel: config.kernel(tier),
             initramfs: Some(config.initramfs()),
             cmdline: command_line(config, tier),
             firmware: config.firmware(tier),
         },
-        tee: if tier == Tier::SimSnp {
-            TeeConfig::SimSnp {
-                platform: config.sim_platform(),
-                host_data: hex::encode(instance.host_data),
-                policy: None,
-            }
-        } else {
-            TeeConfig::None
-        },
+        tee: tee(config, tier, &instance.init_data_digest),
         console: Some(console(instance.dir)),
         control_socket: instance.dir.join("vmm.sock"),
         block,
@@ -117,9 +115,57 @@ pub fn vm_config(config: &NodeConfig, tier: Tier, size: Size, instance: &Instanc
     }
 }
 
+/// The environment of a tier.
+fn tee(config: &NodeConfig, tier: Tier, init_data_digest: &[u8]) -> TeeConfig {
+    let host_data = || hex::encode(fit::<32>(init_data_digest));
+    match tier {
+        Tier::SimSnp => {
+            TeeConfig::SimSnp { platform: config.sim_platform(), host_data: host_data(), policy: None }
+        }
+        Tier::Snp => TeeConfig::Snp(SnpOptions {
+            host_data: host_data(),
+            certificates: config.tee.certificates.clone(),
+            ..SnpOptions::default()
+        }),
+        Tier::Tdx => TeeConfig::Tdx(TdxOptions {
+            mrconfigid: hex::encode(fit::<48>(init_data_digest)),
+            quoting_socket: Some(config.tee.quoting_socket.clone().unwrap_or_else(|| QUOTING_SOCKET.into())),
+            ..TdxOptions::default()
+        }),
+        Tier::Vm | Tier::Sentry => TeeConfig::None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A confidential tier never gives a configuration without its TEE, nor a TEE without the firmware.
+    #[test]
+    fn each_tier_has_its_environment() {
+        let instance = Instance {
+            id: "x",
+            dir: Path::new("/run/x"),
+            initdata: None,
+            init_data_digest: vec![0x5a; 32],
+            scratch: None,
+            taps: &[],
+        };
+        let size = Size { vcpus: 1, memory_mib: 256 };
+        for tier in Tier::ALL {
+            let vm = vm_config(&NodeConfig::default(), tier, size, &instance);
+            let expected = if tier.is_confidential() { tier.name() } else { "none" };
+            assert_eq!((vm.tee.name(), vm.boot.firmware.is_some()), (expected, tier.is_confidential()));
+            let digest = match &vm.tee {
+                TeeConfig::None => continue,
+                TeeConfig::SimSnp { host_data, .. } => host_data,
+                TeeConfig::Snp(snp) => &snp.host_data,
+                TeeConfig::Tdx(tdx) => &tdx.mrconfigid,
+            };
+            assert!(digest.starts_with(&"5a".repeat(32)), "{tier}: {digest}");
+            assert!([64, 96].contains(&digest.len()));
+        }
+    }
 
     #[test]
     fn the_shape_has_as_many_devices_as_is_measured() {
@@ -130,7 +176,7 @@ mod tests {
             id: "x",
             dir: Path::new("/run/x"),
             initdata: None,
-            host_data: [0; 32],
+            init_data_digest: vec![0; 32],
             scratch: None,
             taps: &taps,
         };

@@ -55,8 +55,8 @@ pub struct BootConfig {
     /// Command line, without the `virtio_mmio.device=` words that the VMM adds for each device.
     #[serde(default)]
     pub cmdline: String,
-    /// Image of the guest firmware stage0, which verifies and boots the kernel; without it the kernel is entered
-    /// directly.
+    /// Image of the guest firmware stage0, which verifies and boots the kernel. Every guest under a TEE has one;
+    /// without it the kernel is entered directly.
     #[serde(default)]
     pub firmware: Option<PathBuf>,
 }
@@ -78,6 +78,88 @@ pub enum TeeConfig {
         /// SNP guest policy (ABI, GUEST_POLICY); `0x30000` when absent.
         policy: Option<u64>,
     },
+    /// AMD SEV-SNP. Not yet run on hardware.
+    Snp(SnpOptions),
+    /// Intel TDX. Not yet run on hardware.
+    Tdx(TdxOptions),
+}
+
+impl TeeConfig {
+    /// Name in logs and in the monitor's state.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::SimSnp { .. } => "sim-snp",
+            Self::Snp(_) => "snp",
+            Self::Tdx(_) => "tdx",
+        }
+    }
+
+    /// Whether what it says about protection is true of no hardware.
+    #[must_use]
+    pub const fn is_simulated(&self) -> bool {
+        matches!(self, Self::SimSnp { .. })
+    }
+}
+
+/// A launch under SEV-SNP.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnpOptions {
+    /// SNP `HOST_DATA`, 32 bytes in hex: the digest of the init-data.
+    pub host_data: String,
+    /// SNP guest policy (ABI, GUEST_POLICY); `0x30000` when absent.
+    #[serde(default)]
+    pub policy: Option<u64>,
+    /// Whether a policy is accepted that lets the host read the guest's memory.
+    #[serde(default)]
+    pub allow_debug: bool,
+    /// What the guest's owner signed: ID block (96 bytes) and ID authentication information (4096 bytes).
+    #[serde(default)]
+    pub id_block: Option<IdBlockFiles>,
+    /// Certificates that the guest gets with its reports: a table as GHCB 4.1.8.1 has it.
+    #[serde(default)]
+    pub certificates: Option<PathBuf>,
+    /// Whether reports are signed by the cloud's key (VLEK) only.
+    #[serde(default)]
+    pub vcek_disabled: bool,
+}
+
+/// Files of an ID block.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IdBlockFiles {
+    /// ID block.
+    pub block: PathBuf,
+    /// ID authentication information.
+    pub auth: PathBuf,
+}
+
+/// A launch under TDX.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TdxOptions {
+    /// MRCONFIGID, 48 bytes in hex: the digest of the init-data, padded with zeros.
+    pub mrconfigid: String,
+    /// MROWNER, 48 bytes in hex; zeros when absent.
+    #[serde(default)]
+    pub mrowner: Option<String>,
+    /// MROWNERCONFIG, 48 bytes in hex; zeros when absent.
+    #[serde(default)]
+    pub mrownerconfig: Option<String>,
+    /// ATTRIBUTES; SEPT_VE_DISABLE alone when absent.
+    #[serde(default)]
+    pub attributes: Option<u64>,
+    /// Whether attributes are accepted that let the host read the guest's memory.
+    #[serde(default)]
+    pub allow_debug: bool,
+    /// Unix socket of the host's quoting service; without it and `quoting_vsock_port` the guest gets no quotes from this monitor.
+    #[serde(default)]
+    pub quoting_socket: Option<PathBuf>,
+    /// vsock port of the host's quoting service (context 2).
+    #[serde(default)]
+    pub quoting_vsock_port: Option<u32>,
 }
 
 /// One virtio-blk device.
@@ -177,6 +259,8 @@ mod strict {
             #[serde(default)]
             policy: Option<u64>,
         },
+        Snp(super::SnpOptions),
+        Tdx(super::TdxOptions),
     }
 
     impl From<TeeConfig> for super::TeeConfig {
@@ -186,6 +270,8 @@ mod strict {
                 TeeConfig::SimSnp { platform, host_data, policy } => {
                     Self::SimSnp { platform, host_data, policy }
                 }
+                TeeConfig::Snp(options) => Self::Snp(options),
+                TeeConfig::Tdx(options) => Self::Tdx(options),
             }
         }
     }

@@ -37,6 +37,6 @@ pub use cmdline::CmdlineError;
 pub use kata_cc_stage0_abi::layout::TERMINATION_PORT;
 pub use kata_cc_stage0_abi::{PlatformKind, Termination};
 pub use kernel::{Kernel, KernelError, KernelFormat};
-pub use plan::{LaunchInput, LaunchPlan, Measured, PlanError, Region};
+pub use plan::{LaunchInput, LaunchPlan, PlanError, Region};
 pub use stage0::{Firmware, FirmwareError};
 pub use start::{DescriptorTable, Segment, StartState};

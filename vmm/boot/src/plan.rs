@@ -87,24 +87,15 @@ impl Region<'_> {
     }
 }
 
-/// What the launch digest covers.
-#[derive(Clone, Debug)]
-pub enum Measured<'a> {
-    /// Every region, then one VMSA per vCPU.
-    Regions,
-    /// What stage0's launch contract says.
-    Stage0(Box<Stage0Launch<'a>>),
-}
-
 /// What the VMM writes into guest memory, and how the vCPUs start.
 #[derive(Clone, Debug)]
 pub struct LaunchPlan<'a> {
-    /// In the order in which they are measured; they do not overlap.
+    /// What the guest starts from: measured where anything is. They do not overlap.
     pub regions: Vec<Region<'a>>,
     /// What the guest finds beside in shared memory, and verifies itself.
     pub unmeasured: Vec<Region<'a>>,
-    /// How the launch digest comes about.
-    pub measured: Measured<'a>,
+    /// What is measured of a launch by stage0.
+    pub stage0: Option<Box<Stage0Launch<'a>>>,
     /// First state of vCPU 0.
     pub start: StartState,
     /// Number of vCPUs.
@@ -163,7 +154,7 @@ impl<'a> LaunchPlan<'a> {
         Ok(Self {
             regions,
             unmeasured: Vec::new(),
-            measured: Measured::Regions,
+            stage0: None,
             start: StartState::linux64(kernel.entry),
             vcpus: input.vcpus,
             cmdline,

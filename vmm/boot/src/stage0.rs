@@ -14,7 +14,7 @@ use kata_cc_stage0_abi::{BootBlock, BootInfo, BootInfoError, KernelKind, MemoryR
 
 use crate::kernel::{Kernel, KernelFormat};
 use crate::layout::{MIB, MMIO_HOLE, memory_ranges};
-use crate::plan::{LaunchInput, LaunchPlan, Measured, PlanError, Region};
+use crate::plan::{LaunchInput, LaunchPlan, PlanError, Region};
 use crate::start::StartState;
 
 /// The guest firmware and the platform that it shall find.
@@ -26,6 +26,17 @@ pub struct Firmware<'a> {
     pub platform: PlatformKind,
     /// Position of the bit that marks private (SNP) or shared (TDX) memory; 0 on other platforms.
     pub memory_bit: u32,
+    /// Whether stage0 tells the guest of its devices by ACPI, for kernels that have it.
+    pub acpi_devices: bool,
+}
+
+impl<'a> Firmware<'a> {
+    /// An image on a platform. The kernel of confidential guests, simulated ones too, has ACPI (the drivers of both TEEs depend on
+    /// it), that of plain ones has not.
+    #[must_use]
+    pub const fn new(image: &'a [u8], platform: PlatformKind, memory_bit: u32) -> Self {
+        Self { image, platform, memory_bit, acpi_devices: !matches!(platform, PlatformKind::Plain) }
+    }
 }
 
 /// Why there is no plan for a launch by stage0.
@@ -62,6 +73,7 @@ pub(crate) fn plan<'a>(
         platform: firmware.platform,
         vcpus: input.vcpus.into(),
         memory_bit: firmware.memory_bit,
+        acpi_devices: firmware.acpi_devices,
         kernel_kind: match kernel.format {
             KernelFormat::BzImage => KernelKind::BzImage,
             KernelFormat::Vmlinux => KernelKind::Vmlinux,
@@ -94,7 +106,7 @@ pub(crate) fn plan<'a>(
     Ok(LaunchPlan {
         regions,
         unmeasured,
-        measured: Measured::Stage0(Box::new(launch)),
+        stage0: Some(Box::new(launch)),
         start: StartState::flat32(IMAGE),
         vcpus: input.vcpus,
         cmdline,
@@ -123,6 +135,7 @@ fn hashes(kernel: &[u8], initramfs: &[u8]) -> BootBlock {
         platform: PlatformKind::Plain,
         vcpus: 1,
         memory_bit: 0,
+        acpi_devices: false,
         kernel_kind: KernelKind::Vmlinux,
         kernel,
         initramfs,

@@ -2,8 +2,6 @@
 //! documentation, `arch/x86/boot.rst`, "64-bit boot protocol"); the others wait, at reset, for the
 //! boot vCPU to start them.
 
-use kata_cc_measurement::VmsaRegisters;
-use kata_cc_measurement::vmsa::EFER_SVME;
 pub use kata_cc_measurement::vmsa::Segment;
 
 use crate::layout::{BOOT_STACK, GDT, PAGE_TABLES, ZERO_PAGE};
@@ -93,31 +91,6 @@ impl StartState {
             tr: Segment { selector: 0, base: 0, limit: 0xffff, attributes: 0x8b },
             gdt: NONE,
             idt: NONE,
-        }
-    }
-
-    /// The boot vCPU's VMSA.
-    pub(crate) fn vmsa(&self) -> VmsaRegisters {
-        let table = |t: DescriptorTable| Segment::new(0, 0, t.limit.into(), t.base);
-        VmsaRegisters {
-            es: self.data,
-            cs: self.cs,
-            ss: self.data,
-            ds: self.data,
-            fs: self.data,
-            gs: self.data,
-            gdtr: table(self.gdt),
-            idtr: table(self.idt),
-            tr: self.tr,
-            efer: self.efer | EFER_SVME,
-            cr0: self.cr0,
-            cr3: self.cr3,
-            cr4: self.cr4,
-            rflags: self.rflags,
-            rip: self.rip,
-            rsp: self.rsp,
-            rsi: self.rsi,
-            ..VmsaRegisters::cleared()
         }
     }
 }

@@ -106,7 +106,7 @@ fn input<'a>(kernel: &'a [u8], initramfs: &'a [u8], image: &'a [u8], memory_mib:
         memory_mib,
         vcpus: 3,
         devices: 1,
-        firmware: Some(Firmware { image, platform: PlatformKind::SimSnp, memory_bit: 0 }),
+        firmware: Some(Firmware::new(image, PlatformKind::SimSnp, 0)),
     }
 }
 
@@ -154,7 +154,7 @@ fn only_the_firmware_and_a_page_of_hashes_are_measured() {
     *other.last_mut().expect("byte") ^= 1;
     let changed = LaunchPlan::new(&LaunchInput { kernel: &other, ..input }).expect("plan");
     assert_ne!(changed.launch_digest(), Some(as_planned));
-    let plain = Firmware { image: &image, platform: PlatformKind::Plain, memory_bit: 0 };
+    let plain = Firmware::new(&image, PlatformKind::Plain, 0);
     let plain = LaunchPlan::new(&LaunchInput { firmware: Some(plain), ..input }).expect("plan");
     assert_eq!(plain.launch_digest(), None, "nobody measures it");
 }
@@ -175,7 +175,7 @@ fn an_image_that_cannot_be_launched_is_refused() {
     assert!(matches!(refused(&[0; 4096]), Some(PlanError::Firmware(FirmwareError::Launch(_)))));
     let image = image();
     assert!(matches!(refused(&image[..4096]), Some(PlanError::Firmware(FirmwareError::Launch(_)))));
-    let firmware = Firmware { image: &image, platform: PlatformKind::Snp, memory_bit: 0 };
+    let firmware = Firmware::new(&image, PlatformKind::Snp, 0);
     let input = LaunchInput { firmware: Some(firmware), ..input(&kernel, &initramfs, &image, 64) };
     let refused = LaunchPlan::new(&input).err();
     assert!(matches!(refused, Some(PlanError::Firmware(FirmwareError::Launch(_)))), "{refused:?}");

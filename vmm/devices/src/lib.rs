@@ -103,4 +103,7 @@ pub mod feature {
     pub const EVENT_IDX: u64 = 1 << 29;
     /// `VIRTIO_F_VERSION_1`: offered by the transport for every device, and demanded from the driver.
     pub const VERSION_1: u64 = 1 << 32;
+    /// `VIRTIO_F_ACCESS_PLATFORM`: the device does not reach all of the guest's memory, so its driver has to ask the
+    /// platform where data may lie. A Linux guest under a TEE then uses memory that it shares.
+    pub const ACCESS_PLATFORM: u64 = 1 << 33;
 }

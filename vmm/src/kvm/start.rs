@@ -24,7 +24,7 @@ const MODE_MASK: u32 = 7 << 8;
 ///
 /// # Errors
 /// What KVM said.
-pub(super) fn set_msrs(vcpu: &VcpuFd) -> Result<(), VmmError> {
+pub(crate) fn set_msrs(vcpu: &VcpuFd) -> Result<(), VmmError> {
     let entry = |index, data| kvm_msr_entry { index, data, ..Default::default() };
     let wanted = [entry(MSR_MTRR_DEF_TYPE, MTRR_WRITE_BACK), entry(MSR_MISC_ENABLE, MISC_ENABLE_FAST_STRING)];
     let msrs = Msrs::from_entries(&wanted).map_err(|_| VmmError::KvmLacks("room for msrs"))?;
@@ -39,7 +39,7 @@ pub(super) fn set_msrs(vcpu: &VcpuFd) -> Result<(), VmmError> {
 ///
 /// # Errors
 /// What KVM said.
-pub(super) fn set_lapic(vcpu: &VcpuFd) -> Result<(), VmmError> {
+pub(crate) fn set_lapic(vcpu: &VcpuFd) -> Result<(), VmmError> {
     let mut lapic = vcpu.get_lapic().map_err(VmmError::kvm("local apic"))?;
     for (offset, mode) in [(LVT_LINT0, MODE_EXT_INT), (LVT_LINT1, MODE_NMI)] {
         let Some(bytes) = lapic.regs.get_mut(offset..offset + 4) else {

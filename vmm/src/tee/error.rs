@@ -1,6 +1,7 @@
 //! Why a confidential launch did not happen, by who has to act.
 
 use kata_cc_snp::id_block::IdBlockError;
+use kata_cc_vmm_api::exit;
 
 use super::ioctls::Refusal;
 use super::memory::MapError;
@@ -104,8 +105,20 @@ pub enum TeeError {
 }
 
 impl TeeError {
+    /// Exit code of the process: what the host cannot do is told apart from what the configuration asks for.
+    #[must_use]
+    pub const fn exit_code(&self) -> i32 {
+        match self {
+            Self::Lacks { .. }
+            | Self::Refused { .. }
+            | Self::NoProgress { .. }
+            | Self::Unsupported { .. } => exit::NO_KVM,
+            _ => exit::BAD_CONFIG,
+        }
+    }
+
     /// For `map_err`.
-    pub(super) fn refused(call: &'static str) -> impl Fn(Refusal) -> Self {
+    pub(crate) fn refused(call: &'static str) -> impl Fn(Refusal) -> Self {
         move |refusal| Self::Refused { call, refusal }
     }
 }

@@ -21,8 +21,13 @@ const GHCB_TERMINATE: u64 = 0x100;
 /// R12 among the registers of a fatal error, which are in the processor's order.
 const R12: usize = 12;
 
+/// `-KVM_ENOSYS`.
+pub const NO_SUCH_HYPERCALL: u64 = (-1000_i64) as u64;
+
 /// `TDVMCALL_STATUS_SUCCESS`.
 pub const TDVMCALL_SUCCESS: u64 = 0;
+/// `TDVMCALL_STATUS_RETRY`.
+pub const TDVMCALL_RETRY: u64 = 1;
 /// `TDVMCALL_STATUS_INVALID_OPERAND`.
 pub const TDVMCALL_INVALID_OPERAND: u64 = 0x8000_0000_0000_0000;
 /// `TDVMCALL_STATUS_SUBFUNC_UNSUPPORTED`.
@@ -49,7 +54,7 @@ pub fn hypercall(
         Ok(()) => (0, None),
         // KVM_EINVAL and KVM_ENOSYS, negated as the interface wants them
         Err(TeeError::Memory(error @ MapError::Hypercall(_))) => {
-            ((-1000_i64) as u64, Some(TeeError::Memory(error)))
+            (NO_SUCH_HYPERCALL, Some(TeeError::Memory(error)))
         }
         Err(error) => ((-i64::from(libc::EINVAL)) as u64, Some(error)),
     }

@@ -113,6 +113,9 @@ pub trait TeeIoctls {
     fn create_vcpu(&self, vcpu: u32) -> Result<(), Refusal>;
     /// `KVM_SET_CPUID2`.
     fn set_cpuid(&self, vcpu: u32, cpuid: &CpuId) -> Result<(), Refusal>;
+    /// What user space sets besides registers before a vCPU first runs, after its CPUID: `KVM_SET_MSRS` (memory types)
+    /// and `KVM_SET_LAPIC` (legacy interrupts). Not for a TD.
+    fn set_reset_state(&self, vcpu: u32) -> Result<(), Refusal>;
     /// `KVM_GET_SREGS`.
     fn sregs(&self, vcpu: u32) -> Result<kvm_sregs, Refusal>;
     /// `KVM_SET_SREGS` and `KVM_SET_REGS`.

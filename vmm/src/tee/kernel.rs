@@ -17,6 +17,9 @@ use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryBackend, Gues
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
 use vmm_sys_util::{ioctl_iow_nr, ioctl_iowr_nr};
 
+use crate::error::VmmError;
+use crate::kvm::start;
+
 use super::abi::{
     SEV_SNP_ENABLE_REQ_CERTS, TdxCapabilities, TdxCmd, TdxCommand, TdxInitMemRegion, TdxInitVm,
 };
@@ -54,13 +57,20 @@ pub struct KernelIoctls {
 }
 
 impl KernelIoctls {
+    /// As [`Self::create`], with `/dev/kvm` as it is here.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open(vm_type: u64, memory: Memory) -> Result<Self, Refusal> {
+        Self::create(Kvm::new().map_err(refusal)?, vm_type, memory)
+    }
+
     /// A VM of a type, with the shared half of its RAM. `/dev/sev` is opened when there is one.
     ///
     /// # Errors
     /// When KVM does not make such a VM.
-    pub fn create(vm_type: u64, memory: Memory) -> Result<Self, Refusal> {
-        let kvm = Kvm::new().map_err(refusal)?;
-        let vm = kvm.create_vm_with_type(vm_type).map_err(refusal)?;
+    pub fn create(kvm: Kvm, vm_type: u64, memory: Memory) -> Result<Self, Refusal> {
+        let vm = create_vm(&kvm, vm_type)?;
         let sev = File::options().read(true).write(true).open("/dev/sev").ok();
         Ok(Self {
             kvm,
@@ -71,6 +81,21 @@ impl KernelIoctls {
             extra: Mutex::default(),
             memory,
         })
+    }
+
+    /// `/dev/kvm`.
+    pub(crate) const fn kvm(&self) -> &Kvm {
+        &self.kvm
+    }
+
+    /// The VM.
+    pub(crate) const fn vm(&self) -> &VmFd {
+        &self.vm
+    }
+
+    /// Its RAM: all of it, or the shared half.
+    pub(crate) const fn memory(&self) -> &Memory {
+        &self.memory
     }
 
     /// The vCPUs, in order, to be run.
@@ -143,6 +168,22 @@ impl KernelIoctls {
         let vcpus = lock(&self.vcpus);
         let vcpu = vcpus.get(vcpu as usize).ok_or(Refusal::kernel(libc::ENOENT))?;
         call(vcpu).map_err(refusal)
+    }
+}
+
+/// How often `KVM_CREATE_VM` is tried again when a signal or load interrupts it.
+const CREATE_ATTEMPTS: u32 = 5;
+
+fn create_vm(kvm: &Kvm, vm_type: u64) -> Result<VmFd, Refusal> {
+    let mut attempt = 1;
+    loop {
+        match kvm.create_vm_with_type(vm_type) {
+            Err(e) if e.errno() == libc::EINTR && attempt < CREATE_ATTEMPTS => {
+                std::thread::sleep(std::time::Duration::from_micros(1 << attempt));
+                attempt += 1;
+            }
+            other => return other.map_err(refusal),
+        }
     }
 }
 
@@ -260,6 +301,15 @@ impl TeeIoctls for KernelIoctls {
         self.with_vcpu(vcpu, |vcpu| vcpu.set_cpuid2(cpuid))
     }
 
+    fn set_reset_state(&self, vcpu: u32) -> Result<(), Refusal> {
+        let vcpus = lock(&self.vcpus);
+        let vcpu = vcpus.get(vcpu as usize).ok_or(Refusal::kernel(libc::ENOENT))?;
+        start::set_msrs(vcpu).and_then(|()| start::set_lapic(vcpu)).map_err(|error| match error {
+            VmmError::Kvm { source, .. } => refusal(source),
+            _ => Refusal::kernel(libc::EINVAL),
+        })
+    }
+
     fn sregs(&self, vcpu: u32) -> Result<kvm_sregs, Refusal> {
         self.with_vcpu(vcpu, VcpuFd::get_sregs)
     }
@@ -372,12 +422,12 @@ mod tests {
     /// are the same as under SNP and TDX.
     fn software_protected() -> Option<KernelIoctls> {
         let ram = GuestRam::from_ranges(&[(GuestAddress(0), 8 << 20)]).unwrap();
-        let plain = KernelIoctls::create(0, Memory::new(ram.clone())).ok()?;
+        let plain = KernelIoctls::open(0, Memory::new(ram.clone())).ok()?;
         let types = plain.capability(KVM_CAP_VM_TYPES);
         if types >> KVM_X86_SW_PROTECTED_VM & 1 == 0 || plain.capability(KVM_CAP_GUEST_MEMFD) == 0 {
             return None;
         }
-        KernelIoctls::create(KVM_X86_SW_PROTECTED_VM.into(), Memory::new(ram)).ok()
+        KernelIoctls::open(KVM_X86_SW_PROTECTED_VM.into(), Memory::new(ram)).ok()
     }
 
     #[test]
@@ -404,7 +454,7 @@ mod tests {
     #[test]
     fn what_this_host_lacks_is_an_error_and_no_panic() {
         let ram = GuestRam::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
-        let Ok(io) = KernelIoctls::create(0, Memory::new(ram)) else {
+        let Ok(io) = KernelIoctls::open(0, Memory::new(ram)) else {
             println!("skipped: no KVM");
             return;
         };

@@ -26,7 +26,7 @@ pub mod snp;
 pub mod tdx;
 
 #[cfg(test)]
-mod fake;
+pub(crate) mod fake;
 #[cfg(test)]
 mod tests;
 
@@ -58,6 +58,12 @@ impl TeeKind {
             Self::SimTdx => "sim-tdx",
             Self::Tdx => "tdx",
         }
+    }
+
+    /// Whether the guest has memory that the host cannot reach, so that KVM has to keep it apart.
+    #[must_use]
+    pub const fn has_private_memory(self) -> bool {
+        matches!(self, Self::Snp | Self::Tdx)
     }
 
     /// Type of VM that KVM has to create.

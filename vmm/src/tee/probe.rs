@@ -110,7 +110,7 @@ pub struct TeeAnswer {
 /// # Errors
 /// When there is no KVM at all.
 pub fn probe() -> Result<TeeAnswer, Refusal> {
-    let plain = KernelIoctls::create(0, memory()?)?;
+    let plain = KernelIoctls::open(0, memory()?)?;
     let types = plain.capability(KVM_CAP_VM_TYPES);
     let hex = |value: u64| format!("{value:#x}");
     let firmware = snp_firmware();
@@ -136,7 +136,7 @@ fn memory() -> Result<Memory, Refusal> {
 fn tdx_answer() -> TdxAnswer {
     let ask = || -> Result<_, Refusal> {
         let mut capabilities = TdxCapabilities::with_room(super::abi::CPUID_ENTRIES as u32);
-        KernelIoctls::create(VM_TYPE_TDX, memory()?)?.tdx_capabilities(&mut capabilities)?;
+        KernelIoctls::open(VM_TYPE_TDX, memory()?)?.tdx_capabilities(&mut capabilities)?;
         Ok((capabilities.supported_attrs, capabilities.supported_xfam))
     };
     match ask() {

@@ -50,6 +50,7 @@ fn block(platform: PlatformKind) -> BootBlock {
             PlatformKind::Tdx => 47,
             _ => 0,
         },
+        acpi_devices: false,
         kernel_kind: KernelKind::BzImage,
         kernel: sealed(9_000_000, 1),
         initramfs: None,

@@ -10,7 +10,8 @@ use kata_cc_devices::Memory;
 use kata_cc_vmm::error::VmmError;
 use kata_cc_vmm::kvm::{Machine, start};
 use kata_cc_vmm::memory;
-use kata_cc_vmm_api::{ControlReply, ControlRequest, TeeConfig, VsockConfig, exit};
+use kata_cc_vmm::tee::TeeKind;
+use kata_cc_vmm_api::{BlockConfig, ControlReply, ControlRequest, TeeConfig, VsockConfig, exit};
 
 use kvm_ioctls::VcpuExit;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
@@ -99,13 +100,41 @@ fn stage0_boots_a_kernel_that_has_acpi_only() {
     assert!(console.contains("CPUS 2") && console.contains("APIC DSDT FACP"), "{console}");
 }
 
-#[test]
-fn stage0_under_the_simulated_tee_is_what_is_measured() {
-    let Some(mut guest) = guest("stage0 sim", "vmlinux", "echo UP; sleep 1000") else { return };
+/// Puts a guest under the simulated TEE.
+fn simulated(guest: &mut Guest) {
     let platform = guest.path("sim");
     kata_cc_sim_tee::SimPlatform::create(&platform).expect("platform");
     guest.config.tee = TeeConfig::SimSnp { platform, host_data: "5a".repeat(32), policy: None };
     guest.config.vsock = Some(VsockConfig { cid: 3, uds: guest.path("vsock") });
+}
+
+/// The kernel of confidential guests finds its devices by stage0's DSDT, also those whose interrupt lines a PC's kernel would not
+/// set up by itself (16 and more); their words are gone from its command line.
+#[test]
+fn stage0_tells_a_confidential_guest_of_its_devices_by_acpi() {
+    let script = "dd if=/dev/vdn bs=5 count=1 2>/dev/null; echo; grep virtio /proc/interrupts; echo CPUS $(nproc); \
+                  cat /proc/cmdline; ls /sys/firmware/acpi/tables | tr '\\n' ' '; echo END; reboot -f";
+    let Some(mut guest) = guest("stage0 acpi devices", "vmlinux-tee", script) else { return };
+    simulated(&mut guest);
+    guest.config.vcpus = 2;
+    let disk = guest.path("disk");
+    std::fs::write(&disk, b"hello".repeat(4096)).expect("disk");
+    // vsock is the first device, with line 5; the fourteenth disk, vdn, has line 19
+    guest.config.block = (0..14)
+        .map(|n| BlockConfig { id: format!("b{n}"), path: (n == 13).then(|| disk.clone()), read_only: true })
+        .collect();
+    let console = boot(&guest);
+    assert!(console.contains("hello"), "{console}");
+    let line = console.lines().find(|line| line.trim_start().starts_with("19:")).unwrap_or_default();
+    assert!(line.contains("virtio14"), "{console}");
+    assert!(console.contains("CPUS 2") && console.contains("DSDT"), "{console}");
+    assert!(console.contains("quiet") && !console.contains("virtio_mmio.device"), "{console}");
+}
+
+#[test]
+fn stage0_under_the_simulated_tee_is_what_is_measured() {
+    let Some(mut guest) = guest("stage0 sim", "vmlinux-tee", "echo UP; sleep 1000") else { return };
+    simulated(&mut guest);
     guest.config.vcpus = 2;
     let mut vm = guest.start();
     wait_for(&guest.path("console"), "UP");
@@ -122,11 +151,16 @@ fn stage0_under_the_simulated_tee_is_what_is_measured() {
         memory_mib: guest.config.memory_mib,
         vcpus: guest.config.vcpus,
         devices: 1,
-        firmware: Some(Firmware { image: &image, platform: PlatformKind::SimSnp, memory_bit: 0 }),
+        firmware: Some(Firmware::new(&image, PlatformKind::SimSnp, 0)),
     });
     let plan = plan.expect("plan");
     let predicted = plan.launch_digest().expect("measured");
-    assert_eq!(state.launch_digest, Some(hex::encode(predicted)), "predicted offline");
+    assert_eq!(
+        (state.tee.as_str(), state.launch_digest),
+        ("sim-snp", Some(hex::encode(predicted))),
+        "predicted offline"
+    );
+    assert!(std::fs::read_to_string(guest.path("log")).expect("log").contains("the tee is simulated"));
     let measured: usize = plan.regions.iter().map(|region| region.bytes.len()).sum();
     assert!(measured <= 60 << 10, "{measured} bytes beside secrets and CPUID page");
     assert_eq!(control.ask(&ControlRequest::Stop), ControlReply::Done);
@@ -166,9 +200,10 @@ const KERNEL_PORT: u16 = 0x4C4;
 /// meanwhile, again and again.
 fn end(plan: &LaunchPlan<'_>, ram: &Memory, host: impl Fn(&Memory) + Sync) -> Result<End, String> {
     let text = |error: VmmError| error.to_string();
-    let machine = Machine::create(ram.clone()).map_err(text)?;
-    memory::load(ram, plan).map_err(text)?;
-    let mut vcpu = machine.create_vcpu(0, 1).map_err(text)?;
+    let machine = Machine::create(TeeKind::None, ram.clone()).map_err(text)?;
+    memory::load(ram, &plan.regions).map_err(text)?;
+    memory::load(ram, &plan.unmeasured).map_err(text)?;
+    let mut vcpu = machine.single_vcpu().map_err(text)?;
     start::set_registers(&vcpu, &plan.start).map_err(text)?;
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -203,7 +238,7 @@ fn stage0_refuses_each_flipped_bit_by_name() {
         memory_mib: 128,
         vcpus: 1,
         devices: 1,
-        firmware: Some(Firmware { image: &image, platform: PlatformKind::Plain, memory_bit: 0 }),
+        firmware: Some(Firmware::new(&image, PlatformKind::Plain, 0)),
     };
     for (region, offset, expected) in [
         ("kernel file", 5_000_000, Termination::KernelHash),
@@ -243,7 +278,7 @@ fn a_host_that_changes_the_kernel_meanwhile_wins_nothing() {
         memory_mib: 64,
         vcpus: 1,
         devices: 0,
-        firmware: Some(Firmware { image: &image, platform: PlatformKind::Plain, memory_bit: 0 }),
+        firmware: Some(Firmware::new(&image, PlatformKind::Plain, 0)),
     });
     let plan = plan.expect("plan");
     let file = plan.unmeasured.iter().find(|region| region.name == "kernel file").expect("region").gpa;

@@ -100,20 +100,11 @@ pub fn cache() -> PathBuf {
         .join("kata-cc")
 }
 
-/// The guest kernel, from `KATA_CC_GUEST_KERNEL` (a folder) or the newest in the build cache.
+/// A guest kernel, from `KATA_CC_GUEST_KERNEL` (a folder) or the guest image: `vmlinux` and `bzImage` of plain guests, with `-tee`
+/// behind of confidential ones.
 pub fn kernel(file: &str) -> Option<PathBuf> {
-    if let Some(folder) = std::env::var_os("KATA_CC_GUEST_KERNEL") {
-        return Some(Path::new(&folder).join(file)).filter(|path| path.is_file());
-    }
-    let mut found: Vec<_> = std::fs::read_dir(cache().join("guest-kernel"))
-        .ok()?
-        .filter_map(|entry| {
-            let path = entry.ok()?.path().join(file);
-            Some((path.metadata().ok()?.modified().ok()?, path))
-        })
-        .collect();
-    found.sort();
-    found.pop().map(|(_, path)| path)
+    let folder = std::env::var_os("KATA_CC_GUEST_KERNEL").map_or_else(share, PathBuf::from);
+    Some(folder.join(file)).filter(|path| path.is_file())
 }
 
 /// Why tests that need KVM must be skipped here, if so.

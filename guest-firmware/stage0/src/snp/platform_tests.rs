@@ -32,6 +32,7 @@ fn block() -> BootBlock {
         platform: PlatformKind::Snp,
         vcpus: 2,
         memory_bit: 51,
+        acpi_devices: false,
         kernel_kind: KernelKind::BzImage,
         kernel: Sealed { length: 1, sha256: [0; 32] },
         initramfs: None,

@@ -2,9 +2,10 @@
 //! (CCEL). A kernel that has ACPI and runs in a TEE takes its vCPUs from the MADT only: Linux does not
 //! look for an MP table there.
 //!
-//! The DSDT is empty: there is no AML that could be run. Devices are on the measured command line.
+//! The DSDT holds devices and no methods ([`super::dsdt`]), or nothing: there is no AML that could be run.
 
 use super::Writer;
+use super::dsdt::{self, Device};
 use super::mptable::{IOAPIC_ADDRESS, LOCAL_APIC_ADDRESS};
 use crate::platform::Termination;
 
@@ -33,21 +34,23 @@ const CC_TYPE_TDX: u8 = 2;
 
 /// What the tables tell.
 #[derive(Clone, Copy, Debug)]
-pub struct Machine {
+pub struct Machine<'a> {
     /// vCPUs; their APIC ids count from 0.
     pub vcpus: u8,
     /// Mailbox that wakes the other vCPUs.
     pub ap_mailbox: Option<u64>,
     /// Event log: address, bytes.
     pub event_log: Option<(u64, u32)>,
+    /// Devices; none for a kernel that has them of its command line.
+    pub devices: &'a [Device],
 }
 
 /// Writes the tables and gives the address of the RSDP. `base` is the address of the writer's first byte.
 ///
 /// # Errors
 /// When the place is too small.
-pub fn build(out: &mut Writer<'_>, base: u64, machine: &Machine) -> Result<u64, Termination> {
-    let dsdt = table(out, *b"DSDT", 2, |_| Ok(()))?;
+pub fn build(out: &mut Writer<'_>, base: u64, machine: &Machine<'_>) -> Result<u64, Termination> {
+    let dsdt = table(out, *b"DSDT", 2, |out| dsdt::body(out, machine.devices))?;
     let fadt = table(out, *b"FACP", 6, |out| fadt_body(out, base + dsdt as u64))?;
     let madt = table(out, *b"APIC", 5, |out| madt_body(out, machine))?;
     let ccel = match machine.event_log {
@@ -127,7 +130,7 @@ fn fadt_body(out: &mut Writer<'_>, dsdt: u64) -> Result<(), Termination> {
     out.put(&body)
 }
 
-fn madt_body(out: &mut Writer<'_>, machine: &Machine) -> Result<(), Termination> {
+fn madt_body(out: &mut Writer<'_>, machine: &Machine<'_>) -> Result<(), Termination> {
     out.put(&LOCAL_APIC_ADDRESS.to_le_bytes())?;
     // no 8259 beside the IOAPIC that would have to be masked
     out.put(&0_u32.to_le_bytes())?;
@@ -150,7 +153,7 @@ mod tests {
 
     const BASE: u64 = 0x1F_0000;
 
-    fn tables(machine: &Machine) -> (Vec<u8>, usize) {
+    fn tables(machine: &Machine<'_>) -> (Vec<u8>, usize) {
         let mut place = vec![0; 8192];
         let mut out = Writer::new(&mut place);
         let rsdp = build(&mut out, BASE, machine).expect("room");
@@ -181,7 +184,12 @@ mod tests {
 
     #[test]
     fn a_kernel_finds_every_table_from_the_rsdp() {
-        let machine = Machine { vcpus: 4, ap_mailbox: Some(0x12_3000), event_log: Some((0x1D_0000, 0x2000)) };
+        let machine = Machine {
+            vcpus: 4,
+            ap_mailbox: Some(0x12_3000),
+            event_log: Some((0x1D_0000, 0x2000)),
+            devices: &[],
+        };
         let (bytes, rsdp) = tables(&machine);
         assert_eq!(&bytes[rsdp..rsdp + 8], b"RSD PTR ");
         assert_eq!((sum(&bytes[rsdp..rsdp + 20]), sum(&bytes[rsdp..rsdp + 36])), (0, 0));
@@ -195,6 +203,11 @@ mod tests {
         assert_eq!(fadt.len(), 276);
         let dsdt = at(&bytes, u64_at(fadt, 140));
         assert_eq!((&dsdt[..4], dsdt.len()), (&b"DSDT"[..], 36), "no AML");
+        let devices = [Device { address: 0xd000_0000, line: 5 }; 2];
+        let (bytes, rsdp) = tables(&Machine { devices: &devices, ..machine });
+        let xsdt = at(&bytes, u64_at(&bytes, rsdp + 24));
+        let dsdt = at(&bytes, u64_at(at(&bytes, u64_at(xsdt, 36)), 140));
+        assert_eq!(dsdt.windows(4).filter(|name| name.starts_with(b"VR0")).count(), 2);
         assert_eq!((ccel[36], u64_at(ccel, 40), u64_at(ccel, 48)), (2, 0x2000, 0x1D_0000));
     }
 
@@ -209,7 +222,8 @@ mod tests {
         let (length, address) = (u64_at(&real, 40), u64_at(&real, 48));
         assert_eq!(length, log.len() as u64);
         let length = u32::try_from(length).expect("a short log");
-        let machine = Machine { vcpus: 1, ap_mailbox: None, event_log: Some((address, length)) };
+        let machine =
+            Machine { vcpus: 1, ap_mailbox: None, event_log: Some((address, length)), devices: &[] };
         let (bytes, rsdp) = tables(&machine);
         let xsdt = at(&bytes, u64_at(&bytes, rsdp + 24));
         let tables = xsdt[36..].chunks(8).map(|entry| at(&bytes, u64_at(entry, 0)));
@@ -231,11 +245,11 @@ mod tests {
             }
             entries
         };
-        let one = list(&Machine { vcpus: 1, ap_mailbox: None, event_log: None });
+        let one = list(&Machine { vcpus: 1, ap_mailbox: None, event_log: None, devices: &[] });
         assert_eq!(one[0], [0, 8, 0, 0, 1, 0, 0, 0]);
         assert_eq!(one[1], [1, 12, 1, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0]);
         assert_eq!(one.len(), 2);
-        let many = list(&Machine { vcpus: 64, ap_mailbox: Some(0x12_3000), event_log: None });
+        let many = list(&Machine { vcpus: 64, ap_mailbox: Some(0x12_3000), event_log: None, devices: &[] });
         assert_eq!(many.len(), 66);
         assert_eq!(many[63][3], 63);
         assert_eq!(many[65], [0x10, 16, 0, 0, 0, 0, 0, 0, 0, 0x30, 0x12, 0, 0, 0, 0, 0]);
@@ -243,7 +257,7 @@ mod tests {
 
     #[test]
     fn refuses_a_place_that_is_too_small() {
-        let machine = Machine { vcpus: 64, ap_mailbox: None, event_log: None };
+        let machine = Machine { vcpus: 64, ap_mailbox: None, event_log: None, devices: &[] };
         let mut place = [0; 512];
         assert_eq!(build(&mut Writer::new(&mut place), BASE, &machine), Err(Termination::TablesTooLarge));
     }

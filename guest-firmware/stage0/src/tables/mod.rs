@@ -3,6 +3,7 @@
 
 pub mod acpi;
 pub mod cc_blob;
+pub mod dsdt;
 pub mod efi;
 pub mod mptable;
 

@@ -29,6 +29,7 @@ fn block() -> BootBlock {
         platform: PlatformKind::Tdx,
         vcpus: 2,
         memory_bit: 51,
+        acpi_devices: false,
         kernel_kind: KernelKind::BzImage,
         kernel: Sealed { length: 1, sha256: [0; 32] },
         initramfs: None,

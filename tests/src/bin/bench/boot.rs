@@ -14,15 +14,15 @@ use serde_json::{Value, json};
 use crate::median_and_least;
 
 const REPEATED: usize = 10;
-const MEMORY_MIB: u64 = 256;
+pub(crate) const MEMORY_MIB: u64 = 256;
 /// What the agent prints as soon as it runs, and when it serves its API.
 const INIT_LINE: &str = "agent started";
 const READY_LINE: &str = "agent ready";
 
 /// One boot: seconds to init, seconds to ready, KiB of the monitor beyond guest memory.
-struct Boot {
-    init: f64,
-    ready: f64,
+pub(crate) struct Boot {
+    pub(crate) init: f64,
+    pub(crate) ready: f64,
     overhead_kib: f64,
 }
 
@@ -31,7 +31,7 @@ pub(crate) fn boot() -> anyhow::Result<()> {
     let dir = tempfile::Builder::new().prefix("kata-cc-bench").tempdir_in("/run")?;
     let (mut ours, mut peers) = (Vec::new(), Vec::new());
     for round in 0..=REPEATED {
-        let (our, peer) = (boot_ours(dir.path())?, boot_qemu(dir.path())?);
+        let (our, peer) = (boot_ours(dir.path(), &Guest::PLAIN)?, boot_qemu(dir.path())?);
         eprintln!("round {round}: ours {:.3} s, peer {:.3} s to init", our.init, peer.init);
         // the first warms the page cache
         if round > 0 {
@@ -61,19 +61,39 @@ pub(crate) fn boot() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn boot_ours(dir: &Path) -> anyhow::Result<Boot> {
+/// What is booted, and how.
+#[derive(Clone, Debug)]
+pub(crate) struct Guest {
+    /// Tier whose command line it has.
+    pub(crate) tier: &'static str,
+    /// File of the guest image.
+    pub(crate) kernel: &'static str,
+    /// Whether it starts by stage0.
+    pub(crate) firmware: bool,
+    pub(crate) tee: TeeConfig,
+    pub(crate) memory_mib: u64,
+}
+
+impl Guest {
+    /// A plain microVM that enters its kernel directly.
+    pub(crate) const PLAIN: Self =
+        Self { tier: "vm", kernel: "vmlinux", firmware: false, tee: TeeConfig::None, memory_mib: MEMORY_MIB };
+}
+
+/// Boots one of ours in a folder that it has to itself.
+pub(crate) fn boot_ours(dir: &Path, guest: &Guest) -> anyhow::Result<Boot> {
     let console = dir.join("console-ours");
     let config = VmConfig {
         id: "bench".into(),
         vcpus: 1,
-        memory_mib: MEMORY_MIB,
+        memory_mib: guest.memory_mib,
         boot: BootConfig {
-            kernel: kata_cc_tests::share().join("vmlinux"),
+            kernel: kata_cc_tests::share().join(guest.kernel),
             initramfs: Some(kata_cc_tests::share().join("initramfs")),
-            cmdline: kata_cc_vmm_api::command_line("vm"),
-            firmware: None,
+            cmdline: kata_cc_vmm_api::command_line(guest.tier),
+            firmware: guest.firmware.then(|| kata_cc_tests::share().join("stage0")),
         },
-        tee: TeeConfig::None,
+        tee: guest.tee.clone(),
         console: Some(console.clone()),
         control_socket: dir.join("control"),
         block: vec![BlockConfig { id: "disk".into(), path: None, read_only: true }],
@@ -121,7 +141,7 @@ fn boot_qemu(dir: &Path) -> anyhow::Result<Boot> {
 }
 
 /// Start, wait for both lines on the console, read the memory, end it.
-fn measure(command: &mut Command, console: &Path, dir: &Path) -> anyhow::Result<Boot> {
+pub(crate) fn measure(command: &mut Command, console: &Path, dir: &Path) -> anyhow::Result<Boot> {
     let _ = std::fs::remove_file(console);
     let log: PathBuf = dir.join("monitor.log");
     let errors = std::fs::File::create(&log)?;

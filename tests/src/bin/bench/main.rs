@@ -1,9 +1,10 @@
 //! `kata-cc-bench NAME`: measures ours and a peer in turn, in the same run, and prints JSON rows for `./x bench`.
 //!
-//! [`boot`]: a microVM beside QEMU's. [`kbs`]: the key broker beside the bare signatures that its work needs. [`snp`]: the verifier
+//! [`boot`]: a microVM beside QEMU's. [`confidential_boot`]: the same by stage0, beside one that enters its kernel directly. [`kbs`]: the key broker beside the bare signatures that its work needs. [`snp`]: the verifier
 //! of SNP reports beside the same.
 
 mod boot;
+mod confidential_boot;
 mod kbs;
 mod snp;
 
@@ -12,9 +13,10 @@ use anyhow::bail;
 fn main() -> anyhow::Result<()> {
     match std::env::args().nth(1).as_deref() {
         Some("boot") => boot::boot(),
+        Some("confidential-boot") => confidential_boot::confidential_boot(),
         Some("kbs") => kbs::kbs(),
         Some("snp") => snp::snp(),
-        other => bail!("usage: kata-cc-bench boot|kbs|snp (got {other:?})"),
+        other => bail!("usage: kata-cc-bench boot|confidential-boot|kbs|snp (got {other:?})"),
     }
 }
 

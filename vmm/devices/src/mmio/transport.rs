@@ -91,6 +91,13 @@ impl MmioTransport {
         })
     }
 
+    /// Offers further features of the transport's, before the guest sees the device.
+    #[must_use]
+    pub fn offering(self, features: u64) -> Self {
+        self.lock().offered |= features;
+        self
+    }
+
     /// Name of the device.
     pub fn name(&self) -> &str {
         &self.name

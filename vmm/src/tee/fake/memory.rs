@@ -11,19 +11,19 @@ const PAGE: u64 = 4096;
 const PRIVATE: u64 = 1 << 3;
 
 #[derive(Default)]
-pub(in crate::tee) struct FakeMemory {
+pub(crate) struct FakeMemory {
     /// Sizes of the guest_memfds, and whether a slot has each.
     memfds: Vec<(u64, bool)>,
     /// Slot, start, bytes.
     slots: Vec<(u32, u64, u64)>,
     /// Private pages, by number.
-    pub(in crate::tee) private: BTreeSet<u64>,
+    pub(crate) private: BTreeSet<u64>,
     /// Pages of guest_memfd that a launch has filled in.
     populated: BTreeSet<u64>,
     /// What was given back.
-    pub(in crate::tee) discarded: Vec<(u64, u64, Side)>,
+    pub(crate) discarded: Vec<(u64, u64, Side)>,
     /// Bytes in the process's own mapping.
-    pub(in crate::tee) shared: BTreeMap<u64, Vec<u8>>,
+    pub(crate) shared: BTreeMap<u64, Vec<u8>>,
 }
 
 impl FakeMemory {

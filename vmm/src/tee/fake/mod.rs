@@ -40,27 +40,27 @@ fn sha384(bytes: &[u8]) -> [u8; 48] {
 
 /// What the fake host is like; public so that tests can change it.
 #[derive(Clone, Debug)]
-pub(super) struct Host {
-    pub(super) vm_types: u32,
-    pub(super) private_memory: bool,
-    pub(super) max_vcpus: u32,
-    pub(super) sev_features: u64,
+pub(crate) struct Host {
+    pub(crate) vm_types: u32,
+    pub(crate) private_memory: bool,
+    pub(crate) max_vcpus: u32,
+    pub(crate) sev_features: u64,
     /// Policy bits of kernels that tell them.
-    pub(super) policy_bits: Option<u64>,
+    pub(crate) policy_bits: Option<u64>,
     /// SMT is on: a policy without it is refused.
-    pub(super) smt: bool,
-    pub(super) certificates: bool,
+    pub(crate) smt: bool,
+    pub(crate) certificates: bool,
     /// How often the CPUID page is refused with corrections.
-    pub(super) cpuid_corrections: u32,
+    pub(crate) cpuid_corrections: u32,
     /// Pages that one call does before it asks to come again; 0: all.
-    pub(super) pages_per_call: u64,
+    pub(crate) pages_per_call: u64,
     /// Whether a call that is not done says EAGAIN, or returns 0 with what is left.
-    pub(super) says_eagain: bool,
+    pub(crate) says_eagain: bool,
     /// No call ever gets on.
-    pub(super) stuck: bool,
-    pub(super) td_attributes: u64,
-    pub(super) td_xfam: u64,
-    pub(super) td_cpuid: Vec<kvm_cpuid_entry2>,
+    pub(crate) stuck: bool,
+    pub(crate) td_attributes: u64,
+    pub(crate) td_xfam: u64,
+    pub(crate) td_cpuid: Vec<kvm_cpuid_entry2>,
 }
 
 impl Default for Host {
@@ -87,30 +87,30 @@ impl Default for Host {
 }
 
 #[derive(Clone, Copy, Default)]
-pub(super) struct FakeVcpu {
-    pub(super) sregs: kvm_sregs,
-    pub(super) regs: kvm_regs,
-    pub(super) x2apic: bool,
+pub(crate) struct FakeVcpu {
+    pub(crate) sregs: kvm_sregs,
+    pub(crate) regs: kvm_regs,
+    pub(crate) x2apic: bool,
     td_initialised: bool,
 }
 
 /// State of the fake.
-pub(super) struct State {
-    pub(super) host: Host,
+pub(crate) struct State {
+    pub(crate) host: Host,
     vm_type: u64,
-    pub(super) calls: Vec<&'static str>,
-    pub(super) memory: FakeMemory,
+    pub(crate) calls: Vec<&'static str>,
+    pub(crate) memory: FakeMemory,
     vcpus: Vec<FakeVcpu>,
     enabled: BTreeMap<u32, u64>,
-    pub(super) snp: FakeSnp,
-    pub(super) tdx: FakeTdx,
+    pub(crate) snp: FakeSnp,
+    pub(crate) tdx: FakeTdx,
 }
 
 /// See the module's documentation.
-pub(super) struct FakeKernel(RefCell<State>);
+pub(crate) struct FakeKernel(RefCell<State>);
 
 impl FakeKernel {
-    pub(super) fn new(vm_type: u64, host: Host) -> Self {
+    pub(crate) fn new(vm_type: u64, host: Host) -> Self {
         Self(RefCell::new(State {
             host,
             vm_type,
@@ -123,7 +123,7 @@ impl FakeKernel {
         }))
     }
 
-    pub(super) fn state(&self) -> RefMut<'_, State> {
+    pub(crate) fn state(&self) -> RefMut<'_, State> {
         self.0.borrow_mut()
     }
 
@@ -230,6 +230,13 @@ impl TeeIoctls for FakeKernel {
         let vcpu = state.vcpus.get_mut(vcpu as usize).ok_or(INVALID)?;
         vcpu.x2apic = cpuid.as_slice().iter().any(|entry| entry.function == 1 && entry.ecx >> 21 & 1 == 1);
         Ok(())
+    }
+
+    fn set_reset_state(&self, vcpu: u32) -> Answer {
+        let state = self.called("SET_MSRS");
+        refuse_unless(state.vm_type != super::abi::VM_TYPE_TDX, libc::EINVAL)?;
+        refuse_unless(!state.snp.is_finished(), libc::EINVAL)?;
+        state.vcpus.get(vcpu as usize).map(|_| ()).ok_or(INVALID)
     }
 
     fn sregs(&self, vcpu: u32) -> Answer<kvm_sregs> {

@@ -25,15 +25,15 @@ enum Phase {
     Finished,
 }
 
-pub(in crate::tee) struct FakeSnp {
+pub(crate) struct FakeSnp {
     phase: Phase,
     features: u64,
     policy: u64,
     /// As the report of the guest would say it.
-    pub(in crate::tee) digest: [u8; 48],
-    pub(in crate::tee) host_data: [u8; 32],
+    pub(crate) digest: [u8; 48],
+    pub(crate) host_data: [u8; 32],
     /// Pages measured, by type.
-    pub(in crate::tee) updates: Vec<(u8, u64)>,
+    pub(crate) updates: Vec<(u8, u64)>,
 }
 
 const fn firmware(status: u64) -> Refusal {

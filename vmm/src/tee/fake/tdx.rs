@@ -8,7 +8,7 @@ use crate::tee::abi::{TdxCapabilities, TdxInitMemRegion, TdxInitVm};
 use crate::tee::ioctls::{Page, Refusal};
 
 /// TDX module: operand invalid (RCX tells which).
-pub(in crate::tee) const OPERAND_INVALID: u64 = 0xC000_0100_0000_0000;
+pub(crate) const OPERAND_INVALID: u64 = 0xC000_0100_0000_0000;
 
 #[derive(PartialEq, Eq, Clone, Copy)]
 enum Phase {
@@ -17,14 +17,14 @@ enum Phase {
     Runnable,
 }
 
-pub(in crate::tee) struct FakeTdx {
+pub(crate) struct FakeTdx {
     phase: Phase,
     /// Everything that MRTD is the hash of.
     stream: Vec<u8>,
-    pub(in crate::tee) mrtd: [u8; 48],
-    pub(in crate::tee) attributes: u64,
-    pub(in crate::tee) xfam: u64,
-    pub(in crate::tee) mrconfigid: Option<[u8; 48]>,
+    pub(crate) mrtd: [u8; 48],
+    pub(crate) attributes: u64,
+    pub(crate) xfam: u64,
+    pub(crate) mrconfigid: Option<[u8; 48]>,
 }
 
 impl Default for FakeTdx {

@@ -219,6 +219,8 @@ impl Tee for SnpTee<'_> {
         if let Some(list) = list {
             io.set_cpuid(vcpu, list).map_err(TeeError::refused("KVM_SET_CPUID2"))?;
         }
+        // later the state is the guest's
+        io.set_reset_state(vcpu).map_err(TeeError::refused("KVM_SET_MSRS, KVM_SET_LAPIC"))?;
         let mut sregs = io.sregs(vcpu).map_err(TeeError::refused("KVM_GET_SREGS"))?;
         let regs = kernel_registers(&self.registers, &mut sregs);
         io.set_registers(vcpu, &sregs, &regs).map_err(TeeError::refused("KVM_SET_SREGS, KVM_SET_REGS"))

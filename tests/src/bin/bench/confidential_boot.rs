@@ -1,0 +1,172 @@
+//! `confidential-boot`: what it costs to start by stage0. From the monitor's exec to the agent's API: entering the kernel directly;
+//! by stage0 without a TEE; by stage0 under the simulated SEV-SNP, with the kernel of confidential guests, over that kernel entered
+//! directly. The same initramfs, one vCPU, 256 MiB; runs alternate, so that a drift of the machine's speed hits all.
+//!
+//! Beside it what a security processor would have to measure, with its published cost as a line of its own: a model, since nothing
+//! here has one. The peer of the bytes, and of the time to init where it can be started, is Debian's OVMF with QEMU.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Context as _;
+use kata_cc_measurement::stage0::Stage0Launch;
+use kata_cc_sim_tee::SimPlatform;
+use kata_cc_stage0_abi::{BootBlock, KernelKind, PlatformKind, Sealed};
+use kata_cc_vmm_api::TeeConfig;
+use serde_json::{Value, json};
+
+use crate::boot::{Boot, Guest, MEMORY_MIB, boot_ours, measure};
+use crate::median_and_least;
+
+const REPEATED: usize = 8;
+/// Starts by OVMF: each takes many times as long.
+const REPEATED_OVMF: usize = 3;
+/// More memory, for what must not grow with it.
+const MUCH_MIB: u64 = 4096;
+/// Milliseconds that a security processor of Milan takes for a page of 4 KiB (SEVeriFast, ASPLOS 2024: 0.25 ms a KiB).
+const MS_PER_PAGE: f64 = 1.0;
+const KIB: f64 = 1024.0;
+
+pub(crate) fn confidential_boot() -> anyhow::Result<()> {
+    let dir = tempfile::Builder::new().prefix("kata-cc-bench").tempdir_in("/run")?;
+    let platform = dir.path().join("sim");
+    SimPlatform::create(&platform)?;
+    let sim = TeeConfig::SimSnp { platform, host_data: "00".repeat(32), policy: None };
+    let stage0 = Guest { firmware: true, ..Guest::PLAIN };
+    let guests = [
+        Guest::PLAIN,
+        stage0.clone(),
+        Guest { tier: "sim-snp", kernel: "vmlinux-tee", tee: sim, ..stage0.clone() },
+        Guest { memory_mib: MUCH_MIB, ..Guest::PLAIN },
+        Guest { memory_mib: MUCH_MIB, ..stage0 },
+        Guest { kernel: "vmlinux-tee", ..Guest::PLAIN },
+    ];
+    let mut boots: [Vec<Boot>; 6] = std::array::from_fn(|_| Vec::new());
+    for round in 0..=REPEATED {
+        for (guest, boots) in guests.iter().zip(&mut boots) {
+            let boot = boot_ours(dir.path(), guest).with_context(|| format!("{guest:?}"))?;
+            // the first round warms the page cache
+            if round > 0 {
+                boots.push(boot);
+            }
+        }
+        let last = |n: usize| boots[n].last().map_or(f64::NAN, |boot| boot.ready);
+        eprintln!(
+            "round {round}: direct {:.3} s, stage0 {:.3} s, sim-snp {:.3} s",
+            last(0),
+            last(1),
+            last(2)
+        );
+    }
+    let ready = |n: usize| boots[n].iter().map(|boot| boot.ready).collect::<Vec<_>>();
+    let direct = ready(0);
+    let mut rows = vec![
+        ratio(
+            "exec to agent ready, by stage0",
+            "s",
+            &ready(1),
+            &direct,
+            "entering the kernel directly",
+            1.25,
+        ),
+        ratio("the same, simulated SEV-SNP", "s", &ready(2), &ready(5), "entering its kernel directly", 1.25),
+        growth(&boots),
+    ];
+    rows.extend(measured_bytes()?);
+    rows.extend(ovmf(dir.path(), &boots[2]));
+    println!("{}", serde_json::to_string(&rows)?);
+    Ok(())
+}
+
+/// `ours` over `peer`, medians, with the most that is aimed at.
+fn ratio(metric: &str, unit: &str, ours: &[f64], peer: &[f64], peer_name: &str, target: f64) -> Value {
+    let repeated = ours.len();
+    let (ours, ours_min) = median_and_least(ours.iter().copied());
+    let (peer, peer_min) = median_and_least(peer.iter().copied());
+    let ratio = ours / peer;
+    json!({
+        "metric": metric, "unit": unit, "ours": ours, "ours_min": ours_min, "peer": peer, "peer_min": peer_min,
+        "peer_name": peer_name, "ratio": ratio, "target": format!("ratio <= {target}"), "met": ratio <= target,
+        "repeated": repeated,
+    })
+}
+
+/// What stage0 adds with much memory, over what it adds with little: round by round, since Linux itself takes longer with more.
+fn growth(boots: &[Vec<Boot>; 6]) -> Value {
+    let added = |with: usize, without: usize| -> Vec<f64> {
+        let pairs = boots[with].iter().zip(&boots[without]);
+        pairs.map(|(with, without)| (with.init - without.init).max(0.0)).collect()
+    };
+    let little = format!("the same with {MEMORY_MIB} MiB");
+    ratio(&format!("stage0's own part with {MUCH_MIB} MiB"), "s", &added(4, 3), &added(1, 0), &little, 1.25)
+}
+
+/// Bytes that a security processor would measure, and its time for them.
+fn measured_bytes() -> anyhow::Result<Vec<Value>> {
+    let image = std::fs::read(kata_cc_tests::share().join("stage0"))?;
+    let sealed = Sealed { length: 1, sha256: [0; 32] };
+    let block = BootBlock {
+        platform: PlatformKind::Snp,
+        vcpus: 1,
+        memory_bit: 51,
+        acpi_devices: true,
+        kernel_kind: KernelKind::Vmlinux,
+        kernel: sealed,
+        initramfs: Some(sealed),
+        command_line: sealed,
+    };
+    let launch = Stage0Launch::new(&image, &block)?.snp()?;
+    let ours = launch.page_count() as f64 * 4096.0;
+    let firmware = ovmf_image();
+    let theirs = firmware.as_ref().and_then(|path| path.metadata().ok()).map(|data| data.len() as f64);
+    let row = |metric: &str, unit: &str, ours: f64, theirs: Option<f64>, most: f64| {
+        json!({
+            "metric": metric, "unit": unit, "ours": ours, "ours_min": ours, "peer": theirs, "peer_min": theirs,
+            "peer_name": "OVMF (Debian)", "ratio": theirs.map(|theirs| ours / theirs),
+            "target": format!("<= {most}"), "met": ours <= most, "repeated": 1,
+        })
+    };
+    let pages = |bytes: f64| bytes / 4096.0 * MS_PER_PAGE;
+    Ok(vec![
+        row("measured, all pages and VMSA", "KiB", ours / KIB, theirs.map(|bytes| bytes / KIB), 64.0),
+        row("MODEL: security processor", "ms", pages(ours), theirs.map(pages), 16.0),
+    ])
+}
+
+/// Time to init by stage0 under the simulated TEE, over OVMF's; none where OVMF does not start here.
+fn ovmf(dir: &Path, ours: &[Boot]) -> Option<Value> {
+    let image = ovmf_image()?;
+    let mut theirs = Vec::new();
+    for round in 0..REPEATED_OVMF {
+        match boot_ovmf(dir, &image) {
+            Ok(boot) => {
+                eprintln!("round {round}: OVMF {:.3} s to init", boot.init);
+                theirs.push(boot.init);
+            }
+            Err(error) => {
+                eprintln!("OVMF is no peer here: {error:#}");
+                return None;
+            }
+        }
+    }
+    let ours: Vec<f64> = ours.iter().map(|boot| boot.init).collect();
+    Some(ratio("exec to init, simulated SEV-SNP", "s", &ours, &theirs, "OVMF with QEMU, no TEE", 1.0))
+}
+
+/// Debian's image, which `./x bench` puts into the cache.
+fn ovmf_image() -> Option<PathBuf> {
+    let folder = kata_cc_tests::share().parent()?.join("ovmf/usr/share/ovmf");
+    Some(folder.join("OVMF.fd")).filter(|path| path.is_file())
+}
+
+fn boot_ovmf(dir: &Path, image: &Path) -> anyhow::Result<Boot> {
+    let console = dir.join("console-ovmf");
+    let mut command = Command::new("qemu-system-x86_64");
+    command.args(["-M", "q35,accel=kvm", "-cpu", "host", "-smp", "1", "-m", &MEMORY_MIB.to_string()]);
+    command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-bios"]).arg(image);
+    command.arg("-kernel").arg(kata_cc_tests::share().join("bzImage"));
+    command.arg("-initrd").arg(kata_cc_tests::share().join("initramfs"));
+    command.arg("-append").arg(kata_cc_vmm_api::command_line("vm"));
+    command.arg("-serial").arg(format!("file:{}", console.display()));
+    measure(&mut command, &console, dir)
+}
