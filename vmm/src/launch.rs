@@ -114,7 +114,7 @@ fn tee<'a>(
         TeeConfig::None => Box::new(NoTee),
         TeeConfig::SimSnp { .. } => Box::new(SimTee::new(SimLaunch::Snp(stage0(plan)?.snp()?))),
         TeeConfig::Snp(options) => {
-            let launch = match signature(&cpuid) {
+            let launch = match signature(&cpuid).filter(|_| options.bind_processor) {
                 Some(cpu) => stage0(plan)?.with_cpu(cpu),
                 None => stage0(plan)?,
             };
@@ -253,11 +253,12 @@ mod tests {
     /// What a host hands over in shared memory: address and bytes.
     type Payloads = Vec<(u64, Vec<u8>)>;
 
-    /// A launch by configuration against a kernel of that type: the digest that was kept there, that of the plan, and what was
-    /// written into shared memory.
+    /// A launch by configuration against a kernel of that type: the digest that the launch gave, the kernel, and what was handed over
+    /// in shared memory. The digest is the plan's, which `kata-cc measure` foretells, unless the processor is bound.
     fn launched(
         tee: serde_json::Value,
         platform: (PlatformKind, u32),
+        bound: bool,
     ) -> (Option<[u8; 48]>, FakeKernel, Payloads) {
         let config = config(tee);
         crate::config::validate(&config).expect("valid");
@@ -274,6 +275,12 @@ mod tests {
         .expect("plan");
         let io = FakeKernel::new(kind(&config.tee).vm_type(), Host::default());
         let done = run(&config, &plan, &io, vec![list(1, SIGNATURE, 1 << 21); 2]).expect("launched");
+        let measured = plan.stage0.as_ref().expect("by stage0");
+        let foretold = match platform.0 {
+            PlatformKind::Tdx => measured.tdx().map(|td| td.mrtd(kata_cc_measurement::tdx::PassOrder::Single)),
+            _ => measured.snp().map(|snp| snp.digest()),
+        };
+        assert_eq!(done.digest == foretold.ok(), !bound, "foretold offline");
         for region in &plan.unmeasured {
             done.book.check_shared(region.gpa, region.bytes.len() as u64).expect("shared");
         }
@@ -290,16 +297,19 @@ mod tests {
     #[test]
     fn snp_is_launched_as_it_is_measured() {
         let tee = serde_json::json!({"kind": "snp", "host_data": "5a".repeat(32)});
-        let (digest, io, payloads) = launched(tee, (PlatformKind::Snp, 51));
+        let (digest, io, payloads) = launched(tee, (PlatformKind::Snp, 51), false);
         assert_eq!(Some(io.state().snp.digest), digest, "by the fake's security processor");
         assert_eq!(io.state().snp.host_data, [0x5a; 32]);
         assert_written(&io, &payloads);
+        let tee = serde_json::json!({"kind": "snp", "host_data": "5a".repeat(32), "bind_processor": true});
+        let (bound, io, _) = launched(tee, (PlatformKind::Snp, 51), true);
+        assert!(bound != digest && Some(io.state().snp.digest) == bound, "another digest, the fake's too");
     }
 
     #[test]
     fn tdx_is_launched_as_it_is_measured() {
         let tee = serde_json::json!({"kind": "tdx", "mrconfigid": "5a".repeat(48)});
-        let (digest, io, payloads) = launched(tee, (PlatformKind::Tdx, 47));
+        let (digest, io, payloads) = launched(tee, (PlatformKind::Tdx, 47), false);
         assert_eq!(Some(io.state().tdx.mrtd), digest, "by the fake's TDX module");
         assert_written(&io, &payloads);
     }

@@ -121,6 +121,10 @@ pub struct SnpOptions {
     /// Certificates that the guest gets with its reports: a table as GHCB 4.1.8.1 has it.
     #[serde(default)]
     pub certificates: Option<PathBuf>,
+    /// Whether the launch digest names the processor's model (RDX at start); `kata-cc measure --cpu` foretells it. Without, one
+    /// digest is good for all models.
+    #[serde(default)]
+    pub bind_processor: bool,
     /// Whether reports are signed by the cloud's key (VLEK) only.
     #[serde(default)]
     pub vcek_disabled: bool,

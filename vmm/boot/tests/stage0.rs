@@ -126,8 +126,11 @@ fn boots(input: &LaunchInput<'_>) -> Result<(), PlanError> {
     let initramfs = input.initramfs.unwrap_or_default();
     assert_eq!(word(0x721c) as usize, initramfs.len());
     assert!(ram.0[word(0x7218) as usize..][..initramfs.len()] == *initramfs, "the initramfs is not whole");
-    let line = [plan.cmdline.as_bytes(), b"\0"].concat();
+    // the devices are in the DSDT
+    let (words, devices) = plan.cmdline.split_once(" virtio_mmio.device=").expect("a device");
+    let line = [words.as_bytes(), b"\0"].concat();
     assert_eq!(&ram.0[word(0x7228) as usize..][..line.len()], line);
+    assert!(!devices.is_empty() && ram.0.windows(8).any(|bytes| bytes == b"LNRO0005"));
     Ok(())
 }
 
