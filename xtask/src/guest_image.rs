@@ -2,13 +2,13 @@
 //!
 //! The initramfs holds the static agent as `/init`, its default policies and empty mount points. It is not
 //! compressed: unpacking costs the guest more than reading a few more MiB costs the host. The same inputs
-//! give the same bytes; `./x reproduce` shows it.
+//! give the same bytes; `./x reproduce` shows it ([`crate::release`]).
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use aws_lc_rs::digest::{SHA256, SHA384, digest};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::cpio::{Archive, Kind};
 use crate::shell::{command, output, run, step};
@@ -26,12 +26,14 @@ struct Manifest {
     command_lines: Vec<CommandLine>,
 }
 
-#[derive(Serialize)]
-struct Measured {
-    file: String,
-    bytes: usize,
-    sha256: String,
-    sha384: String,
+/// A file and its digests.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Measured {
+    pub(crate) file: String,
+    pub(crate) bytes: usize,
+    pub(crate) sha256: String,
+    pub(crate) sha384: String,
 }
 
 #[derive(Serialize)]
@@ -44,8 +46,9 @@ struct CommandLine {
 
 /// Build what is not there yet around the agent of [`crate::binaries`]; gives the folder with `vmlinux`, `initramfs` and `manifest.json`.
 pub(crate) fn build() -> anyhow::Result<PathBuf> {
-    let kernel = kernel()?;
-    let initramfs = initramfs(&paths::binaries().join("kata-cc-agent"))?;
+    let root = paths::root();
+    let kernel = kernel(&root, None)?;
+    let initramfs = initramfs(&root, &paths::binaries().join("kata-cc-agent"))?;
     let share = paths::share();
     std::fs::create_dir_all(&share)?;
     let stage0 = stage0::build()?;
@@ -64,36 +67,18 @@ pub(crate) fn build() -> anyhow::Result<PathBuf> {
     Ok(share)
 }
 
-/// Build the workspace twice, each time from nothing, and compare the two images.
-///
-/// The whole workspace, since cargo unites the features of what is built together: an agent built alone is
-/// another agent.
-pub(crate) fn reproduce() -> anyhow::Result<()> {
-    stage0::reproduce()?;
-    let mut images = Vec::new();
-    for round in 0..2 {
-        step(&format!("building from nothing, round {}", round + 1));
-        let target = paths::cache().join("reproduce");
-        let _ = std::fs::remove_dir_all(&target);
-        let mut build = command("cargo", &["build", "--release", "--locked", "--workspace", "--bins"]);
-        run(build.env("CARGO_TARGET_DIR", &target).env_remove("CARGO_INCREMENTAL"))?;
-        images.push(initramfs(&target.join(paths::TARGET).join("release/kata-cc-agent"))?);
-        std::fs::remove_dir_all(&target)?;
+/// Build the guest kernel from a checkout, unless the cache (`XDG_CACHE_HOME`, the user's own without it) holds it; gives its folder.
+pub(crate) fn kernel(source: &Path, cache: Option<&Path>) -> anyhow::Result<PathBuf> {
+    let mut script = command(source.join("guest-image/kernel/build"), &[]);
+    if let Some(cache) = cache {
+        script.env("XDG_CACHE_HOME", cache);
     }
-    let digests: Vec<String> = images.iter().map(|image| hex::encode(digest(&SHA256, image))).collect();
-    println!("initramfs sha256: {} and {}", digests[0], digests[1]);
-    ensure!(digests[0] == digests[1], "two builds of the same inputs differ");
-    Ok(())
-}
-
-fn kernel() -> anyhow::Result<PathBuf> {
-    let script = paths::root().join("guest-image/kernel/build");
-    let printed = output(&mut command(script, &[])).context("the guest kernel was not built")?;
+    let printed = output(&mut script).context("the guest kernel was not built")?;
     Ok(PathBuf::from(printed.lines().last().unwrap_or_default()))
 }
 
-/// The initramfs around an agent binary.
-fn initramfs(agent: &Path) -> anyhow::Result<Vec<u8>> {
+/// The initramfs around an agent binary, with the policies of a checkout.
+pub(crate) fn initramfs(source: &Path, agent: &Path) -> anyhow::Result<Vec<u8>> {
     let stripped = tempfile_beside(agent);
     let agent_text = agent.to_string_lossy();
     let to = stripped.to_string_lossy();
@@ -110,7 +95,7 @@ fn initramfs(agent: &Path) -> anyhow::Result<Vec<u8>> {
     archive.add("dev/console", 0o600, &Kind::CharacterDevice(5, 1));
     archive.add("dev/null", 0o666, &Kind::CharacterDevice(1, 3));
     for (from, to) in [("default.rego", "default-policy.rego"), ("plain.rego", "plain-policy.rego")] {
-        let path = paths::root().join("agent/policy").join(from);
+        let path = source.join("agent/policy").join(from);
         let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         archive.add(&format!("etc/kata-cc/{to}"), 0o444, &Kind::File(&text));
     }
@@ -140,7 +125,7 @@ fn tempfile_beside(path: &Path) -> PathBuf {
     path.with_extension(format!("stripped-{}", std::process::id()))
 }
 
-fn measured(file: &str, bytes: &[u8]) -> Measured {
+pub(crate) fn measured(file: &str, bytes: &[u8]) -> Measured {
     Measured {
         file: file.to_owned(),
         bytes: bytes.len(),
