@@ -14,7 +14,10 @@ use crate::cpio::{Archive, Kind};
 use crate::shell::{command, output, run, step};
 use crate::{paths, stage0};
 
-/// What `manifest.json` says of the guest image.
+/// Name of the guest image's manifest in its folder.
+pub(crate) const MANIFEST: &str = "manifest.json";
+
+/// What it says of the guest image.
 #[derive(Serialize)]
 struct Manifest {
     /// Form of this file.
@@ -55,14 +58,9 @@ pub(crate) fn build() -> anyhow::Result<PathBuf> {
     replace(&share.join("vmlinux"), &std::fs::read(kernel.join("vmlinux"))?)?;
     replace(&share.join("bzImage"), &std::fs::read(kernel.join("bzImage"))?)?;
     replace(&share.join("initramfs"), &initramfs)?;
-    let manifest = Manifest {
-        version: 1,
-        stage0: measured("stage0", &std::fs::read(stage0)?),
-        kernel: measured("vmlinux", &std::fs::read(kernel.join("vmlinux"))?),
-        initramfs: measured("initramfs", &initramfs),
-        command_lines: ["vm", "sim-snp"].map(command_line).into(),
-    };
-    replace(&share.join("manifest.json"), &serde_json::to_vec_pretty(&manifest)?)?;
+    let stage0 = std::fs::read(stage0)?;
+    let vmlinux = std::fs::read(kernel.join("vmlinux"))?;
+    replace(&share.join(MANIFEST), &manifest(&stage0, &vmlinux, &initramfs)?)?;
     step(&format!("guest image: {} (initramfs {} KiB)", share.display(), initramfs.len() / 1024));
     Ok(share)
 }
@@ -119,6 +117,17 @@ fn public_roots() -> anyhow::Result<Vec<u8>> {
         bundle.push(b'\n');
     }
     Ok(bundle)
+}
+
+/// The text of `manifest.json`, which `kata-cc doctor` looks for.
+pub(crate) fn manifest(stage0: &[u8], kernel: &[u8], initramfs: &[u8]) -> anyhow::Result<Vec<u8>> {
+    Ok(serde_json::to_vec_pretty(&Manifest {
+        version: 1,
+        stage0: measured("stage0", stage0),
+        kernel: measured("vmlinux", kernel),
+        initramfs: measured("initramfs", initramfs),
+        command_lines: ["vm", "sim-snp"].map(command_line).into(),
+    })?)
 }
 
 fn tempfile_beside(path: &Path) -> PathBuf {

@@ -8,7 +8,7 @@ mod rounds;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use clap::Args;
 
 use self::compare::Files;
@@ -16,6 +16,7 @@ use self::manifest::Manifest;
 use self::rounds::{Kernel, Workshop};
 use crate::guest_image::replace;
 use crate::paths;
+use crate::place::Place;
 use crate::shell::{command, output, step};
 
 /// Exit codes beside that of an error.
@@ -63,8 +64,9 @@ pub(crate) fn reproduce(kernel_too: bool) -> anyhow::Result<u8> {
 fn make(out: Option<&Path>, kernel: Kernel) -> anyhow::Result<u8> {
     let commit = committed()?;
     let workshop = Workshop::open()?;
-    let Some(files) = built_twice(&workshop, kernel)? else { return Ok(DIFFERENT) };
-    let manifest = Manifest::of(commit, kernel, &files, launches::of(&workshop, &files)?)?;
+    let Some((place, files)) = built_twice(&workshop, kernel)? else { return Ok(DIFFERENT) };
+    let manifest = Manifest::of(commit, kernel, &files, launches::of(&place, &files)?)?;
+    ensure!(committed()? == manifest.commit, "the checkout was changed while it was built");
     let folder = out.map_or_else(
         || paths::root().join("target").join(format!("release-{}", manifest.version)),
         Path::to_path_buf,
@@ -88,8 +90,9 @@ fn check(file: &Path, kernel: Kernel) -> anyhow::Result<u8> {
     };
     let commit = committed()?;
     let workshop = Workshop::open()?;
-    let files = rounds::build(&workshop.second()?, kernel)?;
-    let found = Manifest::of(commit, kernel, &files, launches::of(&workshop, &files)?)?;
+    let place = workshop.second()?;
+    let files = rounds::build(&place, kernel)?;
+    let found = Manifest::of(commit, kernel, &files, launches::of(&place, &files)?)?;
 
     let mut different = expected.differences(&found);
     let folder = file.parent().unwrap_or(Path::new("."));
@@ -119,10 +122,13 @@ fn check(file: &Path, kernel: Kernel) -> anyhow::Result<u8> {
     Ok(EQUAL)
 }
 
-/// The files, when both rounds gave the same; what differs is printed.
-fn built_twice(workshop: &Workshop, kernel: Kernel) -> anyhow::Result<Option<Files>> {
-    let first = rounds::build(&workshop.first()?, kernel)?;
-    let second = rounds::build(&workshop.second()?, kernel)?;
+/// The second place and the files, when both rounds gave the same; what differs is printed.
+fn built_twice(workshop: &Workshop, kernel: Kernel) -> anyhow::Result<Option<(Place, Files)>> {
+    let place = workshop.first()?;
+    let first = rounds::build(&place, kernel)?;
+    rounds::clear(&place)?;
+    let place = workshop.second()?;
+    let second = rounds::build(&place, kernel)?;
     let different = compare::files(&first, &second);
     for line in &different {
         println!("x: {line}");
@@ -142,7 +148,7 @@ fn built_twice(workshop: &Workshop, kernel: Kernel) -> anyhow::Result<Option<Fil
         println!("x: {name}: {} bytes, sha256 {} both times", file.bytes, file.sha256);
     }
     println!("x: {}", kernel.words());
-    Ok(Some(first))
+    Ok(Some((place, second)))
 }
 
 /// The commit of the checkout, which has to be what its files are.

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::compare::Files;
-use super::rounds::Workshop;
 use crate::paths;
+use crate::place::Place;
 use crate::shell::{command, output, run, step};
 
 const VCPUS: [u8; 3] = [1, 2, 4];
@@ -88,22 +88,28 @@ impl fmt::Display for Shape {
     }
 }
 
-/// Ask this checkout's `kata-cc measure` about every shape.
-pub(super) fn of(workshop: &Workshop, files: &Files) -> anyhow::Result<Vec<Launch>> {
+/// Ask the `kata-cc measure` of a round's sources about every shape. It is built where the agent was, most of it being there already.
+pub(super) fn of(place: &Place, files: &Files) -> anyhow::Result<Vec<Launch>> {
     step("building kata-cc, to foretell the launch values");
-    run(&mut command(
-        "cargo",
-        &["build", "--release", "--locked", "--quiet", "--workspace", "--bin", "kata-cc"],
-    ))?;
-    let folder = workshop.folder().join("measured");
+    run(&mut place.cargo(&[
+        "build",
+        "--release",
+        "--locked",
+        "--quiet",
+        "--workspace",
+        "--bin",
+        "kata-cc",
+    ])?)?;
+    let folder = place.target.join("measured");
     std::fs::create_dir_all(&folder)?;
     for (name, bytes) in files {
         std::fs::write(folder.join(name), bytes)?;
     }
+    let program = place.target.join(paths::TARGET).join("release/kata-cc");
     Shape::all()
         .into_iter()
         .map(|shape| {
-            let mut measure = command(paths::binaries().join("kata-cc"), &["measure", "--format", "rvps"]);
+            let mut measure = command(&program, &["measure", "--format", "rvps"]);
             // The node's own configuration must not count: it may add words to the command line.
             measure.args(["--config", "/dev/null"]).args(shape.options());
             for (option, file) in

@@ -1,5 +1,5 @@
-//! The reference manifest of a release. Its member `reference_values` has the names of the attestation policy, so the file can be
-//! given to `kata-cc explain --evidence … --reference`; the message beside it is what key broker and attestation service take.
+//! The reference manifest of a release. Its member `reference_values` has the names of the attestation policy, so that
+//! `kata-cc explain --evidence … --reference-values` takes the file; the message beside it is for key broker and attestation service.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -12,11 +12,11 @@ use serde_json::json;
 use super::compare::Files;
 use super::launches::Launch;
 use super::rounds::Kernel;
-use crate::guest_image::{Measured, measured};
+use crate::guest_image::{self, Measured, measured};
 use crate::shell::{command, output};
 
-/// Name of the manifest in a release's folder.
-pub(super) const FILE: &str = "manifest.json";
+/// Name of the manifest in a release's folder, where `manifest.json` is that of the guest image.
+pub(super) const FILE: &str = "release.json";
 /// Name of the message with the reference values.
 const MESSAGE: &str = "reference-values.json";
 /// Form of the manifest.
@@ -81,7 +81,8 @@ impl Manifest {
         Ok(text)
     }
 
-    /// What lies beside the manifest: the files, and the message with the reference values of hardware.
+    /// What lies beside the manifest, so that the folder is that of a guest image too: the files, the guest image's manifest, and the
+    /// message with the reference values of hardware.
     pub(super) fn beside(&self, files: &Files) -> anyhow::Result<Files> {
         let hardware = self.reference_values.iter().filter(|(name, _)| !name.starts_with(SIMULATED));
         let values = hardware.map(|(name, values)| (name.clone(), json!(values))).collect();
@@ -89,6 +90,9 @@ impl Manifest {
         message.push(b'\n');
         let mut all = files.clone();
         all.insert(MESSAGE.to_owned(), message);
+        let file = |name: &str| files.get(name).with_context(|| format!("there is no {name}"));
+        let image = guest_image::manifest(file("stage0")?, file("vmlinux")?, file("initramfs")?)?;
+        all.insert(guest_image::MANIFEST.to_owned(), image);
         Ok(all)
     }
 
@@ -200,8 +204,9 @@ mod tests {
     }
 
     fn built() -> (Manifest, Files) {
-        let files: Files =
-            [("initramfs".to_owned(), vec![7; 100]), ("stage0".to_owned(), vec![1, 2, 3])].into();
+        let files: Files = [("initramfs", vec![7; 100]), ("stage0", vec![1, 2, 3]), ("vmlinux", vec![4])]
+            .map(|(name, bytes)| (name.to_owned(), bytes))
+            .into();
         let launches = vec![launch("EPYC", "aa"), launch("EPYC-Rome", "bb"), simulated()];
         let manifest = Manifest {
             manifest: FORM,
@@ -296,10 +301,11 @@ mod tests {
     }
 
     #[test]
-    fn the_message_has_the_values_of_hardware_alone() {
+    fn beside_it_are_a_guest_image_and_the_values_of_hardware_alone() {
         let (manifest, files) = built();
         let beside = manifest.beside(&files).unwrap();
-        assert_eq!(beside.len(), 3);
+        let image: serde_json::Value = serde_json::from_slice(&beside["manifest.json"]).unwrap();
+        assert_eq!(image["kernel"]["sha256"], manifest.files[2].sha256);
         let message: ReferenceValueMessage = serde_json::from_slice(&beside[MESSAGE]).unwrap();
         assert_eq!(
             message.values().unwrap(),

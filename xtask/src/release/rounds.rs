@@ -55,11 +55,6 @@ impl Workshop {
         Ok(Self { folder, _lock: lock })
     }
 
-    /// Where what is no part of a round may lie.
-    pub(super) fn folder(&self) -> &Path {
-        &self.folder
-    }
-
     /// Near the top, with the user's own home of cargo.
     pub(super) fn first(&self) -> anyhow::Result<Place> {
         let folder = self.folder.join("a");
@@ -123,7 +118,7 @@ fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
     std::fs::copy(from, to).map(drop)
 }
 
-/// Build all files of a release from nothing, and remove what the build left.
+/// Build all files of a release from nothing.
 pub(super) fn build(place: &Place, kernel: Kernel) -> anyhow::Result<Files> {
     step(&format!(
         "building from nothing in {}, with cargo's home {}",
@@ -164,8 +159,13 @@ pub(super) fn build(place: &Place, kernel: Kernel) -> anyhow::Result<Files> {
             bail!("{name} holds the path {}: it could not be rebuilt elsewhere", path.display());
         }
     }
+    Ok(files)
+}
+
+/// Remove what a round left, which is some GiB.
+pub(super) fn clear(place: &Place) -> anyhow::Result<()> {
     for folder in [&place.target, &place.source] {
         std::fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
     }
-    Ok(files)
+    Ok(())
 }
