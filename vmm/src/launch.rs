@@ -277,7 +277,9 @@ mod tests {
         let done = run(&config, &plan, &io, vec![list(1, SIGNATURE, 1 << 21); 2]).expect("launched");
         let measured = plan.stage0.as_ref().expect("by stage0");
         let foretold = match platform.0 {
-            PlatformKind::Tdx => measured.tdx().map(|td| td.mrtd(kata_cc_measurement::tdx::PassOrder::Single)),
+            PlatformKind::Tdx => {
+                measured.tdx().map(|td| td.mrtd(kata_cc_measurement::tdx::PassOrder::Single))
+            }
             _ => measured.snp().map(|snp| snp.digest()),
         };
         assert_eq!(done.digest == foretold.ok(), !bound, "foretold offline");

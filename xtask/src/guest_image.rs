@@ -2,19 +2,23 @@
 //!
 //! The initramfs holds the static agent as `/init`, its default policies and empty mount points. It is not
 //! compressed: unpacking costs the guest more than reading a few more MiB costs the host. The same inputs
-//! give the same bytes; `./x reproduce` shows it.
+//! give the same bytes; `./x reproduce` shows it ([`crate::release`]).
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use aws_lc_rs::digest::{SHA256, SHA384, digest};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::cpio::{Archive, Kind};
 use crate::shell::{command, output, run, step};
 use crate::{paths, stage0};
 
-/// What `manifest.json` says of the guest image.
+/// Name of the guest image's manifest in its folder.
+pub(crate) const MANIFEST: &str = "manifest.json";
+
+/// What it says of the guest image.
 #[derive(Serialize)]
 struct Manifest {
     /// Form of this file.
@@ -29,12 +33,14 @@ struct Manifest {
     command_lines: Vec<CommandLine>,
 }
 
-#[derive(Serialize)]
-struct Measured {
-    file: String,
-    bytes: usize,
-    sha256: String,
-    sha384: String,
+/// A file and its digests.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Measured {
+    pub(crate) file: String,
+    pub(crate) bytes: usize,
+    pub(crate) sha256: String,
+    pub(crate) sha384: String,
 }
 
 #[derive(Serialize)]
@@ -47,66 +53,52 @@ struct CommandLine {
 
 /// Build what is not there yet around the agent of [`crate::binaries`]; gives the folder with the kernels, `initramfs` and `manifest.json`.
 pub(crate) fn build() -> anyhow::Result<PathBuf> {
-    let (plain, tee) = (kernel(&[])?, kernel(&[TEE_CONFIG])?);
-    let initramfs = initramfs(&paths::binaries().join("kata-cc-agent"))?;
+    let root = paths::root();
+    let kernels = kernels(&root, None)?;
+    let initramfs = initramfs(&root, &paths::binaries().join("kata-cc-agent"))?;
     let share = paths::share();
     std::fs::create_dir_all(&share)?;
     let stage0 = stage0::build()?;
-    for (folder, ending) in [(&plain, ""), (&tee, "-tee")] {
-        for file in ["vmlinux", "bzImage"] {
-            replace(&share.join(format!("{file}{ending}")), &std::fs::read(folder.join(file))?)?;
-        }
+    for (name, bytes) in &kernels {
+        replace(&share.join(name), bytes)?;
     }
     replace(&share.join("initramfs"), &initramfs)?;
-    let manifest = Manifest {
-        version: 1,
-        stage0: measured("stage0", &std::fs::read(stage0)?),
-        kernel: measured("vmlinux", &std::fs::read(plain.join("vmlinux"))?),
-        tee_kernel: measured("vmlinux-tee", &std::fs::read(tee.join("vmlinux"))?),
-        initramfs: measured("initramfs", &initramfs),
-        command_lines: ["vm", "sim-snp", "snp", "tdx"].map(command_line).into(),
-    };
-    replace(&share.join("manifest.json"), &serde_json::to_vec_pretty(&manifest)?)?;
-    step(&format!("guest image: {} (initramfs {} KiB)", share.display(), initramfs.len() / 1024));
+    let files = [
+        kernels,
+        [("initramfs".to_owned(), initramfs), ("stage0".to_owned(), std::fs::read(stage0)?)].into(),
+    ];
+    let files: Files = files.into_iter().flatten().collect();
+    replace(&share.join(MANIFEST), &manifest(&files)?)?;
+    step(&format!("guest image: {} (initramfs {} KiB)", share.display(), files["initramfs"].len() / 1024));
     Ok(share)
 }
 
-/// Build the workspace twice, each time from nothing, and compare the two images.
-///
-/// The whole workspace, since cargo unites the features of what is built together: an agent built alone is
-/// another agent.
-pub(crate) fn reproduce() -> anyhow::Result<()> {
-    stage0::reproduce()?;
-    let mut images = Vec::new();
-    for round in 0..2 {
-        step(&format!("building from nothing, round {}", round + 1));
-        let target = paths::cache().join("reproduce");
-        let _ = std::fs::remove_dir_all(&target);
-        let mut build = command("cargo", &["build", "--release", "--locked", "--workspace", "--bins"]);
-        run(build.env("CARGO_TARGET_DIR", &target).env_remove("CARGO_INCREMENTAL"))?;
-        images.push(initramfs(&target.join(paths::TARGET).join("release/kata-cc-agent"))?);
-        std::fs::remove_dir_all(&target)?;
+/// Files of a guest image by name.
+pub(crate) type Files = BTreeMap<String, Vec<u8>>;
+
+/// Kernels of the guest image: what their files' names end in, and what their configuration has besides.
+const KERNELS: [(&str, &[&str]); 2] = [("", &[]), ("-tee", &["guest-image/kernel/tee.config"])];
+
+/// Build the guest kernels from a checkout, unless the cache (`XDG_CACHE_HOME`, the user's own without it) holds them; gives their files.
+pub(crate) fn kernels(source: &Path, cache: Option<&Path>) -> anyhow::Result<Files> {
+    let mut files = Files::new();
+    for (ending, fragments) in KERNELS {
+        let mut script = command(source.join("guest-image/kernel/build"), &[]);
+        script.args(fragments.iter().map(|fragment| source.join(fragment)));
+        if let Some(cache) = cache {
+            script.env("XDG_CACHE_HOME", cache);
+        }
+        let printed = output(&mut script).context("the guest kernel was not built")?;
+        let folder = Path::new(printed.lines().last().unwrap_or_default());
+        for file in ["vmlinux", "bzImage"] {
+            files.insert(format!("{file}{ending}"), std::fs::read(folder.join(file))?);
+        }
     }
-    let digests: Vec<String> = images.iter().map(|image| hex::encode(digest(&SHA256, image))).collect();
-    println!("initramfs sha256: {} and {}", digests[0], digests[1]);
-    ensure!(digests[0] == digests[1], "two builds of the same inputs differ");
-    Ok(())
+    Ok(files)
 }
 
-/// What confidential guests' kernel has besides.
-const TEE_CONFIG: &str = "guest-image/kernel/tee.config";
-
-/// Folder of the kernel with these further fragments of its configuration.
-fn kernel(fragments: &[&str]) -> anyhow::Result<PathBuf> {
-    let script = paths::root().join("guest-image/kernel/build");
-    let mut build = command(script, &[]);
-    build.args(fragments.iter().map(|fragment| paths::root().join(fragment)));
-    let printed = output(&mut build).context("the guest kernel was not built")?;
-    Ok(PathBuf::from(printed.lines().last().unwrap_or_default()))
-}
-
-/// The initramfs around an agent binary.
-fn initramfs(agent: &Path) -> anyhow::Result<Vec<u8>> {
+/// The initramfs around an agent binary, with the policies of a checkout.
+pub(crate) fn initramfs(source: &Path, agent: &Path) -> anyhow::Result<Vec<u8>> {
     let stripped = tempfile_beside(agent);
     let agent_text = agent.to_string_lossy();
     let to = stripped.to_string_lossy();
@@ -123,7 +115,7 @@ fn initramfs(agent: &Path) -> anyhow::Result<Vec<u8>> {
     archive.add("dev/console", 0o600, &Kind::CharacterDevice(5, 1));
     archive.add("dev/null", 0o666, &Kind::CharacterDevice(1, 3));
     for (from, to) in [("default.rego", "default-policy.rego"), ("plain.rego", "plain-policy.rego")] {
-        let path = paths::root().join("agent/policy").join(from);
+        let path = source.join("agent/policy").join(from);
         let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         archive.add(&format!("etc/kata-cc/{to}"), 0o444, &Kind::File(&text));
     }
@@ -149,11 +141,26 @@ fn public_roots() -> anyhow::Result<Vec<u8>> {
     Ok(bundle)
 }
 
+/// The text of `manifest.json`, which `kata-cc doctor` looks for.
+pub(crate) fn manifest(files: &Files) -> anyhow::Result<Vec<u8>> {
+    let of = |name: &str| {
+        files.get(name).map(|bytes| measured(name, bytes)).with_context(|| format!("there is no {name}"))
+    };
+    Ok(serde_json::to_vec_pretty(&Manifest {
+        version: 1,
+        stage0: of("stage0")?,
+        kernel: of("vmlinux")?,
+        tee_kernel: of("vmlinux-tee")?,
+        initramfs: of("initramfs")?,
+        command_lines: ["vm", "sim-snp", "snp", "tdx"].map(command_line).into(),
+    })?)
+}
+
 fn tempfile_beside(path: &Path) -> PathBuf {
     path.with_extension(format!("stripped-{}", std::process::id()))
 }
 
-fn measured(file: &str, bytes: &[u8]) -> Measured {
+pub(crate) fn measured(file: &str, bytes: &[u8]) -> Measured {
     Measured {
         file: file.to_owned(),
         bytes: bytes.len(),

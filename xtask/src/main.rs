@@ -1,7 +1,7 @@
 //! What `./x` runs, after it has installed the Debian packages.
 //!
 //! Every step prints one line that says what it does; a step whose result is cached says so and takes no
-//! time. Paths: see [`paths`]. Exit code 0 when all went well, 1 when a step failed (the last line names it).
+//! time. Paths: see [`paths`]. Exit code 0 when all went well, 1 when a step failed (the last line names it); `release --check` has a 2.
 #![forbid(unsafe_code)]
 
 mod bench;
@@ -14,10 +14,14 @@ mod images;
 mod lab;
 mod openapi;
 mod paths;
+mod place;
+mod release;
 mod run;
 mod shell;
 mod stage0;
 mod suites;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -65,11 +69,18 @@ enum Command {
     Images,
     /// Build the guest firmware only.
     Stage0,
-    /// Build the guest image twice from nothing and compare the bytes.
-    Reproduce,
+    /// Build stage0, guest kernel and initramfs twice from nothing, in folders that have nothing in common, compare the bytes, and write
+    /// them with a reference manifest; or check such a manifest (docs/releases.md).
+    Release(release::Arguments),
+    /// As `release`, of the working tree with its changes, and nothing is kept.
+    Reproduce {
+        /// Build the guest kernel from nothing in both folders too: 10 to 15 minutes each.
+        #[arg(long)]
+        kernel: bool,
+    },
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().command {
         Command::Run => run::run(),
         Command::Test { name, no_vm } => suites::test(name.as_deref(), no_vm),
@@ -84,6 +95,8 @@ fn main() -> anyhow::Result<()> {
             std::fs::create_dir_all(paths::share())?;
             stage0::build().map(drop)
         }
-        Command::Reproduce => guest_image::reproduce(),
+        Command::Release(arguments) => return release::release(&arguments).map(ExitCode::from),
+        Command::Reproduce { kernel } => return release::reproduce(kernel).map(ExitCode::from),
     }
+    .map(|()| ExitCode::SUCCESS)
 }

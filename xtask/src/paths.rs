@@ -22,6 +22,14 @@ pub(crate) fn cache() -> PathBuf {
     base.join("kata-cc")
 }
 
+/// cargo's home: registry and settings.
+pub(crate) fn cargo_home() -> PathBuf {
+    std::env::var_os("CARGO_HOME").map_or_else(
+        || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into())).join(".cargo"),
+        PathBuf::from,
+    )
+}
+
 /// cargo's target folder: `./x` sets it, and the cache holds it.
 pub(crate) fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| cache().join("target"), PathBuf::from)
