@@ -22,7 +22,8 @@ const MADT_WAKEUP: u8 = 0x10;
 /// model, without which it has no interrupt lines 0 to 15. Nothing answers there, and nothing need.
 const PM1_EVENT_PORT: u32 = 0x600;
 const PM1_CONTROL_PORT: u32 = 0x604;
-const SCI_INTERRUPT: u16 = 9;
+/// The line of a second serial port, which there is not: devices have 5 to 23, and Linux shares none of them with the SCI.
+const SCI_INTERRUPT: u16 = 3;
 /// VGA not present, CMOS clock not present; neither legacy devices nor i8042.
 const BOOT_ARCHITECTURE: u16 = 1 << 2 | 1 << 5;
 /// WBINVD works, no fixed power button, no fixed sleep button.
