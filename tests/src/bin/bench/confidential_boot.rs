@@ -18,9 +18,9 @@ use serde_json::{Value, json};
 use crate::boot::{Boot, Guest, MEMORY_MIB, boot_ours, measure};
 use crate::median_and_least;
 
-const REPEATED: usize = 8;
+const REPEATED: usize = 4;
 /// Starts by OVMF: each takes many times as long.
-const REPEATED_OVMF: usize = 3;
+const REPEATED_OVMF: usize = 2;
 /// More memory, for what must not grow with it.
 const MUCH_MIB: u64 = 4096;
 /// Milliseconds that a security processor of Milan takes for a page of 4 KiB (SEVeriFast, ASPLOS 2024: 0.25 ms a KiB).
@@ -136,6 +136,10 @@ fn measured_bytes() -> anyhow::Result<Vec<Value>> {
 /// Time to init by stage0 under the simulated TEE, over OVMF's; none where OVMF does not start here.
 fn ovmf(dir: &Path, ours: &[Boot]) -> Option<Value> {
     let image = ovmf_image()?;
+    if std::env::var_os("KATA_CC_LAB").is_some() {
+        eprintln!("OVMF is no peer here: in the lab, the emulator of the machine ended when it was started");
+        return None;
+    }
     let mut theirs = Vec::new();
     for round in 0..REPEATED_OVMF {
         match boot_ovmf(dir, &image) {
