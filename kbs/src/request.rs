@@ -216,7 +216,9 @@ mod tests {
         }
         let parse = |body: &str| parse::<One>(&HeaderMap::new(), body.as_bytes());
         assert!(parse(r#"{"policy": "p"}"#).is_ok());
-        for (body, seen) in [(r#"["p"]"#, "an array"), ("[]", "an array"), ("null", "null"), ("1", "a number")] {
+        for (body, seen) in
+            [(r#"["p"]"#, "an array"), ("[]", "an array"), ("null", "null"), ("1", "a number")]
+        {
             let error = parse(body).unwrap_err().to_string();
             assert!(error.contains(&format!("expected an object, seen {seen}")), "{error}");
         }

@@ -30,7 +30,8 @@ impl Steps {
     pub(crate) fn since(&self, before: &Self) -> Vec<String> {
         let mut lines = Vec::new();
         for (name, after) in &self.0 {
-            let earlier = |n: usize| before.0.get(name).and_then(|b| b.get(n)).map_or(0.0, |(_, count)| *count);
+            let earlier =
+                |n: usize| before.0.get(name).and_then(|b| b.get(n)).map_or(0.0, |(_, count)| *count);
             let counts: Vec<(f64, f64)> =
                 after.iter().enumerate().map(|(n, (bound, count))| (*bound, count - earlier(n))).collect();
             let all = counts.last().map_or(0.0, |(_, count)| *count);
