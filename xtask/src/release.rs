@@ -88,6 +88,13 @@ fn check(file: &Path, kernel: Kernel) -> anyhow::Result<u8> {
             return Ok(UNREADABLE);
         }
     };
+    let folder = file.parent().unwrap_or(Path::new("."));
+    let different = expected.contradictions(&compare::read_beside(folder, expected.names())?);
+    if !different.is_empty() {
+        print(&different);
+        println!("x: {} contradicts itself or the files beside it: nothing was built", file.display());
+        return Ok(DIFFERENT);
+    }
     let commit = committed()?;
     let workshop = Workshop::open()?;
     let place = workshop.second()?;
@@ -95,13 +102,10 @@ fn check(file: &Path, kernel: Kernel) -> anyhow::Result<u8> {
     let found = Manifest::of(commit, kernel, &files, launches::of(&place, &files)?)?;
 
     let mut different = expected.differences(&found);
-    let folder = file.parent().unwrap_or(Path::new("."));
     let ours = found.beside(&files)?;
     let beside = compare::read_beside(folder, ours.keys())?;
     different.extend(beside.iter().filter_map(|(name, theirs)| compare::bytes(name, theirs, &ours[name])));
-    for line in &different {
-        println!("x: {line}");
-    }
+    print(&different);
     for line in expected.notes(&found) {
         println!("x: note: {line}");
     }
@@ -130,9 +134,7 @@ fn built_twice(workshop: &Workshop, kernel: Kernel) -> anyhow::Result<Option<(Pl
     let place = workshop.second()?;
     let second = rounds::build(&place, kernel)?;
     let different = compare::files(&first, &second);
-    for line in &different {
-        println!("x: {line}");
-    }
+    print(&different);
     if !different.is_empty() {
         let kept = paths::target().join("release-different");
         for (round, files) in [("first", &first), ("second", &second)] {
@@ -149,6 +151,12 @@ fn built_twice(workshop: &Workshop, kernel: Kernel) -> anyhow::Result<Option<(Pl
     }
     println!("x: {}", kernel.words());
     Ok(Some((place, second)))
+}
+
+fn print(lines: &[String]) {
+    for line in lines {
+        println!("x: {line}");
+    }
 }
 
 /// The commit of the checkout, which has to be what its files are.

@@ -72,6 +72,10 @@ impl Manifest {
         let manifest: Self = serde_json::from_slice(text)?;
         ensure!(manifest.manifest == FORM, "its form is {}, only {FORM} is known", manifest.manifest);
         ensure!(!manifest.files.is_empty(), "it names no files");
+        // They are looked for beside the manifest, and nowhere else.
+        let outside =
+            manifest.names().find(|name| name.is_empty() || name.starts_with('.') || name.contains('/'));
+        ensure!(outside.is_none(), "{outside:?} is no name of a file beside it");
         Ok(manifest)
     }
 
@@ -95,6 +99,32 @@ impl Manifest {
         Ok(all)
     }
 
+    /// Names of the files.
+    pub(super) fn names(&self) -> impl Iterator<Item = &String> {
+        self.files.iter().map(|file| &file.file)
+    }
+
+    /// What can be told without building: files beside the manifest that it does not name so, and reference values that are not those
+    /// of its launches.
+    pub(super) fn contradictions(&self, beside: &Files) -> Vec<String> {
+        let mut different: Vec<String> = self
+            .files
+            .iter()
+            .filter_map(|named| {
+                let seen = measured(&named.file, beside.get(&named.file)?);
+                let (named_as, seen_as) = (digests(named), digests(&seen));
+                (*named != seen)
+                    .then(|| format!("{}: {named_as} in the manifest, {seen_as} beside it", named.file))
+            })
+            .collect();
+        let of_launches = reference_values(&self.launches);
+        let names: BTreeSet<&String> = self.reference_values.keys().chain(of_launches.keys()).collect();
+        let wrong =
+            names.into_iter().filter(|name| self.reference_values.get(*name) != of_launches.get(*name));
+        different.extend(wrong.map(|name| format!("reference value {name}: it is not that of the launches")));
+        different
+    }
+
     /// What of this manifest another one, just made, does not confirm; a line for each.
     pub(super) fn differences(&self, found: &Self) -> Vec<String> {
         let mut different = Vec::new();
@@ -102,10 +132,7 @@ impl Manifest {
             different.push(format!("version: {} in the manifest, {} built", self.version, found.version));
         }
         let files = |manifest: &Self| -> BTreeMap<String, String> {
-            let value = |file: &Measured| {
-                format!("sha256 {}, sha384 {}, {} bytes", file.sha256, file.sha384, file.bytes)
-            };
-            manifest.files.iter().map(|file| (file.file.clone(), value(file))).collect()
+            manifest.files.iter().map(|file| (file.file.clone(), digests(file))).collect()
         };
         let launches = |manifest: &Self| -> BTreeMap<String, String> {
             let name = |launch: &Launch| format!("launch value of {}", launch.shape);
@@ -143,6 +170,10 @@ impl Manifest {
         notes.push(format!("here: {}", found.kernel_built.words()));
         notes
     }
+}
+
+fn digests(file: &Measured) -> String {
+    format!("sha256 {}, sha384 {}, {} bytes", file.sha256, file.sha384, file.bytes)
 }
 
 fn reference_values(launches: &[Launch]) -> BTreeMap<String, BTreeSet<String>> {
@@ -249,6 +280,24 @@ mod tests {
     }
 
     #[test]
+    fn what_lies_beside_is_compared_before_anything_is_built() {
+        let (manifest, mut files) = built();
+        assert!(manifest.contradictions(&files).is_empty());
+        assert!(manifest.contradictions(&Files::new()).is_empty());
+        files.get_mut("initramfs").unwrap()[99] ^= 1;
+        let different = manifest.contradictions(&files);
+        assert_eq!(different.len(), 1);
+        assert!(different[0].starts_with("initramfs: sha256 "), "{different:?}");
+
+        let mut more = manifest.clone();
+        more.reference_values.get_mut("snp_launch_measurement").unwrap().insert("ff".to_owned());
+        assert_eq!(
+            more.contradictions(&Files::new()),
+            ["reference value snp_launch_measurement: it is not that of the launches"]
+        );
+    }
+
+    #[test]
     fn a_wrong_launch_value_is_refused_by_name() {
         let (manifest, _) = built();
         let mut wrong = manifest.clone();
@@ -302,6 +351,11 @@ mod tests {
         manifest.manifest = 2;
         let error = Manifest::parse(&manifest.bytes().unwrap()).unwrap_err();
         assert!(error.to_string().contains("its form is 2"), "{error}");
+        for name in ["", "..", "/dev/zero", "a/b"] {
+            let (mut manifest, _) = built();
+            manifest.files[0].file = name.to_owned();
+            assert!(Manifest::parse(&manifest.bytes().unwrap()).is_err(), "{name}");
+        }
     }
 
     #[test]
