@@ -152,9 +152,9 @@ fn validate_tee(config: &VmConfig) -> Result<(), ConfigError> {
         }
         TeeConfig::Snp(snp) => validate_snp(&snp.host_data, snp.policy),
         TeeConfig::Tdx(tdx) => {
-            hex_field("tee.mrconfigid", &tdx.mrconfigid, 48)?;
+            hex_bytes::<48>("tee.mrconfigid", &tdx.mrconfigid)?;
             for (name, value) in [("tee.mrowner", &tdx.mrowner), ("tee.mrownerconfig", &tdx.mrownerconfig)] {
-                value.as_ref().map_or(Ok(()), |value| hex_field(name, value, 48))?;
+                value.as_ref().map_or(Ok([0; 48]), |value| hex_bytes(name, value))?;
             }
             match (&tdx.quoting_socket, tdx.quoting_vsock_port) {
                 (Some(_), Some(_)) => {
@@ -167,18 +167,23 @@ fn validate_tee(config: &VmConfig) -> Result<(), ConfigError> {
 }
 
 fn validate_snp(host_data: &str, policy: Option<u64>) -> Result<(), ConfigError> {
-    hex_field("tee.host_data", host_data, 32)?;
+    hex_bytes::<32>("tee.host_data", host_data)?;
     if policy.unwrap_or(DEFAULT_POLICY) & (1 << 17) == 0 {
         return Err(field("tee.policy", "bit 17 of an snp policy must be set"));
     }
     Ok(())
 }
 
-fn hex_field(name: &str, text: &str, bytes: usize) -> Result<(), ConfigError> {
-    if hex::decode_to_slice(text, &mut vec![0; bytes]).is_err() {
-        return Err(field(name, format!("give {bytes} bytes in hex ({} digits)", 2 * bytes)));
+/// Bytes of a field in hex.
+///
+/// # Errors
+/// Names the field and how many bytes it has.
+pub(crate) fn hex_bytes<const N: usize>(name: &str, text: &str) -> Result<[u8; N], ConfigError> {
+    let mut bytes = [0; N];
+    match hex::decode_to_slice(text, &mut bytes) {
+        Ok(()) => Ok(bytes),
+        Err(_) => Err(field(name, format!("give {N} bytes in hex ({} digits)", 2 * N))),
     }
-    Ok(())
 }
 
 fn unique<'a>(ids: &mut Vec<&'a str>, id: &'a str, name: String) -> Result<(), ConfigError> {

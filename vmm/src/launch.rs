@@ -11,7 +11,7 @@ use kata_cc_stage0_abi::PlatformKind;
 use kata_cc_vmm_api::{IdBlockFiles, SnpOptions, TdxOptions, TeeConfig, VmConfig};
 use kvm_bindings::CpuId;
 
-use crate::config::DEFAULT_POLICY;
+use crate::config::{DEFAULT_POLICY, hex_bytes};
 use crate::error::VmmError;
 use crate::kvm::{Machine, start};
 use crate::tee::ioctls::TeeIoctls;
@@ -60,7 +60,7 @@ pub(crate) struct Launched {
 }
 
 /// Launches the guest: private memory, vCPUs in their first state, measured pages, then what the guest finds beside
-/// them in shared memory. `cpuid` is one list per vCPU.
+/// them in shared memory. `cpuid` gives the list of a vCPU; it is asked only where the launch sets it.
 ///
 /// # Errors
 /// What the host lacks or refused. The VM is of no use then.
@@ -68,7 +68,7 @@ pub(crate) fn run(
     config: &VmConfig,
     plan: &LaunchPlan<'_>,
     io: &dyn TeeIoctls,
-    cpuid: Vec<CpuId>,
+    cpuid: &dyn Fn(u8) -> CpuId,
 ) -> Result<Launched, VmmError> {
     let mut book = MemoryBook::new(&layout::memory_ranges(config.memory_mib));
     let mut tee = tee(config, plan, cpuid)?;
@@ -107,13 +107,15 @@ pub(crate) fn vcpus(
 fn tee<'a>(
     config: &VmConfig,
     plan: &LaunchPlan<'a>,
-    mut cpuid: Vec<CpuId>,
+    cpuid: &dyn Fn(u8) -> CpuId,
 ) -> Result<Box<dyn Tee + 'a>, VmmError> {
+    let cpuid = || (0..config.vcpus).map(cpuid).collect::<Vec<_>>();
     let shared = || plan.unmeasured.iter().map(|region| (region.gpa, region.end() - region.gpa)).collect();
     Ok(match &config.tee {
         TeeConfig::None => Box::new(NoTee),
         TeeConfig::SimSnp { .. } => Box::new(SimTee::new(SimLaunch::Snp(stage0(plan)?.snp()?))),
         TeeConfig::Snp(options) => {
+            let cpuid = cpuid();
             let launch = match signature(&cpuid).filter(|_| options.bind_processor) {
                 Some(cpu) => stage0(plan)?.with_cpu(cpu),
                 None => stage0(plan)?,
@@ -122,6 +124,7 @@ fn tee<'a>(
             Box::new(SnpTee::new(settings, launch.snp()?, launch.registers(), cpuid))
         }
         TeeConfig::Tdx(options) => {
+            let mut cpuid = cpuid();
             cpuid.iter_mut().for_each(set_address_bits);
             let settings = TdxConfig { shared: shared(), ..tdx_config(options)? };
             Box::new(TdxTee::new(settings, stage0(plan)?.tdx()?, config.vcpus.into(), cpuid))
@@ -147,7 +150,7 @@ fn set_address_bits(cpuid: &mut CpuId) {
 }
 
 fn snp_config(options: &SnpOptions) -> Result<SnpConfig, VmmError> {
-    let defaults = SnpConfig::new(bytes("tee.host_data", &options.host_data)?);
+    let defaults = SnpConfig::new(hex_bytes("tee.host_data", &options.host_data)?);
     Ok(SnpConfig {
         policy: GuestPolicy(options.policy.unwrap_or(DEFAULT_POLICY)),
         allow_debug: options.allow_debug,
@@ -165,8 +168,8 @@ fn id_block(files: &IdBlockFiles) -> Result<(IdBlock, IdAuth), VmmError> {
 }
 
 fn tdx_config(options: &TdxOptions) -> Result<TdxConfig, VmmError> {
-    let defaults = TdxConfig::new(bytes("tee.mrconfigid", &options.mrconfigid)?);
-    let owner = |name, text: &Option<String>| text.as_ref().map_or(Ok([0; 48]), |text| bytes(name, text));
+    let defaults = TdxConfig::new(hex_bytes("tee.mrconfigid", &options.mrconfigid)?);
+    let owner = |name, text: &Option<String>| text.as_ref().map_or(Ok([0; 48]), |text| hex_bytes(name, text));
     Ok(TdxConfig {
         attributes: options.attributes.unwrap_or(defaults.attributes),
         allow_debug: options.allow_debug,
@@ -174,16 +177,6 @@ fn tdx_config(options: &TdxOptions) -> Result<TdxConfig, VmmError> {
         mrownerconfig: owner("tee.mrownerconfig", &options.mrownerconfig)?,
         ..defaults
     })
-}
-
-/// Bytes of a field in hex.
-fn bytes<const N: usize>(field: &str, text: &str) -> Result<[u8; N], VmmError> {
-    let mut bytes = [0; N];
-    hex::decode_to_slice(text, &mut bytes).map_err(|error| crate::config::ConfigError::Field {
-        field: field.to_owned(),
-        reason: error.to_string(),
-    })?;
-    Ok(bytes)
 }
 
 /// Largest file that a launch takes besides what it boots.
@@ -274,7 +267,7 @@ mod tests {
         })
         .expect("plan");
         let io = FakeKernel::new(kind(&config.tee).vm_type(), Host::default());
-        let done = run(&config, &plan, &io, vec![list(1, SIGNATURE, 1 << 21); 2]).expect("launched");
+        let done = run(&config, &plan, &io, &|_| list(1, SIGNATURE, 1 << 21)).expect("launched");
         let measured = plan.stage0.as_ref().expect("by stage0");
         let foretold = match platform.0 {
             PlatformKind::Tdx => {
@@ -332,7 +325,7 @@ mod tests {
         })
         .expect("plan");
         let io = FakeKernel::new(4, host);
-        let error = run(&config, &plan, &io, vec![list(1, SIGNATURE, 0); 2]).map(|_| ()).unwrap_err();
+        let error = run(&config, &plan, &io, &|_| list(1, SIGNATURE, 0)).map(|_| ()).unwrap_err();
         assert!(error.to_string().contains("VMs of type SNP"), "{error}");
         assert_eq!(error.exit_code(), kata_cc_vmm_api::exit::NO_KVM);
     }

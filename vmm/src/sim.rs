@@ -17,7 +17,7 @@ use kata_cc_sim_tee::service::REQUEST_LEN;
 use kata_cc_sim_tee::{SimLaunch, SimPlatform, SimService};
 use kata_cc_vmm_api::{TeeConfig, VmConfig};
 
-use crate::config::DEFAULT_POLICY;
+use crate::config::{DEFAULT_POLICY, hex_bytes};
 use crate::error::VmmError;
 
 /// How long one exchange may take on the guest's side.
@@ -45,8 +45,7 @@ impl Processor {
             return Ok(None);
         };
         let platform = SimPlatform::load(platform).map_err(failed)?;
-        let mut digest_of_init_data = [0; 32];
-        hex::decode_to_slice(host_data, &mut digest_of_init_data).map_err(failed)?;
+        let digest_of_init_data = hex_bytes("tee.host_data", host_data)?;
         let launch_digest = plan
             .launch_digest()
             .ok_or_else(|| failed("the firmware's boot block is for another platform"))?;

@@ -134,8 +134,8 @@ impl Vm {
         let local_ports = processor.iter().map(|processor| (port::SIM_TEE, processor.local_port())).collect();
         let devices = OpenDevices::open(config, local_ports)?;
         let machine = Machine::create(kind, memory::create(config.memory_mib)?)?;
-        let cpuid = (0..config.vcpus).map(|id| machine.cpuid(id, config.vcpus)).collect();
-        let launched = launch::run(config, &plan, machine.io().as_ref(), cpuid)?;
+        let cpuid = |id| machine.cpuid(id, config.vcpus);
+        let launched = launch::run(config, &plan, machine.io().as_ref(), &cpuid)?;
         if let Some(processor) = &processor
             && launched.digest != Some(*processor.launch_digest())
         {

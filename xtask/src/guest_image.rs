@@ -54,20 +54,16 @@ struct CommandLine {
 /// Build what is not there yet around the agent of [`crate::binaries`]; gives the folder with the kernels, `initramfs` and `manifest.json`.
 pub(crate) fn build() -> anyhow::Result<PathBuf> {
     let root = paths::root();
-    let kernels = kernels(&root, None)?;
+    let mut files = kernels(&root, None)?;
     let initramfs = initramfs(&root, &paths::binaries().join("kata-cc-agent"))?;
+    files.insert("initramfs".to_owned(), initramfs);
     let share = paths::share();
     std::fs::create_dir_all(&share)?;
-    let stage0 = stage0::build()?;
-    for (name, bytes) in &kernels {
+    for (name, bytes) in &files {
         replace(&share.join(name), bytes)?;
     }
-    replace(&share.join("initramfs"), &initramfs)?;
-    let files = [
-        kernels,
-        [("initramfs".to_owned(), initramfs), ("stage0".to_owned(), std::fs::read(stage0)?)].into(),
-    ];
-    let files: Files = files.into_iter().flatten().collect();
+    // this one goes into the folder by itself
+    files.insert("stage0".to_owned(), std::fs::read(stage0::build()?)?);
     replace(&share.join(MANIFEST), &manifest(&files)?)?;
     step(&format!("guest image: {} (initramfs {} KiB)", share.display(), files["initramfs"].len() / 1024));
     Ok(share)

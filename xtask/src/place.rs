@@ -12,7 +12,7 @@ use std::process::Command;
 use anyhow::Context;
 
 use crate::paths;
-use crate::shell::command;
+use crate::shell::{command, run};
 
 /// Variables of the caller, by how they begin, that change what is built.
 const FOREIGN: [&str; 16] = [
@@ -66,6 +66,14 @@ impl Place {
         cargo.env("RUSTC_WRAPPER", self.wrapper()?).env("CFLAGS", c_flags.join(" "));
         cargo.env("LC_ALL", "C").env("SOURCE_DATE_EPOCH", "0");
         Ok(cargo)
+    }
+
+    /// Builds one program and gives its path. All packages are selected: cargo unites the features of what is selected, so the program
+    /// has those of the one that the tests run.
+    pub(crate) fn program(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let arguments = ["build", "--release", "--locked", "--quiet", "--workspace", "--bin", name];
+        run(&mut self.cargo(&arguments)?)?;
+        Ok(self.target.join(paths::TARGET).join("release").join(name))
     }
 
     /// The first of this place's paths that stands in the bytes.

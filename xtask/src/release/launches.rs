@@ -9,9 +9,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::compare::Files;
-use crate::paths;
 use crate::place::Place;
-use crate::shell::{command, output, run, step};
+use crate::shell::{command, output, step};
 
 const VCPUS: [u8; 3] = [1, 2, 4];
 /// As `kata-cc measure --cpu` knows them; without one a guest is bound to no processor.
@@ -91,21 +90,12 @@ impl fmt::Display for Shape {
 /// Ask the `kata-cc measure` of a round's sources about every shape. It is built where the agent was, most of it being there already.
 pub(super) fn of(place: &Place, files: &Files) -> anyhow::Result<Vec<Launch>> {
     step("building kata-cc, to foretell the launch values");
-    run(&mut place.cargo(&[
-        "build",
-        "--release",
-        "--locked",
-        "--quiet",
-        "--workspace",
-        "--bin",
-        "kata-cc",
-    ])?)?;
+    let program = place.program("kata-cc")?;
     let folder = place.target.join("measured");
     std::fs::create_dir_all(&folder)?;
     for (name, bytes) in files {
         std::fs::write(folder.join(name), bytes)?;
     }
-    let program = place.target.join(paths::TARGET).join("release/kata-cc");
     Shape::all()
         .into_iter()
         .map(|shape| {

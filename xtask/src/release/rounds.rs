@@ -130,18 +130,7 @@ pub(super) fn build(place: &Place, kernel: Kernel) -> anyhow::Result<Files> {
     let stage0 = stage0::image(&Place { target: place.target.join("stage0"), ..place.clone() })?;
 
     step("building the agent");
-    // All packages are selected and one program is built: cargo unites the features of what is selected, so this agent has those of
-    // the agent that the tests run.
-    run(&mut place.cargo(&[
-        "build",
-        "--release",
-        "--locked",
-        "--quiet",
-        "--workspace",
-        "--bin",
-        "kata-cc-agent",
-    ])?)?;
-    let agent = place.target.join(paths::TARGET).join("release/kata-cc-agent");
+    let agent = place.program("kata-cc-agent")?;
     let initramfs = guest_image::initramfs(&place.source, &agent)?;
 
     let mut files: Files = kernels;

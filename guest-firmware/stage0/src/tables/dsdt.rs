@@ -83,7 +83,7 @@ fn parse(word: &[u8]) -> Option<Device> {
     Some(Device { address: number(address, 16)?, line: line as u8 })
 }
 
-const ZERO_PREFIX_BYTE: u8 = 0x0A;
+const BYTE_PREFIX: u8 = 0x0A;
 const STRING_PREFIX: u8 = 0x0D;
 const NAME: u8 = 0x08;
 const SCOPE: u8 = 0x10;
@@ -124,13 +124,13 @@ pub fn body(out: &mut Writer<'_>, devices: &[Device]) -> Result<(), Termination>
         out.put(b"LNRO0005\0")?;
         out.put(&[NAME])?;
         out.put(b"_UID")?;
-        out.put(&[ZERO_PREFIX_BYTE, number])?;
+        out.put(&[BYTE_PREFIX, number])?;
         out.put(&[NAME])?;
         out.put(b"_CCA")?;
         out.put(&[ONE, NAME])?;
         out.put(b"_CRS")?;
         // the buffer's length counts its own length, the size and the bytes
-        out.put(&[BUFFER, 1 + 2 + RESOURCES, ZERO_PREFIX_BYTE, RESOURCES])?;
+        out.put(&[BUFFER, 1 + 2 + RESOURCES, BYTE_PREFIX, RESOURCES])?;
         out.put(&[0x86, 9, 0, 1])?;
         out.put(&device.address.to_le_bytes())?;
         out.put(&SIZE.to_le_bytes())?;
