@@ -104,7 +104,7 @@ pub(crate) struct Image {
     pub(crate) extra_root_certificates: Vec<String>,
     /// Registries without TLS.
     pub(crate) insecure_registries: Vec<String>,
-    /// `sim-snp` counts as confidential.
+    /// A simulated TEE counts as confidential.
     pub(crate) allow_simulated_tee: bool,
     /// Resource with docker's `config.json`.
     pub(crate) authenticated_registry_credentials_uri: Option<String>,
@@ -149,6 +149,7 @@ struct KbsToken {
 pub(crate) fn attested_tee(tee: Tee) -> attester::Tee {
     match tee {
         Tee::SimSnp => attester::Tee::SimSnp,
+        Tee::SimTdx => attester::Tee::SimTdx,
         Tee::Snp => attester::Tee::Snp,
         Tee::Tdx => attester::Tee::Tdx,
         Tee::None => attester::Tee::None,

@@ -12,6 +12,8 @@ pub(crate) enum Tee {
     None,
     /// Simulated SNP.
     SimSnp,
+    /// Simulated TDX.
+    SimTdx,
     /// AMD SEV-SNP.
     Snp,
     /// Intel TDX.
@@ -24,6 +26,7 @@ impl Tee {
         match self {
             Self::None => "none",
             Self::SimSnp => "sim-snp",
+            Self::SimTdx => "sim-tdx",
             Self::Snp => "snp",
             Self::Tdx => "tdx",
         }
@@ -112,6 +115,7 @@ impl Config {
 fn decide(said: Option<&str>, hardware: Tee) -> Result<Tee, String> {
     match (said, hardware) {
         (Some("sim-snp"), Tee::None) => Ok(Tee::SimSnp),
+        (Some("sim-tdx"), Tee::None) => Ok(Tee::SimTdx),
         (None | Some("none"), Tee::None) => Ok(Tee::None),
         // Real hardware is not weakened by a word.
         (None, hardware) => Ok(hardware),
@@ -140,7 +144,9 @@ mod tests {
         assert_eq!(decide(Some("none"), Tee::None), Ok(Tee::None));
         assert_eq!(decide(None, Tee::Snp), Ok(Tee::Snp));
         assert_eq!(decide(Some("sim-snp"), Tee::None), Ok(Tee::SimSnp));
+        assert_eq!(decide(Some("sim-tdx"), Tee::None), Ok(Tee::SimTdx));
         assert!(decide(Some("none"), Tee::Snp).is_err());
+        assert!(decide(Some("sim-tdx"), Tee::Tdx).is_err());
         assert!(decide(Some("sim-snp"), Tee::Snp).is_err());
         assert!(decide(Some("snp"), Tee::None).is_err());
         assert!(decide(Some("whatever"), Tee::None).is_err());

@@ -233,7 +233,10 @@ impl Images {
     fn tier(&self) -> RunningTier {
         match self.tee {
             Tee::None => RunningTier::None,
-            Tee::SimSnp => RunningTier::SimSnp { allowed: self.settings.cdh.image.allow_simulated_tee },
+            Tee::SimSnp | Tee::SimTdx => RunningTier::Simulated {
+                tee: self.tee.name(),
+                allowed: self.settings.cdh.image.allow_simulated_tee,
+            },
             Tee::Snp => RunningTier::Snp,
             Tee::Tdx => RunningTier::Tdx,
         }

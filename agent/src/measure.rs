@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result};
 use kata_cc_attester::measure::{
     Asker, Event, LogError, Register, Rtmr, RuntimeLog, SoftwareRegister, aael, tcg,
 };
+use kata_cc_attester::sim_tdx::SimRtmr;
 use kata_cc_attester::{LogSnapshot, tdx};
 use kata_cc_guest_api::{GuestError, Measured};
 use serde::Deserialize;
@@ -61,6 +62,13 @@ impl Measurements {
                 })?;
                 let firmware = tdx::firmware_log(root).context("read the firmware's event log")?;
                 RuntimeLog::open(folder, firmware.as_deref(), |_| Ok(Box::new(rtmr)))
+            }
+            Tee::SimTdx => {
+                let ccmr = aael::ccmr_of_pcr(u64::from(config.init_pcr));
+                let index = u8::try_from(ccmr.saturating_sub(1)).unwrap_or(u8::MAX);
+                let rtmr = SimRtmr::open(index)
+                    .with_context(|| format!("RTMR{index} of the simulated TDX module cannot be extended"))?;
+                RuntimeLog::open(folder, None, |_| Ok(Box::new(rtmr)))
             }
             _ => {
                 let number = config.init_pcr;

@@ -29,8 +29,10 @@ pub enum RequiredTier {
 pub enum RunningTier {
     /// No confidential guest: a plain microVM, or the host itself.
     None,
-    /// The simulated SNP.
-    SimSnp {
+    /// A simulated TEE.
+    Simulated {
+        /// Its name, e.g. `sim-snp`.
+        tee: &'static str,
         /// Whether the init-data says `allow_simulated_tee = true`.
         allowed: bool,
     },
@@ -71,9 +73,13 @@ impl fmt::Display for RequiredTier {
 impl fmt::Display for RunningTier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Simulated { tee, allowed: true } => {
+                return write!(f, "{tee} (allowed by init-data as confidential)");
+            }
+            Self::Simulated { tee, allowed: false } => {
+                return write!(f, "{tee} (not allowed by init-data)");
+            }
             Self::None => "not confidential",
-            Self::SimSnp { allowed: true } => "sim-snp (allowed by init-data as confidential)",
-            Self::SimSnp { allowed: false } => "sim-snp (not allowed by init-data)",
             Self::Snp => "snp",
             Self::Tdx => "tdx",
         })
@@ -114,7 +120,7 @@ pub fn check_tier(required: Option<RequiredTier>, actual: RunningTier) -> Result
         return Ok(());
     };
     let met = match (required, actual) {
-        (_, RunningTier::None | RunningTier::SimSnp { allowed: false }) => false,
+        (_, RunningTier::None | RunningTier::Simulated { allowed: false, .. }) => false,
         (RequiredTier::Confidential, _) => true,
         (RequiredTier::Snp, actual) => actual == RunningTier::Snp,
         (RequiredTier::Tdx, actual) => actual == RunningTier::Tdx,
@@ -126,8 +132,8 @@ pub fn check_tier(required: Option<RequiredTier>, actual: RunningTier) -> Result
 mod tests {
     use super::*;
 
-    const SIM: RunningTier = RunningTier::SimSnp { allowed: true };
-    const SIM_NOT: RunningTier = RunningTier::SimSnp { allowed: false };
+    const SIM: RunningTier = RunningTier::Simulated { tee: "sim-snp", allowed: true };
+    const SIM_NOT: RunningTier = RunningTier::Simulated { tee: "sim-snp", allowed: false };
     const ACTUAL: [RunningTier; 5] = [RunningTier::None, SIM_NOT, SIM, RunningTier::Snp, RunningTier::Tdx];
 
     #[test]

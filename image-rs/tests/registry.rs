@@ -316,7 +316,7 @@ async fn refuses_a_tier_weaker_than_demanded() {
     let reference = push_encrypted(&server, dir.path(), Some(RequiredTier::Snp)).await;
     for (actual, good) in [
         (RunningTier::None, false),
-        (RunningTier::SimSnp { allowed: true }, false),
+        (RunningTier::Simulated { tee: "sim-snp", allowed: true }, false),
         (RunningTier::Tdx, false),
         (RunningTier::Snp, true),
     ] {

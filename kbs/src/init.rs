@@ -53,7 +53,7 @@ pub(crate) fn run(init: &Init) -> anyhow::Result<()> {
         Some(anchor) => {
             let anchor = std::path::absolute(anchor)?;
             format!(
-                "\n# Simulated evidence (sim-snp) protects nothing. The default resource policy denies it all the same.\n\
+                "\n# Simulated evidence protects nothing. The default resource policy denies it all the same.\n\
                  [attestation.simulated]\ntrust_anchor = {:?}\n",
                 anchor.display().to_string()
             )

@@ -183,9 +183,9 @@ fn verifiers(config: &Config, endorser: Option<Arc<Endorser>>) -> anyhow::Result
         let anchor = std::fs::read(&path)
             .map_err(|e| anyhow::anyhow!("simulated trust anchor {} cannot be read: {e}", path.display()))?;
         verifier
-            .add_simulated_root(&anchor)
+            .add_simulated_roots(&anchor)
             .map_err(|e| anyhow::anyhow!("simulated trust anchor {}: {e}", path.display()))?;
-        warn!(anchor = %path.display(), "simulated evidence (sim-snp) is accepted: it protects nothing");
+        warn!(anchor = %path.display(), "simulated evidence is accepted: it protects nothing");
     }
     if attestation.allow_sample {
         warn!("sample evidence is accepted: anybody can make it up");

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, ensure};
+use kata_cc_sim_tee::tdx::{Quoter, ROOT_FILE};
 use kata_cc_sim_tee::{REPLAY_FILE, ReportRequest, SimPlatform};
 
 use crate::kbs::Kbs;
@@ -17,27 +18,29 @@ use crate::registry::{Registry, RegistryOptions};
 use crate::traces::{RUN, STATE};
 use crate::{binaries, image, share};
 
+/// File that says that the material is whole, and of which form.
+const READY: &str = "ready-2";
 /// Where the layer key lies in the key broker.
 pub const KEY_PATH: &str = "default/key/demo";
 /// Longest that one run may take, in seconds; the lab is slow.
 const RUN_SECONDS: u64 = 240;
 
-/// The resource policy: only an affirmed simulated guest, and only with the init-data whose digest is filled in.
-pub const RESOURCE_POLICY: &str = r#"package policy
+/// The resource policy: only an affirmed simulated guest, and only with the init-data whose digest is filled in; see [`World::resource_policy`].
+const RESOURCE_POLICY: &str = r#"package policy
 import rego.v1
 default allow := false
 evidence := input.submods.cpu0["ear.veraison.annotated-evidence"]
 allow if {
     data.plugin == "resource"
     input.submods.cpu0["ear.status"] == "affirming"
-    evidence["sim-snp"]
+    evidence["@TEE@"]
     evidence.init_data == "@INIT_DATA@"
 }
 "#;
 
 /// Make keys, certificates and the image in `dir`, once.
 pub fn prepare(dir: &Path) -> anyhow::Result<()> {
-    if dir.join("ready").exists() {
+    if dir.join(READY).exists() {
         return Ok(());
     }
     let _ = std::fs::remove_dir_all(dir);
@@ -45,11 +48,19 @@ pub fn prepare(dir: &Path) -> anyhow::Result<()> {
     Pki::create(dir)?;
     for name in ["sim", "other-sim"] {
         let platform = SimPlatform::create(&dir.join(name)).context("cannot make a simulated platform")?;
-        std::fs::write(dir.join(format!("{name}.ark.pem")), platform.ark_pem()?)?;
+        let tdx = dir.join(name).join("tdx");
+        Quoter::create(&tdx, now()?).context("cannot make a simulated TDX platform")?;
+        let roots = platform.ark_pem()? + &std::fs::read_to_string(tdx.join(ROOT_FILE))?;
+        std::fs::write(dir.join(format!("{name}.roots.pem")), roots)?;
     }
     image::busybox_layout(&dir.join("image"))?;
-    std::fs::write(dir.join("ready"), "")?;
+    std::fs::write(dir.join(READY), "")?;
     Ok(())
+}
+
+/// Seconds since 1970, a minute ago: certificates hold from then.
+fn now() -> anyhow::Result<u64> {
+    Ok(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs() - 60)
 }
 
 /// What differs from the run that works.
@@ -84,6 +95,8 @@ pub struct World {
     pub image: String,
     /// Agent policy that the node's configuration names.
     agent_policy: Option<PathBuf>,
+    /// Which TEE is simulated.
+    pub tee: &'static str,
     /// What `kata-cc measure` predicts for the node's guest: launch digest and digest of the init-data, in hex.
     pub measured: (String, String),
 }
@@ -91,11 +104,16 @@ pub struct World {
 impl World {
     /// Start the services, encrypt and push the image, and give key, policy and reference values to the key broker.
     pub fn start(material: &Path, dir: &Path) -> anyhow::Result<Self> {
-        Self::start_with(material, dir, None)
+        Self::start_with(material, dir, None, "sim-snp")
     }
 
-    /// Like [`World::start`], with an agent policy in place of the guest's default.
-    pub fn start_with(material: &Path, dir: &Path, agent_policy: Option<&str>) -> anyhow::Result<Self> {
+    /// Like [`World::start`], with an agent policy in place of the guest's default, and under the simulated TEE of that name.
+    pub fn start_with(
+        material: &Path,
+        dir: &Path,
+        agent_policy: Option<&str>,
+        tee: &'static str,
+    ) -> anyhow::Result<Self> {
         std::fs::create_dir_all(dir)?;
         let agent_policy = match agent_policy {
             Some(text) => {
@@ -108,16 +126,22 @@ impl World {
         let pki = Pki::at(material);
         let options = RegistryOptions { tls: Some(&pki), basic: None };
         let registry = Registry::start(&dir.join("registry"), &options)?;
-        let kbs = Kbs::start(&dir.join("kbs"), Some(&material.join("sim.ark.pem")))?;
+        let kbs = Kbs::start(&dir.join("kbs"), Some(&material.join("sim.roots.pem")))?;
         let image = format!("{}/demo/secret:1", registry.host);
         let measured = Default::default();
         let (material, dir) = (material.to_owned(), dir.to_owned());
-        let mut world = Self { material, dir, registry, kbs, image, agent_policy, measured };
+        let mut world = Self { material, dir, registry, kbs, image, agent_policy, tee, measured };
         world.encrypt(&world.image, &[])?;
         world.put_key()?;
         world.measured = world.register()?;
-        world.set_resource_policy(&RESOURCE_POLICY.replace("@INIT_DATA@", &world.measured.1))?;
+        world.set_resource_policy(&world.resource_policy(&world.measured.1))?;
         Ok(world)
+    }
+
+    /// [`RESOURCE_POLICY`] for this world's TEE and a digest of init-data, in hex.
+    #[must_use]
+    pub fn resource_policy(&self, init_data: &str) -> String {
+        RESOURCE_POLICY.replace("@TEE@", self.tee).replace("@INIT_DATA@", init_data)
     }
 
     /// The layer key's file on the user's side.
@@ -152,8 +176,9 @@ impl World {
     /// Register what `kata-cc measure` predicts, launch digest and init-data's digest; gives both.
     fn register(&self) -> anyhow::Result<(String, String)> {
         let mut command = self.kata_cc(&Tampering::default())?;
-        let measured =
-            run(command.args(["--json", "measure", "--register"]), 120)?.ok().context("measure")?;
+        let measured = run(command.args(["--json", "measure", "--register", "--tier", self.tee]), 120)?
+            .ok()
+            .context("measure")?;
         let measured: serde_json::Value = serde_json::from_str(&measured.stdout)
             .with_context(|| format!("measure printed {:?}", measured.stdout))?;
         let field = |name: &str| {
@@ -204,7 +229,7 @@ impl World {
             tampering.insecure_registry.iter().map(|host| format!("\"{host}\"")).collect::<String>();
         format!(
             "cmdline_append = \"{cmdline}\"\n\
-             [tee]\nsimulated = \"sim-snp\"\nplatform = \"{platform}\"\n\
+             [tee]\nsimulated = \"{tee}\"\nplatform = \"{platform}\"\n\
              [egress]\nallow = [\"{registry}\", \"{kbs}\"]\n\
              [kbs]\nurl = \"{url}\"\ncertificate = \"{certificate}\"\n\
              [image]\nregistry_roots = [\"{ca}\"]\ninsecure_registries = [{insecure}]\nallow_simulated_tee = true\n{policy}",
@@ -214,6 +239,7 @@ impl World {
                 .map(|file| format!("agent_policy = \"{}\"\n", file.display()))
                 .collect::<String>(),
             cmdline = tampering.cmdline.as_deref().unwrap_or_default(),
+            tee = self.tee,
             platform = platform.display(),
             registry = self.registry.host,
             kbs = self.kbs.authority(),
@@ -245,7 +271,9 @@ impl World {
         std::fs::create_dir_all(&dir)?;
         for entry in std::fs::read_dir(&own)? {
             let file = entry?;
-            std::fs::copy(file.path(), dir.join(file.file_name()))?;
+            if file.file_type()?.is_file() {
+                std::fs::copy(file.path(), dir.join(file.file_name()))?;
+            }
         }
         let mut request = ReportRequest { report_data: [0x5A; 64], ..Default::default() };
         hex::decode_to_slice(&self.measured.0, &mut request.measurement)?;

@@ -32,7 +32,7 @@ fn reading_policy() -> String {
 fn world(name: &str, agent_policy: Option<&str>) -> anyhow::Result<World> {
     world::prepare(&material())?;
     let dir = PathBuf::from(format!("/run/kct-{name}-{}", std::process::id()));
-    World::start_with(&material(), &dir, agent_policy)
+    World::start_with(&material(), &dir, agent_policy, "sim-snp")
 }
 
 fn nothing_is_left(world: &World, before: &Traces) {
@@ -68,6 +68,40 @@ fn the_encrypted_image_runs_after_attestation_and_in_no_other_case() -> anyhow::
     // and after all of it, the run that works still does
     let again = world.run("again", &Tampering::default(), &[])?;
     ensure!(again.code == 0, "the last run failed:\n{}", again.text());
+    std::fs::remove_dir_all(&world.dir)?;
+    Ok(())
+}
+
+/// The same under simulated TDX: MRTD and registers are foretold, a quote opens the key, and what was changed opens none.
+#[test]
+fn the_encrypted_image_runs_under_simulated_tdx() -> anyhow::Result<()> {
+    if !machines_run_here() {
+        return Ok(());
+    }
+    world::prepare(&material())?;
+    let dir = PathBuf::from(format!("/run/kct-tdx-{}", std::process::id()));
+    let world = World::start_with(&material(), &dir, None, "sim-tdx")?;
+    let before = Traces::take(&world.dir);
+    let good = world.run("attested", &Tampering::default(), &[])?;
+    ensure!(good.code == 0 && good.stdout.contains(MARKER), "the attested run failed:\n{}", good.text());
+    let explained = world.kata_cc(&Tampering::default())?.args(["explain", "attested"]).output()?;
+    let explained = String::from_utf8_lossy(&explained.stdout).into_owned();
+    for stage in ["sim-tdx is a simulated TEE", "measured", "attested", "key-released", "container-started"] {
+        assert!(explained.contains(stage), "explain does not tell {stage}:\n{explained}");
+    }
+    for (name, tampering, part) in [
+        (
+            "cmdline",
+            Tampering { cmdline: Some("more=words".into()), ..Default::default() },
+            "is not among the reference values sim_mr_td",
+        ),
+        ("root", Tampering { platform: Some(material().join("other-sim")), ..Default::default() }, "root"),
+    ] {
+        let refused = world.run(name, &tampering, &[])?;
+        ensure!(refused.code != 0 && !refused.stdout.contains(MARKER), "{name} ran:\n{}", refused.text());
+        ensure!(refused.text().contains(part), "{name}: expected {part:?}, seen:\n{}", refused.text());
+    }
+    nothing_is_left(&world, &before);
     std::fs::remove_dir_all(&world.dir)?;
     Ok(())
 }

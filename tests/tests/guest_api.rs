@@ -11,7 +11,7 @@ use kata_cc_tests::image::MARKER;
 use kata_cc_tests::machines_run_here;
 use kata_cc_tests::pki::Pki;
 use kata_cc_tests::process::{Finished, run};
-use kata_cc_tests::world::{self, RESOURCE_POLICY, Tampering, World};
+use kata_cc_tests::world::{self, Tampering, World};
 use serde_json::Value;
 
 /// What the key broker keeps for the containers.
@@ -68,7 +68,7 @@ impl Bench {
         let measured = bench.cli(&["--json", "measure", "--register", "--init-data", &file])?;
         let measured: Value = serde_json::from_str(&measured.stdout)?;
         let digest = measured["host_data"].as_str().context("measure gave no host_data")?;
-        bench.world.set_resource_policy(&RESOURCE_POLICY.replace("@INIT_DATA@", digest))?;
+        bench.world.set_resource_policy(&bench.world.resource_policy(digest))?;
         Ok(bench)
     }
 
@@ -285,7 +285,7 @@ fn no_key_is_asked_for_an_image_that_may_not_run() -> anyhow::Result<()> {
     }
     let bench = Bench::start("before-keys")?;
     let node = &bench.world;
-    node.set_resource_policy(&RESOURCE_POLICY.replace("@INIT_DATA@", &node.measured.1))?;
+    node.set_resource_policy(&node.resource_policy(&node.measured.1))?;
     let before = bench.releases()?;
     // The node's default agent policy lets the image's own program run alone.
     let refused = node.run("may-not-run", &Tampering::default(), &["cat", "/etc/passwd"])?;

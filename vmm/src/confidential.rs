@@ -60,7 +60,7 @@ impl Confidential {
                 let port = options.quoting_vsock_port.map(|port| QuotingService::Vsock { cid: 2, port });
                 quoting = socket.or(port);
             }
-            TeeConfig::None | TeeConfig::SimSnp { .. } => {}
+            TeeConfig::None | TeeConfig::SimSnp { .. } | TeeConfig::SimTdx { .. } => {}
         }
         let (book, quotes) = (Mutex::new(book), AtomicUsize::new(0));
         Ok(Some(Arc::new(Self { io, book, certificates, quoting, quotes })))

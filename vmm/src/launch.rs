@@ -33,6 +33,7 @@ pub(crate) const fn kind(tee: &TeeConfig) -> TeeKind {
     match tee {
         TeeConfig::None => TeeKind::None,
         TeeConfig::SimSnp { .. } => TeeKind::SimSnp,
+        TeeConfig::SimTdx { .. } => TeeKind::SimTdx,
         TeeConfig::Snp(_) => TeeKind::Snp,
         TeeConfig::Tdx(_) => TeeKind::Tdx,
     }
@@ -44,6 +45,7 @@ pub(crate) fn platform(tee: &TeeConfig) -> (PlatformKind, u32) {
     match tee {
         TeeConfig::None => (PlatformKind::Plain, 0),
         TeeConfig::SimSnp { .. } => (PlatformKind::SimSnp, 0),
+        TeeConfig::SimTdx { .. } => (PlatformKind::SimTdx, 0),
         TeeConfig::Snp(_) => {
             (PlatformKind::Snp, std::arch::x86_64::__cpuid(LEAF_MEMORY_ENCRYPTION).ebx & 0x3F)
         }
@@ -114,6 +116,9 @@ fn tee<'a>(
     Ok(match &config.tee {
         TeeConfig::None => Box::new(NoTee),
         TeeConfig::SimSnp { .. } => Box::new(SimTee::new(SimLaunch::Snp(stage0(plan)?.snp()?))),
+        TeeConfig::SimTdx { .. } => {
+            Box::new(SimTee::new(SimLaunch::Tdx(stage0(plan)?.tdx()?, config.vcpus.into())))
+        }
         TeeConfig::Snp(options) => {
             let cpuid = cpuid();
             let launch = match signature(&cpuid).filter(|_| options.bind_processor) {
@@ -239,6 +244,7 @@ mod tests {
         serde_json::from_value(serde_json::json!({
             "id": "test", "vcpus": 2, "memory_mib": 128, "control_socket": "/run/x",
             "boot": {"kernel": "/kernel", "firmware": "/stage0"}, "tee": tee,
+            "vsock": {"cid": 3, "uds": "/run/v"},
         }))
         .expect("a configuration")
     }
@@ -270,7 +276,7 @@ mod tests {
         let done = run(&config, &plan, &io, &|_| list(1, SIGNATURE, 1 << 21)).expect("launched");
         let measured = plan.stage0.as_ref().expect("by stage0");
         let foretold = match platform.0 {
-            PlatformKind::Tdx => {
+            PlatformKind::Tdx | PlatformKind::SimTdx => {
                 measured.tdx().map(|td| td.mrtd(kata_cc_measurement::tdx::PassOrder::Single))
             }
             _ => measured.snp().map(|snp| snp.digest()),
@@ -307,6 +313,17 @@ mod tests {
         let (digest, io, payloads) = launched(tee, (PlatformKind::Tdx, 47), false);
         assert_eq!(Some(io.state().tdx.mrtd), digest, "by the fake's TDX module");
         assert_written(&io, &payloads);
+    }
+
+    #[test]
+    fn simulated_guests_are_launched_as_they_are_measured() {
+        let tee = serde_json::json!({"kind": "sim-tdx", "platform": "/p", "mrconfigid": "5a".repeat(48)});
+        let (tdx, io, payloads) = launched(tee, (PlatformKind::SimTdx, 0), false);
+        assert_written(&io, &payloads);
+        let tee = serde_json::json!({"kind": "sim-snp", "platform": "/p", "host_data": "5a".repeat(32)});
+        let (snp, io, payloads) = launched(tee, (PlatformKind::SimSnp, 0), false);
+        assert_written(&io, &payloads);
+        assert!(tdx.is_some() && snp.is_some() && tdx != snp);
     }
 
     #[test]

@@ -131,8 +131,8 @@ pub enum AttestError {
     /// A task of ours broke off.
     #[error("the task that asks for a report ended early")]
     Task,
-    /// The evidence cannot be written as JSON.
-    #[error("cannot write the evidence: {0}")]
+    /// The evidence cannot be written as JSON, or what came beside it is none.
+    #[error("cannot write the evidence as JSON, or read what came beside it: {0}")]
     Json(#[from] serde_json::Error),
 }
 

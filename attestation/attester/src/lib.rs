@@ -7,7 +7,7 @@
 //!
 //! Ways to evidence, in this order: Linux' `configfs` TSM reports ([`tsm`]); the devices `/dev/sev-guest` ([`sev_guest`]) and
 //! `/dev/tdx_guest` ([`tdx`], with Intel's quote generation service, [`qgs`]); simulated, one exchange on vsock CID 2 port
-//! 1027 ([`sim`]), where the command line says so. All answers come from outside
+//! 1027 ([`sim`], [`sim_tdx`]), where the command line says so. All answers come from outside
 //! of the guest's trust until verified: they are read with limits, have a time limit, and a report that does
 //! not hold the caller's bytes is refused.
 //!
@@ -24,6 +24,7 @@ pub mod qgs;
 pub mod quote;
 pub mod sev_guest;
 pub mod sim;
+pub mod sim_tdx;
 pub mod tdx;
 pub mod tsm;
 
@@ -37,6 +38,7 @@ use kata_cc_kbs_protocol::base64_standard;
 use kata_cc_snp::evidence::SnpEvidence;
 use kata_cc_snp::{CertTable, Report};
 use measure::{Digest, LogError, RuntimeLog};
+use quote::Quote;
 
 /// Evidence in Trustee's form: SNP `{"attestation_report": …, "cert_chain": …}`, TDX `{"quote": …, "cc_eventlog": …}`.
 pub type EvidenceJson = serde_json::Value;
@@ -61,6 +63,8 @@ const SELF_CHECK: &[u8; 64] = b"kata-cc init-data self check: not bound to any n
 pub enum Tee {
     /// SEV-SNP simulated by the VMM: protects nothing.
     SimSnp,
+    /// TDX simulated by the VMM: protects nothing.
+    SimTdx,
     /// AMD SEV-SNP.
     Snp,
     /// Intel TDX.
@@ -81,6 +85,7 @@ impl Tee {
     pub fn detect_in(cmdline: &str, root: &Path) -> Self {
         match Self::named(cmdline) {
             Some("sim-snp") => return Self::SimSnp,
+            Some("sim-tdx") => return Self::SimTdx,
             Some(other) => tracing::warn!(tee = other, "command line names an unknown TEE, probing instead"),
             None => {}
         }
@@ -104,6 +109,7 @@ impl Tee {
     pub const fn name(self) -> &'static str {
         match self {
             Self::SimSnp => "sim-snp",
+            Self::SimTdx => "sim-tdx",
             Self::Snp => "snp",
             Self::Tdx => "tdx",
             Self::None => "none",
@@ -115,6 +121,7 @@ impl Tee {
     pub const fn protocol(self) -> Option<kata_cc_kbs_protocol::Tee> {
         match self {
             Self::SimSnp => Some(kata_cc_kbs_protocol::Tee::SimSnp),
+            Self::SimTdx => Some(kata_cc_kbs_protocol::Tee::SimTdx),
             Self::Snp => Some(kata_cc_kbs_protocol::Tee::Snp),
             Self::Tdx => Some(kata_cc_kbs_protocol::Tee::Tdx),
             Self::None => None,
@@ -187,6 +194,11 @@ pub async fn evidence_with(
         };
         return Ok(tdx::evidence_json(&quote, log.as_deref()));
     }
+    if tee == Tee::SimTdx {
+        let quote = in_time(sim_tdx::quote(&report_data)).await?;
+        let log = measured.filter(|snapshot| snapshot.hardware).map(|snapshot| snapshot.log);
+        return Ok(quote.evidence_json(log.as_deref()));
+    }
     let raw = raw_report(tee, report_data).await?;
     snp_evidence(&raw, &report_data, measured.as_ref())
 }
@@ -230,6 +242,10 @@ pub async fn init_data_field(tee: Tee) -> Result<Vec<u8>, AttestError> {
         });
         return Ok(in_time(report).await?.1.mrconfigid.to_vec());
     }
+    if tee == Tee::SimTdx {
+        let answer = in_time(sim_tdx::quote(SELF_CHECK)).await?;
+        return Ok(Quote::parse(&answer.quote)?.mr_config_id.to_vec());
+    }
     let raw = raw_report(tee, *SELF_CHECK).await?;
     Ok(checked(&raw, SELF_CHECK)?.host_data.to_vec())
 }
@@ -248,7 +264,7 @@ async fn blocking<T: Send + 'static>(
 async fn raw_report(tee: Tee, report_data: [u8; 64]) -> Result<RawReport, AttestError> {
     in_time(async {
         match tee {
-            Tee::None | Tee::Tdx => Err(AttestError::NoTee),
+            Tee::None | Tee::Tdx | Tee::SimTdx => Err(AttestError::NoTee),
             Tee::SimSnp => sim::report(&report_data).await,
             Tee::Snp => blocking(move || snp_report(Path::new("/"), &report_data)).await,
         }
@@ -338,7 +354,8 @@ mod tests {
         std::fs::write(root.path().join("dev/sev-guest"), b"").expect("file");
         assert_eq!(detect("console=ttyS0"), Tee::Snp);
         assert_eq!(detect("kata_cc.tee=sim-snp"), Tee::SimSnp);
-        for tee in [Tee::SimSnp, Tee::Snp, Tee::Tdx] {
+        assert_eq!(detect("kata_cc.tee=sim-tdx"), Tee::SimTdx);
+        for tee in [Tee::SimSnp, Tee::SimTdx, Tee::Snp, Tee::Tdx] {
             assert_eq!(tee.protocol().map(kata_cc_kbs_protocol::Tee::name), Some(tee.name()));
         }
     }

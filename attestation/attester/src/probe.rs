@@ -105,8 +105,9 @@ fn service(root: &Path) -> Result<Tee, String> {
 fn simulated(cmdline: &str) -> Result<Tee, String> {
     match Tee::named(cmdline) {
         Some("sim-snp") => Ok(Tee::SimSnp),
+        Some("sim-tdx") => Ok(Tee::SimTdx),
         Some(other) => Err(format!("the command line says {CMDLINE_PARAMETER}={other}")),
-        None => Err(format!("the command line does not say {CMDLINE_PARAMETER}=sim-snp")),
+        None => Err(format!("the command line does not say {CMDLINE_PARAMETER}=sim-snp or sim-tdx")),
     }
 }
 

@@ -18,6 +18,8 @@ const HEADER: usize = 48;
 const TDX: u32 = 0x81;
 /// Body of TDX 1.0, which that of 1.5 begins with.
 const BODY: usize = 584;
+/// MRCONFIGID within the body.
+const MR_CONFIG_ID: usize = 184;
 /// Report data within the body.
 const REPORT_DATA: usize = 520;
 
@@ -66,6 +68,8 @@ pub struct Quote<'a> {
     pub version: u16,
     /// Body: 584 bytes, or 648 of TDX 1.5.
     pub body: &'a [u8],
+    /// MRCONFIGID.
+    pub mr_config_id: [u8; 48],
     /// Report data.
     pub report_data: [u8; 64],
 }
@@ -110,8 +114,9 @@ impl<'a> Quote<'a> {
             Some(_) if rest.iter().skip(length).all(|byte| *byte == 0) => {}
             Some(more) => return Err(QuoteError::Trailing(more)),
         }
+        let mr_config_id = array_at(body, MR_CONFIG_ID).ok_or_else(|| truncated("the body"))?;
         let report_data = array_at(body, REPORT_DATA).ok_or_else(|| truncated("the body"))?;
-        Ok(Self { version, body, report_data })
+        Ok(Self { version, body, mr_config_id, report_data })
     }
 }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 use kata_cc_snp::REPORT_LEN;
 use kata_cc_snp::cert_table::MAX_TABLE;
 
-use crate::sim::report_request;
+use crate::sim::request as report_request;
 use crate::{AttestError, RawReport};
 
 /// Bytes of `struct snp_report_resp`.

@@ -3,6 +3,8 @@
 //! Request: the 96 bytes of `struct snp_report_req`. Answer: u32 status, u32 report length, u32 length of the
 //! certificate table, report, table; little-endian (`docs/design.md`).
 
+use std::ops::RangeInclusive;
+
 use kata_cc_snp::REPORT_LEN;
 use kata_cc_snp::cert_table::MAX_TABLE;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -26,35 +28,58 @@ pub(crate) async fn report(report_data: &[u8; 64]) -> Result<RawReport, AttestEr
 /// # Errors
 /// [`AttestError`] when the connection breaks, the request is refused or lengths are out of bounds.
 pub async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(
-    mut stream: S,
+    stream: S,
     report_data: &[u8; 64],
     vmpl: u32,
 ) -> Result<RawReport, AttestError> {
-    let request = report_request(report_data, vmpl);
-    stream.write_all(&request).await.map_err(|source| AttestError::Sim { action: "ask", source })?;
-    let status = read_u32(&mut stream).await?;
-    let report_len = read_u32(&mut stream).await? as usize;
-    let certificates_len = read_u32(&mut stream).await? as usize;
-    if status != 0 {
-        return Err(AttestError::Status { status });
-    }
-    if report_len != REPORT_LEN {
-        return Err(AttestError::Length { what: "the report", seen: report_len, expected: REPORT_LEN });
-    }
-    if certificates_len > MAX_TABLE {
-        let what = "the certificate table";
-        return Err(AttestError::Length { what, seen: certificates_len, expected: MAX_TABLE });
-    }
-    let report = read_vec(&mut stream, report_len).await?;
-    let certificates = read_vec(&mut stream, certificates_len).await?;
+    let limits = Limits {
+        first: ("the report", REPORT_LEN..=REPORT_LEN),
+        second: ("the certificate table", MAX_TABLE),
+    };
+    let (report, certificates) = ask(stream, &request(report_data, vmpl), &limits).await?;
     Ok(RawReport { report, certificates })
 }
 
-/// `struct snp_report_req`: 64 user data, u32 VMPL, 28 zero.
-pub(crate) fn report_request(report_data: &[u8; 64], vmpl: u32) -> [u8; 96] {
-    let mut request = [0; 96];
-    request[..64].copy_from_slice(report_data);
-    request[64..68].copy_from_slice(&vmpl.to_le_bytes());
+/// What an answer's two parts are, and how long they may be.
+pub(crate) struct Limits {
+    pub(crate) first: (&'static str, RangeInclusive<usize>),
+    pub(crate) second: (&'static str, usize),
+}
+
+/// Asks, and reads an answer within its limits.
+pub(crate) async fn ask<S: AsyncRead + AsyncWrite + Unpin>(
+    mut stream: S,
+    request: &[u8; REQUEST_LEN],
+    limits: &Limits,
+) -> Result<(Vec<u8>, Vec<u8>), AttestError> {
+    stream.write_all(request).await.map_err(|source| AttestError::Sim { action: "ask", source })?;
+    let status = read_u32(&mut stream).await?;
+    let first_len = read_u32(&mut stream).await? as usize;
+    let second_len = read_u32(&mut stream).await? as usize;
+    if status != 0 {
+        return Err(AttestError::Status { status });
+    }
+    let (what, lengths) = &limits.first;
+    if !lengths.contains(&first_len) {
+        return Err(AttestError::Length { what, seen: first_len, expected: *lengths.end() });
+    }
+    let (what, most) = limits.second;
+    if second_len > most {
+        return Err(AttestError::Length { what, seen: second_len, expected: most });
+    }
+    let first = read_vec(&mut stream, first_len).await?;
+    let second = read_vec(&mut stream, second_len).await?;
+    Ok((first, second))
+}
+
+/// Bytes of a request.
+const REQUEST_LEN: usize = 96;
+
+/// `struct snp_report_req`: 64 user data, u32 VMPL (SNP) or operation (TDX), 28 zero.
+pub(crate) fn request(data: &[u8; 64], word: u32) -> [u8; REQUEST_LEN] {
+    let mut request = [0; REQUEST_LEN];
+    request[..64].copy_from_slice(data);
+    request[64..68].copy_from_slice(&word.to_le_bytes());
     request
 }
 

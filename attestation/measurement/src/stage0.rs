@@ -19,8 +19,11 @@
 use std::borrow::Cow;
 
 use kata_cc_stage0_abi::layout::{BOOT_BLOCK, CPUID, IMAGE, RESET_CODE, RESET_PAGE, SECRETS};
-use kata_cc_stage0_abi::{BootBlock, BootBlockError, ImageError, ImageHeader, PlatformKind};
+use kata_cc_stage0_abi::{
+    BootBlock, BootBlockError, ImageError, ImageHeader, Measured, PlatformKind, Sealed,
+};
 
+use crate::rtmr::{RtmrError, Rtmrs};
 use crate::snp::SnpLaunch;
 use crate::tdx::TdLaunch;
 use crate::vmsa::SEV_FEATURE_SNP_ACTIVE;
@@ -44,6 +47,9 @@ pub enum Stage0Error {
     /// Guest features without SNP.
     #[error("guest features {0:#x} lack bit 0 (SNP active), which KVM always sets")]
     Features(u64),
+    /// An event for a register that there is not.
+    #[error(transparent)]
+    Register(#[from] RtmrError),
     /// Pages that do not hold together.
     #[error(transparent)]
     Measure(#[from] MeasureError),
@@ -147,6 +153,31 @@ impl<'a> Stage0Launch<'a> {
         }
         launch.measured("reset page", RESET_PAGE, reset_page().to_vec())?;
         Ok(launch)
+    }
+
+    /// Run-time registers of a TD when its kernel starts: stage0 extends them by the boot block, the kernel, the command line and
+    /// the initramfs ([`kata_cc_stage0_abi::event`]). The firmware of a simulated TD extends none.
+    ///
+    /// # Errors
+    /// When the boot block is that of another platform.
+    pub fn rtmrs(&self) -> Result<Rtmrs, Stage0Error> {
+        let mut registers = Rtmrs::new();
+        match self.block.platform {
+            PlatformKind::SimTdx => return Ok(registers),
+            PlatformKind::Tdx => {}
+            other => return Err(Stage0Error::Platform(other)),
+        }
+        let payload = |what: Measured, sealed: &Sealed| (what, what.payload_event(&sealed.sha256));
+        let events = [
+            Some((Measured::BootBlock, Measured::block_event(&self.page))),
+            Some(payload(Measured::Kernel, &self.block.kernel)),
+            Some(payload(Measured::CommandLine, &self.block.command_line)),
+            self.block.initramfs.as_ref().map(|sealed| payload(Measured::Initramfs, sealed)),
+        ];
+        for (what, data) in events.into_iter().flatten() {
+            registers.extend_data(what.register() as usize, data.bytes())?;
+        }
+        Ok(registers)
     }
 
     /// Start and length of the working memory, if there is any.

@@ -270,3 +270,30 @@ fn an_explanation_that_lies_is_found_out() {
         assert_eq!(td_explained(order, false).check(), Err(ExplainError::NoContents));
     }
 }
+
+/// By the definition: SHA-384 of value and digest, the digest that of tag, length and text.
+#[test]
+fn registers_of_a_td_are_foretold() {
+    let bytes = image();
+    let launch = |block| Stage0Launch::new(&bytes, &block).unwrap();
+    let sha384 = |data: &[u8]| {
+        <[u8; 48]>::try_from(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA384, data).as_ref()).unwrap()
+    };
+    let extended = |value: [u8; 48], name: &str, byte: &str| {
+        let text = format!("kata-cc {name} sha256:{}", byte.repeat(32));
+        let data = [b"KCC0", &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat();
+        sha384(&[value, sha384(&data)].concat())
+    };
+    let [block_register, kernel, given, run_time] =
+        launch(block(PlatformKind::Tdx)).rtmrs().unwrap().values();
+    assert_eq!(kernel, extended([0; 48], "kernel", "01"));
+    assert_eq!(given, extended(extended([0; 48], "command line", "03"), "initramfs", "02"));
+    assert!(block_register != [0; 48] && run_time == [0; 48]);
+    let without = BootBlock { initramfs: None, ..block(PlatformKind::Tdx) };
+    let [other_block, _, given, _] = launch(without).rtmrs().unwrap().values();
+    assert_eq!(given, extended([0; 48], "command line", "03"));
+    assert_ne!(other_block, block_register);
+    assert_eq!(launch(block(PlatformKind::SimTdx)).rtmrs().unwrap().values(), [[0; 48]; 4]);
+    let refused = launch(block(PlatformKind::Snp)).rtmrs().unwrap_err();
+    assert_eq!(refused, Stage0Error::Platform(PlatformKind::Snp));
+}

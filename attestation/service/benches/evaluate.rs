@@ -56,7 +56,7 @@ fn floor() -> (f64, f64) {
 
 async fn service(platform: &SimPlatform, measurement: &str, init_data: &str) -> AttestationService {
     let mut config = kata_cc_verifier::VerifierConfig::default();
-    config.add_simulated_root(platform.ark_pem().unwrap().as_bytes()).unwrap();
+    config.add_simulated_roots(platform.ark_pem().unwrap().as_bytes()).unwrap();
     let verifiers = Verifiers { config, sample: SampleVerifier { enabled: false } };
     let key = SigningKey::from_pem(SigningKey::generate_pem("ES256").unwrap().as_bytes()).unwrap();
     let store = Store::in_memory(StoreKey::ephemeral()).await.unwrap();

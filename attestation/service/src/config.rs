@@ -166,7 +166,7 @@ impl Default for Token {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Simulated {
-    /// Root of a simulated platform (`ark.pem`). Whoever has its key can make up any evidence.
+    /// Roots of simulated platforms (PEM, `roots.pem`). Whoever has their keys can make up any evidence.
     pub(crate) trust_anchor: PathBuf,
 }
 

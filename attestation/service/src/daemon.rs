@@ -106,7 +106,7 @@ async fn service(config: &Config, store: Store) -> anyhow::Result<AttestationSer
     if let Some(simulated) = &config.simulated {
         let path = config.path(&simulated.trust_anchor);
         let anchor = std::fs::read(&path).with_context(|| format!("trust anchor {}", path.display()))?;
-        verifier.add_simulated_root(&anchor).with_context(|| format!("trust anchor {}", path.display()))?;
+        verifier.add_simulated_roots(&anchor).with_context(|| format!("trust anchor {}", path.display()))?;
         warn!(anchor = %path.display(), "simulated evidence is accepted: it protects nothing");
     }
     if config.allow_sample {

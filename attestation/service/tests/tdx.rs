@@ -62,7 +62,7 @@ fn simulated() -> (TdxPlatform, VerifierConfig, i64) {
     let now = kata_cc_attestation_service::now();
     let platform = TdxPlatform::create(now.unsigned_abs() - 1).unwrap();
     let mut config = VerifierConfig::default();
-    config.add_simulated_root(platform.root_pem().as_bytes()).unwrap();
+    config.add_simulated_roots(platform.root_pem().as_bytes()).unwrap();
     (platform, config, now)
 }
 

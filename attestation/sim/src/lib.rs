@@ -17,11 +17,10 @@
 #![forbid(unsafe_code)]
 
 mod certs;
+mod folder;
 pub mod service;
 pub mod tdx;
 
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
@@ -29,7 +28,8 @@ use aws_lc_rs::signature::{ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair};
 use kata_cc_snp::certs::{CertError, Certificate, VekExtensions};
 use kata_cc_snp::report::{CpuId, FirmwareVersion, SIGNATURE_ALGO_ECDSA_P384, SIGNED_LEN, Signature};
 use kata_cc_snp::{CertKind, CertTable, GuestPolicy, KeyInfo, PlatformInfo, REPORT_LEN, Report, Tcb};
-use zeroize::Zeroizing;
+
+use folder::Folder;
 
 pub use service::{SimLaunch, SimService};
 
@@ -90,11 +90,19 @@ pub enum SimError {
         /// Why.
         source: CertError,
     },
-    /// The stored key does not belong to the stored certificate, or is no key.
-    #[error("{path} is not the key of the VCEK certificate beside it: make a new platform")]
+    /// The stored key does not belong to the stored certificate or report, or is no key.
+    #[error("{path} is not the key that the files beside it vouch for: make a new platform")]
     Key {
         /// The key file.
         path: PathBuf,
+    },
+    /// A stored file of another kind is out of form.
+    #[error("{path} is out of form: {why}")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
     },
     /// The recorded report has another length than a report.
     #[error("{path} has {seen} bytes, a report has {REPORT_LEN}")]
@@ -191,29 +199,9 @@ impl SimPlatform {
     /// # Errors
     /// As [`Self::create`].
     pub fn create_at(dir: &Path, tcb: &Tcb) -> Result<Self, SimError> {
-        if std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some()) {
-            return Err(SimError::Exists { path: dir.to_owned() });
-        }
         let mut chip_id = [0; 64];
         fill_random(&mut chip_id)?;
-        let issued = certs::issue(&chip_id, tcb)?;
-        // Written beside and renamed: whoever finds the folder finds it whole.
-        let mut suffix = [0; 8];
-        fill_random(&mut suffix)?;
-        let staged = dir.with_extension(format!("new-{:016x}", u64::from_le_bytes(suffix)));
-        let result = store(&staged, &issued).and_then(|()| {
-            std::fs::rename(&staged, dir).map_err(|source| match source.kind() {
-                std::io::ErrorKind::DirectoryNotEmpty | std::io::ErrorKind::AlreadyExists => {
-                    SimError::Exists { path: dir.to_owned() }
-                }
-                _ => SimError::Io { action: "move the platform to", path: dir.to_owned(), source },
-            })
-        });
-        if let Err(error) = result {
-            // Best effort: the first error is the one to report.
-            std::fs::remove_dir_all(&staged).ok();
-            return Err(error);
-        }
+        folder::create(dir, |folder| store(folder, &certs::issue(&chip_id, tcb)?))?;
         Self::load(dir)
     }
 
@@ -225,13 +213,7 @@ impl SimPlatform {
         let (ark, ask, vcek) =
             (load_cert(dir, ARK_FILE)?, load_cert(dir, ASK_FILE)?, load_cert(dir, VCEK_FILE)?);
         let path = dir.join(KEY_FILE);
-        let io = |action, source| SimError::Io { action, path: path.clone(), source };
-        let mode =
-            std::fs::metadata(&path).map_err(|source| io("open", source))?.permissions().mode() & 0o7777;
-        if mode & 0o077 != 0 {
-            return Err(SimError::KeyMode { path, mode });
-        }
-        let pkcs8 = Zeroizing::new(std::fs::read(&path).map_err(|source| io("read", source))?);
+        let pkcs8 = Folder::at(dir).read_key(KEY_FILE)?;
         let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P384_SHA384_FIXED_SIGNING, &pkcs8)
             .map_err(|_| SimError::Key { path: path.clone() })?;
         let in_vcek = |source| SimError::Certificate { path: dir.join(VCEK_FILE), source };
@@ -356,10 +338,9 @@ fn fill_random(bytes: &mut [u8]) -> Result<(), SimError> {
 }
 
 fn load_cert(dir: &Path, name: &str) -> Result<Certificate, SimError> {
-    let path = dir.join(name);
-    let bytes =
-        std::fs::read(&path).map_err(|source| SimError::Io { action: "read", path: path.clone(), source })?;
-    Certificate::from_der_or_pem(&bytes).map_err(|source| SimError::Certificate { path, source })
+    let bytes = Folder::at(dir).read(name)?;
+    Certificate::from_der_or_pem(&bytes)
+        .map_err(|source| SimError::Certificate { path: dir.join(name), source })
 }
 
 fn load_replay(dir: &Path) -> Result<Option<[u8; REPORT_LEN]>, SimError> {
@@ -374,24 +355,9 @@ fn load_replay(dir: &Path) -> Result<Option<[u8; REPORT_LEN]>, SimError> {
 }
 
 /// Writes all files of a platform into a new folder.
-fn store(dir: &Path, issued: &certs::Issued) -> Result<(), SimError> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o755).create(dir).map_err(|source| SimError::Io {
-        action: "make the folder",
-        path: dir.to_owned(),
-        source,
-    })?;
-    let write = |name: &str, mode: u32, bytes: &[u8]| {
-        let path = dir.join(name);
-        std::fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(&path)
-            .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-            .map_err(|source| SimError::Io { action: "write", path, source })
-    };
-    write(ARK_FILE, 0o644, certs::pem(&issued.ark)?.as_bytes())?;
-    write(ASK_FILE, 0o644, certs::pem(&issued.ask)?.as_bytes())?;
-    write(VCEK_FILE, 0o644, certs::pem(&issued.vcek)?.as_bytes())?;
-    write(KEY_FILE, 0o600, &issued.vcek_key)
+fn store(folder: &Folder, issued: &certs::Issued) -> Result<(), SimError> {
+    folder.write(ARK_FILE, 0o644, certs::pem(&issued.ark)?.as_bytes())?;
+    folder.write(ASK_FILE, 0o644, certs::pem(&issued.ask)?.as_bytes())?;
+    folder.write(VCEK_FILE, 0o644, certs::pem(&issued.vcek)?.as_bytes())?;
+    folder.write(KEY_FILE, 0o600, &issued.vcek_key)
 }

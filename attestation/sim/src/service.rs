@@ -83,10 +83,7 @@ impl SimService {
             guest_svn: 0,
         };
         let Ok(report) = self.platform.report(&asked) else { return refusal(STATUS_PLATFORM) };
-        let mut answer = header(STATUS_OK, report.len(), self.certificates.len());
-        answer.extend(report);
-        answer.extend(self.certificates.iter());
-        answer
+        answer(STATUS_OK, &report, &self.certificates)
     }
 }
 
@@ -98,13 +95,16 @@ fn parse(request: &[u8]) -> Option<([u8; 64], u32)> {
     well_formed.then_some((*report_data, vmpl))
 }
 
-fn header(status: u32, report_len: usize, certificates_len: usize) -> Vec<u8> {
+/// An answer with its two parts.
+pub(crate) fn answer(status: u32, first: &[u8], second: &[u8]) -> Vec<u8> {
     let mut out = status.to_le_bytes().to_vec();
-    out.extend((report_len as u32).to_le_bytes());
-    out.extend((certificates_len as u32).to_le_bytes());
+    out.extend((first.len() as u32).to_le_bytes());
+    out.extend((second.len() as u32).to_le_bytes());
+    out.extend(first);
+    out.extend(second);
     out
 }
 
-fn refusal(status: u32) -> Vec<u8> {
-    header(status, 0, 0)
+pub(crate) fn refusal(status: u32) -> Vec<u8> {
+    answer(status, &[], &[])
 }

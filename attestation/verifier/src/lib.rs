@@ -78,22 +78,23 @@ impl TdxSettings {
 }
 
 impl VerifierConfig {
-    /// Adds the root of a simulated platform (PEM or DER), at most [`MAX_SIMULATED_ROOTS`] of each kind. Its key tells
+    /// Adds roots of simulated platforms (one as DER, or all of a PEM bundle), at most [`MAX_SIMULATED_ROOTS`] of each kind. Its key tells
     /// of which kind it is, as with the makers' own roots: RSA of SNP, P-256 of TDX.
     ///
     /// # Errors
     /// [`CertError`] when it is no certificate, may not sign others, or is one too many.
-    pub fn add_simulated_root(&mut self, bytes: &[u8]) -> Result<(), CertError> {
-        let root = Certificate::from_der_or_pem(bytes)?;
-        root.check_authority()?;
-        let roots = match root.p256_public_key() {
-            Ok(_) => &mut self.simulated_tdx_roots,
-            Err(_) => &mut self.simulated_roots,
-        };
-        if roots.len() >= MAX_SIMULATED_ROOTS {
-            return Err(CertError::Bundle { seen: roots.len() + 1 });
+    pub fn add_simulated_roots(&mut self, bytes: &[u8]) -> Result<(), CertError> {
+        for root in Certificate::all_from_der_or_pem(bytes)? {
+            root.check_authority()?;
+            let known = match root.p256_public_key() {
+                Ok(_) => &mut self.simulated_tdx_roots,
+                Err(_) => &mut self.simulated_roots,
+            };
+            if known.len() >= MAX_SIMULATED_ROOTS {
+                return Err(CertError::Bundle { seen: known.len() + 1 });
+            }
+            known.push(root);
         }
-        roots.push(root);
         Ok(())
     }
 }

@@ -80,7 +80,7 @@ fn simulated_snp_by_reference() {
     let table = CertTable::parse(&platform.certificate_table()).unwrap();
     let evidence = serde_json::to_value(SnpEvidence::new(&report, &table)).unwrap();
     let mut config = VerifierConfig::default();
-    config.add_simulated_root(platform.ark_pem().unwrap().as_bytes()).unwrap();
+    config.add_simulated_roots(platform.ark_pem().unwrap().as_bytes()).unwrap();
     let init_data = Some(ExpectedInitData::Toml(DOCUMENT));
     let input = Evidence { tee: Tee::SimSnp, evidence: &evidence, report_data: None, init_data };
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();

@@ -228,7 +228,7 @@ fn every_bit_counts(tcb: &Tcb, versions: &[u32]) {
     let dir = tempfile::tempdir().unwrap();
     let platform = SimPlatform::create_at(&dir.path().join("platform"), tcb).unwrap();
     let mut config = VerifierConfig::default();
-    config.add_simulated_root(platform.ark_pem().unwrap().as_bytes()).unwrap();
+    config.add_simulated_roots(platform.ark_pem().unwrap().as_bytes()).unwrap();
     config.snp.settings.v2_product = Some(Product::Milan);
     let request = ReportRequest { measurement: [8; 48], report_data: [9; 64], ..ReportRequest::default() };
     let mut report = Report::parse(&platform.report(&request).unwrap()).unwrap();

@@ -27,7 +27,7 @@ static PLATFORM: LazyLock<TdxPlatform> = LazyLock::new(|| TdxPlatform::create(NO
 fn trusting(platforms: &[&TdxPlatform]) -> VerifierConfig {
     let mut config = VerifierConfig::default();
     for platform in platforms {
-        config.add_simulated_root(platform.root_pem().as_bytes()).unwrap();
+        config.add_simulated_roots(platform.root_pem().as_bytes()).unwrap();
     }
     config
 }
@@ -104,9 +104,14 @@ fn roots_decide() {
     assert_eq!(refused, Refusal::SimulatedNotConfigured { tee: Tee::SimSnp });
     let mut many = VerifierConfig::default();
     for _ in 0..MAX_SIMULATED_ROOTS {
-        many.add_simulated_root(PLATFORM.root_pem().as_bytes()).unwrap();
+        many.add_simulated_roots(PLATFORM.root_pem().as_bytes()).unwrap();
     }
-    assert!(many.add_simulated_root(PLATFORM.root_pem().as_bytes()).is_err());
+    assert!(many.add_simulated_roots(PLATFORM.root_pem().as_bytes()).is_err());
+    // All of a bundle, not only its first.
+    let bundle = [TdxPlatform::create(NOW).unwrap().root_pem(), PLATFORM.root_pem()].concat();
+    let mut both = VerifierConfig::default();
+    both.add_simulated_roots(bundle.as_bytes()).unwrap();
+    assert_eq!(both.simulated_tdx_roots.len(), 2);
 }
 
 #[test]

@@ -42,7 +42,7 @@ fn now() -> u64 {
 fn trusting(platforms: &[&SimPlatform]) -> VerifierConfig {
     let mut config = VerifierConfig::default();
     for platform in platforms {
-        config.add_simulated_root(platform.ark_pem().unwrap().as_bytes()).unwrap();
+        config.add_simulated_roots(platform.ark_pem().unwrap().as_bytes()).unwrap();
     }
     config
 }

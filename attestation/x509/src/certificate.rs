@@ -50,11 +50,18 @@ impl Certificate {
     /// # Errors
     /// As [`Self::from_der`] and [`Self::chain_from_pem`].
     pub fn from_der_or_pem(bytes: &[u8]) -> Result<Self, CertError> {
+        Self::all_from_der_or_pem(bytes)?.into_iter().next().ok_or(CertError::Bundle { seen: 0 })
+    }
+
+    /// Reads one DER certificate, or all of a PEM bundle.
+    ///
+    /// # Errors
+    /// As [`Self::from_der`] and [`Self::chain_from_pem`].
+    pub fn all_from_der_or_pem(bytes: &[u8]) -> Result<Vec<Self>, CertError> {
         if bytes.starts_with(b"-----BEGIN") {
-            let chain = Self::chain_from_pem(bytes)?;
-            return chain.into_iter().next().ok_or(CertError::Bundle { seen: 0 });
+            return Self::chain_from_pem(bytes);
         }
-        Self::from_der(bytes)
+        Self::from_der(bytes).map(|certificate| vec![certificate])
     }
 
     /// Reads a PEM bundle, in its order.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use kata_cc_sandbox::NodeConfig;
-use kata_cc_sandbox::config::ConfigError;
+use kata_cc_sandbox::config::{ConfigError, Simulated};
 use kata_cc_sandbox::tier::Availability;
 use serde::Serialize;
 
@@ -79,8 +79,8 @@ fn report() -> Report {
     let mut tiers = Vec::new();
     if machines {
         tiers.push("vm");
-        if simulated.state == State::Ok {
-            tiers.push("sim-snp");
+        if let (State::Ok, Some(tee)) = (&simulated.state, config.tee.simulated) {
+            tiers.push(tee.tier().name());
         }
     }
     let mut findings = vec![processor(), configuration, kvm];
@@ -165,14 +165,18 @@ fn hardware_tee(config: &NodeConfig) -> Vec<Finding> {
 /// By the rule of a start: the configuration must name the simulated TEE, and its platform must be there.
 fn simulated_tee(config: &NodeConfig) -> Finding {
     const CHECK: &str = "simulated TEE";
-    let dir = config.sim_platform();
-    match config.ability().sim_snp {
+    let ability = config.ability();
+    let (dir, available) = match config.tee.simulated {
+        Some(Simulated::SimTdx) => (config.sim_tdx_platform(), ability.sim_tdx),
+        Some(Simulated::SimSnp) | None => (config.sim_platform(), ability.sim_snp),
+    };
+    match available {
         Availability::Available => {
             found(CHECK, format!("throw-away platform in {} (protects nothing)", dir.display()))
         }
         Availability::Missing(reason) => {
             let advice = if config.tee.simulated.is_none() {
-                "[tee] simulated = \"sim-snp\" names it, for trying things out; never on a node with real secrets"
+                "[tee] simulated = \"sim-snp\" (or \"sim-tdx\") names it, for trying things out; never on a node with real secrets"
             } else {
                 "kata-cc measure --create-sim-platform makes one, for trying things out"
             };

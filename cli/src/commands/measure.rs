@@ -19,12 +19,14 @@ use kata_cc_kbs_client::ClientError;
 use kata_cc_kbs_protocol::admin::ReferenceValueMessage;
 use kata_cc_kbs_protocol::initdata::fit;
 use kata_cc_measurement::explain::Explanation;
-use kata_cc_sandbox::{NodeConfig, initdata, sizing, vm_shape};
+use kata_cc_sandbox::config::Simulated;
+use kata_cc_sandbox::{NodeConfig, Tier, initdata, sizing, vm_shape};
 use kata_cc_sim_tee::SimPlatform;
+use kata_cc_sim_tee::tdx::{Quoter, ROOT_FILE};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use self::options::{HardwareOptions, Tee};
+use self::options::HardwareOptions;
 use super::broker::BrokerArguments;
 use super::size::SizeArguments;
 use super::{block_on, read_text};
@@ -32,9 +34,13 @@ use crate::output::{Output, note};
 
 /// Names of the reference values that the attestation policy asks for.
 const SNP_MEASUREMENT: &str = "snp_launch_measurement";
-/// That of a simulated guest, which must not affirm one of hardware.
+/// Those of simulated guests, which must not affirm one of hardware.
 const SIM_SNP_MEASUREMENT: &str = "sim_snp_launch_measurement";
+const SIM_MRTD: &str = "sim_mr_td";
 const MRTD: &str = "mr_td";
+const RTMR_1: &str = "rtmr_1";
+const RTMR_2: &str = "rtmr_2";
+const XFAM: &str = "xfam";
 const INIT_DATA: &str = "init_data";
 
 #[derive(Debug, clap::Args)]
@@ -91,6 +97,28 @@ pub(crate) struct Arguments {
 enum Measured {
     /// The simulated SEV-SNP.
     SimSnp,
+    /// The simulated TDX.
+    SimTdx,
+}
+
+impl Measured {
+    const fn simulated(self) -> Simulated {
+        match self {
+            Self::SimSnp => Simulated::SimSnp,
+            Self::SimTdx => Simulated::SimTdx,
+        }
+    }
+}
+
+/// What else a TD's token is judged by.
+#[derive(Debug, Serialize)]
+struct TdxAnswer {
+    /// RTMR1 when the kernel starts: the kernel.
+    rtmr_1: String,
+    /// RTMR2: command line and initramfs.
+    rtmr_2: String,
+    /// XFAM as quotes hold it.
+    xfam: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -103,7 +131,7 @@ enum Format {
 
 #[derive(Debug, Serialize)]
 struct Answer {
-    tier: &'static str,
+    tier: Tier,
     /// Launch digest of SNP, MRTD of TDX.
     launch_digest: String,
     /// HOST_DATA of SNP, MRCONFIGID of TDX: the digest of the init-data.
@@ -118,27 +146,38 @@ struct Answer {
     firmware: PathBuf,
     #[serde(skip_serializing_if = "Option::is_none")]
     explanation: Option<Explanation>,
-    #[serde(skip)]
-    tee: Option<Tee>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    tdx: Option<TdxAnswer>,
 }
 
 impl Answer {
-    fn measurement(&self) -> &'static str {
-        match self.tee {
-            Some(Tee::Tdx) => MRTD,
-            Some(Tee::Snp) => SNP_MEASUREMENT,
-            None => SIM_SNP_MEASUREMENT,
+    const fn measurement(&self) -> &'static str {
+        match self.tier {
+            Tier::Tdx => MRTD,
+            Tier::SimTdx => SIM_MRTD,
+            Tier::Snp => SNP_MEASUREMENT,
+            _ => SIM_SNP_MEASUREMENT,
         }
     }
 
-    fn reference_values(&self) -> [(&'static str, &str); 2] {
-        [(self.measurement(), &self.launch_digest), (INIT_DATA, &self.host_data)]
+    fn reference_values(&self) -> Vec<(&'static str, &str)> {
+        let mut values =
+            vec![(self.measurement(), self.launch_digest.as_str()), (INIT_DATA, &self.host_data)];
+        if let Some(tdx) = &self.tdx {
+            values.extend([
+                (RTMR_1, tdx.rtmr_1.as_str()),
+                (RTMR_2, tdx.rtmr_2.as_str()),
+                (XFAM, tdx.xfam.as_str()),
+            ]);
+        }
+        values
     }
 }
 
 fn predict(arguments: &Arguments, config: &NodeConfig) -> anyhow::Result<Answer> {
     let options = &arguments.hardware;
-    let tier = options.tier();
+    let simulated = arguments.tier.simulated();
+    let tier = options.tier(simulated);
     let read = |file: &PathBuf| {
         std::fs::read(file).with_context(|| {
             format!(
@@ -156,7 +195,7 @@ fn predict(arguments: &Arguments, config: &NodeConfig) -> anyhow::Result<Answer>
     let size = sizing::size(limits, &config.vm);
     let vcpus = options.vcpus.unwrap_or(size.vcpus);
     let cmdline = vm_shape::command_line(config, tier);
-    let (platform, memory_bit) = options.platform();
+    let (platform, memory_bit) = options.platform(simulated);
     let input = LaunchInput {
         kernel: &kernel,
         initramfs: Some(&initramfs),
@@ -170,7 +209,7 @@ fn predict(arguments: &Arguments, config: &NodeConfig) -> anyhow::Result<Answer>
         let (kernel, initramfs) = (kernel_file.display(), initramfs_file.display());
         format!("a guest of kernel {kernel} and initramfs {initramfs} cannot be launched")
     })?;
-    let (launch_digest, explanation) = digest(&plan, options)?;
+    let (launch_digest, explanation, tdx) = digest(&plan, tier, options)?;
     let document = match (&arguments.init_data, pod.and_then(|pod| pod.init_data)) {
         (Some(file), _) => {
             initdata::from_text(&read_text(file)?).with_context(|| format!("{}", file.display()))?
@@ -178,12 +217,12 @@ fn predict(arguments: &Arguments, config: &NodeConfig) -> anyhow::Result<Answer>
         (None, Some(of_the_pod)) => of_the_pod,
         (None, None) => initdata::of_node(config)?,
     };
-    let host_data = match options.tee {
-        Some(Tee::Tdx) => hex::encode(fit::<48>(&document.digest)),
-        _ => hex::encode(fit::<32>(&document.digest)),
+    let host_data = match &tdx {
+        Some(_) => hex::encode(fit::<48>(&document.digest)),
+        None => hex::encode(fit::<32>(&document.digest)),
     };
     Ok(Answer {
-        tier: tier.name(),
+        tier,
         launch_digest: hex::encode(launch_digest),
         host_data,
         vcpus,
@@ -194,28 +233,39 @@ fn predict(arguments: &Arguments, config: &NodeConfig) -> anyhow::Result<Answer>
         initramfs: initramfs_file,
         firmware: firmware_file,
         explanation: options.explain.then_some(explanation),
-        tee: options.tee,
+        tdx,
     })
 }
 
-/// Digest of a plan, and what it is made of.
-fn digest(plan: &LaunchPlan<'_>, options: &HardwareOptions) -> anyhow::Result<([u8; 48], Explanation)> {
+/// Digest of a plan, what it is made of, and what else a TD is judged by.
+fn digest(
+    plan: &LaunchPlan<'_>,
+    tier: Tier,
+    options: &HardwareOptions,
+) -> anyhow::Result<([u8; 48], Explanation, Option<TdxAnswer>)> {
     let Some(launch) = &plan.stage0 else {
         anyhow::bail!("the launch does not go through the guest firmware stage0")
     };
     let mut launch = launch.as_ref().clone().with_features(options.guest_features)?;
     if let Some(cpu) = options.cpu {
-        anyhow::ensure!(
-            options.tee != Some(Tee::Tdx),
-            "MRTD does not depend on the processor: leave --cpu out"
-        );
+        anyhow::ensure!(!is_td(tier), "MRTD does not depend on the processor: leave --cpu out");
         launch = launch.with_cpu(cpu);
     }
-    let explained = match options.tee {
-        Some(Tee::Tdx) => explain::tdx(&launch.tdx()?, options.order()),
-        _ => explain::snp(&launch.snp()?),
+    if !is_td(tier) {
+        let explained = explain::snp(&launch.snp()?);
+        return Ok((explained.digest, explained, None));
+    }
+    let explained = explain::tdx(&launch.tdx()?, options.order());
+    let [_, rtmr_1, rtmr_2, _] = launch.rtmrs()?.values().map(hex::encode);
+    let xfam = match tier {
+        Tier::SimTdx => kata_cc_sim_tee::tdx::XFAM,
+        _ => options.xfam.to_le_bytes(),
     };
-    Ok((explained.digest, explained))
+    Ok((explained.digest, explained, Some(TdxAnswer { rtmr_1, rtmr_2, xfam: hex::encode(xfam) })))
+}
+
+const fn is_td(tier: Tier) -> bool {
+    matches!(tier, Tier::Tdx | Tier::SimTdx)
 }
 
 /// Print the prediction, and register it when that was asked for.
@@ -241,7 +291,7 @@ pub(crate) fn measure(arguments: &Arguments, output: &Output) -> anyhow::Result<
         if let Some(parent) = dir.parent() {
             std::fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
         }
-        SimPlatform::load_or_create(&dir)?;
+        create_sim_platform(&dir, &config.sim_tdx_platform())?;
         note(&format!("kata-cc: the simulated platform is in {}; it protects nothing", dir.display()));
         if output.json {
             output.document(&json!({"sim_platform": dir, "protects": "nothing"}))?;
@@ -251,17 +301,31 @@ pub(crate) fn measure(arguments: &Arguments, output: &Output) -> anyhow::Result<
     let answer = predict(arguments, &config)?;
     if arguments.register {
         register(&arguments.broker, &answer.reference_values())?;
-        note(&format!("kata-cc: registered as {} and {INIT_DATA}", answer.measurement()));
+        let values = answer.reference_values();
+        let names: Vec<_> = values.iter().map(|(name, _)| *name).collect();
+        note(&format!("kata-cc: registered as {}", names.join(", ")));
     }
     if arguments.format == Format::Rvps || arguments.sign_key.is_some() {
-        let values = answer.reference_values().map(|(name, value)| (name.to_owned(), json!([value])));
-        output.document(&message(&values.into(), arguments.sign_key.as_deref())?)?;
+        let values = answer.reference_values().into_iter();
+        let values = values.map(|(name, value)| (name.to_owned(), json!([value]))).collect();
+        output.document(&message(&values, arguments.sign_key.as_deref())?)?;
     } else if output.json {
         output.document(&answer)?;
     } else {
         output.text(&describe(&answer))?;
     }
     Ok(0)
+}
+
+/// Makes what is not there yet, and beside it `roots.pem`: what a key broker for trials is told to believe (`kbs init --simulated`).
+fn create_sim_platform(dir: &Path, tdx: &Path) -> anyhow::Result<()> {
+    let snp = SimPlatform::load_or_create(dir)?;
+    let now = kata_cc_attestation_service::now().unsigned_abs();
+    Quoter::load_or_create(tdx, now)?;
+    let root = tdx.join(ROOT_FILE);
+    let roots = std::fs::read_to_string(&root).with_context(|| format!("cannot read {}", root.display()))?;
+    let file = dir.join("roots.pem");
+    std::fs::write(&file, snp.ark_pem()? + &roots).with_context(|| format!("cannot write {}", file.display()))
 }
 
 /// The message that brings the values, signed when there is a key (type `signed` of the attestation service).
@@ -298,14 +362,19 @@ fn measure_ovmf(image: &Path, arguments: &Arguments, output: &Output) -> anyhow:
 }
 
 fn describe(answer: &Answer) -> String {
-    let (digest, init_data) = match answer.tee {
-        Some(Tee::Tdx) => ("MRTD          ", "MRCONFIGID    "),
-        _ => ("launch digest ", "HOST_DATA     "),
+    let (digest, init_data) = match answer.tdx {
+        Some(_) => ("MRTD          ", "MRCONFIGID    "),
+        None => ("launch digest ", "HOST_DATA     "),
     };
-    let note = if answer.tee.is_none() { " (simulated: protects nothing)" } else { "" };
+    let simulated = matches!(answer.tier, Tier::SimSnp | Tier::SimTdx);
+    let note = if simulated { " (simulated: protects nothing)" } else { "" };
+    let registers = answer.tdx.as_ref().map(|td| {
+        format!("RTMR1          {}\nRTMR2          {}\nXFAM           {}\n", td.rtmr_1, td.rtmr_2, td.xfam)
+    });
     [
         format!("{digest} {}\n", answer.launch_digest),
         format!("{init_data} {}\n", answer.host_data),
+        registers.unwrap_or_default(),
         format!("tier           {}{note}\n", answer.tier),
         answer.cpu.as_ref().map(|cpu| format!("processor      {cpu}\n")).unwrap_or_default(),
         format!("size           {} vCPUs, {} MiB\n", answer.vcpus, answer.memory_mib),
@@ -366,7 +435,7 @@ mod tests {
     #[test]
     fn both_digests_are_reference_values() {
         let answer = Answer {
-            tier: "sim-snp",
+            tier: Tier::SimSnp,
             launch_digest: "aa".to_owned(),
             host_data: "bb".to_owned(),
             vcpus: 1,
@@ -377,10 +446,14 @@ mod tests {
             firmware: PathBuf::new(),
             cpu: None,
             explanation: None,
-            tee: None,
+            tdx: None,
         };
         assert_eq!(answer.reference_values(), [("sim_snp_launch_measurement", "aa"), ("init_data", "bb")]);
-        let td = Answer { tee: Some(Tee::Tdx), ..answer };
-        assert_eq!(td.reference_values(), [("mr_td", "aa"), ("init_data", "bb")]);
+        let registers = || TdxAnswer { rtmr_1: "b1".into(), rtmr_2: "b2".into(), xfam: "e7".into() };
+        let td = Answer { tier: Tier::Tdx, tdx: Some(registers()), ..answer };
+        let more = [("init_data", "bb"), ("rtmr_1", "b1"), ("rtmr_2", "b2"), ("xfam", "e7")];
+        assert_eq!(td.reference_values(), [&[("mr_td", "aa")], &more[..]].concat());
+        let simulated = Answer { tier: Tier::SimTdx, ..td };
+        assert_eq!(simulated.reference_values(), [&[("sim_mr_td", "aa")], &more[..]].concat());
     }
 }

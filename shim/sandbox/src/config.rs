@@ -106,7 +106,7 @@ impl Default for NodeConfig {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TeeSettings {
-    /// `sim-snp` lets class `kata-cc` run under the simulated TEE where there is no real one.
+    /// `sim-snp` or `sim-tdx` lets class `kata-cc` run under the simulated TEE where there is no real one.
     pub simulated: Option<Simulated>,
     /// Its throw-away platform; the state folder's `sim` when absent.
     pub platform: Option<PathBuf>,
@@ -123,6 +123,19 @@ pub struct TeeSettings {
 pub enum Simulated {
     /// AMD SEV-SNP.
     SimSnp,
+    /// Intel TDX.
+    SimTdx,
+}
+
+impl Simulated {
+    /// The tier that it makes.
+    #[must_use]
+    pub const fn tier(self) -> Tier {
+        match self {
+            Self::SimSnp => Tier::SimSnp,
+            Self::SimTdx => Tier::SimTdx,
+        }
+    }
 }
 
 /// Where the guest may connect through the shim.
@@ -208,7 +221,7 @@ impl NodeConfig {
     #[must_use]
     pub fn firmware(&self, tier: Tier) -> Option<PathBuf> {
         let own = || self.firmware.clone().unwrap_or_else(|| paths::share_dir().join("stage0"));
-        matches!(tier, Tier::Snp | Tier::Tdx | Tier::SimSnp).then(own)
+        tier.is_confidential().then(own)
     }
 
     /// The monitor.
@@ -217,10 +230,30 @@ impl NodeConfig {
         self.vmm.clone().unwrap_or_else(|| paths::program("kata-cc-vmm"))
     }
 
-    /// The throw-away platform of the simulated TEE.
+    /// The throw-away platform of the simulated SEV-SNP.
     #[must_use]
     pub fn sim_platform(&self) -> PathBuf {
         self.tee.platform.clone().unwrap_or_else(paths::sim_platform)
+    }
+
+    /// That of the simulated TDX: a folder within.
+    #[must_use]
+    pub fn sim_tdx_platform(&self) -> PathBuf {
+        self.sim_platform().join("tdx")
+    }
+
+    /// Whether a simulated TEE is named, and its platform (of which `root` is a file) there.
+    fn simulated(&self, tee: Simulated, root: &Path) -> tier::Availability {
+        use tier::Availability::{Available, Missing};
+        match self.tee.simulated {
+            None => Missing("the node's configuration does not name a simulated TEE".into()),
+            Some(named) if named != tee => Missing("the node's configuration names another one".into()),
+            Some(_) if root.exists() => Available,
+            Some(_) => {
+                let dir = root.parent().unwrap_or(root).display();
+                Missing(format!("there is no platform in {dir}"))
+            }
+        }
     }
 
     /// What this node can do. Looks at files only: whether KVM really runs a guest shows when one is launched, and
@@ -230,18 +263,12 @@ impl NodeConfig {
         use tier::Availability::{Available, Missing};
         let kvm =
             if Path::new("/dev/kvm").exists() { Available } else { Missing("there is no /dev/kvm".into()) };
-        let sim_snp = match self.tee.simulated {
-            None => Missing("the node's configuration does not name a simulated TEE".into()),
-            Some(Simulated::SimSnp) if self.sim_platform().join("ark.pem").exists() => Available,
-            Some(Simulated::SimSnp) => {
-                Missing(format!("there is no platform in {}", self.sim_platform().display()))
-            }
-        };
         tier::NodeAbility {
             kvm,
             snp: snp_at(Path::new("/")),
             tdx: tdx_at(Path::new("/")),
-            sim_snp,
+            sim_snp: self.simulated(Simulated::SimSnp, &self.sim_platform().join("ark.pem")),
+            sim_tdx: self.simulated(Simulated::SimTdx, &self.sim_tdx_platform().join("root.pem")),
             sentry: Missing("the sentry is not built yet".into()),
         }
     }

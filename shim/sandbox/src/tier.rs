@@ -60,6 +60,8 @@ pub enum Tier {
     Tdx,
     /// The simulated SEV-SNP: the same path under a throw-away root; it protects nothing.
     SimSnp,
+    /// The simulated TDX: likewise.
+    SimTdx,
     /// A plain KVM microVM.
     Vm,
     /// The user-space kernel.
@@ -68,7 +70,7 @@ pub enum Tier {
 
 impl Tier {
     /// All of them, the strongest first.
-    pub const ALL: [Self; 5] = [Self::Snp, Self::Tdx, Self::SimSnp, Self::Vm, Self::Sentry];
+    pub const ALL: [Self; 6] = [Self::Snp, Self::Tdx, Self::SimSnp, Self::SimTdx, Self::Vm, Self::Sentry];
 
     /// Name in logs, records and on the wire.
     #[must_use]
@@ -77,6 +79,7 @@ impl Tier {
             Self::Snp => "snp",
             Self::Tdx => "tdx",
             Self::SimSnp => "sim-snp",
+            Self::SimTdx => "sim-tdx",
             Self::Vm => "vm",
             Self::Sentry => "sentry",
         }
@@ -85,7 +88,7 @@ impl Tier {
     /// Whether the confidential path is taken: the guest trusts nothing of the host.
     #[must_use]
     pub fn is_confidential(self) -> bool {
-        matches!(self, Self::Snp | Self::Tdx | Self::SimSnp)
+        matches!(self, Self::Snp | Self::Tdx | Self::SimSnp | Self::SimTdx)
     }
 }
 
@@ -123,8 +126,10 @@ pub struct NodeAbility {
     pub snp: Availability,
     /// TDX.
     pub tdx: Availability,
-    /// The simulated TEE; available only where the node's configuration names it.
+    /// The simulated SEV-SNP; available only where the node's configuration names it.
     pub sim_snp: Availability,
+    /// The simulated TDX; likewise.
+    pub sim_tdx: Availability,
     /// The user-space kernel.
     pub sentry: Availability,
 }
@@ -135,6 +140,7 @@ impl NodeAbility {
             Tier::Snp => &self.snp,
             Tier::Tdx => &self.tdx,
             Tier::SimSnp => &self.sim_snp,
+            Tier::SimTdx => &self.sim_tdx,
             Tier::Vm => &Availability::Available,
             Tier::Sentry => &self.sentry,
         };
@@ -201,7 +207,7 @@ pub fn select(
 ) -> Result<Selection, Refusal> {
     let demanded = demand.reason();
     let candidates: Vec<Tier> = match class {
-        Class::KataCc => vec![Tier::Snp, Tier::Tdx, Tier::SimSnp],
+        Class::KataCc => vec![Tier::Snp, Tier::Tdx, Tier::SimSnp, Tier::SimTdx],
         Class::KataCcVm => vec![Tier::Vm],
         Class::KataCcSentry => vec![Tier::Sentry],
         Class::KataCcAuto => order.to_vec(),
@@ -249,18 +255,18 @@ mod tests {
                 Availability::Available
             }
         };
-        NodeAbility { kvm: at(0), snp: at(1), tdx: at(2), sim_snp: at(3), sentry: at(4) }
+        NodeAbility { kvm: at(0), snp: at(1), tdx: at(2), sim_snp: at(3), sim_tdx: at(4), sentry: at(5) }
     }
 
     fn demand(bits: u8) -> Demand {
         Demand { init_data: bits & 1 != 0, sealed_secret: bits & 2 != 0, encrypted_image: bits & 4 != 0 }
     }
 
-    /// Every order that a configuration can name: all sequences without repetition.
+    /// Orders that a configuration can name: all sequences of up to four tiers without repetition.
     fn orders() -> Vec<Vec<Tier>> {
         let mut orders = vec![Vec::new()];
         let mut last = orders.clone();
-        for _ in Tier::ALL {
+        for _ in 0..4 {
             let longer: Vec<Vec<Tier>> = last
                 .iter()
                 .flat_map(|order| {
@@ -279,7 +285,7 @@ mod tests {
         let orders = orders();
         let mut seen = 0;
         for class in Class::ALL {
-            for node in (0..32).map(ability) {
+            for node in (0..64).map(ability) {
                 for demand in (0..8).map(demand) {
                     for order in &orders {
                         seen += 1;
@@ -288,7 +294,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(seen, 4 * 32 * 8 * 326);
+        assert_eq!(seen, 4 * 64 * 8 * (1 + 6 + 30 + 120 + 360));
     }
 
     fn check(class: Class, node: &NodeAbility, demand: Demand, order: &[Tier]) {
@@ -311,8 +317,11 @@ mod tests {
                     "{class:?} {node:?} {demand:?} {order:?} gave {selection:?}"
                 );
                 // never a weaker tier than an earlier candidate that was possible
-                let candidates: &[Tier] =
-                    if class == Class::KataCc { &[Tier::Snp, Tier::Tdx, Tier::SimSnp] } else { order };
+                let candidates: &[Tier] = if class == Class::KataCc {
+                    &[Tier::Snp, Tier::Tdx, Tier::SimSnp, Tier::SimTdx]
+                } else {
+                    order
+                };
                 if matches!(class, Class::KataCc | Class::KataCcAuto) {
                     let first = candidates.iter().copied().find(|tier| allowed(*tier));
                     assert_eq!(first, Some(selection.tier));

@@ -118,6 +118,7 @@ pub fn vm_config(config: &NodeConfig, tier: Tier, size: Size, instance: &Instanc
 /// The environment of a tier.
 fn tee(config: &NodeConfig, tier: Tier, init_data_digest: &[u8]) -> TeeConfig {
     let host_data = || hex::encode(fit::<32>(init_data_digest));
+    let mrconfigid = || hex::encode(fit::<48>(init_data_digest));
     match tier {
         Tier::SimSnp => {
             TeeConfig::SimSnp { platform: config.sim_platform(), host_data: host_data(), policy: None }
@@ -127,8 +128,9 @@ fn tee(config: &NodeConfig, tier: Tier, init_data_digest: &[u8]) -> TeeConfig {
             certificates: config.tee.certificates.clone(),
             ..SnpOptions::default()
         }),
+        Tier::SimTdx => TeeConfig::SimTdx { platform: config.sim_tdx_platform(), mrconfigid: mrconfigid() },
         Tier::Tdx => TeeConfig::Tdx(TdxOptions {
-            mrconfigid: hex::encode(fit::<48>(init_data_digest)),
+            mrconfigid: mrconfigid(),
             quoting_socket: Some(config.tee.quoting_socket.clone().unwrap_or_else(|| QUOTING_SOCKET.into())),
             ..TdxOptions::default()
         }),
@@ -159,6 +161,7 @@ mod tests {
             let digest = match &vm.tee {
                 TeeConfig::None => continue,
                 TeeConfig::SimSnp { host_data, .. } => host_data,
+                TeeConfig::SimTdx { mrconfigid, .. } => mrconfigid,
                 TeeConfig::Snp(snp) => &snp.host_data,
                 TeeConfig::Tdx(tdx) => &tdx.mrconfigid,
             };

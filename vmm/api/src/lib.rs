@@ -78,6 +78,14 @@ pub enum TeeConfig {
         /// SNP guest policy (ABI, GUEST_POLICY); `0x30000` when absent.
         policy: Option<u64>,
     },
+    /// A simulated TDX: the launch is measured with the real algorithm and quotes are signed in the real format, under a
+    /// throw-away root. It protects nothing.
+    SimTdx {
+        /// Folder made by `kata_cc_sim_tee::tdx::Quoter::create`.
+        platform: PathBuf,
+        /// MRCONFIGID, 48 bytes in hex: the digest of the init-data, padded with zeros.
+        mrconfigid: String,
+    },
     /// AMD SEV-SNP. Not yet run on hardware.
     Snp(SnpOptions),
     /// Intel TDX. Not yet run on hardware.
@@ -91,6 +99,7 @@ impl TeeConfig {
         match self {
             Self::None => "none",
             Self::SimSnp { .. } => "sim-snp",
+            Self::SimTdx { .. } => "sim-tdx",
             Self::Snp(_) => "snp",
             Self::Tdx(_) => "tdx",
         }
@@ -99,7 +108,7 @@ impl TeeConfig {
     /// Whether what it says about protection is true of no hardware.
     #[must_use]
     pub const fn is_simulated(&self) -> bool {
-        matches!(self, Self::SimSnp { .. })
+        matches!(self, Self::SimSnp { .. } | Self::SimTdx { .. })
     }
 }
 
@@ -206,7 +215,7 @@ pub struct VsockConfig {
     pub uds: PathBuf,
 }
 
-/// The guest's command line for a tier (`vm` or `sim-snp`), without the `virtio_mmio.device=` words.
+/// The guest's command line for a tier (`vm`, or the name of a TEE), without the `virtio_mmio.device=` words.
 ///
 /// It is measured: the launcher, `kata-cc measure` and the guest image's manifest all take it from here.
 #[must_use]
@@ -263,6 +272,10 @@ mod strict {
             #[serde(default)]
             policy: Option<u64>,
         },
+        SimTdx {
+            platform: PathBuf,
+            mrconfigid: String,
+        },
         Snp(super::SnpOptions),
         Tdx(super::TdxOptions),
     }
@@ -274,6 +287,7 @@ mod strict {
                 TeeConfig::SimSnp { platform, host_data, policy } => {
                     Self::SimSnp { platform, host_data, policy }
                 }
+                TeeConfig::SimTdx { platform, mrconfigid } => Self::SimTdx { platform, mrconfigid },
                 TeeConfig::Snp(options) => Self::Snp(options),
                 TeeConfig::Tdx(options) => Self::Tdx(options),
             }
@@ -333,7 +347,7 @@ pub struct VmState {
     /// Launch digest in hex, when a TEE measured it.
     #[serde(default)]
     pub launch_digest: Option<String>,
-    /// `none` or `sim-snp`.
+    /// Name of the TEE, `none` without one.
     pub tee: String,
 }
 
@@ -403,8 +417,9 @@ mod tests {
 
     #[test]
     fn no_tee_takes_no_settings_of_one() {
-        let tee = TeeConfig::SimSnp { platform: "/p".into(), host_data: "00".into(), policy: None };
-        for tee in [TeeConfig::None, tee] {
+        let snp = TeeConfig::SimSnp { platform: "/p".into(), host_data: "00".into(), policy: None };
+        let tdx = TeeConfig::SimTdx { platform: "/p".into(), mrconfigid: "00".into() };
+        for tee in [TeeConfig::None, snp, tdx] {
             let mut value = serde_json::to_value(&tee).unwrap();
             assert_eq!(serde_json::from_value::<TeeConfig>(value.clone()).unwrap(), tee);
             value["platfrom"] = "/p".into();

@@ -23,7 +23,6 @@
 
 mod bzimage;
 mod cmdline;
-mod digest;
 mod elf;
 mod kernel;
 pub mod layout;

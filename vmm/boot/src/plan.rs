@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use kata_cc_measurement::stage0::Stage0Launch;
+use kata_cc_measurement::tdx::PassOrder;
 
 use crate::cmdline::{self, CmdlineError};
 use crate::kernel::{Kernel, KernelError, KernelFormat};
@@ -160,6 +161,16 @@ impl<'a> LaunchPlan<'a> {
             cmdline,
             format: kernel.format,
         })
+    }
+
+    /// What the platform of this plan measures of its launch: launch digest (SNP) or MRTD (TDX). `None` for a launch that
+    /// nothing measures.
+    #[must_use]
+    pub fn launch_digest(&self) -> Option<[u8; 48]> {
+        let launch = self.stage0.as_ref()?;
+        let snp = || launch.snp().ok().map(|launch| launch.digest());
+        let tdx = || launch.tdx().ok().map(|launch| launch.mrtd(PassOrder::Single));
+        snp().or_else(tdx)
     }
 }
 

@@ -20,6 +20,10 @@ const CPUS: [Option<&str>; 6] =
 const PAGE_ORDERS: [Option<&str>; 2] = [Some("single"), Some("two")];
 /// The digest of the init-data is no property of a release.
 const INIT_DATA: &str = "init_data";
+/// Reference values that are a launch's digest.
+const DIGESTS: [&str; 4] = ["snp_launch_measurement", "mr_td", "sim_snp_launch_measurement", "sim_mr_td"];
+/// What a simulated platform launched is no reference for real machines.
+const SIMULATED: &str = "sim-";
 
 /// What a guest is launched as, and its digest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +34,17 @@ pub(super) struct Launch {
     pub(super) reference_value: String,
     /// Launch digest of SNP, MRTD of TDX.
     pub(super) launch_digest: String,
+    /// What else a TD is judged by, by the names of its reference values.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) more: BTreeMap<String, String>,
+}
+
+impl Launch {
+    /// The reference values that it stands for. Those of a simulated launch that have hardware's names are left out.
+    pub(super) fn reference_values(&self) -> impl Iterator<Item = (&String, &String)> {
+        let more = self.more.iter().filter(|_| !self.shape.tier.starts_with(SIMULATED));
+        std::iter::once((&self.reference_value, &self.launch_digest)).chain(more)
+    }
 }
 
 /// What the digest depends on beside the files.
@@ -59,17 +74,17 @@ impl Shape {
         for vcpus in VCPUS {
             all.extend(CPUS.map(|cpu| Self::new("snp", vcpus, cpu, None)));
             all.extend(PAGE_ORDERS.map(|order| Self::new("tdx", vcpus, None, order)));
-            all.push(Self::new("sim-snp", vcpus, None, None));
+            all.extend(["sim-snp", "sim-tdx"].map(|tier| Self::new(tier, vcpus, None, None)));
         }
         all.sort();
         all
     }
 
     fn options(&self) -> Vec<String> {
-        let tee = (self.tier != "sim-snp").then_some(("--tee", &self.tier));
+        let tee = (if self.tier.starts_with(SIMULATED) { "--tier" } else { "--tee" }, &self.tier);
         let cpu = self.cpu.as_ref().map(|cpu| ("--cpu", cpu));
         let order = self.page_order.as_ref().map(|order| ("--page-order", order));
-        let named = [tee, cpu, order].into_iter().flatten();
+        let named = [Some(tee), cpu, order].into_iter().flatten();
         let mut options: Vec<String> =
             named.flat_map(|(name, value)| [name.to_owned(), value.to_owned()]).collect();
         options.extend(["--vcpus".to_owned(), self.vcpus.to_string()]);
@@ -114,17 +129,20 @@ pub(super) fn of(place: &Place, files: &Files) -> anyhow::Result<Vec<Launch>> {
 
 /// A launch, of the message that `kata-cc measure` printed.
 fn launch(shape: Shape, message: &str) -> anyhow::Result<Launch> {
-    let read = || -> anyhow::Result<(String, String)> {
+    let read = || -> anyhow::Result<(String, String, BTreeMap<String, String>)> {
         let message: ReferenceValueMessage = serde_json::from_str(message)?;
-        let mut values: BTreeMap<String, Value> = message.values()?;
-        values.remove(INIT_DATA);
-        let (name, value) = values.pop_first().context("it names no launch value")?;
-        let digest = value.get(0).and_then(Value::as_str).context("its launch value is no text")?;
-        Ok((name, digest.to_owned()))
+        let mut values = BTreeMap::new();
+        for (name, value) in message.values()?.into_iter().filter(|(name, _)| name != INIT_DATA) {
+            let text = value.get(0).and_then(Value::as_str).context("a launch value is no text")?;
+            values.insert(name, text.to_owned());
+        }
+        let digest = DIGESTS.into_iter().find_map(|name| values.remove_entry(name));
+        let (name, digest) = digest.context("it names no launch value")?;
+        Ok((name, digest, values))
     };
-    let (reference_value, launch_digest) =
+    let (reference_value, launch_digest, more) =
         read().with_context(|| format!("what kata-cc measure printed for {shape}"))?;
-    Ok(Launch { shape, reference_value, launch_digest })
+    Ok(Launch { shape, reference_value, launch_digest, more })
 }
 
 #[cfg(test)]
@@ -136,7 +154,7 @@ mod tests {
     #[test]
     fn every_shape_is_told_apart() {
         let all = Shape::all();
-        assert_eq!(all.len(), 27);
+        assert_eq!(all.len(), 30);
         let mut names: Vec<String> = all.iter().map(Shape::to_string).collect();
         names.dedup();
         assert_eq!(names.len(), all.len());
@@ -144,7 +162,7 @@ mod tests {
             Shape::new("snp", 2, Some("EPYC"), None).options().join(" "),
             "--tee snp --cpu EPYC --vcpus 2"
         );
-        assert_eq!(Shape::new("sim-snp", 1, None, None).options().join(" "), "--vcpus 1");
+        assert_eq!(Shape::new("sim-snp", 1, None, None).options().join(" "), "--tier sim-snp --vcpus 1");
     }
 
     #[test]
@@ -156,5 +174,19 @@ mod tests {
         let message = serde_json::to_string(&ReferenceValueMessage::sample(&values)).unwrap();
         let read = launch(Shape::new("snp", 1, None, None), &message).unwrap();
         assert_eq!((&*read.reference_value, &*read.launch_digest), ("snp_launch_measurement", "ab"));
+        assert!(read.more.is_empty());
+        assert!(launch(Shape::new("snp", 1, None, None), "{}").is_err());
+    }
+
+    #[test]
+    fn registers_of_a_td_are_told_and_those_of_a_simulated_one_are_no_references() {
+        let of = |tier: &str, digest: &str| {
+            let values = [INIT_DATA, digest, "rtmr_1", "xfam"].map(|name| (name.to_owned(), json!([name])));
+            let message = serde_json::to_string(&ReferenceValueMessage::sample(&values.into())).unwrap();
+            let read = launch(Shape::new(tier, 1, None, None), &message).unwrap();
+            read.reference_values().map(|(name, _)| name.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(of("tdx", "mr_td"), ["mr_td", "rtmr_1", "xfam"]);
+        assert_eq!(of("sim-tdx", "sim_mr_td"), ["sim_mr_td"]);
     }
 }

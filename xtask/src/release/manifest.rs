@@ -136,7 +136,10 @@ impl Manifest {
         };
         let launches = |manifest: &Self| -> BTreeMap<String, String> {
             let name = |launch: &Launch| format!("launch value of {}", launch.shape);
-            let value = |launch: &Launch| format!("{} {}", launch.reference_value, launch.launch_digest);
+            let value = |launch: &Launch| {
+                let more = launch.more.iter().map(|(name, value)| format!(", {name} {value}"));
+                format!("{} {}{}", launch.reference_value, launch.launch_digest, more.collect::<String>())
+            };
             manifest.launches.iter().map(|launch| (name(launch), value(launch))).collect()
         };
         let references = |manifest: &Self| -> BTreeMap<String, String> {
@@ -179,7 +182,9 @@ fn digests(file: &Measured) -> String {
 fn reference_values(launches: &[Launch]) -> BTreeMap<String, BTreeSet<String>> {
     let mut values: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for launch in launches {
-        values.entry(launch.reference_value.clone()).or_default().insert(launch.launch_digest.clone());
+        for (name, value) in launch.reference_values() {
+            values.entry(name.clone()).or_default().insert(value.clone());
+        }
     }
     values
 }
@@ -222,6 +227,7 @@ mod tests {
             shape: Shape::new("snp", 2, Some(cpu), None),
             reference_value: "snp_launch_measurement".to_owned(),
             launch_digest: digest.to_owned(),
+            more: BTreeMap::new(),
         }
     }
 
@@ -230,6 +236,7 @@ mod tests {
             shape: Shape::new("sim-snp", 1, None, None),
             reference_value: "sim_snp_launch_measurement".to_owned(),
             launch_digest: "cc".to_owned(),
+            more: BTreeMap::new(),
         }
     }
 

@@ -17,7 +17,6 @@ use x509_cert::spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};
 use x509_cert::time::{Time, Validity};
 use x509_cert::{Certificate, TbsCertificate, Version};
 
-use super::documents::LIFE;
 use super::{COMPONENTS, FMSPC, Key, PCE_SVN};
 use crate::SimError;
 
@@ -26,7 +25,7 @@ const OID_KEY_USAGE: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.15"
 const OID_CRL_NUMBER: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.20");
 
 /// Seven years, as a PCK certificate.
-const CERT_LIFE: u64 = 7 * 365 * 24 * 3600;
+pub(super) const CERT_LIFE: u64 = 7 * 365 * 24 * 3600;
 
 /// A certificate and its key; of the platform itself, too.
 pub(super) struct Authority {
@@ -84,8 +83,8 @@ impl Authority {
         Ok(Self { certificate, key, serial })
     }
 
-    /// The list of this authority, DER.
-    pub(super) fn revocation_list(&self, serials: &[u8], now: u64) -> Result<Vec<u8>, SimError> {
+    /// The list of this authority, current for `life` seconds, DER.
+    pub(super) fn revocation_list(&self, serials: &[u8], now: u64, life: u64) -> Result<Vec<u8>, SimError> {
         let revoked = serials
             .iter()
             .map(|serial| {
@@ -101,7 +100,7 @@ impl Authority {
             signature: algorithm(),
             issuer: self.certificate.tbs_certificate.subject.clone(),
             this_update: time(now)?,
-            next_update: Some(time(now + LIFE)?),
+            next_update: Some(time(now + life)?),
             revoked_certificates: (!revoked.is_empty()).then_some(revoked),
             crl_extensions: Some(vec![extension(OID_CRL_NUMBER, false, 1u8.to_der()?)?]),
         };

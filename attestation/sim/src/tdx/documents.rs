@@ -19,7 +19,7 @@ fn components(versions: &[u8; 16]) -> Vec<Value> {
 }
 
 /// A level that the platform has, and below it one that is out of date and demands less.
-pub(super) fn tcb_info(issued: u64) -> Value {
+pub(super) fn tcb_info(issued: u64, life: u64) -> Value {
     let signer = json!({
         "mrsigner": "0".repeat(96), "attributes": "0".repeat(16), "attributesMask": "F".repeat(16),
     });
@@ -36,7 +36,7 @@ pub(super) fn tcb_info(issued: u64) -> Value {
         "id": "TDX",
         "version": 3,
         "issueDate": time(issued),
-        "nextUpdate": time(issued + LIFE),
+        "nextUpdate": time(issued + life),
         "fmspc": hex::encode_upper(FMSPC),
         "pceId": "0000",
         "tcbType": 0,
@@ -67,12 +67,12 @@ pub(super) fn tcb_info(issued: u64) -> Value {
     })
 }
 
-pub(super) fn qe_identity(issued: u64) -> Value {
+pub(super) fn qe_identity(issued: u64, life: u64) -> Value {
     json!({
         "id": "TD_QE",
         "version": 2,
         "issueDate": time(issued),
-        "nextUpdate": time(issued + LIFE),
+        "nextUpdate": time(issued + life),
         "tcbEvaluationDataNumber": 18,
         "miscselect": "00000000",
         "miscselectMask": "FFFFFFFF",

@@ -12,15 +12,19 @@
 
 mod certs;
 mod documents;
+mod quoter;
+pub mod service;
 
-use aws_lc_rs::digest::{SHA256, digest};
+pub use quoter::{Quoter, ROOT_FILE};
+pub use service::{TdxLaunch, TdxService};
+
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _,
 };
-use kata_cc_tdx::quote::{Header, QE_REPORT_LEN, QeReport};
+use kata_cc_tdx::quote::{Header, QE_REPORT_LEN};
 use kata_cc_tdx::report::Td15;
-use kata_cc_tdx::{Collateral, CollateralKey, PckCa, Quote, TdReportBody};
+use kata_cc_tdx::{Collateral, CollateralKey, PckCa, TdReportBody};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
@@ -49,6 +53,9 @@ pub const QE_MRSIGNER: [u8; 32] = *b"simulated quoting enclave signer";
 
 /// Product id of the quoting enclave, as that of Intel's for TDX.
 pub const QE_PROD_ID: u16 = 2;
+
+/// Extended features that every simulated guest has: x87, SSE, AVX, AVX-512, PKRU, AMX (SDM volume 1, 13.1).
+pub const XFAM: [u8; 8] = [0xE7, 0, 6, 0, 0, 0, 0, 0];
 
 /// Attributes of the quoting enclave: initialised, 64 bit, provisioning key.
 const QE_ATTRIBUTES: [u8; 16] = [0x15, 0, 0, 0, 0, 0, 0, 0, 0xE7, 0, 0, 0, 0, 0, 0, 0];
@@ -98,7 +105,7 @@ impl QuoteRequest {
             mrsigner_seam: [0; 48],
             seam_attributes: [0; 8],
             td_attributes: self.td_attributes,
-            xfam: [0xE7, 0, 6, 0, 0, 0, 0, 0],
+            xfam: XFAM,
             mr_td: self.mr_td,
             mr_config_id: self.mr_config_id,
             mr_owner: [0; 48],
@@ -132,20 +139,32 @@ struct Key {
 
 impl Key {
     fn generate() -> Result<Self, SimError> {
-        let failed = SimError::Crypto { operation: "making a P-256 key" };
-        let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new());
-        let Ok(pkcs8) = pkcs8 else { return Err(failed) };
-        let pkcs8 = Zeroizing::new(pkcs8.as_ref().to_vec());
-        let load = |algorithm| EcdsaKeyPair::from_pkcs8(algorithm, &pkcs8);
+        Self::from_pkcs8(&Self::generate_pkcs8()?)
+    }
+
+    fn generate_pkcs8() -> Result<Zeroizing<Vec<u8>>, SimError> {
+        EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new())
+            .map(|pkcs8| Zeroizing::new(pkcs8.as_ref().to_vec()))
+            .map_err(|_| SimError::Crypto { operation: "making a P-256 key" })
+    }
+
+    fn from_pkcs8(pkcs8: &[u8]) -> Result<Self, SimError> {
+        let load = |algorithm| EcdsaKeyPair::from_pkcs8(algorithm, pkcs8);
         match (load(&ECDSA_P256_SHA256_ASN1_SIGNING), load(&ECDSA_P256_SHA256_FIXED_SIGNING)) {
             (Ok(der), Ok(fixed)) => Ok(Self { der, fixed }),
-            _ => Err(failed),
+            _ => Err(SimError::Crypto { operation: "loading a P-256 key" }),
         }
     }
 
     /// Uncompressed point.
     fn point(&self) -> &[u8] {
         self.fixed.public_key().as_ref()
+    }
+
+    /// The point as quotes hold it: without the byte that says "uncompressed".
+    fn raw_point(&self) -> Result<[u8; 64], SimError> {
+        let raw = self.point().get(1..).and_then(|point| point.try_into().ok());
+        raw.ok_or(SimError::Crypto { operation: "reading the attestation key" })
     }
 
     fn sign_der(&self, bytes: &[u8]) -> Result<Vec<u8>, SimError> {
@@ -170,8 +189,9 @@ pub struct TdxPlatform {
     pck_ca: certs::Authority,
     tcb_signing: certs::Authority,
     pck: certs::Authority,
-    attestation_key: Key,
+    quoter: Quoter,
     issued: u64,
+    life: u64,
 }
 
 impl std::fmt::Debug for TdxPlatform {
@@ -186,8 +206,14 @@ impl TdxPlatform {
     /// # Errors
     /// [`SimError`] when the cryptographic library refuses, or a certificate cannot be encoded.
     pub fn create(now: u64) -> Result<Self, SimError> {
+        Self::create_with(now, documents::LIFE, Key::generate()?)
+    }
+
+    /// A platform with an attestation key, whose collateral is current for `life` seconds.
+    fn create_with(now: u64, life: u64, attestation_key: Key) -> Result<Self, SimError> {
         let certs::Issued { root, pck_ca, tcb_signing, pck } = certs::issue(now)?;
-        Ok(Self { root, pck_ca, tcb_signing, pck, attestation_key: Key::generate()?, issued: now })
+        let quoter = Quoter::certified(attestation_key, &[&pck, &pck_ca, &root], |_| ())?;
+        Ok(Self { root, pck_ca, tcb_signing, pck, quoter, issued: now, life })
     }
 
     /// The root, to be configured where simulated evidence is to be accepted.
@@ -207,11 +233,7 @@ impl TdxPlatform {
     /// # Errors
     /// [`SimError::QuoteVersion`] for versions other than 4 and 5, [`SimError::Crypto`] when signing fails.
     pub fn quote(&self, request: &QuoteRequest) -> Result<Vec<u8>, SimError> {
-        if request.version != 4 && request.version != 5 {
-            return Err(SimError::QuoteVersion { seen: request.version });
-        }
-        let header = Header { version: request.version, reserved: [0; 4], user_data: [0; 20] };
-        self.sign(header, request.body())
+        self.quoter.quote(request)
     }
 
     /// A signed quote of any header and body, also of what no module would measure.
@@ -219,7 +241,7 @@ impl TdxPlatform {
     /// # Errors
     /// [`SimError::Crypto`] when signing fails.
     pub fn sign(&self, header: Header, body: TdReportBody) -> Result<Vec<u8>, SimError> {
-        self.sign_with(header, body, |_| ())
+        self.quoter.sign(header, body)
     }
 
     /// The same, with a report of the quoting enclave that was changed before the platform signed it.
@@ -232,38 +254,19 @@ impl TdxPlatform {
         body: TdReportBody,
         change: impl FnOnce(&mut [u8; QE_REPORT_LEN]),
     ) -> Result<Vec<u8>, SimError> {
-        let signed = Quote::signed_bytes(&header, &body);
-        let point = self.attestation_key.point();
-        let attestation_key: [u8; 64] = point
-            .get(1..)
-            .and_then(|point| point.try_into().ok())
-            .ok_or(SimError::Crypto { operation: "reading the attestation key" })?;
-        let qe_auth_data: Vec<u8> = (0..32).collect();
-        let qe_report = qe_report(&[&attestation_key[..], &qe_auth_data].concat(), change)?;
-        let quote = Quote {
-            signature: self.attestation_key.sign(&signed)?,
-            qe_report_signature: self.pck.key().sign(&qe_report.bytes)?,
-            certificates: certs::pem_chain(&[&self.pck, &self.pck_ca, &self.root]).into_bytes(),
-            header,
-            body,
-            signed,
-            attestation_key,
-            qe_report,
-            qe_auth_data,
-        };
-        Ok(quote.to_bytes())
+        self.quoter.certified_again(&self.pck, change)?.sign(header, body)
     }
 
     /// TCB info in which this platform is up to date; to be changed for [`Self::collateral_of`].
     #[must_use]
     pub fn tcb_info(&self) -> Value {
-        documents::tcb_info(self.issued)
+        documents::tcb_info(self.issued, self.life)
     }
 
     /// Identity of the quoting enclave, up to date; to be changed for [`Self::collateral_of`].
     #[must_use]
     pub fn qe_identity(&self) -> Value {
-        documents::qe_identity(self.issued)
+        documents::qe_identity(self.issued, self.life)
     }
 
     /// Collateral of the platform: up to date, nothing revoked, current for 30 days.
@@ -302,27 +305,9 @@ impl TdxPlatform {
         Ok(Collateral {
             tcb_info: document(tcb_info)?,
             qe_identity: document(qe_identity)?,
-            root_ca_crl: self.root.revocation_list(&of(false), self.issued)?,
-            pck_crl: self.pck_ca.revocation_list(&of(true), self.issued)?,
+            root_ca_crl: self.root.revocation_list(&of(false), self.issued, self.life)?,
+            pck_crl: self.pck_ca.revocation_list(&of(true), self.issued, self.life)?,
             pck_crl_issuer_chain: certs::pem_chain(&[&self.pck_ca, &self.root]).into_bytes(),
         })
     }
-}
-
-/// Report of the quoting enclave that vouches for `bound`.
-fn qe_report(bound: &[u8], change: impl FnOnce(&mut [u8; QE_REPORT_LEN])) -> Result<QeReport, SimError> {
-    let mut bytes = [0; QE_REPORT_LEN];
-    let mut put = |offset: usize, part: &[u8]| {
-        for (to, from) in bytes.iter_mut().skip(offset).zip(part) {
-            *to = *from;
-        }
-    };
-    put(48, &QE_ATTRIBUTES);
-    put(64, b"simulated quoting enclave       ");
-    put(128, &QE_MRSIGNER);
-    put(256, &QE_PROD_ID.to_le_bytes());
-    put(258, &QE_SVN.to_le_bytes());
-    put(320, digest(&SHA256, bound).as_ref());
-    change(&mut bytes);
-    QeReport::from_bytes(bytes).map_err(|_| SimError::Crypto { operation: "writing the enclave's report" })
 }

@@ -64,7 +64,7 @@ impl Judge {
         for root in &arguments.simulated_root {
             let bytes = read_input(Some(root), MAX_ROOT)?;
             config
-                .add_simulated_root(&bytes)
+                .add_simulated_roots(&bytes)
                 .with_context(|| format!("{} is no root of a simulated platform", root.display()))?;
         }
         Ok(Self {

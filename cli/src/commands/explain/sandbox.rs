@@ -72,8 +72,8 @@ fn text(explanation: &Explanation<'_>, output: &Output) -> String {
     field("why", &summary.why);
     field("digest", &summary.launch_digest);
     field("verdict", &summary.verdict);
-    if summary.tier.as_deref() == Some("sim-snp") {
-        lines.push("note     sim-snp is a simulated TEE: it protects nothing".into());
+    if let Some(tee @ ("sim-snp" | "sim-tdx")) = summary.tier.as_deref() {
+        lines.push(format!("note     {tee} is a simulated TEE: it protects nothing"));
     }
     lines.push(String::new());
     for timed in &explanation.stages {

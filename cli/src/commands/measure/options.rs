@@ -5,6 +5,7 @@ use kata_cc_measurement::CpuSignature;
 use kata_cc_measurement::ovmf::Monitor;
 use kata_cc_measurement::tdx::PassOrder;
 use kata_cc_sandbox::Tier;
+use kata_cc_sandbox::config::Simulated;
 use std::path::PathBuf;
 
 /// C-bit of EPYC processors of the generations that have SNP.
@@ -34,6 +35,9 @@ pub(crate) struct HardwareOptions {
     /// Order in which a TDX host adds and measures pages.
     #[arg(long, value_enum, default_value_t = Order::Single)]
     page_order: Order,
+    /// XFAM of a TD, in hex: extended state up to AVX-512 and AMX; name less where the host has less.
+    #[arg(long, value_name = "HEX", default_value = "0x602e7", value_parser = hex_number)]
+    pub(super) xfam: u64,
     /// Firmware image of the OVMF family, launched by another monitor than ours.
     #[arg(long, value_name = "FILE", requires = "tee", conflicts_with = "register")]
     pub(super) ovmf: Option<PathBuf>,
@@ -76,17 +80,19 @@ enum Vmm {
 
 impl HardwareOptions {
     /// Tier whose command line the guest has.
-    pub(super) const fn tier(&self) -> Tier {
+    /// `simulated` is the TEE without hardware.
+    pub(super) const fn tier(&self, simulated: Simulated) -> Tier {
         match self.tee {
-            None => Tier::SimSnp,
+            None => simulated.tier(),
             Some(Tee::Snp) => Tier::Snp,
             Some(Tee::Tdx) => Tier::Tdx,
         }
     }
 
     /// Platform that the boot block names, and its memory bit.
-    pub(super) fn platform(&self) -> (PlatformKind, u32) {
+    pub(super) fn platform(&self, simulated: Simulated) -> (PlatformKind, u32) {
         match self.tee {
+            None if simulated == Simulated::SimTdx => (PlatformKind::SimTdx, 0),
             None => (PlatformKind::SimSnp, 0),
             Some(Tee::Snp) => (PlatformKind::Snp, self.memory_bit.unwrap_or(SNP_MEMORY_BIT)),
             Some(Tee::Tdx) => (PlatformKind::Tdx, self.memory_bit.unwrap_or(TDX_MEMORY_BIT)),
