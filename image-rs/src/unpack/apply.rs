@@ -105,7 +105,10 @@ struct Place<'p> {
 }
 
 /// Cuts a path into components: a leading `/` and `.` components mean nothing, `..` is refused.
-fn components<'p>(path: &'p [u8], limits: &crate::Limits) -> Result<Vec<&'p [u8]>, UnpackError> {
+///
+/// # Errors
+/// When the path is refused or too long.
+pub fn components<'p>(path: &'p [u8], limits: &crate::Limits) -> Result<Vec<&'p [u8]>, UnpackError> {
     let refuse = |why| UnpackError::Path { path: show(path), why };
     if path.len() > limits.max_path {
         return Err(UnpackError::Limit { limit: "max_path", max: limits.max_path as u64 });

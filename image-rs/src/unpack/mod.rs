@@ -15,7 +15,7 @@ mod sparse;
 
 use std::io;
 
-pub use apply::{LayerStats, Owner, apply};
+pub use apply::{LayerStats, Owner, apply, components};
 pub use entry::{Entry, Kind, TarStream};
 
 use crate::Limits;
@@ -135,7 +135,11 @@ impl Budget {
         &self.limits
     }
 
-    fn take_bytes(&mut self, count: u64) -> Result<(), UnpackError> {
+    /// Counts bytes.
+    ///
+    /// # Errors
+    /// When they are too many.
+    pub fn take_bytes(&mut self, count: u64) -> Result<(), UnpackError> {
         self.bytes = self.bytes.saturating_add(count);
         if self.bytes > self.limits.max_unpacked_bytes {
             return Err(UnpackError::Limit {
@@ -146,7 +150,11 @@ impl Budget {
         Ok(())
     }
 
-    fn take_file(&mut self) -> Result<(), UnpackError> {
+    /// Counts an entry.
+    ///
+    /// # Errors
+    /// When it is one too many.
+    pub fn take_file(&mut self) -> Result<(), UnpackError> {
         self.files += 1;
         if self.files > self.limits.max_files {
             return Err(UnpackError::Limit { limit: "max_files", max: self.limits.max_files });
