@@ -88,6 +88,7 @@ terminations! {
     0x25 KernelSegments "the kernel's segments lie where they must not",
     0x26 CommandLineTooLong "the command line is longer than this kernel takes",
     0x27 KernelPlace "the memory where the kernel must lie is not free",
+    0x28 CommandLineDevice "the command line has a device in a form that stage0 does not know, or too many",
     // memory
     0x30 AcceptFailed "the host did not make memory private",
     0x31 ShareFailed "the host did not make memory shared",

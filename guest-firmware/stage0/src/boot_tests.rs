@@ -264,6 +264,21 @@ fn a_flipped_bit_of_each_payload_is_refused_by_name_and_the_copy_is_wiped() {
 }
 
 #[test]
+fn a_device_of_another_form_is_refused_by_its_own_number() {
+    let with = |line: &str| {
+        let mut launch = Launch::vmlinux();
+        launch.block.acpi_devices = true;
+        launch.command_line = line.into();
+        launch.block.command_line = seal(&launch.command_line);
+        launch.refusal()
+    };
+    assert_eq!(with("quiet virtio_mmio.device=4K@0xd0000000:5"), None);
+    let refused = Some(Termination::CommandLineDevice);
+    assert_eq!(with("quiet virtio_mmio.device=8K@0xd0000000:5"), refused);
+    assert_eq!(with(&"virtio_mmio.device=4K@0xd0000000:5 ".repeat(25)), refused, "more than there are lines");
+}
+
+#[test]
 fn a_payload_shorter_or_longer_than_measured_is_another() {
     let mut launch = Launch::vmlinux();
     launch.block.initramfs.as_mut().expect("one").length -= 1;
