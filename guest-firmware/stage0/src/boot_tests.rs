@@ -239,6 +239,19 @@ fn what_was_used_on_the_way_is_wiped_and_given_back() {
 }
 
 #[test]
+fn nothing_stays_in_the_hosts_reach() {
+    for handover in [Handover::default(), Handover { lazy_memory: true, ..Handover::default() }] {
+        let launch = Launch { handover, ..Launch::vmlinux() };
+        let (result, memory, platform) = launch.boot();
+        assert!(result.is_ok());
+        let shared = platform.pages.borrow().iter().position(|page| *page == State::Shared);
+        assert_eq!(shared, None, "a page is shared still");
+        let low = layout::COMMAND_LINE as usize..layout::SHARED_END as usize;
+        assert!(memory.shared[low].iter().all(|byte| *byte == 0), "wiped before it was given back");
+    }
+}
+
+#[test]
 fn a_flipped_bit_of_each_payload_is_refused_by_name_and_the_copy_is_wiped() {
     let flip = |change: fn(&mut Launch)| {
         let mut launch = Launch::vmlinux();
@@ -426,7 +439,8 @@ fn a_measured_kernel_that_asks_for_the_impossible_is_refused() {
 
 #[test]
 fn a_platform_that_refuses_ends_the_boot() {
-    for at in [0x7000, 0xF_0000, layout::TABLES, ENTRY, RAM - 4096, KERNEL, INITRAMFS, layout::UNACCEPTED] {
+    let low = [0x7000, 0xF_0000, layout::TABLES, layout::UNACCEPTED, layout::COMMAND_LINE, layout::BOOT_INFO];
+    for at in low.into_iter().chain([ENTRY, RAM - 4096, KERNEL, INITRAMFS]) {
         let launch = Launch::vmlinux();
         let mut memory = launch.memory();
         let mut platform = FakePlatform::new(&memory, launch.handover);
