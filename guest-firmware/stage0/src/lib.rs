@@ -11,6 +11,7 @@
 #![deny(unsafe_code)]
 
 pub mod boot;
+pub mod ending;
 pub mod exception;
 #[allow(unsafe_code, reason = "addresses become references")]
 pub mod identity;
