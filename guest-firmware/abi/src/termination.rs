@@ -106,6 +106,7 @@ terminations! {
     0x48 PlatformMismatch "the image does not run on the platform that the boot block names",
     0x49 EventLog "the event log has no room",
     0x4A ApStart "the other vCPUs could not be made ready",
+    0x4B UnnamedTee "the boot block names no TEE, or a simulated one, and the processor is in a real one",
     // the firmware's own
     0x50 TablesTooLarge "the firmware's tables do not fit into their place",
     0x51 Panic "the firmware failed by a fault of its own",

@@ -14,8 +14,8 @@ use crate::platform::Termination;
 pub enum Way {
     /// As the platform that the boot block names does it.
     Platform(Termination),
-    /// By the port that a VMM without a TEE listens to: the boot block's platform is not there.
-    Port(Termination),
+    /// By the number to the port that a VMM without a TEE listens to: the boot block's platform is not there.
+    Port(u8),
     /// Without a word: shutdown.
     Shutdown,
 }
@@ -43,7 +43,7 @@ impl Ending {
                 self.why.store(why.code(), Relaxed);
                 Way::Platform(why)
             }
-            1 => Way::Port(Termination::from_code(self.why.load(Relaxed)).unwrap_or(why)),
+            1 => Way::Port(self.why.load(Relaxed)),
             _ => Way::Shutdown,
         }
     }
@@ -58,7 +58,7 @@ mod tests {
         let ending = Ending::new();
         assert_eq!(ending.next(Termination::KernelHash), Way::Platform(Termination::KernelHash));
         let later = Termination::UnexpectedException;
-        assert_eq!(ending.next(later), Way::Port(Termination::KernelHash), "what began it");
+        assert_eq!(ending.next(later), Way::Port(Termination::KernelHash.code()), "what began it");
         for _ in 0..600 {
             assert_eq!(ending.next(later), Way::Shutdown, "and never round again");
         }

@@ -13,6 +13,7 @@ use kata_cc_vmm::memory;
 use kata_cc_vmm::tee::TeeKind;
 use kata_cc_vmm_api::{BlockConfig, ControlReply, ControlRequest, TeeConfig, VsockConfig, exit};
 
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::VcpuExit;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
@@ -199,11 +200,26 @@ const KERNEL_PORT: u16 = 0x4C4;
 /// Starts a plan as a hostile host may have changed it, and gives how it ends. `host` is what the host does
 /// meanwhile, again and again.
 fn end(plan: &LaunchPlan<'_>, ram: &Memory, host: impl Fn(&Memory) + Sync) -> Result<End, String> {
+    end_on(|_| {}, plan, ram, host)
+}
+
+/// The same on a processor of another CPUID.
+fn end_on(
+    processor: impl FnOnce(&mut Vec<kvm_cpuid_entry2>),
+    plan: &LaunchPlan<'_>,
+    ram: &Memory,
+    host: impl Fn(&Memory) + Sync,
+) -> Result<End, String> {
     let text = |error: VmmError| error.to_string();
     let machine = Machine::create(TeeKind::None, ram.clone()).map_err(text)?;
     memory::load(ram, &plan.regions).map_err(text)?;
     memory::load(ram, &plan.unmeasured).map_err(text)?;
     let mut vcpu = machine.single_vcpu().map_err(text)?;
+    let list = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).map_err(|error| error.to_string())?;
+    let mut entries = list.as_slice().to_vec();
+    processor(&mut entries);
+    let list = CpuId::from_entries(&entries).map_err(|_| "entries".to_owned())?;
+    vcpu.set_cpuid2(&list).map_err(|error| error.to_string())?;
     start::set_registers(&vcpu, &plan.start).map_err(text)?;
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -285,6 +301,39 @@ fn stage0_tells_its_number_where_the_platforms_own_way_fails() {
         let ram = memory::create(64).expect("memory");
         let expected = End::Refused(Termination::BootBlockMemoryBit);
         assert_eq!(end(&plan, &ram, |_| {}), Ok(expected), "{platform:?}");
+    }
+}
+
+/// A processor that says that it is in a trust domain, and a boot block that names none. There is no TDX module here, so the number
+/// comes by the port.
+#[test]
+fn stage0_refuses_a_boot_block_without_a_tee_in_a_trust_domain() {
+    let Some(guest) = guest("stage0 in a td", "bzImage", "") else { return };
+    let boot = &guest.config.boot;
+    let read = |path: &Path| std::fs::read(path).expect("file");
+    let (kernel, image) = (read(&boot.kernel), read(boot.firmware.as_deref().expect("image")));
+    for platform in [PlatformKind::Plain, PlatformKind::SimSnp, PlatformKind::SimTdx] {
+        let plan = LaunchPlan::new(&LaunchInput {
+            kernel: &kernel,
+            initramfs: None,
+            cmdline: "",
+            memory_mib: 64,
+            vcpus: 1,
+            devices: 0,
+            firmware: Some(Firmware::new(&image, platform, 0)),
+        })
+        .expect("plan");
+        let word = |bytes: &[u8; 4]| u32::from_le_bytes(*bytes);
+        let named = kvm_cpuid_entry2 {
+            function: 0x21,
+            ebx: word(b"Inte"),
+            edx: word(b"lTDX"),
+            ecx: word(b"    "),
+            ..Default::default()
+        };
+        let ram = memory::create(64).expect("memory");
+        let ended = end_on(|entries| entries.push(named), &plan, &ram, |_| {});
+        assert_eq!(ended, Ok(End::Refused(Termination::UnnamedTee)), "{platform:?}");
     }
 }
 

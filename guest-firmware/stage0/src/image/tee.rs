@@ -3,8 +3,8 @@
 use core::cell::UnsafeCell;
 
 use kata_cc_stage0::ending::{Ending, Way};
-use kata_cc_stage0::plain::Plain;
-use kata_cc_stage0::platform::{PhysRange, Platform, PlatformError, Termination, layout};
+use kata_cc_stage0::plain::{self, Plain};
+use kata_cc_stage0::platform::{PhysRange, PlatformError, Termination, layout};
 use kata_cc_stage0::snp::{self, Snp};
 use kata_cc_stage0::tdx::{self, Tdx};
 
@@ -79,7 +79,7 @@ static ENDING: Ending = Ending::new();
 pub(crate) fn terminate(why: Termination) -> ! {
     match ENDING.next(why) {
         Way::Platform(why) => platform_end(why),
-        Way::Port(why) => Plain.terminate(why),
+        Way::Port(number) => plain::end(number),
         Way::Shutdown => exceptions::shutdown(),
     }
 }
@@ -89,6 +89,8 @@ fn platform_end(why: Termination) -> ! {
     match unsafe { (KIND as *const u32).read_volatile() } {
         KIND_SNP => snp::msr::terminate(&SNP, why),
         KIND_TDX => tdx::call::terminate(&TDX, why),
-        _ => Plain.terminate(why),
+        // what the boot block says is not believed: this may be what it is refused for
+        _ if Plain::default().is_trust_domain() => tdx::call::terminate(&TDX, why),
+        _ => plain::end(why.code()),
     }
 }
