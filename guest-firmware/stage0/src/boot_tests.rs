@@ -11,7 +11,7 @@ const MIB: u64 = 1 << 20;
 const RAM: u64 = 48 * MIB;
 const KERNEL: u64 = 32 * MIB;
 const INITRAMFS: u64 = 36 * MIB;
-const ENTRY: u64 = 16 * MIB;
+pub(crate) const ENTRY: u64 = 16 * MIB;
 
 fn seal(bytes: &[u8]) -> Sealed {
     let mut hash = Sha256::new(Engine::Portable);
@@ -62,13 +62,14 @@ fn bzimage() -> Vec<u8> {
 }
 
 /// A launch that boots, to be spoilt.
+#[derive(Clone)]
 pub(crate) struct Launch {
     kernel: Vec<u8>,
     initramfs: Vec<u8>,
     command_line: Vec<u8>,
     pub(crate) block: BootBlock,
     info: Vec<u8>,
-    handover: Handover,
+    pub(crate) handover: Handover,
 }
 
 impl Launch {
@@ -93,8 +94,17 @@ impl Launch {
         Self::new(vmlinux(), KernelKind::Vmlinux)
     }
 
+    pub(crate) fn bzimage() -> Self {
+        Self::new(bzimage(), KernelKind::BzImage)
+    }
+
     pub(crate) fn memory(&self) -> FakeMemory {
-        let mut memory = FakeMemory::new(RAM as usize);
+        self.memory_over(&mut |page| page.fill(0xa5))
+    }
+
+    /// Memory with the payloads, and with what was in it before.
+    pub(crate) fn memory_over(&self, fill: &mut dyn FnMut(&mut [u8])) -> FakeMemory {
+        let mut memory = FakeMemory::new(RAM as usize, fill);
         memory.host_writes(layout::COMMAND_LINE, &self.command_line);
         memory.host_writes(layout::BOOT_INFO, &self.info);
         memory.host_writes(KERNEL, &self.kernel);

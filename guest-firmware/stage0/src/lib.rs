@@ -36,6 +36,8 @@ mod boot_tests;
 #[cfg(test)]
 mod fake;
 #[cfg(test)]
+mod fill_tests;
+#[cfg(test)]
 mod tee_boot_tests;
 #[cfg(test)]
 mod test_random;

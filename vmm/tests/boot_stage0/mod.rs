@@ -387,6 +387,48 @@ fn a_host_that_changes_the_kernel_meanwhile_wins_nothing() {
     assert_eq!(end(&plan, &ram, |_| {}), Ok(End::Booted), "without a race");
 }
 
+/// The same launch in memory that was full of zeros and in memory that was not: where the two guests differ when their kernel
+/// begins, stage0 has written nothing.
+#[test]
+fn what_was_in_memory_before_does_not_reach_the_kernel() {
+    let Some(guest) = guest("stage0 fills", "vmlinux", "") else { return };
+    let image = std::fs::read(guest.config.boot.firmware.as_deref().expect("image")).expect("file");
+    // mov dx, KERNEL_PORT; out dx, al
+    let kernel = elf(16 << 20, &[0x66, 0xba, 0xc4, 0x04, 0xee]);
+    let initramfs = vec![0x77; 300_000];
+    let mut ends = Vec::new();
+    for (platform, fill) in
+        [PlatformKind::Plain, PlatformKind::SimSnp].into_iter().flat_map(|kind| [(kind, 0_u8), (kind, 0xA5)])
+    {
+        let plan = LaunchPlan::new(&LaunchInput {
+            kernel: &kernel,
+            initramfs: Some(&initramfs),
+            cmdline: "quiet",
+            memory_mib: 64,
+            vcpus: 1,
+            devices: 2,
+            firmware: Some(Firmware::new(&image, platform, 0)),
+        })
+        .expect("plan");
+        let ram = memory::create(64).expect("memory");
+        let mut before = vec![fill; 64 << 20];
+        // image and working memory: the launch makes what is not the image zeros
+        before[1 << 20..0x1D_0000].fill(0);
+        ram.memory().write_slice(&before, GuestAddress(0)).expect("in memory");
+        assert_eq!(end(&plan, &ram, |_| {}), Ok(End::Booted));
+        let mut after = vec![0; before.len()];
+        ram.memory().read_slice(&mut after, GuestAddress(0)).expect("in memory");
+        ends.push((before, after));
+    }
+    for pair in ends.chunks(2) {
+        let [(zeros, one), (ones, other)] = pair else { panic!("pairs") };
+        let written = |at: &usize| one[*at] != zeros[*at] || other[*at] != ones[*at];
+        // its stack holds what it has read of the boot info, but nothing of the rest: it is compared too
+        let carried = (0..one.len()).find(|at| one[*at] != other[*at] && written(at));
+        assert_eq!(carried.map(|at| format!("{at:#x}")), None);
+    }
+}
+
 #[test]
 fn the_vmm_tells_in_words_why_stage0_refused() {
     let Some(mut guest) = guest("stage0 words", "vmlinux", "") else { return };
