@@ -179,11 +179,12 @@ impl Vm {
         for (id, vcpu) in (0..).zip(vcpus) {
             let end = self.end.clone();
             let world = World {
+                id,
                 bus: Arc::clone(&self.bus),
                 gate: Arc::clone(&self.gate),
                 confidential: confidential.cloned(),
             };
-            vcpu::spawn(id, vcpu, world, move |outcome| end.now(outcome))
+            vcpu::spawn(vcpu, world, move |outcome| end.now(outcome))
                 .map_err(VmmError::system("vcpu thread"))?;
         }
         Ok(())
