@@ -18,6 +18,7 @@ use crate::tee::kernel::KernelIoctls;
 use crate::tee::memory::{Conversion, MemoryBook};
 use crate::tee::snp::certificates;
 use crate::tee::tdx::quote::QuotingService;
+use crate::tee::tdx::vmcall::{self, EventNotify};
 
 /// `KVM_MEMORY_EXIT_FLAG_PRIVATE`: the guest took the page for private.
 const FAULT_PRIVATE: u64 = 1 << 3;
@@ -33,6 +34,7 @@ pub(crate) struct Confidential {
     certificates: Vec<u8>,
     quoting: Option<QuotingService>,
     quotes: AtomicUsize,
+    notify: EventNotify,
 }
 
 impl Confidential {
@@ -62,8 +64,8 @@ impl Confidential {
             }
             TeeConfig::None | TeeConfig::SimSnp { .. } | TeeConfig::SimTdx { .. } => {}
         }
-        let (book, quotes) = (Mutex::new(book), AtomicUsize::new(0));
-        Ok(Some(Arc::new(Self { io, book, certificates, quoting, quotes })))
+        let (book, quotes, notify) = (Mutex::new(book), AtomicUsize::new(0), EventNotify::default());
+        Ok(Some(Arc::new(Self { io, book, certificates, quoting, quotes, notify })))
     }
 
     /// Serves `KVM_EXIT_HYPERCALL`; the value for the guest.
@@ -89,12 +91,12 @@ impl Confidential {
             .map_err(|error| format!("memory fault at {gpa:#x}: {error}"))
     }
 
-    /// Serves an exit that `kvm-ioctls` does not know; false when this module does not either.
-    pub(crate) fn other(self: &Arc<Self>, reason: u32, vcpu: &mut VcpuFd) -> bool {
+    /// Serves an exit of vCPU `id` that `kvm-ioctls` does not know; false when this module does not either.
+    pub(crate) fn other(self: &Arc<Self>, reason: u32, id: u8, vcpu: &mut VcpuFd) -> bool {
         let words = words(vcpu);
         match reason {
             EXIT_SNP_REQ_CERTS => self.certificates(words),
-            EXIT_TDX => self.tdvmcall(words),
+            EXIT_TDX => self.tdvmcall(id, words),
             _ => return false,
         }
         true
@@ -113,7 +115,10 @@ impl Confidential {
     }
 
     /// `kvm_run.tdx`: flags, leaf, answer, then by leaf.
-    fn tdvmcall(self: &Arc<Self>, words: &mut [u64; WORDS]) {
+    fn tdvmcall(self: &Arc<Self>, id: u8, words: &mut [u64; WORDS]) {
+        if vmcall::serve(words, id, self.io.as_ref(), &self.notify) {
+            return;
+        }
         let [_, leaf, _, first, second, ..] = *words;
         let (status, job) = exits::tdvmcall(leaf, [first, second], self.io.as_ref(), &lock(&self.book));
         let refused = job.is_some_and(|job| !self.quote(job));
@@ -131,7 +136,7 @@ impl Confidential {
             if let Err(error) = job.run(own.quoting.as_ref()) {
                 tracing::warn!(%error, "there is no quote for the guest");
             }
-            if let Err(error) = job.complete(own.io.as_ref(), &lock(&own.book)) {
+            if let Err(error) = job.complete(own.io.as_ref(), &lock(&own.book), &own.notify) {
                 tracing::warn!(%error, "the guest's quote could not be handed over");
             }
             own.quotes.fetch_sub(1, Ordering::SeqCst);

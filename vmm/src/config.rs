@@ -141,13 +141,14 @@ fn validate_tee(config: &VmConfig) -> Result<(), ConfigError> {
         let tee = config.tee.name();
         return Err(field("boot.firmware", format!("a guest under {tee} starts by stage0: give its image")));
     }
-    if config.tee.is_simulated() && config.vsock.is_none() {
-        return Err(field("vsock", "the simulated tee answers over vsock: configure it"));
-    }
+    let vsock = match config.tee.is_simulated() && config.vsock.is_none() {
+        true => Err(field("vsock", "the simulated tee answers over vsock: configure it")),
+        false => Ok(()),
+    };
     match &config.tee {
         TeeConfig::None => Ok(()),
-        TeeConfig::SimSnp { host_data, policy, .. } => validate_snp(host_data, *policy),
-        TeeConfig::SimTdx { mrconfigid, .. } => hex_bytes::<48>("tee.mrconfigid", mrconfigid).map(drop),
+        TeeConfig::SimSnp { host_data, policy, .. } => validate_snp(host_data, *policy).and(vsock),
+        TeeConfig::SimTdx { mrconfigid, .. } => hex_bytes::<48>("tee.mrconfigid", mrconfigid).and(vsock),
         TeeConfig::Snp(snp) => validate_snp(&snp.host_data, snp.policy),
         TeeConfig::Tdx(tdx) => {
             hex_bytes::<48>("tee.mrconfigid", &tdx.mrconfigid)?;

@@ -5,14 +5,15 @@
 //! administrator's doing and harms the one VM that was about to start. Under a TEE the file is read
 //! instead: what is measured must be what is loaded, whatever happens to the file in between.
 
-use std::fs::File;
-use std::io::Write;
+use std::fs::{File, Metadata};
+use std::io::{Read, Write};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, MmapRegion};
 
+use crate::digests::FileKey;
 use crate::error::VmmError;
 
 /// Largest kernel or initramfs.
@@ -22,8 +23,8 @@ const MAX_BYTES: u64 = 2 << 30;
 pub enum Content {
     /// Mapped read-only.
     Mapped(MmapRegion<()>),
-    /// Read.
-    Owned(Vec<u8>),
+    /// Read, and the file's key, unless it changed meanwhile.
+    Owned(Vec<u8>, Option<FileKey>),
 }
 
 impl Content {
@@ -44,7 +45,7 @@ impl Content {
             return Err(other("is empty or larger than 2 GiB"));
         }
         if stable {
-            return std::fs::read(path).map(Self::Owned).map_err(failed);
+            return Self::read(&file, &metadata).map_err(failed);
         }
         let bytes = usize::try_from(length).map_err(|_| other("too large"))?;
         MmapRegionBuilder::new_with_bitmap(bytes, ())
@@ -56,12 +57,29 @@ impl Content {
             .map_err(|e| other(&e.to_string()))
     }
 
+    fn read(file: &File, before: &Metadata) -> std::io::Result<Self> {
+        let mut bytes = Vec::with_capacity(usize::try_from(before.len()).unwrap_or_default());
+        file.take(MAX_BYTES).read_to_end(&mut bytes)?;
+        let key = FileKey::of(before);
+        let unchanged = key == FileKey::of(&file.metadata()?) && bytes.len() as u64 == before.len();
+        Ok(Self::Owned(bytes, unchanged.then_some(key)))
+    }
+
+    /// What tells these bytes from those that the file has at another time; none where they may still change.
+    #[must_use]
+    pub const fn key(&self) -> Option<FileKey> {
+        match self {
+            Self::Owned(_, key) => *key,
+            Self::Mapped(_) => None,
+        }
+    }
+
     /// The bytes.
     #[must_use]
     #[allow(unsafe_code)]
     pub fn bytes(&self) -> &[u8] {
         match self {
-            Self::Owned(bytes) => bytes,
+            Self::Owned(bytes, _) => bytes,
             // SAFETY: the mapping is private, readable, `size()` bytes long and lives as long as `self`;
             // nobody in this process writes to it.
             Self::Mapped(map) => unsafe { std::slice::from_raw_parts(map.as_ptr(), map.size()) },
@@ -136,6 +154,23 @@ impl<W: Write> Write for Bounded<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_is_read_has_a_key_and_one_that_is_mapped_has_none() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let path = dir.path().join("kernel");
+        std::fs::write(&path, b"kernel").expect("written");
+        let read = Content::open("kernel", &path, true).expect("read");
+        let metadata = std::fs::metadata(&path).expect("there");
+        assert_eq!((read.bytes(), read.key()), (&b"kernel"[..], Some(FileKey::of(&metadata))));
+        let mapped = Content::open("kernel", &path, false).expect("mapped");
+        assert_eq!((mapped.bytes(), mapped.key()), (&b"kernel"[..], None));
+        // as it was when it was opened, and as it is
+        let file = File::open(&path).expect("opened");
+        std::fs::write(&path, b"another").expect("written");
+        let changed = Content::read(&file, &metadata).expect("read");
+        assert_eq!(changed.key(), None);
+    }
 
     #[test]
     fn a_console_file_does_not_grow_without_end() {

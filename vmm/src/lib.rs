@@ -18,6 +18,7 @@
 pub mod config;
 pub mod control;
 pub mod devices;
+pub mod digests;
 pub mod error;
 pub mod files;
 pub mod kvm;

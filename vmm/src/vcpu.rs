@@ -13,6 +13,8 @@ use crate::vm::Outcome;
 
 /// What a vCPU meets outside of the guest.
 pub(crate) struct World {
+    /// Number of the vCPU, which is its APIC id too.
+    pub(crate) id: u8,
     pub(crate) bus: Arc<Bus>,
     pub(crate) gate: Arc<Gate>,
     /// Of a guest with private memory.
@@ -21,7 +23,7 @@ pub(crate) struct World {
 
 /// Why a vCPU came out for good.
 fn run(vcpu: &mut VcpuFd, world: &World) -> Option<Outcome> {
-    let World { bus, gate, confidential } = world;
+    let World { id, bus, gate, confidential } = world;
     loop {
         match gate.pass() {
             Go::Run => {}
@@ -69,7 +71,7 @@ fn run(vcpu: &mut VcpuFd, world: &World) -> Option<Outcome> {
                 }
             }
             Ok(VcpuExit::Unsupported(reason)) => {
-                let served = confidential.as_ref().is_some_and(|guest| guest.other(reason, vcpu));
+                let served = confidential.as_ref().is_some_and(|guest| guest.other(reason, *id, vcpu));
                 if !served {
                     return Some(Outcome::KvmFault(format!("unexpected exit: reason {reason}")));
                 }
@@ -102,14 +104,13 @@ fn internal_error(vcpu: &mut VcpuFd) -> Outcome {
     ))
 }
 
-/// Starts the thread of vCPU `id`. It waits at the gate; `ended` is called when it comes out for good.
+/// Starts the thread of a vCPU. It waits at the gate; `ended` is called when it comes out for good.
 pub(crate) fn spawn(
-    id: u8,
     mut vcpu: VcpuFd,
     world: World,
     ended: impl Fn(Outcome) + Send + 'static,
 ) -> std::io::Result<()> {
-    let gate = Arc::clone(&world.gate);
+    let (id, gate) = (world.id, Arc::clone(&world.gate));
     let handle =
         std::thread::Builder::new().name(format!("vcpu{id}")).stack_size(256 << 10).spawn(move || {
             if let Some(outcome) = run(&mut vcpu, &world) {

@@ -13,6 +13,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use crate::bus::Bus;
 use crate::confidential::Confidential;
 use crate::devices::{Connected, OpenDevices, Slots};
+use crate::digests::KnownFiles;
 use crate::error::VmmError;
 use crate::files::Content;
 use crate::kvm::Machine;
@@ -121,6 +122,9 @@ impl Vm {
             None => None,
         };
         let (platform, memory_bit) = launch::platform(&config.tee);
+        let keys = (kernel.key(), initramfs.as_ref().and_then(Content::key));
+        let mut files = KnownFiles::new(config.boot.digest_cache.as_deref(), keys.0, keys.1);
+        let firmware_of = |image| Firmware::new(image, platform, memory_bit).with_hashes(files.hashes());
         let plan = LaunchPlan::new(&LaunchInput {
             kernel: kernel.bytes(),
             initramfs: initramfs.as_ref().map(Content::bytes),
@@ -128,8 +132,9 @@ impl Vm {
             memory_mib: config.memory_mib,
             vcpus: config.vcpus,
             devices: config::device_count(config),
-            firmware: firmware.as_ref().map(|image| Firmware::new(image.bytes(), platform, memory_bit)),
+            firmware: firmware.as_ref().map(|image| firmware_of(image.bytes())),
         })?;
+        files.keep(&plan.hashes);
         let processor = Processor::create(config, &plan)?;
         let local_ports = processor.iter().map(|processor| (port::SIM_TEE, processor.local_port())).collect();
         let devices = OpenDevices::open(config, local_ports)?;
@@ -179,11 +184,12 @@ impl Vm {
         for (id, vcpu) in (0..).zip(vcpus) {
             let end = self.end.clone();
             let world = World {
+                id,
                 bus: Arc::clone(&self.bus),
                 gate: Arc::clone(&self.gate),
                 confidential: confidential.cloned(),
             };
-            vcpu::spawn(id, vcpu, world, move |outcome| end.now(outcome))
+            vcpu::spawn(vcpu, world, move |outcome| end.now(outcome))
                 .map_err(VmmError::system("vcpu thread"))?;
         }
         Ok(())

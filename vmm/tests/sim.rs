@@ -5,7 +5,7 @@ mod common;
 use std::io::{Read, Write};
 use std::path::Path;
 
-use kata_cc_boot::{DescriptorTable, KernelFormat, LaunchPlan, PlatformKind, Segment, StartState};
+use kata_cc_boot::{DescriptorTable, Hashes, KernelFormat, LaunchPlan, PlatformKind, Segment, StartState};
 use kata_cc_measurement::stage0::Stage0Launch;
 use kata_cc_stage0_abi::{BootBlock, KernelKind, Sealed};
 use kata_cc_vmm::sim::Processor;
@@ -39,6 +39,7 @@ fn plan() -> LaunchPlan<'static> {
         regions: Vec::new(),
         unmeasured: Vec::new(),
         stage0: Some(Box::new(launch)),
+        hashes: Hashes::default(),
         start: StartState::flat32(0x10_0000),
         vcpus: 1,
         cmdline: String::new(),

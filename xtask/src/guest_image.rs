@@ -11,6 +11,7 @@ use anyhow::Context;
 use aws_lc_rs::digest::{SHA256, SHA384, digest};
 use serde::{Deserialize, Serialize};
 
+use crate::compact_elf::compact;
 use crate::cpio::{Archive, Kind};
 use crate::shell::{command, output, run, step};
 use crate::{paths, stage0};
@@ -89,6 +90,10 @@ pub(crate) fn kernels(source: &Path, cache: Option<&Path>) -> anyhow::Result<Fil
         for file in ["vmlinux", "bzImage"] {
             files.insert(format!("{file}{ending}"), std::fs::read(folder.join(file))?);
         }
+    }
+    // hashed by stage0 at each start
+    for (name, kernel) in files.iter_mut().filter(|(name, _)| name.starts_with("vmlinux")) {
+        *kernel = compact(kernel).with_context(|| format!("cannot make {name} shorter"))?;
     }
     Ok(files)
 }

@@ -7,6 +7,7 @@
 mod bench;
 mod binaries;
 mod checks;
+mod compact_elf;
 mod cpio;
 mod fuzz;
 mod guest_image;

@@ -35,6 +35,8 @@ pub const COMMAND_LINE: u64 = 0x1F_8000;
 pub const COMMAND_LINE_MAX: u64 = 2047;
 /// Boot info, shared.
 pub const BOOT_INFO: u64 = 0x1F_C000;
+/// End of the shared pages of command line and boot info, the first of which is [`COMMAND_LINE`].
+pub const SHARED_END: u64 = SECRETS;
 /// Secrets page of SNP.
 pub const SECRETS: u64 = 0x1F_D000;
 /// CPUID page of SNP.
@@ -68,6 +70,7 @@ pub const TERMINATION_PORT: u16 = 0x4C0;
 
 const _: () = assert!(IMAGE + MEASURED_MAX <= IMAGE_LIMIT);
 const _: () = assert!(COMMAND_LINE + COMMAND_LINE_MAX <= BOOT_INFO);
+const _: () = assert!(BOOT_INFO + PAGE_SIZE == SHARED_END);
 
 #[cfg(test)]
 mod tests {

@@ -88,6 +88,7 @@ terminations! {
     0x25 KernelSegments "the kernel's segments lie where they must not",
     0x26 CommandLineTooLong "the command line is longer than this kernel takes",
     0x27 KernelPlace "the memory where the kernel must lie is not free",
+    0x28 CommandLineDevice "the command line has a device in a form that stage0 does not know, or too many",
     // memory
     0x30 AcceptFailed "the host did not make memory private",
     0x31 ShareFailed "the host did not make memory shared",
@@ -105,6 +106,7 @@ terminations! {
     0x48 PlatformMismatch "the image does not run on the platform that the boot block names",
     0x49 EventLog "the event log has no room",
     0x4A ApStart "the other vCPUs could not be made ready",
+    0x4B UnnamedTee "the boot block names no TEE, or a simulated one, and the processor is in a real one",
     // the firmware's own
     0x50 TablesTooLarge "the firmware's tables do not fit into their place",
     0x51 Panic "the firmware failed by a fault of its own",

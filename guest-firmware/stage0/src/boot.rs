@@ -51,6 +51,7 @@ pub fn boot<P: Platform, M: GuestMemory>(
     boot.memory.wipe(0, LOW_MEMORY_END);
     let kernel = boot.kernel(&sources)?;
     let devices = boot.command_line(&kernel)?;
+    boot.close_low()?;
     let initramfs = boot.initramfs(&sources, &kernel)?;
     boot.platform.prepare_aps(block.vcpus)?;
     let handover = boot.platform.handover();
@@ -114,6 +115,14 @@ impl<P: Platform, M: GuestMemory> Boot<'_, P, M> {
         }
         let line = self.memory.private(COMMAND_LINE, sealed.length);
         Devices::take_from(line).map(|(devices, _)| devices)
+    }
+
+    /// Command line and boot info were read: their pages become private, so that nothing of the first 2 MiB stays in the
+    /// host's reach. The guest never uses them.
+    fn close_low(&mut self) -> Result<(), Termination> {
+        let pages = PhysRange::new(layout::COMMAND_LINE, layout::SHARED_END).ok_or(Termination::Panic)?;
+        self.memory.wipe_shared(pages.start(), pages.length());
+        Ok(self.platform.unshare(pages)?)
     }
 
     /// Address and bytes of the verified initramfs.

@@ -11,7 +11,7 @@ const MIB: u64 = 1 << 20;
 const RAM: u64 = 48 * MIB;
 const KERNEL: u64 = 32 * MIB;
 const INITRAMFS: u64 = 36 * MIB;
-const ENTRY: u64 = 16 * MIB;
+pub(crate) const ENTRY: u64 = 16 * MIB;
 
 fn seal(bytes: &[u8]) -> Sealed {
     let mut hash = Sha256::new(Engine::Portable);
@@ -62,13 +62,14 @@ fn bzimage() -> Vec<u8> {
 }
 
 /// A launch that boots, to be spoilt.
+#[derive(Clone)]
 pub(crate) struct Launch {
     kernel: Vec<u8>,
     initramfs: Vec<u8>,
     command_line: Vec<u8>,
     pub(crate) block: BootBlock,
     info: Vec<u8>,
-    handover: Handover,
+    pub(crate) handover: Handover,
 }
 
 impl Launch {
@@ -93,8 +94,17 @@ impl Launch {
         Self::new(vmlinux(), KernelKind::Vmlinux)
     }
 
+    pub(crate) fn bzimage() -> Self {
+        Self::new(bzimage(), KernelKind::BzImage)
+    }
+
     pub(crate) fn memory(&self) -> FakeMemory {
-        let mut memory = FakeMemory::new(RAM as usize);
+        self.memory_over(&mut |page| page.fill(0xa5))
+    }
+
+    /// Memory with the payloads, and with what was in it before.
+    pub(crate) fn memory_over(&self, fill: &mut dyn FnMut(&mut [u8])) -> FakeMemory {
+        let mut memory = FakeMemory::new(RAM as usize, fill);
         memory.host_writes(layout::COMMAND_LINE, &self.command_line);
         memory.host_writes(layout::BOOT_INFO, &self.info);
         memory.host_writes(KERNEL, &self.kernel);
@@ -239,6 +249,19 @@ fn what_was_used_on_the_way_is_wiped_and_given_back() {
 }
 
 #[test]
+fn nothing_stays_in_the_hosts_reach() {
+    for handover in [Handover::default(), Handover { lazy_memory: true, ..Handover::default() }] {
+        let launch = Launch { handover, ..Launch::vmlinux() };
+        let (result, memory, platform) = launch.boot();
+        assert!(result.is_ok());
+        let shared = platform.pages.borrow().iter().position(|page| *page == State::Shared);
+        assert_eq!(shared, None, "a page is shared still");
+        let low = layout::COMMAND_LINE as usize..layout::SHARED_END as usize;
+        assert!(memory.shared[low].iter().all(|byte| *byte == 0), "wiped before it was given back");
+    }
+}
+
+#[test]
 fn a_flipped_bit_of_each_payload_is_refused_by_name_and_the_copy_is_wiped() {
     let flip = |change: fn(&mut Launch)| {
         let mut launch = Launch::vmlinux();
@@ -261,6 +284,21 @@ fn a_flipped_bit_of_each_payload_is_refused_by_name_and_the_copy_is_wiped() {
         launch.block.kernel.sha256[byte] ^= 1;
         assert_eq!(launch.refusal(), Some(Termination::KernelHash));
     }
+}
+
+#[test]
+fn a_device_of_another_form_is_refused_by_its_own_number() {
+    let with = |line: &str| {
+        let mut launch = Launch::vmlinux();
+        launch.block.acpi_devices = true;
+        launch.command_line = line.into();
+        launch.block.command_line = seal(&launch.command_line);
+        launch.refusal()
+    };
+    assert_eq!(with("quiet virtio_mmio.device=4K@0xd0000000:5"), None);
+    let refused = Some(Termination::CommandLineDevice);
+    assert_eq!(with("quiet virtio_mmio.device=8K@0xd0000000:5"), refused);
+    assert_eq!(with(&"virtio_mmio.device=4K@0xd0000000:5 ".repeat(25)), refused, "more than there are lines");
 }
 
 #[test]
@@ -411,7 +449,8 @@ fn a_measured_kernel_that_asks_for_the_impossible_is_refused() {
 
 #[test]
 fn a_platform_that_refuses_ends_the_boot() {
-    for at in [0x7000, 0xF_0000, layout::TABLES, ENTRY, RAM - 4096, KERNEL, INITRAMFS, layout::UNACCEPTED] {
+    let low = [0x7000, 0xF_0000, layout::TABLES, layout::UNACCEPTED, layout::COMMAND_LINE, layout::BOOT_INFO];
+    for at in low.into_iter().chain([ENTRY, RAM - 4096, KERNEL, INITRAMFS]) {
         let launch = Launch::vmlinux();
         let mut memory = launch.memory();
         let mut platform = FakePlatform::new(&memory, launch.handover);

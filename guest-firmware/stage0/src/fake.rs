@@ -35,11 +35,16 @@ fn pages_of(start: u64, length: u64) -> std::ops::Range<usize> {
 }
 
 impl FakeMemory {
-    /// Memory as a launch leaves it, its private content arbitrary.
-    pub(crate) fn new(bytes: usize) -> Self {
+    /// Memory as a launch leaves it, its content what the test likes.
+    pub(crate) fn new(bytes: usize, fill: &mut dyn FnMut(&mut [u8])) -> Self {
+        let mut filled = || {
+            let mut all = vec![0; bytes];
+            all.chunks_exact_mut(PAGE).for_each(&mut *fill);
+            all
+        };
         let memory = Self {
-            private: vec![0xa5; bytes],
-            shared: vec![0; bytes],
+            private: filled(),
+            shared: filled(),
             reads: vec![0; bytes],
             pages: Rc::new(RefCell::new(vec![State::Unaccepted; bytes / PAGE])),
         };

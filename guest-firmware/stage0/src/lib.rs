@@ -11,6 +11,7 @@
 #![deny(unsafe_code)]
 
 pub mod boot;
+pub mod ending;
 pub mod exception;
 #[allow(unsafe_code, reason = "addresses become references")]
 pub mod identity;
@@ -34,6 +35,8 @@ pub mod tdx;
 mod boot_tests;
 #[cfg(test)]
 mod fake;
+#[cfg(test)]
+mod fill_tests;
 #[cfg(test)]
 mod tee_boot_tests;
 #[cfg(test)]

@@ -37,7 +37,7 @@ fn start(mut memory: IdentityMemory) -> Result<Entry, Termination> {
             &mut tdx
         }
         PlatformKind::Plain | PlatformKind::SimSnp | PlatformKind::SimTdx => {
-            plain = Plain;
+            plain = Plain::default();
             &mut plain
         }
     };

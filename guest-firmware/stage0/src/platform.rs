@@ -136,6 +136,8 @@ pub enum PlatformError {
     MemoryBitMismatch,
     /// The boot block names another platform.
     PlatformMismatch,
+    /// The boot block names no TEE, and there is one.
+    UnnamedTee,
     /// The event log is full.
     EventLog,
     /// The other vCPUs could not be made ready.
@@ -168,6 +170,7 @@ impl From<PlatformError> for Termination {
             PlatformError::SecretsPage => Self::SecretsPage,
             PlatformError::MemoryBitMismatch => Self::MemoryBitMismatch,
             PlatformError::PlatformMismatch => Self::PlatformMismatch,
+            PlatformError::UnnamedTee => Self::UnnamedTee,
             PlatformError::EventLog => Self::EventLog,
             PlatformError::ApStart => Self::ApStart,
         }

@@ -71,7 +71,15 @@ fn launch(platform: PlatformKind) -> Launch {
 }
 
 fn boot_on(tee: impl Platform, launch: &Launch) -> (Result<Entry, Termination>, FakeMemory) {
-    let mut memory = launch.memory();
+    boot_in(tee, launch, launch.memory())
+}
+
+/// The same in memory that the test has prepared.
+pub(crate) fn boot_in(
+    tee: impl Platform,
+    launch: &Launch,
+    mut memory: FakeMemory,
+) -> (Result<Entry, Termination>, FakeMemory) {
     let book = FakePlatform::new(&memory, Handover::default());
     (boot(&mut Both { tee, book }, &mut memory, &launch.block), memory)
 }

@@ -61,6 +61,9 @@ pub struct NodeConfig {
     pub initramfs: Option<PathBuf>,
     /// Image of the firmware of confidential guests, which verifies kernel and initramfs; `stage0` of the guest image when absent.
     pub firmware: Option<PathBuf>,
+    /// Whether digests of kernel and initramfs are kept in the state folder's `digests`, so that a confidential guest starts without
+    /// hashing them again.
+    pub digest_cache: bool,
     /// Words added to the guest's command line; they are measured.
     pub cmdline_append: String,
     /// Order of tiers for class `kata-cc-auto`, the first that can run is taken.
@@ -89,6 +92,7 @@ impl Default for NodeConfig {
             tee_kernel: None,
             initramfs: None,
             firmware: None,
+            digest_cache: true,
             cmdline_append: String::new(),
             auto_order: vec![Tier::Snp, Tier::Tdx, Tier::Vm],
             tee: TeeSettings::default(),

@@ -36,6 +36,12 @@ pub fn sim_platform() -> PathBuf {
     state_dir().join("sim")
 }
 
+/// Digests of kernels and initramfs, which the monitor keeps.
+#[must_use]
+pub fn digests() -> PathBuf {
+    state_dir().join("digests")
+}
+
 /// Disks of sandboxes, a folder each.
 #[must_use]
 pub fn disks() -> PathBuf {

@@ -9,6 +9,7 @@ use kata_cc_vmm_api::{
 };
 
 use crate::config::NodeConfig;
+use crate::paths;
 use crate::sizing::Size;
 use crate::tier::Tier;
 
@@ -104,6 +105,7 @@ pub fn vm_config(config: &NodeConfig, tier: Tier, size: Size, instance: &Instanc
             initramfs: Some(config.initramfs()),
             cmdline: command_line(config, tier),
             firmware: config.firmware(tier),
+            digest_cache: (config.digest_cache && tier.is_confidential()).then(paths::digests),
         },
         tee: tee(config, tier, &instance.init_data_digest),
         console: Some(console(instance.dir)),
@@ -168,6 +170,25 @@ mod tests {
             assert!(digest.starts_with(&"5a".repeat(32)), "{tier}: {digest}");
             assert!([64, 96].contains(&digest.len()));
         }
+    }
+
+    #[test]
+    fn digests_are_kept_for_confidential_guests_unless_the_node_says_otherwise() {
+        let instance = Instance {
+            id: "x",
+            dir: Path::new("/run/x"),
+            initdata: None,
+            init_data_digest: vec![0; 32],
+            scratch: None,
+            taps: &[],
+        };
+        let size = Size { vcpus: 1, memory_mib: 256 };
+        for (on, tier) in Tier::ALL.into_iter().flat_map(|tier| [(true, tier), (false, tier)]) {
+            let config = NodeConfig { digest_cache: on, ..NodeConfig::default() };
+            let cache = vm_config(&config, tier, size, &instance).boot.digest_cache;
+            assert_eq!(cache, (on && tier.is_confidential()).then(paths::digests), "{tier}");
+        }
+        assert!(NodeConfig::default().digest_cache);
     }
 
     #[test]

@@ -59,6 +59,10 @@ pub struct BootConfig {
     /// without it the kernel is entered directly.
     #[serde(default)]
     pub firmware: Option<PathBuf>,
+    /// Folder, root's alone (mode 0700, made when it is missing), in which the digests of kernel and initramfs are kept, so that a
+    /// start under stage0 need not hash them again; without it they are hashed at each start.
+    #[serde(default)]
+    pub digest_cache: Option<PathBuf>,
 }
 
 /// The trusted execution environment.

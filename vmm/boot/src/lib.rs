@@ -37,5 +37,5 @@ pub use kata_cc_stage0_abi::layout::TERMINATION_PORT;
 pub use kata_cc_stage0_abi::{PlatformKind, Termination};
 pub use kernel::{Kernel, KernelError, KernelFormat};
 pub use plan::{LaunchInput, LaunchPlan, PlanError, Region};
-pub use stage0::{Firmware, FirmwareError};
+pub use stage0::{Firmware, FirmwareError, Hashes, sha256};
 pub use start::{DescriptorTable, Segment, StartState};

@@ -11,7 +11,7 @@ use crate::layout::{
     self, CMDLINE, GDT, MAX_DEVICES, MEMORY_MIB, MIB, MMIO_HOLE, MP_TABLE, PAGE_SIZE, PAGE_TABLES, VCPUS,
     ZERO_PAGE,
 };
-use crate::stage0::{self, Firmware, FirmwareError};
+use crate::stage0::{self, Firmware, FirmwareError, Hashes};
 use crate::start::StartState;
 use crate::{mptable, params, start};
 
@@ -97,6 +97,8 @@ pub struct LaunchPlan<'a> {
     pub unmeasured: Vec<Region<'a>>,
     /// What is measured of a launch by stage0.
     pub stage0: Option<Box<Stage0Launch<'a>>>,
+    /// Hashes of what stage0 verifies, as the boot block has them; none without stage0.
+    pub hashes: Hashes,
     /// First state of vCPU 0.
     pub start: StartState,
     /// Number of vCPUs.
@@ -156,6 +158,7 @@ impl<'a> LaunchPlan<'a> {
             regions,
             unmeasured: Vec::new(),
             stage0: None,
+            hashes: Hashes::default(),
             start: StartState::linux64(kernel.entry),
             vcpus: input.vcpus,
             cmdline,

@@ -28,6 +28,18 @@ pub struct Firmware<'a> {
     pub memory_bit: u32,
     /// Whether stage0 tells the guest of its devices by ACPI, for kernels that have it.
     pub acpi_devices: bool,
+    /// Hashes that need not be made.
+    pub known: Hashes,
+}
+
+/// SHA-256 of kernel and initramfs, where it is known. It goes into the measured boot block as it is; stage0 hashes what it finds, so a wrong one
+/// gives a launch that stage0 refuses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hashes {
+    /// Of the kernel file.
+    pub kernel: Option<[u8; 32]>,
+    /// Of the initramfs file.
+    pub initramfs: Option<[u8; 32]>,
 }
 
 impl<'a> Firmware<'a> {
@@ -35,7 +47,14 @@ impl<'a> Firmware<'a> {
     /// it), that of plain ones has not.
     #[must_use]
     pub const fn new(image: &'a [u8], platform: PlatformKind, memory_bit: u32) -> Self {
-        Self { image, platform, memory_bit, acpi_devices: !matches!(platform, PlatformKind::Plain) }
+        let acpi_devices = !matches!(platform, PlatformKind::Plain);
+        Self { image, platform, memory_bit, acpi_devices, known: Hashes { kernel: None, initramfs: None } }
+    }
+
+    /// The same with hashes that were made before.
+    #[must_use]
+    pub const fn with_hashes(self, known: Hashes) -> Self {
+        Self { known, ..self }
     }
 }
 
@@ -79,7 +98,11 @@ pub(crate) fn plan<'a>(
             KernelFormat::Vmlinux => KernelKind::Vmlinux,
         },
         command_line: seal(cmdline.as_bytes()),
-        ..hashes(input.kernel, initramfs)
+        ..hashes(input.kernel, initramfs, &firmware.known)
+    };
+    let hashes = Hashes {
+        kernel: Some(block.kernel.sha256),
+        initramfs: block.initramfs.map(|initramfs| initramfs.sha256),
     };
     let launch = Stage0Launch::new(firmware.image, &block).map_err(FirmwareError::from)?;
     let page = block.to_page().map_err(|error| FirmwareError::Launch(error.into()))?;
@@ -107,6 +130,7 @@ pub(crate) fn plan<'a>(
         regions,
         unmeasured,
         stage0: Some(Box::new(launch)),
+        hashes,
         start: StartState::flat32(IMAGE),
         vcpus: input.vcpus,
         cmdline,
@@ -117,19 +141,30 @@ pub(crate) fn plan<'a>(
 /// Most bytes of a command line with its final zero.
 pub(crate) const CMDLINE_MAX: usize = COMMAND_LINE_MAX as usize + 1;
 
-fn seal(bytes: &[u8]) -> Sealed {
+/// SHA-256.
+#[must_use]
+pub fn sha256(bytes: &[u8]) -> [u8; 32] {
     let mut sha256 = [0; 32];
     sha256.copy_from_slice(digest(&SHA256, bytes).as_ref());
-    Sealed { length: bytes.len() as u64, sha256 }
+    sha256
 }
 
-/// A boot block with the two large hashes, which are made side by side.
-fn hashes(kernel: &[u8], initramfs: &[u8]) -> BootBlock {
+fn seal(bytes: &[u8]) -> Sealed {
+    seal_known(bytes, None)
+}
+
+fn seal_known(bytes: &[u8], known: Option<[u8; 32]>) -> Sealed {
+    Sealed { length: bytes.len() as u64, sha256: known.unwrap_or_else(|| sha256(bytes)) }
+}
+
+/// A boot block with the two large hashes; those that are not known are made side by side.
+fn hashes(kernel: &[u8], initramfs: &[u8], known: &Hashes) -> BootBlock {
+    let initramfs = || (!initramfs.is_empty()).then(|| seal_known(initramfs, known.initramfs));
     let (kernel, initramfs) = std::thread::scope(|scope| {
-        let other = scope.spawn(|| (!initramfs.is_empty()).then(|| seal(initramfs)));
-        let kernel = seal(kernel);
+        let other = scope.spawn(initramfs);
+        let kernel = seal_known(kernel, known.kernel);
         // a thread that only hashes cannot panic; if it did, its work is done here
-        (kernel, other.join().unwrap_or_else(|_| Some(seal(initramfs))))
+        (kernel, other.join().unwrap_or_else(|_| initramfs()))
     });
     BootBlock {
         platform: PlatformKind::Plain,

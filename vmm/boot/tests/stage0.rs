@@ -3,7 +3,9 @@
 
 use core::arch::x86_64::CpuidResult;
 
-use kata_cc_boot::{Firmware, FirmwareError, LaunchInput, LaunchPlan, PlanError, PlatformKind, StartState};
+use kata_cc_boot::{
+    Firmware, FirmwareError, Hashes, LaunchInput, LaunchPlan, PlanError, PlatformKind, StartState,
+};
 use kata_cc_measurement::VmsaRegisters;
 use kata_cc_stage0::boot::{Entry, boot, boot_block};
 use kata_cc_stage0::memory::GuestMemory;
@@ -182,6 +184,33 @@ fn an_image_that_cannot_be_launched_is_refused() {
     let input = LaunchInput { firmware: Some(firmware), ..input(&kernel, &initramfs, &image, 64) };
     let refused = LaunchPlan::new(&input).err();
     assert!(matches!(refused, Some(PlanError::Firmware(FirmwareError::Launch(_)))), "{refused:?}");
+}
+
+#[test]
+fn hashes_that_are_known_are_taken_and_stage0_refuses_stale_ones() {
+    let (kernel, initramfs, image) = (vmlinux(100, 100), vec![7; 50], image());
+    let fresh = LaunchPlan::new(&input(&kernel, &initramfs, &image, 64)).expect("plan");
+    let end = |known| {
+        let firmware = Firmware::new(&image, PlatformKind::SimSnp, 0).with_hashes(known);
+        let input = LaunchInput { firmware: Some(firmware), ..input(&kernel, &initramfs, &image, 64) };
+        let plan = LaunchPlan::new(&input).expect("plan");
+        let mut ram = Ram(vec![0; 64 << 20]);
+        for region in plan.regions.iter().chain(&plan.unmeasured) {
+            ram.0[region.gpa as usize..][..region.bytes.len()].copy_from_slice(&region.bytes);
+        }
+        let block = boot_block(&mut ram).expect("the plan's boot block");
+        (boot(&mut Nothing, &mut ram, &block).err(), plan.launch_digest(), plan.hashes)
+    };
+    let same = (None, fresh.launch_digest(), fresh.hashes);
+    assert_eq!(end(fresh.hashes), same);
+    assert_eq!(end(Hashes::default()), same);
+    assert_eq!(end(Hashes { kernel: None, ..fresh.hashes }), same);
+    let stale = Hashes { kernel: Some([9; 32]), ..fresh.hashes };
+    let (refused, digest, _) = end(stale);
+    assert_eq!(refused, Some(Termination::KernelHash));
+    assert_ne!(digest, fresh.launch_digest(), "what is foretold and launched is the stale one's");
+    let stale = Hashes { initramfs: Some([9; 32]), ..fresh.hashes };
+    assert_eq!(end(stale).0, Some(Termination::InitramfsHash));
 }
 
 #[test]

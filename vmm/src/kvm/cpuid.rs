@@ -16,6 +16,15 @@ const SVM: u32 = 1 << 2;
 const WAITPKG: u32 = 1 << 5;
 const TURBO: u32 = 1 << 1;
 const ENERGY_BIAS: u32 = 1 << 3;
+/// Leaf of encrypted memory (APM volume 3, appendix E.4.17).
+const MEMORY_ENCRYPTION: u32 = 0x8000_001F;
+
+/// Takes the leaf of encrypted memory out of the list of a guest without private memory: KVM has it there for guests of
+/// any kind, and whoever finds SEV in it reads an MSR (SEV_STATUS) that KVM gives to SEV guests only. stage0 does, to
+/// refuse a boot block that names no TEE in one.
+pub fn without_encryption(cpuid: &mut CpuId) {
+    cpuid.retain(|entry| entry.function != MEMORY_ENCRYPTION);
+}
 
 /// Makes KVM's list that of vCPU `id` of `count`.
 pub fn normalise(cpuid: &mut CpuId, id: u8, count: u8, tsc_deadline: bool) {
@@ -142,6 +151,14 @@ mod tests {
         assert_eq!(one.edx, HTT);
         let cores = find(&cpuid, 0xb, 1);
         assert_eq!((cores.eax, cores.ebx, cores.ecx, cores.edx), (2, 3, 0x201, 2));
+    }
+
+    #[test]
+    fn a_guest_without_private_memory_finds_no_sev() {
+        let mut cpuid = list(&[(0x8000_001e, 0, [1; 4]), (0x8000_001f, 0, [0x1f, 51, 9, 9])]);
+        without_encryption(&mut cpuid);
+        assert_eq!(find(&cpuid, 0x8000_001e, 0).eax, 1);
+        assert_eq!(cpuid.as_slice().len(), 1);
     }
 
     #[test]

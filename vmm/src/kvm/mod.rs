@@ -140,7 +140,9 @@ impl Machine {
     /// # Errors
     /// What KVM said.
     pub fn prepare_vcpu(&self, vcpu: &VcpuFd, id: u8, count: u8) -> Result<(), VmmError> {
-        vcpu.set_cpuid2(&self.cpuid(id, count)).map_err(VmmError::kvm("cpuid"))?;
+        let mut list = self.cpuid(id, count);
+        cpuid::without_encryption(&mut list);
+        vcpu.set_cpuid2(&list).map_err(VmmError::kvm("cpuid"))?;
         start::set_msrs(vcpu)?;
         start::set_lapic(vcpu)
     }

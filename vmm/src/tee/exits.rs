@@ -10,6 +10,7 @@ use kata_cc_stage0_abi::{REASON_SET, Termination};
 use super::ioctls::TeeIoctls;
 use super::memory::{Conversion, MapError, MemoryBook};
 use super::tdx::quote::{QuoteError, QuoteStatus, QuotingService};
+use super::tdx::vmcall::EventNotify;
 use super::{TeeError, convert};
 
 /// `KVM_SYSTEM_EVENT_SEV_TERM`.
@@ -144,17 +145,24 @@ impl QuoteJob {
         }
     }
 
-    /// Hands the answer to the guest: contents first, then the status that it waits for.
+    /// Hands the answer to the guest: contents first, then the status that it waits for, then the interrupt that it may have
+    /// asked for.
     ///
     /// # Errors
-    /// When the guest has made its buffer private meanwhile.
-    pub fn complete(self, io: &dyn TeeIoctls, book: &MemoryBook) -> Result<(), TeeError> {
+    /// When the guest has made its buffer private meanwhile; it is not interrupted then.
+    pub fn complete(
+        self,
+        io: &dyn TeeIoctls,
+        book: &MemoryBook,
+        notify: &EventNotify,
+    ) -> Result<(), TeeError> {
         book.check_shared(self.gpa, self.buffer.len() as u64)?;
         let write = |at: u64, bytes: &[u8]| {
             io.write_shared(self.gpa + at, bytes).map_err(TeeError::refused("writing a quote buffer"))
         };
         write(16, self.buffer.get(16..).unwrap_or_default())?;
-        write(8, self.buffer.get(8..16).unwrap_or_default())
+        write(8, self.buffer.get(8..16).unwrap_or_default())?;
+        notify.send(io)
     }
 }
 
@@ -162,6 +170,7 @@ impl QuoteJob {
 mod tests {
     use super::*;
     use crate::tee::fake::{FakeKernel, Host};
+    use crate::tee::tdx::vmcall;
 
     const PAGE: u64 = 4096;
 
@@ -206,7 +215,7 @@ mod tests {
     fn a_quote_is_asked_for_in_shared_memory_only() {
         let (io, book) = (kernel(), book());
         let ask = |leaf, gpa, size| tdvmcall(leaf, [gpa, size], &io, &book);
-        assert_eq!(ask(0x1_0004, 0, 0).0, TDVMCALL_UNSUPPORTED);
+        assert_eq!(ask(0x1_0005, 0, 0).0, TDVMCALL_UNSUPPORTED);
         for (gpa, size) in [
             (0, PAGE),
             (16 * PAGE + 1, PAGE),
@@ -223,7 +232,11 @@ mod tests {
         assert_eq!(io.state().memory.shared[&(32 * PAGE + 8)], [0xFF; 8]);
         let mut job = job.unwrap();
         assert!(job.run(None).is_err());
-        job.complete(&io, &book).unwrap();
+        let notify = EventNotify::default();
+        assert!(vmcall::serve(&mut [0, 0x1_0004, 0, 0x50, 0], 1, &io, &notify));
+        job.complete(&io, &book, &notify).unwrap();
+        assert_eq!(io.state().messages, [(0xFEE0_1000, 0x50)]);
+        assert_eq!(io.state().calls.last(), Some(&"SIGNAL_MSI"), "when the guest finds the status");
         // an empty buffer, no service: the guest is told so by the status, which comes last
         let status = io.state().memory.shared[&(32 * PAGE + 8)].clone();
         assert_eq!(status, (QuoteStatus::Unavailable as u64).to_le_bytes());
@@ -234,7 +247,10 @@ mod tests {
         let (io, mut book) = (kernel(), book());
         let (_, job) = tdvmcall(LEAF_GET_QUOTE, [32 * PAGE, PAGE], &io, &book);
         book.convert(&Conversion { gpa: 32 * PAGE, size: PAGE, private: true }).unwrap();
-        let refused = job.unwrap().complete(&io, &book).unwrap_err().to_string();
+        let notify = EventNotify::default();
+        assert!(vmcall::serve(&mut [0, 0x1_0004, 0, 0x50, 0], 1, &io, &notify));
+        let refused = job.unwrap().complete(&io, &book, &notify).unwrap_err().to_string();
         assert!(refused.contains("private"), "{refused}");
+        assert!(io.state().messages.is_empty(), "there is nothing to be told of");
     }
 }

@@ -108,6 +108,8 @@ pub trait TeeIoctls {
     fn write_shared(&self, gpa: u64, bytes: &[u8]) -> Result<(), Refusal>;
     /// Reads from the process's own mapping.
     fn read_shared(&self, gpa: u64, bytes: &mut [u8]) -> Result<(), Refusal>;
+    /// `KVM_SIGNAL_MSI`: an interrupt by message, lower half of the address and data.
+    fn signal_msi(&self, address: u32, data: u32) -> Result<(), Refusal>;
 
     /// `KVM_CREATE_VCPU`.
     fn create_vcpu(&self, vcpu: u32) -> Result<(), Refusal>;

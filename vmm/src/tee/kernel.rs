@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use kata_cc_devices::Memory;
 use kvm_bindings::{
     CpuId, KVM_MEM_GUEST_MEMFD, KVM_X86_GRP_SEV, kvm_create_guest_memfd, kvm_device_attr, kvm_enable_cap,
-    kvm_memory_attributes, kvm_regs, kvm_sev_cmd, kvm_sev_init, kvm_sev_snp_launch_finish,
+    kvm_memory_attributes, kvm_msi, kvm_regs, kvm_sev_cmd, kvm_sev_init, kvm_sev_snp_launch_finish,
     kvm_sev_snp_launch_start, kvm_sev_snp_launch_update, kvm_sregs, kvm_userspace_memory_region2,
     sev_cmd_id_KVM_SEV_INIT2, sev_cmd_id_KVM_SEV_SNP_LAUNCH_FINISH, sev_cmd_id_KVM_SEV_SNP_LAUNCH_START,
     sev_cmd_id_KVM_SEV_SNP_LAUNCH_UPDATE,
@@ -286,6 +286,12 @@ impl TeeIoctls for KernelIoctls {
     fn read_shared(&self, gpa: u64, bytes: &mut [u8]) -> Result<(), Refusal> {
         let read = self.memory.memory().read_slice(bytes, GuestAddress(gpa));
         read.map_err(|_| Refusal::kernel(libc::EFAULT))
+    }
+
+    fn signal_msi(&self, address: u32, data: u32) -> Result<(), Refusal> {
+        // how many took it: none is no error, since a vCPU may have its APIC off
+        let message = kvm_msi { address_lo: address, data, ..Default::default() };
+        self.vm.signal_msi(message).map(drop).map_err(refusal)
     }
 
     fn create_vcpu(&self, vcpu: u32) -> Result<(), Refusal> {

@@ -13,6 +13,7 @@ use kata_cc_vmm::memory;
 use kata_cc_vmm::tee::TeeKind;
 use kata_cc_vmm_api::{BlockConfig, ControlReply, ControlRequest, TeeConfig, VsockConfig, exit};
 
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::VcpuExit;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
@@ -199,11 +200,26 @@ const KERNEL_PORT: u16 = 0x4C4;
 /// Starts a plan as a hostile host may have changed it, and gives how it ends. `host` is what the host does
 /// meanwhile, again and again.
 fn end(plan: &LaunchPlan<'_>, ram: &Memory, host: impl Fn(&Memory) + Sync) -> Result<End, String> {
+    end_on(|_| {}, plan, ram, host)
+}
+
+/// The same on a processor of another CPUID.
+fn end_on(
+    processor: impl FnOnce(&mut Vec<kvm_cpuid_entry2>),
+    plan: &LaunchPlan<'_>,
+    ram: &Memory,
+    host: impl Fn(&Memory) + Sync,
+) -> Result<End, String> {
     let text = |error: VmmError| error.to_string();
     let machine = Machine::create(TeeKind::None, ram.clone()).map_err(text)?;
     memory::load(ram, &plan.regions).map_err(text)?;
     memory::load(ram, &plan.unmeasured).map_err(text)?;
     let mut vcpu = machine.single_vcpu().map_err(text)?;
+    let list = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).map_err(|error| error.to_string())?;
+    let mut entries = list.as_slice().to_vec();
+    processor(&mut entries);
+    let list = CpuId::from_entries(&entries).map_err(|_| "entries".to_owned())?;
+    vcpu.set_cpuid2(&list).map_err(|error| error.to_string())?;
     start::set_registers(&vcpu, &plan.start).map_err(text)?;
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -260,6 +276,67 @@ fn stage0_refuses_each_flipped_bit_by_name() {
     }
 }
 
+/// A boot block of a TEE that is not there: its way to give up (GHCB, TDCALL) raises an exception, whose handler gives up in turn.
+/// The number of the first reason comes by the port.
+#[test]
+fn stage0_tells_its_number_where_the_platforms_own_way_fails() {
+    let Some(guest) = guest("stage0 ends", "bzImage", "") else { return };
+    let boot = &guest.config.boot;
+    let read = |path: &Path| std::fs::read(path).expect("file");
+    let (kernel, image) = (read(&boot.kernel), read(boot.firmware.as_deref().expect("image")));
+    for platform in [PlatformKind::Snp, PlatformKind::Tdx] {
+        let mut plan = LaunchPlan::new(&LaunchInput {
+            kernel: &kernel,
+            initramfs: None,
+            cmdline: "",
+            memory_mib: 64,
+            vcpus: 1,
+            devices: 0,
+            firmware: Some(Firmware::new(&image, PlatformKind::Plain, 0)),
+        })
+        .expect("plan");
+        // without a memory bit the page tables are good on any machine, and the block is refused for it
+        let block = plan.regions.iter_mut().find(|one| one.name == "boot block").expect("region");
+        block.bytes.to_mut()[12] = platform as u8;
+        let ram = memory::create(64).expect("memory");
+        let expected = End::Refused(Termination::BootBlockMemoryBit);
+        assert_eq!(end(&plan, &ram, |_| {}), Ok(expected), "{platform:?}");
+    }
+}
+
+/// A processor that says that it is in a trust domain, and a boot block that names none. There is no TDX module here, so the number
+/// comes by the port.
+#[test]
+fn stage0_refuses_a_boot_block_without_a_tee_in_a_trust_domain() {
+    let Some(guest) = guest("stage0 in a td", "bzImage", "") else { return };
+    let boot = &guest.config.boot;
+    let read = |path: &Path| std::fs::read(path).expect("file");
+    let (kernel, image) = (read(&boot.kernel), read(boot.firmware.as_deref().expect("image")));
+    for platform in [PlatformKind::Plain, PlatformKind::SimSnp, PlatformKind::SimTdx] {
+        let plan = LaunchPlan::new(&LaunchInput {
+            kernel: &kernel,
+            initramfs: None,
+            cmdline: "",
+            memory_mib: 64,
+            vcpus: 1,
+            devices: 0,
+            firmware: Some(Firmware::new(&image, platform, 0)),
+        })
+        .expect("plan");
+        let word = |bytes: &[u8; 4]| u32::from_le_bytes(*bytes);
+        let named = kvm_cpuid_entry2 {
+            function: 0x21,
+            ebx: word(b"Inte"),
+            edx: word(b"lTDX"),
+            ecx: word(b"    "),
+            ..Default::default()
+        };
+        let ram = memory::create(64).expect("memory");
+        let ended = end_on(|entries| entries.push(named), &plan, &ram, |_| {});
+        assert_eq!(ended, Ok(End::Refused(Termination::UnnamedTee)), "{platform:?}");
+    }
+}
+
 /// The host changes the kernel all the time. What boots is the measured kernel or nothing, wherever the
 /// change falls between stage0's reading, hashing and using.
 #[test]
@@ -308,6 +385,48 @@ fn a_host_that_changes_the_kernel_meanwhile_wins_nothing() {
     eprintln!("stage0 race: {booted} booted the measured kernel, {refused} refused");
     let ram = memory::create(64).expect("memory");
     assert_eq!(end(&plan, &ram, |_| {}), Ok(End::Booted), "without a race");
+}
+
+/// The same launch in memory that was full of zeros and in memory that was not: where the two guests differ when their kernel
+/// begins, stage0 has written nothing.
+#[test]
+fn what_was_in_memory_before_does_not_reach_the_kernel() {
+    let Some(guest) = guest("stage0 fills", "vmlinux", "") else { return };
+    let image = std::fs::read(guest.config.boot.firmware.as_deref().expect("image")).expect("file");
+    // mov dx, KERNEL_PORT; out dx, al
+    let kernel = elf(16 << 20, &[0x66, 0xba, 0xc4, 0x04, 0xee]);
+    let initramfs = vec![0x77; 300_000];
+    let mut ends = Vec::new();
+    for (platform, fill) in
+        [PlatformKind::Plain, PlatformKind::SimSnp].into_iter().flat_map(|kind| [(kind, 0_u8), (kind, 0xA5)])
+    {
+        let plan = LaunchPlan::new(&LaunchInput {
+            kernel: &kernel,
+            initramfs: Some(&initramfs),
+            cmdline: "quiet",
+            memory_mib: 64,
+            vcpus: 1,
+            devices: 2,
+            firmware: Some(Firmware::new(&image, platform, 0)),
+        })
+        .expect("plan");
+        let ram = memory::create(64).expect("memory");
+        let mut before = vec![fill; 64 << 20];
+        // image and working memory: the launch makes what is not the image zeros
+        before[1 << 20..0x1D_0000].fill(0);
+        ram.memory().write_slice(&before, GuestAddress(0)).expect("in memory");
+        assert_eq!(end(&plan, &ram, |_| {}), Ok(End::Booted));
+        let mut after = vec![0; before.len()];
+        ram.memory().read_slice(&mut after, GuestAddress(0)).expect("in memory");
+        ends.push((before, after));
+    }
+    for pair in ends.chunks(2) {
+        let [(zeros, one), (ones, other)] = pair else { panic!("pairs") };
+        let written = |at: &usize| one[*at] != zeros[*at] || other[*at] != ones[*at];
+        // its stack holds what it has read of the boot info, but nothing of the rest: it is compared too
+        let carried = (0..one.len()).find(|at| one[*at] != other[*at] && written(at));
+        assert_eq!(carried.map(|at| format!("{at:#x}")), None);
+    }
 }
 
 #[test]

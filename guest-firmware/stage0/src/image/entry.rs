@@ -8,15 +8,23 @@
 //! memory. On SNP the bit that the boot block names marks what is private, on TDX what is shared. Page
 //! tables themselves are always private (APM volume 2, 15.34.5), so CR3 needs no bit.
 //!
+//! A boot block that names no TEE is refused under SEV-SNP here already: with paging and without the C-bit every datum
+//! would be the host's. CPUID is asked first. Under SNP it raises #VC, the one exception that has a gate here, which tells
+//! the host the number by the GHCB MSR; a host that does not intercept it lets the processor answer, and then SEV_STATUS,
+//! which no host can intercept (APM volume 2, 15.34.10), says what is on. Where CPUID does not know SEV the MSR is not
+//! read, so nothing faults without a TEE. Any other exception, injected ones too, finds no gate and is the end.
+//!
 //! SSE is enabled before the first Rust function, which may use its registers.
 
 use core::arch::{asm, global_asm};
 
 use kata_cc_stage0::boot::Entry;
 use kata_cc_stage0::identity::IdentityMemory;
-use kata_cc_stage0::platform::{SHARED_WINDOW, layout};
+use kata_cc_stage0::platform::{REASON_SET, SHARED_WINDOW, Termination, layout};
 
 // the entry code has these as numbers
+const _: () = assert!(Termination::UnnamedTee.code() == 0x4B && REASON_SET == 2);
+const _: () = assert!(layout::IMAGE + layout::MEASURED_MAX <= 0x11_0000);
 const _: () = assert!(layout::BOOT_BLOCK == 0x1F_F000 && layout::IMAGE == 0x10_0000);
 const _: () = assert!(SHARED_WINDOW == 1 << 39);
 
@@ -51,6 +59,11 @@ stage0_entry:
     // which the host can run when it likes: beside the first one, on its stack, or again under Linux.
     lock bts dword ptr [stage0_entered], 0
     jc stage0_stop
+    cmp eax, 2
+    je stage0_named
+    cmp eax, 4
+    jne stage0_unnamed
+stage0_named:
     // edx: high half of a private entry; ebp: of a shared one
     mov ecx, dword ptr [0x1FF014]       // memory bit; 47 to 51 or none
     xor edx, edx
@@ -127,6 +140,39 @@ stage0_stop:
     hlt
     jmp stage0_stop
 
+stage0_unnamed:
+    lgdt [stage0_gdt_pointer]
+    lidt [stage0_idt_pointer]
+    mov esp, offset stage0_stack_end
+    // 32-bit interrupt gate of #VC (29): selector 0x20, and an address whose upper half is 0x10
+    mov eax, offset stage0_in_tee
+    add eax, 0x100000
+    mov dword ptr [stage0_idt + 29 * 8], eax
+    mov dword ptr [stage0_idt + 29 * 8 + 4], 0x108E00
+    mov eax, 0x80000000
+    cpuid
+    cmp eax, 0x8000001F
+    jb 5f
+    mov eax, 0x8000001F
+    cpuid
+    bt eax, 1                           // SEV
+    jnc 5f
+    mov ecx, 0xC0010131                 // SEV_STATUS
+    rdmsr
+    test eax, 7                         // SEV, SEV-ES, SEV-SNP
+    jnz stage0_in_tee
+5:  mov eax, dword ptr [0x1FF00C]
+    jmp stage0_named
+
+    // #VC, or found by asking. Never goes on: HLT under SNP is a #VC, which leads here again.
+stage0_in_tee:
+    mov eax, 0x4B2100                   // number, reason set, termination request
+    xor edx, edx
+    mov ecx, 0xC0010130                 // GHCB MSR
+    wrmsr
+    rep vmmcall                         // VMGEXIT
+    jmp stage0_stop
+
     .code64
 stage0_long:
     mov eax, 0x18
@@ -162,12 +208,15 @@ stage0_ap:
 
     .balign 16
 stage0_gdt:
-    // null, null, 64-bit code, data: the selectors that Linux's boot protocol names
-    .quad 0, 0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF
+    // null, null, 64-bit code, data: the selectors that Linux's boot protocol names; 32-bit code
+    .quad 0, 0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF, 0x00CF9B000000FFFF
 stage0_gdt_pointer:
-    .word 31
+    .word 39
     .long stage0_gdt
     .word 0, 0
+stage0_idt_pointer:
+    .word 30 * 8 - 1
+    .long stage0_idt
 
     .section .stage0.tables, "aw", @nobits
     .balign 4096
@@ -180,6 +229,8 @@ stage0_tables_ready:
     .skip 4
 stage0_entered:
     .skip 12
+stage0_idt:
+    .skip 30 * 8
 
     .section .stage0.stack, "aw", @nobits
     .balign 4096

@@ -2,7 +2,9 @@
 //! without one, ends the guest by its number.
 //!
 //! The processor changes to a stack of their own (IST), so that nothing below the interrupted code's stack pointer
-//! is overwritten: compiled code keeps things there. SSE registers are saved, because compiled code uses them.
+//! is overwritten: compiled code keeps things there. SSE registers are saved, because compiled code uses them. An
+//! exception in a handler takes that stack from its top again: the handler that it interrupts only ends the guest, and
+//! [`tee::terminate`] sees to it that this does not go round.
 //! Interrupts stay off; one that the host injects all the same finds no gate beyond the 32 exceptions, which is a
 //! #GP and so the end.
 
@@ -151,6 +153,13 @@ pub(crate) fn install() {
             gates = in(reg) &gates,
         );
     }
+}
+
+/// Ends the guest without a word: no gate is left, so the exception becomes a shutdown.
+pub(crate) fn shutdown() -> ! {
+    let none = Pointer { limit: 0, base: 0 };
+    // SAFETY: nothing runs afterwards.
+    unsafe { asm!("lidt [{none}]", "ud2", none = in(reg) &none, options(noreturn, nostack)) }
 }
 
 /// The first two bytes of the instruction, if it is one of the firmware's.

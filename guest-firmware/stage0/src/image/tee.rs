@@ -2,10 +2,13 @@
 
 use core::cell::UnsafeCell;
 
-use kata_cc_stage0::plain::Plain;
-use kata_cc_stage0::platform::{PhysRange, Platform, PlatformError, Termination, layout};
+use kata_cc_stage0::ending::{Ending, Way};
+use kata_cc_stage0::plain::{self, Plain};
+use kata_cc_stage0::platform::{PhysRange, PlatformError, Termination, layout};
 use kata_cc_stage0::snp::{self, Snp};
 use kata_cc_stage0::tdx::{self, Tdx};
+
+use crate::exceptions;
 
 /// Platforms as the boot block names them.
 const KIND_SNP: u32 = 2;
@@ -69,12 +72,25 @@ pub(crate) fn tdx() -> Result<Tdx<'static, tdx::instructions::Processor>, Termin
     Tdx::new(&TDX, log, working_memory()?, mailbox).map_err(|why| PlatformError::from(why).into())
 }
 
-/// Ends the guest from anywhere, as the measured boot block's platform does it.
+static ENDING: Ending = Ending::new();
+
+/// Ends the guest from anywhere, as the measured boot block's platform does it; when that raises an exception, which
+/// leads here again, in the next way.
 pub(crate) fn terminate(why: Termination) -> ! {
+    match ENDING.next(why) {
+        Way::Platform(why) => platform_end(why),
+        Way::Port(number) => plain::end(number),
+        Way::Shutdown => exceptions::shutdown(),
+    }
+}
+
+fn platform_end(why: Termination) -> ! {
     // SAFETY: a launch page, which nothing writes.
     match unsafe { (KIND as *const u32).read_volatile() } {
         KIND_SNP => snp::msr::terminate(&SNP, why),
         KIND_TDX => tdx::call::terminate(&TDX, why),
-        _ => Plain.terminate(why),
+        // what the boot block says is not believed: this may be what it is refused for
+        _ if Plain::default().is_trust_domain() => tdx::call::terminate(&TDX, why),
+        _ => plain::end(why.code()),
     }
 }

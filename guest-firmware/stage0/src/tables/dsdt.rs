@@ -52,8 +52,8 @@ impl Devices {
             let length = rest.iter().position(|byte| *byte == b' ').unwrap_or(rest.len());
             let word = rest.get(..length).unwrap_or_default();
             if word.starts_with(b"virtio_mmio.device=") {
-                let device = parse(word).ok_or(Termination::TablesTooLarge)?;
-                *devices.all.get_mut(devices.count).ok_or(Termination::TablesTooLarge)? = device;
+                let device = parse(word).ok_or(Termination::CommandLineDevice)?;
+                *devices.all.get_mut(devices.count).ok_or(Termination::CommandLineDevice)? = device;
                 devices.count += 1;
             } else {
                 if to > 0 {
@@ -186,10 +186,11 @@ mod tests {
             "=4K@0x1d0000000:5",
         ] {
             let mut line = format!("a virtio_mmio.device{word}").into_bytes();
-            assert_eq!(Devices::take_from(&mut line).map(|_| ()), Err(Termination::TablesTooLarge), "{word}");
+            let refused = Devices::take_from(&mut line).map(|_| ());
+            assert_eq!(refused, Err(Termination::CommandLineDevice), "{word}");
         }
         let mut many = "virtio_mmio.device=4K@0xd0000000:5 ".repeat(MAX_DEVICES + 1).into_bytes();
-        assert!(Devices::take_from(&mut many).is_err());
+        assert_eq!(Devices::take_from(&mut many).map(|_| ()), Err(Termination::CommandLineDevice));
     }
 
     #[test]

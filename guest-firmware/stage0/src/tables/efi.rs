@@ -141,7 +141,7 @@ fn bitmap_bytes(ram: &[MemoryRange]) -> u64 {
 }
 
 /// Writes the table of unaccepted memory: one bit for each 2 MiB from address 0 on, set where there is RAM
-/// that was not accepted.
+/// that was not accepted. The rest of the place is zeros.
 ///
 /// # Errors
 /// When the place is too small.
@@ -151,8 +151,8 @@ pub fn unaccepted(
     is_accepted: impl Fn(u64) -> bool,
 ) -> Result<(), Termination> {
     let length = usize::try_from(unaccepted_bytes(ram)).map_err(|_| Termination::TablesTooLarge)?;
-    let place = place.get_mut(..length).ok_or(Termination::TablesTooLarge)?;
     place.fill(0);
+    let place = place.get_mut(..length).ok_or(Termination::TablesTooLarge)?;
     let (header, bitmap) = place.split_at_mut(UNACCEPTED_HEADER as usize);
     let mut header = Writer::new(header);
     header.put(&1_u32.to_le_bytes())?;

@@ -92,6 +92,7 @@ pub(crate) fn boot_ours(dir: &Path, guest: &Guest) -> anyhow::Result<Boot> {
             initramfs: Some(kata_cc_tests::share().join("initramfs")),
             cmdline: kata_cc_vmm_api::command_line(guest.tier),
             firmware: guest.firmware.then(|| kata_cc_tests::share().join("stage0")),
+            digest_cache: None,
         },
         tee: guest.tee.clone(),
         console: Some(console.clone()),

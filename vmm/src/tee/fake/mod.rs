@@ -61,6 +61,8 @@ pub(crate) struct Host {
     pub(crate) td_attributes: u64,
     pub(crate) td_xfam: u64,
     pub(crate) td_cpuid: Vec<kvm_cpuid_entry2>,
+    /// TDVMCALLs: R11 of kernel and user space, R12 of both.
+    pub(crate) tdvmcalls: [u64; 4],
 }
 
 impl Default for Host {
@@ -82,6 +84,7 @@ impl Default for Host {
             td_xfam: 0x6_02E7,
             // more than the first attempt has room for
             td_cpuid: (0..70).map(|leaf| mask(leaf, 0xFFFF, 0xFF)).collect(),
+            tdvmcalls: [0, 0b10, 0, 0],
         }
     }
 }
@@ -102,6 +105,8 @@ pub(crate) struct State {
     pub(crate) memory: FakeMemory,
     vcpus: Vec<FakeVcpu>,
     enabled: BTreeMap<u32, u64>,
+    /// Interrupts by message: address and data.
+    pub(crate) messages: Vec<(u32, u32)>,
     pub(crate) snp: FakeSnp,
     pub(crate) tdx: FakeTdx,
 }
@@ -118,6 +123,7 @@ impl FakeKernel {
             memory: FakeMemory::default(),
             vcpus: Vec::new(),
             enabled: BTreeMap::new(),
+            messages: Vec::new(),
             snp: FakeSnp::default(),
             tdx: FakeTdx::default(),
         }))
@@ -210,6 +216,11 @@ impl TeeIoctls for FakeKernel {
             let len = written.len().min(bytes.len());
             bytes[..len].copy_from_slice(&written[..len]);
         }
+        Ok(())
+    }
+
+    fn signal_msi(&self, address: u32, data: u32) -> Answer {
+        self.called("SIGNAL_MSI").messages.push((address, data));
         Ok(())
     }
 

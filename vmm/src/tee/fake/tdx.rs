@@ -47,6 +47,7 @@ pub(super) fn capabilities(answer: &mut TdxCapabilities, host: &Host) -> Answer 
     refuse_unless(host.td_cpuid.len() <= room, libc::E2BIG)?;
     answer.supported_attrs = host.td_attributes;
     answer.supported_xfam = host.td_xfam;
+    answer.tdvmcall_info = host.tdvmcalls;
     answer.cpuid.entries[..host.td_cpuid.len()].copy_from_slice(&host.td_cpuid);
     Ok(())
 }

@@ -153,7 +153,7 @@ impl<'a> TdxTee<'a> {
 }
 
 /// Asks for the capabilities with as much room as they need.
-fn capabilities(io: &dyn TeeIoctls) -> Result<Box<TdxCapabilities>, TeeError> {
+pub(super) fn capabilities(io: &dyn TeeIoctls) -> Result<Box<TdxCapabilities>, TeeError> {
     let mut room = FIRST_ROOM;
     loop {
         let mut answer = TdxCapabilities::with_room(room);

@@ -7,6 +7,7 @@
 mod cpuid;
 mod launch;
 pub mod quote;
+pub mod vmcall;
 
 pub use cpuid::configurable;
 pub use launch::{TdxConfig, TdxTee};
