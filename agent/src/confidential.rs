@@ -110,6 +110,8 @@ pub(crate) struct Image {
     pub(crate) authenticated_registry_credentials_uri: Option<String>,
     /// The only images that may be pulled, `host/repository@sha256:…`; any without.
     pub(crate) allowed: Option<Vec<String>>,
+    /// Seals of images (JSON) that the host may hand over as block devices.
+    pub(crate) seals: Vec<String>,
 }
 
 /// `aa.toml`, as far as it is used.

@@ -6,11 +6,11 @@
 //! ([`Images::examine`]), so that no key is asked for an image that may not run, and again when its files are there, which
 //! alone tell the numbers of its user.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::{fs, io};
 
-use kata_cc_agent_protocol::agent::StringUser;
+use kata_cc_agent_protocol::agent::{Storage, StringUser};
 use kata_cc_agent_protocol::oci;
 use kata_cc_causes::causes;
 use kata_cc_image::digest::Digest;
@@ -18,6 +18,7 @@ use kata_cc_image::{
     BrokerKeys, ClientConfig, DockerAuthConfig, ExaminedImage, ImageClient, ImageConfiguration, KeyProvider,
     NoKeys, Progress, PullTarget, PulledImage, RunningTier, Scratch,
 };
+use kata_cc_sealed_image::ManifestError;
 use thiserror::Error;
 use tracing::{debug, info};
 
@@ -25,6 +26,7 @@ use crate::confidential::{Broker, Settings};
 use crate::config::Tee;
 use crate::container::spec;
 use crate::measure::Measurements;
+use crate::sealed_image::{self, SealedError, Seals};
 use crate::stage::users;
 
 /// Why an image was not pulled.
@@ -45,6 +47,14 @@ pub(crate) enum PullError {
         image: String,
         /// Why not.
         source: kata_cc_attester::measure::LogError,
+    },
+    /// The sealed image that the host offers is not what the seal says.
+    #[error("image {image} does not run: {source}")]
+    Sealed {
+        /// Reference.
+        image: String,
+        /// Why.
+        source: SealedError,
     },
     /// A system call failed.
     #[error("space for the image: {0}")]
@@ -185,6 +195,7 @@ pub(crate) struct Images {
     proxy: Option<String>,
     measurements: Arc<Measurements>,
     scratch: tokio::sync::OnceCell<Scratch>,
+    seals: Seals,
     /// Held by the one [`Images::pull_to`] that runs.
     pulling_for_the_hub: tokio::sync::Mutex<()>,
 }
@@ -212,22 +223,27 @@ const SCRATCH: &str = "/dev/vdb";
 
 impl Images {
     /// With the settings of the init-data.
+    ///
+    /// # Errors
+    /// When a seal in it is none.
     pub(crate) fn new(
         settings: Arc<Settings>,
         broker: Option<Broker>,
         tee: Tee,
         proxy: Option<String>,
         measurements: Arc<Measurements>,
-    ) -> Self {
-        Self {
+    ) -> Result<Self, ManifestError> {
+        let seals = Seals::parse(&settings.cdh.image.seals)?;
+        Ok(Self {
             settings,
             broker,
             tee,
             proxy,
             measurements,
+            seals,
             scratch: tokio::sync::OnceCell::new(),
             pulling_for_the_hub: tokio::sync::Mutex::new(()),
-        }
+        })
     }
 
     fn tier(&self) -> RunningTier {
@@ -273,8 +289,42 @@ impl Images {
         Ok(Examined { reference, program, image: Some((client, image)) })
     }
 
+    /// The root of what was examined, for the container of `bundle`: from the device that the host offers when there is a seal of the
+    /// image, else pulled.
+    pub(crate) async fn root(
+        &self,
+        examined: Examined,
+        bundle: &Path,
+        storage: &Storage,
+    ) -> Result<Pulled, PullError> {
+        let reference = examined.reference.clone();
+        let sealed = |source| {
+            let error = PullError::Sealed { image: reference.clone(), source };
+            refused(&reference, error.to_string());
+            error
+        };
+        let seal = examined.image.as_ref().and_then(|(_, image)| self.seals.of_image(image));
+        let device = sealed_image::offered(storage).await.map_err(|error| sealed(error.into()))?;
+        let (Some(seal), Some(device)) = (seal, device) else { return self.pull(examined, bundle).await };
+        let base = self.space().await?.join(bundle.file_name().unwrap_or_default());
+        let (seal, digest) = (seal.clone(), seal.manifest.clone());
+        let mounting = tokio::task::spawn_blocking(move || sealed_image::mount(&seal, &device, &base));
+        let mounted = mounting.await.map_err(|error| PullError::Space(io::Error::other(error)))?;
+        let rootfs = mounted.map_err(sealed)?;
+        info!(
+            stage = "pulled",
+            image = reference,
+            digest,
+            sealed = true,
+            bytes = 0,
+            "image taken from the host's copy"
+        );
+        self.recorded(&reference, &digest).await?;
+        Ok(Pulled { rootfs, digest: Some(digest) })
+    }
+
     /// Pulls what was examined, for the container of `bundle`.
-    pub(crate) async fn pull(&self, examined: Examined, bundle: &Path) -> Result<Pulled, PullError> {
+    async fn pull(&self, examined: Examined, bundle: &Path) -> Result<Pulled, PullError> {
         let Examined { reference, image, .. } = examined;
         let Some((client, image)) = image else {
             let rootfs = bundle.join(".pause");
@@ -340,7 +390,11 @@ impl Images {
             encrypted = image.encrypted,
             "image pulled"
         );
-        let recorded = self.measurements.pulled(reference, &image.manifest_digest.to_string()).await;
+        self.recorded(reference, &image.manifest_digest.to_string()).await
+    }
+
+    async fn recorded(&self, reference: &str, digest: &str) -> Result<(), PullError> {
+        let recorded = self.measurements.pulled(reference, digest).await;
         recorded.map_err(|source| PullError::NotMeasured { image: reference.to_owned(), source })
     }
 

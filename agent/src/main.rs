@@ -31,6 +31,7 @@ mod pid1;
 mod policies_test;
 mod reaper;
 mod sandbox;
+mod sealed_image;
 mod service;
 mod stage;
 mod storage;
@@ -150,7 +151,7 @@ async fn serve(config: &Config, log: &Log) -> Result<()> {
         proxy.clone(),
         Arc::clone(&measurements),
     );
-    let images = Arc::new(images);
+    let images = Arc::new(images.context("seals of the init-data")?);
     let served = match pid1::is_pid1() && tee.is_confidential() {
         true => {
             let features = settings.features(config.guest_api.as_deref())?;

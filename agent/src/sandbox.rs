@@ -307,7 +307,7 @@ impl Sandbox {
                 if let Some(question) = question(None) {
                     policy.check_image_ahead(&question).await?;
                 }
-                let pulled = images.pull(examined, &bundle).await?;
+                let pulled = images.root(examined, &bundle, storage).await?;
                 if let Some(question) = question(Some(&pulled.rootfs)) {
                     policy.check_image(&question).await?;
                 }
@@ -510,6 +510,7 @@ fn remove_bundle(bundle: &Path) {
     storage::unmount(&bundle.join("rootfs").display().to_string());
     let pulled = Path::new(paths::IMAGES).join(bundle.file_name().unwrap_or_default());
     if bundle.file_name().is_some() && pulled.is_dir() {
+        crate::sealed_image::unmount(&pulled);
         // It frees the guest's memory; what stays goes with the guest.
         let _ = fs::remove_dir_all(pulled);
     }

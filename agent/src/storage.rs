@@ -184,7 +184,7 @@ pub(crate) async fn mount(
     match storage.driver.as_str() {
         "blk" | "mmioblk" => {
             let encrypted = is_encrypted(storage)?;
-            let device = block_device(storage).await?;
+            let device = block_device(&storage.driver, &storage.source).await?;
             if encrypted {
                 encrypt(storage, &device, container, volumes).await?;
                 let owned = own_by_group(storage, &target);
@@ -292,10 +292,9 @@ fn own_by_group(storage: &Storage, target: &Path) -> Result<(), StorageError> {
 }
 
 /// Waits for the device to have a capacity: a spare slot is empty until the host attaches a file.
-async fn block_device(storage: &Storage) -> Result<String, StorageError> {
-    let device = storage.source.as_str();
+pub(crate) async fn block_device(driver: &str, device: &str) -> Result<String, StorageError> {
     let refuse =
-        |why| StorageError::Source { driver: storage.driver.clone(), source_name: device.to_owned(), why };
+        |why| StorageError::Source { driver: driver.to_owned(), source_name: device.to_owned(), why };
     let name =
         device.strip_prefix("/dev/").ok_or_else(|| refuse("only /dev/… is taken: this VM has no PCI"))?;
     let plain = name.starts_with("vd")

@@ -9,7 +9,7 @@ use nix::sys::stat::{Mode, SFlag, major, makedev, minor, mknod};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-use crate::dm::{Crypt, MapError};
+use crate::dm::{MapError, MappedDevice, Target};
 use crate::{ext4, luks2, random};
 
 const DEV: &str = "/dev";
@@ -85,6 +85,39 @@ impl BlockDevice {
         Ok(found)
     }
 
+    /// Its path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Bytes that it holds.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn size(&self) -> Result<u64, DeviceError> {
+        let mut file = File::open(&self.path).map_err(refuse)?;
+        file.seek(SeekFrom::End(0)).map_err(refuse)
+    }
+
+    /// Maps what is on it for reading: a tree of hashes, which `root_hash` vouches for, stands after its first `data_blocks` blocks
+    /// of 4 KiB. A block that it does not vouch for cannot be read.
+    ///
+    /// Source: Linux, `Documentation/admin-guide/device-mapper/verity.rst`: version 1, SHA-256, no salt.
+    ///
+    /// # Errors
+    /// When the device is in use or shorter, or a step fails.
+    pub fn map_verified(&self, data_blocks: u64, root_hash: &[u8; 32]) -> Result<Mapped, DeviceError> {
+        let name = format!("kata-cc-sealed-{}", hex::encode(*random::<8>()?));
+        let (major, minor) = self.numbers;
+        let device = format!("{major}:{minor}");
+        let parameters = format!(
+            "1 {device} {device} 4096 4096 {data_blocks} {data_blocks} sha256 {} -",
+            hex::encode(root_hash)
+        );
+        Mapped::of(MappedDevice::new(Target::Verity, &name, data_blocks * 8, parameters.as_bytes())?)
+    }
+
     /// Maps the volume that is on it by `key`, or, with `make`, a new one: what was on it is lost then, and without a key the new one is
     /// never opened again. The name of the mapped device is a random one where none is given.
     ///
@@ -132,7 +165,7 @@ fn memory_available() -> u64 {
 #[derive(Debug)]
 pub struct Mapped {
     node: PathBuf,
-    crypt: Crypt,
+    device: MappedDevice,
 }
 
 impl Mapped {
@@ -141,8 +174,13 @@ impl Mapped {
             Some(name) => name.to_owned(),
             None => format!("kata-cc-volume-{}", hex::encode(*random::<8>()?)),
         };
-        let crypt = Crypt::new(&name, volume.sectors(), &volume.crypt_parameters(below))?;
-        let mapped = Self { node: Path::new(MAPPER).join(name), crypt };
+        let parameters = volume.crypt_parameters(below);
+        Self::of(MappedDevice::new(Target::Crypt, &name, volume.sectors(), &parameters)?)
+    }
+
+    /// A device and its node.
+    pub(crate) fn of(device: MappedDevice) -> Result<Self, DeviceError> {
+        let mapped = Self { node: Path::new(MAPPER).join(device.name()), device };
         // The device is new: what is there under its name is of one that is gone.
         let _ = fs::remove_file(&mapped.node);
         mapped.make_node(&mapped.node)?;
@@ -152,7 +190,7 @@ impl Mapped {
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &str {
-        self.crypt.name()
+        self.device.name()
     }
 
     /// Its node.
@@ -166,7 +204,7 @@ impl Mapped {
     /// # Errors
     /// When it cannot be made.
     pub fn make_node(&self, path: &Path) -> Result<(), DeviceError> {
-        let (major, minor) = self.crypt.device();
+        let (major, minor) = self.device.device();
         let made = mknod(path, SFlag::S_IFBLK, Mode::from_bits_truncate(0o600), makedev(major, minor));
         made.map_err(|errno| step("making the device's node")(errno.into()))
     }

@@ -13,6 +13,8 @@ use kata_cc_image::{
 use serde_json::json;
 use zeroize::Zeroizing;
 
+mod seal;
+
 use super::{block_on, read_input, secret};
 use crate::output::{Output, printable};
 
@@ -35,6 +37,20 @@ pub(crate) enum Command {
         /// Tier that the image demands: confidential, snp, tdx.
         #[arg(long, value_name = "TIER")]
         require_tier: Option<RequiredTier>,
+        #[command(flatten)]
+        registry: RegistryArguments,
+    },
+    /// Make one read-only file of an image's layers, whose every block a root hash vouches for: guests of this node whose init-data
+    /// has the seal take it instead of pulling the layers.
+    Seal {
+        /// Image: a registry reference, oci:DIR[:TAG] or oci-archive:FILE[:TAG].
+        name: String,
+        /// File for the sealed image; without it, it goes to this node's folder of sealed images.
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// File for the seal (JSON), for `[image] seals` of the node's configuration or a pod's init-data.
+        #[arg(long, value_name = "FILE")]
+        seal: Option<PathBuf>,
         #[command(flatten)]
         registry: RegistryArguments,
     },
@@ -144,6 +160,10 @@ pub(crate) fn run(command: Command, output: &Output) -> anyhow::Result<u8> {
                     key_file.display()
                 ))?;
             }
+        }
+        Command::Seal { name, output: file, seal, registry } => {
+            let client = registry.config(&[&name])?;
+            seal::run(&name, &client, file.as_deref(), seal.as_deref(), output)?;
         }
         Command::Inspect { name, registry } => {
             let client = registry.config(&[&name])?;

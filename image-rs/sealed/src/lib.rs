@@ -20,8 +20,8 @@ pub mod verity;
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 
-use kata_cc_image::Limits;
 use kata_cc_image::unpack::UnpackError;
+use kata_cc_image::{FetchedImage, Limits};
 
 pub use manifest::{ManifestError, SealManifest};
 
@@ -53,6 +53,16 @@ pub enum SealError {
         "extended attribute {0:?} has no place in EROFS: known are user, trusted, security and the two of POSIX ACLs"
     )]
     Attribute(String),
+}
+
+/// Seals an image that was fetched, into an empty file.
+///
+/// # Errors
+/// See [`SealError`]; what is in the file then is worth nothing.
+pub fn seal_image(image: &FetchedImage, file: &mut File, limits: Limits) -> Result<SealManifest, SealError> {
+    let seal = seal(image.archives(), file, limits)?;
+    let (manifest, config) = (image.manifest_digest.to_string(), image.config_digest.to_string());
+    Ok(SealManifest::new(&manifest, &config, &seal))
 }
 
 /// A sealed image.

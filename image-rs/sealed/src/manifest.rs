@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::Seal;
-use crate::verity::{BLOCK, tree_blocks};
+use crate::verity::{BLOCK, DIGEST, tree_blocks};
 
 /// Form of the document.
 const VERSION: u32 = 1;
@@ -107,6 +107,16 @@ impl SealManifest {
         Ok(serde_json::to_vec(self)?)
     }
 
+    /// The root hash as bytes; zeros, which vouch for nothing, when it is out of form.
+    #[must_use]
+    pub fn root(&self) -> [u8; DIGEST] {
+        let mut root = [0; DIGEST];
+        match hex::decode_to_slice(&self.root_hash, &mut root) {
+            Ok(()) => root,
+            Err(_) => [0; DIGEST],
+        }
+    }
+
     /// Bytes of the file, the hash tree included.
     #[must_use]
     pub const fn file_bytes(&self) -> u64 {
@@ -129,7 +139,7 @@ mod tests {
         let digest = format!("sha256:{}", "ab".repeat(32));
         let seal = Seal { data_blocks: 300, tree_blocks: 4, root_hash: [7; 32] };
         let manifest = SealManifest::new(&digest, &digest, &seal);
-        assert_eq!(manifest.file_bytes(), 304 * 4096);
+        assert_eq!((manifest.file_bytes(), manifest.root()), (304 * 4096, [7; 32]));
         let bytes = manifest.to_json().expect("text");
         assert_eq!(SealManifest::parse(&bytes).expect("read"), manifest);
         let good: serde_json::Value = serde_json::from_slice(&bytes).expect("JSON");

@@ -344,7 +344,7 @@ fn layer_types(manifest: &Manifest) -> Result<Vec<LayerType>, PullError> {
     manifest.layers.iter().enumerate().map(parse).collect()
 }
 
-fn diff_ids(config: &ImageConfiguration, layers: usize) -> Result<Vec<Digest>, PullError> {
+pub(crate) fn diff_ids(config: &ImageConfiguration, layers: usize) -> Result<Vec<Digest>, PullError> {
     let texts = config.rootfs().diff_ids();
     if texts.len() != layers {
         return Err(PullError::Config(format!("it names {} layers, the manifest {layers}", texts.len())));

@@ -120,6 +120,12 @@ impl ExaminedImage {
     pub fn is_encrypted(&self) -> bool {
         self.kinds.iter().any(|kind| kind.encrypted)
     }
+
+    /// Digest of the configuration, as the manifest names it.
+    #[must_use]
+    pub fn config_digest(&self) -> &str {
+        &self.manifest.config.digest
+    }
 }
 
 /// An image that is there.

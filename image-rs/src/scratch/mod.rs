@@ -17,7 +17,7 @@ use std::io::{self, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use kata_cc_volumes::dm::{Crypt, MapError};
+use kata_cc_volumes::dm::{MapError, MappedDevice, Target};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, SFlag, major, makedev, minor, mknod};
 use zeroize::{Zeroize as _, Zeroizing};
@@ -66,7 +66,7 @@ pub struct Scratch {
 #[derive(Debug)]
 struct Swap {
     // Removed when this is dropped; while swap is on, the kernel refuses, and the space lives as long as the guest.
-    crypt: Crypt,
+    crypt: MappedDevice,
     node: PathBuf,
     active: bool,
 }
@@ -139,7 +139,12 @@ impl Swap {
         }
         let device = std::fs::metadata(disk).map_err(step("looking at the disk"))?.rdev();
         let pages = size / PAGE as u64;
-        let crypt = Crypt::new(NAME, pages * 8, &table(pages * 8, (major(device), minor(device)))?)?;
+        let crypt = MappedDevice::new(
+            Target::Crypt,
+            NAME,
+            pages * 8,
+            &table(pages * 8, (major(device), minor(device)))?,
+        )?;
         let mut swap = Self { crypt, node: NODE.into(), active: false };
         let (major, minor) = swap.crypt.device();
         let _ = std::fs::remove_file(&swap.node);

@@ -174,6 +174,9 @@ pub struct ImageSettings {
     /// The only images that a guest may pull, `host/repository@sha256:…` (digest of the manifest or of the index); any
     /// without. Images that other programs than `kata-cc image encrypt` encrypted must be listed.
     pub allowed: Option<Vec<String>>,
+    /// Files with seals of images (`kata-cc image seal`), which become part of the init-data: where the node has such an image, guests take
+    /// it from there instead of pulling its layers.
+    pub seals: Vec<PathBuf>,
     /// Agent policy (Rego) that replaces the guest image's.
     pub agent_policy: Option<PathBuf>,
 }

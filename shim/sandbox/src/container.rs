@@ -9,12 +9,13 @@ use kata_cc_vmm_api::{ControlReply, ControlRequest};
 use serde_json::json;
 
 use crate::copy::{self, Content, CopyError};
+use crate::image_cache::ImageCache;
 use crate::log::Source;
 use crate::sandbox::{
     ContainerSpec, Rootfs, Sandbox, SandboxError, context, failure_detail, failure_stage, io,
 };
 use crate::vm_shape::{self, ROOTFS_SLOTS};
-use crate::{oci, rootfs, sealed, vmm};
+use crate::{oci, paths, rootfs, sealed, vmm};
 
 impl Sandbox {
     /// Create a container; it does not run yet.
@@ -86,6 +87,7 @@ impl Sandbox {
                 storage.source.clone_from(image);
                 storage.fstype = "overlay".into();
                 storage.driver_options = vec![format!("image_guest_pull={}", json!({"metadata": metadata}))];
+                storage.driver_options.extend(self.offer_sealed(&container.id, image).await?);
             }
             Rootfs::Pause => {
                 storage.driver = "image_guest_pull".into();
@@ -94,6 +96,19 @@ impl Sandbox {
             }
         }
         Ok(vec![storage])
+    }
+
+    /// Attaches this node's sealed copy of an image, when there is one; gives the driver option that tells the guest of it. Whether the
+    /// guest takes it is the guest's business: it pulls the image itself when it has no seal.
+    async fn offer_sealed(&self, container: &str, image: &str) -> Result<Option<String>, SandboxError> {
+        let Some(path) = ImageCache::below(&paths::state_dir()).offer(image) else { return Ok(None) };
+        let Ok(slot) = self.take_slot(container) else {
+            self.log.add(Source::Shim, "info", "no slot is free for the sealed image: the guest pulls it");
+            return Ok(None);
+        };
+        let attach = ControlRequest::AttachBlock { slot: vm_shape::rootfs_slot(slot), path };
+        self.control(&attach).await?;
+        Ok(Some(format!("kata-cc.sealed={}", vm_shape::rootfs_device(slot))))
     }
 
     fn rootfs_image(&self, slot: usize) -> PathBuf {

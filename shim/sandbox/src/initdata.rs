@@ -108,6 +108,8 @@ struct Image {
     allow_simulated_tee: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     allowed: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    seals: Vec<String>,
 }
 
 /// From the node's configuration: key broker, registries, agent policy.
@@ -136,6 +138,7 @@ pub fn of_node(config: &NodeConfig) -> Result<Prepared, InitDataSourceError> {
         insecure_registries: config.image.insecure_registries.clone(),
         allow_simulated_tee: config.image.allow_simulated_tee,
         allowed: config.image.allowed.clone(),
+        seals: config.image.seals.iter().map(read).collect::<Result<_, _>>()?,
     };
     data.insert("cdh.toml".to_owned(), toml::to_string(&CdhToml { kbc, image })?);
     if let Some(policy) = &config.image.agent_policy {

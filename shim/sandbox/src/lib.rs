@@ -18,6 +18,7 @@ pub mod copy;
 mod disks;
 pub mod egress;
 mod guest_log;
+pub mod image_cache;
 pub mod initdata;
 mod launch;
 mod leftovers;
