@@ -61,14 +61,21 @@ pub(crate) fn compact(file: &[u8]) -> anyhow::Result<Vec<u8>> {
     let mut new = old.clone();
     for (from, to) in old.iter().zip(&mut new).filter(|(from, _)| from.is_load()) {
         let content = from.content(file)?;
-        let used = content.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        let not_zero = content.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        // a note may end in zeros, and is read from the file
+        let parts = old.iter().filter(|part| !part.is_load() && part.field(FILE_SIZE) > 0);
+        let ends = parts.filter_map(|part| {
+            let within = part.field(OFFSET).checked_sub(from.field(OFFSET))?;
+            within.checked_add(part.field(FILE_SIZE)).filter(|end| *end <= content.len())
+        });
+        let used = ends.fold(not_zero, usize::max);
         out.resize(out.len().next_multiple_of(PAGE), 0);
         to.set(OFFSET, out.len());
         to.set(FILE_SIZE, used);
         to.set(ALIGN, PAGE);
         out.extend_from_slice(&content[..used]);
     }
-    for index in (0..new.len()).filter(|index| !old[*index].is_load()) {
+    for index in (0..new.len()).filter(|index| !old[*index].is_load() && old[*index].field(FILE_SIZE) > 0) {
         let place = moved(&old[index], &old, &new)?;
         new[index].set(OFFSET, place);
     }
@@ -117,16 +124,18 @@ mod tests {
     fn kernel() -> Vec<u8> {
         let mut file = vec![0; 0x6000];
         file[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
-        (file[32], file[40], file[54], file[56], file[58], file[60]) = (64, 0x99, 56, 3, 64, 9);
+        (file[32], file[40], file[54], file[56], file[58], file[60]) = (64, 0x99, 56, 4, 64, 9);
         let table = [
             segment(1, 0x2000, 0x10_0000, [0x1000, 0x1000]),
             segment(1, 0x4000, 0x20_0000, [0x2000, 0x3000]),
-            segment(4, 0x2100, 0x10_0100, [0x10, 0x10]),
+            segment(4, 0x2FF0, 0x10_0FF0, [0x10, 0x10]),
+            // of the stack: nothing in the file
+            segment(0x6474_E551, 0, 0, [0, 0]),
         ]
         .concat();
         file[64..64 + table.len()].copy_from_slice(&table);
-        file[0x2000..0x3000].fill(0x90);
-        file[0x2100..0x2110].copy_from_slice(b"note of a kernel");
+        file[0x2000..0x2100].fill(0x90);
+        file[0x2FF0..0x2FF4].copy_from_slice(b"note");
         file[0x4000..0x4011].fill(7);
         file.extend([0xEE; 500]); // symbols
         file
