@@ -78,6 +78,8 @@ pub struct Tampering {
     pub tier: Option<String>,
     /// Image reference.
     pub image: Option<String>,
+    /// Seals of images in the node's configuration.
+    pub seals: Vec<PathBuf>,
 }
 
 /// Registry, key broker and a node that uses them.
@@ -161,6 +163,15 @@ impl World {
         run(&mut command, 120)?.ok().context("image encrypt")
     }
 
+    /// Push the plain image under another name.
+    pub fn push_plain(&self, to: &str) -> anyhow::Result<Finished> {
+        let source = format!("oci:{}:latest", self.material.join("image").display());
+        let mut skopeo = Command::new("skopeo");
+        skopeo.args(["copy", "--quiet", "--insecure-policy", &source, &format!("docker://{to}")]);
+        skopeo.env("SSL_CERT_FILE", Pki::at(&self.material).ca);
+        run(&mut skopeo, 120)?.ok().context("skopeo copy")
+    }
+
     /// Put the layer key into the key broker.
     pub fn put_key(&self) -> anyhow::Result<Finished> {
         let mut command = self.kata_cc(&Tampering::default())?;
@@ -232,7 +243,8 @@ impl World {
              [tee]\nsimulated = \"{tee}\"\nplatform = \"{platform}\"\n\
              [egress]\nallow = [\"{registry}\", \"{kbs}\"]\n\
              [kbs]\nurl = \"{url}\"\ncertificate = \"{certificate}\"\n\
-             [image]\nregistry_roots = [\"{ca}\"]\ninsecure_registries = [{insecure}]\nallow_simulated_tee = true\n{policy}",
+             [image]\nregistry_roots = [\"{ca}\"]\ninsecure_registries = [{insecure}]\nallow_simulated_tee = true\nseals = {seals:?}\n{policy}",
+            seals = tampering.seals,
             policy = self
                 .agent_policy
                 .iter()

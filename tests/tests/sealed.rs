@@ -1,0 +1,84 @@
+//! Sealed images in a confidential guest: taken from the node's copy, block for block checked, and never believed.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, ensure};
+use kata_cc_tests::image::MARKER;
+use kata_cc_tests::machines_run_here;
+use kata_cc_tests::pki::Pki;
+use kata_cc_tests::process::run;
+use kata_cc_tests::traces::Traces;
+use kata_cc_tests::world::{self, Tampering, World};
+
+fn material() -> PathBuf {
+    std::env::var_os("KATA_CC_MATERIAL")
+        .map_or_else(|| std::env::temp_dir().join("kata-cc-material"), PathBuf::from)
+}
+
+/// Seals the image into the node's folder; gives the file, and the seal's.
+fn seal(world: &World, image: &str) -> anyhow::Result<(PathBuf, PathBuf)> {
+    let seal = world.dir.join("seal.json");
+    let mut command = world.kata_cc(&Tampering::default())?;
+    command.args(["--json", "image", "seal", image, "--seal"]).arg(&seal);
+    command.arg("--registry-ca").arg(Pki::at(&world.material).ca);
+    let told = run(&mut command, 120)?.ok().context("image seal")?;
+    let told: serde_json::Value = serde_json::from_str(&told.stdout)?;
+    let file = told["file"].as_str().context("no file")?;
+    Ok((PathBuf::from(file), seal))
+}
+
+/// Digest of the only layer of the image.
+fn layer_of(world: &World, image: &str) -> anyhow::Result<String> {
+    let mut command = world.kata_cc(&Tampering::default())?;
+    command.args(["--json", "image", "inspect", image]);
+    command.arg("--registry-ca").arg(Pki::at(&world.material).ca);
+    let told: serde_json::Value = serde_json::from_str(&run(&mut command, 60)?.ok()?.stdout)?;
+    Ok(told["layers"][0]["digest"].as_str().context("no layer")?.to_owned())
+}
+
+#[test]
+fn a_sealed_image_runs_without_its_layers_and_no_changed_block_is_read() -> anyhow::Result<()> {
+    if !machines_run_here() {
+        return Ok(());
+    }
+    world::prepare(&material())?;
+    let dir = PathBuf::from(format!("/run/kct-sealed-{}", std::process::id()));
+    let world = World::start(&material(), &dir)?;
+    let before = Traces::take(&world.dir);
+    let image = format!("{}/demo/plain:1", world.registry.host);
+    world.push_plain(&image)?;
+    let (file, seal) = seal(&world, &image)?;
+    let plain = Tampering { image: Some(image.clone()), ..Default::default() };
+    let sealed = Tampering { seals: vec![seal], ..plain.clone() };
+
+    let pulled = world.run("pulled", &plain, &[])?;
+    ensure!(pulled.code == 0 && pulled.stdout.contains(MARKER), "without the seal:\n{}", pulled.text());
+    // From here on nobody can pull it.
+    std::fs::remove_file(world.registry.blob(&layer_of(&world, &image)?))?;
+    let refused = world.run("no-layer", &plain, &[])?;
+    ensure!(refused.code != 0 && !refused.stdout.contains(MARKER), "pulled:\n{}", refused.text());
+    let good = world.run("sealed", &sealed, &[])?;
+    ensure!(good.code == 0 && good.stdout.contains(MARKER), "from the node's copy:\n{}", good.text());
+
+    let whole = std::fs::read(&file)?;
+    let marker = whole.windows(MARKER.len()).position(|window| window == MARKER.as_bytes());
+    for (name, place, part) in [
+        ("content", marker.context("the marker lies in the file")?, "I/O error"),
+        ("superblock", 1024, "cannot be mounted"),
+    ] {
+        let mut flipped = whole.clone();
+        flipped[place] ^= 1;
+        std::fs::write(&file, flipped)?;
+        let refused = world.run(name, &sealed, &[])?;
+        ensure!(
+            refused.code != 0 && !refused.stdout.contains("plaintext-marker"),
+            "{name} ran:\n{}",
+            refused.text()
+        );
+        ensure!(refused.text().contains(part), "{name}: expected {part:?}, seen:\n{}", refused.text());
+    }
+    let left = before.left_after_a_minute(&world.dir);
+    assert!(left.is_empty(), "left behind: {left:#?}");
+    std::fs::remove_dir_all(&world.dir)?;
+    Ok(())
+}
