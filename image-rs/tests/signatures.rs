@@ -307,14 +307,20 @@ async fn bundles_by_the_list_of_referrers() {
     let describe = |media: &str, bytes: &[u8]| json!({"mediaType": media, "digest": Digest::sha256(bytes).to_string(), "size": bytes.len()});
     let referrer = json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": describe("application/vnd.oci.empty.v1+json", b"{}"),
         "layers": [describe(BUNDLE, &bundle)]});
-    let listed = |artifact: &str| {
+    let mut scan = referrer.clone();
+    scan["annotations"] = json!({"dev.sigstore.bundle.predicateType": "https://example.com/scan/v1"});
+    let listed = |artifact: &str, referrer: &Value| {
         let mut entry = describe(MANIFEST, referrer.to_string().as_bytes());
         entry["artifactType"] = artifact.into();
         json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry]}).to_string()
     };
-    for (artifact, expected) in [(BUNDLE, "good"), ("application/spdx+json", "unsigned")] {
+    for (artifact, referrer, expected) in [
+        (BUNDLE, &referrer, "good"),
+        ("application/spdx+json", &referrer, "unsigned"),
+        (BUNDLE, &scan, "unsigned"),
+    ] {
         let (list, referrer, bundle, digest) =
-            (listed(artifact), referrer.to_string(), bundle.clone(), digest.clone());
+            (listed(artifact, referrer), referrer.to_string(), bundle.clone(), digest.clone());
         let (blobs, manifest) = (image.blobs.clone(), image.manifest.to_string());
         let server = Liar::start(move |request| {
             let path = request.split(' ').nth(1).unwrap_or_default();

@@ -22,7 +22,8 @@ pub(super) const BUNDLE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
 /// The same, as version 0.3.0 of the tools wrote it.
 const BUNDLE_OLD: &str = "application/vnd.dev.sigstore.bundle+json;version=0.3";
 const IN_TOTO: &str = "application/vnd.in-toto+json";
-const SIGNED: &str = "https://sigstore.dev/cosign/sign/v1";
+/// Type of the statement that an image is signed.
+pub(super) const SIGNED: &str = "https://sigstore.dev/cosign/sign/v1";
 /// Most signatures of an envelope, entries of a bundle, subjects of a statement.
 const MAX_PARTS: usize = 16;
 

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use oci_client::Reference;
 use serde::Deserialize;
 
-use super::bundle::BUNDLE;
+use super::bundle::{BUNDLE, SIGNED};
 use super::error::Reason;
 use super::trust::Subject;
 use crate::Limits;
@@ -26,6 +26,7 @@ const SIGNATURE: &str = "dev.cosignproject.cosign/signature";
 const CERTIFICATE: &str = "dev.sigstore.cosign/certificate";
 const CHAIN: &str = "dev.sigstore.cosign/chain";
 const LOG_ENTRY: &str = "dev.sigstore.cosign/bundle";
+const PREDICATE: &str = "dev.sigstore.bundle.predicateType";
 /// Kinds of referrers that can be signatures. Some registries list the configuration's type in place of the artifact's.
 const REFERRERS: [&str; 4] =
     [BUNDLE, "application/vnd.dev.cosign.artifact.sig.v1+json", "application/vnd.oci.empty.v1+json", ""];
@@ -134,10 +135,14 @@ impl<'a> Fetcher<'a> {
                 self.broken("list of referrers", Reason::malformed("list of referrers", "it is no index"));
                 continue;
             };
-            for referrer in list.manifests {
-                if REFERRERS.contains(&referrer.artifact_type.as_str()) && !self.is_full() {
-                    self.referrer(&referrer).await?;
-                }
+            let fits = |one: &&Referrer| REFERRERS.contains(&one.artifact_type.as_str());
+            let (max, seen) = (self.limits.max_signatures, list.manifests.iter().filter(fits).count());
+            for referrer in list.manifests.iter().filter(fits).take(max) {
+                self.referrer(referrer).await?;
+            }
+            if seen > max {
+                let (max, seen) = (max as u64, seen as u64);
+                self.broken("list of referrers", Reason::Limit { limit: "max_signatures", max, seen });
             }
         }
         Ok(())
@@ -188,6 +193,10 @@ impl<'a> Fetcher<'a> {
                 return Ok(());
             }
         };
+        // A hint of cosign's, and not under the signature: with it an attestation need not be fetched to be passed over.
+        if manifest.annotations.get(PREDICATE).is_some_and(|kind| kind != SIGNED) {
+            return Ok(());
+        }
         for (number, layer) in manifest.layers.iter().enumerate() {
             if ![PAYLOAD, BUNDLE].contains(&layer.media_type.as_str()) {
                 continue;
