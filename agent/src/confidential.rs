@@ -110,6 +110,10 @@ pub(crate) struct Image {
     pub(crate) authenticated_registry_credentials_uri: Option<String>,
     /// The only images that may be pulled, `host/repository@sha256:…`; any without.
     pub(crate) allowed: Option<Vec<String>>,
+    /// Which signatures an image must have: the text of a `policy.json` (CoCo's name).
+    pub(crate) image_security_policy: Option<String>,
+    /// The resource that holds that text, in place of it (CoCo's name).
+    pub(crate) image_security_policy_uri: Option<String>,
 }
 
 /// `aa.toml`, as far as it is used.

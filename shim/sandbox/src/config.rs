@@ -157,6 +157,10 @@ pub struct ImageSettings {
     /// The only images that a guest may pull, `host/repository@sha256:…` (digest of the manifest or of the index); any
     /// without. Images that other programs than `kata-cc image encrypt` encrypted must be listed.
     pub allowed: Option<Vec<String>>,
+    /// File with the signature policy (`policy.json`) that every image of a guest has to meet; none without.
+    pub security_policy: Option<PathBuf>,
+    /// Resource of the key broker with that policy, `kbs:///repository/type/tag`, in place of the file.
+    pub security_policy_uri: Option<String>,
     /// Agent policy (Rego) that replaces the guest image's.
     pub agent_policy: Option<PathBuf>,
 }
