@@ -10,7 +10,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use common::{Answer, Guard, Image, Liar, RegistryServer, missing};
+use common::{Answer, Guard, Image, Liar, RegistryServer, missing, run};
 use kata_cc_image::digest::Digest;
 use kata_cc_image::signature::{BrokerMaterial, KeyMaterial, NoMaterial};
 use kata_cc_image::{
@@ -411,4 +411,60 @@ async fn too_many_and_too_large() {
     let error =
         pull(&place.name("test:1"), limited(Limits { max_signature_bytes: 10, ..Limits::default() })).await;
     assert_eq!(words(&error.unwrap_err()), "limit limit limit");
+}
+
+/// On P-384 cosign 2 signs with SHA-256, which the tests' own keys do not.
+#[tokio::test]
+async fn p384_with_sha256() {
+    if missing(&["openssl"]) {
+        return;
+    }
+    let Some(place) = Place::start() else { return };
+    let digest = place.image("test", "a").await;
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let curve = ["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-384"];
+    run("openssl", &[&["genpkey", "-out", &at("key")], &curve[..]].concat());
+    run("openssl", &["pkey", "-in", &at("key"), "-pubout", "-out", &at("pub")]);
+    let payload = payload(&digest, &place.name("test"));
+    std::fs::write(at("payload"), &payload).unwrap();
+    for (hash, expected) in [("-sha256", "good"), ("-sha384", "good"), ("-sha512", "wrong-key")] {
+        run("openssl", &["dgst", hash, "-sign", &at("key"), "-out", &at("signature"), &at("payload")]);
+        let signature = STANDARD.encode(std::fs::read(at("signature")).unwrap());
+        let annotations = json!({"dev.cosignproject.cosign/signature": signature});
+        let layer = place.layer("test", &payload, annotations).await;
+        place.attach("test", &signature_tag(&digest), &[layer]).await;
+        let key = STANDARD.encode(std::fs::read(at("pub")).unwrap());
+        let identity = json!({"type": "matchRepository"});
+        let wanted = json!({"type": "sigstoreSigned", "keyData": key, "signedIdentity": identity});
+        assert_eq!(place.pull("test:1", &wanted).await, expected, "{hash}");
+    }
+}
+
+/// A registry that fails says nothing about signatures: neither "unsigned", nor good.
+#[tokio::test]
+async fn a_registry_that_fails_is_no_unsigned_image() {
+    let manifest = Image::sample().manifest.to_string();
+    for broken in [".sig", "/referrers/"] {
+        let manifest = manifest.clone();
+        let server = Liar::start(move |request| {
+            let path = request.split(' ').nth(1).unwrap_or_default();
+            let status = match path {
+                "/v2/" => 200,
+                path if path.ends_with("/manifests/1") => {
+                    return Answer::new(200, MANIFEST, manifest.clone().into());
+                }
+                path if path.contains(broken) => 500,
+                _ => 404,
+            };
+            Answer::new(status, "application/json", b"{}".to_vec())
+        });
+        let text = policy(&by_key(&Key::new(), "matchRepository"));
+        let signatures = Some(Arc::new(SignaturePolicy::new(text.as_bytes(), Arc::new(NoMaterial)).unwrap()));
+        let config =
+            ClientConfig { insecure_registries: vec![server.host.clone()], signatures, ..Default::default() };
+        let error = pull(&format!("{}/test:1", server.host), config).await.unwrap_err();
+        assert!(matches!(error, PullError::Signature(SignatureError::Registry { .. })), "{error}");
+        assert!(error.to_string().contains("status 500"), "{error}");
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! The policy is a `policy.json` of containers-image ([`Policy`]), read strictly; its keys stand in it or are fetched by
 //! [`KeyMaterial`], in a guest from the key broker. Signatures are cosign's, under its tag or as OCI referrers, keyed or by certificates of
-//! Fulcio with the log's signed timestamp ([`docs/image-signatures.md`] says which forms, and what each refusal means). Nobody is asked
+//! Fulcio with the log's signed timestamp (`docs/image-signatures.md` says which forms, and what each refusal means). Nobody is asked
 //! but the registry: roots and the log's keys are pinned by the policy, and no clock is read.
 //!
 //! All requirements of the one scope that holds must be met, each by any one signature. A signature counts when it names the digest of the
@@ -10,8 +10,6 @@
 //! index names the manifest by digest, and which of its entries is taken is decided here.
 //!
 //! Not supported, and refused by name: `signedBy` (OpenPGP needs a second crypto stack), `pki` (needs a clock that a guest can trust).
-//!
-//! [`docs/image-signatures.md`]: https://github.com/kata-cc/kata-cc/blob/main/docs/image-signatures.md
 
 mod bundle;
 mod certificate;
