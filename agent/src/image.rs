@@ -14,15 +14,16 @@ use kata_cc_agent_protocol::agent::{Storage, StringUser};
 use kata_cc_agent_protocol::oci;
 use kata_cc_causes::causes;
 use kata_cc_image::digest::Digest;
+use kata_cc_image::signature::{BrokerMaterial, KeyMaterial, NoMaterial};
 use kata_cc_image::{
     BrokerKeys, ClientConfig, DockerAuthConfig, ExaminedImage, ImageClient, ImageConfiguration, KeyProvider,
-    NoKeys, Progress, PullTarget, PulledImage, RunningTier, Scratch,
+    NoKeys, Progress, PullTarget, PulledImage, RunningTier, Scratch, SignaturePolicy,
 };
 use kata_cc_sealed_image::ManifestError;
 use thiserror::Error;
 use tracing::{debug, info};
 
-use crate::confidential::{Broker, Settings};
+use crate::confidential::{Broker, Image, Settings};
 use crate::config::Tee;
 use crate::container::spec;
 use crate::measure::Measurements;
@@ -207,8 +208,7 @@ fn refused(image: &str, reason: String) -> PullError {
         by = "image",
         image,
         reason,
-        expected =
-            "an image whose digests match, whose keys the key broker releases, and whose tier this guest has",
+        expected = "an image whose digests match, whose signatures the policy demands, whose keys the key broker releases, and whose tier this guest has",
         seen = reason,
         what_to_do = "see the reason; `kata-cc image inspect` shows what the image demands",
         "image not pulled"
@@ -268,7 +268,7 @@ impl Images {
         serde_json::from_slice(&bytes).map(Some).map_err(|_| format!("{uri} is no docker configuration"))
     }
 
-    /// Looks at the image `reference`: manifest, configuration, tier and the list of those allowed. No key is asked for.
+    /// Looks at the image `reference`: manifest, list of those allowed, signatures, configuration and tier. No key of it is asked for.
     pub(crate) async fn examine(&self, reference: &str) -> Result<Examined, PullError> {
         let reference = reference.to_owned();
         if reference == PAUSE {
@@ -407,6 +407,7 @@ impl Images {
             auth: self.auth().await?,
             running_tier: Some(self.tier()),
             allowed: image.allowed.clone(),
+            signatures: signature_policy(image, self.broker.as_ref()).await?,
             ..ClientConfig::default()
         })
     }
@@ -455,6 +456,36 @@ impl Images {
         });
         made.await.map(|s| s.dir().to_owned()).map_err(PullError::Space)
     }
+}
+
+/// The signature policy of the init-data, or of the resource that it names. One that is named and not had, or that is none, is an
+/// error: without it no image is pulled.
+async fn signature_policy(
+    image: &Image,
+    broker: Option<&Broker>,
+) -> Result<Option<Arc<SignaturePolicy>>, String> {
+    // Of files nothing is read: what lies in the guest can be the host's.
+    let material: Arc<dyn KeyMaterial> = match broker {
+        Some(broker) => Arc::new(BrokerMaterial(broker.clone())),
+        None => Arc::new(NoMaterial),
+    };
+    let text = match (&image.image_security_policy, image.image_security_policy_uri.as_deref()) {
+        (None, None) => return Ok(None),
+        (Some(_), Some(_)) => {
+            return Err(
+                "cdh.toml has image_security_policy and image_security_policy_uri: keep one".to_owned()
+            );
+        }
+        (Some(text), None) => text.clone().into_bytes(),
+        (None, Some(uri)) if broker.is_none() => {
+            return Err(format!("the signature policy {uri} was not had: this guest has no key broker"));
+        }
+        (None, Some(uri)) => {
+            let had = material.read(uri).await;
+            had.map_err(|e| format!("the signature policy of image_security_policy_uri: {}", causes(&e)))?
+        }
+    };
+    SignaturePolicy::new(&text, material).map(|policy| Some(Arc::new(policy))).map_err(|e| causes(&e))
 }
 
 /// Sets up space with the disk of `disk_size` bytes, else in memory alone.
@@ -571,6 +602,30 @@ pub(crate) mod tests {
     /// The pause program.
     pub(crate) fn pause() -> Program {
         Program(None)
+    }
+
+    #[tokio::test]
+    async fn a_signature_policy_that_is_named_and_not_had_refuses() {
+        let image = |text: Option<&str>, uri: Option<&str>| Image {
+            image_security_policy: text.map(str::to_owned),
+            image_security_policy_uri: uri.map(str::to_owned),
+            ..Image::default()
+        };
+        let policy = async |text, uri| signature_policy(&image(text, uri), None).await;
+        assert!(policy(None, None).await.unwrap().is_none());
+        let good = r#"{"default": [{"type": "reject"}]}"#;
+        assert!(policy(Some(good), None).await.unwrap().is_some());
+        let uri = Some("kbs:///default/security-policy/test");
+        for (text, uri, why) in [
+            (Some(""), None, "malformed"),
+            (Some(r#"{"default": []}"#), None, "at default"),
+            (Some(good), uri, "keep one"),
+            (None, uri, "has no key broker"),
+            (None, Some(""), "has no key broker"),
+        ] {
+            let error = policy(text, uri).await.unwrap_err();
+            assert!(error.contains(why), "{error}");
+        }
     }
 
     #[test]

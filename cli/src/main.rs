@@ -36,7 +36,7 @@ enum Command {
     Doctor,
     /// Predict the launch digest of a guest, offline.
     Measure(Box<commands::measure::Arguments>),
-    /// Encrypt and inspect images.
+    /// Encrypt, inspect and verify images.
     #[command(subcommand)]
     Image(commands::image::Command),
     /// Keep secrets in a key broker.

@@ -9,6 +9,7 @@ use crate::keys::KeyError;
 use crate::manifest::ManifestError;
 use crate::media::MediaError;
 use crate::registry::RegistryError;
+use crate::signature::SignatureError;
 use crate::tier::TierError;
 use crate::unpack::UnpackError;
 
@@ -112,6 +113,9 @@ pub enum PullError {
         /// The entry that would allow it.
         suggestion: String,
     },
+    /// The signatures of the image are not those that the policy demands, or could not be checked.
+    #[error(transparent)]
+    Signature(#[from] SignatureError),
     /// An encrypted layer does not say which image it belongs to, and the init-data does not pin the image.
     #[error(
         "encrypted layer {layer} is not bound to an image configuration, so anyone could put other layers beside it: encrypt the image with `kata-cc image encrypt`, or list it as {suggestion} in [image] allowed of cdh.toml"

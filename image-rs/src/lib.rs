@@ -8,8 +8,10 @@
 //! Which image an encrypted layer belongs to stands beside its wrapped key, and the guest may be told the only images that it
 //! pulls (`pins`): a registry cannot put a layer or a program of its own beside layers that the guest opens.
 //!
-//! Limits: Linux images of OCI or Docker schema 2 form. Signatures of images are not checked here. What an
-//! encrypted image's layers hold is secret; its configuration and manifest are not.
+//! Which signatures an image must have says a policy ([`signature`]), checked before anything of the image is believed.
+//!
+//! Limits: Linux images of OCI or Docker schema 2 form. What an encrypted image's layers hold is secret; its configuration and
+//! manifest are not.
 
 #![deny(unsafe_code)]
 
@@ -28,6 +30,7 @@ mod pins;
 mod pull;
 pub mod registry;
 pub mod scratch;
+pub mod signature;
 mod store;
 pub mod tier;
 pub mod unpack;
@@ -46,5 +49,6 @@ pub use pull::{
 };
 pub use registry::{DockerAuth, DockerAuthConfig, Registry, RegistryConfig, RegistryError, parse_reference};
 pub use scratch::{Scratch, ScratchError};
+pub use signature::{SignatureError, SignaturePolicy, Verified};
 pub use store::StoreError;
 pub use tier::{RequiredTier, RunningTier, TierError, check_tier, required_tier};

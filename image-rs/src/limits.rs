@@ -32,6 +32,10 @@ pub struct Limits {
     pub max_ratio: u64,
     /// Unpacked bytes of a layer below which the ratio is not looked at: small files of zeros are common.
     pub ratio_from_bytes: u64,
+    /// Signatures of one image that are looked at, and referrers of one manifest.
+    pub max_signatures: usize,
+    /// Bytes of a signature's payload or bundle.
+    pub max_signature_bytes: u64,
     /// Layers downloaded at the same time.
     pub max_parallel: usize,
 }
@@ -50,6 +54,8 @@ impl Default for Limits {
             max_entry_header: 1 << 20,
             max_ratio: 200,
             ratio_from_bytes: 256 << 20,
+            max_signatures: 64,
+            max_signature_bytes: 256 << 10,
             max_parallel: 3,
         }
     }

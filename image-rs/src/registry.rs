@@ -179,6 +179,13 @@ pub struct RawManifest {
     pub media_type: String,
 }
 
+/// An answer.
+struct Body {
+    status: u16,
+    bytes: Vec<u8>,
+    media_type: String,
+}
+
 /// A client of any number of registries.
 pub struct Registry {
     client: oci_client::Client,
@@ -295,40 +302,13 @@ impl Registry {
             })?),
             None => None,
         };
-        let token = self.log_in(reference, RegistryOperation::Pull).await?;
-        let registry = reference.resolve_registry();
         let name = expected.as_ref().map_or(reference.tag().unwrap_or("latest"), Digest::as_str);
         let what = format!("manifest {}:{name}", reference.repository());
-        let url =
-            format!("{}://{registry}/v2/{}/manifests/{name}", self.scheme(registry), reference.repository());
         let accept =
             [media::OCI_MANIFEST, media::OCI_INDEX, media::DOCKER_MANIFEST, media::DOCKER_INDEX].join(", ");
-        let mut request = self.http.get(&url).header("accept", accept);
-        if let Some(token) = token {
-            request = request.bearer_auth(token);
-        } else if let RegistryAuth::Basic(user, password) = self.auth_for(reference) {
-            request = request.basic_auth(user, Some(password));
-        }
-        let fail = |error: reqwest::Error| RegistryError::Transport {
-            registry: registry.to_owned(),
-            what: what.clone(),
-            why: causes(&error),
-        };
-        let mut response = request.send().await.map_err(fail)?;
-        check_status(response.status().as_u16(), registry, &what)?;
-        let media_type = response
-            .headers()
-            .get("content-type")
-            .and_then(|value| value.to_str().ok())
-            .unwrap_or_default()
-            .to_owned();
-        let mut bytes = Vec::new();
-        while let Some(piece) = response.chunk().await.map_err(fail)? {
-            if (bytes.len() + piece.len()) as u64 > max {
-                return Err(RegistryError::TooLarge { registry: registry.to_owned(), what, max });
-            }
-            bytes.extend_from_slice(&piece);
-        }
+        let Body { status, bytes, media_type } =
+            self.get(reference, &format!("manifests/{name}"), &accept, &what, max).await?;
+        check_status(status, reference.resolve_registry(), &what)?;
         let digest = match expected {
             Some(expected) => {
                 let seen = expected.of_same_kind(&bytes);
@@ -340,6 +320,69 @@ impl Registry {
             None => Digest::sha256(&bytes),
         };
         Ok(RawManifest { bytes, digest, media_type })
+    }
+
+    /// The list of manifests that refer to `digest` (an index); `None` when the registry keeps no such list.
+    ///
+    /// # Errors
+    /// See [`RegistryError`].
+    pub async fn referrers(
+        &self,
+        reference: &Reference,
+        digest: &Digest,
+        max: u64,
+    ) -> Result<Option<Vec<u8>>, RegistryError> {
+        let what = format!("referrers of {digest}");
+        let body = self.get(reference, &format!("referrers/{digest}"), media::OCI_INDEX, &what, max).await?;
+        // 404 is what the specification wants of registries that know no referrers; older ones have other words for it.
+        if matches!(body.status, 400 | 404 | 405 | 501) {
+            return Ok(None);
+        }
+        check_status(body.status, reference.resolve_registry(), &what)?;
+        Ok(Some(body.bytes))
+    }
+
+    /// Asks for a path below the repository. The body is read when the answer is a good one.
+    async fn get(
+        &self,
+        reference: &Reference,
+        path: &str,
+        accept: &str,
+        what: &str,
+        max: u64,
+    ) -> Result<Body, RegistryError> {
+        let token = self.log_in(reference, RegistryOperation::Pull).await?;
+        let registry = reference.resolve_registry();
+        let url = format!("{}://{registry}/v2/{}/{path}", self.scheme(registry), reference.repository());
+        let mut request = self.http.get(&url).header("accept", accept);
+        if let Some(token) = token {
+            request = request.bearer_auth(token);
+        } else if let RegistryAuth::Basic(user, password) = self.auth_for(reference) {
+            request = request.basic_auth(user, Some(password));
+        }
+        let fail = |error: reqwest::Error| RegistryError::Transport {
+            registry: registry.to_owned(),
+            what: what.to_owned(),
+            why: causes(&error),
+        };
+        let mut response = request.send().await.map_err(fail)?;
+        let status = response.status().as_u16();
+        let media_type = response.headers().get("content-type").and_then(|value| value.to_str().ok());
+        let media_type = media_type.unwrap_or_default().to_owned();
+        let mut bytes = Vec::new();
+        while (200..300).contains(&status)
+            && let Some(piece) = response.chunk().await.map_err(fail)?
+        {
+            if (bytes.len() + piece.len()) as u64 > max {
+                return Err(RegistryError::TooLarge {
+                    registry: registry.to_owned(),
+                    what: what.to_owned(),
+                    max,
+                });
+            }
+            bytes.extend_from_slice(&piece);
+        }
+        Ok(Body { status, bytes, media_type })
     }
 
     /// Streams a blob to `sink`, piece by piece; the caller checks digest and size.

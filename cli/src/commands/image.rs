@@ -1,4 +1,6 @@
-//! `kata-cc image`: make encrypted images, and look at images.
+//! `kata-cc image`: make encrypted images, look at images, and check their signatures.
+
+mod verify;
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -61,6 +63,8 @@ pub(crate) enum Command {
         #[command(flatten)]
         registry: RegistryArguments,
     },
+    /// Check an image's signatures against a policy: exit code 0 verified, 1 refused, 2 not readable or reachable.
+    Verify(verify::Verify),
 }
 
 /// How registries are reached.
@@ -174,6 +178,7 @@ pub(crate) fn run(command: Command, output: &Output) -> anyhow::Result<u8> {
             }
             output.text(&describe(&summary))?;
         }
+        Command::Verify(arguments) => return verify::run(arguments, output),
     }
     Ok(0)
 }

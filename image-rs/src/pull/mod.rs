@@ -1,6 +1,6 @@
 //! Pulls an image: reference in, root folder out.
 //!
-//! Order: manifest (digest checked against the reference), list of allowed images, tier, configuration, keys of all
+//! Order: manifest (digest checked against the reference), list of allowed images, signatures, tier, configuration, keys of all
 //! encrypted layers and whether each belongs to this configuration (see [`crate::pins`]), then the layers, downloaded several
 //! at a time and unpacked one after another. What can be refused is refused before anything large is fetched. The root folder
 //! appears under its name only when all of it is there and checked; after an error nothing is left of it.
@@ -31,6 +31,7 @@ use crate::manifest::{Descriptor, Document, Manifest, ManifestError};
 use crate::media::LayerType;
 use crate::pins::{Allowed, Resolved};
 use crate::registry::{RawManifest, Registry, RegistryConfig, RegistryError, parse_reference};
+use crate::signature::{Subject, Verified};
 use crate::tier::{REQUIRED_TIER, check_tier, required_tier};
 use crate::unpack::{Budget, Owner};
 
@@ -65,14 +66,14 @@ impl ImageClient {
         &self.registry
     }
 
-    /// Fetches the manifest of the image `reference` names, chosen from an index where it is one.
+    /// Fetches the manifest of the image `reference` names, chosen from an index where it is one; gives that too.
     ///
     /// # Errors
     /// See [`PullError`].
     pub async fn resolve(
         &self,
         reference: &Reference,
-    ) -> Result<(Manifest, RawManifest, Option<Digest>), PullError> {
+    ) -> Result<(Manifest, RawManifest, Option<RawManifest>), PullError> {
         let max = self.config.limits.max_manifest_bytes;
         let raw = self.registry.manifest(reference, max).await?;
         match Document::parse(&raw.bytes)? {
@@ -83,7 +84,7 @@ impl ImageClient {
                 let child = reference.clone_with_digest(digest.to_string());
                 let inner = self.registry.manifest(&child, max).await?;
                 match Document::parse(&inner.bytes)? {
-                    Document::Image(manifest) => Ok((manifest, inner, Some(raw.digest))),
+                    Document::Image(manifest) => Ok((manifest, inner, Some(raw))),
                     Document::Index(_) => Err(ManifestError::Form("an index within an index").into()),
                 }
             }
@@ -116,13 +117,20 @@ impl ImageClient {
         progress: OnProgress<'_>,
     ) -> Result<ExaminedImage, PullError> {
         let reference = parse_reference(reference)?;
-        let (manifest, raw, index_digest) = self.resolve(&reference).await?;
+        let (manifest, raw, index) = self.resolve(&reference).await?;
+        let (manifest_digest, index_digest) =
+            (raw.digest.clone(), index.as_ref().map(|raw| raw.digest.clone()));
         if let Some(allowed) = &self.allowed {
             let index = index_digest.as_ref();
-            allowed.check(&Resolved { reference: &reference, manifest: &raw.digest, index })?;
+            allowed.check(&Resolved { reference: &reference, manifest: &manifest_digest, index })?;
         }
+        self.check_signatures(&reference, raw, index).await?;
         let bytes = self.check_sizes(&manifest)?;
-        progress(Progress::Resolved { digest: raw.digest.to_string(), layers: manifest.layers.len(), bytes });
+        progress(Progress::Resolved {
+            digest: manifest_digest.to_string(),
+            layers: manifest.layers.len(),
+            bytes,
+        });
         let kinds = layer_types(&manifest)?;
         let encrypted = kinds.iter().any(|kind| kind.encrypted);
         let required_tier =
@@ -132,7 +140,6 @@ impl ImageClient {
         }
         let config = self.configuration(&reference, &manifest.config).await?;
         let diff_ids = diff_ids(&config, manifest.layers.len())?;
-        let manifest_digest = raw.digest;
         Ok(ExaminedImage {
             manifest_digest,
             config,
@@ -144,6 +151,30 @@ impl ImageClient {
             required_tier,
             bytes,
         })
+    }
+
+    /// Checks the signatures of the image `reference` names by the policy of the configuration; `None` when there is none. Gives the
+    /// digest of its manifest too.
+    ///
+    /// # Errors
+    /// See [`PullError`]; [`PullError::Signature`] when the policy refuses it.
+    pub async fn verify(&self, reference: &str) -> Result<(Digest, Option<Verified>), PullError> {
+        let reference = parse_reference(reference)?;
+        let (_, raw, index) = self.resolve(&reference).await?;
+        let digest = raw.digest.clone();
+        Ok((digest, self.check_signatures(&reference, raw, index).await?))
+    }
+
+    async fn check_signatures(
+        &self,
+        reference: &Reference,
+        manifest: RawManifest,
+        index: Option<RawManifest>,
+    ) -> Result<Option<Verified>, PullError> {
+        let Some(policy) = &self.config.signatures else { return Ok(None) };
+        let subject = |raw: RawManifest| Subject { digest: raw.digest, bytes: raw.bytes };
+        let subjects: Vec<_> = [Some(manifest), index].into_iter().flatten().map(subject).collect();
+        Ok(Some(policy.check(&self.registry, &self.config.limits, reference, &subjects).await?))
     }
 
     /// The second half of a pull: keys, then layers.

@@ -1,6 +1,7 @@
 //! What a pull is told, what it tells on its way, and what it gives.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use oci_client::Reference;
 use oci_spec::image::ImageConfiguration;
@@ -10,6 +11,7 @@ use crate::digest::Digest;
 use crate::manifest::{Manifest, Platform};
 use crate::media::LayerType;
 use crate::registry::DockerAuthConfig;
+use crate::signature::SignaturePolicy;
 use crate::tier::{RequiredTier, RunningTier};
 
 /// How images are pulled.
@@ -32,6 +34,8 @@ pub struct ClientConfig {
     pub running_tier: Option<RunningTier>,
     /// The only images that are pulled, `host/repository@sha256:…` (digest of the manifest or of the index); any without.
     pub allowed: Option<Vec<String>>,
+    /// Which signatures an image must have; checked before its configuration, any key or layer is asked for. Any image without.
+    pub signatures: Option<Arc<SignaturePolicy>>,
 }
 
 /// Where an image goes.

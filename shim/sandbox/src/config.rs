@@ -177,6 +177,10 @@ pub struct ImageSettings {
     /// Files with seals of images (`kata-cc image seal`), which become part of the init-data: where the node has such an image, guests take
     /// it from there instead of pulling its layers.
     pub seals: Vec<PathBuf>,
+    /// File with the signature policy (`policy.json`) that every image of a guest has to meet; none without.
+    pub security_policy: Option<PathBuf>,
+    /// Resource of the key broker with that policy, `kbs:///repository/type/tag`, in place of the file.
+    pub security_policy_uri: Option<String>,
     /// Agent policy (Rego) that replaces the guest image's.
     pub agent_policy: Option<PathBuf>,
 }

@@ -110,6 +110,10 @@ struct Image {
     allowed: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     seals: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    image_security_policy: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    image_security_policy_uri: Option<String>,
 }
 
 /// From the node's configuration: key broker, registries, agent policy.
@@ -139,6 +143,8 @@ pub fn of_node(config: &NodeConfig) -> Result<Prepared, InitDataSourceError> {
         allow_simulated_tee: config.image.allow_simulated_tee,
         allowed: config.image.allowed.clone(),
         seals: config.image.seals.iter().map(read).collect::<Result<_, _>>()?,
+        image_security_policy: config.image.security_policy.as_ref().map(read).transpose()?,
+        image_security_policy_uri: config.image.security_policy_uri.clone(),
     };
     data.insert("cdh.toml".to_owned(), toml::to_string(&CdhToml { kbc, image })?);
     if let Some(policy) = &config.image.agent_policy {
@@ -174,6 +180,17 @@ mod tests {
             let cdh: toml::Table = cdh.parse().unwrap();
             assert_eq!(cdh["image"]["allowed"].clone().try_into::<Vec<String>>().unwrap(), allowed);
         }
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("policy.json");
+        std::fs::write(&file, r#"{"default": [{"type": "reject"}]}"#).unwrap();
+        let image = ImageSettings { security_policy: Some(file), ..Default::default() };
+        let signed = of_node(&NodeConfig { image, ..Default::default() }).unwrap();
+        let cdh: toml::Table =
+            InitData::parse(&signed.text).unwrap().get("cdh.toml").unwrap().parse().unwrap();
+        assert_eq!(
+            cdh["image"]["image_security_policy"].as_str(),
+            Some(r#"{"default": [{"type": "reject"}]}"#)
+        );
         assert_eq!(prepared.digest, document.digest());
         assert_eq!(prepared.image.len() % 512, 0);
         // the same configuration gives the same digest

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 const PLACE: &str = "shared/vectors";
 
 /// Variable that names, separated by commas, the parts that must be there: `vectors`, `all-vectors` (each has a test), `postgres`, `pkcs11`, `xz`, `binaries`,
-/// `schemathesis`.
+/// `schemathesis`, `cosign`, `skopeo-sigstore`.
 pub const REQUIRE: &str = "KATA_CC_REQUIRE";
 
 /// Whether [`REQUIRE`] names this part.
