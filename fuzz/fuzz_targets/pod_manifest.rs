@@ -4,7 +4,9 @@
 
 use kata_cc_policy::AgentPolicy;
 use kata_cc_policy::annotate::annotate;
-use kata_cc_policy::generate::{ImageConfig, ImageInfo, ImageResolver, ResolveError, Settings, data_of, generate};
+use kata_cc_policy::generate::{
+    ImageConfig, ImageInfo, ImageResolver, ResolveError, Settings, data_of, generate,
+};
 use kata_cc_policy::manifest::Manifest;
 
 /// Every image is the same one.
@@ -12,7 +14,11 @@ struct Any;
 
 impl ImageResolver for Any {
     fn resolve(&self, _: &str) -> Result<ImageInfo, ResolveError> {
-        let config = ImageConfig { cmd: vec!["x".to_owned()], env: vec!["PATH=/bin".to_owned()], ..ImageConfig::default() };
+        let config = ImageConfig {
+            cmd: vec!["x".to_owned()],
+            env: vec!["PATH=/bin".to_owned()],
+            ..ImageConfig::default()
+        };
         Ok(ImageInfo { digest: format!("sha256:{}", "0".repeat(64)), config })
     }
 }
@@ -28,7 +34,9 @@ libfuzzer_sys::fuzz_target!(|text: &str| {
         }
         if let Ok(written) = annotate(text, workload, "a.b/c", "x+/=") {
             let again = Manifest::read(&written).expect("what was written is read");
-            assert!(again.workloads.iter().any(|one| one.annotations.get("a.b/c").is_some_and(|v| v == "x+/=")));
+            assert!(
+                again.workloads.iter().any(|one| one.annotations.get("a.b/c").is_some_and(|v| v == "x+/="))
+            );
         }
     }
 });

@@ -91,6 +91,9 @@ fn process(add: Add<'_>, data: &Value) {
             Some(())
         });
     }
+    if data["terminal"] == false {
+        add("a terminal", "terminal", &|v| set(v, "/Process/Terminal", true.into()));
+    }
     add("another folder", "folder", &|v| set(v, "/Process/Cwd", "/tmp".into()));
     if data["user"]["uid"] != Value::Null {
         add("another user", "user", &|v| set(v, "/Process/User/UID", 31_337.into()));

@@ -111,14 +111,17 @@ impl Arguments {
                 Opening::Metrics => settings.open.metrics = true,
                 Opening::Pause => settings.open.pause = true,
                 Opening::PortForward => {
-                    note("kata-cc: port forwarding asks nothing of the agent: there is nothing to open in its policy");
+                    note(
+                        "kata-cc: port forwarding asks nothing of the agent: there is nothing to open in its policy",
+                    );
                 }
             }
         }
         for text in &self.allow_command {
             let (container, command) = scoped(text);
             let args: Vec<String> = if command.trim_start().starts_with('[') {
-                serde_json::from_str(command).with_context(|| format!("--allow-command {text}: it is no JSON list of texts"))?
+                serde_json::from_str(command)
+                    .with_context(|| format!("--allow-command {text}: it is no JSON list of texts"))?
             } else {
                 command.split_whitespace().map(str::to_owned).collect()
             };
@@ -132,8 +135,13 @@ impl Arguments {
         }
         for text in &self.secure_mount {
             let (key, mount_point) = text.rsplit_once('=').context("--secure-mount needs KEY=MOUNTPOINT")?;
-            ensure!(key.starts_with("kbs:///"), "--secure-mount {text}: the key is kbs:///repository/type/tag");
-            settings.secure_mounts.push(SecureMount { key: key.to_owned(), mount_point: mount_point.to_owned() });
+            ensure!(
+                key.starts_with("kbs:///"),
+                "--secure-mount {text}: the key is kbs:///repository/type/tag"
+            );
+            settings
+                .secure_mounts
+                .push(SecureMount { key: key.to_owned(), mount_point: mount_point.to_owned() });
         }
         Ok(settings)
     }
@@ -147,7 +155,8 @@ impl Arguments {
             ensure!(!found.is_empty(), "the manifest has no {wanted}, but {}", titles());
             return Ok(found);
         }
-        let confidential = |w: &&Workload| w.spec.runtime_class.as_deref().is_some_and(|c| CLASSES.contains(&c));
+        let confidential =
+            |w: &&Workload| w.spec.runtime_class.as_deref().is_some_and(|c| CLASSES.contains(&c));
         let chosen: Vec<&Workload> = all.iter().copied().filter(confidential).collect();
         let chosen = if chosen.is_empty() { all.clone() } else { chosen };
         ensure!(!chosen.is_empty(), "the manifest makes no pods: give a Pod, or what makes pods");
@@ -161,9 +170,8 @@ impl Arguments {
     fn base(&self, workload: &Workload) -> anyhow::Result<BTreeMap<String, String>> {
         let text = match (&self.init_data, workload.annotations.get(ANNOTATION)) {
             (Some(file), _) => read_text(file)?,
-            (None, Some(annotation)) => {
-                initdata::from_annotation(annotation).with_context(|| format!("annotation {ANNOTATION} of {}", workload.title))?
-            }
+            (None, Some(annotation)) => initdata::from_annotation(annotation)
+                .with_context(|| format!("annotation {ANNOTATION} of {}", workload.title))?,
             (None, None) => {
                 let config = match &self.config {
                     Some(file) => NodeConfig::read(file)?,
@@ -184,11 +192,16 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> anyhow::Result<u8> 
     let bytes = read_input(file, MAX_BYTES as u64)?;
     let text = std::str::from_utf8(&bytes).context("the manifest is not UTF-8 text")?;
     let manifest = Manifest::read(text)?;
-    let given = arguments.image_config.as_deref().map(|file| anyhow::Ok(ImageMap::parse(&read_text(file)?)?)).transpose()?;
+    let given = arguments
+        .image_config
+        .as_deref()
+        .map(|file| anyhow::Ok(ImageMap::parse(&read_text(file)?)?))
+        .transpose()?;
     let images = Images::new(given, &arguments.registry);
     let mut made = Vec::new();
     for workload in arguments.chosen(&manifest)? {
-        let generated = generate(&manifest, workload, &images, &settings).with_context(|| printable(&workload.title))?;
+        let generated =
+            generate(&manifest, workload, &images, &settings).with_context(|| printable(&workload.title))?;
         made.push((workload, generated));
     }
     if let Some(file) = &arguments.save_image_config {
@@ -200,7 +213,11 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> anyhow::Result<u8> 
             note(&format!("warning: {}", printable(warning)));
         }
     }
-    ensure!(!(arguments.strict && !warnings.is_empty()), "there are {} warnings, and --strict was given", warnings.len());
+    ensure!(
+        !(arguments.strict && !warnings.is_empty()),
+        "there are {} warnings, and --strict was given",
+        warnings.len()
+    );
     if arguments.write {
         return write(arguments, output, (text, file), &made, &warnings);
     }
@@ -255,7 +272,11 @@ fn write(
     } else {
         for one in &told {
             let text = |key: &str| printable(one[key].as_str().unwrap_or_default());
-            note(&format!("{}: init-data {} (HOST_DATA; register it by kata-cc measure --pod … --register)", text("workload"), text("host_data")));
+            note(&format!(
+                "{}: init-data {} (HOST_DATA; register it by kata-cc measure --pod … --register)",
+                text("workload"),
+                text("host_data")
+            ));
         }
     }
     Ok(0)

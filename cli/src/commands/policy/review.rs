@@ -93,7 +93,11 @@ pub(super) fn lint(arguments: &LintArguments, output: &Output) -> anyhow::Result
             Severity::Note => (Tone::Quiet, "note   "),
         };
         let (place, check) = (printable(&finding.place), finding.check);
-        output.text(&format!("{} {place}: {} [{check}]\n", output.paint(tone, word), printable(&finding.message)))?;
+        output.text(&format!(
+            "{} {place}: {} [{check}]\n",
+            output.paint(tone, word),
+            printable(&finding.message)
+        ))?;
     }
     if found.is_empty() {
         output.text("nothing found\n")?;
@@ -114,7 +118,11 @@ pub(super) fn test(arguments: &TestArguments, output: &Output) -> anyhow::Result
         return Ok(u8::from(failed > 0));
     }
     for outcome in &outcomes {
-        let word = if outcome.passed { output.paint(Tone::Good, "ok    ") } else { output.paint(Tone::Bad, "FAILED") };
+        let word = if outcome.passed {
+            output.paint(Tone::Good, "ok    ")
+        } else {
+            output.paint(Tone::Bad, "FAILED")
+        };
         let mut line = format!("{word} {}", printable(&outcome.name));
         if !outcome.passed {
             let came = outcome.answer.denial.as_deref().map_or_else(|| "allowed".to_owned(), printable);
@@ -154,7 +162,11 @@ pub(super) fn diff(arguments: &DiffArguments, output: &Output) -> anyhow::Result
             Effect::Other => output.paint(Tone::Doubtful, "other   "),
             Effect::Narrower => output.paint(Tone::Good, "narrower"),
         };
-        let place = change.container.as_ref().map(|name| format!("container {name}")).unwrap_or_else(|| "pod".to_owned());
+        let place = change
+            .container
+            .as_ref()
+            .map(|name| format!("container {name}"))
+            .unwrap_or_else(|| "pod".to_owned());
         let field = if change.field.is_empty() { String::new() } else { format!(", {}", change.field) };
         output.text(&format!("{word} {}\n", printable(&format!("{place}{field}: {}", change.message))))?;
     }
@@ -184,7 +196,11 @@ pub(super) fn simulate(arguments: &ReplayArguments, output: &Output) -> anyhow::
             output.line(&json!({"number": number + 1, "kind": request.kind, "allowed": answer.allowed, "denial": answer.denial, "reasons": answer.reasons}))?;
             continue;
         }
-        let word = if answer.allowed { output.paint(Tone::Good, "allowed") } else { output.paint(Tone::Bad, "denied ") };
+        let word = if answer.allowed {
+            output.paint(Tone::Good, "allowed")
+        } else {
+            output.paint(Tone::Bad, "denied ")
+        };
         let words = answer.denial.as_deref().unwrap_or(&request.kind);
         output.text(&format!("{word} {} {}\n", number + 1, printable(words)))?;
     }
@@ -227,7 +243,12 @@ pub(super) fn explain(arguments: &ReplayArguments, output: &Output) -> anyhow::R
         return Ok(0);
     }
     for one in &explained {
-        output.text(&format!("{} {}: {}\n", one.number, output.paint(Tone::Bad, "denied"), printable(&one.kind)))?;
+        output.text(&format!(
+            "{} {}: {}\n",
+            one.number,
+            output.paint(Tone::Bad, "denied"),
+            printable(&one.kind)
+        ))?;
         if one.reasons.is_empty() {
             output.text(&format!("  {}\n", printable(one.denial.as_deref().unwrap_or_default())))?;
         }

@@ -89,6 +89,11 @@ arg_match(patterns, i, arg) if {
 
 arg_match(patterns, i, arg) if value_is(patterns[format_int(i, 10)], arg)
 
+create_violations contains {"rule": "terminal", "field": "OCI.Process.Terminal", "value": true, "allowed": false} if {
+	input.OCI.Process.Terminal
+	not container.terminal
+}
+
 create_violations contains {"rule": "folder", "field": "OCI.Process.Cwd", "value": input.OCI.Process.Cwd, "allowed": container.cwd} if {
 	container.kind != "sandbox"
 	input.OCI.Process.Cwd != container.cwd
