@@ -56,7 +56,7 @@ impl Gate {
     /// Asks the same before the image is there. What the policy wants to remember of a consent it remembers when it is asked again
     /// ([`check_image`](Self::check_image)), else it would count one container twice.
     pub(crate) async fn check_image_ahead(&self, input: &Value) -> Result<(), Denial> {
-        let policy = self.0.lock().await;
+        let mut policy = self.0.lock().await;
         match policy.has_rule(RUN_IMAGE) {
             true => told(policy.would_allow(RUN_IMAGE, input)),
             false => Ok(()),

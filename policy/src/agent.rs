@@ -9,13 +9,21 @@
 //! is honoured only when the policy itself sets it to true.
 //!
 //! A denial names rule, request field and value. A policy can say which by a rule
-//! `explain contains {"rule": …, "field": …, "value": …, "advice": …} if {…}`, where `advice` (what to do) may be left out; for policies without it the printed lines and
-//! the request's own identifying fields are given.
+//! `explain contains {"rule": …, "field": …, "value": …, "allowed": …, "advice": …} if {…}`, where `allowed` (what the field might hold) and
+//! `advice` (what to do) may be left out; for policies without it the printed lines and the request's own identifying fields are given.
+//!
+//! A policy is analysed once, and again when its state changes, not at each request; its `policy_data`, where that is a constant, is taken
+//! out of the text.
 
+mod patch;
+
+use serde::Serialize;
 use serde_json::{Value, json};
 use thiserror::Error;
 
-use crate::engine::{EngineError, Evaluation, Limits, Program};
+use crate::constants;
+use crate::engine::{Document, EngineError, Evaluation, Limits, Prepared, Program};
+use patch::patch;
 
 /// Package of agent policies.
 const PACKAGE: &str = "data.agent_policy";
@@ -30,7 +38,7 @@ const FIELDS: [&str; 6] = ["exec_id", "container_id", "path", "source", "hostnam
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
 pub enum Denial {
     /// The policy says no, or does not say yes.
-    #[error("{request} is blocked by policy: rule {rule}, field {field}, value {value}{more}")]
+    #[error("{request} is blocked by policy: rule {rule}, field {field}, value {value}{allowed}{more}")]
     Refused {
         /// Request message.
         request: String,
@@ -40,7 +48,9 @@ pub enum Denial {
         field: String,
         /// What that field holds, shortened.
         value: String,
-        /// What the policy printed, after ": ", and what to do, after "; ", as far as there is either.
+        /// What it might hold, shortened, after ", allowed "; empty where the policy does not say.
+        allowed: String,
+        /// What the policy printed, after ": ", what to do, after "; ", and the rules that refuse as well, as far as there is any.
         more: String,
     },
     /// The policy could not be evaluated.
@@ -61,11 +71,50 @@ pub enum Denial {
     },
 }
 
+/// One reason of a denial, as the policy's `explain` gives it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Reason {
+    /// Rule that refused.
+    pub rule: String,
+    /// Field of the request.
+    pub field: String,
+    /// What it holds.
+    pub value: Value,
+    /// What it might hold.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allowed: Option<Value>,
+    /// What to do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advice: Option<String>,
+}
+
+impl Reason {
+    fn read(value: &Value) -> Self {
+        let text = |key: &str| match value.get(key) {
+            Some(Value::String(text)) => text.clone(),
+            Some(other) => other.to_string(),
+            None => "?".to_owned(),
+        };
+        Self {
+            rule: text("rule"),
+            field: text("field"),
+            value: value.get("value").cloned().unwrap_or_else(|| "?".into()),
+            allowed: value.get("allowed").cloned(),
+            advice: value.get("advice").and_then(Value::as_str).map(str::to_owned),
+        }
+    }
+}
+
 /// A policy with what it remembers.
 #[derive(Debug, Clone)]
 pub struct AgentPolicy {
     program: Program,
-    data: Value,
+    /// What of the text is constant.
+    constants: Document,
+    /// `{"pstate": …}`
+    state: Value,
+    /// Program, constants and state.
+    prepared: Prepared,
 }
 
 impl AgentPolicy {
@@ -76,7 +125,14 @@ impl AgentPolicy {
 
     /// Compiles a policy; `name` appears in errors. State starts empty.
     pub fn new(name: &str, text: &str) -> Result<Self, EngineError> {
-        let program = Program::compile(name, text, &Self::limits())?;
+        crate::engine::check_size(name, text, &Self::limits())?;
+        let (program, constants) = match constants::take(text) {
+            Some((text, value)) => {
+                let program = Program::compile(name, &text, &Self::limits())?;
+                (program, json!({constants::PLACE: {constants::POLICY_DATA: value}}))
+            }
+            None => (Program::compile(name, text, &Self::limits())?, json!({})),
+        };
         if program.package() != PACKAGE {
             return Err(EngineError::Compile {
                 name: name.to_owned(),
@@ -85,7 +141,9 @@ impl AgentPolicy {
                 message: format!("package is {}, must be {PACKAGE}", program.package()),
             });
         }
-        Ok(Self { program, data: json!({"pstate": {}}) })
+        let (constants, state) = (Document::from(constants), json!({"pstate": {}}));
+        let prepared = program.prepare(&[constants.clone(), Document::from(state.clone())])?;
+        Ok(Self { program, constants, state, prepared })
     }
 
     /// Name given at compilation.
@@ -105,14 +163,32 @@ impl AgentPolicy {
     }
 
     /// Decides on a request that will be asked about again when more is known of it: a consent changes no state.
-    pub fn would_allow(&self, request: &str, input: &Value) -> Result<(), Denial> {
+    pub fn would_allow(&mut self, request: &str, input: &Value) -> Result<(), Denial> {
         self.decide(request, input).map(|_| ())
     }
 
+    /// Whether a request is allowed, its input being in the interpreter's form: for measuring, and for whoever asks about one input often.
+    /// State and the words of a denial are left out.
+    pub fn would_allow_document(&mut self, request: &str, input: &Document) -> bool {
+        let path = format!("{PACKAGE}.{request}");
+        self.prepared.evaluate(&path, input).is_ok_and(|evaluation| allowed(&evaluation))
+    }
+
+    /// Why a request is denied, by the policy's own `explain`; empty when it has none or nothing to say.
+    pub fn reasons(&mut self, request: &str, input: &Value) -> Vec<Reason> {
+        let with_name = merged(input, request);
+        let explained = self.evaluate("explain", &Document::from(with_name)).ok().and_then(|e| e.value);
+        let Some(Value::Array(values)) = explained else { return Vec::new() };
+        let mut reasons: Vec<Reason> = values.iter().map(Reason::read).collect();
+        reasons.sort_by(|a, b| (&a.field, &a.rule).cmp(&(&b.field, &b.rule)));
+        reasons
+    }
+
     /// The state changes of a consent.
-    fn decide(&self, request: &str, input: &Value) -> Result<Vec<Value>, Denial> {
+    fn decide(&mut self, request: &str, input: &Value) -> Result<Vec<Value>, Denial> {
         let failed = |error| Denial::Failed { request: request.to_owned(), error };
-        let result = self.evaluate(request, input);
+        let document = Document::from(input.clone());
+        let result = self.evaluate(request, &document);
         let (allowed, ops, prints) = match &result {
             Ok(e) => (allowed(e), ops(e), e.prints.clone()),
             Err(_) => (false, Vec::new(), Vec::new()),
@@ -121,16 +197,15 @@ impl AgentPolicy {
             return Ok(ops);
         }
         let undecided = !matches!(&result, Ok(Evaluation { value: Some(_), .. }));
-        if undecided && self.evaluate("AllowRequestsFailingPolicy", input).is_ok_and(|e| e.is_true()) {
+        if undecided && self.evaluate("AllowRequestsFailingPolicy", &document).is_ok_and(|e| e.is_true()) {
             return Ok(Vec::new());
         }
         result.map_err(failed)?;
         Err(self.explain(request, input, &prints))
     }
 
-    fn evaluate(&self, rule: &str, input: &Value) -> Result<Evaluation, EngineError> {
-        let path = format!("{PACKAGE}.{rule}");
-        self.program.evaluate(&path, input, &self.data)
+    fn evaluate(&mut self, rule: &str, input: &Document) -> Result<Evaluation, EngineError> {
+        self.prepared.evaluate(&format!("{PACKAGE}.{rule}"), input)
     }
 
     fn remember(&mut self, request: &str, ops: &[Value]) -> Result<(), Denial> {
@@ -138,7 +213,7 @@ impl AgentPolicy {
             return Ok(());
         }
         let state = |why: String| Denial::State { request: request.to_owned(), why };
-        let mut next = self.data.clone();
+        let mut next = self.state.clone();
         for op in ops {
             patch(&mut next, op).map_err(|why| state(format!("{op}: {why}")))?;
         }
@@ -146,45 +221,58 @@ impl AgentPolicy {
         if size > MAX_STATE {
             return Err(state(format!("{size} bytes, at most {MAX_STATE} are kept")));
         }
-        self.data = next;
+        if next != self.state {
+            let data = [self.constants.clone(), Document::from(next.clone())];
+            self.prepared = self
+                .program
+                .prepare(&data)
+                .map_err(|error| Denial::Failed { request: request.to_owned(), error })?;
+            self.state = next;
+        }
         Ok(())
     }
 
-    fn explain(&self, request: &str, input: &Value, prints: &[String]) -> Denial {
-        let refused = |rule: &str, field: &str, value: String, advice: Option<&str>| Denial::Refused {
+    fn explain(&mut self, request: &str, input: &Value, prints: &[String]) -> Denial {
+        let refused = |rule: &str, field: &str, value: String, allowed: String, more: &str| Denial::Refused {
             request: request.to_owned(),
             rule: rule.to_owned(),
             field: field.to_owned(),
             value,
+            allowed,
             more: match prints {
                 [] => String::new(),
                 lines => format!(": {}", lines.join("; ")),
-            } + &advice.map(|text| format!("; {text}")).unwrap_or_default(),
+            } + more,
         };
-        let with_name = merged(input, request);
-        let explained = self.evaluate("explain", &with_name).ok().and_then(|e| e.value);
-        if let Some(Value::Array(reasons)) = explained
-            && let Some(reason) = reasons.first()
-        {
-            let text = |key: &str| match reason.get(key) {
-                Some(Value::String(s)) => s.clone(),
-                Some(other) => other.to_string(),
-                None => "?".to_owned(),
-            };
-            let value = reason.get("value").map_or_else(|| "?".to_owned(), show);
-            let advice = reason.get("advice").and_then(Value::as_str);
-            return refused(&text("rule"), &text("field"), value, advice);
+        let reasons = self.reasons(request, input);
+        if let Some((reason, others)) = reasons.split_first() {
+            let allowed = reason.allowed.as_ref().map(|allowed| format!(", allowed {}", show(allowed)));
+            let mut more = reason.advice.as_ref().map(|text| format!("; {text}")).unwrap_or_default();
+            let mut rules: Vec<&str> = others.iter().map(|other| other.rule.as_str()).collect();
+            rules.sort_unstable();
+            rules.dedup();
+            rules.retain(|rule| *rule != reason.rule);
+            if !rules.is_empty() {
+                more += &format!("; refused as well by {}", rules.join(", "));
+            }
+            return refused(
+                &reason.rule,
+                &reason.field,
+                show(&reason.value),
+                allowed.unwrap_or_default(),
+                &more,
+            );
         }
         let rule = format!("{PACKAGE}.{request}");
         for field in FIELDS {
             match input.get(field) {
                 Some(Value::String(text)) if !text.is_empty() => {
-                    return refused(&rule, field, show(&Value::String(text.clone())), None);
+                    return refused(&rule, field, show(&Value::String(text.clone())), String::new(), "");
                 }
                 _ => {}
             }
         }
-        refused(&rule, "(whole request)", show(input), None)
+        refused(&rule, "(whole request)", show(input), String::new(), "")
     }
 }
 
@@ -217,53 +305,6 @@ fn ops(evaluation: &Evaluation) -> Vec<Value> {
         Some(Value::Array(ops)) => ops.clone(),
         _ => Vec::new(),
     }
-}
-
-/// One operation of a JSON Patch (RFC 6902): `add`, `replace`, `remove`. Only `/pstate` may change.
-fn patch(data: &mut Value, op: &Value) -> Result<(), String> {
-    let text = |key: &str| op.get(key).and_then(Value::as_str);
-    let path = text("path").ok_or("no path")?;
-    if path != "/pstate" && !path.starts_with("/pstate/") {
-        return Err(format!("path {path} is outside of /pstate"));
-    }
-    let (parent, last) = path.rsplit_once('/').ok_or("path has no parent")?;
-    let key = last.replace("~1", "/").replace("~0", "~");
-    let parent = data.pointer_mut(parent).ok_or("parent does not exist")?;
-    let value = op.get("value").cloned();
-    let kind = text("op").ok_or("no op")?;
-    match (parent, kind) {
-        (Value::Object(fields), "add") => {
-            fields.insert(key, value.ok_or("no value")?);
-        }
-        (Value::Object(fields), "replace") => {
-            let slot = fields.get_mut(&key).ok_or("nothing to replace")?;
-            *slot = value.ok_or("no value")?;
-        }
-        (Value::Object(fields), "remove") => {
-            fields.remove(&key).ok_or("nothing to remove")?;
-        }
-        (Value::Array(items), "add") => {
-            let at = match key.as_str() {
-                "-" => items.len(),
-                n => n.parse().map_err(|_| "no index")?,
-            };
-            if at > items.len() {
-                return Err("index beyond the end".to_owned());
-            }
-            items.insert(at, value.ok_or("no value")?);
-        }
-        (Value::Array(items), "replace" | "remove") => {
-            let at: usize = key.parse().map_err(|_| "no index")?;
-            let slot = items.get_mut(at).ok_or("no such item")?;
-            if kind == "replace" {
-                *slot = value.ok_or("no value")?;
-            } else {
-                items.remove(at);
-            }
-        }
-        (_, other) => return Err(format!("operation {other} is not supported here")),
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@
 //! what absence means is the caller's decision. Callers that gate access must treat it as denial.
 
 mod functions;
+mod prepared;
 mod text;
 
 use std::collections::BTreeMap;
@@ -27,7 +28,9 @@ use thiserror::Error;
 
 pub use functions::{Document, Function, Lookup};
 use functions::{InForce, Native, call, native, native_lookup};
-use text::{check_size, locate, may_be_v0};
+pub use prepared::Prepared;
+pub(crate) use text::check_size;
+use text::{locate, may_be_v0};
 
 /// Most lines of `print` output that one evaluation returns.
 pub const MAX_PRINTS: usize = 64;
@@ -320,30 +323,44 @@ impl Program {
         let in_force = InForce::new(functions);
         let result = engine.eval_rule(path.to_owned());
         drop(in_force);
-        let value = match result {
-            Ok(Value::Undefined) => None,
-            Ok(value) => Some(serde_json::to_value(&value).map_err(|e| convert("result", e.to_string()))?),
-            Err(e) if no_such_rule(&e) => None,
-            Err(e) => {
-                let (line, column, message) = locate(&e.to_string());
-                return Err(EngineError::Evaluate {
-                    name: self.name.clone(),
-                    rule: path.to_owned(),
-                    line,
-                    column,
-                    message,
-                });
-            }
-        };
-        let mut prints = engine.take_prints().unwrap_or_default();
-        prints.truncate(MAX_PRINTS);
-        for line in &mut prints {
-            if let Some((end, _)) = line.char_indices().nth(MAX_PRINT_CHARS) {
-                line.truncate(end);
-            }
-        }
-        Ok(Evaluation { value, prints })
+        outcome(&self.name, path, result, &mut engine)
     }
+}
+
+/// What the interpreter's answer says.
+fn outcome<E: std::fmt::Display>(
+    name: &str,
+    path: &str,
+    result: Result<Value, E>,
+    engine: &mut regorus::Engine,
+) -> Result<Evaluation, EngineError> {
+    let mut prints = engine.take_prints().unwrap_or_default();
+    let value = match result {
+        Ok(Value::Undefined) => None,
+        Ok(value) => Some(serde_json::to_value(&value).map_err(|e| EngineError::Convert {
+            name: name.to_owned(),
+            what: "result",
+            message: e.to_string(),
+        })?),
+        Err(e) if no_such_rule(&e) => None,
+        Err(e) => {
+            let (line, column, message) = locate(&e.to_string());
+            return Err(EngineError::Evaluate {
+                name: name.to_owned(),
+                rule: path.to_owned(),
+                line,
+                column,
+                message,
+            });
+        }
+    };
+    prints.truncate(MAX_PRINTS);
+    for line in &mut prints {
+        if let Some((end, _)) = line.char_indices().nth(MAX_PRINT_CHARS) {
+            line.truncate(end);
+        }
+    }
+    Ok(Evaluation { value, prints })
 }
 
 /// Package of our own that gathers rules of a policy.

@@ -82,7 +82,8 @@ pub(crate) struct RegistryArguments {
 }
 
 impl RegistryArguments {
-    fn config(&self, images: &[&str]) -> anyhow::Result<ClientConfig> {
+    /// A client's settings for these images.
+    pub(super) fn config(&self, images: &[&str]) -> anyhow::Result<ClientConfig> {
         let read =
             |file: &PathBuf| std::fs::read(file).with_context(|| format!("cannot read {}", file.display()));
         let mut auth = None;

@@ -31,7 +31,7 @@ pub(super) fn may_be_v0(text: &str) -> bool {
         && !lines().any(|line| line == "import rego.v1")
 }
 
-pub(super) fn check_size(name: &str, text: &str, limits: &Limits) -> Result<(), EngineError> {
+pub(crate) fn check_size(name: &str, text: &str, limits: &Limits) -> Result<(), EngineError> {
     let too_large =
         |what, seen, limit| Err(EngineError::TooLarge { name: name.to_owned(), what, seen, limit });
     if text.len() > limits.bytes {

@@ -1,5 +1,9 @@
 //! `kata-cc policy`: the Rego texts that decide who gets what. The key broker's are set and shown; the guest agent's
-//! built-in one is shown, and replaced per pod by the init-data's `policy.rego`.
+//! built-in one is shown, and replaced per pod by the init-data's `policy.rego`, which is made from the pod's manifest, and reviewed, here.
+
+mod generate;
+mod images;
+mod review;
 
 use std::path::PathBuf;
 
@@ -11,7 +15,7 @@ use super::{block_on, read_input};
 use crate::output::Output;
 
 /// What the agent starts with, as the guest image holds it.
-const AGENT_POLICY: &str = include_str!("../../../agent/policy/default.rego");
+const AGENT_POLICY: &str = include_str!("../../../../agent/policy/default.rego");
 const MAX_POLICY: u64 = 1 << 20;
 
 #[derive(Debug, clap::Subcommand)]
@@ -39,6 +43,18 @@ pub(crate) enum Command {
         #[command(flatten)]
         broker: BrokerArguments,
     },
+    /// Make the agent policy of a pod from its manifest.
+    Gen(Box<generate::Arguments>),
+    /// Tell what an agent policy leaves open; exit code 1 when something dangerous is.
+    Lint(review::LintArguments),
+    /// Put cases (YAML) to an agent policy; exit code 1 when one does not come as it says.
+    Test(review::TestArguments),
+    /// Tell the changes between two generated policies in words; exit code 1 when the second allows more.
+    Diff(review::DiffArguments),
+    /// Tell why requests are denied, and the smallest change that would allow them.
+    Explain(review::ReplayArguments),
+    /// Put recorded requests (JSON lines) to an agent policy; exit code 1 when one is denied.
+    Simulate(review::ReplayArguments),
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -84,6 +100,12 @@ pub(crate) fn run(command: Command, output: &Output) -> anyhow::Result<u8> {
                 output.text(&format!("set the {name} policy\n"))?;
             }
         }
+        Command::Gen(arguments) => return generate::run(&arguments, output),
+        Command::Lint(arguments) => return review::lint(&arguments, output),
+        Command::Test(arguments) => return review::test(&arguments, output),
+        Command::Diff(arguments) => return review::diff(&arguments, output),
+        Command::Explain(arguments) => return review::explain(&arguments, output),
+        Command::Simulate(arguments) => return review::simulate(&arguments, output),
         Command::Show { which: AnyPolicy::Agent, .. } => show(output, "agent", AGENT_POLICY, true)?,
         Command::Show { which, id, broker } => {
             let client = broker.client()?;

@@ -1,0 +1,201 @@
+# ---- mounts ---------------------------------------------------------------------------------------------------------
+
+# File systems of the guest's kernel, and where they may be.
+kernel_filesystems := {
+	"proc": {"/proc"},
+	"sysfs": {"/sys"},
+	"tmpfs": {"/dev", "/dev/shm"},
+	"devpts": {"/dev/pts"},
+	"mqueue": {"/dev/mqueue"},
+	"cgroup": {"/sys/fs/cgroup"},
+	"cgroup2": {"/sys/fs/cgroup"},
+}
+
+# Of these a container that is not privileged must not have a writable one.
+read_only_filesystems := {"sysfs", "cgroup", "cgroup2"}
+
+# Files that a runtime makes for every container.
+pod_files := {"/etc/hosts", "/etc/hostname", "/etc/resolv.conf"}
+
+shared_folder := "/run/kata-containers/shared/containers/"
+
+sandbox_folder := "/run/kata-containers/sandbox/"
+
+is_bind(mount) if mount.type_ == "bind"
+
+is_bind(mount) if has_option(mount, {"bind", "rbind"})
+
+plain_options(mount) if {
+	not contains(concat("", mount.options), ",")
+	not has_option(mount, {"remount", "move"})
+}
+
+has_option(mount, names) if mount.options[_] in names
+
+# One that the pod declares.
+mount_matches(mount) if {
+	declared := container.mounts[mount.destination]
+	plain_options(mount)
+	source_matches(declared, mount)
+	written_matches(declared, mount)
+	propagation_matches(declared, mount)
+}
+
+# One of the kernel's.
+mount_matches(mount) if {
+	not container.mounts[mount.destination]
+	mount.destination in kernel_filesystems[mount.type_]
+	not is_bind(mount)
+	plain_options(mount)
+	kernel_filesystem_closed(mount)
+}
+
+kernel_filesystem_closed(mount) if not mount.type_ in read_only_filesystems
+
+kernel_filesystem_closed(mount) if "ro" in mount.options
+
+kernel_filesystem_closed(mount) if {
+	container.privileged
+	is_string(mount.destination)
+}
+
+# The pause container of a pod with a privileged one.
+kernel_filesystem_closed(mount) if {
+	container.kind == "sandbox"
+	container.unmasked
+	is_string(mount.destination)
+}
+
+# A file of the pod.
+mount_matches(mount) if {
+	not container.mounts[mount.destination]
+	mount.destination in pod_files
+	bind_type(mount)
+	plain_options(mount)
+	copied(mount.source)
+}
+
+# Memory that the pod's containers share.
+mount_matches(mount) if {
+	not container.mounts["/dev/shm"]
+	mount.destination == "/dev/shm"
+	bind_type(mount)
+	plain_options(mount)
+	mount.source == shared_memory
+}
+
+bind_type(mount) if {
+	is_bind(mount)
+	mount.type_ in {"bind", "none", ""}
+}
+
+mount_allowed(mount) := container.mounts[mount.destination]
+
+mount_allowed(mount) := "no mount there" if not container.mounts[mount.destination]
+
+written_matches(declared, mount) if not declared.read_only
+
+written_matches(declared, mount) if {
+	"ro" in mount.options
+	not "rw" in mount.options
+}
+
+propagation_matches(declared, mount) if declared.shared_propagation
+
+propagation_matches(declared, mount) if not has_option(mount, {"shared", "rshared"})
+
+# Copied into the guest by the host, which chooses what is in it.
+copied(source) if {
+	startswith(source, shared_folder)
+	name := trim_prefix(trim_prefix(trim_prefix(source, shared_folder), "passthrough/"), "watchable/")
+	not contains(name, "/")
+	not contains(name, "..")
+	name != ""
+}
+
+source_matches(declared, mount) if {
+	declared.kind in {"files", "host", "claim", "image-volume"}
+	bind_type(mount)
+	copied(mount.source)
+}
+
+source_matches(declared, mount) if {
+	declared.sub_path
+	bind_type(mount)
+	copied(mount.source)
+}
+
+# Made in the guest: nobody but the pod's containers has written there.
+source_matches(declared, mount) if {
+	declared.kind == "scratch"
+	mount.type_ in {"bind", "none", "", "local", "ephemeral"}
+	scratch_place(mount.source, declared.volume)
+}
+
+source_matches(declared, mount) if {
+	declared.kind == "image-volume"
+	bind_type(mount)
+	startswith(mount.source, sandbox_folder)
+	not contains(mount.source, "..")
+}
+
+source_matches(declared, mount) if {
+	declared.kind == "scratch"
+	declared.memory
+	mount.type_ == "tmpfs"
+	not is_bind(mount)
+}
+
+source_matches(declared, mount) if {
+	declared.kind == "claim"
+	bind_type(mount)
+	startswith(mount.source, concat("", [sandbox_folder, "storage/"]))
+	not contains(mount.source, "..")
+}
+
+# A device or a file system of the guest's own kernel, by the name that the host has for its own.
+source_matches(declared, mount) if {
+	declared.kind == "host"
+	bind_type(mount)
+	mount.source == declared.path
+	some begin in ["/dev/", "/sys/", "/proc/"]
+	startswith(mount.source, begin)
+	not contains(mount.source, "..")
+}
+
+scratch_place(path, volume) if {
+	startswith(path, sandbox_folder)
+	endswith(path, concat("", ["/", volume]))
+	not contains(path, "..")
+}
+
+scratch_place(path, volume) if {
+	startswith(path, shared_folder)
+	endswith(path, concat("", ["/rootfs/local/", volume]))
+	not contains(path, "..")
+}
+
+# A disk that the host's runtime made for an emptyDir: its name is the kubelet's path of the volume.
+scratch_place(path, volume) if {
+	place := concat("", [sandbox_folder, "storage/"])
+	startswith(path, place)
+	endswith(base64url.decode(trim_prefix(path, place)), concat("", ["/kubernetes.io~empty-dir/", volume]))
+}
+
+storage_matches(storage) if {
+	storage.driver in {"ephemeral", "local"}
+	not contains(concat("", storage.options), ",")
+	some _, declared in container.mounts
+	declared.kind == "scratch"
+	scratch_place(storage.mount_point, declared.volume)
+}
+
+storage_matches(storage) if sandbox_storage(storage)
+
+storage_matches(storage) if {
+	storage.driver in {"blk", "mmioblk", "scsi"}
+	some _, declared in container.mounts
+	declared.kind == "claim"
+	startswith(storage.mount_point, concat("", [sandbox_folder, "storage/"]))
+	not contains(storage.mount_point, "..")
+}

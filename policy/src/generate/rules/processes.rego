@@ -1,0 +1,265 @@
+# ---- RunImage: what the image says beside what is about to run ------------------------------------------------------
+
+image_violations contains {"rule": "containers of the pod", "field": "container_id", "value": object.get(input, "container_id", null), "allowed": "a container that was allowed"} if {
+	not known_name
+}
+
+image_violations contains {"rule": "image digest", "field": "image.manifest_digest", "value": object.get(input.image, "manifest_digest", null), "allowed": named(known_name).image.digests} if {
+	not input.image.manifest_digest in named(known_name).image.digests
+}
+
+image_violations contains {"rule": "command", "field": "process.Args", "value": input.process.Args, "allowed": "what CreateContainer named"} if {
+	count(input.process.Args) == 0
+}
+
+image_violations contains {"rule": "user of the image", "field": "process.User.UID", "value": input.process.User.UID, "allowed": input.image.uid} if {
+	named(known_name).user.uid == null
+	input.process.User.UID != input.image.uid
+}
+
+image_violations contains {"rule": "user of the image", "field": "process.User.GID", "value": input.process.User.GID, "allowed": input.image.gid} if {
+	named(known_name).user.gid == null
+	not image_group
+}
+
+image_group if {
+	input.process.User.UID == input.image.uid
+	input.process.User.GID == input.image.gid
+}
+
+# A user that the pod names and the image does not know has group 0.
+image_group if {
+	named(known_name).user.uid != null
+	input.process.User.UID != input.image.uid
+	input.process.User.GID == 0
+}
+
+image_violations contains {"rule": "groups of the image", "field": sprintf("process.User.AdditionalGids[%d]", [i]), "value": group, "allowed": named(known_name).user.groups} if {
+	some i
+	group := input.process.User.AdditionalGids[i]
+	not group in named(known_name).user.groups
+	group != input.process.User.GID
+	not own_group(group)
+}
+
+own_group(group) if {
+	input.process.User.UID == input.image.uid
+	group in input.image.groups
+}
+
+own_group(group) if {
+	input.process.User.UID == input.image.uid
+	group == input.image.gid
+}
+
+# ---- ExecProcess ----------------------------------------------------------------------------------------------------
+
+exec_violations contains {"rule": "containers of the pod", "field": "container_id", "value": object.get(input, "container_id", null), "allowed": "a container that was allowed"} if {
+	not known_name
+}
+
+exec_violations contains {"rule": "commands", "field": "process.Args", "value": input.process.Args, "allowed": named(known_name).exec} if {
+	not exec_command(input.process.Args)
+}
+
+exec_command(args) if {
+	policy_data.open.exec
+	count(args) > 0
+}
+
+exec_command(args) if {
+	some command in named(known_name).exec
+	command.args == args
+}
+
+# `kubectl cp` runs tar at the other end.
+exec_command(args) if {
+	policy_data.open.copy
+	some begin in [["tar", "cf", "-"], ["tar", "xmf", "-"], ["tar", "-xmf", "-"], ["tar", "xf", "-"]]
+	array.slice(args, 0, 3) == begin
+}
+
+exec_violations contains {"rule": "terminal", "field": "process.Terminal", "value": true, "allowed": false} if {
+	input.process.Terminal
+	not policy_data.open.exec
+	not named(known_name).terminal
+}
+
+exec_violations contains {"rule": "environment", "field": "process.Env", "value": problem.entry, "allowed": problem.allowed} if {
+	some problem in env_problems(named(known_name), input.process.Env)
+}
+
+exec_violations contains object.union(problem, {"field": concat(".", ["process", problem.field])}) if {
+	some problem in process_problems(named(known_name), input.process)
+}
+
+exec_violations contains {"rule": "users by number", "field": "string_user", "value": input.string_user, "allowed": null} if {
+	input.string_user != null
+}
+
+exec_violations contains {"rule": "streams", "field": field, "value": input[field], "allowed": 0} if {
+	not exec_streams_open
+	some field in ["stdin_port", "stdout_port", "stderr_port"]
+	input[field] > 0
+}
+
+# ---- processes ------------------------------------------------------------------------------------------------------
+
+set_of(list) := {item | some item in list}
+
+own_entries(of, name) := [own | some own, _ in of.env; startswith(own, concat("", [name, "="]))]
+
+# Entries that are neither the container's own nor of those whose values only the running pod knows.
+env_problems(of, entries) := {{"entry": entry, "allowed": allowed} |
+	others := set_of(entries) - object.keys(of.env)
+	some entry in others
+	name := substring(entry, 0, indexof(entry, "="))
+	not run_time_entry(of, name, substring(entry, count(name) + 1, -1))
+	allowed := object.get(of.env_at_run_time, name, own_entries(of, name))
+}
+
+run_time_entry(of, name, value) if value_is(of.env_at_run_time[name], value)
+
+# What Kubernetes and terminals add: names that no loader, shell or language runtime acts on, and only where the container has no
+# entry of that name.
+run_time_entry(of, name, value) if {
+	not of.env_at_run_time[name]
+	not decided(of, name)
+	added_entry(name, value)
+}
+
+decided(of, name) if {
+	some own, _ in of.env
+	startswith(own, concat("", [name, "="]))
+}
+
+added_entry(name, value) if {
+	name == "HOSTNAME"
+	value_is(policy_data.pod.hostname, value)
+}
+
+added_entry(name, value) if {
+	name == "TERM"
+	value_is({"is": "word"}, value)
+}
+
+# Of a runtime's own, where the image has none.
+added_entry(name, value) if {
+	name == "PATH"
+	value == "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+}
+
+added_entry(name, value) if {
+	service_name(name)
+	not startswith(name, "LD_")
+	trim(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_") == ""
+	trim(value, "abcdefghijklmnopqrstuvwxyz0123456789.:/[]-") == ""
+	count(value) < 254
+}
+
+service_name(name) if startswith(name, "KUBERNETES_SERVICE_")
+
+service_name(name) if startswith(name, "KUBERNETES_PORT")
+
+service_name(name) if {
+	policy_data.pod.service_variables
+	endswith(name, "_SERVICE_HOST")
+}
+
+service_name(name) if {
+	policy_data.pod.service_variables
+	contains(name, "_SERVICE_PORT")
+}
+
+service_name(name) if {
+	policy_data.pod.service_variables
+	endswith(name, "_PORT")
+}
+
+service_name(name) if {
+	policy_data.pod.service_variables
+	contains(name, "_PORT_")
+	some end in ["_TCP", "_UDP", "_SCTP", "_PROTO", "_PORT", "_ADDR"]
+	endswith(name, end)
+}
+
+# User, capabilities and privileges, of a container or of a command in it.
+process_problems(of, process) := {problem | some problem in array.concat(user_problems(of, process.User), right_problems(of, process))}
+
+user_problems(of, user) := array.concat(
+	[{"rule": "user", "field": "User.UID", "value": user.UID, "allowed": of.user.uid} | of.user.uid != null; user.UID != of.user.uid],
+	array.concat(
+		[{"rule": "user", "field": "User.GID", "value": user.GID, "allowed": of.user.gid} | of.user.gid != null; user.GID != of.user.gid],
+		array.concat(
+			[{"rule": "user", "field": "User", "value": user.UID, "allowed": "not 0"} | of.user.not_root; user.UID == 0],
+			[{"rule": "users by number", "field": "User.Username", "value": user.Username, "allowed": ""} | user.Username != ""],
+		),
+	),
+)
+
+right_problems(of, process) := array.concat(
+	[{"rule": "no new privileges", "field": "NoNewPrivileges", "value": process.NoNewPrivileges, "allowed": true} |
+		of.no_new_privileges
+		not process.NoNewPrivileges
+	],
+	[{"rule": "capabilities", "field": concat(".", ["Capabilities", kind]), "value": wrong, "allowed": of.capabilities} |
+		some kind in ["Ambient", "Bounding", "Effective", "Inheritable", "Permitted"]
+		names := process.Capabilities[kind]
+		not plain_capabilities(of, kind, names)
+		wrong := set_of(names) - capabilities_of(of, kind)
+		count(wrong) > 0
+	],
+)
+
+# The usual case, compared at once.
+plain_capabilities(of, kind, names) if {
+	kind != "Ambient"
+	names == of.capabilities
+}
+
+plain_capabilities(of, kind, names) if count(names) == 0
+
+# Ambient ones would outlive a change of user.
+capabilities_of(of, kind) := set_of(of.capabilities) if kind != "Ambient"
+
+capabilities_of(of, kind) := set_of(of.capabilities) if {
+	kind == "Ambient"
+	of.privileged
+}
+
+capabilities_of(of, kind) := set() if {
+	kind == "Ambient"
+	not of.privileged
+}
+
+# ---- values that only the running pod knows -------------------------------------------------------------------------
+
+characters := {
+	"ip": "0123456789abcdefABCDEF:.,",
+	"number": "0123456789",
+	"name": "abcdefghijklmnopqrstuvwxyz0123456789-.",
+	"id": "0123456789abcdefABCDEF-",
+	"word": "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+_.-",
+}
+
+value_is(rule, value) if value == rule.exactly
+
+value_is(rule, value) if {
+	not rule.begins
+	trim(value, characters[rule.is]) == ""
+	count(value) < 254
+}
+
+value_is(rule, value) if {
+	startswith(value, rule.begins)
+	trim(trim_prefix(value, rule.begins), characters[rule.is]) == ""
+	count(value) < 254
+}
+
+value_is(rule, value) if regex.match(rule.matches, value)
+
+# The host decides, as it does on the object that the value comes from.
+value_is(rule, value) if {
+	rule.is == "any"
+	is_string(value)
+}

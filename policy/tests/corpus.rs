@@ -1,0 +1,143 @@
+//! Policies of common manifests: what a node sends for the pod is allowed, whatever its version, and what else a host may send is denied.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and says how much it tried")]
+
+mod support;
+
+use kata_cc_policy::AgentPolicy;
+use kata_cc_policy::generate::{ContainerData, PolicyData};
+use serde_json::{Value, json};
+use support::mutations;
+use support::runtime::{ALL, Asked, Containerd, Node};
+
+/// A policy that has let in the pod as a node of version 1.7 starts it: preparing one takes longer than asking it.
+fn started(text: &str, node: &Node<'_>, place: &str) -> (AgentPolicy, Vec<Asked>) {
+    let mut policy = AgentPolicy::new("policy.rego", text).unwrap();
+    policy.check("CreateSandboxRequest", &node.create_sandbox()).unwrap_or_else(|e| panic!("{place}: {e}"));
+    let asked = node.containers();
+    for one in &asked {
+        policy
+            .check("CreateContainerRequest", &one.create)
+            .unwrap_or_else(|e| panic!("{place} {}: {e}", one.container));
+    }
+    (policy, asked)
+}
+
+/// Whatever its version, a node's requests are allowed, and what else a host may send is denied.
+#[test]
+fn nodes_are_let_in_and_nobody_else() {
+    let images = support::images();
+    let (mut let_in, mut tried) = (0, 0);
+    let mut wrong = Vec::new();
+    for case in support::corpus() {
+        for workload in &case.manifest.workloads {
+            let generated = support::policy(&case, workload);
+            let node =
+                Node { manifest: &case.manifest, workload, images: &images, version: Containerd::V1_7 };
+            let (mut policy, asked) = started(&generated.text, &node, &case.name);
+            for version in ALL {
+                let node = Node { version, ..node };
+                for one in node.containers() {
+                    wrong.extend(allowed(
+                        &mut policy,
+                        &one,
+                        &format!("{} {version:?} {}", case.name, one.container),
+                    ));
+                    let_in += 1;
+                }
+            }
+            for one in &asked {
+                commands(&mut policy, &generated.data.containers.get(&one.container), one);
+                tried += mutated(&mut policy, &generated.data, (one, &case.name), &mut wrong);
+            }
+            let first = json!({"container_id": asked[0].create["container_id"]});
+            policy.check("RemoveContainerRequest", &first).unwrap();
+            assert!(policy.check("StartContainerRequest", &first).is_err(), "{}: removed", case.name);
+        }
+    }
+    assert!(wrong.is_empty(), "{} are wrong:\n{}", wrong.len(), wrong.join("\n"));
+    println!("{let_in} containers were let in, {tried} changes were denied");
+    assert!(tried >= 1000 || std::env::var_os("KATA_CC_CORPUS").is_some(), "{tried}");
+}
+
+fn allowed(policy: &mut AgentPolicy, asked: &Asked, place: &str) -> Option<String> {
+    let id = json!({"container_id": asked.create["container_id"]});
+    let mut questions = vec![("CreateContainerRequest", &asked.create), ("StartContainerRequest", &id)];
+    questions.extend(asked.image.as_ref().map(|image| ("RunImageRequest", image)));
+    let denied = |(request, input): &(&str, &Value)| policy.would_allow(request, input).err();
+    questions.iter().find_map(denied).map(|denial| format!("{place}: {denial}"))
+}
+
+/// Denied with the right reason; how many were tried.
+fn mutated(
+    policy: &mut AgentPolicy,
+    data: &PolicyData,
+    (asked, case): (&Asked, &str),
+    wrong: &mut Vec<String>,
+) -> usize {
+    let of = match asked.container.as_str() {
+        "(sandbox)" => serde_json::to_value(&data.sandbox),
+        name => serde_json::to_value(&data.containers[name]),
+    };
+    let mutations = mutations::of(asked, &of.unwrap(), &serde_json::to_value(&data.pod).unwrap());
+    for mutation in &mutations {
+        let words =
+            policy.would_allow(mutation.request, &mutation.input).err().map(|denial| denial.to_string());
+        // the first reason is in the words, the rules of all others are named behind it
+        if words.as_ref().is_none_or(|words| !words.contains(mutation.rule)) {
+            let place = format!("{case} {} {}", asked.container, mutation.name);
+            wrong.push(format!("{place}: not refused by {:?}, but {words:?}", mutation.rule));
+        }
+    }
+    mutations.len()
+}
+
+/// Probes and hooks run, nothing else does.
+fn commands(policy: &mut AgentPolicy, data: &Option<&ContainerData>, asked: &Asked) {
+    let Some(data) = data else { return };
+    let mut process = asked.create["OCI"]["Process"].clone();
+    process["Terminal"] = false.into();
+    let mut request = json!({"container_id": asked.create["container_id"], "exec_id": "e1", "string_user": null,
+        "process": process, "stdin_port": 0, "stdout_port": 0, "stderr_port": 0});
+    for command in &data.exec {
+        request["process"]["Args"] = json!(command.args);
+        policy.check("ExecProcessRequest", &request).unwrap();
+    }
+    request["process"]["Args"] = json!(["sh"]);
+    let denial = policy.check("ExecProcessRequest", &request).unwrap_err().to_string();
+    assert!(denial.contains("rule commands, field process.Args, value [\"sh\"], allowed ["), "{denial}");
+}
+
+#[test]
+fn every_request_that_is_not_named_is_denied() {
+    let case = &support::corpus()[0];
+    let generated = support::policy(case, &case.manifest.workloads[0]);
+    let mut policy = AgentPolicy::new("policy.rego", &generated.text).unwrap();
+    for request in [
+        "AddARPNeighborsRequest",
+        "AddSwapRequest",
+        "CreateContainerRequest",
+        "ExecProcessRequest",
+        "GetMetricsRequest",
+        "NobodyHeardOfRequest",
+        "PauseContainerRequest",
+        "ReadStreamRequest",
+        "ReseedRandomDevRequest",
+        "RunImageRequest",
+        "SecureMountRequest",
+        "SetGuestDateTimeRequest",
+        "SetPolicyRequest",
+        "StartContainerRequest",
+        "WriteStreamRequest",
+    ] {
+        for input in
+            [Value::Null, json!({}), json!({"container_id": "x", "data": [1], "process": {"Args": ["sh"]}})]
+        {
+            assert!(policy.check(request, &input).is_err(), "{request} {input}");
+        }
+    }
+    for request in
+        ["DestroySandboxRequest", "GetOOMEventRequest", "GuestDetailsRequest", "WaitProcessRequest"]
+    {
+        policy.check(request, &json!({})).unwrap();
+    }
+}
