@@ -214,7 +214,7 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> anyhow::Result<u8> 
         }
     }
     ensure!(
-        !(arguments.strict && !warnings.is_empty()),
+        !arguments.strict || warnings.is_empty(),
         "there are {} warnings, and --strict was given",
         warnings.len()
     );
