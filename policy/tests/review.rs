@@ -137,6 +137,16 @@ fn what_is_opened_is_open_and_no_more() {
         policy.check("ExecProcessRequest", &root).is_err(),
         "a command has the container's rights and no more"
     );
+    let update = |devices: serde_json::Value| json!({"container_id": id, "resources": {"Devices": devices, "BlockIO": null, "Network": null, "CPU": {"Shares": 2}}});
+    policy
+        .check(
+            "UpdateContainerRequest",
+            &update(asked.create["OCI"]["Linux"]["Resources"]["Devices"].clone()),
+        )
+        .unwrap();
+    let disk = json!([{"Allow": true, "Type": "b", "Major": 254, "Minor": 0, "Access": "rw"}]);
+    let denial = policy.check("UpdateContainerRequest", &update(disk)).unwrap_err().to_string();
+    assert!(denial.contains("limits only"), "{denial}");
     let elsewhere = {
         let mut other = exec.clone();
         other["container_id"] = "x".into();

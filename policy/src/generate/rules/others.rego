@@ -70,11 +70,18 @@ link_inside if {
 	not ".." in split(input.symlink_target, "/")
 }
 
-update_violations contains {"rule": "limits only", "field": concat(".", ["resources", field]), "value": input.resources[field], "allowed": "none"} if {
-	some field in ["Devices", "Network", "BlockIO"]
+update_violations contains {"rule": "limits only", "field": concat(".", ["resources", field]), "value": value, "allowed": "none"} if {
+	some field in ["Network", "BlockIO"]
 	value := input.resources[field]
 	value != null
-	value != []
+}
+
+# containerd repeats the device rules that the container was made with.
+update_violations contains {"rule": "limits only", "field": "resources.Devices", "value": rule, "allowed": "null, zero, random, terminals"} if {
+	not named(known_name).privileged
+	count(named(known_name).devices) == 0
+	some rule in input.resources.Devices
+	not default_device(rule)
 }
 
 route_violations contains {"rule": "loopback is the guest's", "field": sprintf("routes.Routes[%d]", [i]), "value": route, "allowed": "another device"} if {
