@@ -336,3 +336,27 @@ fn what_no_layer_may_hold_is_refused() {
         assert!(error.contains(part), "{part}: {error}");
     }
 }
+
+proptest::proptest! {
+    /// Archives with changed bytes are sealed or refused; what is sealed is whole.
+    #[test]
+    fn no_archive_makes_it_panic(changes in proptest::collection::vec((0_usize..40_000, proptest::num::u8::ANY), 1..20)) {
+        let mut layer = Layer::new()
+            .folder("etc/")
+            .xattrs(&[("user.a", b"b")])
+            .file("etc/one", &noise(5000))
+            .link(EntryType::Link, "etc/two", "etc/one")
+            .link(EntryType::Symlink, "alias", "etc")
+            .file("alias/three", &noise(100))
+            .file("alias/.wh.one", b"")
+            .end();
+        for (place, byte) in changes {
+            let length = layer.len();
+            layer[place % length] = byte;
+        }
+        if let Ok(sealed) = try_seal(&[layer.clone(), layer]) {
+            let Seal { data_blocks, tree_blocks, .. } = sealed.seal;
+            assert_eq!(fs::metadata(sealed.path()).unwrap().len(), (data_blocks + tree_blocks) * 4096);
+        }
+    }
+}
