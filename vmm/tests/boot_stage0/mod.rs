@@ -276,32 +276,31 @@ fn stage0_refuses_each_flipped_bit_by_name() {
     }
 }
 
-/// A boot block of a TEE that is not there: its way to give up (GHCB, TDCALL) raises an exception, whose handler gives up in turn.
-/// The number of the first reason comes by the port.
+/// A boot block of a TEE that is not there: its way to give up (TDCALL) raises an exception, whose handler gives up in turn. The
+/// number of the first reason comes by the port. SNP's way (VMGEXIT) is a hypercall to a KVM of AMD, which answers that it does
+/// not know it: then the guest halts, as it should under a host that does not end it.
 #[test]
 fn stage0_tells_its_number_where_the_platforms_own_way_fails() {
     let Some(guest) = guest("stage0 ends", "bzImage", "") else { return };
     let boot = &guest.config.boot;
     let read = |path: &Path| std::fs::read(path).expect("file");
     let (kernel, image) = (read(&boot.kernel), read(boot.firmware.as_deref().expect("image")));
-    for platform in [PlatformKind::Snp, PlatformKind::Tdx] {
-        let mut plan = LaunchPlan::new(&LaunchInput {
-            kernel: &kernel,
-            initramfs: None,
-            cmdline: "",
-            memory_mib: 64,
-            vcpus: 1,
-            devices: 0,
-            firmware: Some(Firmware::new(&image, PlatformKind::Plain, 0)),
-        })
-        .expect("plan");
-        // without a memory bit the page tables are good on any machine, and the block is refused for it
-        let block = plan.regions.iter_mut().find(|one| one.name == "boot block").expect("region");
-        block.bytes.to_mut()[12] = platform as u8;
-        let ram = memory::create(64).expect("memory");
-        let expected = End::Refused(Termination::BootBlockMemoryBit);
-        assert_eq!(end(&plan, &ram, |_| {}), Ok(expected), "{platform:?}");
-    }
+    let mut plan = LaunchPlan::new(&LaunchInput {
+        kernel: &kernel,
+        initramfs: None,
+        cmdline: "",
+        memory_mib: 64,
+        vcpus: 1,
+        devices: 0,
+        firmware: Some(Firmware::new(&image, PlatformKind::Plain, 0)),
+    })
+    .expect("plan");
+    // without a memory bit the page tables are good on any machine, and the block is refused for it
+    let block = plan.regions.iter_mut().find(|one| one.name == "boot block").expect("region");
+    block.bytes.to_mut()[12] = PlatformKind::Tdx as u8;
+    let ram = memory::create(64).expect("memory");
+    let expected = End::Refused(Termination::BootBlockMemoryBit);
+    assert_eq!(end(&plan, &ram, |_| {}), Ok(expected));
 }
 
 /// A processor that says that it is in a trust domain, and a boot block that names none. There is no TDX module here, so the number
