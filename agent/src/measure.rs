@@ -38,6 +38,14 @@ impl Default for EventLog {
     }
 }
 
+impl EventLog {
+    /// Which RTMR of a TD the register is.
+    fn rtmr(&self) -> u8 {
+        let ccmr = aael::ccmr_of_pcr(u64::from(self.init_pcr));
+        u8::try_from(ccmr.saturating_sub(1)).unwrap_or(u8::MAX)
+    }
+}
+
 /// Register and log, when they are switched on.
 #[derive(Debug, Default)]
 pub(crate) struct Measurements(Option<Mutex<RuntimeLog>>);
@@ -55,8 +63,7 @@ impl Measurements {
         }
         let log = match tee {
             Tee::Tdx => {
-                let ccmr = aael::ccmr_of_pcr(u64::from(config.init_pcr));
-                let index = u8::try_from(ccmr.saturating_sub(1)).unwrap_or(u8::MAX);
+                let index = config.rtmr();
                 let rtmr = Rtmr::open(root, index).with_context(|| {
                     format!("enable_eventlog is set, and RTMR{index} cannot be extended here (Linux 6.16 or later)")
                 })?;
@@ -64,8 +71,7 @@ impl Measurements {
                 RuntimeLog::open(folder, firmware.as_deref(), |_| Ok(Box::new(rtmr)))
             }
             Tee::SimTdx => {
-                let ccmr = aael::ccmr_of_pcr(u64::from(config.init_pcr));
-                let index = u8::try_from(ccmr.saturating_sub(1)).unwrap_or(u8::MAX);
+                let index = config.rtmr();
                 let rtmr = SimRtmr::open(index)
                     .with_context(|| format!("RTMR{index} of the simulated TDX module cannot be extended"))?;
                 RuntimeLog::open(folder, None, |_| Ok(Box::new(rtmr)))

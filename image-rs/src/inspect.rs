@@ -53,11 +53,7 @@ pub struct Recipient {
 /// # Errors
 /// When it cannot be read.
 pub async fn inspect(name: &str, config: &ClientConfig) -> Result<Summary, StoreError> {
-    let work = WorkDir::new().map_err(|source| StoreError::File {
-        doing: "creating a temporary folder in",
-        path: std::env::temp_dir(),
-        source,
-    })?;
+    let work = WorkDir::create()?;
     let store = Store::open(name, config, work.path()).await?;
     let (manifest, digest) = store.manifest(config).await?;
     Ok(summarise(&manifest, digest.to_string()))

@@ -49,11 +49,7 @@ struct FetchedLayer {
 /// # Errors
 /// See [`LayersError`].
 pub async fn fetch_layers(name: &str, config: &ClientConfig) -> Result<FetchedImage, LayersError> {
-    let work = WorkDir::new().map_err(|source| StoreError::File {
-        doing: "creating a temporary folder in",
-        path: std::env::temp_dir(),
-        source,
-    })?;
+    let work = WorkDir::create()?;
     let store = Store::open(name, config, work.path()).await?;
     let (manifest, manifest_digest) = store.manifest(config).await?;
     let mut kinds = Vec::new();

@@ -89,6 +89,11 @@ impl WorkDir {
         Ok(Self(path))
     }
 
+    /// The same, for those whose errors are of a store.
+    pub(crate) fn create() -> Result<Self, StoreError> {
+        Self::new().map_err(file_error("creating a temporary folder in", &std::env::temp_dir()))
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.0
     }

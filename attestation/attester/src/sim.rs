@@ -17,10 +17,14 @@ pub const PORT: u32 = 1027;
 
 /// Asks the host's simulated security processor.
 pub(crate) async fn report(report_data: &[u8; 64]) -> Result<RawReport, AttestError> {
-    let stream = VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, PORT))
+    exchange(connect().await?, report_data, 0).await
+}
+
+/// A connection to what the monitor simulates.
+pub(crate) async fn connect() -> Result<VsockStream, AttestError> {
+    VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, PORT))
         .await
-        .map_err(|source| AttestError::Sim { action: "connect to", source })?;
-    exchange(stream, report_data, 0).await
+        .map_err(|source| AttestError::Sim { action: "connect to", source })
 }
 
 /// One exchange over any connection.

@@ -9,10 +9,10 @@ use std::time::Duration;
 use kata_cc_kbs_protocol::base64_standard;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_vsock::{VMADDR_CID_HOST, VsockAddr, VsockStream};
+use tokio_vsock::VMADDR_CID_HOST;
 
 use crate::AttestError;
-use crate::measure::{DIGEST_LEN, Digest, Register};
+use crate::measure::{DIGEST_LEN, Digest, Register, check_run_time};
 use crate::quote::MAX_QUOTE;
 use crate::sim::{self, Limits, PORT, request};
 use crate::tdx;
@@ -53,10 +53,7 @@ impl SimQuote {
 
 /// Asks the host's simulated TDX module.
 pub(crate) async fn quote(report_data: &[u8; 64]) -> Result<SimQuote, AttestError> {
-    let stream = VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, PORT))
-        .await
-        .map_err(|source| AttestError::Sim { action: "connect to", source })?;
-    exchange(stream, report_data).await
+    exchange(sim::connect().await?, report_data).await
 }
 
 /// One exchange over any connection.
@@ -109,10 +106,7 @@ impl SimRtmr {
     /// # Errors
     /// As [`Self::open`].
     pub fn over(index: u8, connect: Connect) -> io::Result<Self> {
-        if !matches!(index, 2 | 3) {
-            let why = format!("RTMR{index} is the firmware's: 2 and 3 can be extended at run time");
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
-        }
+        check_run_time(index)?;
         let register = Self { index, connect };
         register.value()?;
         Ok(register)

@@ -9,7 +9,7 @@ use std::io::{Read, Write};
 
 use kata_cc_image::Limits;
 use kata_cc_image::unpack::{Budget, Entry, TarStream, UnpackError};
-use kata_cc_image::unpack::{Kind as EntryKind, components};
+use kata_cc_image::unpack::{Kind as EntryKind, components, show};
 
 use crate::SealError;
 use crate::erofs::Contents;
@@ -31,10 +31,6 @@ pub(crate) struct Layers<W> {
 
 fn path_error(path: &[u8], why: &'static str) -> SealError {
     SealError::Unpack(UnpackError::Path { path: show(path), why })
-}
-
-fn show(path: &[u8]) -> String {
-    String::from_utf8_lossy(path).chars().take(200).collect()
 }
 
 impl<W: Write> Layers<W> {

@@ -110,7 +110,9 @@ impl UnpackError {
     }
 }
 
-pub(crate) fn show(path: &[u8]) -> String {
+/// A path for messages, cut to 200 characters.
+#[must_use]
+pub fn show(path: &[u8]) -> String {
     String::from_utf8_lossy(path).chars().take(200).collect()
 }
 

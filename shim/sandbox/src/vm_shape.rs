@@ -144,17 +144,22 @@ fn tee(config: &NodeConfig, tier: Tier, init_data_digest: &[u8]) -> TeeConfig {
 mod tests {
     use super::*;
 
-    /// A confidential tier never gives a configuration without its TEE, nor a TEE without the firmware.
-    #[test]
-    fn each_tier_has_its_environment() {
-        let instance = Instance {
+    /// An instance whose init-data has a digest of these bytes.
+    fn instance(digest: u8, taps: &[Tap]) -> Instance<'_> {
+        Instance {
             id: "x",
             dir: Path::new("/run/x"),
             initdata: None,
-            init_data_digest: vec![0x5a; 32],
+            init_data_digest: vec![digest; 32],
             scratch: None,
-            taps: &[],
-        };
+            taps,
+        }
+    }
+
+    /// A confidential tier never gives a configuration without its TEE, nor a TEE without the firmware.
+    #[test]
+    fn each_tier_has_its_environment() {
+        let instance = instance(0x5a, &[]);
         let size = Size { vcpus: 1, memory_mib: 256 };
         for tier in Tier::ALL {
             let vm = vm_config(&NodeConfig::default(), tier, size, &instance);
@@ -174,14 +179,7 @@ mod tests {
 
     #[test]
     fn digests_are_kept_for_confidential_guests_unless_the_node_says_otherwise() {
-        let instance = Instance {
-            id: "x",
-            dir: Path::new("/run/x"),
-            initdata: None,
-            init_data_digest: vec![0; 32],
-            scratch: None,
-            taps: &[],
-        };
+        let instance = instance(0, &[]);
         let size = Size { vcpus: 1, memory_mib: 256 };
         for (on, tier) in Tier::ALL.into_iter().flat_map(|tier| [(true, tier), (false, tier)]) {
             let config = NodeConfig { digest_cache: on, ..NodeConfig::default() };
@@ -196,14 +194,7 @@ mod tests {
         let taps: Vec<Tap> = (0..NETWORK_SLOTS)
             .map(|n| Tap { name: format!("t{n}"), mac: "02:00:00:00:00:01".into() })
             .collect();
-        let instance = Instance {
-            id: "x",
-            dir: Path::new("/run/x"),
-            initdata: None,
-            init_data_digest: vec![0; 32],
-            scratch: None,
-            taps: &taps,
-        };
+        let instance = instance(0, &taps);
         let size = Size { vcpus: 1, memory_mib: 256 };
         let vm = vm_config(&NodeConfig::default(), Tier::SimSnp, size, &instance);
         assert_eq!(vm.block.len() + vm.net.len() + 2, DEVICES);

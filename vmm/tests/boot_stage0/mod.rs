@@ -276,6 +276,20 @@ fn stage0_refuses_each_flipped_bit_by_name() {
     }
 }
 
+/// A launch in little memory, of a kernel alone.
+fn small_plan<'a>(kernel: &'a [u8], image: &'a [u8], platform: PlatformKind) -> LaunchPlan<'a> {
+    LaunchPlan::new(&LaunchInput {
+        kernel,
+        initramfs: None,
+        cmdline: "",
+        memory_mib: 64,
+        vcpus: 1,
+        devices: 0,
+        firmware: Some(Firmware::new(image, platform, 0)),
+    })
+    .expect("plan")
+}
+
 /// A boot block of a TEE that is not there: its way to give up (TDCALL) raises an exception, whose handler gives up in turn. The
 /// number of the first reason comes by the port. SNP's way (VMGEXIT) is a hypercall to a KVM of AMD, which answers that it does
 /// not know it: then the guest halts, as it should under a host that does not end it.
@@ -285,16 +299,7 @@ fn stage0_tells_its_number_where_the_platforms_own_way_fails() {
     let boot = &guest.config.boot;
     let read = |path: &Path| std::fs::read(path).expect("file");
     let (kernel, image) = (read(&boot.kernel), read(boot.firmware.as_deref().expect("image")));
-    let mut plan = LaunchPlan::new(&LaunchInput {
-        kernel: &kernel,
-        initramfs: None,
-        cmdline: "",
-        memory_mib: 64,
-        vcpus: 1,
-        devices: 0,
-        firmware: Some(Firmware::new(&image, PlatformKind::Plain, 0)),
-    })
-    .expect("plan");
+    let mut plan = small_plan(&kernel, &image, PlatformKind::Plain);
     // without a memory bit the page tables are good on any machine, and the block is refused for it
     let block = plan.regions.iter_mut().find(|one| one.name == "boot block").expect("region");
     block.bytes.to_mut()[12] = PlatformKind::Tdx as u8;
@@ -312,16 +317,7 @@ fn stage0_refuses_a_boot_block_without_a_tee_in_a_trust_domain() {
     let read = |path: &Path| std::fs::read(path).expect("file");
     let (kernel, image) = (read(&boot.kernel), read(boot.firmware.as_deref().expect("image")));
     for platform in [PlatformKind::Plain, PlatformKind::SimSnp, PlatformKind::SimTdx] {
-        let plan = LaunchPlan::new(&LaunchInput {
-            kernel: &kernel,
-            initramfs: None,
-            cmdline: "",
-            memory_mib: 64,
-            vcpus: 1,
-            devices: 0,
-            firmware: Some(Firmware::new(&image, platform, 0)),
-        })
-        .expect("plan");
+        let plan = small_plan(&kernel, &image, platform);
         let word = |bytes: &[u8; 4]| u32::from_le_bytes(*bytes);
         let named = kvm_cpuid_entry2 {
             function: 0x21,
@@ -347,16 +343,7 @@ fn a_host_that_changes_the_kernel_meanwhile_wins_nothing() {
     let mut content = vec![0x5a; 3 << 20];
     content[..5].copy_from_slice(&[0x66, 0xba, 0xc4, 0x04, 0xee]);
     let kernel = elf(PLACE, &content);
-    let plan = LaunchPlan::new(&LaunchInput {
-        kernel: &kernel,
-        initramfs: None,
-        cmdline: "",
-        memory_mib: 64,
-        vcpus: 1,
-        devices: 0,
-        firmware: Some(Firmware::new(&image, PlatformKind::Plain, 0)),
-    });
-    let plan = plan.expect("plan");
+    let plan = small_plan(&kernel, &image, PlatformKind::Plain);
     let file = plan.unmeasured.iter().find(|region| region.name == "kernel file").expect("region").gpa;
     let change = |ram: &Memory| {
         for value in [0xff_u8, 0x5a] {

@@ -21,6 +21,7 @@ pub mod tcg;
 
 pub use aael::{Event, EventError};
 pub use log::{Asker, LogError, MAX_ASKED, MAX_LOG, Recorded, RuntimeLog};
+pub(crate) use register::check_run_time;
 pub use register::{Register, Rtmr, SoftwareRegister};
 
 /// Bytes of a register and of a digest: SHA-384.

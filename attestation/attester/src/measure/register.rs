@@ -42,10 +42,7 @@ impl Rtmr {
     /// # Errors
     /// When the kernel does not offer it, or the register is not one for run time.
     pub fn open(root: &Path, index: u8) -> io::Result<Self> {
-        if !matches!(index, 2 | 3) {
-            let why = format!("RTMR{index} is the firmware's: 2 and 3 can be extended at run time");
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
-        }
+        check_run_time(index)?;
         let path = root.join(RTMR_DIR).join(format!("rtmr{index}:sha384"));
         let rtmr = Self { path, index };
         rtmr.value()?;
@@ -78,6 +75,15 @@ impl Register for Rtmr {
             _ => Err(io::ErrorKind::WriteZero.into()),
         }
     }
+}
+
+/// Whether a guest may extend RTMR`index` itself.
+pub(crate) fn check_run_time(index: u8) -> io::Result<()> {
+    if matches!(index, 2 | 3) {
+        return Ok(());
+    }
+    let why = format!("RTMR{index} is the firmware's: 2 and 3 can be extended at run time");
+    Err(io::Error::new(io::ErrorKind::InvalidInput, why))
 }
 
 /// A register in the agent's memory, for TEEs that have none. See the module for what it proves.
