@@ -168,6 +168,14 @@ pub enum PullError {
         /// Of the unpacked archive.
         seen: Digest,
     },
+    /// The file that a layer goes through on its way.
+    #[error("keeping layer {layer} in the work folder failed: {source}; is there space?")]
+    Spool {
+        /// Number of the layer.
+        layer: usize,
+        /// The system's answer.
+        source: io::Error,
+    },
     /// The work folder or the root folder.
     #[error("{doing} {path} failed: {source}")]
     Work {

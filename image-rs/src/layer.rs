@@ -1,24 +1,23 @@
 //! One layer on its way from the registry to the root folder.
 //!
-//! First the whole blob is fetched to the work folder while its digest and, for an encrypted one, its HMAC are computed. Only
-//! when both are right is it read again: decrypted, decompressed, unpacked, piece by piece, while the HMAC and the
-//! diff id of the image configuration are checked once more. So no parser sees a byte nobody vouches for, and
-//! memory is bounded by a few buffers whatever the layer's size.
+//! The blob goes through a [`Spool`] while its digest and, for an encrypted one, its HMAC are computed; from there it is decrypted,
+//! decompressed and unpacked, piece by piece, while the HMAC and the diff id of the image configuration are checked once more.
+//! Memory is bounded by a few buffers whatever the layer's size. Nothing of the image is visible before all of it was checked.
 
-use std::fs::File;
 use std::io::{self, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 
 use flate2::bufread::MultiGzDecoder;
-use tokio::io::AsyncWriteExt as _;
+use tokio::sync::mpsc;
+use tokio_util::bytes::Bytes;
 
 use crate::crypto::{DecryptReader, LayerKey, PublicOptions, verify_mac};
 use crate::digest::{Digest, Hasher};
 use crate::error::PullError;
 use crate::media::{Codec, LayerType};
-use crate::registry::Registry;
+use crate::pull::spool::{End, Spool, SpoolReader};
 use crate::unpack::{self, Budget, LayerStats, Owner};
-use oci_client::Reference;
 
 /// Key and public options of an encrypted layer.
 #[derive(Debug, Clone)]
@@ -38,37 +37,56 @@ pub(crate) struct LayerPlan {
     pub(crate) sealed: Option<Sealed>,
 }
 
-/// Fetches the blob of `plan` into `folder`, and checks size, digest and HMAC.
-pub(crate) async fn download(
-    registry: &Registry,
-    reference: &Reference,
+impl LayerPlan {
+    /// Whether it may be unpacked while it still comes, when nobody vouches for its bytes yet. Not so where they would be
+    /// decrypted: CTR lets anybody flip bits. Nor where they go through the zstd library: what a registry chose freely is seen by
+    /// code that is safe by its language alone.
+    pub(crate) fn streams(&self) -> bool {
+        self.sealed.is_none() && self.kind.codec != Codec::Zstd
+    }
+}
+
+/// What comes from the network.
+pub(crate) enum Arrived {
+    /// The next bytes.
+    Piece(Bytes),
+    /// There are no more.
+    All,
+}
+
+/// Takes the blob of `plan` from the network to the spool, and checks size, digest and HMAC. Keeps a thread.
+///
+/// # Errors
+/// When one of them is wrong. A network that falls silent without the end is no error of this half.
+pub(crate) fn receive(
     plan: &LayerPlan,
-    folder: &Path,
-    progress: &(dyn Fn(u64) + Send + Sync),
-) -> Result<PathBuf, PullError> {
-    let path = folder.join(format!("layer-{}", plan.number));
-    let file = tokio::fs::File::create(&path).await.map_err(PullError::work("creating", &path))?;
-    let mut file = tokio::io::BufWriter::with_capacity(256 << 10, file);
+    mut arriving: mpsc::Receiver<Arrived>,
+    spool: &Spool,
+    progress: &dyn Fn(u64),
+) -> Result<(), PullError> {
     let mut hasher = plan.digest.hasher();
     let mut mac = plan.sealed.as_ref().map(|sealed| sealed.key.mac());
     let mut have = 0u64;
-    let result = registry
-        .blob::<PullError>(reference, &plan.digest, async |piece| {
-            have += piece.len() as u64;
-            if have > plan.size {
-                return Err(PullError::LayerSize { layer: plan.number, expected: plan.size, seen: have });
-            }
-            hasher.update(&piece);
-            if let Some(mac) = mac.as_mut() {
-                mac.update(&piece);
-            }
-            file.write_all(&piece).await.map_err(PullError::work("writing", &path))?;
-            progress(have);
-            Ok(())
-        })
-        .await;
-    result?;
-    file.flush().await.map_err(PullError::work("writing", &path))?;
+    loop {
+        let piece = match arriving.blocking_recv() {
+            Some(Arrived::Piece(piece)) => piece,
+            Some(Arrived::All) => break,
+            None => return Ok(()),
+        };
+        have += piece.len() as u64;
+        if have > plan.size {
+            return Err(PullError::LayerSize { layer: plan.number, expected: plan.size, seen: have });
+        }
+        hasher.update(&piece);
+        if let Some(mac) = mac.as_mut() {
+            mac.update(&piece);
+        }
+        let written = spool.write(&piece);
+        if !written.map_err(|source| PullError::Spool { layer: plan.number, source })? {
+            return Ok(());
+        }
+        progress(have);
+    }
     let seen = hasher.finish();
     if seen != plan.digest {
         return Err(PullError::LayerDigest { layer: plan.number, expected: plan.digest.clone(), seen });
@@ -80,18 +98,19 @@ pub(crate) async fn download(
         verify_mac(mac, &sealed.options.hmac)
             .map_err(|source| PullError::Decrypt { layer: plan.number, source })?;
     }
-    Ok(path)
+    spool.end(End::Checked);
+    Ok(())
 }
 
-/// Unpacks the checked blob `path` onto `root`.
+/// Unpacks the blob in `spool` onto `root`.
 pub(crate) fn unpack(
     plan: &LayerPlan,
-    path: &Path,
+    spool: Arc<Spool>,
     root: &Path,
     owner: Owner,
     budget: &mut Budget,
 ) -> Result<LayerStats, PullError> {
-    let file = File::open(path).map_err(PullError::work("opening", path))?;
+    let file = SpoolReader::new(spool);
     let plain: Box<dyn Read> = match &plan.sealed {
         None => Box::new(file),
         Some(sealed) => Box::new(
@@ -100,7 +119,8 @@ pub(crate) fn unpack(
         ),
     };
     let mut archive = Archive {
-        inner: decompress(plan.kind.codec, plain).map_err(PullError::work("decompressing", path))?,
+        inner: decompress(plan.kind.codec, plain)
+            .map_err(|source| PullError::Spool { layer: plan.number, source })?,
         hasher: plan.diff_id.hasher(),
         read: 0,
         allowed: (plan.size.saturating_mul(budget.limits().max_ratio)).max(budget.limits().ratio_from_bytes),

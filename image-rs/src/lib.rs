@@ -47,7 +47,10 @@ pub use oci_spec::image::ImageConfiguration;
 pub use pull::{
     ClientConfig, ExaminedImage, ImageClient, LayerInfo, OnProgress, Progress, PullTarget, PulledImage,
 };
-pub use registry::{DockerAuth, DockerAuthConfig, Registry, RegistryConfig, RegistryError, parse_reference};
+pub use registry::{
+    DockerAuth, DockerAuthConfig, Mirror, PullFromMirror, Registries, Registry, RegistryConfig,
+    RegistryError, RegistryRule, Retry, parse_reference,
+};
 pub use scratch::{Scratch, ScratchError};
 pub use signature::{SignatureError, SignaturePolicy, Verified};
 pub use store::StoreError;

@@ -38,6 +38,8 @@ pub struct Limits {
     pub max_signature_bytes: u64,
     /// Layers downloaded at the same time.
     pub max_parallel: usize,
+    /// Bytes of a layer that are fetched ahead of its unpacking, where that may begin before all of it is there.
+    pub max_ahead_bytes: u64,
 }
 
 impl Default for Limits {
@@ -57,6 +59,7 @@ impl Default for Limits {
             max_signatures: 64,
             max_signature_bytes: 256 << 10,
             max_parallel: 3,
+            max_ahead_bytes: 64 << 20,
         }
     }
 }

@@ -2,38 +2,35 @@
 //!
 //! Order: manifest (digest checked against the reference), list of allowed images, signatures, tier, configuration, keys of all
 //! encrypted layers and whether each belongs to this configuration (see [`crate::pins`]), then the layers, downloaded several
-//! at a time and unpacked one after another. What can be refused is refused before anything large is fetched. The root folder
+//! at a time and unpacked one after another, each while it still comes where that is safe (`transfer`). What can be refused is refused before anything large is fetched. The root folder
 //! appears under its name only when all of it is there and checked; after an error nothing is left of it.
 //!
 //! [`ImageClient::examine`] goes as far as the configuration, [`ImageClient::fetch`] from there: whoever has a say about what
 //! may run has it in between, when no key was asked for yet.
 
+pub(crate) mod spool;
 mod staging;
+mod transfer;
 mod types;
-
-use std::io;
-use std::path::PathBuf;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use futures::StreamExt as _;
 use oci_client::Reference;
 use oci_spec::image::ImageConfiguration;
 
-use self::staging::Staging;
+use self::transfer::Transfer;
 pub use self::types::{ClientConfig, ExaminedImage, LayerInfo, Progress, PullTarget, PulledImage};
 use crate::crypto::{KEYS_PREFIX, PUBOPTS, PrivateOptions, PublicOptions};
 use crate::digest::Digest;
 use crate::error::PullError;
 use crate::keys::{KeyError, KeyPacket, KeyProvider};
-use crate::layer::{self, LayerPlan, Sealed};
+use crate::layer::{LayerPlan, Sealed};
 use crate::manifest::{Descriptor, Document, Manifest, ManifestError};
 use crate::media::LayerType;
 use crate::pins::{Allowed, Resolved};
 use crate::registry::{RawManifest, Registry, RegistryConfig, RegistryError, parse_reference};
 use crate::signature::{Subject, Verified};
 use crate::tier::{REQUIRED_TIER, check_tier, required_tier};
-use crate::unpack::{Budget, Owner};
 
 /// Pulls images.
 pub struct ImageClient {
@@ -54,9 +51,12 @@ impl ImageClient {
         let allowed = config.allowed.as_deref().map(Allowed::parse).transpose()?;
         let registry = Registry::new(RegistryConfig {
             proxy: config.proxy.clone(),
+            no_proxy: config.no_proxy.clone(),
             extra_roots_pem: config.extra_roots_pem.clone(),
             insecure_registries: config.insecure_registries.clone(),
+            registries: config.registries.clone(),
             auth: config.auth.clone(),
+            retry: config.retry.clone(),
         })?;
         Ok(Self { registry, config, allowed })
     }
@@ -189,7 +189,13 @@ impl ImageClient {
         progress: OnProgress<'_>,
     ) -> Result<PulledImage, PullError> {
         let (plans, layers) = self.plan(&image, keys, progress).await?;
-        let unpacked_bytes = self.layers(&image.reference, plans, target, progress).await?;
+        let transfer = Transfer {
+            registry: &self.registry,
+            reference: &image.reference,
+            limits: &self.config.limits,
+            progress,
+        };
+        let unpacked_bytes = transfer.run(plans, target).await?;
         Ok(PulledImage {
             encrypted: image.is_encrypted(),
             manifest_digest: image.manifest_digest,
@@ -306,65 +312,6 @@ impl ImageClient {
             return Err(PullError::ConfigDigest { expected: digest, seen });
         }
         Ok(bytes)
-    }
-
-    async fn layers(
-        &self,
-        reference: &Reference,
-        plans: Vec<LayerPlan>,
-        target: &PullTarget,
-        progress: OnProgress<'_>,
-    ) -> Result<u64, PullError> {
-        let staging = Staging::new(target)?;
-        let blobs = staging.blobs.clone();
-        let (send, mut receive) =
-            tokio::sync::mpsc::channel::<(LayerPlan, PathBuf)>(self.config.limits.max_parallel.max(1));
-        let downloads = async {
-            let blobs = &blobs;
-            let mut stream = futures::stream::iter(plans)
-                .map(|plan| async move {
-                    let tell = |bytes| {
-                        progress(Progress::Downloaded { layer: plan.number, bytes, of: plan.size });
-                    };
-                    let path = layer::download(&self.registry, reference, &plan, blobs, &tell).await?;
-                    Ok::<_, PullError>((plan, path))
-                })
-                .buffered(self.config.limits.max_parallel.max(1));
-            while let Some(result) = stream.next().await {
-                // The receiver goes away only with an error of its own, which is the one to report.
-                if send.send(result?).await.is_err() {
-                    break;
-                }
-            }
-            drop(send);
-            Ok::<_, PullError>(())
-        };
-        let root = staging.root.clone();
-        let mut budget = Budget::new(self.config.limits.clone());
-        let owner = if nix::unistd::geteuid().is_root() { Owner::Preserve } else { Owner::Caller };
-        let unpacks = async {
-            while let Some((plan, path)) = receive.recv().await {
-                let number = plan.number;
-                let root = root.clone();
-                let mut taken = budget.clone();
-                let work = tokio::task::spawn_blocking(move || {
-                    let result = layer::unpack(&plan, &path, &root, owner, &mut taken);
-                    let _ = std::fs::remove_file(&path);
-                    result.map(|_| taken)
-                });
-                budget = match work.await {
-                    Ok(result) => result?,
-                    Err(error) => {
-                        return Err(PullError::work("unpacking to", &staging.root)(io::Error::other(error)));
-                    }
-                };
-                progress(Progress::Unpacked { layer: number });
-            }
-            Ok(())
-        };
-        futures::try_join!(downloads, unpacks)?;
-        staging.finish(&target.rootfs_dir)?;
-        Ok(budget.bytes)
     }
 }
 

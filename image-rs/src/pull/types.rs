@@ -10,7 +10,7 @@ use crate::Limits;
 use crate::digest::Digest;
 use crate::manifest::{Manifest, Platform};
 use crate::media::LayerType;
-use crate::registry::DockerAuthConfig;
+use crate::registry::{DockerAuthConfig, Registries, Retry};
 use crate::signature::SignaturePolicy;
 use crate::tier::{RequiredTier, RunningTier};
 
@@ -19,10 +19,16 @@ use crate::tier::{RequiredTier, RunningTier};
 pub struct ClientConfig {
     /// HTTP proxy for everything.
     pub proxy: Option<String>,
+    /// Hosts that are reached without the proxy, as in the variable `no_proxy`.
+    pub no_proxy: Option<String>,
     /// Certificates (PEM) trusted beside the system's.
     pub extra_roots_pem: Vec<Vec<u8>>,
     /// Registries (`host:port`) spoken to in plain HTTP.
     pub insecure_registries: Vec<String>,
+    /// Mirrors, other locations, blocked registries.
+    pub registries: Registries,
+    /// How often a registry is asked again.
+    pub retry: Retry,
     /// Credentials.
     pub auth: Option<DockerAuthConfig>,
     /// Bounds.

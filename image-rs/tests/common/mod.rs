@@ -256,11 +256,32 @@ pub struct Answer {
     status: u16,
     kind: String,
     body: Vec<u8>,
+    headers: String,
+    sent: usize,
+    then: Option<Box<dyn FnOnce() + Send>>,
 }
 
 impl Answer {
     pub fn new(status: u16, kind: &str, body: Vec<u8>) -> Self {
-        Self { status, kind: kind.to_owned(), body }
+        Self { status, kind: kind.to_owned(), sent: body.len(), body, headers: String::new(), then: None }
+    }
+
+    /// With a header more.
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push_str(&format!("{name}: {value}\r\n"));
+        self
+    }
+
+    /// Breaks off after so many bytes of the body.
+    pub fn cut(mut self, sent: usize) -> Self {
+        self.sent = sent.min(self.body.len());
+        self
+    }
+
+    /// Does something after so many bytes, then sends the rest.
+    pub fn pause(mut self, sent: usize, then: impl FnOnce() + Send + 'static) -> Self {
+        self.then = Some(Box::new(then));
+        self.cut(sent)
     }
 }
 
@@ -288,18 +309,30 @@ impl Liar {
                     let answer = answer(&request);
                     let mut stream = stream;
                     let head = format!(
-                        "HTTP/1.1 {} x\r\ncontent-type: {}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+                        "HTTP/1.1 {} x\r\ncontent-type: {}\r\ncontent-length: {}\r\nconnection: close\r\n{}\r\n",
                         answer.status,
                         answer.kind,
-                        answer.body.len()
+                        answer.body.len(),
+                        answer.headers,
                     );
                     let _ = stream.write_all(head.as_bytes());
-                    let _ = stream.write_all(&answer.body);
+                    let (first, rest) = answer.body.split_at(answer.sent);
+                    let _ = stream.write_all(first);
+                    if let Some(then) = answer.then {
+                        then();
+                        let _ = stream.write_all(rest);
+                    }
                 });
             }
         });
         Self { host }
     }
+}
+
+/// First byte that a request asks for.
+pub fn range(request: &str) -> Option<usize> {
+    let (_, rest) = request.split_once("range: bytes=")?;
+    rest.split('-').next()?.parse().ok()
 }
 
 /// A layer with the files given.
@@ -375,19 +408,23 @@ impl Image {
 
     /// A server that serves it, whatever tag is asked for.
     pub fn serve(self) -> Liar {
-        let manifest = self.manifest.to_string().into_bytes();
-        Liar::start(move |request| {
-            let path = request.split(' ').nth(1).unwrap_or_default();
-            if path.contains("/manifests/") {
-                return Answer::new(200, "application/vnd.oci.image.manifest.v1+json", manifest.clone());
-            }
-            let blob = self.blobs.iter().find(|(digest, _)| path.ends_with(digest.as_str()));
-            match blob {
-                Some((_, data)) => Answer::new(200, "application/octet-stream", data.clone()),
-                None => {
-                    Answer::new(if path == "/v2/" { 200 } else { 404 }, "application/json", b"{}".to_vec())
-                }
-            }
-        })
+        Liar::start(move |request| self.answer(request))
+    }
+
+    /// What an honest registry says to a request.
+    pub fn answer(&self, request: &str) -> Answer {
+        let path = request.split(' ').nth(1).unwrap_or_default();
+        if path.contains("/manifests/") {
+            let manifest = self.manifest.to_string().into_bytes();
+            return Answer::new(200, "application/vnd.oci.image.manifest.v1+json", manifest);
+        }
+        let Some((_, data)) = self.blobs.iter().find(|(digest, _)| path.ends_with(digest.as_str())) else {
+            return Answer::new(if path == "/v2/" { 200 } else { 404 }, "application/json", b"{}".to_vec());
+        };
+        match range(request) {
+            None => Answer::new(200, "application/octet-stream", data.clone()),
+            Some(from) => Answer::new(206, "application/octet-stream", data[from..].to_vec())
+                .header("content-range", &format!("bytes {from}-{}/{}", data.len() - 1, data.len())),
+        }
     }
 }

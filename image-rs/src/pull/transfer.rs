@@ -1,0 +1,168 @@
+//! The layers of one image from the registry to the root folder: several downloads at a time, one unpacking after another.
+//!
+//! A download has two halves: the network's, a task, and one that hashes and writes, a thread; between them a short queue. Unpacking is a
+//! third, which follows through the layer's [`Spool`]. Each waits for the next: none piles anything up.
+
+use std::io;
+use std::path::Path;
+use std::pin::pin;
+use std::sync::Arc;
+
+use futures::future::{Either, select};
+use futures::{StreamExt as _, TryStreamExt as _};
+use oci_client::Reference;
+use tokio::sync::mpsc;
+
+use super::spool::{End, Spool, Spools};
+use super::staging::Staging;
+use super::{OnProgress, Progress, PullTarget};
+use crate::Limits;
+use crate::error::PullError;
+use crate::layer::{self, Arrived, LayerPlan};
+use crate::registry::{Registry, RegistryError};
+use crate::unpack::{Budget, Owner};
+
+/// Pieces between the network and the thread that writes them.
+const QUEUE: usize = 16;
+
+/// What all layers of a pull have in common.
+pub(super) struct Transfer<'t> {
+    pub(super) registry: &'t Registry,
+    pub(super) reference: &'t Reference,
+    pub(super) limits: &'t Limits,
+    pub(super) progress: OnProgress<'t>,
+}
+
+/// Why the network's half of a download stopped.
+enum Stopped {
+    Registry(RegistryError),
+    /// The other half is gone, with the error to report.
+    Writer,
+}
+
+impl From<RegistryError> for Stopped {
+    fn from(error: RegistryError) -> Self {
+        Self::Registry(error)
+    }
+}
+
+impl Transfer<'_> {
+    /// Brings all layers to the root folder; gives the bytes they unpack to.
+    pub(super) async fn run(&self, plans: Vec<LayerPlan>, target: &PullTarget) -> Result<u64, PullError> {
+        let staging = Staging::new(target)?;
+        let spool = |plan: &LayerPlan| {
+            Arc::new(Spool::new(if plan.streams() { self.limits.max_ahead_bytes } else { u64::MAX }))
+        };
+        let spools = Spools(plans.iter().map(spool).collect());
+        let unpacked = self.downloads_and_unpacking(&plans, &spools, &staging).await?;
+        staging.finish(&target.rootfs_dir)?;
+        Ok(unpacked)
+    }
+
+    async fn downloads_and_unpacking(
+        &self,
+        plans: &[LayerPlan],
+        spools: &Spools,
+        staging: &Staging,
+    ) -> Result<u64, PullError> {
+        let layers = || plans.iter().zip(&spools.0);
+        let downloads = futures::stream::iter(layers())
+            .map(|(plan, spool)| self.download(plan, spool, &staging.blobs))
+            .buffered(self.limits.max_parallel.max(1))
+            .try_collect::<Vec<()>>();
+        let unpacking = async {
+            let mut budget = Budget::new(self.limits.clone());
+            for (plan, spool) in layers() {
+                budget = self.unpack(plan, spool, &staging.root, budget).await.map_err(|e| (spool, e))?;
+            }
+            Ok(budget.bytes)
+        };
+        let (downloads, unpacking) = (pin!(downloads), pin!(unpacking));
+        match select(downloads, unpacking).await {
+            Either::Left((Ok(_), unpacking)) => unpacking.await.map_err(|(_, error)| error),
+            Either::Left((Err(error), unpacking)) => {
+                // The thread that unpacks must be done before its folder is removed.
+                spools.0.iter().for_each(|spool| spool.end(End::Failed));
+                let _ = unpacking.await;
+                Err(error)
+            }
+            Either::Right((Ok(bytes), downloads)) => downloads.await.map(|_| bytes),
+            Either::Right((Err((spool, error)), downloads)) => {
+                // The archive may be broken because the registry sent another one: then that is the reason to tell.
+                match select(pin!(spool.ended()), downloads).await {
+                    Either::Left((End::Checked, _)) | Either::Right((Ok(_), _)) => Err(error),
+                    Either::Left((End::Failed, downloads)) => Err(downloads.await.err().unwrap_or(error)),
+                    Either::Right((Err(first), _)) => Err(first),
+                }
+            }
+        }
+    }
+
+    async fn download(&self, plan: &LayerPlan, spool: &Arc<Spool>, folder: &Path) -> Result<(), PullError> {
+        let layer = plan.number;
+        let opened = spool.open(folder, &format!("layer-{layer}"));
+        opened.map_err(|source| PullError::Spool { layer, source })?;
+        let (send, receive) = mpsc::channel(QUEUE);
+        let (told, mut tell) = tokio::sync::watch::channel(0);
+        let writer = tokio::task::spawn_blocking({
+            let (plan, spool) = (plan.clone(), spool.clone());
+            move || {
+                layer::receive(&plan, receive, &spool, &|have| {
+                    told.send_replace(have);
+                })
+            }
+        });
+        let network = async {
+            let sent = self.registry.blob::<Stopped>(self.reference, &plan.digest, async |piece| {
+                send.send(Arrived::Piece(piece)).await.map_err(|_| Stopped::Writer)
+            });
+            let sent = sent.await;
+            if sent.is_ok() {
+                let _ = send.send(Arrived::All).await;
+            }
+            drop(send);
+            sent
+        };
+        let progress = async {
+            while tell.changed().await.is_ok() {
+                let bytes = *tell.borrow_and_update();
+                (self.progress)(Progress::Downloaded { layer, bytes, of: plan.size });
+            }
+        };
+        let (sent, written, ()) = futures::join!(network, writer, progress);
+        let written =
+            written.unwrap_or_else(|panic| Err(PullError::Spool { layer, source: io::Error::other(panic) }));
+        let result = match sent {
+            Err(Stopped::Registry(error)) => Err(error.into()),
+            _ => written,
+        };
+        if result.is_err() {
+            spool.end(End::Failed);
+        }
+        result
+    }
+
+    async fn unpack(
+        &self,
+        plan: &LayerPlan,
+        spool: &Arc<Spool>,
+        root: &Path,
+        budget: Budget,
+    ) -> Result<Budget, PullError> {
+        if !plan.streams() {
+            // When it fails, the download has the reason.
+            spool.ended().await;
+        }
+        let owner = if nix::unistd::geteuid().is_root() { Owner::Preserve } else { Owner::Caller };
+        let work = tokio::task::spawn_blocking({
+            let (plan, spool, root, mut budget) = (plan.clone(), spool.clone(), root.to_owned(), budget);
+            move || layer::unpack(&plan, spool, &root, owner, &mut budget).map(|_| budget)
+        });
+        let unpacked =
+            work.await.map_err(|panic| PullError::work("unpacking to", root)(io::Error::other(panic)))?;
+        if unpacked.is_ok() {
+            (self.progress)(Progress::Unpacked { layer: plan.number });
+        }
+        unpacked
+    }
+}
