@@ -116,6 +116,12 @@ pub(crate) struct Image {
     pub(crate) image_security_policy: Option<String>,
     /// The resource that holds that text, in place of it (CoCo's name).
     pub(crate) image_security_policy_uri: Option<String>,
+    /// Mirrors, other locations, blocked registries: the text of a `registries.conf` (CoCo's name).
+    pub(crate) registry_config: Option<String>,
+    /// The resource that holds that text, in place of it (CoCo's name).
+    pub(crate) registry_configuration_uri: Option<String>,
+    /// Layers fetched at the same time (CoCo's name).
+    pub(crate) max_concurrent_layer_downloads_per_image: Option<usize>,
 }
 
 /// `aa.toml`, as far as it is used.

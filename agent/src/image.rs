@@ -6,6 +6,7 @@
 //! ([`Images::examine`]), so that no key is asked for an image that may not run, and again when its files are there, which
 //! alone tell the numbers of its user.
 
+mod settings;
 mod space;
 
 use std::path::{Path, PathBuf};
@@ -16,16 +17,15 @@ use kata_cc_agent_protocol::agent::{Storage, StringUser};
 use kata_cc_agent_protocol::oci;
 use kata_cc_causes::causes;
 use kata_cc_image::digest::Digest;
-use kata_cc_image::signature::{BrokerMaterial, KeyMaterial, NoMaterial};
 use kata_cc_image::{
     BrokerKeys, ClientConfig, DockerAuthConfig, ExaminedImage, ImageClient, ImageConfiguration, KeyProvider,
-    NoKeys, Progress, PullTarget, PulledImage, RunningTier, Scratch, SignaturePolicy,
+    NoKeys, Progress, PullTarget, PulledImage, RunningTier, Scratch,
 };
 use kata_cc_sealed_image::ManifestError;
 use thiserror::Error;
 use tracing::{debug, info};
 
-use crate::confidential::{Broker, Image, Settings};
+use crate::confidential::{Broker, Settings};
 use crate::config::Tee;
 use crate::container::spec;
 use crate::measure::Measurements;
@@ -403,15 +403,12 @@ impl Images {
 
     async fn client_config(&self) -> Result<ClientConfig, String> {
         let image = &self.settings.cdh.image;
+        let settings = settings::client_config(image, self.broker.as_ref()).await?;
         Ok(ClientConfig {
             proxy: self.proxy.clone(),
-            extra_roots_pem: image.extra_root_certificates.iter().map(|c| c.clone().into_bytes()).collect(),
-            insecure_registries: image.insecure_registries.clone(),
             auth: self.auth().await?,
             running_tier: Some(self.tier()),
-            allowed: image.allowed.clone(),
-            signatures: signature_policy(image, self.broker.as_ref()).await?,
-            ..ClientConfig::default()
+            ..settings
         })
     }
 
@@ -462,36 +459,6 @@ impl Images {
     }
 }
 
-/// The signature policy of the init-data, or of the resource that it names. One that is named and not had, or that is none, is an
-/// error: without it no image is pulled.
-async fn signature_policy(
-    image: &Image,
-    broker: Option<&Broker>,
-) -> Result<Option<Arc<SignaturePolicy>>, String> {
-    // Of files nothing is read: what lies in the guest can be the host's.
-    let material: Arc<dyn KeyMaterial> = match broker {
-        Some(broker) => Arc::new(BrokerMaterial(broker.clone())),
-        None => Arc::new(NoMaterial),
-    };
-    let text = match (&image.image_security_policy, image.image_security_policy_uri.as_deref()) {
-        (None, None) => return Ok(None),
-        (Some(_), Some(_)) => {
-            return Err(
-                "cdh.toml has image_security_policy and image_security_policy_uri: keep one".to_owned()
-            );
-        }
-        (Some(text), None) => text.clone().into_bytes(),
-        (None, Some(uri)) if broker.is_none() => {
-            return Err(format!("the signature policy {uri} was not had: this guest has no key broker"));
-        }
-        (None, Some(uri)) => {
-            let had = material.read(uri).await;
-            had.map_err(|e| format!("the signature policy of image_security_policy_uri: {}", causes(&e)))?
-        }
-    };
-    SignaturePolicy::new(&text, material).map(|policy| Some(Arc::new(policy))).map_err(|e| causes(&e))
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -508,30 +475,6 @@ pub(crate) mod tests {
     /// The pause program.
     pub(crate) fn pause() -> Program {
         Program(None)
-    }
-
-    #[tokio::test]
-    async fn a_signature_policy_that_is_named_and_not_had_refuses() {
-        let image = |text: Option<&str>, uri: Option<&str>| Image {
-            image_security_policy: text.map(str::to_owned),
-            image_security_policy_uri: uri.map(str::to_owned),
-            ..Image::default()
-        };
-        let policy = async |text, uri| signature_policy(&image(text, uri), None).await;
-        assert!(policy(None, None).await.unwrap().is_none());
-        let good = r#"{"default": [{"type": "reject"}]}"#;
-        assert!(policy(Some(good), None).await.unwrap().is_some());
-        let uri = Some("kbs:///default/security-policy/test");
-        for (text, uri, why) in [
-            (Some(""), None, "malformed"),
-            (Some(r#"{"default": []}"#), None, "at default"),
-            (Some(good), uri, "keep one"),
-            (None, uri, "has no key broker"),
-            (None, Some(""), "has no key broker"),
-        ] {
-            let error = policy(text, uri).await.unwrap_err();
-            assert!(error.contains(why), "{error}");
-        }
     }
 
     #[test]

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use kata_cc_image::{
-    ClientConfig, DockerAuth, DockerAuthConfig, EncryptOptions, RequiredTier, Summary, encrypt_image, inspect,
+    ClientConfig, DockerAuth, DockerAuthConfig, EncryptOptions, Registries, RequiredTier, Summary,
+    encrypt_image, inspect,
 };
 use serde_json::json;
 use zeroize::Zeroizing;
@@ -76,6 +77,9 @@ pub(crate) struct RegistryArguments {
     /// Registry spoken to without TLS.
     #[arg(long, value_name = "HOST:PORT")]
     insecure_registry: Vec<String>,
+    /// Mirrors and other locations of registries, as containers-registries.conf(5) has them.
+    #[arg(long, value_name = "FILE")]
+    registries: Option<PathBuf>,
     /// User at the registries named; the password is taken from KATA_CC_REGISTRY_PASSWORD.
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
@@ -107,10 +111,16 @@ impl RegistryArguments {
         Ok(ClientConfig {
             extra_roots_pem: self.registry_ca.iter().map(read).collect::<anyhow::Result<_>>()?,
             insecure_registries: self.insecure_registry.clone(),
+            registries: self.registries.as_deref().map(registries).transpose()?.unwrap_or_default(),
             auth,
             ..ClientConfig::default()
         })
     }
+}
+
+fn registries(file: &Path) -> anyhow::Result<Registries> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    Registries::parse(&text).map_err(|why| anyhow::anyhow!("{}: {why}", file.display()))
 }
 
 /// The key of a file; made, for its owner only, when it is not there. Gives whether it is new.

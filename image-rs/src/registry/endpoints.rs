@@ -120,6 +120,16 @@ impl RegistryRule {
 }
 
 impl Registries {
+    /// Reads the text of a `registries.conf`, format 2.
+    ///
+    /// # Errors
+    /// In words: where it is no TOML, has a setting of registries that is not known, or makes no sense.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let rules: Self = toml::from_str(text).map_err(|error| format!("registries.conf: {error}"))?;
+        rules.check().map_err(|why| format!("registries.conf: {why}"))?;
+        Ok(rules)
+    }
+
     /// Whether the settings make sense; where they do not, the reason.
     ///
     /// # Errors
@@ -185,9 +195,7 @@ mod tests {
     use super::*;
 
     fn rules(text: &str) -> Registries {
-        let rules: Registries = serde_json::from_str(text).unwrap();
-        rules.check().unwrap();
-        rules
+        Registries::parse(text).unwrap()
     }
 
     fn places(rules: &Registries, reference: &str) -> Vec<String> {
@@ -196,12 +204,23 @@ mod tests {
         found.iter().map(|place| place.url("x")).collect()
     }
 
-    const MIRRORS: &str = r#"{"registry": [
-        {"prefix": "docker.io", "location": "docker.io", "mirror": [
-            {"location": "mirror:5000/hub", "insecure": true},
-            {"location": "plain:80", "pull-from-mirror": "digest-only"}]},
-        {"prefix": "docker.io/library/nginx", "location": "web:443/nginx"},
-        {"prefix": "*.evil.org", "blocked": true}]}"#;
+    const MIRRORS: &str = r#"
+        unqualified-search-registries = ["docker.io"]
+        [[registry]]
+        prefix = "docker.io"
+        location = "docker.io"
+        [[registry.mirror]]
+        location = "mirror:5000/hub"
+        insecure = true
+        [[registry.mirror]]
+        location = "plain:80"
+        pull-from-mirror = "digest-only"
+        [[registry]]
+        prefix = "docker.io/library/nginx"
+        location = "web:443/nginx"
+        [[registry]]
+        prefix = "*.evil.org"
+        blocked = true"#;
 
     #[test]
     fn mirrors_come_before_the_registry_itself_and_the_longest_prefix_counts() {
@@ -230,12 +249,13 @@ mod tests {
     #[test]
     fn settings_that_make_no_sense_are_refused_with_the_reason() {
         for (text, why) in [
-            (r#"{"registry": [{}]}"#, "neither prefix nor location"),
-            (r#"{"registry": [{"prefix": "*.a.org", "location": "b"}]}"#, "takes no location"),
-            (r#"{"registry": [{"prefix": "a", "mirror": [{"location": "https://b"}]}]}"#, "https://b"),
+            ("[[registry]]", "neither prefix nor location"),
+            ("[[registry]]\nprefix = '*.a.org'\nlocation = 'b'", "takes no location"),
+            ("[[registry]]\nprefix = 'a'\n[[registry.mirror]]\nlocation = 'https://b'", "https://b"),
+            ("[[registry]]\nprefx = 'a'", "prefx"),
         ] {
-            let rules: Registries = serde_json::from_str(text).unwrap();
-            assert!(rules.check().unwrap_err().contains(why), "{text}");
+            let error = Registries::parse(text).unwrap_err();
+            assert!(error.contains(why), "{text}: {error}");
         }
     }
 }

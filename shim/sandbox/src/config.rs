@@ -169,6 +169,8 @@ pub struct ImageSettings {
     pub registry_roots: Vec<PathBuf>,
     /// Registries spoken to without TLS, by `host:port`.
     pub insecure_registries: Vec<String>,
+    /// File with mirrors and other locations of registries (containers-registries.conf(5), `[[registry]]`); none without.
+    pub registries: Option<PathBuf>,
     /// Whether the simulated TEE may open what demands confidentiality; for trying things out.
     pub allow_simulated_tee: bool,
     /// The only images that a guest may pull, `host/repository@sha256:…` (digest of the manifest or of the index); any

@@ -114,6 +114,8 @@ struct Image {
     image_security_policy: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     image_security_policy_uri: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    registry_config: Option<String>,
 }
 
 /// From the node's configuration: key broker, registries, agent policy.
@@ -145,6 +147,7 @@ pub fn of_node(config: &NodeConfig) -> Result<Prepared, InitDataSourceError> {
         seals: config.image.seals.iter().map(read).collect::<Result<_, _>>()?,
         image_security_policy: config.image.security_policy.as_ref().map(read).transpose()?,
         image_security_policy_uri: config.image.security_policy_uri.clone(),
+        registry_config: config.image.registries.as_ref().map(read).transpose()?,
     };
     data.insert("cdh.toml".to_owned(), toml::to_string(&CdhToml { kbc, image })?);
     if let Some(policy) = &config.image.agent_policy {
