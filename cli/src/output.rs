@@ -86,6 +86,23 @@ impl Output {
         }
     }
 
+    /// A bar for work that is counted in bytes.
+    pub(crate) fn bytes_bar(&self, what: &str) -> Bytes {
+        if !self.progress {
+            if !self.json {
+                note(what);
+            }
+            return Bytes(None);
+        }
+        let bar = indicatif::ProgressBar::no_length().with_message(what.to_owned());
+        let style = "{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec}";
+        if let Ok(style) = indicatif::ProgressStyle::with_template(style) {
+            bar.set_style(style);
+        }
+        bar.enable_steady_tick(Duration::from_millis(100));
+        Bytes(Some(bar))
+    }
+
     /// A progress line for long work: a spinner on a terminal, plain lines otherwise, nothing with `--json`.
     pub(crate) fn progress(&self, what: &str) -> Progress {
         if !self.progress {
@@ -98,6 +115,34 @@ impl Output {
         bar.set_message(what.to_owned());
         bar.enable_steady_tick(Duration::from_millis(100));
         Progress { bar: Some(bar), plain: false }
+    }
+}
+
+/// How many bytes of how many: a bar on a terminal, nothing elsewhere; it goes away when dropped.
+#[derive(Debug)]
+pub(crate) struct Bytes(Option<indicatif::ProgressBar>);
+
+impl Bytes {
+    /// So many in all.
+    pub(crate) fn of(&self, all: u64) {
+        if let Some(bar) = &self.0 {
+            bar.set_length(all);
+        }
+    }
+
+    /// So many are done.
+    pub(crate) fn at(&self, done: u64) {
+        if let Some(bar) = &self.0 {
+            bar.set_position(done);
+        }
+    }
+}
+
+impl Drop for Bytes {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
     }
 }
 

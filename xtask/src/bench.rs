@@ -17,6 +17,11 @@ const BENCHMARKS: &[(&str, &str, bool)] = &[
         true,
     ),
     (
+        "image",
+        "an image of 500 MB from a registry to a root folder, and the memory for it; peer: skopeo copy and umoci unpack",
+        false,
+    ),
+    (
         "kbs",
         "handshakes and resources a second on one core, latency, memory; peer: the bare signatures",
         false,

@@ -17,6 +17,7 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 mod seal;
+mod unpack;
 
 use super::{block_on, read_input, secret};
 use crate::output::{Output, printable};
@@ -66,6 +67,8 @@ pub(crate) enum Command {
     },
     /// Check an image's signatures against a policy: exit code 0 verified, 1 refused, 2 not readable or reachable.
     Verify(verify::Verify),
+    /// Pull an image into a folder as a guest does: digests and signatures checked, layers decrypted and unpacked while they come.
+    Unpack(unpack::Unpack),
 }
 
 /// How registries are reached.
@@ -190,6 +193,7 @@ pub(crate) fn run(command: Command, output: &Output) -> anyhow::Result<u8> {
             output.text(&describe(&summary))?;
         }
         Command::Verify(arguments) => return verify::run(arguments, output),
+        Command::Unpack(arguments) => unpack::run(arguments, output)?,
     }
     Ok(0)
 }

@@ -3,7 +3,7 @@
 //! Exit codes: 0 the policy lets it pass; 1 it is refused, with the reasons; 2 policy, key or registry cannot be read.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -35,7 +35,7 @@ pub(crate) struct Verify {
     registry: RegistryArguments,
 }
 
-fn parse_key(text: &str) -> Result<(String, PathBuf), String> {
+pub(super) fn parse_key(text: &str) -> Result<(String, PathBuf), String> {
     match text.split_once('=') {
         Some((uri, file)) if uri.starts_with("kbs://") && !file.is_empty() => {
             Ok((uri.to_owned(), PathBuf::from(file)))
@@ -65,13 +65,20 @@ pub(crate) fn run(arguments: Verify, output: &Output) -> anyhow::Result<u8> {
     })
 }
 
+/// The policy of a file; `key` has files in place of resources that it names.
+pub(super) fn signature_policy(
+    file: &Path,
+    key: Vec<(String, PathBuf)>,
+) -> anyhow::Result<Arc<SignaturePolicy>> {
+    let text = read_input(Some(file), MAX_POLICY as u64)?;
+    let policy = SignaturePolicy::new(&text, Arc::new(Files(key.into_iter().collect())));
+    policy.map(Arc::new).with_context(|| format!("{} is no policy", file.display()))
+}
+
 fn verify(arguments: Verify, output: &Output) -> anyhow::Result<u8> {
     let Verify { reference, policy, key, registry } = arguments;
-    let text = read_input(Some(&policy), MAX_POLICY as u64)?;
-    let policy = SignaturePolicy::new(&text, Arc::new(Files(key.into_iter().collect())))
-        .with_context(|| format!("{} is no policy", policy.display()))?;
-    let config =
-        ClientConfig { signatures: Some(Arc::new(policy)), ..registry.config(&[reference.as_str()])? };
+    let signatures = Some(signature_policy(&policy, key)?);
+    let config = ClientConfig { signatures, ..registry.config(&[reference.as_str()])? };
     let checked = block_on(async { Ok(ImageClient::new(config)?.verify(&reference).await) })?;
     match checked {
         Ok((digest, verified)) => {

@@ -1,10 +1,12 @@
 //! `kata-cc-bench NAME`: measures ours and a peer in turn, in the same run, and prints JSON rows for `./x bench`.
 //!
-//! [`boot`]: a microVM beside QEMU's. [`confidential_boot`]: the same by stage0, beside one that enters its kernel directly. [`kbs`]: the key broker beside the bare signatures that its work needs. [`snp`]: the verifier
+//! [`boot`]: a microVM beside QEMU's. [`confidential_boot`]: the same by stage0, beside one that enters its kernel directly. [`image`]: a pull beside
+//! skopeo's and umoci's. [`kbs`]: the key broker beside the bare signatures that its work needs. [`snp`]: the verifier
 //! of SNP reports beside the same.
 
 mod boot;
 mod confidential_boot;
+mod image;
 mod kbs;
 mod snp;
 
@@ -14,9 +16,12 @@ fn main() -> anyhow::Result<()> {
     match std::env::args().nth(1).as_deref() {
         Some("boot") => boot::boot(),
         Some("confidential-boot") => confidential_boot::confidential_boot(),
+        Some("image") => image::image(),
+        // of `image` itself
+        Some("peak") => image::peak(),
         Some("kbs") => kbs::kbs(),
         Some("snp") => snp::snp(),
-        other => bail!("usage: kata-cc-bench boot|confidential-boot|kbs|snp (got {other:?})"),
+        other => bail!("usage: kata-cc-bench boot|confidential-boot|image|kbs|snp (got {other:?})"),
     }
 }
 

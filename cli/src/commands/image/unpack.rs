@@ -1,0 +1,97 @@
+//! `kata-cc image unpack`: an image as a folder, pulled as a guest pulls it: verified, decrypted, layer by layer.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::Context as _;
+use kata_cc_image::{ClientConfig, HeldKeys, ImageClient, Progress, PullTarget, PulledImage};
+use serde_json::json;
+
+use super::RegistryArguments;
+use super::verify::{parse_key, signature_policy};
+use crate::commands::{block_on, read_input};
+use crate::output::{Bytes, Output, printable};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Unpack {
+    /// Image: a registry reference.
+    reference: String,
+    /// The folder to be made: absent or empty.
+    folder: PathBuf,
+    /// Signature policy (policy.json, docs/image-signatures.md) that the image has to meet.
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// File to read in place of a resource of the key broker: a key of encrypted layers, or what the policy names; several may be given.
+    #[arg(long, value_name = "URI=FILE", value_parser = parse_key)]
+    key: Vec<(String, PathBuf)>,
+    #[command(flatten)]
+    registry: RegistryArguments,
+}
+
+/// Run it.
+pub(crate) fn run(arguments: Unpack, output: &Output) -> anyhow::Result<()> {
+    let Unpack { reference, folder, policy, key, registry } = arguments;
+    let mut keys = HeldKeys::default();
+    for (uri, file) in &key {
+        let read = read_input(Some(file), super::KEY_LEN as u64);
+        // what is longer is none of the layers' keys: the policy may name it
+        if let Ok(bytes) = read {
+            keys.by_id.insert(uri.clone(), bytes);
+        }
+    }
+    let signatures = policy.map(|file| signature_policy(&file, key)).transpose()?;
+    let config = ClientConfig { signatures, ..registry.config(&[reference.as_str()])? };
+    let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = parent.map_or_else(|| PathBuf::from("."), PathBuf::from);
+    let work = tempfile::Builder::new().prefix(".kata-cc-unpack-").tempdir_in(&parent);
+    let work = work.with_context(|| format!("cannot work beside {}", folder.display()))?;
+    let target = PullTarget { work_dir: work.path().to_owned(), rootfs_dir: folder };
+    let bar = output.bytes_bar(&format!("kata-cc: unpacking {}", printable(&reference)));
+    let come = Come::default();
+    let pulled = block_on(async {
+        let client = ImageClient::new(config)?;
+        let progress = |step: Progress| come.tell(&step, &bar);
+        Ok(client.pull(&reference, &target, &keys, &progress).await?)
+    });
+    drop(bar);
+    tell(&reference, &pulled?, output)
+}
+
+/// Bytes that have come, by layer.
+#[derive(Default)]
+struct Come(Mutex<BTreeMap<usize, u64>>);
+
+impl Come {
+    fn tell(&self, step: &Progress, bar: &Bytes) {
+        match step {
+            Progress::Resolved { bytes, .. } => bar.of(*bytes),
+            Progress::Downloaded { layer, bytes, .. } => {
+                let mut layers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+                layers.insert(*layer, *bytes);
+                bar.at(layers.values().sum());
+            }
+            _ => {}
+        }
+    }
+}
+
+fn tell(reference: &str, image: &PulledImage, output: &Output) -> anyhow::Result<()> {
+    if output.json {
+        let layers: Vec<_> = image.layers.iter().map(|layer| layer.digest.as_str()).collect();
+        return output.document(
+            &json!({"image": reference, "manifest_digest": image.manifest_digest.to_string(),
+            "folder": image.rootfs, "encrypted": image.encrypted, "layers": layers, "bytes": image.bytes,
+            "unpacked_bytes": image.unpacked_bytes, "config": image.config}),
+        );
+    }
+    output.text(&format!(
+        "{}  {}  {} layers, {} bytes, {} unpacked{}\n",
+        printable(&image.rootfs.display().to_string()),
+        image.manifest_digest,
+        image.layers.len(),
+        image.bytes,
+        image.unpacked_bytes,
+        if image.encrypted { ", decrypted" } else { "" },
+    ))
+}
