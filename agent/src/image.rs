@@ -73,7 +73,7 @@ pub(crate) struct Examined {
     reference: String,
     /// What it says is to run.
     pub(crate) program: Program,
-    image: Option<(ImageClient, ExaminedImage)>,
+    image: Option<(Arc<ImageClient>, ExaminedImage)>,
 }
 
 /// What a pull gave.
@@ -283,7 +283,7 @@ impl Images {
             let client = ImageClient::new(config).map_err(|e| causes(&e))?;
             let progress = |p: Progress| debug!(progress = ?p, "examining");
             let image = runtime.block_on(client.examine(&name, &progress)).map_err(|e| causes(&e))?;
-            Ok((client, image))
+            Ok((Arc::new(client), image))
         });
         let examined = examining.await.map_err(|e| causes(&e)).and_then(|r| r);
         let (client, image) = examined.map_err(|reason| refused(&reference, reason))?;
@@ -305,10 +305,17 @@ impl Images {
             refused(&reference, error.to_string());
             error
         };
-        let seal = examined.image.as_ref().and_then(|(_, image)| self.seals.of_image(image));
-        let Some(seal) = seal.cloned() else { return self.pull(examined, bundle).await };
+        // Encrypted images have no seal: who could read their layers to make one?
+        let Some((client, image)) = examined.image.as_ref().filter(|(_, image)| !image.is_encrypted()) else {
+            return self.pull(examined, bundle).await;
+        };
         let device = sealed_image::offered(storage).await.map_err(|error| sealed(error.into()))?;
         let Some(device) = device else { return self.pull(examined, bundle).await };
+        let seal = match self.seals.of_image(image).cloned() {
+            Some(seal) => Some(seal),
+            None => sealed_image::signed_seal(Arc::clone(client), image.clone()).await,
+        };
+        let Some(seal) = seal else { return self.pull(examined, bundle).await };
         let base = self.space().await?.join(bundle.file_name().unwrap_or_default());
         let digest = seal.manifest.clone();
         let mounting = tokio::task::spawn_blocking(move || sealed_image::mount(&seal, &device, &base));
@@ -414,7 +421,7 @@ impl Images {
 
     async fn fetch(
         &self,
-        client: ImageClient,
+        client: Arc<ImageClient>,
         image: ExaminedImage,
         base: &Path,
     ) -> Result<PulledImage, String> {

@@ -1,7 +1,8 @@
 //! Sealed images: the host offers an image that it keeps for the whole node as a block device; a root hash that the guest has from its
-//! measured init-data vouches for every block of it.
+//! measured init-data, or from who its signature policy believes, vouches for every block of it.
 //!
-//! `[image] seals` of `cdh.toml` are seals (`kata_cc_sealed_image::SealManifest`, JSON). Where there is one of the image that a
+//! `[image] seals` of `cdh.toml` are seals (`kata_cc_sealed_image::SealManifest`, JSON); one may also lie beside the image in its registry,
+//! with a signature that the measured policy demands. Where there is one of the image that a
 //! container names, by the digests of manifest and configuration that were examined, and the host offers a device, the device is
 //! mapped by dm-verity and mounted below a layer in the guest's own space; no layer is pulled. The host chooses nothing but whether
 //! it offers a device: without one the guest pulls the image itself, and one that is not what the seal says fails the container. Blocks are
@@ -10,14 +11,16 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use kata_cc_agent_protocol::agent::Storage;
-use kata_cc_image::ExaminedImage;
-use kata_cc_sealed_image::{ManifestError, SealManifest};
+use kata_cc_causes::causes;
+use kata_cc_image::{ExaminedImage, ImageClient};
+use kata_cc_sealed_image::{ManifestError, SEAL_TYPE, SealManifest};
 use kata_cc_volumes::device::{BlockDevice, DeviceError};
 use nix::mount::{MntFlags, umount2};
 use thiserror::Error;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::mounts;
 use crate::storage::{self, StorageError};
@@ -80,15 +83,40 @@ impl Seals {
         texts.iter().map(|text| SealManifest::parse(text.as_bytes())).collect::<Result<_, _>>().map(Self)
     }
 
-    /// The seal of an image that was examined. An encrypted one has none: who could read its layers to seal it?
+    /// The seal of an image that was examined.
     pub(crate) fn of_image(&self, image: &ExaminedImage) -> Option<&SealManifest> {
-        let seal = self.of(&image.manifest_digest.to_string(), image.config_digest());
-        seal.filter(|_| !image.is_encrypted())
+        self.of(&image.manifest_digest.to_string(), image.config_digest())
     }
 
     /// The seal of the image with these digests.
     pub(crate) fn of(&self, manifest: &str, config: &str) -> Option<&SealManifest> {
         self.0.iter().find(|seal| seal.manifest == manifest && seal.config == config)
+    }
+}
+
+/// The seal that lies beside the image in its registry, signed as the signature policy of this guest demands of the image itself. None is no
+/// error: the guest then pulls the layers.
+pub(crate) async fn signed_seal(client: Arc<ImageClient>, image: ExaminedImage) -> Option<SealManifest> {
+    let runtime = tokio::runtime::Handle::current();
+    // On a thread of its own, as all that asks registries.
+    let asking = tokio::task::spawn_blocking(move || {
+        let documents = runtime.block_on(client.signed_documents(&image, SEAL_TYPE));
+        documents.map(|documents| (image, documents)).map_err(|error| causes(&error))
+    });
+    let (image, documents) = match asking.await.map_err(|error| causes(&error)).and_then(|asked| asked) {
+        Ok(asked) => asked,
+        Err(error) => {
+            warn!(error, "seals beside the image were not had: it is pulled");
+            return None;
+        }
+    };
+    let seals: Result<Vec<_>, _> = documents.iter().map(|text| SealManifest::parse(text)).collect();
+    match seals {
+        Ok(seals) => Seals(seals).of_image(&image).cloned(),
+        Err(error) => {
+            warn!(%error, "a signed seal is none: the image is pulled");
+            None
+        }
     }
 }
 

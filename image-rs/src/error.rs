@@ -116,6 +116,14 @@ pub enum PullError {
     /// The signatures of the image are not those that the policy demands, or could not be checked.
     #[error(transparent)]
     Signature(#[from] SignatureError),
+    /// A document beside the image is not what its type says.
+    #[error("referrer {digest} does not count: {why}")]
+    Referrer {
+        /// Digest of its manifest.
+        digest: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// An encrypted layer does not say which image it belongs to, and the init-data does not pin the image.
     #[error(
         "encrypted layer {layer} is not bound to an image configuration, so anyone could put other layers beside it: encrypt the image with `kata-cc image encrypt`, or list it as {suggestion} in [image] allowed of cdh.toml"

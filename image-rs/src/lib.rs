@@ -28,6 +28,7 @@ pub mod manifest;
 pub mod media;
 mod pins;
 mod pull;
+mod referrers;
 pub mod registry;
 pub mod scratch;
 pub mod signature;
@@ -47,6 +48,7 @@ pub use oci_spec::image::ImageConfiguration;
 pub use pull::{
     ClientConfig, ExaminedImage, ImageClient, LayerInfo, OnProgress, Progress, PullTarget, PulledImage,
 };
+pub use referrers::attach;
 pub use registry::{
     DockerAuth, DockerAuthConfig, Mirror, PullFromMirror, Registries, Registry, RegistryConfig,
     RegistryError, RegistryRule, Retry, parse_reference,

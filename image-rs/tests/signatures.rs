@@ -468,3 +468,65 @@ async fn a_registry_that_fails_is_no_unsigned_image() {
         assert!(error.to_string().contains("status 500"), "{error}");
     }
 }
+
+const DOCUMENT: &str = "application/vnd.example.document.v1+json";
+
+/// Documents beside the image `test:1` that count under `policy`.
+async fn documents(place: &Place, policy: &str) -> Vec<String> {
+    let client = ImageClient::new(place.config(policy, Arc::new(NoMaterial))).unwrap();
+    let image = client.examine(&place.name("test:1"), &|_| {}).await.unwrap();
+    let found = client.signed_documents(&image, DOCUMENT).await.unwrap();
+    found.into_iter().map(|document| String::from_utf8(document).unwrap()).collect()
+}
+
+#[tokio::test]
+async fn a_document_beside_an_image_counts_when_it_is_signed_as_the_image_must_be() {
+    let Some(place) = Place::start() else { return };
+    let (key, other) = (Key::new(), Key::new());
+    let (image, another) = (place.image("test", "a").await, place.image("test", "b").await);
+    place
+        .manifest("test:1", &{
+            let mut manifest = Image::sample().manifest;
+            manifest["annotations"] = json!({"mark": "a"});
+            manifest
+        })
+        .await;
+    place.sign("test", &image, "test", &key).await;
+    let by_key = policy(&by_key(&key, "matchRepository"));
+    assert!(documents(&place, &by_key).await.is_empty());
+    let at = parse_reference(&place.name("test:1")).unwrap();
+    let subject = |digest: &str| kata_cc_image::manifest::Descriptor {
+        media_type: MANIFEST.to_owned(),
+        digest: digest.to_owned(),
+        size: 1,
+        annotations: Default::default(),
+        platform: None,
+    };
+    let attach = async |subject_digest: &str, kind: &str, text: &str| {
+        let subject = subject(subject_digest);
+        let made = kata_cc_image::attach(&place.registry, &at, &subject, kind, text.as_bytes()).await;
+        made.unwrap().to_string()
+    };
+    let good = attach(&image, DOCUMENT, "good").await;
+    assert!(documents(&place, &by_key).await.is_empty(), "nobody signed it");
+    place.sign("test", &good, "test", &other).await;
+    assert!(documents(&place, &by_key).await.is_empty(), "another key");
+    place.sign("test", &good, "test", &key).await;
+    assert_eq!(documents(&place, &by_key).await, ["good"]);
+    // of another image, or of another type, put into the list of this one: signed, and still not counted
+    let foreign = attach(&another, DOCUMENT, "foreign").await;
+    let typed = attach(&image, "application/x", "typed").await;
+    for digest in [&foreign, &typed] {
+        place.sign("test", digest, "test", &key).await;
+    }
+    let entry =
+        |digest: &str| json!({"mediaType": MANIFEST, "digest": digest, "size": 1, "artifactType": DOCUMENT});
+    let list = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry(&foreign), entry(&typed), entry(&good)]});
+    place.manifest(&format!("test:{}", image.replace(':', "-")), &list).await;
+    assert_eq!(documents(&place, &by_key).await, ["good"]);
+    // a policy that lets anything pass vouches for nothing
+    assert!(documents(&place, &policy(&json!({"type": "insecureAcceptAnything"}))).await.is_empty());
+    // its bytes changed in the registry
+    std::fs::write(place.server.blob(Digest::sha256(b"good").as_str()), b"evil").unwrap();
+    assert!(documents(&place, &by_key).await.is_empty());
+}

@@ -55,6 +55,10 @@ pub(crate) enum Command {
         /// File for the seal (JSON), for `[image] seals` of the node's configuration or a pod's init-data.
         #[arg(long, value_name = "FILE")]
         seal: Option<PathBuf>,
+        /// Put the seal beside the image in its registry, as a referrer. Guests believe it when it is signed as their policy demands of the
+        /// image: sign the digest that is printed (`cosign sign`).
+        #[arg(long)]
+        push: bool,
         #[command(flatten)]
         registry: RegistryArguments,
     },
@@ -179,9 +183,10 @@ pub(crate) fn run(command: Command, output: &Output) -> anyhow::Result<u8> {
                 ))?;
             }
         }
-        Command::Seal { name, output: file, seal, registry } => {
+        Command::Seal { name, output: file, seal, push, registry } => {
             let client = registry.config(&[&name])?;
-            seal::run(&name, &client, file.as_deref(), seal.as_deref(), output)?;
+            let places = seal::Places { file: file.as_deref(), seal: seal.as_deref(), push };
+            seal::run(&name, &client, &places, output)?;
         }
         Command::Inspect { name, registry } => {
             let client = registry.config(&[&name])?;

@@ -23,7 +23,7 @@ use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use kata_cc_image::unpack::UnpackError;
 use kata_cc_image::{FetchedImage, Limits};
 
-pub use manifest::{ManifestError, SealManifest};
+pub use manifest::{ManifestError, SEAL_TYPE, SealManifest};
 
 use crate::erofs::{BLOCK, Contents};
 use crate::layers::Layers;

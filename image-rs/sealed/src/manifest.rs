@@ -9,6 +9,8 @@ use crate::verity::{BLOCK, DIGEST, tree_blocks};
 const VERSION: u32 = 1;
 /// How the file is made, for when it changes: other bytes of the same layers have another name.
 const FORMAT: &str = "erofs-plain-1";
+/// Type of the document as a referrer of its image (OCI image-spec, `artifactType`).
+pub const SEAL_TYPE: &str = "application/vnd.kata-cc.image.seal.v1+json";
 /// Largest document.
 const MAX_BYTES: usize = 64 << 10;
 

@@ -61,6 +61,11 @@ impl ImageClient {
         Ok(Self { registry, config, allowed })
     }
 
+    /// The settings it was made with.
+    pub(crate) fn config(&self) -> &ClientConfig {
+        &self.config
+    }
+
     /// The registry client below.
     pub fn registry(&self) -> &Registry {
         &self.registry

@@ -23,7 +23,7 @@ use crate::registry::{Registry, RegistryError};
 use crate::unpack::{Budget, Owner};
 
 /// Pieces between the network and the thread that writes them.
-const QUEUE: usize = 16;
+const QUEUE: usize = 4;
 
 /// What all layers of a pull have in common.
 pub(super) struct Transfer<'t> {

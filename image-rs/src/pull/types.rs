@@ -115,7 +115,7 @@ pub struct ExaminedImage {
     pub manifest_digest: Digest,
     /// The image configuration.
     pub config: ImageConfiguration,
-    pub(super) reference: Reference,
+    pub(crate) reference: Reference,
     pub(super) manifest: Manifest,
     pub(super) index_digest: Option<Digest>,
     pub(super) kinds: Vec<LayerType>,

@@ -11,7 +11,6 @@
 use std::collections::BTreeMap;
 
 use oci_client::Reference;
-use serde::Deserialize;
 
 use super::bundle::{BUNDLE, SIGNED};
 use super::error::Reason;
@@ -19,6 +18,7 @@ use super::trust::Subject;
 use crate::Limits;
 use crate::digest::Digest;
 use crate::manifest::{Descriptor, Document, Manifest};
+use crate::referrers::{self, Referrer, Referrers, tag};
 use crate::registry::{Registry, RegistryError};
 
 const PAYLOAD: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
@@ -62,20 +62,6 @@ pub(super) struct Fetcher<'a> {
     payloads: BTreeMap<String, Vec<u8>>,
 }
 
-#[derive(Deserialize)]
-struct List {
-    #[serde(default)]
-    manifests: Vec<Referrer>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Referrer {
-    digest: String,
-    #[serde(default)]
-    artifact_type: String,
-}
-
 /// Why the stream of a blob was left.
 enum Stop {
     Registry(RegistryError),
@@ -86,11 +72,6 @@ impl From<RegistryError> for Stop {
     fn from(error: RegistryError) -> Self {
         Self::Registry(error)
     }
-}
-
-/// The tag that stands for a digest, with something behind it.
-fn tag(digest: &Digest, end: &str) -> String {
-    format!("{}-{}{end}", digest.algorithm(), digest.hex())
 }
 
 impl<'a> Fetcher<'a> {
@@ -113,7 +94,7 @@ impl<'a> Fetcher<'a> {
     /// Those under cosign's tags.
     pub(super) async fn tagged(&mut self, subjects: &[Subject]) -> Result<(), RegistryError> {
         for subject in subjects {
-            let at = self.at_tag(tag(&subject.digest, ".sig"));
+            let at = referrers::at_tag(self.reference, tag(&subject.digest, ".sig"));
             let place = tag(&subject.digest, ".sig");
             if let Some(bytes) = self.manifest(&at).await? {
                 self.manifest_layers(&place, &bytes).await?;
@@ -126,12 +107,9 @@ impl<'a> Fetcher<'a> {
     pub(super) async fn referring(&mut self, subjects: &[Subject]) -> Result<(), RegistryError> {
         for subject in subjects {
             let max = self.limits.max_manifest_bytes;
-            let listed = match self.registry.referrers(self.reference, &subject.digest, max).await? {
-                Some(bytes) => Some(bytes),
-                None => self.manifest(&self.at_tag(tag(&subject.digest, ""))).await?,
-            };
+            let listed = referrers::list(self.registry, self.reference, &subject.digest, max).await?;
             let Some(listed) = listed else { continue };
-            let Ok(list) = serde_json::from_slice::<List>(&listed) else {
+            let Ok(list) = serde_json::from_slice::<Referrers>(&listed) else {
                 self.broken("list of referrers", Reason::malformed("list of referrers", "it is no index"));
                 continue;
             };
@@ -158,10 +136,6 @@ impl<'a> Fetcher<'a> {
             Some(bytes) => self.manifest_layers(&format!("referrer {digest}"), &bytes).await,
             None => Ok(()),
         }
-    }
-
-    fn at_tag(&self, tag: String) -> Reference {
-        Reference::with_tag(self.reference.registry().to_owned(), self.reference.repository().to_owned(), tag)
     }
 
     /// A manifest, when there is one.
