@@ -80,6 +80,8 @@ pub struct Tampering {
     pub image: Option<String>,
     /// Seals of images in the node's configuration.
     pub seals: Vec<PathBuf>,
+    /// Signature policy in the node's configuration.
+    pub signatures: Option<PathBuf>,
 }
 
 /// Registry, key broker and a node that uses them.
@@ -243,8 +245,13 @@ impl World {
              [tee]\nsimulated = \"{tee}\"\nplatform = \"{platform}\"\n\
              [egress]\nallow = [\"{registry}\", \"{kbs}\"]\n\
              [kbs]\nurl = \"{url}\"\ncertificate = \"{certificate}\"\n\
-             [image]\nregistry_roots = [\"{ca}\"]\ninsecure_registries = [{insecure}]\nallow_simulated_tee = true\nseals = {seals:?}\n{policy}",
+             [image]\nregistry_roots = [\"{ca}\"]\ninsecure_registries = [{insecure}]\nallow_simulated_tee = true\nseals = {seals:?}\n{signatures}{policy}",
             seals = tampering.seals,
+            signatures = tampering
+                .signatures
+                .iter()
+                .map(|file| format!("security_policy = \"{}\"\n", file.display()))
+                .collect::<String>(),
             policy = self
                 .agent_policy
                 .iter()

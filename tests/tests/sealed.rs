@@ -1,6 +1,7 @@
 //! Sealed images in a confidential guest: taken from the node's copy, block for block checked, and never believed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, ensure};
 use kata_cc_tests::image::MARKER;
@@ -25,6 +26,80 @@ fn seal(world: &World, image: &str) -> anyhow::Result<(PathBuf, PathBuf)> {
     let told: serde_json::Value = serde_json::from_str(&told.stdout)?;
     let file = told["file"].as_str().context("no file")?;
     Ok((PathBuf::from(file), seal))
+}
+
+/// A key pair for signatures: the private key's file, the public one's PEM.
+fn key_pair(world: &World, name: &str) -> anyhow::Result<(PathBuf, String)> {
+    let private = world.dir.join(format!("{name}.pem"));
+    let mut make = Command::new("openssl");
+    make.args(["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out"]).arg(&private);
+    run(&mut make, 30)?.ok()?;
+    let public = run(Command::new("openssl").args(["pkey", "-pubout", "-in"]).arg(&private), 30)?.ok()?;
+    Ok((private, public.stdout))
+}
+
+/// Signs what `name` names in the registry.
+fn sign(world: &World, name: &str, key: &Path) -> anyhow::Result<()> {
+    let mut command = world.kata_cc(&Tampering::default())?;
+    command.args(["image", "sign", name, "--key"]).arg(key);
+    command.arg("--registry-ca").arg(Pki::at(&world.material).ca);
+    run(&mut command, 60)?.ok().context("image sign").map(drop)
+}
+
+/// A guest with a signature policy takes the node's copy by a seal that lies beside the image, when who may sign the image signed it.
+#[test]
+fn a_seal_beside_the_image_counts_when_its_signer_does() -> anyhow::Result<()> {
+    if !machines_run_here() {
+        return Ok(());
+    }
+    world::prepare(&material())?;
+    let dir = PathBuf::from(format!("/run/kct-signed-{}", std::process::id()));
+    let world = World::start(&material(), &dir)?;
+    let before = Traces::take(&world.dir);
+    let image = format!("{}/demo/plain:1", world.registry.host);
+    world.push_plain(&image)?;
+    let ((key, public), (other, _)) = (key_pair(&world, "signer")?, key_pair(&world, "other")?);
+    let policy = world.dir.join("policy.json");
+    let requirement = serde_json::json!({"type": "sigstoreSigned", "keyData": base64(public.as_bytes())?,
+        "signedIdentity": {"type": "matchRepository"}});
+    std::fs::write(&policy, serde_json::json!({"default": [requirement]}).to_string())?;
+    let guest = Tampering { image: Some(image.clone()), signatures: Some(policy), ..Default::default() };
+    let runs = |name: &str| -> anyhow::Result<(bool, String)> {
+        let ended = world.run(name, &guest, &[])?;
+        Ok((ended.code == 0 && ended.stdout.contains(MARKER), ended.text()))
+    };
+
+    let (ran, text) = runs("unsigned")?;
+    ensure!(!ran && text.contains("unsigned"), "nobody signed it:\n{text}");
+    sign(&world, &image, &other)?;
+    let (ran, text) = runs("by-another")?;
+    ensure!(!ran && text.contains("wrong-key"), "another signed it:\n{text}");
+    sign(&world, &image, &key)?;
+    let (ran, text) = runs("signed")?;
+    ensure!(ran, "signed, from the registry:\n{text}");
+
+    let mut seal = world.kata_cc(&Tampering::default())?;
+    seal.args(["--json", "image", "seal", &image, "--push", "--sign-key"]).arg(&other);
+    seal.arg("--registry-ca").arg(Pki::at(&world.material).ca);
+    let told: serde_json::Value = serde_json::from_str(&run(&mut seal, 120)?.ok()?.stdout)?;
+    let referrer = told["referrer"].as_str().context("no referrer")?;
+    // From here on nobody can pull it.
+    std::fs::remove_file(world.registry.blob(&layer_of(&world, &image)?))?;
+    let (ran, text) = runs("seal-by-another")?;
+    ensure!(!ran, "a seal that another signed was believed:\n{text}");
+    sign(&world, referrer, &key)?;
+    let (ran, text) = runs("sealed")?;
+    ensure!(ran, "from the node's copy, by the seal beside the image:\n{text}");
+    let left = before.left_after_a_minute(&world.dir);
+    assert!(left.is_empty(), "left behind: {left:#?}");
+    std::fs::remove_dir_all(&world.dir)?;
+    Ok(())
+}
+
+fn base64(bytes: &[u8]) -> anyhow::Result<String> {
+    let file = tempfile::NamedTempFile::new()?;
+    std::fs::write(file.path(), bytes)?;
+    Ok(run(Command::new("base64").arg("-w0").arg(file.path()), 30)?.ok()?.stdout)
 }
 
 /// Digest of the only layer of the image.

@@ -179,12 +179,22 @@ pub struct ImageSettings {
     /// Files with seals of images (`kata-cc image seal`), which become part of the init-data: where the node has such an image, guests take
     /// it from there instead of pulling its layers.
     pub seals: Vec<PathBuf>,
+    /// Most bytes of sealed images that this node keeps: those wanted longest ago go first. 64 GiB without.
+    pub sealed_bytes: Option<u64>,
     /// File with the signature policy (`policy.json`) that every image of a guest has to meet; none without.
     pub security_policy: Option<PathBuf>,
     /// Resource of the key broker with that policy, `kbs:///repository/type/tag`, in place of the file.
     pub security_policy_uri: Option<String>,
     /// Agent policy (Rego) that replaces the guest image's.
     pub agent_policy: Option<PathBuf>,
+}
+
+impl ImageSettings {
+    /// Most bytes of sealed images that this node keeps.
+    #[must_use]
+    pub fn most_sealed_bytes(&self) -> u64 {
+        self.sealed_bytes.unwrap_or(64 << 30)
+    }
 }
 
 impl NodeConfig {

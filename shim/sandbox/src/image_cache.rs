@@ -6,8 +6,9 @@
 
 use std::fs::{self, DirBuilder};
 use std::io::{self, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use aws_lc_rs::digest::{SHA256, digest};
 
@@ -45,7 +46,56 @@ impl ImageCache {
         let by_digest = reference.rsplit_once('@').map(|(_, digest)| digest.to_owned());
         let digest = by_digest.or(named)?;
         let file = self.file(hex_of(digest.trim())?, "sealed");
-        file.is_file().then_some(file)
+        let opened = fs::File::open(&file).ok()?;
+        // What was wanted last is kept longest; where that cannot be noted, nothing else is lost.
+        let _ = opened.set_modified(SystemTime::now());
+        Some(file)
+    }
+
+    /// Removes sealed images until all of them take at most `most` bytes, those that were wanted longest ago first; gives the digests of
+    /// the removed. `spare` stays. Guests that use one keep theirs.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn trim(&self, most: u64, spare: &Path) -> io::Result<Vec<String>> {
+        let mut images = Vec::new();
+        for entry in fs::read_dir(&self.dir)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|ending| ending == "sealed") {
+                let data = path.metadata()?;
+                images.push((data.modified()?, data.blocks() * 512, path));
+            }
+        }
+        images.sort();
+        let mut all: u64 = images.iter().map(|(_, bytes, _)| bytes).sum();
+        let mut removed = Vec::new();
+        for (_, bytes, path) in images.iter().filter(|(_, _, path)| path != spare) {
+            if all <= most {
+                break;
+            }
+            fs::remove_file(path)?;
+            let _ = fs::remove_file(path.with_extension("json"));
+            all -= bytes;
+            let hex = path.file_stem().unwrap_or_default().to_string_lossy();
+            removed.push(format!("sha256:{hex}"));
+        }
+        self.forget(&removed)?;
+        Ok(removed)
+    }
+
+    /// Removes the names of images that are gone.
+    fn forget(&self, removed: &[String]) -> io::Result<()> {
+        if removed.is_empty() {
+            return Ok(());
+        }
+        for entry in fs::read_dir(self.dir.join("names"))? {
+            let path = entry?.path();
+            if fs::read_to_string(&path).is_ok_and(|digest| removed.iter().any(|gone| gone == digest.trim()))
+            {
+                fs::remove_file(path)?;
+            }
+        }
+        Ok(())
     }
 
     /// A new file to seal an image into; it counts when it was [`Self::keep`]ed.
@@ -90,7 +140,34 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    #[test]
+    fn the_image_that_was_wanted_longest_ago_goes_first_and_never_the_new_one() {
+        let state = tempfile::tempdir().unwrap();
+        let cache = ImageCache::below(state.path());
+        let digest = |n: u8| format!("sha256:{}", format!("{n:02x}").repeat(32));
+        let keep = |n: u8| {
+            let mut staged = cache.stage().unwrap();
+            staged.write_all(&[n; 40960]).unwrap();
+            let kept = cache.keep(staged, &digest(n), &format!("r/i:{n}"), b"{}").unwrap();
+            let long_ago = SystemTime::now() - Duration::from_secs(1000 - u64::from(n));
+            fs::File::open(&kept).unwrap().set_modified(long_ago).unwrap();
+            kept
+        };
+        let kept: Vec<_> = (1..=4).map(keep).collect();
+        assert!(cache.trim(4 * 40960, &kept[3]).unwrap().is_empty());
+        // the first is wanted once more
+        cache.offer("r/i:1").unwrap();
+        assert_eq!(cache.trim(2 * 40960, &kept[3]).unwrap(), [digest(2), digest(3)]);
+        assert!(cache.offer("r/i:2").is_none() && cache.offer("r/i:1").is_some());
+        assert_eq!(fs::read_dir(state.path().join("images/names")).unwrap().count(), 2);
+        // nothing else may go
+        assert_eq!(cache.trim(0, &kept[3]).unwrap(), [digest(1)]);
+        assert!(cache.offer("r/i:4").is_some());
+    }
 
     #[test]
     fn an_image_is_offered_by_its_reference_and_its_digest() {

@@ -7,13 +7,14 @@ use std::path::Path;
 use anyhow::Context;
 use kata_cc_image::manifest::Descriptor;
 use kata_cc_image::{ClientConfig, ImageClient, attach, fetch_layers, parse_reference};
+use kata_cc_sandbox::config::NodeConfig;
 use kata_cc_sandbox::image_cache::ImageCache;
 use kata_cc_sandbox::paths;
 use kata_cc_sealed_image::{SEAL_TYPE, SealManifest, seal_image};
 use serde_json::json;
 
 use crate::commands::block_on;
-use crate::output::{Output, printable};
+use crate::output::{Output, note, printable};
 
 /// Where image and seal go.
 pub(super) struct Places<'p> {
@@ -55,7 +56,16 @@ pub(super) fn run(
             let mut staged = cache.stage().context("cannot write to this node's folder of sealed images")?;
             let seal = into(staged.as_file_mut())?;
             let kept = cache.keep(staged, &seal.manifest, name, &seal.to_json()?);
-            (seal, kept.context("the sealed image cannot be kept")?)
+            let kept = kept.context("the sealed image cannot be kept")?;
+            let most = NodeConfig::load()?.image.most_sealed_bytes();
+            let removed =
+                cache.trim(most, &kept).context("cannot make room among this node's sealed images")?;
+            for digest in removed {
+                note(&format!(
+                    "kata-cc: sealed image {digest} was removed: more than {most} bytes ([image] sealed_bytes)"
+                ));
+            }
+            (seal, kept)
         }
     };
     drop(sealing);
