@@ -6,6 +6,7 @@
 //! ([`Images::examine`]), so that no key is asked for an image that may not run, and again when its files are there, which
 //! alone tell the numbers of its user.
 
+mod progress;
 mod settings;
 mod space;
 
@@ -432,10 +433,11 @@ impl Images {
             Some(broker) => Box::new(BrokerKeys(broker.clone())),
             None => Box::new(NoKeys),
         };
+        let told = progress::PullProgress::new(&image.reference().to_string(), image.bytes());
         let runtime = tokio::runtime::Handle::current();
         // Unpacking keeps a thread busy: it gets one of its own, and the ttrpc threads stay free.
         let pulling = tokio::task::spawn_blocking(move || {
-            let progress = |p: Progress| debug!(progress = ?p, "pulling");
+            let progress = |step: Progress| told.note(&step);
             runtime.block_on(client.fetch(image, &target, &*keys, &progress)).map_err(|e| causes(&e))
         });
         let pulled = pulling.await.map_err(|e| causes(&e)).and_then(|r| r);

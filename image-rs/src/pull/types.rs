@@ -131,6 +131,18 @@ impl ExaminedImage {
         self.kinds.iter().any(|kind| kind.encrypted)
     }
 
+    /// What was asked for.
+    #[must_use]
+    pub fn reference(&self) -> &Reference {
+        &self.reference
+    }
+
+    /// Bytes of all layers in the registry.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Digest of the configuration, as the manifest names it.
     #[must_use]
     pub fn config_digest(&self) -> &str {

@@ -14,7 +14,7 @@ use crate::log::{Log, MAX_LINE, Source, cut};
 use crate::record::Recorder;
 
 /// Stages that a guest may report; others stay log lines.
-const GUEST_STAGES: [&str; 5] = ["attested", "key-released", "pulled", "refused", "failed"];
+const GUEST_STAGES: [&str; 6] = ["attested", "key-released", "pulling", "pulled", "refused", "failed"];
 
 /// Most log connections of a guest at a time. The agent has one, and a second while it makes a broken one anew; a guest
 /// that holds more silences nobody but itself.

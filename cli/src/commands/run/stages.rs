@@ -67,6 +67,7 @@ fn describe(stage: &Stage) -> Option<String> {
         "measured" => format!("measured: {}", detail("launch_digest")),
         "attested" => format!("attested: {} ({})", detail("verdict"), detail("tee")),
         "key-released" => format!("key-released: {}", detail("key_id")),
+        "pulling" => format!("pulling: {} % of {} bytes", detail("percent"), detail("of")),
         "pulled" => {
             format!("pulled: {} ({} layers, {} bytes)", detail("digest"), detail("layers"), detail("bytes"))
         }
