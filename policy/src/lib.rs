@@ -10,6 +10,7 @@ pub mod advice;
 pub mod agent;
 pub mod annotate;
 mod constants;
+pub mod contrast;
 pub mod diff;
 pub mod engine;
 pub mod generate;
