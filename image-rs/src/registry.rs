@@ -193,6 +193,12 @@ pub struct Registry {
     config: RegistryConfig,
 }
 
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
 /// Reads an image reference; `docker://` in front is allowed.
 ///
 /// # Errors
@@ -453,6 +459,21 @@ impl Registry {
             .await
             .map(drop)
             .map_err(|error| explain(reference, "upload of a blob", &error))
+    }
+
+    /// Uploads a few bytes as a blob, unless the repository has it.
+    ///
+    /// # Errors
+    /// When the registry fails.
+    pub async fn push_bytes(&self, reference: &Reference, bytes: &[u8]) -> Result<Digest, RegistryError> {
+        let digest = Digest::sha256(bytes);
+        if !self.has_blob(reference, &digest).await? {
+            self.client
+                .push_blob(reference, Bytes::copy_from_slice(bytes), digest.as_str())
+                .await
+                .map_err(|error| explain(reference, "upload of a blob", &error))?;
+        }
+        Ok(digest)
     }
 
     /// Uploads a manifest under the reference's tag (or digest).
