@@ -75,8 +75,7 @@ impl Manifest {
 /// The manifest of a bundle; `revision` (a Git commit) is told in an annotation.
 fn manifest(bundle: &Bundle, revision: Option<&str>) -> Result<Vec<u8>, BundleError> {
     let about = bundle.manifest();
-    let mut annotations =
-        BTreeMap::from([("org.opencontainers.image.title".to_owned(), about.name.clone())]);
+    let mut annotations = BTreeMap::from([("org.opencontainers.image.title".to_owned(), about.name.clone())]);
     if let Some(version) = &about.version {
         annotations.insert("org.opencontainers.image.version".to_owned(), version.clone());
     }
@@ -154,9 +153,11 @@ pub async fn sign(registry: &Registry, reference: &str, signer: &Signer) -> Resu
     let tag = signature_tag(&at, &signed.digest);
     // Others' signatures stay; the same payload may be signed by several keys.
     let mut layers: Vec<Descriptor> = match registry.manifest(&tag, MAX_MANIFEST).await {
-        Ok(raw) => serde_json::from_slice::<Manifest>(&raw.bytes)
-            .map_err(|error| artifact_error(&tag.to_string(), &error))?
-            .layers,
+        Ok(raw) => {
+            serde_json::from_slice::<Manifest>(&raw.bytes)
+                .map_err(|error| artifact_error(&tag.to_string(), &error))?
+                .layers
+        }
         Err(RegistryError::NotFound { .. }) => Vec::new(),
         Err(error) => return Err(error.into()),
     };
@@ -233,7 +234,10 @@ pub async fn pull(
         return Err(artifact_error(reference, &"a policy bundle has one layer"));
     };
     if layer.media_type != LAYER || layer.size > MAX_ARCHIVE {
-        return Err(artifact_error(reference, &format!("its layer is no {LAYER} of at most {MAX_ARCHIVE} bytes")));
+        return Err(artifact_error(
+            reference,
+            &format!("its layer is no {LAYER} of at most {MAX_ARCHIVE} bytes"),
+        ));
     }
     let bundle = Bundle::from_archive(&blob(registry, &at, layer).await?)?;
     let revision = manifest.annotations.get(REVISION).map(|text| text.chars().take(128).collect());
@@ -263,7 +267,9 @@ async fn blob(registry: &Registry, at: &Reference, layer: &Descriptor) -> Result
     match read.await {
         Ok(()) => {}
         Err(Stop::Registry(error)) => return Err(error.into()),
-        Err(Stop::TooLong) => return Err(artifact_error(&named, &"the registry sends more than its manifest says")),
+        Err(Stop::TooLong) => {
+            return Err(artifact_error(&named, &"the registry sends more than its manifest says"));
+        }
     }
     let seen = digest.of_same_kind(&bytes);
     if seen != digest {

@@ -127,8 +127,9 @@ pub(crate) fn resource(text: &str) -> Result<Vec<ResourceCase>, String> {
             _ => return Err(wrong("it needs either `allow: true` or `deny: true`")),
         };
         let uri = raw.resource.clone().ok_or_else(|| wrong("it names no resource"))?;
-        let (plugin, path) = address(&uri)
-            .ok_or_else(|| wrong(&format!("{uri:?} is no kbs:///repository/type/tag or kbs+plugin:///path")))?;
+        let (plugin, path) = address(&uri).ok_or_else(|| {
+            wrong(&format!("{uri:?} is no kbs:///repository/type/tag or kbs+plugin:///path"))
+        })?;
         cases.push(ResourceCase { name: raw.name, claims, plugin, path, query: raw.query, allow });
     }
     Ok(cases)

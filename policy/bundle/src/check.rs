@@ -104,9 +104,7 @@ impl Bundle {
         let mut errors = problems.iter().filter(|one| one.severity == Severity::Error);
         match errors.next() {
             None => Ok(problems),
-            Some(first) => {
-                Err(BundleError::Refused { first: first.to_string(), others: errors.count() })
-            }
+            Some(first) => Err(BundleError::Refused { first: first.to_string(), others: errors.count() }),
         }
     }
 }
@@ -165,8 +163,12 @@ impl Found<'_> {
     /// Dangerous findings stop a bundle unless the manifest accepts them.
     fn findings(&mut self, path: &str, findings: &[lint::Finding], used: &mut BTreeSet<usize>) {
         for finding in findings.iter().filter(|one| one.severity == lint::Severity::Danger) {
-            let accepted =
-                self.bundle.manifest().accept.iter().position(|one| one.file == path && one.check == finding.check);
+            let accepted = self
+                .bundle
+                .manifest()
+                .accept
+                .iter()
+                .position(|one| one.file == path && one.check == finding.check);
             let message = format!("{} [{}] at {}", finding.message, finding.check, finding.place);
             match accepted {
                 Some(number) => {
@@ -243,10 +245,8 @@ impl Found<'_> {
                 let came = checks.appraise(id, text, &case.claims, &references);
                 let came = came.unwrap_or_else(|why| format!("no status: {why}"));
                 if came != case.status {
-                    let message = format!(
-                        "case {:?} came otherwise: expected {}, seen {came}",
-                        case.name, case.status
-                    );
+                    let message =
+                        format!("case {:?} came otherwise: expected {}, seen {came}", case.name, case.status);
                     self.error(&beside, message);
                 }
             }

@@ -49,14 +49,8 @@ pub enum Part {
 
 impl Part {
     /// All of them.
-    pub const ALL: [Self; 6] = [
-        Self::Agent,
-        Self::Attestation,
-        Self::Image,
-        Self::ReferenceValues,
-        Self::Resource,
-        Self::Trust,
-    ];
+    pub const ALL: [Self; 6] =
+        [Self::Agent, Self::Attestation, Self::Image, Self::ReferenceValues, Self::Resource, Self::Trust];
 
     /// Name of its folder.
     #[must_use]

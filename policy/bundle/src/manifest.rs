@@ -168,7 +168,11 @@ mod tests {
         };
         let at = good.pointer(place).unwrap().as_object().unwrap().clone();
         let (names, required) = of_schema(schema);
-        assert_eq!(at.keys().cloned().collect::<BTreeSet<_>>(), names, "the sample has all members of {place:?}");
+        assert_eq!(
+            at.keys().cloned().collect::<BTreeSet<_>>(),
+            names,
+            "the sample has all members of {place:?}"
+        );
         for name in &names {
             let mut less = good.clone();
             less.pointer_mut(place).unwrap().as_object_mut().unwrap().remove(name);

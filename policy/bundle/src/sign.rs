@@ -49,7 +49,8 @@ impl Signer {
     /// When the key fails.
     pub fn sign(&self, message: &[u8]) -> Result<String, BundleError> {
         let signature = self.0.sign(&SystemRandom::new(), message);
-        let signature = signature.map_err(|_| BundleError::Key("the private key does not sign".to_owned()))?;
+        let signature =
+            signature.map_err(|_| BundleError::Key("the private key does not sign".to_owned()))?;
         Ok(STANDARD.encode(signature.as_ref()))
     }
 }
@@ -61,7 +62,8 @@ impl Signer {
 pub fn verify(what: &str, message: &[u8], signature: &[u8], public: &[u8]) -> Result<(), BundleError> {
     let wrong = |why: String| BundleError::Signature { what: what.to_owned(), why };
     let text = std::str::from_utf8(signature).map_err(|_| wrong("it is not base64".to_owned()))?;
-    let signature = STANDARD.decode(text.trim()).map_err(|error| wrong(format!("it is not base64: {error}")))?;
+    let signature =
+        STANDARD.decode(text.trim()).map_err(|error| wrong(format!("it is not base64: {error}")))?;
     match verifies(public, message, &signature) {
         Err(why) => Err(BundleError::Key(format!("the public key cannot be used: {why}"))),
         Ok(false) => Err(wrong("it is by another key, or over something else".to_owned())),

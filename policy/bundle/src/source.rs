@@ -27,9 +27,9 @@ pub enum Source {
         /// Which.
         reference: String,
         /// Whose signature it must have.
-        signed: Box<SignaturePolicy>,
+        signed: Arc<SignaturePolicy>,
         /// The client.
-        registry: Box<Registry>,
+        registry: Arc<Registry>,
     },
 }
 
@@ -57,23 +57,38 @@ pub fn signed_by(key: &[u8]) -> Result<SignaturePolicy, BundleError> {
 }
 
 impl Source {
+    /// Whether what it has must be signed.
+    #[must_use]
+    pub fn is_signed(&self) -> bool {
+        match self {
+            Self::Folder { key, .. } => key.is_some(),
+            Self::Reference { .. } => true,
+        }
+    }
+
     /// Looks what is there.
     ///
     /// # Errors
     /// Why there is no bundle that counts.
     pub async fn fetch(&self) -> Result<Fetched, BundleError> {
-        match self {
+        // Both on a thread of their own: reading files waits for a disk, and the future of a pull borrows across asynchronous closures,
+        // which the compiler does not let be sent between threads.
+        let work: Box<dyn FnOnce() -> Result<Fetched, BundleError> + Send> = match self {
             Self::Folder { path, key } => {
                 let (path, key) = (path.clone(), key.clone());
-                let read = tokio::task::spawn_blocking(move || from_folder(&path, key.as_deref()));
-                read.await.map_err(|error| BundleError::Archive(error.to_string()))?
+                Box::new(move || from_folder(&path, key.as_deref()))
             }
             Self::Reference { reference, signed, registry } => {
-                let pulled = artifact::pull(registry, reference, Some(signed)).await?;
-                let revision = pulled.revision.or_else(|| pulled.bundle.manifest().version.clone());
-                Ok(Fetched { revision, bundle: pulled.bundle })
+                let (reference, runtime) = (reference.clone(), tokio::runtime::Handle::current());
+                let (signed, registry) = (Arc::clone(signed), Arc::clone(registry));
+                Box::new(move || {
+                    let pulled = runtime.block_on(artifact::pull(&registry, &reference, Some(&signed)))?;
+                    let revision = pulled.revision.or_else(|| pulled.bundle.manifest().version.clone());
+                    Ok(Fetched { revision, bundle: pulled.bundle })
+                })
             }
-        }
+        };
+        tokio::task::spawn_blocking(work).await.map_err(|error| BundleError::Archive(error.to_string()))?
     }
 }
 
@@ -95,7 +110,8 @@ pub fn from_folder(path: &std::path::Path, key: Option<&[u8]>) -> Result<Fetched
     let bundle = Bundle::from_files(folder.files)?;
     if let Some(key) = key {
         let named = path.display().to_string();
-        let signature = folder.signature.ok_or_else(|| BundleError::Unsigned(named.clone(), SIGNATURE.to_owned()))?;
+        let signature =
+            folder.signature.ok_or_else(|| BundleError::Unsigned(named.clone(), SIGNATURE.to_owned()))?;
         sign::verify(&named, bundle.archive(), &signature, key)?;
     }
     Ok(Fetched { revision: bundle.manifest().version.clone(), bundle })

@@ -30,7 +30,10 @@ fn one_folder_has_one_archive_wherever_and_whenever_it_is_made() {
     let listed = Command::new("tar").args(["--utc", "-tvf"]).arg(file.path()).output().unwrap();
     let listed = String::from_utf8(listed.stdout).unwrap();
     assert_eq!(listed.lines().count(), files().len());
-    assert!(listed.lines().all(|line| line.starts_with("-rw-r--r-- 0/0") && line.contains("1970-01-01")), "{listed}");
+    assert!(
+        listed.lines().all(|line| line.starts_with("-rw-r--r-- 0/0") && line.contains("1970-01-01")),
+        "{listed}"
+    );
 }
 
 #[test]
@@ -44,10 +47,14 @@ fn an_archive_in_another_form_is_refused() {
     assert!(why(&longer).contains("byte for byte"), "{}", why(&longer));
     assert!(why(good.archive().get(..700).unwrap()).contains("archive"));
     // GNU tar's own archive of the same folder.
-    let made = Command::new("tar").args(["-cf", "-", "kata-cc-policy.yaml"]).current_dir(folder.path()).output();
+    let made =
+        Command::new("tar").args(["-cf", "-", "kata-cc-policy.yaml"]).current_dir(folder.path()).output();
     assert!(why(&made.unwrap().stdout).contains("byte for byte"));
     // A file twice: two readers could see two bundles.
-    let mut tar = tar_with(&[("kata-cc-policy.yaml", "format: 1\nname: a\n"), ("kata-cc-policy.yaml", "format: 1\nname: b\n")]);
+    let mut tar = tar_with(&[
+        ("kata-cc-policy.yaml", "format: 1\nname: a\n"),
+        ("kata-cc-policy.yaml", "format: 1\nname: b\n"),
+    ]);
     assert!(why(&tar).contains("byte for byte"));
     tar = tar_with(&[("../x", "1")]);
     assert!(why(&tar).contains("no place"), "{}", why(&tar));
@@ -109,7 +116,9 @@ fn links_that_lead_out_are_refused_and_those_of_a_configmap_followed() {
         write(&volume.path().join("..2026_11_27"), path, &text);
     }
     symlink("..2026_11_27", volume.path().join("..data")).unwrap();
-    for name in ["kata-cc-policy.yaml", "agent", "attestation", "image", "resource", "reference-values", "trust"] {
+    for name in
+        ["kata-cc-policy.yaml", "agent", "attestation", "image", "resource", "reference-values", "trust"]
+    {
         symlink(format!("..data/{name}"), volume.path().join(name)).unwrap();
     }
     let other = common::folder();
@@ -161,23 +170,47 @@ fn a_good_bundle_has_no_problems() {
 fn each_part_is_checked_by_what_uses_it() {
     for (path, text, told) in [
         ("agent/web.rego", "package agent_policy\nx if {", "agent/web.rego: "),
-        ("agent/web.rego", "package agent_policy\nimport rego.v1\nExecProcessRequest := true\nCreateSandboxRequest if input.sandbox_id == \"s1\"", "always-true"),
-        ("agent/web.test.yaml", "cases: [{name: x, request: CreateSandboxRequest, input: {sandbox_id: s2}, allow: true}]", "case \"x\" came otherwise"),
+        (
+            "agent/web.rego",
+            "package agent_policy\nimport rego.v1\nExecProcessRequest := true\nCreateSandboxRequest if input.sandbox_id == \"s1\"",
+            "always-true",
+        ),
+        (
+            "agent/web.test.yaml",
+            "cases: [{name: x, request: CreateSandboxRequest, input: {sandbox_id: s2}, allow: true}]",
+            "case \"x\" came otherwise",
+        ),
         ("agent/web.test.yaml", "cases: []", "no cases"),
         ("agent/web.rego", "", "there is no agent/web.rego to test"),
         ("image/policy.json", r#"{"default": []}"#, "image/policy.json: "),
         ("attestation/default_cpu.rego", "bad", "it is bad"),
-        ("attestation/default_cpu.test.yaml", "cases: [{name: y, claims: {a: 2}, status: affirming}]", "expected affirming, seen warning"),
-        ("attestation/default_cpu.test.yaml", "cases: [{name: y, claims: {a: 2}, allow: true}]", "are of the resource policy"),
+        (
+            "attestation/default_cpu.test.yaml",
+            "cases: [{name: y, claims: {a: 2}, status: affirming}]",
+            "expected affirming, seen warning",
+        ),
+        (
+            "attestation/default_cpu.test.yaml",
+            "cases: [{name: y, claims: {a: 2}, allow: true}]",
+            "are of the resource policy",
+        ),
         ("resource/policy.rego", "package policy\nallow if {", "resource/policy.rego: "),
         ("resource/policy.rego", "package policy\ndeny := true", "no rule data.policy.allow"),
         ("resource/policy.rego", "package policy\nallow := true", "expected denied, seen allowed"),
-        ("resource/policy.test.yaml", "cases: [{name: z, claims: {}, resource: 'http://a', allow: true}]", "is no kbs:///"),
+        (
+            "resource/policy.test.yaml",
+            "cases: [{name: z, claims: {}, resource: 'http://a', allow: true}]",
+            "is no kbs:///",
+        ),
         ("resource/policy.test.yaml", "cases: [{name: z, like: y, deny: true}]", "no case \"y\" before it"),
         ("resource/policy.test.yaml", "cases: [{name: z, claims: {}, colour: 1}]", "unknown field `colour`"),
         ("reference-values/nodes.json", r#"{"values": {"launch": "bad"}}"#, "it is bad"),
         ("reference-values/nodes.json", r#"{"launch": "ab"}"#, "unknown field `launch`"),
-        ("reference-values/more.json", r#"{"values": {"launch": "ab"}}"#, "is set in reference-values/more.json already"),
+        (
+            "reference-values/more.json",
+            r#"{"values": {"launch": "ab"}}"#,
+            "is set in reference-values/more.json already",
+        ),
         ("trust/ci.pem", "bad", "it is bad"),
         ("trust/ci.pem", "", "trust/ci.pem, which is not there"),
         ("trust/other.pem", "k", "no trust[] of kata-cc-policy.yaml names it"),
@@ -194,7 +227,9 @@ fn a_dangerous_finding_can_be_accepted_with_a_reason() {
     let folder = folder();
     write(folder.path(), "agent/web.rego", open);
     let manifest = |file: &str| {
-        format!("format: 1\nname: shop\ntrust: [{{name: ci, key: trust/ci.pem}}]\naccept: [{{file: {file}, check: always-true, why: test bed}}]")
+        format!(
+            "format: 1\nname: shop\ntrust: [{{name: ci, key: trust/ci.pem}}]\naccept: [{{file: {file}, check: always-true, why: test bed}}]"
+        )
     };
     write(folder.path(), "kata-cc-policy.yaml", &manifest("agent/web.rego"));
     let told = bundle(folder.path()).demand(&Easy).unwrap();
@@ -213,7 +248,8 @@ fn a_folder_is_signed_as_cosign_signs_blobs() {
     let unsigned = from_folder(folder.path(), Some(&public_pem)).unwrap_err();
     assert!(matches!(unsigned, BundleError::Unsigned(..)), "{unsigned}");
     let packed = bundle(folder.path());
-    let signature = Signer::from_pem(&std::fs::read(private).unwrap()).unwrap().sign(packed.archive()).unwrap();
+    let signature =
+        Signer::from_pem(&std::fs::read(private).unwrap()).unwrap().sign(packed.archive()).unwrap();
     write(folder.path(), SIGNATURE, &format!("{signature}\n"));
     assert_eq!(from_folder(folder.path(), Some(&public_pem)).unwrap().bundle.digest(), packed.digest());
     let other = from_folder(folder.path(), Some(&stranger)).unwrap_err().to_string();
@@ -224,8 +260,24 @@ fn a_folder_is_signed_as_cosign_signs_blobs() {
     std::fs::write(at("a.sig"), &signature).unwrap();
     let run = |arguments: &[&std::ffi::OsStr]| Command::new("openssl").args(arguments).output().unwrap();
     let (sig, der, tar) = (at("a.sig"), at("a.der"), at("a.tar"));
-    run(&["base64".as_ref(), "-d".as_ref(), "-A".as_ref(), "-in".as_ref(), sig.as_ref(), "-out".as_ref(), der.as_ref()]);
-    let done = run(&["dgst".as_ref(), "-sha256".as_ref(), "-verify".as_ref(), public.as_ref(), "-signature".as_ref(), der.as_ref(), tar.as_ref()]);
+    run(&[
+        "base64".as_ref(),
+        "-d".as_ref(),
+        "-A".as_ref(),
+        "-in".as_ref(),
+        sig.as_ref(),
+        "-out".as_ref(),
+        der.as_ref(),
+    ]);
+    let done = run(&[
+        "dgst".as_ref(),
+        "-sha256".as_ref(),
+        "-verify".as_ref(),
+        public.as_ref(),
+        "-signature".as_ref(),
+        der.as_ref(),
+        tar.as_ref(),
+    ]);
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stdout));
     // One changed byte.
     write(folder.path(), "image/policy.json", r#"{"default": [{"type": "insecureAcceptAnything"}]}"#);

@@ -80,8 +80,8 @@ async fn a_bundle_is_pushed_signed_and_followed() {
 
     let source = |key: &std::path::Path| Source::Reference {
         reference: reference.clone(),
-        signed: Box::new(signed_by(&std::fs::read(key).unwrap()).unwrap()),
-        registry: Box::new(client(&running.host)),
+        signed: std::sync::Arc::new(signed_by(&std::fs::read(key).unwrap()).unwrap()),
+        registry: std::sync::Arc::new(client(&running.host)),
     };
     let unsigned = source(&public).fetch().await.unwrap_err().to_string();
     assert!(unsigned.contains("is not good") && unsigned.contains("sha256-"), "{unsigned}");
@@ -117,7 +117,9 @@ async fn a_bundle_is_pushed_signed_and_followed() {
         .output()
         .unwrap();
     assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
-    let moved = artifact::pull(&registry, &elsewhere, Some(&signed_by(&std::fs::read(&public).unwrap()).unwrap())).await;
+    let moved =
+        artifact::pull(&registry, &elsewhere, Some(&signed_by(&std::fs::read(&public).unwrap()).unwrap()))
+            .await;
     let moved = moved.unwrap_err().to_string();
     assert!(moved.contains("is not good") && moved.contains("team/policy"), "{moved}");
     assert!(artifact::pull(&registry, &elsewhere, None).await.is_ok());
@@ -148,7 +150,10 @@ async fn what_is_no_bundle_is_refused() {
         registry.push_manifest(&at, manifest.as_bytes().to_vec(), kind).await.unwrap();
         artifact::pull(&registry, &reference, None).await.unwrap_err().to_string()
     };
-    let empty = format!(r#"{{"mediaType":"application/vnd.oci.empty.v1+json","digest":"sha256:{}","size":2}}"#, sha256(b"{}"));
+    let empty = format!(
+        r#"{{"mediaType":"application/vnd.oci.empty.v1+json","digest":"sha256:{}","size":2}}"#,
+        sha256(b"{}")
+    );
     let manifest = |kind: &str, layers: &str| {
         format!(
             r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json"{kind},"config":{empty},"layers":[{layers}]}}"#

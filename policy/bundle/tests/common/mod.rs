@@ -69,7 +69,13 @@ impl Checks for Easy {
     fn attestation_policy(&self, _: &str, text: &str) -> Result<(), Fault> {
         refuse(text)
     }
-    fn appraise(&self, _: &str, _: &str, claims: &Value, _: &BTreeMap<String, Value>) -> Result<String, Fault> {
+    fn appraise(
+        &self,
+        _: &str,
+        _: &str,
+        claims: &Value,
+        _: &BTreeMap<String, Value>,
+    ) -> Result<String, Fault> {
         Ok(if claims["a"] == 1 { "affirming" } else { "warning" }.to_owned())
     }
     fn reference_value(&self, _: &str, value: &Value, _: Option<&str>) -> Result<(), Fault> {
