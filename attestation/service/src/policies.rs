@@ -143,9 +143,9 @@ impl AttestationService {
     /// The same, remembering who did it. Gives the version.
     pub async fn set_policy_by(&self, id: &str, text: &str, by: &str) -> Result<PolicyVersion, ServiceError> {
         check_id(id)?;
-        self.check_policy_free(id)?;
         appraisal::compile(id, text)?;
         let _change = self.state.change().await;
+        self.check_policy_free(id)?;
         let current = self.state.current().await?;
         if !current.policies.contains_key(id) && current.policies.len() >= MAX_POLICIES {
             return Err(ServiceError::Request(format!(
@@ -266,8 +266,8 @@ impl AttestationService {
     /// Removes a policy; the built-in one is then in force again, where there is one. Its versions stay.
     pub async fn delete_policy(&self, id: &str, by: &str) -> Result<(), ServiceError> {
         check_id(id)?;
-        self.check_policy_free(id)?;
         let _change = self.state.change().await;
+        self.check_policy_free(id)?;
         let mut tries = Tries::of("the policy");
         loop {
             let read = self.read_policy(id).await?;

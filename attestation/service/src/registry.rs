@@ -44,10 +44,10 @@ pub struct Registration {
 impl AttestationService {
     /// Registers values, all or (when one is refused) none. Gives the records.
     pub async fn register(&self, registration: &Registration) -> Result<Vec<Record>, ServiceError> {
+        let _change = self.state.change().await;
         for name in registration.values.keys() {
             self.check_reference_free(name)?;
         }
-        let _change = self.state.change().await;
         let mut tries = Tries::of("a reference value");
         loop {
             if let Some(records) = self.try_register(registration).await? {
@@ -149,8 +149,8 @@ impl AttestationService {
         at: Option<i64>,
         by: &str,
     ) -> Result<Record, ServiceError> {
-        self.check_reference_free(name)?;
         let _change = self.state.change().await;
+        self.check_reference_free(name)?;
         let mut tries = Tries::of("the reference value");
         loop {
             if let Some(record) = self.try_expire(name, at, by).await? {
@@ -180,8 +180,8 @@ impl AttestationService {
 
     /// Removes a reference value; false when there was none.
     pub async fn delete_reference_value(&self, name: &str, by: &str) -> Result<bool, ServiceError> {
-        self.check_reference_free(name)?;
         let _change = self.state.change().await;
+        self.check_reference_free(name)?;
         let now = crate::now().to_string();
         // When there is none, the mark of an earlier deletion stays: it keeps older signed messages out.
         let changes = vec![

@@ -2,13 +2,14 @@
 //! bundle itself.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use kata_cc_policy_bundle::Bundle;
 use kata_cc_policy_bundle::layout::Part;
 use zeroize::Zeroizing;
 
 use super::state::{ARCHIVE_NAMESPACE, MAX_HISTORY, NAME, NAMESPACE, Stored};
-use super::{KIND, ResourcePolicyPlace, Revision, WHO};
+use super::{KIND, Owned, ResourcePolicyPlace, Revision, WHO};
 use crate::policies::{MAX_POLICIES, NextVersion, Read, recorded};
 use crate::references::{MAX_NAMES, Record, ReferenceError, Source, parse_time};
 use crate::registry::{DELETED_NAMESPACE, stored as bytes_of, told};
@@ -49,22 +50,29 @@ struct Plan<'a> {
 }
 
 impl AttestationService {
-    /// Puts a bundle in force. Gives the revision, or none when it was in force already and nothing differed.
+    /// Puts a bundle in force; with a `pin` (who asks for it) it is held there. Gives the revision, or none when it was in force already and nothing differed.
     pub(super) async fn put_bundle(
         &self,
         bundle: &Bundle,
         revision: Option<String>,
         source: &str,
         resource: Option<ResourcePolicyPlace>,
-        pin: Option<Option<&str>>,
+        pin: Option<&str>,
     ) -> Result<Option<Revision>, ServiceError> {
+        let owned = Arc::new(Owned::of(bundle, resource.is_some())?);
+        // Held until it is known what the bundle owns: a change that was asked for meanwhile is judged by that.
         let _change = self.state.change().await;
         let mut tries = Tries::of("what the policy bundle sets");
         loop {
             let stored = Stored::read(&self.state.store).await?;
+            if pin.is_none() && stored.pinned.is_some() {
+                // Another replica was told to hold one since the source was looked at.
+                return Ok(None);
+            }
             let plan = self.plan(bundle, &stored, resource).await?;
             let same = stored.in_force.as_ref().is_some_and(|one| one.digest == bundle.digest());
             if same && pin.is_none() && plan.is_empty() {
+                self.owned.store(owned);
                 return Ok(None);
             }
             let new = Revision {
@@ -76,6 +84,7 @@ impl AttestationService {
                 changes: plan.len(),
             };
             if self.commit_plan(bundle, &plan, &stored, &new, pin).await? == Applied::Done {
+                self.owned.store(owned);
                 return Ok(Some(new));
             }
             tries.again().await?;
@@ -105,16 +114,16 @@ impl AttestationService {
         plan: &Plan<'_>,
         stored: &Stored,
         new: &Revision,
-        pin: Option<Option<&str>>,
+        pin: Option<&str>,
     ) -> Result<Applied, ServiceError> {
         let mut next = stored.clone();
         next.in_force = Some(new.clone());
-        match pin {
-            Some(Some(_)) => next.pinned = Some(new.digest.clone()),
-            Some(None) => next.pinned = None,
-            None => {}
+        if pin.is_some() {
+            next.pinned = Some(new.digest.clone());
+        } else {
+            // What Git went back to is the newest again; what is pinned keeps its place among those that can be.
+            next.history.retain(|one| one.digest != new.digest);
         }
-        // Going back does not make the later ones older: what is known keeps its place.
         if !next.history.iter().any(|one| one.digest == new.digest) {
             next.history.insert(0, new.clone());
         }
@@ -123,8 +132,8 @@ impl AttestationService {
         let mut changes = Vec::new();
         let mut records = Vec::new();
         plan.write(&mut changes, &mut records);
-        let action = if pin.flatten().is_some() { "pin policy bundle" } else { "apply policy bundle" };
-        let mut record = recorded(action, &new.title, pin.flatten().unwrap_or(WHO))
+        let action = if pin.is_some() { "pin policy bundle" } else { "apply policy bundle" };
+        let mut record = recorded(action, &new.title, pin.unwrap_or(WHO))
             .detail("bundle", new.digest.clone())
             .detail("source", new.source.clone());
         if let Some(revision) = &new.revision {

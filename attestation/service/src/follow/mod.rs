@@ -229,10 +229,10 @@ impl Follower {
     /// keeps nobody from starting.
     ///
     /// # Errors
-    /// When the store cannot be read, or what it kept is none of our bundles.
+    /// When the store cannot be read.
     pub async fn start(&self) -> Result<(), ServiceError> {
         let stored = Stored::read(&self.service.state.store).await?;
-        self.learn(&stored).await?;
+        self.learn_or_tell(&stored).await;
         match &stored.in_force {
             Some(revision) => info!(
                 source = %self.source, digest = revision.digest, title = revision.title, pinned = stored.pinned.is_some(),
@@ -280,6 +280,13 @@ impl Follower {
         Ok(())
     }
 
+    /// A kept bundle that cannot be read (any more) keeps no new one out: what it set is in force all the same.
+    async fn learn_or_tell(&self, stored: &Stored) {
+        if let Err(why) = self.learn(stored).await {
+            error!(%why, "the policy bundle in force cannot be read from the store: what it sets can be changed by others until a new one comes");
+        }
+    }
+
     /// One look: fetches, checks, and puts in force what is new. Tells what came of it by status, metrics and log.
     pub async fn look(&self) {
         let _work = self.work.lock().await;
@@ -310,7 +317,7 @@ impl Follower {
     async fn try_look(&self) -> Result<(), String> {
         let told = |error: ServiceError| error.to_string();
         let stored = Stored::read(&self.service.state.store).await.map_err(|error| told(error.into()))?;
-        self.learn(&stored).await.map_err(told)?;
+        self.learn_or_tell(&stored).await;
         let fetched = self.source.fetch().await.map_err(|error| error.to_string())?;
         let Fetched { bundle, revision } = fetched;
         let offered = Offered {
@@ -340,19 +347,17 @@ impl Follower {
         self.put_in_force(&bundle, revision, None).await.map_err(told)
     }
 
-    /// Puts a bundle in force; `pin` sets (or with `Some(None)` takes away) what is pinned.
+    /// Puts a bundle in force, or (where somebody asks to `pin` it) holds it there.
     async fn put_in_force(
         &self,
         bundle: &Bundle,
         revision: Option<String>,
-        pin: Option<Option<&str>>,
+        pin: Option<&str>,
     ) -> Result<(), ServiceError> {
-        let owned = Owned::of(bundle, self.resource_policy.is_some())?;
         let source = self.source.to_string();
         let applied = self.service.put_bundle(bundle, revision, &source, self.resource_policy, pin).await?;
-        self.service.owned.store(Arc::new(owned));
-        self.looks().taken = Some(bundle.digest().to_owned());
         if let Some(revision) = applied {
+            self.looks().taken = Some(bundle.digest().to_owned());
             self.metrics.in_force(&revision.applied_at);
             info!(
                 source,
@@ -379,7 +384,7 @@ impl Follower {
         // It was good once; what checks may have become stricter.
         bundle.demand(&ServiceChecks).map_err(|error| ServiceError::Request(error.to_string()))?;
         warn!(digest = revision.digest, title = revision.title, who, "policy bundle is pinned");
-        self.put_in_force(&bundle, revision.revision.clone(), Some(Some(who))).await?;
+        self.put_in_force(&bundle, revision.revision.clone(), Some(who)).await?;
         self.metrics.pinned(true);
         self.status().await
     }
