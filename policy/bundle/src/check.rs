@@ -91,7 +91,7 @@ impl Bundle {
         found.attestation();
         found.trust();
         found.cases_without_policy();
-        found.problems.sort_by(|a, b| b.severity.cmp(&a.severity));
+        found.problems.sort_by_key(|one| std::cmp::Reverse(one.severity));
         found.problems
     }
 
