@@ -201,13 +201,6 @@ async fn put(
     bytes: &[u8],
     kind: &str,
 ) -> Result<serde_json::Value, RegistryError> {
-    let digest = Digest::sha256(bytes);
-    if !registry.has_blob(reference, &digest).await.unwrap_or(false) {
-        let setup = |error: std::io::Error| RegistryError::Setup(error.to_string());
-        let work = crate::store::WorkDir::new().map_err(setup)?;
-        let file = work.path().join("blob");
-        std::fs::write(&file, bytes).map_err(setup)?;
-        registry.push_blob(reference, &digest, &file, bytes.len() as u64).await?;
-    }
+    let digest = registry.push_bytes(reference, bytes).await?;
     Ok(json!({"mediaType": kind, "digest": digest.to_string(), "size": bytes.len()}))
 }

@@ -14,6 +14,7 @@ mod storage;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use kata_cc_attestation_service::follow::PolicySourceConfig;
 use kata_cc_attestation_service::trusted::ReferenceValuesConfig;
 use kata_cc_daemon::telemetry::{Log, Telemetry};
 use serde::Deserialize;
@@ -67,6 +68,8 @@ pub(crate) struct Config {
     pub(crate) protocol: ProtocolConfig,
     pub(crate) limits: LimitsConfig,
     pub(crate) policies: PolicyFiles,
+    /// Policy bundle that is followed.
+    pub(crate) policy_source: Option<PolicySourceConfig>,
     pub(crate) telemetry: Telemetry,
     pub(crate) log: Log,
     /// Folder that relative paths start from.
@@ -261,6 +264,12 @@ impl Config {
             return refuse("signer.algorithm must be ES256, ES384 or EdDSA");
         }
         http.proxies()?;
+        if let Some(source) = &self.policy_source {
+            source.check().map_err(|why| ConfigError::Value(why.to_string()))?;
+            if self.policies.resource.is_some() || !self.policies.attestation.is_empty() {
+                return refuse("policies come from [policies] or from [policy_source], not from both");
+            }
+        }
         self.protocol.check()?;
         self.limits.check()?;
         self.storage_backend.check().map_err(|why| ConfigError::Value(why.to_owned()))?;

@@ -258,7 +258,7 @@ impl From<ServiceError> for ApiError {
             | ServiceError::Token(TokenError::TooLarge(_)) => Self::Attestation(text),
             ServiceError::Policy(_) => Self::ParsePolicy(text),
             ServiceError::PolicyId(_) | ServiceError::NotFound(_) => Self::NotFound(text),
-            ServiceError::Conflict { .. } => Self::Conflict(text),
+            ServiceError::Conflict { .. } | ServiceError::Owned { .. } => Self::Conflict(text),
             ServiceError::Reference(_) | ServiceError::Source(_) => Self::Rvps(text),
             ServiceError::Request(_) => Self::Serde(text),
             // Only the standalone service's own gate says so; ours is `crate::admin`.

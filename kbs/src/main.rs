@@ -16,6 +16,8 @@ mod audit;
 mod checks;
 mod config;
 mod error;
+#[cfg(test)]
+mod follow_test;
 mod handshake;
 mod init;
 mod jwe;
@@ -119,12 +121,20 @@ async fn serve(path: &Path, config: &Config, check: bool) -> anyhow::Result<()> 
     let tls = server::Tls::new(config)?;
     if check {
         policies.check(&kbs)?;
+        if let Some(follower) = kbs.follower() {
+            follower.try_out().await.context("policy_source")?;
+        }
         kbs.store.close().await;
         println!("configuration is fine");
         return Ok(());
     }
     audit::mark(&kbs, Kind::Start).await?;
     policies.put(&kbs).await?;
+    // Before anybody can ask: what was in force before the restart is so again.
+    if let Some(follower) = kbs.follower() {
+        follower.start().await.context("policy_source")?;
+        kbs.take_resource_policy().await;
+    }
     let listeners = server::bind(&config.http_server.sockets).await?;
     for listener in &listeners {
         info!(address = %listener.local_addr()?, tls = tls.is_some(), "listening");
@@ -133,6 +143,7 @@ async fn serve(path: &Path, config: &Config, check: bool) -> anyhow::Result<()> 
     let (stop, stopped) = watch::channel(false);
     let sweeper = tokio::spawn(sweep(Arc::clone(&kbs)));
     let tending = tokio::spawn(tend::tend(Arc::clone(&kbs)));
+    let following = tokio::spawn(follow(Arc::clone(&kbs)));
     let warmer = tokio::spawn({
         let gate = kbs.gate.load_full();
         async move { gate.warm().await }
@@ -153,7 +164,7 @@ async fn serve(path: &Path, config: &Config, check: bool) -> anyhow::Result<()> 
             _ = int.recv() => drain(&kbs, &stop),
         }
     }
-    for task in [warmer, sweeper, tending] {
+    for task in [warmer, sweeper, tending, following] {
         task.abort();
     }
     if let Err(why) = audit::mark(&kbs, Kind::Stop).await {
@@ -171,6 +182,15 @@ fn drain(kbs: &Kbs, stop: &watch::Sender<bool>) {
     notify("STOPPING=1");
     // Nobody listens when the server has ended by itself.
     let _ = stop.send(true);
+}
+
+/// Follows the policy bundle's source, where there is one.
+async fn follow(kbs: Arc<Kbs>) {
+    let Some(follower) = kbs.follower() else { return };
+    loop {
+        follower.turn().await;
+        kbs.take_resource_policy().await;
+    }
 }
 
 /// Forgets sessions and places of certificates that have expired, now and then.

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 use axum::http::{Method, StatusCode};
+use kata_cc_attestation_service::follow::FollowMetrics;
 use kata_cc_kbs_protocol::{ProtocolVersion, Tee};
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
@@ -88,6 +89,8 @@ pub(crate) struct Metrics {
     pub(crate) sessions: Gauge,
     /// Those of the plugins.
     pub(crate) plugins: PluginMetrics,
+    /// Those of the policy source.
+    pub(crate) policy_source: FollowMetrics,
 }
 
 impl Metrics {
@@ -105,6 +108,7 @@ impl Metrics {
             reloads: Family::default(),
             sessions: Gauge::default(),
             plugins: PluginMetrics::new(),
+            policy_source: FollowMetrics::default(),
             registry: Registry::default(),
         };
         let r = &mut registry;
@@ -122,6 +126,7 @@ impl Metrics {
         r.register("kbs_reloads", "Reloads of the configuration", new.reloads.clone());
         r.register("kbs_sessions", "Sessions that are open", new.sessions.clone());
         new.plugins.register(r);
+        new.policy_source.register(r.sub_registry_with_prefix("kbs"));
         Self { registry, ..new }
     }
 

@@ -87,6 +87,9 @@ async fn try_reload(
     kbs.failures.set_rate(config.limits.failures());
     kbs.settings.store(Arc::new(Settings::of(&config)));
     log.set_filter(filter);
+    if let Some(follower) = kbs.follower() {
+        follower.wake();
+    }
     for name in restart_needed(running, &config) {
         warn!(name, "this part of the configuration differs, but is taken into use by a restart only");
     }
@@ -112,6 +115,7 @@ fn restart_needed(old: &Config, new: &Config) -> Vec<&'static str> {
     differs("attestation", debug(&old.attestation, &new.attestation));
     differs("plugins", debug(&old.plugins, &new.plugins));
     differs("storage_backend", debug(&old.storage_backend, &new.storage_backend));
+    differs("policy_source", old.policy_source != new.policy_source);
     differs("telemetry", debug(&old.telemetry, &new.telemetry));
     differs("log.format", old.log.format != new.log.format);
     names

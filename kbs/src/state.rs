@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use arc_swap::ArcSwap;
 use kata_cc_attestation_service::api::Api;
+use kata_cc_attestation_service::follow::{Follower, ResourcePolicyPlace};
 use kata_cc_attestation_service::rest;
 use kata_cc_attestation_service::service::{AttestationService, KeyFile, signing_key};
 use kata_cc_attestation_service::token::{TokenBroker, TokenError, TokenVerifier};
@@ -21,7 +22,7 @@ use crate::limits::{Budget, Rate};
 use crate::metrics::Metrics;
 use crate::plugins::Plugins;
 use crate::plugins::registry::{Context, open_token};
-use crate::policy::ResourcePolicy;
+use crate::policy::{self, ResourcePolicy};
 use crate::reload::Settings;
 use crate::session::Sessions;
 use crate::storage;
@@ -72,6 +73,18 @@ const KEY_PATHS: [&str; 5] = [
 ];
 
 impl Kbs {
+    /// The policy bundle's source, where one is followed.
+    pub(crate) fn follower(&self) -> Option<&Arc<Follower>> {
+        self.attestation_api.follower.get()
+    }
+
+    /// Takes up a resource policy that the policy source has put into the store.
+    pub(crate) async fn take_resource_policy(&self) {
+        if let Err(why) = self.policy.refresh().await {
+            warn!(%why, "the stored resource policy cannot be taken into use, the one before stays");
+        }
+    }
+
     /// Claims of an attestation token: of ours, also where another replica or a key that was retired signed it, or of one that a
     /// trusted key set vouches for.
     fn check_token(&self, token: &str, now: i64) -> Result<Value, TokenError> {
@@ -141,6 +154,7 @@ impl Kbs {
         let metrics = Metrics::new();
         let context = Context { base: config.base.clone(), store: Arc::new(store.clone()), token };
         let plugins = Plugins::load(&config.plugins, &context, metrics.plugins.clone()).await?;
+        follow(config, &api, &metrics)?;
         Ok(Arc::new(Self {
             policy: ResourcePolicy::load(store.clone()).await?,
             gate: ArcSwap::from_pointee(AdminGate::new(config)?),
@@ -163,6 +177,23 @@ impl Kbs {
             store,
         }))
     }
+}
+
+/// Gives the interface the policy bundle's source, where one is configured.
+fn follow(config: &Config, api: &Api, metrics: &Metrics) -> anyhow::Result<()> {
+    let Some(followed) = &config.policy_source else { return Ok(()) };
+    let source = followed.source(&config.base)?;
+    if !source.is_signed() {
+        warn!(%source, "the policy source is not signed: whoever can write there decides who gets secrets");
+    }
+    let place =
+        ResourcePolicyPlace { namespace: policy::NAMESPACE, name: policy::NAME, default: policy::DEFAULT };
+    let service = Arc::clone(&api.service);
+    let follower =
+        Follower::new(service, source, followed.every(), Some(place), metrics.policy_source.clone());
+    // Nobody else sets it.
+    let _ = api.follower.set(Arc::new(follower));
+    Ok(())
 }
 
 fn endorser(config: &Config) -> anyhow::Result<Option<Arc<Endorser>>> {

@@ -210,7 +210,7 @@ fn case(name: &str, fields: &Map<String, Value>, before: &[Case]) -> Result<Case
 }
 
 /// Sets what is at a JSON pointer; a last step that an object has not is added, `-` adds to a list.
-fn set(input: &mut Value, pointer: &str, value: &Value) -> Option<()> {
+pub fn set(input: &mut Value, pointer: &str, value: &Value) -> Option<()> {
     if let Some(place) = input.pointer_mut(pointer) {
         *place = value.clone();
         return Some(());

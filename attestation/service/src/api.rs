@@ -10,6 +10,7 @@ use serde_json::Value;
 use tracing::info;
 
 use crate::challenge::{ChallengeError, Challenges};
+use crate::follow::Follower;
 use crate::gate::AdminGate;
 use crate::metrics::Metrics;
 use crate::problem::Problem;
@@ -23,8 +24,10 @@ pub struct Api {
     pub service: Arc<AttestationService>,
     /// Who may change it.
     pub gate: AdminGate,
-    /// Keys that may sign reference values.
+    /// Keys that may sign reference values, by the configuration; the policy bundle in force may name more.
     pub sources: arc_swap::ArcSwap<Sources>,
+    /// The policy bundle's source, where one is followed.
+    pub follower: std::sync::OnceLock<Arc<Follower>>,
     /// Nonces.
     pub challenges: Challenges,
     /// Metrics.
@@ -50,11 +53,34 @@ impl Api {
             service,
             gate,
             sources: arc_swap::ArcSwap::default(),
+            follower: std::sync::OnceLock::new(),
             challenges,
             metrics: Metrics::default(),
             public_url: None,
             request_time: Duration::from_secs(25),
         })
+    }
+
+    /// Keys that may sign reference values, of configuration and policy bundle.
+    pub fn trusted_sources(&self) -> Arc<Sources> {
+        let (own, owned) = (self.sources.load_full(), self.service.owned.load());
+        if owned.trusted.is_empty() {
+            return own;
+        }
+        let mut sources = Sources::clone(&own);
+        sources.trusted.extend(owned.trusted.iter().cloned());
+        Arc::new(sources)
+    }
+
+    /// The policy bundle's source.
+    ///
+    /// # Errors
+    /// When none is followed.
+    pub fn follower(&self) -> Result<&Arc<Follower>, ServiceError> {
+        let none = || {
+            ServiceError::NotFound("a policy source (section policy_source of the configuration)".to_owned())
+        };
+        self.follower.get().ok_or_else(none)
     }
 
     /// Who the administrator is that `token` (a bearer token) speaks for. Leaves a trace.

@@ -87,6 +87,8 @@ pub struct Policy {
     reads_data: bool,
     /// Whether it says what it compared.
     explains: bool,
+    /// Whether it has `trust_claims`.
+    judges: bool,
 }
 
 /// Compiles a policy text; what is accepted here can be stored.
@@ -101,6 +103,7 @@ pub fn compile_within(id: &str, text: &str, limits: &Limits) -> Result<Policy, E
     let has = |rule: &str| program.has_rule(&format!("data.policy.{rule}"));
     Ok(Policy {
         explains: has("checks") || has("findings"),
+        judges: has("trust_claims"),
         name: Arc::new(PolicyName { id: id.to_owned(), digest: hex::encode(digest) }),
         program,
         reads_data: text.contains("data.reference") || text.contains("data[\"reference\"]"),
@@ -111,6 +114,11 @@ impl Policy {
     /// Its id and digest.
     pub fn name(&self) -> &Arc<PolicyName> {
         &self.name
+    }
+
+    /// Whether there is a rule `trust_claims`: without one every status is `none`.
+    pub fn judges(&self) -> bool {
+        self.judges
     }
 }
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use ipnet::IpNet;
 use kata_cc_attestation_service::ear::DEFAULT_ISSUER;
+use kata_cc_attestation_service::follow::PolicySourceConfig;
 use kata_cc_attestation_service::serve::networks;
 use kata_cc_attestation_service::sources::Sources;
 use kata_cc_attestation_service::store::{PostgresOptions, PostgresTls, Store, StoreKey, read_secret};
@@ -44,6 +45,8 @@ pub(crate) struct Config {
     /// File that says where endorsements come from that evidence does not bring (TOML).
     pub(crate) endorsements: Option<PathBuf>,
     pub(crate) reference_values: ReferenceValuesConfig,
+    /// Policy bundle that is followed.
+    pub(crate) policy_source: Option<PolicySourceConfig>,
     pub(crate) telemetry: Telemetry,
     pub(crate) log: Log,
     /// Folder that relative paths start from.
@@ -70,6 +73,7 @@ impl Default for Config {
             allow_sample: false,
             endorsements: None,
             reference_values: ReferenceValuesConfig::default(),
+            policy_source: None,
             telemetry: Telemetry::default(),
             log: Log::default(),
             base: PathBuf::new(),
@@ -192,6 +196,7 @@ impl Config {
     /// Checks what a type does not say.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         self.proxies()?;
+        self.policy_source.as_ref().map_or(Ok(()), PolicySourceConfig::check)?;
         anyhow::ensure!(
             (1..=1440).contains(&self.token.minutes),
             "token.minutes is {}, expected 1 to 1440",

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use kata_cc_attestation_service::api::Api;
+use kata_cc_attestation_service::follow::Follower;
 use kata_cc_attestation_service::gate::AdminGate;
 use kata_cc_attestation_service::serve::{Limits, serve_rpc};
 use kata_cc_attestation_service::service::{AttestationService, KeyFile, signing_key};
@@ -135,6 +136,20 @@ async fn service(config: &Config, store: Store) -> anyhow::Result<AttestationSer
     Ok(service)
 }
 
+/// The policy bundle's source, where one is configured.
+fn follower(config: &Config, api: &Arc<Api>) -> anyhow::Result<Option<Arc<Follower>>> {
+    let Some(followed) = &config.policy_source else { return Ok(None) };
+    let (source, metrics) = (followed.source(&config.base)?, api.metrics.policy_source.clone());
+    if !source.is_signed() {
+        warn!(%source, "the policy source is not signed: whoever can write there decides what is trusted");
+    }
+    let follower = Follower::new(Arc::clone(&api.service), source, followed.every(), None, metrics);
+    let follower = Arc::new(follower);
+    // Nobody else sets it.
+    let _ = api.follower.set(Arc::clone(&follower));
+    Ok(Some(follower))
+}
+
 /// Serves until SIGTERM or SIGINT; with `check`, only looks whether it could.
 pub(crate) async fn serve(config: &Config, check: bool) -> anyhow::Result<()> {
     let log = Telemeter::start("attestation-service", &config.log, &config.telemetry)?;
@@ -148,11 +163,19 @@ pub(crate) async fn serve(config: &Config, check: bool) -> anyhow::Result<()> {
     api.public_url.clone_from(&config.public_url);
     api.sources.store(Arc::new(sources));
     let api = Arc::new(api);
+    let follower = follower(config, &api)?;
     let tls = listening(config)?;
     if check {
+        if let Some(follower) = &follower {
+            follower.try_out().await.context("policy_source")?;
+        }
         store.close().await;
         println!("configuration is fine");
         return Ok(());
+    }
+    // Before anybody can ask: what was in force before the restart is so again.
+    if let Some(follower) = &follower {
+        follower.start().await.context("policy_source")?;
     }
     let bind =
         async |socket| TcpListener::bind(socket).await.with_context(|| format!("listening on {socket}"));
@@ -177,6 +200,13 @@ pub(crate) async fn serve(config: &Config, check: bool) -> anyhow::Result<()> {
         tls.as_ref().map(|tls| Arc::clone(&tls.certificate)),
         hup,
     ));
+    let following = follower.map(|follower| {
+        tokio::spawn(async move {
+            loop {
+                follower.turn().await;
+            }
+        })
+    });
     notify("READY=1");
     tokio::spawn(async move {
         tokio::select! {
@@ -195,6 +225,9 @@ pub(crate) async fn serve(config: &Config, check: bool) -> anyhow::Result<()> {
         warn!("gRPC connections still open after {DRAIN:?} are cut off");
     }
     tending.abort();
+    if let Some(following) = following {
+        following.abort();
+    }
     store.close().await;
     info!("stopped");
     log.stop().await;
@@ -240,6 +273,9 @@ async fn reload(api: &Api, config: &Config, certificate: Option<&Certificate>) -
     let sources = config.sources()?;
     api.service.reload().await?;
     api.sources.store(Arc::new(sources));
+    if let Some(follower) = api.follower.get() {
+        follower.wake();
+    }
     if let Some((certificate, new)) = new {
         certificate.0.store(Arc::new(new));
     }

@@ -203,8 +203,7 @@ impl ReferenceValueProviderService for Grpc {
             let (service, now) = (&self.api.service, crate::now());
             let registration = self
                 .api
-                .sources
-                .load()
+                .trusted_sources()
                 .read(message, who.as_deref(), service.default_expiry(now), now)
                 .map_err(|e| aborted(&e.into()))?;
             service.register(&registration).await.map_err(|e| aborted(&e))?;

@@ -6,6 +6,7 @@
 //! - [`references`]: reference values; [`sources`]: the messages that bring them.
 //! - [`ear`]: the attestation result.
 //! - [`jws`], [`token`], [`chain`]: signing and checking it.
+//! - [`follow`]: a policy bundle that says which of them are in force.
 //! - [`store`]: what is remembered, sealed.
 //! - [`service`], with [`policies`], [`registry`] and the keys of tokens: all of it together; the KBS links this in, `attestation-service` serves it
 //!   over REST ([`rest`]) and gRPC ([`grpc`]).
@@ -33,6 +34,7 @@ mod database;
 pub mod devices;
 pub mod ear;
 pub mod explain;
+pub mod follow;
 pub mod gate;
 pub mod grpc;
 pub mod jws;

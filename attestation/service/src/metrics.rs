@@ -9,6 +9,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use crate::follow::FollowMetrics;
 use crate::service::{ServiceError, Timings};
 
 /// Labels of a verdict.
@@ -51,6 +52,8 @@ pub struct Metrics {
     steps: Family<StepLabels, Histogram, fn() -> Histogram>,
     requests: Family<RequestLabels, Counter>,
     durations: Family<RequestLabels, Histogram, fn() -> Histogram>,
+    /// Those of the policy source.
+    pub policy_source: FollowMetrics,
 }
 
 fn histogram() -> Histogram {
@@ -68,7 +71,9 @@ impl Default for Metrics {
         registry.register("step_seconds", "Time of the steps of an evaluation", steps.clone());
         registry.register("requests", "Requests by path and status", requests.clone());
         registry.register("request_seconds", "Time of requests by path and status", durations.clone());
-        Self { registry, verdicts, steps, requests, durations }
+        let policy_source = FollowMetrics::default();
+        policy_source.register(&mut registry);
+        Self { registry, verdicts, steps, requests, durations, policy_source }
     }
 }
 

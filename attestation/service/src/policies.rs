@@ -63,13 +63,13 @@ struct StoredVersion {
 }
 
 /// What is stored of a policy when a change of it begins.
-struct Read {
-    text: Option<Zeroizing<Vec<u8>>>,
+pub(crate) struct Read {
+    pub(crate) text: Option<Zeroizing<Vec<u8>>>,
     newest: Option<Zeroizing<Vec<u8>>>,
 }
 
 /// A version that is about to be stored.
-struct NextVersion {
+pub(crate) struct NextVersion {
     about: PolicyVersion,
     name: String,
     bytes: Vec<u8>,
@@ -80,7 +80,7 @@ struct NextVersion {
 
 impl NextVersion {
     /// The changes of the versions of `id`, if it is what was `read`.
-    fn changes<'a>(&'a self, id: &'a str, read: &'a Read) -> Vec<Change<'a>> {
+    pub(crate) fn changes<'a>(&'a self, id: &'a str, read: &'a Read) -> Vec<Change<'a>> {
         let newest = read.newest.as_ref().map(|number| number.as_slice());
         let own = [
             Change::put(VERSION_NAMESPACE, &self.name, &self.bytes),
@@ -118,7 +118,7 @@ pub struct DryRun {
     pub reference_values: std::collections::BTreeMap<String, Value>,
 }
 
-fn check_id(id: &str) -> Result<(), ServiceError> {
+pub(crate) fn check_id(id: &str) -> Result<(), ServiceError> {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-');
     if id.is_empty() || id.len() > MAX_ID || !id.bytes().all(allowed) {
         return Err(ServiceError::PolicyId(id.chars().take(64).collect()));
@@ -145,6 +145,7 @@ impl AttestationService {
         check_id(id)?;
         appraisal::compile(id, text)?;
         let _change = self.state.change().await;
+        self.check_policy_free(id)?;
         let current = self.state.current().await?;
         if !current.policies.contains_key(id) && current.policies.len() >= MAX_POLICIES {
             return Err(ServiceError::Request(format!(
@@ -166,7 +167,7 @@ impl AttestationService {
         }
     }
 
-    async fn read_policy(&self, id: &str) -> Result<Read, ServiceError> {
+    pub(crate) async fn read_policy(&self, id: &str) -> Result<Read, ServiceError> {
         let store = &self.state.store;
         Ok(Read {
             text: store.get(POLICY_NAMESPACE, id).await?,
@@ -175,7 +176,7 @@ impl AttestationService {
     }
 
     /// The version that a change makes, and those that are forgotten for it.
-    async fn next_version(
+    pub(crate) async fn next_version(
         &self,
         id: &str,
         read: &Read,
@@ -266,6 +267,7 @@ impl AttestationService {
     pub async fn delete_policy(&self, id: &str, by: &str) -> Result<(), ServiceError> {
         check_id(id)?;
         let _change = self.state.change().await;
+        self.check_policy_free(id)?;
         let mut tries = Tries::of("the policy");
         loop {
             let read = self.read_policy(id).await?;

@@ -100,6 +100,7 @@ impl From<ServiceError> for Problem {
                 (StatusCode::CONFLICT, "replay", Some("payload".to_owned()))
             }
             E::Conflict { .. } => (StatusCode::CONFLICT, "conflict", None),
+            E::Owned { .. } => (StatusCode::CONFLICT, "policy-source", None),
             E::Reference(_) => (StatusCode::BAD_REQUEST, "reference-value", Some("values".to_owned())),
             E::Source(crate::sources::SourceError::Unsigned(_)) => {
                 (StatusCode::UNAUTHORIZED, "admin", Some("type".to_owned()))

@@ -15,7 +15,7 @@ use crate::store::audit::Record as AuditRecord;
 use crate::store::{Applied, Change};
 
 /// Namespace of what was deleted: name to time, so that an older signed message does not bring it back.
-const DELETED_NAMESPACE: &str = "reference_value_deleted";
+pub(crate) const DELETED_NAMESPACE: &str = "reference_value_deleted";
 
 /// What becomes of values that are there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +45,9 @@ impl AttestationService {
     /// Registers values, all or (when one is refused) none. Gives the records.
     pub async fn register(&self, registration: &Registration) -> Result<Vec<Record>, ServiceError> {
         let _change = self.state.change().await;
+        for name in registration.values.keys() {
+            self.check_reference_free(name)?;
+        }
         let mut tries = Tries::of("a reference value");
         loop {
             if let Some(records) = self.try_register(registration).await? {
@@ -147,6 +150,7 @@ impl AttestationService {
         by: &str,
     ) -> Result<Record, ServiceError> {
         let _change = self.state.change().await;
+        self.check_reference_free(name)?;
         let mut tries = Tries::of("the reference value");
         loop {
             if let Some(record) = self.try_expire(name, at, by).await? {
@@ -177,6 +181,7 @@ impl AttestationService {
     /// Removes a reference value; false when there was none.
     pub async fn delete_reference_value(&self, name: &str, by: &str) -> Result<bool, ServiceError> {
         let _change = self.state.change().await;
+        self.check_reference_free(name)?;
         let now = crate::now().to_string();
         // When there is none, the mark of an earlier deletion stays: it keeps older signed messages out.
         let changes = vec![
@@ -223,12 +228,12 @@ fn slice(value: Option<&Zeroizing<Vec<u8>>>) -> Option<&[u8]> {
     value.map(|value| value.as_slice())
 }
 
-fn stored(record: &Record) -> Result<Vec<u8>, ServiceError> {
+pub(crate) fn stored(record: &Record) -> Result<Vec<u8>, ServiceError> {
     serde_json::to_vec(record).map_err(|e| ServiceError::Request(e.to_string()))
 }
 
 /// What the audit log is told of a value: the value itself may be large, so its digest, and where it came from.
-fn told(action: &str, record: &Record, by: &str) -> AuditRecord {
+pub(crate) fn told(action: &str, record: &Record, by: &str) -> AuditRecord {
     let mut told = recorded(action, &record.name, by)
         .detail("value", digest(&record.value.to_string()))
         .detail("source", record.source.to_string());

@@ -16,6 +16,7 @@ use crate::composite::Submod;
 use crate::devices::Devices;
 use crate::ear::{Finding, TrustVector};
 use crate::explain::Check;
+use crate::follow::Owned;
 use crate::keys::KeyLooks;
 pub use crate::keys::{KeyFile, signing_key};
 use crate::references::ReferenceError;
@@ -65,6 +66,16 @@ pub enum ServiceError {
         what: String,
         /// How often it was tried.
         tries: u32,
+    },
+    /// A policy bundle that is followed sets it.
+    #[error(
+        "{what} is set by the policy bundle {bundle}, which is followed here (policy_source): change it there, or hold an earlier bundle in force with `kata-cc policy rollback`"
+    )]
+    Owned {
+        /// What was to be changed.
+        what: String,
+        /// The bundle.
+        bundle: String,
     },
     /// The store failed.
     #[error(transparent)]
@@ -167,6 +178,8 @@ pub struct AttestationService {
     pub(crate) key_looks: KeyLooks,
     /// Days after which reference values end when nobody says otherwise.
     default_days: Option<u32>,
+    /// What the policy bundle in force sets.
+    pub(crate) owned: arc_swap::ArcSwap<Owned>,
 }
 
 /// The mark that tells other replicas of a change, for whoever changes something in the same store by himself.
@@ -212,6 +225,7 @@ impl AttestationService {
             key_file: None,
             key_looks: KeyLooks::default(),
             default_days: None,
+            owned: arc_swap::ArcSwap::default(),
         };
         service.publish_keys().await?;
         Ok(service)

@@ -76,7 +76,7 @@ pub(crate) enum Command {
 }
 
 /// How registries are reached.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 pub(crate) struct RegistryArguments {
     /// PEM of a root that registries are trusted by, beside the system's.
     #[arg(long, value_name = "FILE")]
@@ -94,7 +94,7 @@ pub(crate) struct RegistryArguments {
 
 impl RegistryArguments {
     /// A client's settings for these images.
-    pub(super) fn config(&self, images: &[&str]) -> anyhow::Result<ClientConfig> {
+    pub(crate) fn config(&self, images: &[&str]) -> anyhow::Result<ClientConfig> {
         let read =
             |file: &PathBuf| std::fs::read(file).with_context(|| format!("cannot read {}", file.display()));
         let mut auth = None;

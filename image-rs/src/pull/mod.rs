@@ -28,7 +28,7 @@ use crate::layer::{LayerPlan, Sealed};
 use crate::manifest::{Descriptor, Document, Manifest, ManifestError};
 use crate::media::LayerType;
 use crate::pins::{Allowed, Resolved};
-use crate::registry::{RawManifest, Registry, RegistryConfig, RegistryError, parse_reference};
+use crate::registry::{RawManifest, Registry, RegistryError, parse_reference};
 use crate::signature::{Subject, Verified};
 use crate::tier::{REQUIRED_TIER, check_tier, required_tier};
 
@@ -49,15 +49,7 @@ impl ImageClient {
     /// When a certificate or the proxy cannot be used, or an allowed image is not named by its digest.
     pub fn new(config: ClientConfig) -> Result<Self, RegistryError> {
         let allowed = config.allowed.as_deref().map(Allowed::parse).transpose()?;
-        let registry = Registry::new(RegistryConfig {
-            proxy: config.proxy.clone(),
-            no_proxy: config.no_proxy.clone(),
-            extra_roots_pem: config.extra_roots_pem.clone(),
-            insecure_registries: config.insecure_registries.clone(),
-            registries: config.registries.clone(),
-            auth: config.auth.clone(),
-            retry: config.retry.clone(),
-        })?;
+        let registry = Registry::new(config.registry())?;
         Ok(Self { registry, config, allowed })
     }
 

@@ -10,7 +10,7 @@ use crate::Limits;
 use crate::digest::Digest;
 use crate::manifest::{Manifest, Platform};
 use crate::media::LayerType;
-use crate::registry::{DockerAuthConfig, Registries, Retry};
+use crate::registry::{DockerAuthConfig, Registries, RegistryConfig, Retry};
 use crate::signature::SignaturePolicy;
 use crate::tier::{RequiredTier, RunningTier};
 
@@ -42,6 +42,22 @@ pub struct ClientConfig {
     pub allowed: Option<Vec<String>>,
     /// Which signatures an image must have; checked before its configuration, any key or layer is asked for. Any image without.
     pub signatures: Option<Arc<SignaturePolicy>>,
+}
+
+impl ClientConfig {
+    /// The part of it that is about registries.
+    #[must_use]
+    pub fn registry(&self) -> RegistryConfig {
+        RegistryConfig {
+            proxy: self.proxy.clone(),
+            no_proxy: self.no_proxy.clone(),
+            extra_roots_pem: self.extra_roots_pem.clone(),
+            insecure_registries: self.insecure_registries.clone(),
+            registries: self.registries.clone(),
+            auth: self.auth.clone(),
+            retry: self.retry.clone(),
+        }
+    }
 }
 
 /// Where an image goes.

@@ -12,6 +12,7 @@ mod exchange;
 mod push;
 
 use std::collections::HashMap;
+use std::fmt;
 use std::time::Duration;
 
 use kata_cc_causes::causes;
@@ -67,6 +68,12 @@ pub struct Registry {
     config: RegistryConfig,
     /// By host and repository; `None` where none is wanted.
     tokens: tokio::sync::Mutex<HashMap<(String, String), Option<String>>>,
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry").field("config", &self.config).finish_non_exhaustive()
+    }
 }
 
 /// Reads an image reference; `docker://` in front is allowed.

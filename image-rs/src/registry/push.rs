@@ -7,6 +7,7 @@ use kata_cc_causes::causes;
 use oci_client::errors::OciDistributionError;
 use oci_client::{Reference, RegistryOperation};
 use tokio::io::AsyncReadExt as _;
+use tokio_util::bytes::Bytes;
 
 use super::error::explain;
 use super::{Registry, RegistryError};
@@ -51,6 +52,21 @@ impl Registry {
             .await
             .map(drop)
             .map_err(|error| explain(reference, "upload of a blob", &error))
+    }
+
+    /// Uploads a few bytes as a blob, unless the repository has it.
+    ///
+    /// # Errors
+    /// When the registry fails.
+    pub async fn push_bytes(&self, reference: &Reference, bytes: &[u8]) -> Result<Digest, RegistryError> {
+        let digest = Digest::sha256(bytes);
+        if !self.has_blob(reference, &digest).await? {
+            self.client
+                .push_blob(reference, Bytes::copy_from_slice(bytes), digest.as_str())
+                .await
+                .map_err(|error| explain(reference, "upload of a blob", &error))?;
+        }
+        Ok(digest)
     }
 
     /// Uploads a manifest under the reference's tag (or digest).

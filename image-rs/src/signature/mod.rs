@@ -48,6 +48,7 @@ pub use self::requirement::{Requirement, SigstoreSigned};
 pub(crate) use self::trust::Subject;
 use self::trust::{Image, Trust};
 use crate::Limits;
+use crate::digest::Digest;
 use crate::registry::Registry;
 
 /// A policy, and where its keys come from.
@@ -61,6 +62,14 @@ impl fmt::Debug for SignaturePolicy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SignaturePolicy").field("policy", &self.policy).finish_non_exhaustive()
     }
+}
+
+/// Whether `signature` over `message` is by the public key `pem`, of one of the kinds that images' signatures are by.
+///
+/// # Errors
+/// Why the key cannot be used.
+pub fn verifies(pem: &[u8], message: &[u8], signature: &[u8]) -> Result<bool, String> {
+    Ok(key::PublicKey::from_pem(pem)?.verifies(message, signature))
 }
 
 /// An image that the policy lets pass.
@@ -79,6 +88,22 @@ impl SignaturePolicy {
     /// See [`PolicyError`].
     pub fn new(text: &[u8], material: Arc<dyn KeyMaterial>) -> Result<Self, PolicyError> {
         Ok(Self { policy: Policy::parse(text)?, material })
+    }
+
+    /// Checks the signatures of an artifact that is no image: its manifest, whose digest was checked.
+    ///
+    /// # Errors
+    /// See [`SignatureError`].
+    pub async fn verify_artifact(
+        &self,
+        registry: &Registry,
+        limits: &Limits,
+        reference: &Reference,
+        digest: &Digest,
+        manifest: &[u8],
+    ) -> Result<Verified, SignatureError> {
+        let subject = Subject { digest: digest.clone(), bytes: manifest.to_vec() };
+        self.check(registry, limits, reference, &[subject]).await
     }
 
     /// Checks the signatures of an image: `subjects` are its manifest and, where there was one, its index.

@@ -147,6 +147,45 @@ impl AdminClient {
         Ok(answer.body.to_vec())
     }
 
+    /// Asks the attestation service's own interface, in a key broker or by itself. Ours, not Trustee's.
+    async fn attestation_call(
+        &self,
+        of: AuditedService,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Value, ClientError> {
+        let request = match of {
+            AuditedService::KeyBroker => self.http.request(method, &format!("/admin/attestation/{path}")),
+            AuditedService::AttestationService => self.http.at(method, &format!("/api/v1/{path}")),
+        };
+        let request = match body {
+            Some(body) => request.json(body),
+            None => request,
+        };
+        self.call(path, request).await?.json("attestation service")
+    }
+
+    /// What the attestation service has at a path of its own interface, e.g. `policies` or `policy-source`. Ours, not Trustee's.
+    pub async fn attestation(&self, of: AuditedService, path: &str) -> Result<Value, ClientError> {
+        self.attestation_call(of, Method::GET, path, None).await
+    }
+
+    /// Holds an earlier policy bundle in force: that of `digest`, else the one before the current. Ours, not Trustee's.
+    pub async fn pin_policy_bundle(
+        &self,
+        of: AuditedService,
+        digest: Option<&str>,
+    ) -> Result<Value, ClientError> {
+        let body = digest.map_or_else(|| json!({}), |digest| json!({"digest": digest}));
+        self.attestation_call(of, Method::PUT, "policy-source/pin", Some(&body)).await
+    }
+
+    /// Lets the policy source decide again. Ours, not Trustee's.
+    pub async fn resume_policy_source(&self, of: AuditedService) -> Result<Value, ClientError> {
+        self.attestation_call(of, Method::DELETE, "policy-source/pin", None).await
+    }
+
     /// Stores a resource, replacing an older one.
     pub async fn put_resource(&self, path: &ResourcePath, contents: &[u8]) -> Result<(), ClientError> {
         let request = self

@@ -3,8 +3,8 @@
 //! standalone service, served by the same code; who may call it is decided by the key broker's gate.
 
 use axum::extract::{Request, State};
-use axum::http::Uri;
 use axum::http::uri::PathAndQuery;
+use axum::http::{Method, Uri};
 use axum::response::{IntoResponse as _, Response};
 use kata_cc_attestation_service::gate;
 use tower::ServiceExt as _;
@@ -16,6 +16,8 @@ use crate::error::ApiError;
 pub(super) const PREFIX: &str = "/kbs/v0/admin/attestation";
 /// Where it is in the standalone service.
 const OWN: &str = "/api/v1";
+/// Where earlier policy bundles are pinned there.
+const PINNING: &str = "/api/v1/policy-source";
 
 /// Lets administrators through.
 pub(crate) async fn call(
@@ -29,8 +31,14 @@ pub(crate) async fn call(
     parts.uri = own(&parts.uri)?;
     // What the outer routes have matched must not be taken for the inner ones'.
     parts.extensions.clear();
+    // Pinning and resuming put another resource policy into the store.
+    let may_change_policy = parts.method != Method::GET && parts.uri.path().starts_with(PINNING);
     let work = kbs.attestation.clone().oneshot(Request::from_parts(parts, body));
-    Ok(gate::admitted(administrator.to_string(), work).await.into_response())
+    let response = gate::admitted(administrator.to_string(), work).await.into_response();
+    if may_change_policy {
+        kbs.take_resource_policy().await;
+    }
+    Ok(response)
 }
 
 /// Metadata of what signs tokens, for whoever verifies them: open to all, as its keys are.

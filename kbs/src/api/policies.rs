@@ -32,6 +32,7 @@ pub(crate) async fn set_resource(
     body: Bytes,
 ) -> Result<(), ApiError> {
     let administrator = call.admit(&kbs, "set resource policy").await?;
+    kbs.service.check_resource_policy_free()?;
     let request: SetResourcePolicy = parse(&call.headers, &body)?;
     let text = encoded(&request.policy)?;
     let record = audit::admin(&administrator, "set resource policy", policy::NAME).policy(text.as_bytes());

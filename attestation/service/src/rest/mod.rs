@@ -6,6 +6,7 @@
 //! have evidence judged and read them.
 
 mod evidence;
+mod policy_source;
 mod trustee;
 mod v1;
 mod values;
@@ -81,6 +82,11 @@ fn routes() -> Vec<Route> {
         ),
         ("/api/v1/policies/{id}/versions", vec![(g.clone(), get(v1::versions))]),
         ("/api/v1/policies/{id}/versions/{version}", vec![(g.clone(), get(v1::version))]),
+        ("/api/v1/policy-source", vec![(g.clone(), get(policy_source::status))]),
+        (
+            "/api/v1/policy-source/pin",
+            vec![(u.clone(), put(policy_source::pin)), (d.clone(), delete(policy_source::resume))],
+        ),
         ("/api/v1/evidence", vec![(g.clone(), get(evidence::all))]),
         (
             "/api/v1/evidence/{name}",

@@ -586,3 +586,17 @@ async fn bad_input_is_refused_with_field_and_reason() {
     let odd = bench.send(Request::get("/healthz").header("x-request-id", "a b"), Body::empty()).await;
     assert_eq!(odd.id.len(), 32);
 }
+
+#[tokio::test]
+async fn the_policy_source_is_for_administrators() {
+    let bench = bench().await;
+    let calls = [
+        ("GET", "/api/v1/policy-source"),
+        ("PUT", "/api/v1/policy-source/pin"),
+        ("DELETE", "/api/v1/policy-source/pin"),
+    ];
+    for (method, path) in calls {
+        let answer = bench.send(axum::http::Request::builder().method(method).uri(path), "{}").await;
+        assert_eq!(answer.status, 401, "{method} {path}: {}", String::from_utf8_lossy(&answer.body));
+    }
+}

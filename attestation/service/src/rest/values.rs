@@ -80,8 +80,7 @@ pub(super) async fn register_message(
     // Without a token, or with one that is no good, a signed message is as good as its signature.
     let who = if signed { None } else { Some(admin(api, headers, "set_reference_values")?) };
     let registration = api
-        .sources
-        .load()
+        .trusted_sources()
         .read(body, who.as_deref(), api.service.default_expiry(now), now)
         .map_err(crate::service::ServiceError::from)?;
     Ok(api.service.register(&registration).await?)

@@ -1,8 +1,11 @@
 //! `kata-cc policy`: the Rego texts that decide who gets what. The key broker's are set and shown; the guest agent's
 //! built-in one is shown, and replaced per pod by the init-data's `policy.rego`, which is made from the pod's manifest, and reviewed, here.
 
+pub(crate) mod bundle;
+mod follow;
 mod generate;
 mod images;
+mod import;
 mod review;
 
 use std::path::PathBuf;
@@ -43,6 +46,15 @@ pub(crate) enum Command {
         #[command(flatten)]
         broker: BrokerArguments,
     },
+    /// Build, sign, verify, push and pull policy bundles: all policies of a Git repository as one signed artifact.
+    #[command(subcommand)]
+    Bundle(bundle::Command),
+    /// Tell what a key broker decides by, and how that differs from a bundle; exit code 1 when it does.
+    Status(Box<follow::StatusArguments>),
+    /// Hold an earlier policy bundle in force, until `--resume`.
+    Rollback(follow::RollbackArguments),
+    /// Tell what another project's file says as reference values of a policy bundle.
+    Import(import::Import),
     /// Make the agent policy of a pod from its manifest.
     Gen(Box<generate::Arguments>),
     /// Tell what an agent policy leaves open; exit code 1 when something dangerous is.
@@ -100,6 +112,10 @@ pub(crate) fn run(command: Command, output: &Output) -> anyhow::Result<u8> {
                 output.text(&format!("set the {name} policy\n"))?;
             }
         }
+        Command::Bundle(command) => return bundle::run(command, output),
+        Command::Status(arguments) => return follow::status(&arguments, output),
+        Command::Rollback(arguments) => return follow::rollback(&arguments, output),
+        Command::Import(arguments) => import::run(&arguments, output)?,
         Command::Gen(arguments) => return generate::run(&arguments, output),
         Command::Lint(arguments) => return review::lint(&arguments, output),
         Command::Test(arguments) => return review::test(&arguments, output),
