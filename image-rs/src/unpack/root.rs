@@ -26,6 +26,7 @@ pub(super) type FileId = (u64, u64);
 pub(super) struct Root {
     fd: Rc<OwnedFd>,
     last: Option<(Vec<u8>, Rc<OwnedFd>)>,
+    implied: Vec<Vec<u8>>,
 }
 
 const FOLDER: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
@@ -60,7 +61,7 @@ impl Root {
     pub(super) fn open(path: &Path) -> Result<Self, UnpackError> {
         let fd = open(path, FOLDER, Mode::empty())
             .map_err(write_error("opening the root", path.as_os_str().as_bytes()))?;
-        Ok(Self { fd: Rc::new(fd), last: None })
+        Ok(Self { fd: Rc::new(fd), last: None, implied: Vec::new() })
     }
 
     pub(super) fn fd(&self) -> Rc<OwnedFd> {
@@ -70,6 +71,11 @@ impl Root {
     /// Forgets what was remembered of paths: something other than a plain file changed.
     pub(super) fn forget(&mut self) {
         self.last = None;
+    }
+
+    /// The folders that were made because something stands in them, since this was last asked.
+    pub(super) fn take_implied(&mut self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut self.implied)
     }
 
     fn resolve(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
@@ -107,7 +113,7 @@ impl Root {
         Ok(fd)
     }
 
-    fn create(&self, components: &[&[u8]]) -> Result<OwnedFd, UnpackError> {
+    fn create(&mut self, components: &[&[u8]]) -> Result<OwnedFd, UnpackError> {
         let mut parent = None;
         let mut fd = None;
         for end in 1..=components.len() {
@@ -119,6 +125,7 @@ impl Root {
                     // A dangling link stands here when the name exists nevertheless.
                     mkdirat(above, name(components[end - 1]), Mode::from_bits_truncate(0o755))
                         .map_err(|errno| refuse(&path, errno))?;
+                    self.implied.push(path.clone());
                     self.resolve(&path).map_err(|errno| refuse(&path, errno))?
                 }
                 Err(errno) => return Err(refuse(&path, errno)),
