@@ -255,7 +255,8 @@ fn skopeo_encrypts_for_guests_through_the_key_provider() {
     }
     let file = node.file("key", [7; 32]);
     let config = |arguments: &[&str]| {
-        let command = json!({"path": env!("CARGO_BIN_EXE_kata-cc"), "args": [&["image", "keyprovider"], arguments].concat()});
+        let arguments = [&["image", "keyprovider"], arguments].concat();
+        let command = json!({"path": env!("CARGO_BIN_EXE_kata-cc"), "args": arguments});
         let config = json!({"key-providers": {"attestation-agent": {"cmd": command}}});
         node.file("providers.json", config.to_string())
     };

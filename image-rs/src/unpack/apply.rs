@@ -10,19 +10,20 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{
-    FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmodat, fstat, makedev, mkdirat, mknodat, utimensat,
+    FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmodat, fstat, makedev, mkdirat, mknodat,
+    utimensat,
 };
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, fchownat, linkat, symlinkat};
 
 use super::entry::{Entry, Kind, TarStream};
-use super::root::{self, FileId, Root, name, write_error};
+use super::root::{self, FileId, Implied, Root, name, write_error};
 use super::rules::{self, Step};
 use super::{Budget, UnpackError, show};
 
@@ -70,6 +71,8 @@ pub fn apply(
         folders: Vec::new(),
         noted: Vec::new(),
         seen: HashSet::new(),
+        inherited: HashSet::new(),
+        inherits: false,
         last: None,
         stats: LayerStats::default(),
         buffer: vec![0; PIECE],
@@ -98,8 +101,12 @@ struct Applier<'a> {
     /// Folders that the layer names, and their times there.
     folders: Vec<(Vec<u8>, TimeSpec, TimeSpec)>,
     /// Folders in which the layer changes something, and their times before; those made for it begin with zero.
-    noted: Vec<(Vec<u8>, (TimeSpec, TimeSpec), Option<FileId>)>,
+    noted: Vec<(Vec<u8>, (TimeSpec, TimeSpec), FileId)>,
     seen: HashSet<FileId>,
+    /// Folders with a default access control list, which the kernel hands down to what is made in them.
+    inherited: HashSet<FileId>,
+    /// Whether the folder `last` is one of them.
+    inherits: bool,
     last: Option<Rc<OwnedFd>>,
     stats: LayerStats,
     buffer: Vec<u8>,
@@ -112,12 +119,40 @@ struct Place<'p> {
     path: &'p [u8],
 }
 
+impl Place<'_> {
+    /// A path for calls that know no descriptors: the parent is named by its descriptor, the last component is not followed
+    /// (`lsetxattr`).
+    fn path_of(&self) -> PathBuf {
+        descriptor(&self.parent).join(self.name)
+    }
+}
+
+fn descriptor(folder: &OwnedFd) -> PathBuf {
+    Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(".")
+}
+
+const DEFAULT_LIST: &str = "system.posix_acl_default";
+
+/// Whether files made in the folder get an access control list from it.
+fn has_default_list(folder: &OwnedFd) -> bool {
+    xattr::get(descriptor(folder), DEFAULT_LIST).is_ok_and(|list| list.is_some())
+}
+
+/// Takes all extended attributes away but the label that a security module gave. What cannot be taken away is the system's.
+fn clear_attributes(path: &Path) {
+    let Ok(names) = xattr::list(path) else { return };
+    for name in names.filter(|name| name != "security.selinux") {
+        let _ = xattr::remove(path, &name);
+    }
+}
+
 impl Applier<'_> {
     fn entry(&mut self, stream: &mut TarStream<impl Read>, entry: &Entry) -> Result<(), UnpackError> {
         match rules::step(entry, self.budget.limits())? {
             Step::Nothing => Ok(()),
             Step::Root => {
                 let place = Place { parent: self.root.fd(), name: OsStr::new("."), path: &entry.path };
+                clear_attributes(&place.path_of());
                 self.metadata(entry, &place)
             }
             Step::Opaque { folder } => {
@@ -139,11 +174,16 @@ impl Applier<'_> {
             }
             Step::Make { folder, name: last } => {
                 let place = Place { parent: self.folder(&folder)?, name: name(last), path: &entry.path };
-                if self.make_way(&place, entry.kind)? {
+                let made = self.make_way(&place, entry.kind)?;
+                if made {
                     self.make(stream, entry, &place)?;
                 }
                 if entry.kind == Kind::HardLink {
                     return Ok(());
+                }
+                // A folder's attributes are replaced like all that describes it; what is new has those that its folder hands down.
+                if !made || self.inherits {
+                    clear_attributes(&place.path_of());
                 }
                 self.metadata(entry, &place)
             }
@@ -154,23 +194,48 @@ impl Applier<'_> {
     /// does not name keeps them.
     fn folder(&mut self, components: &[&[u8]]) -> Result<Rc<OwnedFd>, UnpackError> {
         let folder = self.root.folder(components, true)?;
-        for path in self.root.take_implied() {
-            self.noted.push((path, (TimeSpec::new(0, 0), TimeSpec::new(0, 0)), None));
+        for implied in self.root.take_implied() {
+            self.implied(implied)?;
         }
         if self.last.as_ref().is_some_and(|last| Rc::ptr_eq(last, &folder)) {
             return Ok(folder);
         }
         let path = components.join(&b'/');
         let stat = fstat(&*folder).map_err(write_error("reading", &path))?;
-        if self.seen.insert(root::id(&stat)) {
+        let id = root::id(&stat);
+        if self.note(path, &stat) && has_default_list(&folder) {
+            self.inherited.insert(id);
+        }
+        self.inherits = self.inherited.contains(&id);
+        self.last = Some(Rc::clone(&folder));
+        Ok(folder)
+    }
+
+    /// Notes the times of a folder; tells whether it was not known.
+    fn note(&mut self, path: Vec<u8>, stat: &FileStat) -> bool {
+        let new = self.seen.insert(root::id(stat));
+        if new {
             let times = (
                 TimeSpec::new(stat.st_atime, stat.st_atime_nsec),
                 TimeSpec::new(stat.st_mtime, stat.st_mtime_nsec),
             );
-            self.noted.push((path, times, Some(root::id(&stat))));
+            self.noted.push((path, times, root::id(stat)));
         }
-        self.last = Some(Rc::clone(&folder));
-        Ok(folder)
+        new
+    }
+
+    /// Gives a folder that no layer names what such folders have: mode 755, no times, and no list of the folder it stands in.
+    fn implied(&mut self, implied: Implied) -> Result<(), UnpackError> {
+        let Implied { path, folder, above: (above, before) } = implied;
+        self.note(above, &before);
+        let fail = write_error("making", &path);
+        clear_attributes(&descriptor(&folder));
+        let mode = Mode::from_bits_truncate(0o755);
+        fchmodat(&*folder, ".", mode, FchmodatFlags::FollowSymlink).map_err(&fail)?;
+        let id = root::id(&fstat(&*folder).map_err(&fail)?);
+        self.seen.insert(id);
+        self.noted.push((path, (TimeSpec::new(0, 0), TimeSpec::new(0, 0)), id));
+        Ok(())
     }
 
     /// Removes what stands at the place; tells whether something has to be made there (a folder stays a folder).
@@ -315,6 +380,11 @@ impl Applier<'_> {
         let stat = root::stat(parent, place.name).map_err(fail("reading"))?;
         if let Some(stat) = stat {
             self.made.insert(root::id(&stat));
+            if entry.kind == Kind::Dir {
+                let lists = entry.xattrs.iter().any(|(name, _)| name == DEFAULT_LIST.as_bytes());
+                let id = root::id(&stat);
+                let _ = if lists { self.inherited.insert(id) } else { self.inherited.remove(&id) };
+            }
         }
         let mtime = TimeSpec::new(entry.mtime.0, entry.mtime.1.into());
         let atime = entry.atime.map_or(mtime, |(seconds, nanos)| TimeSpec::new(seconds, nanos.into()));
@@ -329,9 +399,7 @@ impl Applier<'_> {
     fn attributes(&mut self, entry: &Entry, place: &Place<'_>) -> Result<(), UnpackError> {
         self.stats.attributes_left_out += entry.acls_of_names;
         for (key, value) in &entry.xattrs {
-            // The parent is named by its descriptor; the last component is not followed (lsetxattr).
-            let path = Path::new("/proc/self/fd").join(place.parent.as_raw_fd().to_string()).join(place.name);
-            if let Err(source) = xattr::set(&path, name(key), value) {
+            if let Err(source) = xattr::set(place.path_of(), name(key), value) {
                 let code = source.raw_os_error().map(Errno::from_raw);
                 let cannot_hold = matches!(code, Some(Errno::EOPNOTSUPP));
                 let needs_root = code == Some(Errno::EPERM)
@@ -356,7 +424,7 @@ impl Applier<'_> {
     fn finish(&mut self) -> Result<(), UnpackError> {
         self.root.forget();
         for (path, (atime, mtime), id) in std::mem::take(&mut self.noted) {
-            self.set_times(&path, id, &atime, &mtime)?;
+            self.set_times(&path, Some(id), &atime, &mtime)?;
         }
         for (path, atime, mtime) in std::mem::take(&mut self.folders).iter().rev() {
             self.set_times(path, None, atime, mtime)?;

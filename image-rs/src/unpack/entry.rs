@@ -270,8 +270,8 @@ impl<R: Read> TarStream<R> {
                 Some(gid) => gid,
                 None => number(116..124, header.gid(), "a group is no number")?,
             },
-            // Base-256 times before 1970 are not worth a refusal.
-            mtime: pax.mtime.unwrap_or_else(|| (i64::try_from(header.mtime().unwrap_or(0)).unwrap_or(0), 0)),
+            // Times before 1970 are in base 256, as two's complement (GNU). One that is no number is not worth a refusal.
+            mtime: pax.mtime.unwrap_or_else(|| (header.mtime().unwrap_or(0).cast_signed(), 0)),
             atime: pax.atime,
             device: (
                 header.device_major().ok().flatten().unwrap_or(0),
