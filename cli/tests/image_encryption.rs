@@ -119,7 +119,7 @@ fn the_key_provider_wraps_into_cocos_packet_and_refuses_the_rest() {
         (&[][..], unwrap.clone(), "no file is named for it"),
         (&["--key", &other], unwrap.clone(), "does not open"),
         (&["--key", &key, "--register"], unwrap, "this request unwraps"),
-        (&["--key", "nothing"], json!({}), "URI=FILE"),
+        (&["--key", "nothing"], json!({}), "repository/type/tag=FILE"),
         (&[], json!({"op": "steal"}), "neither keywrap nor keyunwrap"),
         (&[], wrap_request(&format!("keyid={KEY_ID}")), "no file is named for it"),
         (&[], wrap_request(&format!("keyid={KEY_ID}::keypath={short}")), "31 bytes"),

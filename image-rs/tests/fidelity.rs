@@ -20,7 +20,7 @@ use kata_cc_image::unpack::{Budget, Owner, apply};
 use nix::sys::stat::{Mode, SFlag, UtimensatFlags, makedev, mknod, utimensat};
 use nix::sys::time::TimeSpec;
 use proptest::prelude::*;
-use tree::{Tree, differences};
+use tree::{Tree, differences, filled};
 
 /// True, and said, when there is no root or a program is missing.
 fn skipped(tools: &[&str]) -> bool {
@@ -272,10 +272,11 @@ proptest! {
         unpack(&archive, &ours);
         let flags = ["--xattrs", "--xattrs-include=*", "--acls", "--numeric-owner", "--same-owner", "-xpf"];
         tar(&[&flags[..], &[&path.display().to_string()]].concat(), &theirs);
-        let found = differences(&Tree::read(&ours), &Tree::read(&theirs));
+        let (ours, theirs) = (Tree::read(&ours), Tree::read(&theirs));
+        let found = [differences(&ours, &theirs), filled(&ours, &theirs)].concat();
         prop_assert!(found.is_empty(), "{:?}:\n{}", format, found.join("\n"));
         // And nothing was lost on the way, be it by both.
-        let found = differences(&Tree::read(&ours), &Tree::read(&source));
+        let found = differences(&ours, &Tree::read(&source));
         prop_assert!(found.is_empty(), "{:?}, the source:\n{}", format, found.join("\n"));
     }
 }
@@ -478,10 +479,10 @@ proptest! {
         let name = format!("{}:t", dir.path().join("layout").display());
         let output = Command::new("umoci").args(["raw", "unpack", "--image", &name]).arg(&theirs).output().unwrap();
         prop_assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let found = differences(&Tree::read(&ours), &Tree::read(&theirs));
+        let (ours, theirs) = (Tree::read(&ours), Tree::read(&theirs));
+        let found = [differences(&ours, &theirs), filled(&ours, &theirs)].concat();
         prop_assert!(found.is_empty(), "{}", found.join("\n"));
         // Both of them, and what the layers say.
-        let ours = Tree::read(&ours);
         let there: Vec<_> = ours.files.iter().filter(|(path, _)| !path.is_empty()).map(|(path, facts)| (path.clone(), facts.kind)).collect();
         prop_assert_eq!(there, model.kinds.into_iter().collect::<Vec<_>>());
     }

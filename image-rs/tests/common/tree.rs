@@ -109,7 +109,12 @@ pub fn differences(ours: &Tree, theirs: &Tree) -> Vec<String> {
             _ => {}
         }
     }
-    // As sparse as the other's, but for the ends of pieces.
+    found
+}
+
+/// Files of ours that take more of the disk than theirs, but for the ends of pieces: holes that were filled.
+pub fn filled(ours: &Tree, theirs: &Tree) -> Vec<String> {
+    let mut found = Vec::new();
     for (path, blocks) in &ours.blocks {
         let theirs = theirs.blocks.get(path).copied().unwrap_or_default();
         if *blocks > theirs + 64 {
