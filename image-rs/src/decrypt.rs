@@ -5,7 +5,7 @@
 //! configuration.
 
 use std::io::{Read, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::crypto::{CryptoError, DecryptReader, ENCRYPTION, PUBOPTS, PrivateOptions, PublicOptions};
 use crate::digest::{Digest, DigestError, Hasher};
@@ -171,7 +171,7 @@ pub async fn decrypt_image(
     Ok(DecryptedImage { manifest_digest, decrypted_layers, unbound_layers, layers: manifest.layers.len() })
 }
 
-fn read_diff_ids(config: &PathBuf, layers: usize) -> Result<Vec<Digest>, DecryptError> {
+fn read_diff_ids(config: &Path, layers: usize) -> Result<Vec<Digest>, DecryptError> {
     let wrong = |why: String| DecryptError::Config(why);
     let bytes = std::fs::read(config).map_err(|error| wrong(error.to_string()))?;
     let config = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;

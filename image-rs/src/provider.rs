@@ -29,6 +29,7 @@ use crate::keys::{KeyError, KeyPacket, KeyProvider};
 pub const CONFIG_VARIABLE: &str = "OCICRYPT_KEYPROVIDER_CONFIG";
 /// Most bytes of an answer, and of a program's complaints.
 pub const MAX_ANSWER: usize = 256 << 10;
+const TOO_LONG: &str = "is longer than 256 KiB";
 const MAX_CONFIG: usize = 64 << 10;
 const MAX_PROVIDERS: usize = 64;
 /// A person may have to type a code or touch a token.
@@ -225,6 +226,10 @@ impl Exchange for CommandProvider {
             .await
             .map_err(|_| ProviderError::Silent { at: self.path.clone() })?
             .map_err(|error| failed(error.to_string()))?;
+        // A program that is cut off as it goes on writing ends by a signal: that is not the reason to tell.
+        if output.len() > MAX_ANSWER {
+            return Err(ProviderError::Answer { at: self.path.clone(), why: TOO_LONG });
+        }
         if !status.success() {
             let last: String = String::from_utf8_lossy(&complaints).trim().chars().take(400).collect();
             return Err(failed(format!("{status}: {last}")));
@@ -370,7 +375,7 @@ impl<'de> Deserialize<'de> for Bytes {
 /// When it is too long, not the protocol's JSON, or brings nothing.
 pub fn read_answer(operation: Operation, json: &[u8]) -> Result<Zeroizing<Vec<u8>>, &'static str> {
     if json.len() > MAX_ANSWER {
-        return Err("is longer than 256 KiB");
+        return Err(TOO_LONG);
     }
     let answer: Answer =
         serde_json::from_slice(json).map_err(|_| "is not the JSON of the key provider protocol")?;
