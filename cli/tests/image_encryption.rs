@@ -132,9 +132,12 @@ fn the_key_provider_wraps_into_cocos_packet_and_refuses_the_rest() {
     }
 }
 
+/// Paths and bodies of requests.
+type Came = Arc<Mutex<Vec<(String, Vec<u8>)>>>;
+
 /// A server that takes resources; gives its address and what came.
-fn broker(runtime: &tokio::runtime::Runtime) -> (String, Arc<Mutex<Vec<(String, Vec<u8>)>>>) {
-    let came = Arc::new(Mutex::new(Vec::new()));
+fn broker(runtime: &tokio::runtime::Runtime) -> (String, Came) {
+    let came = Came::default();
     let kept = Arc::clone(&came);
     let take = move |uri: axum::http::Uri, body: axum::body::Bytes| {
         kept.lock().unwrap().push((uri.path().to_owned(), body.to_vec()));

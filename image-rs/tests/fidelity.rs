@@ -460,7 +460,9 @@ proptest! {
         let (mut model, ours) = (Model::default(), fresh(dir.path(), "ours"));
         // umoci gives the root no times that a layer does not give.
         let mut root = tar::Header::new_gnu();
-        (root.set_mode(0o755), root.set_mtime(1_000_000_000), root.set_size(0));
+        root.set_mode(0o755);
+        root.set_mtime(1_000_000_000);
+        root.set_size(0);
         root.set_entry_type(tar::EntryType::Directory);
         root.set_uid(0);
         root.set_gid(0);
