@@ -1,11 +1,12 @@
 //! Makes encrypted images.
 //!
 //! Source and destination are named as skopeo names them: a registry reference (also `docker://…`), `oci:DIR[:TAG]`, or
-//! `oci-archive:FILE[:TAG]`. Layers keep their compression; key and nonce are fresh for each layer. The wrapped key goes into the
-//! packet for the key broker (CoCo's `attestation-agent` form), and into a JWE for each public key given. The image
+//! `oci-archive:FILE[:TAG]`. Layers keep their compression; key and nonce are fresh for each layer, and wrapped for every
+//! [`Recipient`]: a key of the key broker (CoCo's `attestation-agent` form), public keys (JWE), certificates (PKCS#7), key providers. The image
 //! configuration is copied unchanged, it is not secret; its digest is wrapped together with each key, so that the guest opens
 //! a layer only as part of the image that it was encrypted for.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use base64::Engine as _;
@@ -15,11 +16,13 @@ use zeroize::Zeroizing;
 
 use crate::crypto::packet::Packet;
 use crate::crypto::{
-    CryptoError, Encryptor, KEYS_JWE, KEYS_PROVIDER, LayerKey, PUBOPTS, PrivateOptions, jwe,
+    CryptoError, Encryptor, KEYS_JWE, KEYS_PKCS7, KEYS_PROVIDER, LayerKey, PUBOPTS, PrivateOptions, jwe,
+    pkcs7,
 };
 use crate::digest::{Digest, DigestError, Hasher};
 use crate::manifest::{Descriptor, Manifest, ManifestError};
 use crate::media::{self, LayerType, MediaError};
+use crate::provider::{NamedProvider, ProviderError};
 use crate::pull::ClientConfig;
 use crate::store::{Store, StoreError};
 use crate::tier::{REQUIRED_TIER, RequiredTier};
@@ -34,14 +37,43 @@ pub enum LayerSelection {
     Only(Vec<i64>),
 }
 
+impl LayerSelection {
+    /// The numbers meant, of `count` layers.
+    pub(crate) fn chosen(&self, count: usize) -> Result<Vec<usize>, String> {
+        let Self::Only(numbers) = self else { return Ok((0..count).collect()) };
+        let place = |number: &i64| {
+            let total = i64::try_from(count).unwrap_or(i64::MAX);
+            let at = if *number < 0 { total.saturating_add(*number) } else { *number };
+            usize::try_from(at)
+                .ok()
+                .filter(|at| *at < count)
+                .ok_or_else(|| format!("it has {count} layers, there is no layer {number}"))
+        };
+        numbers.iter().map(place).collect()
+    }
+}
+
+/// Who shall open the layers.
+pub enum Recipient {
+    /// Guests to which the key broker releases a key.
+    Broker {
+        /// Resource URI of the key, `kbs:///repo/type/tag`.
+        key_id: String,
+        /// The key: 32 bytes.
+        key: Zeroizing<Vec<u8>>,
+    },
+    /// The owner of a key pair, by his public key (PEM).
+    Jwe(Vec<u8>),
+    /// The owner of a certificate (PEM or DER) of an RSA key.
+    Pkcs7(Vec<u8>),
+    /// Whom a key provider of others wraps for.
+    Provider(NamedProvider),
+}
+
 /// How an image is encrypted.
 pub struct EncryptOptions {
-    /// Resource URI of the wrapping key, `kbs:///repo/type/tag`.
-    pub key_id: String,
-    /// The wrapping key: 32 bytes.
-    pub key: Zeroizing<Vec<u8>>,
-    /// Public keys (PEM) that shall open the layers too.
-    pub jwe_recipients: Vec<Vec<u8>>,
+    /// Who shall open the layers: one or more, of any kinds.
+    pub recipients: Vec<Recipient>,
     /// Tier the image demands; an encrypted one demands `confidential` without it.
     pub required_tier: Option<RequiredTier>,
     /// Which layers.
@@ -53,14 +85,27 @@ pub struct EncryptOptions {
 impl EncryptOptions {
     /// All layers, for one key of the key broker.
     pub fn new(key_id: impl Into<String>, key: Zeroizing<Vec<u8>>) -> Self {
-        Self {
-            key_id: key_id.into(),
-            key,
-            jwe_recipients: Vec::new(),
-            required_tier: None,
-            layers: LayerSelection::All,
-            client: ClientConfig::default(),
+        Self::for_recipients(vec![Recipient::Broker { key_id: key_id.into(), key }])
+    }
+
+    /// All layers, for these recipients.
+    pub fn for_recipients(recipients: Vec<Recipient>) -> Self {
+        Self { recipients, required_tier: None, layers: LayerSelection::All, client: ClientConfig::default() }
+    }
+
+    fn check(&self) -> Result<(), EncryptError> {
+        if self.recipients.is_empty() {
+            return Err(EncryptError::Options("nobody is named who shall open it".to_owned()));
         }
+        for recipient in &self.recipients {
+            let Recipient::Broker { key_id, key } = recipient else { continue };
+            check_key_id(key_id)?;
+            if key.len() != 32 {
+                let seen = key.len();
+                return Err(EncryptError::Options(format!("its key has {seen} bytes, 32 are needed")));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -101,6 +146,9 @@ pub enum EncryptError {
     /// The cryptographic part.
     #[error(transparent)]
     Crypto(#[from] CryptoError),
+    /// A key provider.
+    #[error(transparent)]
+    Provider(#[from] ProviderError),
     /// The temporary folder.
     #[error("writing the encrypted layer failed: {0}")]
     Io(#[from] std::io::Error),
@@ -131,15 +179,12 @@ pub async fn encrypt_image(
     dst: &str,
     options: &EncryptOptions,
 ) -> Result<EncryptedImage, EncryptError> {
-    check_key_id(&options.key_id)?;
-    if options.key.len() != 32 {
-        return Err(EncryptError::Options(format!("its key has {} bytes, 32 are needed", options.key.len())));
-    }
+    options.check()?;
     let work = crate::store::WorkDir::new()?;
     let source = Store::open(src, &options.client, work.path()).await?;
     let target = Store::create(dst, &options.client, work.path())?;
     let (mut manifest, _) = source.manifest(&options.client).await?;
-    let chosen = chosen(&options.layers, manifest.layers.len())?;
+    let chosen = options.layers.chosen(manifest.layers.len()).map_err(EncryptError::Options)?;
     let config_digest = manifest.config.digest()?;
     let config = source.blob(&manifest.config, work.path()).await?;
     target.put_blob(&config_digest, &config, manifest.config.size).await?;
@@ -178,22 +223,6 @@ fn as_oci(manifest: &mut Manifest, tier: Option<RequiredTier>) {
     }
 }
 
-fn chosen(selection: &LayerSelection, count: usize) -> Result<Vec<usize>, EncryptError> {
-    match selection {
-        LayerSelection::All => Ok((0..count).collect()),
-        LayerSelection::Only(numbers) => numbers
-            .iter()
-            .map(|number| {
-                let total = i64::try_from(count).unwrap_or(i64::MAX);
-                let at = if *number < 0 { total.saturating_add(*number) } else { *number };
-                usize::try_from(at).ok().filter(|at| *at < count).ok_or_else(|| {
-                    EncryptError::Options(format!("it has {count} layers, there is no layer {number}"))
-                })
-            })
-            .collect(),
-    }
-}
-
 async fn seal_layer(
     layer: &Descriptor,
     kind: LayerType,
@@ -222,19 +251,35 @@ async fn seal_layer(
     let private = PrivateOptions { key, config: Some(config.clone()) }.write(&layer.digest);
     let mut sealed = layer.clone();
     sealed.annotations.insert(PUBOPTS.to_owned(), encryptor.finish().to_annotation());
-    let packet = Packet::wrap(&options.key_id, &options.key, &private)?;
-    sealed.annotations.insert(KEYS_PROVIDER.to_owned(), STANDARD.encode(packet.to_json()));
-    if !options.jwe_recipients.is_empty() {
-        let mut packets = Vec::new();
-        for pem in &options.jwe_recipients {
-            packets.push(STANDARD.encode(jwe::seal(&private, pem)?));
-        }
-        sealed.annotations.insert(KEYS_JWE.to_owned(), packets.join(","));
-    }
+    sealed.annotations.extend(wrap(&private, &options.recipients).await?);
     sealed.media_type = LayerType { encrypted: true, ..kind }.oci_name();
     sealed.digest = hasher.finish().to_string();
     sealed.size = size;
     Ok(sealed)
+}
+
+/// The annotations with the packets for all recipients: those of one kind stand in one, separated by commas. An envelope of PKCS#7
+/// serves all its certificates.
+async fn wrap(private: &[u8], recipients: &[Recipient]) -> Result<BTreeMap<String, String>, EncryptError> {
+    let mut packets: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut put = |name: &str, packet: &[u8]| {
+        packets.entry(name.to_owned()).or_default().push(STANDARD.encode(packet));
+    };
+    let mut certificates = Vec::new();
+    for recipient in recipients {
+        match recipient {
+            Recipient::Broker { key_id, key } => {
+                put(KEYS_PROVIDER, Packet::wrap(key_id, key, private)?.to_json().as_bytes());
+            }
+            Recipient::Jwe(public) => put(KEYS_JWE, &jwe::seal(private, public)?),
+            Recipient::Pkcs7(certificate) => certificates.push(certificate.as_slice()),
+            Recipient::Provider(provider) => put(&provider.annotation(), &provider.wrap(private).await?),
+        }
+    }
+    if !certificates.is_empty() {
+        put(KEYS_PKCS7, &pkcs7::seal(private, &certificates)?);
+    }
+    Ok(packets.into_iter().map(|(name, packets)| (name, packets.join(","))).collect())
 }
 
 #[cfg(test)]
@@ -262,9 +307,10 @@ mod tests {
 
     #[test]
     fn layer_numbers() {
-        assert_eq!(chosen(&LayerSelection::All, 3).unwrap(), [0, 1, 2]);
-        assert_eq!(chosen(&LayerSelection::Only(vec![-1, 0]), 3).unwrap(), [2, 0]);
-        assert!(chosen(&LayerSelection::Only(vec![3]), 3).is_err());
-        assert!(chosen(&LayerSelection::Only(vec![-4]), 3).is_err());
+        assert_eq!(LayerSelection::All.chosen(3).unwrap(), [0, 1, 2]);
+        assert_eq!(LayerSelection::Only(vec![-1, 0]).chosen(3).unwrap(), [2, 0]);
+        for none in [3, -4, i64::MIN] {
+            assert!(LayerSelection::Only(vec![none]).chosen(3).unwrap_err().contains("no layer"));
+        }
     }
 }

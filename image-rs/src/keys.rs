@@ -8,11 +8,14 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use async_trait::async_trait;
+use rustls_pki_types::PrivateKeyDer;
+use rustls_pki_types::pem::PemObject as _;
 use zeroize::Zeroizing;
 
-use crate::crypto::jwe;
 use crate::crypto::packet::Packet;
-use crate::crypto::{CryptoError, KEYS_JWE, KEYS_PREFIX, KEYS_PROVIDER};
+use crate::crypto::{CryptoError, KEYS_JWE, KEYS_PKCS7, KEYS_PREFIX, KEYS_PROVIDER, malformed};
+use crate::crypto::{jwe, pkcs7};
+use crate::provider::ProviderError;
 
 /// Why no layer key was had.
 #[derive(Debug, thiserror::Error)]
@@ -37,9 +40,48 @@ pub enum KeyError {
         /// What the broker, or the way to it, said.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A key provider did not open the packet.
+    #[error(transparent)]
+    Provider(#[from] ProviderError),
     /// The packet is broken or does not open.
     #[error(transparent)]
     Crypto(#[from] CryptoError),
+}
+
+/// Why no packet of a layer was opened: what each provider said of each packet it has to do with.
+#[derive(Debug, thiserror::Error)]
+#[error("none of its {packets} wrapped keys opens with the keys at hand{}", said(.reasons))]
+pub struct OpenError {
+    /// How many packets the layer carries.
+    pub packets: usize,
+    /// What was said, by the name of the packet's kind.
+    pub reasons: Vec<(String, KeyError)>,
+}
+
+fn said(reasons: &[(String, KeyError)]) -> String {
+    reasons.iter().map(|(scheme, why)| format!("; {scheme}: {why}")).collect()
+}
+
+/// The private options of the first packet that any of the providers opens: for tools, where one key that is not to be had must not
+/// keep another from opening.
+///
+/// # Errors
+/// When none does.
+pub async fn open_any(
+    packets: &[KeyPacket],
+    providers: &[Box<dyn KeyProvider>],
+) -> Result<Zeroizing<Vec<u8>>, OpenError> {
+    let mut reasons = Vec::new();
+    for packet in packets {
+        for provider in providers {
+            match provider.unwrap_key(packet).await {
+                Ok(options) => return Ok(options),
+                Err(KeyError::Scheme { .. }) => {}
+                Err(error) => reasons.push((packet.scheme().to_owned(), error)),
+            }
+        }
+    }
+    Err(OpenError { packets: packets.len(), reasons })
 }
 
 /// Gets a resource of the key broker, for instance `kbs:///default/image-key/1`.
@@ -118,7 +160,7 @@ impl<S: SecretSource> KeyProvider for BrokerKeys<S> {
     }
 }
 
-/// Keys at hand: wrapping keys by their id, and private keys for JWE.
+/// Keys at hand: wrapping keys by their id, and private keys for JWE and PKCS#7.
 #[derive(Default)]
 pub struct HeldKeys {
     /// 32-byte wrapping keys by resource URI.
@@ -138,15 +180,36 @@ impl KeyProvider for HeldKeys {
                     None => Err(KeyError::Missing { kid: packet.kid }),
                 }
             }
-            KEYS_JWE => {
-                for pem in &self.private_pem {
-                    if let Ok(options) = jwe::open(&packet.bytes, pem) {
-                        return Ok(options);
-                    }
-                }
-                Err(KeyError::Missing { kid: "private key of one of the recipients".to_owned() })
-            }
+            KEYS_JWE => self.by_private_key(&packet.bytes, jwe::open),
+            KEYS_PKCS7 => self.by_private_key(&packet.bytes, pkcs7::open),
             _ => Err(KeyError::Scheme { scheme: packet.scheme().to_owned() }),
         }
+    }
+}
+
+/// Opens a packet with a private key (PEM).
+type Open = fn(&[u8], &[u8]) -> Result<Zeroizing<Vec<u8>>, CryptoError>;
+
+impl HeldKeys {
+    /// Takes a private key (PEM, not encrypted).
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn add_private_pem(&mut self, pem: Zeroizing<Vec<u8>>) -> Result<(), CryptoError> {
+        PrivateKeyDer::from_pem_slice(&pem).map_err(|error| malformed("private key", error))?;
+        self.private_pem.push(pem);
+        Ok(())
+    }
+
+    fn by_private_key(&self, packet: &[u8], open: Open) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+        for pem in &self.private_pem {
+            match open(packet, pem) {
+                // A packet of a kind that is not read is no matter of keys.
+                Err(error @ CryptoError::Unsupported { .. }) => return Err(error.into()),
+                Err(_) => {}
+                Ok(options) => return Ok(options),
+            }
+        }
+        Err(KeyError::Missing { kid: "private key of one of the recipients".to_owned() })
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! [`ImageClient::pull`] turns a reference into a root folder. Digests of manifest, configuration, layers and unpacked layers
 //! are all checked; encrypted layers (ocicrypt) are decrypted with keys a [`KeyProvider`] opens, in the guest through the key
-//! broker ([`BrokerKeys`]). `encrypt` makes such images, `inspect` tells what one is, `scratch` gives the guest
+//! broker ([`BrokerKeys`]). `encrypt` makes such images, `decrypt` makes plain ones of them for who has the keys, `provider` lets programs of others
+//! wrap keys, `inspect` tells what one is, `scratch` gives the guest
 //! encrypted space to unpack onto.
 //!
 //! Which image an encrypted layer belongs to stands beside its wrapped key, and the guest may be told the only images that it
@@ -16,6 +17,7 @@
 #![deny(unsafe_code)]
 
 pub mod crypto;
+mod decrypt;
 pub mod digest;
 pub mod encrypt;
 mod error;
@@ -27,6 +29,7 @@ mod limits;
 pub mod manifest;
 pub mod media;
 mod pins;
+pub mod provider;
 mod pull;
 mod referrers;
 pub mod registry;
@@ -36,10 +39,13 @@ mod store;
 pub mod tier;
 pub mod unpack;
 
-pub use encrypt::{EncryptError, EncryptOptions, EncryptedImage, LayerSelection, encrypt_image};
+pub use decrypt::{DecryptError, DecryptOptions, DecryptedImage, decrypt_image};
+pub use encrypt::{EncryptError, EncryptOptions, EncryptedImage, LayerSelection, Recipient, encrypt_image};
 pub use error::PullError;
 pub use inspect::{Summary, inspect};
-pub use keys::{BrokerKeys, HeldKeys, KeyError, KeyPacket, KeyProvider, NoKeys, SecretSource};
+pub use keys::{
+    BrokerKeys, HeldKeys, KeyError, KeyPacket, KeyProvider, NoKeys, OpenError, SecretSource, open_any,
+};
 pub use layer::decompress;
 pub use layers::{FetchedImage, LayersError, fetch_layers};
 pub use limits::Limits;

@@ -10,8 +10,8 @@ use kata_cc_image::crypto::CryptoError;
 use kata_cc_image::digest::Digest;
 use kata_cc_image::{
     ClientConfig, DockerAuth, DockerAuthConfig, EncryptOptions, HeldKeys, ImageClient, KeyError, KeyProvider,
-    Limits, NoKeys, Progress, PullError, PullTarget, PulledImage, RegistryError, RequiredTier, RunningTier,
-    TierError, encrypt_image, inspect,
+    Limits, NoKeys, Progress, PullError, PullTarget, PulledImage, Recipient, RegistryError, RequiredTier,
+    RunningTier, TierError, encrypt_image, inspect,
 };
 use serde_json::json;
 use zeroize::Zeroizing;
@@ -377,7 +377,7 @@ async fn skopeo_decrypts_what_we_encrypt() {
         let image = Image::sample();
         image.layout(&dir.path().join("layout"));
         let mut options = EncryptOptions::new(KEY_ID, Zeroizing::new(vec![7; 32]));
-        options.jwe_recipients.push(std::fs::read(&public).unwrap());
+        options.recipients.push(Recipient::Jwe(std::fs::read(&public).unwrap()));
         // Through an archive, so that both forms of layout are read by skopeo.
         let archive = format!("oci-archive:{}:e", at("enc.tar"));
         encrypt_image(&format!("oci:{}:t", at("layout")), &archive, &options).await.unwrap();

@@ -50,6 +50,7 @@ pub enum KeyProviderError {
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct Input {
+    op: String,
     keywrapparams: Wrap,
     keyunwrapparams: Unwrap,
 }
@@ -152,14 +153,10 @@ pub async fn wrap<S: ResourceSource + ?Sized>(
 ) -> Result<Zeroizing<Vec<u8>>, KeyProviderError> {
     let mut input = parse(input)?;
     let options = input.keywrapparams.optsdata.take().map(Zeroizing::new);
-    let config = input.keywrapparams.ec.as_ref().ok_or(KeyProviderError::Form("it has no ec"))?;
-    let parameters = config.parameters.get(NAME).and_then(|all| all.first());
-    let parameters = parameters
-        .and_then(|text| String::from_utf8(from_base64_standard(text)?).ok())
-        .ok_or(KeyProviderError::Form("its ec has no base64 parameters for attestation-agent"))?;
-    let name = key_id(&parameters)?;
+    let parameters = Parameters::of(&input)?;
     let options = options.and_then(|text| from_base64_standard(&text));
     let options = Zeroizing::new(options.ok_or(KeyProviderError::Form("its optsdata is no base64"))?);
+    let name = &parameters.key_id;
     let packet = Packet::wrap(name, &key(name, source).await?, &options)?;
     Ok(numbers(
         packet.to_json().as_bytes(),
@@ -168,18 +165,57 @@ pub async fn wrap<S: ResourceSource + ?Sized>(
     ))
 }
 
-/// The key that parameters name. Where the key's bytes lie (`keypath`) is a matter of tools, not of a guest.
-fn key_id(parameters: &str) -> Result<&str, KeyProviderError> {
-    let mut name = None;
-    for part in parameters.trim_start_matches("provider:attestation-agent:").split("::") {
-        match part.split_once('=') {
-            Some(("keyid", value)) => name = Some(value),
-            Some(("algorithm", "A256GCM")) | None => {}
-            Some(("algorithm", _)) => return Err(KeyProviderError::Form("its algorithm is not A256GCM")),
-            Some(_) => {}
-        }
+/// Whether a request asks to wrap (`keywrap`); where gRPC or ttrpc name the operation, its own word for it is not looked at.
+///
+/// # Errors
+/// When the request is out of form or asks for something else.
+pub fn asks_to_wrap(input: &[u8]) -> Result<bool, KeyProviderError> {
+    match parse(input)?.op.as_str() {
+        "keywrap" => Ok(true),
+        "keyunwrap" => Ok(false),
+        _ => Err(KeyProviderError::Form("its op is neither keywrap nor keyunwrap")),
     }
-    name.ok_or(KeyProviderError::Form("its parameters name no keyid"))
+}
+
+/// What a request to wrap says of the key.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Parameters {
+    /// Name of the wrapping key.
+    pub key_id: String,
+    /// File with the key's bytes: a matter of tools, a guest does not look at it.
+    pub key_path: Option<String>,
+}
+
+/// The parameters of a request to wrap.
+///
+/// # Errors
+/// When the request or its parameters are out of form.
+pub fn parameters_of(input: &[u8]) -> Result<Parameters, KeyProviderError> {
+    Parameters::of(&parse(input)?)
+}
+
+impl Parameters {
+    fn of(input: &Input) -> Result<Self, KeyProviderError> {
+        let config = input.keywrapparams.ec.as_ref().ok_or(KeyProviderError::Form("it has no ec"))?;
+        let text = config.parameters.get(NAME).and_then(|all| all.first());
+        let text = text
+            .and_then(|text| String::from_utf8(from_base64_standard(text)?).ok())
+            .ok_or(KeyProviderError::Form("its ec has no base64 parameters for attestation-agent"))?;
+        let (mut key_id, mut key_path) = (None, None);
+        for part in text.trim_start_matches("provider:attestation-agent:").split("::") {
+            match part.split_once('=') {
+                Some(("keyid", value)) => key_id = Some(value.to_owned()),
+                Some(("keypath", value)) => key_path = Some(value.to_owned()),
+                Some(("algorithm", "A256GCM")) | None => {}
+                Some(("algorithm", _)) => {
+                    return Err(KeyProviderError::Form("its algorithm is not A256GCM"));
+                }
+                Some(_) => {}
+            }
+        }
+        let key_id = key_id.ok_or(KeyProviderError::Form("its parameters name no keyid"))?;
+        Ok(Self { key_id, key_path })
+    }
 }
 
 #[cfg(test)]
@@ -243,6 +279,11 @@ mod tests {
         assert!(words(unwrap(b"[", &source).await.unwrap_err()).contains("not the JSON"));
         let long = vec![b' '; MAX_INPUT + 1];
         assert!(words(unwrap(&long, &source).await.unwrap_err()).contains("longer than"));
+        assert!(asks_to_wrap(&wrap_request("keyid=x", b"")).unwrap());
+        assert!(!asks_to_wrap(br#"{"op":"keyunwrap"}"#).unwrap());
+        assert!(words(asks_to_wrap(b"{}").unwrap_err()).contains("neither"));
+        let path = parameters_of(&wrap_request("keyid=x::keypath=/a", b"")).unwrap().key_path;
+        assert_eq!(path.as_deref(), Some("/a"));
         for (parameters, reason) in [
             ("algorithm=A256GCM", "no keyid"),
             ("keyid=kbs:///default/key/1::algorithm=A128CBC", "not A256GCM"),

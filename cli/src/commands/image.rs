@@ -1,67 +1,37 @@
-//! `kata-cc image`: make encrypted images, look at images, and check their signatures.
+//! `kata-cc image`: encrypt and decrypt images, look at images, and check their signatures.
 
+mod decrypt;
+mod encrypt;
+mod key_file;
+mod keyprovider;
+mod providers;
+mod seal;
+mod sign;
+mod unpack;
 mod verify;
 
 use std::collections::BTreeMap;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use aws_lc_rs::rand::{SecureRandom, SystemRandom};
-use kata_cc_image::{
-    ClientConfig, DockerAuth, DockerAuthConfig, EncryptOptions, Registries, RequiredTier, Summary,
-    encrypt_image, inspect,
-};
-use serde_json::json;
-use zeroize::Zeroizing;
+use kata_cc_image::{ClientConfig, DockerAuth, DockerAuthConfig, Registries, Summary, inspect};
 
-mod seal;
-mod unpack;
-
-use super::{block_on, read_input, secret};
+use super::block_on;
 use crate::output::{Output, printable};
-
-const KEY_LEN: usize = 32;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
     /// Copy an image, its layers encrypted.
-    Encrypt {
-        /// Image: a registry reference, oci:DIR[:TAG] or oci-archive:FILE[:TAG].
-        src: String,
-        /// Where the encrypted one goes, in the same forms.
-        dst: String,
-        /// Name of the key in the key broker, kbs:///repository/type/tag.
-        #[arg(long, value_name = "URI")]
-        key_id: String,
-        /// File with the key (32 bytes); made when it is not there. `kata-cc secret put` gives it to the key broker.
-        #[arg(long, value_name = "FILE")]
-        key_file: PathBuf,
-        /// Tier that the image demands: confidential, snp, tdx.
-        #[arg(long, value_name = "TIER")]
-        require_tier: Option<RequiredTier>,
-        #[command(flatten)]
-        registry: RegistryArguments,
-    },
-    /// Make one read-only file of an image's layers, whose every block a root hash vouches for: guests of this node whose init-data
-    /// has the seal take it instead of pulling the layers.
-    Seal {
-        /// Image: a registry reference, oci:DIR[:TAG] or oci-archive:FILE[:TAG].
-        name: String,
-        /// File for the sealed image; without it, it goes to this node's folder of sealed images.
-        #[arg(long, value_name = "FILE")]
-        output: Option<PathBuf>,
-        /// File for the seal (JSON), for `[image] seals` of the node's configuration or a pod's init-data.
-        #[arg(long, value_name = "FILE")]
-        seal: Option<PathBuf>,
-        /// Put the seal beside the image in its registry, as a referrer. Guests believe it when it is signed as their policy demands of the
-        /// image: sign the digest that is printed (`cosign sign`).
-        #[arg(long)]
-        push: bool,
-        #[command(flatten)]
-        registry: RegistryArguments,
-    },
+    Encrypt(encrypt::Encrypt),
+    /// Copy an image, its layers decrypted with keys at hand.
+    Decrypt(decrypt::Decrypt),
+    /// Wrap and unwrap layer keys for skopeo and other tools: a key provider program of ocicrypt, asked on standard input.
+    Keyprovider(keyprovider::Keyprovider),
+    /// Make one read-only file of an image's layers, whose every block a root hash vouches for: guests of this node that have the
+    /// seal take it instead of pulling the layers.
+    Seal(seal::Seal),
+    /// Sign what a name stands for in its registry, as `cosign sign` does with a key: an image, a seal, anything.
+    Sign(sign::Sign),
     /// Tell what an image is and who can open it.
     Inspect {
         /// Image: a registry reference, oci:DIR[:TAG] or oci-archive:FILE[:TAG].
@@ -130,64 +100,14 @@ fn registries(file: &Path) -> anyhow::Result<Registries> {
     Registries::parse(&text).map_err(|why| anyhow::anyhow!("{}: {why}", file.display()))
 }
 
-/// The key of a file; made, for its owner only, when it is not there. Gives whether it is new.
-fn key(file: &Path) -> anyhow::Result<(Zeroizing<Vec<u8>>, bool)> {
-    if file.exists() {
-        let key = read_input(Some(file), KEY_LEN as u64)
-            .with_context(|| format!("{} is no key of {KEY_LEN} bytes", file.display()))?;
-        anyhow::ensure!(
-            key.len() == KEY_LEN,
-            "{} has {} bytes, a key has {KEY_LEN}",
-            file.display(),
-            key.len()
-        );
-        return Ok((key, false));
-    }
-    let mut key = Zeroizing::new(vec![0; KEY_LEN]);
-    SystemRandom::new().fill(&mut key).map_err(|_| anyhow::anyhow!("there is no randomness to be had"))?;
-    let made = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(file);
-    made.and_then(|mut made| made.write_all(&key))
-        .with_context(|| format!("cannot write {}", file.display()))?;
-    Ok((key, true))
-}
-
 /// Run it.
 pub(crate) fn run(command: Command, output: &Output) -> anyhow::Result<u8> {
     match command {
-        Command::Encrypt { src, dst, key_id, key_file, require_tier, registry } => {
-            anyhow::ensure!(
-                key_id.starts_with("kbs://"),
-                "--key-id must be kbs:///repository/type/tag, seen {key_id:?}"
-            );
-            secret::resource_path(&key_id)?;
-            let client = registry.config(&[&src, &dst])?;
-            let (key, new) = key(&key_file)?;
-            let options =
-                EncryptOptions { required_tier: require_tier, client, ..EncryptOptions::new(&key_id, key) };
-            let progress =
-                output.progress(&format!("kata-cc: encrypting {} to {}", printable(&src), printable(&dst)));
-            let made = block_on(async { Ok(encrypt_image(&src, &dst, &options).await?) });
-            drop(progress);
-            let made = made?;
-            if output.json {
-                output.document(&json!({"image": dst, "manifest_digest": made.manifest_digest.to_string(), "key_id": key_id,
-                    "encrypted_layers": made.encrypted_layers, "layers": made.layers, "key_file": key_file, "key_is_new": new}))?;
-            } else {
-                output.text(&format!(
-                    "{dst}  {}  {} of {} layers encrypted for {key_id}\n\
-                     give the key to the key broker: kata-cc secret put {key_id} --file {}\n",
-                    made.manifest_digest,
-                    made.encrypted_layers,
-                    made.layers,
-                    key_file.display()
-                ))?;
-            }
-        }
-        Command::Seal { name, output: file, seal, push, registry } => {
-            let client = registry.config(&[&name])?;
-            let places = seal::Places { file: file.as_deref(), seal: seal.as_deref(), push };
-            seal::run(&name, &client, &places, output)?;
-        }
+        Command::Encrypt(arguments) => encrypt::run(&arguments, output)?,
+        Command::Decrypt(arguments) => decrypt::run(&arguments, output)?,
+        Command::Keyprovider(arguments) => keyprovider::run(&arguments, output)?,
+        Command::Sign(arguments) => sign::run(&arguments, output)?,
+        Command::Seal(arguments) => seal::run(&arguments, output)?,
         Command::Inspect { name, registry } => {
             let client = registry.config(&[&name])?;
             let summary = block_on(async { Ok(inspect(&name, &client).await?) })?;
@@ -217,24 +137,4 @@ fn describe(summary: &Summary) -> String {
         lines.push(format!("layer      {digest}  {size} bytes  {media} {}", ids.join(" ")));
     }
     lines.iter().map(|line| printable(line) + "\n").collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::fs::PermissionsExt;
-
-    #[test]
-    fn a_key_is_made_once_and_for_its_owner_only() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("key");
-        let (first, new) = key(&file).unwrap();
-        assert!(new && first.len() == KEY_LEN);
-        assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(key(&file).unwrap(), (first, false));
-        for length in [0, 31, 33, 64] {
-            std::fs::write(&file, vec![1; length]).unwrap();
-            assert!(key(&file).is_err(), "{length}");
-        }
-    }
 }

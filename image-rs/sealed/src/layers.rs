@@ -1,6 +1,6 @@
 //! Puts layers on top of one another: archive entries into a [`Tree`], contents to where the image keeps them.
 //!
-//! The same rules as when the guest unpacks layers itself (`kata_cc_image::unpack`): whiteouts act on lower layers only, a folder
+//! The same rules as when the guest unpacks layers itself (`kata_cc_image::unpack::rules`): whiteouts act on lower layers only, a folder
 //! stays when a later layer names it again, links in parents are followed within the root, `..` in a name is refused.
 //! Contents of files that a later layer hides stay in the image: they were written when they came by.
 
@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 
 use kata_cc_image::Limits;
+use kata_cc_image::unpack::rules::{self, Step};
 use kata_cc_image::unpack::{Budget, Entry, TarStream, UnpackError};
 use kata_cc_image::unpack::{Kind as EntryKind, components, show};
 
@@ -15,8 +16,6 @@ use crate::SealError;
 use crate::erofs::Contents;
 use crate::tree::{Attributes, Kind, Node, NodeId, Tree, Unresolved};
 
-const WHITEOUT: &[u8] = b".wh.";
-const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Bytes of one read.
 const PIECE: usize = 128 << 10;
 
@@ -68,17 +67,35 @@ impl<W: Write> Layers<W> {
     }
 
     fn entry(&mut self, stream: &mut TarStream<impl Read>, entry: &Entry) -> Result<(), SealError> {
-        let parts = components(&entry.path, self.budget.limits())?;
-        let Some((last, parents)) = parts.split_last() else {
-            if entry.kind != EntryKind::Dir {
-                return Err(path_error(&entry.path, "it names the root, which is a folder"));
+        let layer = self.layer;
+        let of_this_layer = move |node: &Node| node.layer == layer;
+        match rules::step(entry, self.budget.limits())? {
+            Step::Nothing => Ok(()),
+            Step::Root => self.describe(NodeId::ROOT, entry),
+            Step::Opaque { folder } => {
+                let folder = self.parent(&folder)?;
+                self.tree.clear(folder, &of_this_layer);
+                Ok(())
             }
-            return self.describe(NodeId::ROOT, entry);
-        };
-        let parent = self.parent(parents)?;
-        if last.starts_with(WHITEOUT) {
-            return self.whiteout(entry, last, parent);
+            Step::Whiteout { folder, name } => {
+                let folder = self.parent(&folder)?;
+                self.tree.remove(folder, name, &of_this_layer);
+                Ok(())
+            }
+            Step::Make { folder, name } => {
+                let parent = self.parent(&folder)?;
+                self.make(stream, entry, parent, name)
+            }
         }
+    }
+
+    fn make(
+        &mut self,
+        stream: &mut TarStream<impl Read>,
+        entry: &Entry,
+        parent: NodeId,
+        last: &[u8],
+    ) -> Result<(), SealError> {
         if entry.kind == EntryKind::HardLink {
             return self.hard_link(entry, parent, last);
         }
@@ -127,24 +144,6 @@ impl<W: Write> Layers<W> {
         self.tree.folder(components).map_err(|error| refused(words(error)))
     }
 
-    fn whiteout(&mut self, entry: &Entry, last: &[u8], parent: NodeId) -> Result<(), SealError> {
-        let layer = self.layer;
-        let of_this_layer = move |node: &Node| node.layer == layer;
-        if last == OPAQUE {
-            self.tree.clear(parent, &of_this_layer);
-            return Ok(());
-        }
-        match last.get(WHITEOUT.len()..).unwrap_or_default() {
-            b"" | b"." | b".." => Err(path_error(&entry.path, "it is a whiteout of the folder it stands in")),
-            // AUFS keeps its own records under such names; they are no content.
-            target if target.starts_with(WHITEOUT) => Ok(()),
-            target => {
-                self.tree.remove(parent, target, &of_this_layer);
-                Ok(())
-            }
-        }
-    }
-
     fn hard_link(&mut self, entry: &Entry, parent: NodeId, last: &[u8]) -> Result<(), SealError> {
         let refused = |why: &str| {
             let (path, target) = (show(&entry.path), show(&entry.link));
@@ -170,13 +169,7 @@ impl<W: Write> Layers<W> {
         Ok(match entry.kind {
             EntryKind::Dir => Kind::Folder(BTreeMap::new()),
             EntryKind::File => Kind::File(self.file(stream, entry)?),
-            EntryKind::Symlink => {
-                if entry.link.is_empty() || entry.link.contains(&0) || entry.link.len() > 4095 {
-                    let why = "its link target is empty, too long, or holds a zero byte";
-                    return Err(path_error(&entry.path, why));
-                }
-                Kind::Symlink(entry.link.clone())
-            }
+            EntryKind::Symlink => Kind::Symlink(entry.link.clone()),
             EntryKind::Char => Kind::Char(entry.device.0, entry.device.1),
             EntryKind::Block => Kind::Block(entry.device.0, entry.device.1),
             EntryKind::Fifo => Kind::Fifo,
@@ -212,24 +205,12 @@ impl<W: Write> Layers<W> {
     }
 
     fn describe(&mut self, id: NodeId, entry: &Entry) -> Result<(), SealError> {
-        let id_of = |value: u64| {
-            u32::try_from(value)
-                .ok()
-                .filter(|id| *id != u32::MAX)
-                .ok_or_else(|| path_error(&entry.path, "its owner or group does not fit 32 bits"))
-        };
-        for (name, _) in &entry.xattrs {
-            // The guest's own overlay mounts obey these: a layer could make them show other files.
-            if name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.") {
-                let (path, name) = (show(&entry.path), show(name));
-                return Err(UnpackError::Attribute { path, name }.into());
-            }
-        }
+        let (uid, gid) = rules::owner(entry)?;
         let symlink = entry.kind == EntryKind::Symlink;
         let attributes = Attributes {
             mode: if symlink { 0o777 } else { (entry.mode & 0o7777) as u16 },
-            uid: id_of(entry.uid)?,
-            gid: id_of(entry.gid)?,
+            uid,
+            gid,
             mtime: entry.mtime,
             xattrs: entry.xattrs.iter().cloned().collect(),
         };

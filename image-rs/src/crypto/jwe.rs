@@ -12,7 +12,7 @@ use aws_lc_rs::digest::{Context, SHA256};
 use aws_lc_rs::key_wrap::{AES_128, AES_256, AesKek, KeyWrap as _};
 use aws_lc_rs::rsa::{
     OAEP_SHA1_MGF1SHA1, OAEP_SHA256_MGF1SHA256, OaepPrivateDecryptingKey, OaepPublicEncryptingKey,
-    PrivateDecryptingKey, PublicEncryptingKey,
+    PublicEncryptingKey,
 };
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -22,7 +22,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use zeroize::Zeroizing;
 
-use super::{CryptoError, malformed};
+use super::{CryptoError, malformed, rsa};
 
 const WHAT: &str = "jwe packet";
 const MAX: usize = 64 << 10;
@@ -165,40 +165,8 @@ fn content_key(
 }
 
 fn rsa_private(key: &PrivateKeyDer<'_>) -> Result<OaepPrivateDecryptingKey, CryptoError> {
-    let rejected = |_| CryptoError::Unwrap { what: WHAT };
-    let key = match key {
-        PrivateKeyDer::Pkcs8(der) => {
-            PrivateDecryptingKey::from_pkcs8(der.secret_pkcs8_der()).map_err(rejected)?
-        }
-        PrivateKeyDer::Pkcs1(der) => {
-            PrivateDecryptingKey::from_pkcs8(&pkcs1_in_pkcs8(der.secret_pkcs1_der())).map_err(rejected)?
-        }
-        _ => return Err(CryptoError::Unwrap { what: WHAT }),
-    };
+    let key = rsa::private_key(key).ok_or(CryptoError::Unwrap { what: WHAT })?;
     OaepPrivateDecryptingKey::new(key).map_err(|_| CryptoError::Library("RSA"))
-}
-
-/// Wraps a PKCS#1 key (`BEGIN RSA PRIVATE KEY`) as PKCS#8, the only form the library reads.
-fn pkcs1_in_pkcs8(key: &[u8]) -> Zeroizing<Vec<u8>> {
-    const VERSION_AND_RSA: [u8; 18] =
-        [2, 1, 0, 0x30, 13, 6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 1, 5, 0];
-    fn item(tag: u8, parts: &[&[u8]]) -> Zeroizing<Vec<u8>> {
-        let length: usize = parts.iter().map(|part| part.len()).sum();
-        let mut out = Zeroizing::new(Vec::with_capacity(length + 6));
-        out.push(tag);
-        if length < 128 {
-            out.push(u8::try_from(length).unwrap_or(0));
-        } else {
-            let bytes = u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes();
-            out.push(0x84);
-            out.extend_from_slice(&bytes);
-        }
-        for part in parts {
-            out.extend_from_slice(part);
-        }
-        out
-    }
-    item(0x30, &[&VERSION_AND_RSA, &item(4, &[key])])
 }
 
 fn agreed_key(

@@ -3,15 +3,19 @@
 //! Sources: OCI image-spec draft on encryption, `containers/ocicrypt` `docs/`. A layer is AES-256-CTR over the
 //! (compressed) archive; the 16-byte nonce is the first counter block. HMAC-SHA256 with the same key covers the
 //! ciphertext and stands in the public options. Key, nonce and the digest of the source blob are the
-//! private options, wrapped once per recipient: [`packet`] for the key broker, [`jwe`] for a key pair.
+//! private options, wrapped for every recipient: [`packet`] for the key broker, [`jwe`] for a key pair, [`pkcs7`] for
+//! certificates.
 //! The `digest` in the private options is not enforced: skopeo fills in that of the blob before compression. A layer of ours
 //! also names, among its private options, the digest of the image configuration that it belongs to (`crate::pins`).
 //!
 //! CTR alone lets anyone flip plaintext bits, so nothing decrypted is used before the HMAC of the whole layer
 //! is known to be right; [`DecryptReader`] checks it again as it reads.
 
+mod der;
 pub mod jwe;
 pub mod packet;
+pub mod pkcs7;
+mod rsa;
 
 use std::fmt;
 use std::io::{self, Read};
@@ -35,6 +39,12 @@ pub const PUBOPTS: &str = "org.opencontainers.image.enc.pubopts";
 pub const KEYS_PROVIDER: &str = "org.opencontainers.image.enc.keys.provider.attestation-agent";
 /// Annotation with JWE-wrapped keys.
 pub const KEYS_JWE: &str = "org.opencontainers.image.enc.keys.jwe";
+/// Annotation with keys wrapped for certificates.
+pub const KEYS_PKCS7: &str = "org.opencontainers.image.enc.keys.pkcs7";
+/// What the annotations of all key providers begin with; the provider's name follows.
+pub const KEYS_PROVIDERS: &str = "org.opencontainers.image.enc.keys.provider.";
+/// What all annotations of an encrypted layer begin with.
+pub const ENCRYPTION: &str = "org.opencontainers.image.enc.";
 /// What all key annotations begin with.
 pub const KEYS_PREFIX: &str = "org.opencontainers.image.enc.keys.";
 const CIPHER: &str = "AES_256_CTR_HMAC_SHA256";

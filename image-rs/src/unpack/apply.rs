@@ -1,7 +1,8 @@
 //! Turns the entries of one layer into files.
 //!
-//! Order of the metadata matters: ownership first (it clears set-user-id bits and capabilities), then mode, then extended
-//! attributes, then times; times of folders last of all, since filling them changes them. Whiteouts act on lower
+//! What an entry asks for is told by the rules (`super::rules`). Order of the metadata matters: ownership first (it clears set-user-id bits and capabilities), then mode, then extended
+//! attributes, then times; times of folders last of all, since filling them changes them: those of folders that the layer
+//! does not name are put back as they were, those of folders it implies are zero. Whiteouts act on lower
 //! layers only (image-spec, `layer.md`): what this layer made is known by device and inode and survives them.
 
 use std::collections::HashSet;
@@ -9,23 +10,23 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{
-    FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmodat, makedev, mkdirat, mknodat, utimensat,
+    FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmodat, fstat, makedev, mkdirat, mknodat,
+    utimensat,
 };
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, fchownat, linkat, symlinkat};
 
 use super::entry::{Entry, Kind, TarStream};
-use super::root::{self, FileId, Root, name, write_error};
+use super::root::{self, FileId, Implied, Root, name, write_error};
+use super::rules::{self, Step};
 use super::{Budget, UnpackError, show};
 
-const WHITEOUT: &[u8] = b".wh.";
-const OPAQUE: &[u8] = b".wh..wh..opq";
 const PIECE: usize = 128 << 10;
 const HOLE: usize = 4096;
 /// Folders deeper than this are not walked when they are to be removed.
@@ -68,6 +69,11 @@ pub fn apply(
         budget,
         made: HashSet::new(),
         folders: Vec::new(),
+        noted: Vec::new(),
+        seen: HashSet::new(),
+        inherited: HashSet::new(),
+        inherits: false,
+        last: None,
         stats: LayerStats::default(),
         buffer: vec![0; PIECE],
     };
@@ -92,7 +98,16 @@ struct Applier<'a> {
     owner: Owner,
     budget: &'a mut Budget,
     made: HashSet<FileId>,
+    /// Folders that the layer names, and their times there.
     folders: Vec<(Vec<u8>, TimeSpec, TimeSpec)>,
+    /// Folders in which the layer changes something, and their times before; those made for it begin with zero.
+    noted: Vec<(Vec<u8>, (TimeSpec, TimeSpec), FileId)>,
+    seen: HashSet<FileId>,
+    /// Folders with a default access control list, which the kernel hands down to what is made in them.
+    inherited: HashSet<FileId>,
+    /// Whether the folder `last` is one of them.
+    inherits: bool,
+    last: Option<Rc<OwnedFd>>,
     stats: LayerStats,
     buffer: Vec<u8>,
 }
@@ -104,88 +119,122 @@ struct Place<'p> {
     path: &'p [u8],
 }
 
-/// Cuts a path into components: a leading `/` and `.` components mean nothing, `..` is refused.
-///
-/// # Errors
-/// When the path is refused or too long.
-pub fn components<'p>(path: &'p [u8], limits: &crate::Limits) -> Result<Vec<&'p [u8]>, UnpackError> {
-    let refuse = |why| UnpackError::Path { path: show(path), why };
-    if path.len() > limits.max_path {
-        return Err(UnpackError::Limit { limit: "max_path", max: limits.max_path as u64 });
+impl Place<'_> {
+    /// A path for calls that know no descriptors: the parent is named by its descriptor, the last component is not followed
+    /// (`lsetxattr`).
+    fn path_of(&self) -> PathBuf {
+        descriptor(&self.parent).join(self.name)
     }
-    if path.contains(&0) {
-        return Err(refuse("it holds a zero byte"));
+}
+
+fn descriptor(folder: &OwnedFd) -> PathBuf {
+    Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(".")
+}
+
+const DEFAULT_LIST: &str = "system.posix_acl_default";
+
+/// Whether files made in the folder get an access control list from it.
+fn has_default_list(folder: &OwnedFd) -> bool {
+    xattr::get(descriptor(folder), DEFAULT_LIST).is_ok_and(|list| list.is_some())
+}
+
+/// Takes all extended attributes away but the label that a security module gave. What cannot be taken away is the system's.
+fn clear_attributes(path: &Path) {
+    let Ok(names) = xattr::list(path) else { return };
+    for name in names.filter(|name| name != "security.selinux") {
+        let _ = xattr::remove(path, &name);
     }
-    let mut parts = Vec::new();
-    for part in path.split(|byte| *byte == b'/') {
-        match part {
-            b"" | b"." => {}
-            b".." => return Err(refuse("it climbs out with ..")),
-            _ if part.len() > 255 => return Err(refuse("a component is longer than 255 bytes")),
-            _ => parts.push(part),
-        }
-    }
-    if parts.len() > limits.max_depth {
-        return Err(UnpackError::Limit { limit: "max_depth", max: limits.max_depth as u64 });
-    }
-    Ok(parts)
 }
 
 impl Applier<'_> {
     fn entry(&mut self, stream: &mut TarStream<impl Read>, entry: &Entry) -> Result<(), UnpackError> {
-        let parts = components(&entry.path, self.budget.limits())?;
-        let Some((last, parents)) = parts.split_last() else {
-            return self.root_itself(entry);
-        };
-        if last.starts_with(WHITEOUT) {
-            return self.whiteout(entry, last, parents);
-        }
-        let place = Place { parent: self.root.folder(parents, true)?, name: name(last), path: &entry.path };
-        if self.make_way(&place, entry.kind)? {
-            self.make(stream, entry, &place)?;
-        }
-        if entry.kind == Kind::HardLink {
-            return Ok(());
-        }
-        self.metadata(entry, &place)
-    }
-
-    fn root_itself(&mut self, entry: &Entry) -> Result<(), UnpackError> {
-        if entry.kind != Kind::Dir {
-            return Err(UnpackError::Path {
-                path: show(&entry.path),
-                why: "it names the root, which is a folder",
-            });
-        }
-        let place = Place { parent: self.root.fd(), name: OsStr::new("."), path: &entry.path };
-        self.metadata(entry, &place)
-    }
-
-    fn whiteout(&mut self, entry: &Entry, last: &[u8], parents: &[&[u8]]) -> Result<(), UnpackError> {
-        let fail = write_error("applying the whiteout", &entry.path);
-        self.root.forget();
-        if last == OPAQUE {
-            let folder = self.root.folder(parents, true)?;
-            // A descriptor opened as O_PATH cannot be listed.
-            let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-            let folder = openat(&folder, ".", flags, Mode::empty()).map_err(&fail)?;
-            root::clear(&folder, &self.made, MAX_REMOVE_DEPTH).map_err(&fail)?;
-            return Ok(());
-        }
-        let target = &last[WHITEOUT.len()..];
-        match target {
-            b"" | b"." | b".." => {
-                return Err(UnpackError::Path {
-                    path: show(&entry.path),
-                    why: "it is a whiteout of the folder it stands in",
-                });
+        match rules::step(entry, self.budget.limits())? {
+            Step::Nothing => Ok(()),
+            Step::Root => {
+                let place = Place { parent: self.root.fd(), name: OsStr::new("."), path: &entry.path };
+                clear_attributes(&place.path_of());
+                self.metadata(entry, &place)
             }
-            // AUFS keeps its own records under such names; they are no content.
-            _ if target.starts_with(WHITEOUT) => return Ok(()),
-            _ => {}
+            Step::Opaque { folder } => {
+                let fail = write_error("applying the whiteout", &entry.path);
+                self.root.forget();
+                let folder = self.folder(&folder)?;
+                // A descriptor opened as O_PATH cannot be listed.
+                let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+                let folder = openat(&folder, ".", flags, Mode::empty()).map_err(&fail)?;
+                root::clear(&folder, &self.made, MAX_REMOVE_DEPTH).map_err(&fail)?;
+                Ok(())
+            }
+            Step::Whiteout { folder, name: hidden } => {
+                let fail = write_error("applying the whiteout", &entry.path);
+                self.root.forget();
+                let folder = self.folder(&folder)?;
+                root::remove(&folder, name(hidden), &self.made, MAX_REMOVE_DEPTH).map_err(&fail)?;
+                Ok(())
+            }
+            Step::Make { folder, name: last } => {
+                let place = Place { parent: self.folder(&folder)?, name: name(last), path: &entry.path };
+                let made = self.make_way(&place, entry.kind)?;
+                if made {
+                    self.make(stream, entry, &place)?;
+                }
+                if entry.kind == Kind::HardLink {
+                    return Ok(());
+                }
+                // A folder's attributes are replaced like all that describes it; what is new has those that its folder hands down.
+                if !made || self.inherits {
+                    clear_attributes(&place.path_of());
+                }
+                self.metadata(entry, &place)
+            }
         }
-        let folder = self.root.folder(parents, true)?;
-        root::remove(&folder, name(target), &self.made, MAX_REMOVE_DEPTH).map_err(&fail)?;
+    }
+
+    /// A folder in which something will change, made where it is missing. Its times are noted when they are not known yet: what an archive
+    /// does not name keeps them.
+    fn folder(&mut self, components: &[&[u8]]) -> Result<Rc<OwnedFd>, UnpackError> {
+        let folder = self.root.folder(components, true)?;
+        for implied in self.root.take_implied() {
+            self.implied(implied)?;
+        }
+        if self.last.as_ref().is_some_and(|last| Rc::ptr_eq(last, &folder)) {
+            return Ok(folder);
+        }
+        let path = components.join(&b'/');
+        let stat = fstat(&*folder).map_err(write_error("reading", &path))?;
+        let id = root::id(&stat);
+        if self.note(path, &stat) && has_default_list(&folder) {
+            self.inherited.insert(id);
+        }
+        self.inherits = self.inherited.contains(&id);
+        self.last = Some(Rc::clone(&folder));
+        Ok(folder)
+    }
+
+    /// Notes the times of a folder; tells whether it was not known.
+    fn note(&mut self, path: Vec<u8>, stat: &FileStat) -> bool {
+        let new = self.seen.insert(root::id(stat));
+        if new {
+            let times = (
+                TimeSpec::new(stat.st_atime, stat.st_atime_nsec),
+                TimeSpec::new(stat.st_mtime, stat.st_mtime_nsec),
+            );
+            self.noted.push((path, times, root::id(stat)));
+        }
+        new
+    }
+
+    /// Gives a folder that no layer names what such folders have: mode 755, no times, and no list of the folder it stands in.
+    fn implied(&mut self, implied: Implied) -> Result<(), UnpackError> {
+        let Implied { path, folder, above: (above, before) } = implied;
+        self.note(above, &before);
+        let fail = write_error("making", &path);
+        clear_attributes(&descriptor(&folder));
+        let mode = Mode::from_bits_truncate(0o755);
+        fchmodat(&*folder, ".", mode, FchmodatFlags::FollowSymlink).map_err(&fail)?;
+        let id = root::id(&fstat(&*folder).map_err(&fail)?);
+        self.seen.insert(id);
+        self.noted.push((path, (TimeSpec::new(0, 0), TimeSpec::new(0, 0)), id));
         Ok(())
     }
 
@@ -216,12 +265,6 @@ impl Applier<'_> {
             Kind::HardLink => return self.hard_link(entry, place),
             Kind::Dir => mkdirat(&place.parent, place.name, Mode::from_bits_truncate(0o700)).map_err(fail)?,
             Kind::Symlink => {
-                if entry.link.is_empty() || entry.link.contains(&0) || entry.link.len() > 4095 {
-                    return Err(UnpackError::Path {
-                        path: show(place.path),
-                        why: "its link target is empty, too long, or holds a zero byte",
-                    });
-                }
                 symlinkat(name(&entry.link), &place.parent, place.name).map_err(fail)?;
             }
             Kind::Fifo => mknodat(&place.parent, place.name, SFlag::S_IFIFO, secret, 0).map_err(fail)?,
@@ -241,7 +284,7 @@ impl Applier<'_> {
     fn hard_link(&mut self, entry: &Entry, place: &Place<'_>) -> Result<(), UnpackError> {
         let refuse =
             |why: String| UnpackError::HardLink { path: show(&entry.path), target: show(&entry.link), why };
-        let parts = components(&entry.link, self.budget.limits())?;
+        let parts = rules::components(&entry.link, self.budget.limits())?;
         let Some((last, parents)) = parts.split_last() else {
             return Err(refuse("its target is the root".to_owned()));
         };
@@ -323,13 +366,8 @@ impl Applier<'_> {
         let fail = |doing| write_error(doing, place.path);
         let parent: &OwnedFd = &place.parent;
         if self.owner == Owner::Preserve {
-            let id = |value: u64| {
-                u32::try_from(value).ok().filter(|id| *id != u32::MAX).ok_or(UnpackError::Path {
-                    path: show(place.path),
-                    why: "its owner or group does not fit 32 bits",
-                })
-            };
-            let (uid, gid) = (Uid::from_raw(id(entry.uid)?), Gid::from_raw(id(entry.gid)?));
+            let (uid, gid) = rules::owner(entry)?;
+            let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
             fchownat(parent, place.name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)
                 .map_err(fail("setting the owner of"))?;
         }
@@ -342,6 +380,11 @@ impl Applier<'_> {
         let stat = root::stat(parent, place.name).map_err(fail("reading"))?;
         if let Some(stat) = stat {
             self.made.insert(root::id(&stat));
+            if entry.kind == Kind::Dir {
+                let lists = entry.xattrs.iter().any(|(name, _)| name == DEFAULT_LIST.as_bytes());
+                let id = root::id(&stat);
+                let _ = if lists { self.inherited.insert(id) } else { self.inherited.remove(&id) };
+            }
         }
         let mtime = TimeSpec::new(entry.mtime.0, entry.mtime.1.into());
         let atime = entry.atime.map_or(mtime, |(seconds, nanos)| TimeSpec::new(seconds, nanos.into()));
@@ -354,14 +397,9 @@ impl Applier<'_> {
     }
 
     fn attributes(&mut self, entry: &Entry, place: &Place<'_>) -> Result<(), UnpackError> {
+        self.stats.attributes_left_out += entry.acls_of_names;
         for (key, value) in &entry.xattrs {
-            // The guest's own overlay mounts obey these: a layer could make them show other files.
-            if key.starts_with(b"trusted.overlay.") || key.starts_with(b"user.overlay.") {
-                return Err(UnpackError::Attribute { path: show(place.path), name: show(key) });
-            }
-            // The parent is named by its descriptor; the last component is not followed (lsetxattr).
-            let path = Path::new("/proc/self/fd").join(place.parent.as_raw_fd().to_string()).join(place.name);
-            if let Err(source) = xattr::set(&path, name(key), value) {
+            if let Err(source) = xattr::set(place.path_of(), name(key), value) {
                 let code = source.raw_os_error().map(Errno::from_raw);
                 let cannot_hold = matches!(code, Some(Errno::EOPNOTSUPP));
                 let needs_root = code == Some(Errno::EPERM)
@@ -381,25 +419,34 @@ impl Applier<'_> {
         Ok(())
     }
 
-    /// Sets the times of folders, the deepest last made first.
+    /// Sets the times of folders: first of those that this layer only changed something in, then of those it names, the last
+    /// made first.
     fn finish(&mut self) -> Result<(), UnpackError> {
-        let folders = std::mem::take(&mut self.folders);
         self.root.forget();
-        for (path, atime, mtime) in folders.iter().rev() {
-            let parts = components(path, self.budget.limits())?;
-            let (parent, last): (_, &[u8]) = match parts.split_last() {
-                None => (self.root.fd(), b"."),
-                // A later entry may have put something else here.
-                Some((last, parents)) => match self.root.folder(parents, false) {
-                    Ok(parent) => (parent, last),
-                    Err(_) => continue,
-                },
-            };
-            match utimensat(&*parent, name(last), atime, mtime, UtimensatFlags::NoFollowSymlink) {
-                Ok(()) | Err(Errno::ENOENT | Errno::ENOTDIR) => {}
-                Err(errno) => return Err(write_error("setting the times of", path)(errno)),
-            }
+        for (path, (atime, mtime), id) in std::mem::take(&mut self.noted) {
+            self.set_times(&path, Some(id), &atime, &mtime)?;
+        }
+        for (path, atime, mtime) in std::mem::take(&mut self.folders).iter().rev() {
+            self.set_times(path, None, atime, mtime)?;
         }
         Ok(())
+    }
+
+    /// Sets the times of the folder `path`, when it is there still, and the one of that `id`.
+    fn set_times(
+        &mut self,
+        path: &[u8],
+        id: Option<FileId>,
+        atime: &TimeSpec,
+        mtime: &TimeSpec,
+    ) -> Result<(), UnpackError> {
+        let parts = rules::components(path, self.budget.limits())?;
+        // A later entry may have put something else here.
+        let Ok(folder) = self.root.folder(&parts, false) else { return Ok(()) };
+        let fail = write_error("setting the times of", path);
+        if id.is_some() && id != Some(root::id(&fstat(&*folder).map_err(&fail)?)) {
+            return Ok(());
+        }
+        utimensat(&*folder, ".", atime, mtime, UtimensatFlags::NoFollowSymlink).map_err(fail)
     }
 }

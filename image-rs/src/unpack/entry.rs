@@ -7,6 +7,7 @@ use std::io::{self, Read};
 
 use tar::Header;
 
+use super::acl::{self, Acl};
 use super::pax::{self, Pax};
 use super::sparse::{self, MAX_PIECES, SparseMap};
 use super::{UnpackError, show};
@@ -54,8 +55,10 @@ pub struct Entry {
     pub atime: Option<(i64, u32)>,
     /// Device numbers.
     pub device: (u32, u32),
-    /// Extended attributes.
+    /// Extended attributes, access control lists among them.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Access control lists that name users or groups by names, which stand for no number here.
+    pub acls_of_names: u64,
     /// Size of the file.
     pub size: u64,
     /// Where the data goes in a sparse file.
@@ -267,17 +270,19 @@ impl<R: Read> TarStream<R> {
                 Some(gid) => gid,
                 None => number(116..124, header.gid(), "a group is no number")?,
             },
-            // Base-256 times before 1970 are not worth a refusal.
-            mtime: pax.mtime.unwrap_or_else(|| (i64::try_from(header.mtime().unwrap_or(0)).unwrap_or(0), 0)),
+            // Times before 1970 are in base 256, as two's complement (GNU). One that is no number is not worth a refusal.
+            mtime: pax.mtime.unwrap_or_else(|| (header.mtime().unwrap_or(0).cast_signed(), 0)),
             atime: pax.atime,
             device: (
                 header.device_major().ok().flatten().unwrap_or(0),
                 header.device_minor().ok().flatten().unwrap_or(0),
             ),
             xattrs: pax.xattrs.clone(),
+            acls_of_names: 0,
             size: 0,
             sparse: None,
         };
+        self.acls(&pax, &mut entry)?;
         if kind == Kind::File {
             let stored = match pax.size {
                 Some(size) => size,
@@ -289,6 +294,25 @@ impl<R: Read> TarStream<R> {
             self.expect(0)?;
         }
         Ok(entry)
+    }
+
+    /// Turns access control lists into the attributes that hold them, where those are not given themselves.
+    fn acls(&self, pax: &Pax, entry: &mut Entry) -> Result<(), UnpackError> {
+        for (text, name) in [
+            (&pax.acl_access, &b"system.posix_acl_access"[..]),
+            (&pax.acl_default, b"system.posix_acl_default"),
+        ] {
+            let Some(text) = text else { continue };
+            if entry.xattrs.iter().any(|(given, _)| given == name) {
+                continue;
+            }
+            match acl::read(text).ok_or_else(|| self.bad("an access control list is out of form"))? {
+                Acl::Bytes(bytes) => entry.xattrs.push((name.to_vec(), bytes)),
+                Acl::ModeOnly => {}
+                Acl::Names => entry.acls_of_names += 1,
+            }
+        }
+        Ok(())
     }
 
     fn file(

@@ -7,16 +7,19 @@
 //! symbolic link left by an earlier entry leads back into the root, never out of it; `..` in a name is refused.
 //! What an archive may cost is bounded by [`crate::Limits`], counted over all layers of an image in a [`Budget`].
 
+mod acl;
 mod apply;
 mod entry;
 mod pax;
 mod root;
+pub mod rules;
 mod sparse;
 
 use std::io;
 
-pub use apply::{LayerStats, Owner, apply, components};
+pub use apply::{LayerStats, Owner, apply};
 pub use entry::{Entry, Kind, TarStream};
+pub use rules::components;
 
 use crate::Limits;
 

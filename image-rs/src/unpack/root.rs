@@ -15,7 +15,7 @@ use std::rc::Rc;
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat, openat2};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstatat, mkdirat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::{UnpackError, show};
@@ -26,6 +26,15 @@ pub(super) type FileId = (u64, u64);
 pub(super) struct Root {
     fd: Rc<OwnedFd>,
     last: Option<(Vec<u8>, Rc<OwnedFd>)>,
+    implied: Vec<Implied>,
+}
+
+/// A folder that was made because something stands in it.
+pub(super) struct Implied {
+    pub(super) path: Vec<u8>,
+    pub(super) folder: Rc<OwnedFd>,
+    /// Path of the folder it stands in, and what that was before.
+    pub(super) above: (Vec<u8>, FileStat),
 }
 
 const FOLDER: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
@@ -34,7 +43,7 @@ pub(super) fn name(bytes: &[u8]) -> &OsStr {
     OsStr::from_bytes(bytes)
 }
 
-pub(super) fn write_error(doing: &'static str, path: &[u8]) -> impl Fn(Errno) -> UnpackError {
+pub(super) fn write_error(doing: &'static str, path: &[u8]) -> impl Fn(Errno) -> UnpackError + use<> {
     let path = show(path);
     move |errno| UnpackError::Write { doing, path: path.clone(), source: io::Error::from(errno) }
 }
@@ -60,7 +69,7 @@ impl Root {
     pub(super) fn open(path: &Path) -> Result<Self, UnpackError> {
         let fd = open(path, FOLDER, Mode::empty())
             .map_err(write_error("opening the root", path.as_os_str().as_bytes()))?;
-        Ok(Self { fd: Rc::new(fd), last: None })
+        Ok(Self { fd: Rc::new(fd), last: None, implied: Vec::new() })
     }
 
     pub(super) fn fd(&self) -> Rc<OwnedFd> {
@@ -70,6 +79,11 @@ impl Root {
     /// Forgets what was remembered of paths: something other than a plain file changed.
     pub(super) fn forget(&mut self) {
         self.last = None;
+    }
+
+    /// The folders that were made because something stands in them, since this was last asked: the upper before the lower.
+    pub(super) fn take_implied(&mut self) -> Vec<Implied> {
+        std::mem::take(&mut self.implied)
     }
 
     fn resolve(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
@@ -98,39 +112,34 @@ impl Root {
             return Ok(Rc::clone(fd));
         }
         let found = match self.resolve(&path) {
-            Ok(fd) => fd,
+            Ok(fd) => Rc::new(fd),
             Err(Errno::ENOENT) if create => self.create(components)?,
             Err(errno) => return Err(refuse(&path, errno)),
         };
-        let fd = Rc::new(found);
-        self.last = Some((path, Rc::clone(&fd)));
-        Ok(fd)
+        self.last = Some((path, Rc::clone(&found)));
+        Ok(found)
     }
 
-    fn create(&self, components: &[&[u8]]) -> Result<OwnedFd, UnpackError> {
-        let mut parent = None;
-        let mut fd = None;
+    fn create(&mut self, components: &[&[u8]]) -> Result<Rc<OwnedFd>, UnpackError> {
+        let mut here = self.fd();
         for end in 1..=components.len() {
             let path = components[..end].join(&b'/');
-            let next = match self.resolve(&path) {
-                Ok(next) => next,
+            here = match self.resolve(&path) {
+                Ok(next) => Rc::new(next),
                 Err(Errno::ENOENT) => {
-                    let above: &OwnedFd = parent.as_ref().unwrap_or(&self.fd);
+                    let before = fstat(&*here).map_err(|errno| refuse(&path, errno))?;
                     // A dangling link stands here when the name exists nevertheless.
-                    mkdirat(above, name(components[end - 1]), Mode::from_bits_truncate(0o755))
+                    mkdirat(&*here, name(components[end - 1]), Mode::from_bits_truncate(0o755))
                         .map_err(|errno| refuse(&path, errno))?;
-                    self.resolve(&path).map_err(|errno| refuse(&path, errno))?
+                    let folder = Rc::new(self.resolve(&path).map_err(|errno| refuse(&path, errno))?);
+                    let above = (components[..end - 1].join(&b'/'), before);
+                    self.implied.push(Implied { path, folder: Rc::clone(&folder), above });
+                    folder
                 }
                 Err(errno) => return Err(refuse(&path, errno)),
             };
-            parent = Some(next.try_clone().map_err(|source| UnpackError::Write {
-                doing: "opening",
-                path: show(&path),
-                source,
-            })?);
-            fd = Some(next);
         }
-        fd.ok_or(UnpackError::Path { path: String::new(), why: "it is empty" })
+        Ok(here)
     }
 }
 

@@ -1,7 +1,7 @@
-//! gRPC contracts of Trustee's attestation service: [`attestation`], [`reference`] (the reference value provider), and gRPC's own
-//! [`health`] checks. Messages, clients and servers; generated from `proto/`, which is written from the wire facts.
+//! gRPC contracts of Trustee's attestation service: [`attestation`], [`reference`] (the reference value provider), gRPC's own
+//! [`health`] checks, and [`keyprovider`] of ocicrypt. Messages, clients and servers; generated from `proto/`, which is written from the wire facts.
 //!
-//! Only here and in the attestation service is prost used; ttrpc stays with rust-protobuf.
+//! Only here, in the attestation service and in the command line is prost used; ttrpc stays with rust-protobuf.
 #![forbid(unsafe_code)]
 
 /// Package `attestation`: evidence in, token out.
@@ -41,4 +41,17 @@ pub mod reference {
 )]
 pub mod health {
     tonic::include_proto!("grpc.health.v1");
+}
+
+/// Package `keyprovider`: layer keys of encrypted images (ocicrypt).
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::get_unwrap,
+    clippy::unwrap_used,
+    reason = "generated"
+)]
+pub mod keyprovider {
+    tonic::include_proto!("keyprovider");
 }

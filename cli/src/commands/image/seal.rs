@@ -2,54 +2,68 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use kata_cc_image::manifest::Descriptor;
 use kata_cc_image::{ClientConfig, ImageClient, attach, fetch_layers, parse_reference};
+use kata_cc_policy_bundle::artifact;
+use kata_cc_policy_bundle::sign::Signer;
 use kata_cc_sandbox::config::NodeConfig;
 use kata_cc_sandbox::image_cache::ImageCache;
 use kata_cc_sandbox::paths;
 use kata_cc_sealed_image::{SEAL_TYPE, SealManifest, seal_image};
 use serde_json::json;
 
+use super::RegistryArguments;
 use crate::commands::block_on;
+use crate::commands::policy::bundle::signer;
 use crate::output::{Output, note, printable};
 
-/// Where image and seal go.
-pub(super) struct Places<'p> {
-    /// File of the sealed image; this node's folder without.
-    pub(super) file: Option<&'p Path>,
-    /// File of the seal.
-    pub(super) seal: Option<&'p Path>,
-    /// Whether the seal goes to the registry too.
-    pub(super) push: bool,
+#[derive(Debug, clap::Args)]
+pub(crate) struct Seal {
+    /// Image: a registry reference, oci:DIR[:TAG] or oci-archive:FILE[:TAG].
+    name: String,
+    /// File for the sealed image; without it, it goes to this node's folder of sealed images.
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// File for the seal (JSON), for `[image] seals` of the node's configuration or a pod's init-data.
+    #[arg(long, value_name = "FILE")]
+    seal: Option<PathBuf>,
+    /// Put the seal beside the image in its registry, as a referrer. Guests believe it when it is signed as their policy demands of the
+    /// image: with --sign-key, or by `cosign sign` of the digest that is printed.
+    #[arg(long)]
+    push: bool,
+    /// Private key (PKCS#8 PEM, ECDSA P-256) to sign the referrer with.
+    #[arg(long, value_name = "FILE", requires = "push")]
+    sign_key: Option<PathBuf>,
+    #[command(flatten)]
+    registry: RegistryArguments,
 }
 
-/// Seals the image `name` into a file, or into this node's folder of sealed images.
-pub(super) fn run(
-    name: &str,
-    client: &ClientConfig,
-    places: &Places<'_>,
-    output: &Output,
-) -> anyhow::Result<()> {
-    if places.push && (name.starts_with("oci:") || name.starts_with("oci-archive:")) {
+/// Seals an image into a file, or into this node's folder of sealed images.
+pub(super) fn run(arguments: &Seal, output: &Output) -> anyhow::Result<()> {
+    let name = &arguments.name;
+    let client = &arguments.registry.config(&[name])?;
+    if arguments.push && (name.starts_with("oci:") || name.starts_with("oci-archive:")) {
         anyhow::bail!(
             "--push puts the seal beside the image in its registry, and {} is in none",
             printable(name)
         );
     }
+    // What is wrong with the key is told before the work.
+    let signer = arguments.sign_key.as_deref().map(signer).transpose()?;
     let fetching = output.progress(&format!("kata-cc: fetching {}", printable(name)));
     let image = block_on(async { Ok(fetch_layers(name, client).await?) });
     drop(fetching);
     let image = image?;
     let sealing = output.progress(&format!("kata-cc: sealing {}", printable(name)));
     let into = |file: &mut File| seal_image(&image, file, client.limits.clone());
-    let (seal, place) = match places.file {
+    let (seal, place) = match &arguments.output {
         Some(path) => {
             let mut created =
                 File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
-            (into(&mut created)?, path.to_owned())
+            (into(&mut created)?, path.clone())
         }
         None => {
             let cache = ImageCache::below(&paths::state_dir());
@@ -69,18 +83,23 @@ pub(super) fn run(
         }
     };
     drop(sealing);
-    if let Some(path) = places.seal {
+    if let Some(path) = &arguments.seal {
         std::fs::write(path, seal.to_json()?).with_context(|| format!("cannot write {}", path.display()))?;
     }
-    let referrer = places.push.then(|| push(name, client, &seal)).transpose()?;
+    let referrer = arguments.push.then(|| push(name, client, &seal, signer.as_ref())).transpose()?;
     tell(&seal, &place, referrer.as_deref(), output)
 }
 
 /// Puts the seal beside the image; gives the name of the referrer, which is what is to be signed.
-fn push(name: &str, client: &ClientConfig, seal: &SealManifest) -> anyhow::Result<String> {
+fn push(
+    name: &str,
+    client: &ClientConfig,
+    seal: &SealManifest,
+    signer: Option<&Signer>,
+) -> anyhow::Result<String> {
     let reference = parse_reference(name)?;
     let document = seal.to_json()?;
-    let digest = block_on(async {
+    block_on(async {
         let client = ImageClient::new(client.clone())?;
         let at = reference.clone_with_digest(seal.manifest.clone());
         let (_, manifest, _) = client.resolve(&at).await?;
@@ -91,9 +110,13 @@ fn push(name: &str, client: &ClientConfig, seal: &SealManifest) -> anyhow::Resul
             annotations: BTreeMap::new(),
             platform: None,
         };
-        Ok(attach(client.registry(), &reference, &subject, SEAL_TYPE, &document).await?)
-    })?;
-    Ok(format!("{}/{}@{digest}", reference.registry(), reference.repository()))
+        let digest = attach(client.registry(), &reference, &subject, SEAL_TYPE, &document).await?;
+        let referrer = format!("{}/{}@{digest}", reference.registry(), reference.repository());
+        if let Some(signer) = signer {
+            artifact::sign(client.registry(), &referrer, signer).await?;
+        }
+        Ok(referrer)
+    })
 }
 
 fn tell(seal: &SealManifest, file: &Path, referrer: Option<&str>, output: &Output) -> anyhow::Result<()> {
@@ -104,7 +127,7 @@ fn tell(seal: &SealManifest, file: &Path, referrer: Option<&str>, output: &Outpu
         return Ok(());
     }
     if let Some(referrer) = referrer {
-        output.text(&format!("referrer   {referrer} (sign it: cosign sign --key … {referrer})\n"))?;
+        output.text(&format!("referrer   {referrer} \n"))?;
     }
     output.text(&format!(
         "file       {}\nbytes      {}\nroot hash  {}\nmanifest   {}\nconfig     {}\n",

@@ -8,9 +8,9 @@ use anyhow::Context as _;
 use kata_cc_image::{ClientConfig, HeldKeys, ImageClient, Progress, PullTarget, PulledImage};
 use serde_json::json;
 
-use super::RegistryArguments;
 use super::verify::{parse_key, signature_policy};
-use crate::commands::{block_on, read_input};
+use super::{RegistryArguments, key_file};
+use crate::commands::block_on;
 use crate::output::{Bytes, Output, printable};
 
 #[derive(Debug, clap::Args)]
@@ -34,9 +34,8 @@ pub(crate) fn run(arguments: Unpack, output: &Output) -> anyhow::Result<()> {
     let Unpack { reference, folder, policy, key, registry } = arguments;
     let mut keys = HeldKeys::default();
     for (uri, file) in &key {
-        let read = read_input(Some(file), super::KEY_LEN as u64);
-        // what is longer is none of the layers' keys: the policy may name it
-        if let Ok(bytes) = read {
+        // What is no key of 32 bytes is none of the layers': the policy may name it.
+        if let Ok(bytes) = key_file::read(file) {
             keys.by_id.insert(uri.clone(), bytes);
         }
     }
