@@ -1,0 +1,172 @@
+//! `kata-cc image unpack`, `sign` and `seal --push` against Debian's docker-registry; `kata-cc policy import`.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{Node, oci_layout};
+use serde_json::{Value, json};
+
+struct Registry {
+    child: Child,
+    host: String,
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A registry with the image `team/app:1`; `None`, and said so, where a program is missing.
+fn registry(node: &Node) -> Option<Registry> {
+    for tool in ["docker-registry", "skopeo", "openssl"] {
+        if !Path::new("/usr/bin").join(tool).exists() {
+            println!("skipped: not installed: {tool}");
+            return None;
+        }
+    }
+    let host = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let storage = node.path("storage");
+    let config = format!(
+        "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {host}\n",
+        storage.display()
+    );
+    let config = node.file("registry.yml", config);
+    let mut command = Command::new("docker-registry");
+    let command = command.args(["serve", &config]).stdout(Stdio::null()).stderr(Stdio::null());
+    let registry = Registry { child: command.spawn().unwrap(), host };
+    let begun = Instant::now();
+    while TcpStream::connect(&registry.host).is_err() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "the registry does not answer");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    oci_layout(&node.path("plain"));
+    let copied = Command::new("skopeo")
+        .args(["copy", "-q", "--insecure-policy", "--dest-tls-verify=false"])
+        .arg(format!("oci:{}", node.path("plain").display()))
+        .arg(format!("docker://{}/team/app:1", registry.host))
+        .status();
+    assert!(copied.unwrap().success());
+    Some(registry)
+}
+
+/// A key pair: the private key's file, and a policy that demands its signature.
+fn signer(node: &Node, name: &str) -> (String, String) {
+    let private = node.path(&format!("{name}.pem")).display().to_string();
+    let public = node.path(&format!("{name}.pub")).display().to_string();
+    let curve = ["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", &private];
+    for arguments in [&curve[..], &["pkey", "-in", &private, "-pubout", "-out", &public]] {
+        assert!(Command::new("openssl").args(arguments).stderr(Stdio::null()).status().unwrap().success());
+    }
+    let requirement =
+        json!({"type": "sigstoreSigned", "keyPath": public, "signedIdentity": {"type": "matchRepository"}});
+    let policy = json!({"default": [requirement]}).to_string();
+    (private, node.file(&format!("{name}.json"), policy))
+}
+
+#[test]
+fn an_image_is_unpacked_as_a_guest_pulls_it_and_only_when_it_is_signed() {
+    let node = Node::new();
+    let Some(registry) = registry(&node) else { return };
+    let image = format!("{}/team/app:1", registry.host);
+    let at = ["--insecure-registry", registry.host.as_str()];
+    let root = node.path("root").display().to_string();
+    let unpacked = node.json(&[&["image", "unpack", &image, &root], &at[..]].concat());
+    assert_eq!(unpacked["folder"], root.as_str());
+    assert!(unpacked["bytes"].as_u64().unwrap() > 0 && unpacked["encrypted"] == false, "{unpacked}");
+    assert!(std::fs::read_dir(&root).unwrap().count() > 0);
+
+    let (key, policy) = signer(&node, "ours");
+    let (other, _) = signer(&node, "other");
+    let second = node.path("second").display().to_string();
+    let unpack = [&["image", "unpack", image.as_str(), &second, "--policy", &policy], &at[..]].concat();
+    node.fails(&unpack, &["refused", "sigstoreSigned"]);
+    node.ok(&[&["image", "sign", &image, "--key", &other], &at[..]].concat());
+    node.fails(&unpack, &["refused", "sigstoreSigned"]);
+    assert!(!Path::new(&second).exists());
+    let signed = node.json(&[&["image", "sign", &image, "--key", &key], &at[..]].concat());
+    assert_eq!(signed["signed"], unpacked["manifest_digest"]);
+    node.ok(&unpack);
+    assert!(Path::new(&second).exists());
+    // nothing is left beside it
+    let left = std::fs::read_dir(node.path("")).unwrap().flatten().map(|entry| entry.file_name());
+    assert!(!left.into_iter().any(|name| name.to_string_lossy().starts_with(".kata-cc")));
+    node.fails(&[&["image", "sign", &image, "--key", &policy], &at[..]].concat(), &["key"]);
+}
+
+#[test]
+fn an_encrypted_image_is_unpacked_with_its_key() {
+    let node = Node::new();
+    let Some(registry) = registry(&node) else { return };
+    let (plain, sealed) =
+        (format!("{}/team/app:1", registry.host), format!("{}/team/app:enc", registry.host));
+    let at = ["--insecure-registry", registry.host.as_str()];
+    let (id, file) = ("kbs:///default/image-key/1", node.file("key", [7; 32]));
+    let encrypt =
+        ["image", "encrypt", &plain, &format!("docker://{sealed}"), "--key-id", id, "--key-file", &file];
+    node.ok(&[&encrypt, &at[..]].concat());
+    let root = node.path("root").display().to_string();
+    let unpack = [&["image", "unpack", sealed.as_str(), &root], &at[..]].concat();
+    node.fails(&unpack, &["encrypted", "no key opens it"]);
+    let named = format!("{id}={file}");
+    let unpacked = node.json(&[&unpack[..], &["--key", &named]].concat());
+    assert_eq!(unpacked["encrypted"], true);
+}
+
+#[test]
+fn a_seal_is_put_beside_its_image_and_signed() {
+    let node = Node::new();
+    let Some(registry) = registry(&node) else { return };
+    let image = format!("{}/team/app:1", registry.host);
+    let at = ["--insecure-registry", registry.host.as_str()];
+    let (key, policy) = signer(&node, "ours");
+    let sealed = node.json(&[&["image", "seal", &image, "--push", "--sign-key", &key], &at[..]].concat());
+    let referrer = sealed["referrer"].as_str().unwrap();
+    assert!(referrer.starts_with(&format!("{}/team/app@sha256:", registry.host)), "{referrer}");
+    // a referrer with a signature of its own; the image has none
+    let verify =
+        |name: &str| node.run(&[&["image", "verify", name, "--policy", &policy], &at[..]].concat()).code;
+    assert_eq!((verify(referrer), verify(&image)), (0, 1));
+    // a second seal of another image does not push the first one out of the list
+    let list = sealed["seal"]["manifest"].as_str().unwrap().replace(':', "-");
+    let manifest = |tag: &str| -> Value {
+        let output = Command::new("skopeo")
+            .args(["inspect", "--raw", "--tls-verify=false"])
+            .arg(format!("docker://{}/team/app:{tag}", registry.host))
+            .output()
+            .unwrap();
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let listed = manifest(&list);
+    assert_eq!(listed["manifests"].as_array().unwrap().len(), 1);
+    assert_eq!(listed["manifests"][0]["artifactType"], "application/vnd.kata-cc.image.seal.v1+json");
+    let layout = format!("oci:{}", node.path("plain").display());
+    node.fails(&["image", "seal", &layout, "--push"], &["is in none"]);
+    let usage = node.run(&["image", "seal", &layout, "--sign-key", &key]);
+    assert!(usage.code == 2 && usage.stderr.contains("--push"), "{usage:?}");
+}
+
+#[test]
+fn a_manifest_of_contrast_becomes_reference_values() {
+    let node = Node::new();
+    let manifest = json!({
+        "Policies": {"ab".repeat(32): {"SANs": ["web"]}},
+        "ReferenceValues": {"snp": [{"TrustedMeasurement": "cd".repeat(48), "MinimumTCB": {"SNPVersion": 24}}]},
+    });
+    let file = node.file("manifest.json", manifest.to_string());
+    let ran = node.run(&["policy", "import", "--from", "contrast", &file]);
+    let printed: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(
+        printed,
+        json!({"values": {"init_data": ["ab".repeat(32)], "snp_launch_measurement": ["cd".repeat(48)]}})
+    );
+    assert!(ran.stderr.contains("minimum_tcb.reported = { snp = 24 }"), "{ran:?}");
+    let bad = node.file("bad.json", "{}");
+    node.fails(&["policy", "import", "--from", "contrast", &bad], &["no manifest of Contrast"]);
+}
