@@ -68,6 +68,8 @@ enum Command {
     Image,
     /// Build the container images of the key broker and the attestation service, and try them.
     Images,
+    /// Put requests made from the served OpenAPI documents to the key broker and the attestation service (also a part of `test`).
+    Openapi,
     /// Build the guest firmware only.
     Stage0,
     /// Build stage0, guest kernel and initramfs twice from nothing, in folders that have nothing in common, compare the bytes, and write
@@ -91,6 +93,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Clean => paths::clean(),
         Command::Build => binaries::build(),
         Command::Image => binaries::build().and_then(|()| guest_image::build().map(drop)),
+        Command::Openapi => binaries::build().and_then(|()| openapi::check()),
         Command::Images => binaries::build().and_then(|()| images::build()),
         Command::Stage0 => {
             std::fs::create_dir_all(paths::share())?;
