@@ -86,23 +86,6 @@ impl Output {
         }
     }
 
-    /// A bar for work that is counted in bytes.
-    pub(crate) fn bytes_bar(&self, what: &str) -> Bytes {
-        if !self.progress {
-            if !self.json {
-                note(what);
-            }
-            return Bytes(None);
-        }
-        let bar = indicatif::ProgressBar::no_length().with_message(what.to_owned());
-        let style = "{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec}";
-        if let Ok(style) = indicatif::ProgressStyle::with_template(style) {
-            bar.set_style(style);
-        }
-        bar.enable_steady_tick(Duration::from_millis(100));
-        Bytes(Some(bar))
-    }
-
     /// A progress line for long work: a spinner on a terminal, plain lines otherwise, nothing with `--json`.
     pub(crate) fn progress(&self, what: &str) -> Progress {
         if !self.progress {
@@ -116,33 +99,15 @@ impl Output {
         bar.enable_steady_tick(Duration::from_millis(100));
         Progress { bar: Some(bar), plain: false }
     }
-}
 
-/// How many bytes of how many: a bar on a terminal, nothing elsewhere; it goes away when dropped.
-#[derive(Debug)]
-pub(crate) struct Bytes(Option<indicatif::ProgressBar>);
-
-impl Bytes {
-    /// So many in all.
-    pub(crate) fn of(&self, all: u64) {
-        if let Some(bar) = &self.0 {
-            bar.set_length(all);
+    /// The same for work that is counted in bytes, told by [`Progress::of`] and [`Progress::at`]: a bar on a terminal.
+    pub(crate) fn bytes_bar(&self, what: &str) -> Progress {
+        let progress = self.progress(what);
+        let style = "{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec}";
+        if let (Some(bar), Ok(style)) = (&progress.bar, indicatif::ProgressStyle::with_template(style)) {
+            bar.set_style(style);
         }
-    }
-
-    /// So many are done.
-    pub(crate) fn at(&self, done: u64) {
-        if let Some(bar) = &self.0 {
-            bar.set_position(done);
-        }
-    }
-}
-
-impl Drop for Bytes {
-    fn drop(&mut self) {
-        if let Some(bar) = &self.0 {
-            bar.finish_and_clear();
-        }
+        progress
     }
 }
 
@@ -155,6 +120,20 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
+    /// So many bytes in all.
+    pub(crate) fn of(&self, all: u64) {
+        if let Some(bar) = &self.bar {
+            bar.set_length(all);
+        }
+    }
+
+    /// So many bytes are done.
+    pub(crate) fn at(&self, done: u64) {
+        if let Some(bar) = &self.bar {
+            bar.set_position(done);
+        }
+    }
+
     /// Say what is being done now.
     pub(crate) fn say(&self, what: &str) {
         if let Some(bar) = &self.bar {

@@ -16,7 +16,7 @@ use crate::manifest::{Descriptor, Document};
 use crate::media;
 use crate::pull::{ClientConfig, ExaminedImage, ImageClient};
 use crate::registry::{Registry, RegistryError};
-use crate::signature::{SignaturePolicy, Subject};
+use crate::signature::SignaturePolicy;
 
 /// OCI's type of an empty configuration, and its bytes.
 const EMPTY: (&str, &[u8]) = ("application/vnd.oci.empty.v1+json", b"{}");
@@ -132,8 +132,8 @@ impl ImageClient {
         let [layer] = manifest.layers.as_slice() else {
             return Err(other("it has not one layer, the document"));
         };
-        let signed = Subject { digest: raw.digest.clone(), bytes: raw.bytes.clone() };
-        let checked = policy.check(self.registry(), limits, &image.reference, &[signed]).await?;
+        let (registry, at) = (self.registry(), &image.reference);
+        let checked = policy.verify_artifact(registry, limits, at, &raw.digest, &raw.bytes).await?;
         if checked.signatures.is_empty() {
             return Err(other("the policy demands no signature, so anybody could have put it there"));
         }

@@ -64,8 +64,9 @@ pub(super) struct Attempts<'r> {
 }
 
 impl<'r> Attempts<'r> {
-    pub(super) fn new(retry: &'r Retry) -> Self {
-        Self { retry, made: 0, counted_from: 0 }
+    /// At something of which `have` bytes are there already.
+    pub(super) fn new(retry: &'r Retry, have: u64) -> Self {
+        Self { retry, made: 0, counted_from: have }
     }
 
     /// Waits for the next attempt; gives the error back when there is none. `have` are the bytes that came so far.
@@ -109,10 +110,9 @@ impl Registry {
         }
         let status = response.status();
         if matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504) {
-            let error = check_status(status.as_u16(), &endpoint.host, question.what);
+            let error = transport(endpoint, question.what, &format!("status {}", status.as_u16()));
             let seconds =
                 response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
-            let error = error.err().unwrap_or_else(|| transport(endpoint, question.what, "no answer"));
             return Err(Failure { error, passing: true, wait: seconds.map(Duration::from_secs) });
         }
         Ok(response)
@@ -162,7 +162,7 @@ impl Registry {
         question: &Question<'_>,
         max: u64,
     ) -> Result<Body, RegistryError> {
-        let mut attempts = Attempts::new(&self.config.retry);
+        let mut attempts = Attempts::new(&self.config.retry, 0);
         loop {
             match self.small_once(endpoint, question, max).await {
                 Ok(body) => return Ok(body),
@@ -205,7 +205,7 @@ impl Registry {
         sink: &mut impl AsyncFnMut(Bytes) -> Result<(), E>,
     ) -> Result<(), Stopped<E>> {
         let path = format!("blobs/{digest}");
-        let mut attempts = Attempts { retry: &self.config.retry, made: 0, counted_from: *have };
+        let mut attempts = Attempts::new(&self.config.retry, *have);
         loop {
             let question = Question { path: &path, accept: "*/*", what, from: *have };
             match self.stream_once(endpoint, &question, have, sink).await {

@@ -94,8 +94,8 @@ impl<'a> Fetcher<'a> {
     /// Those under cosign's tags.
     pub(super) async fn tagged(&mut self, subjects: &[Subject]) -> Result<(), RegistryError> {
         for subject in subjects {
-            let at = referrers::at_tag(self.reference, tag(&subject.digest, ".sig"));
             let place = tag(&subject.digest, ".sig");
+            let at = referrers::at_tag(self.reference, place.clone());
             if let Some(bytes) = self.manifest(&at).await? {
                 self.manifest_layers(&place, &bytes).await?;
             }

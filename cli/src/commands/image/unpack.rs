@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::Context as _;
-use kata_cc_image::{ClientConfig, HeldKeys, ImageClient, Progress, PullTarget, PulledImage};
+use kata_cc_image::{ClientConfig, HeldKeys, ImageClient, Progress as Step, PullTarget, PulledImage};
 use serde_json::json;
 
 use super::verify::{parse_key, signature_policy};
 use super::{RegistryArguments, key_file};
 use crate::commands::block_on;
-use crate::output::{Bytes, Output, printable};
+use crate::output::{Output, Progress, printable};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Unpack {
@@ -50,7 +50,7 @@ pub(crate) fn run(arguments: Unpack, output: &Output) -> anyhow::Result<()> {
     let come = Come::default();
     let pulled = block_on(async {
         let client = ImageClient::new(config)?;
-        let progress = |step: Progress| come.tell(&step, &bar);
+        let progress = |step: Step| come.tell(&step, &bar);
         Ok(client.pull(&reference, &target, &keys, &progress).await?)
     });
     drop(bar);
@@ -62,10 +62,10 @@ pub(crate) fn run(arguments: Unpack, output: &Output) -> anyhow::Result<()> {
 struct Come(Mutex<BTreeMap<usize, u64>>);
 
 impl Come {
-    fn tell(&self, step: &Progress, bar: &Bytes) {
+    fn tell(&self, step: &Step, bar: &Progress) {
         match step {
-            Progress::Resolved { bytes, .. } => bar.of(*bytes),
-            Progress::Downloaded { layer, bytes, .. } => {
+            Step::Resolved { bytes, .. } => bar.of(*bytes),
+            Step::Downloaded { layer, bytes, .. } => {
                 let mut layers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
                 layers.insert(*layer, *bytes);
                 bar.at(layers.values().sum());

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use kata_cc_vmm_api::{BlockConfig, BootConfig, TeeConfig, VmConfig, VsockConfig};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::median_and_least;
+use crate::{Aim, compared};
 
 const REPEATED: usize = 10;
 /// Longest wait for one start. Where other work took the processors, starts of 258 s were seen in the lab that ended well.
@@ -44,15 +44,9 @@ pub(crate) fn boot() -> anyhow::Result<()> {
     let version = Command::new("qemu-system-x86_64").arg("--version").output()?;
     let version = String::from_utf8_lossy(&version.stdout);
     let peer_name = format!("{} -M microvm", version.lines().next().unwrap_or("QEMU"));
-    let row = |metric: &str, unit: &str, pick: fn(&Boot) -> f64, target: f64| -> Value {
-        let (ours, ours_min) = median_and_least(ours.iter().map(pick));
-        let (peer, peer_min) = median_and_least(peers.iter().map(pick));
-        let ratio = ours / peer;
-        json!({
-            "metric": metric, "unit": unit, "ours": ours, "ours_min": ours_min, "peer": peer, "peer_min": peer_min,
-            "peer_name": peer_name, "ratio": ratio, "target": format!("ratio <= {target}"), "met": ratio <= target,
-            "repeated": REPEATED,
-        })
+    let row = |metric: &str, unit: &str, pick: fn(&Boot) -> f64, most: f64| -> Value {
+        let [ours, peer] = [&ours, &peers].map(|boots| boots.iter().map(pick).collect::<Vec<_>>());
+        compared(metric, unit, (&ours, &peer), &peer_name, Aim::Ratio(most))
     };
     let rows = [
         row("exec to guest init", "s", |boot| boot.init, 1.0),

@@ -16,7 +16,7 @@ use kata_cc_vmm_api::TeeConfig;
 use serde_json::{Value, json};
 
 use crate::boot::{Boot, Guest, MEMORY_MIB, boot_ours, measure};
-use crate::median_and_least;
+use crate::{Aim, compared};
 
 const REPEATED: usize = 4;
 /// Starts by OVMF: each takes many times as long.
@@ -78,17 +78,9 @@ pub(crate) fn confidential_boot() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// `ours` over `peer`, medians, with the most that is aimed at.
-fn ratio(metric: &str, unit: &str, ours: &[f64], peer: &[f64], peer_name: &str, target: f64) -> Value {
-    let repeated = ours.len();
-    let (ours, ours_min) = median_and_least(ours.iter().copied());
-    let (peer, peer_min) = median_and_least(peer.iter().copied());
-    let ratio = ours / peer;
-    json!({
-        "metric": metric, "unit": unit, "ours": ours, "ours_min": ours_min, "peer": peer, "peer_min": peer_min,
-        "peer_name": peer_name, "ratio": ratio, "target": format!("ratio <= {target}"), "met": ratio <= target,
-        "repeated": repeated,
-    })
+/// `ours` over `peer`, with the most that is aimed at.
+fn ratio(metric: &str, unit: &str, ours: &[f64], peer: &[f64], peer_name: &str, most: f64) -> Value {
+    compared(metric, unit, (ours, peer), peer_name, Aim::Ratio(most))
 }
 
 /// What stage0 adds with much memory, over what it adds with little: round by round, since Linux itself takes longer with more.

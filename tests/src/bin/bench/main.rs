@@ -11,6 +11,7 @@ mod kbs;
 mod snp;
 
 use anyhow::bail;
+use serde_json::{Value, json};
 
 fn main() -> anyhow::Result<()> {
     match std::env::args().nth(1).as_deref() {
@@ -23,6 +24,30 @@ fn main() -> anyhow::Result<()> {
         Some("snp") => snp::snp(),
         other => bail!("usage: kata-cc-bench boot|confidential-boot|image|kbs|snp (got {other:?})"),
     }
+}
+
+/// What is aimed at.
+enum Aim {
+    /// Ours over the peer's, at most.
+    Ratio(f64),
+    /// Ours, at most, in the row's unit.
+    Most(f64),
+}
+
+/// A row of `./x bench`: medians of ours and the peer's.
+fn compared(metric: &str, unit: &str, (ours, peer): (&[f64], &[f64]), peer_name: &str, aim: Aim) -> Value {
+    let repeated = ours.len();
+    let (ours, ours_min) = median_and_least(ours.iter().copied());
+    let (peer, peer_min) = median_and_least(peer.iter().copied());
+    let ratio = ours / peer;
+    let (target, met) = match aim {
+        Aim::Ratio(most) => (format!("ratio <= {most}"), ratio <= most),
+        Aim::Most(most) => (format!("<= {most} {unit}"), ours <= most),
+    };
+    json!({
+        "metric": metric, "unit": unit, "ours": ours, "ours_min": ours_min, "peer": peer, "peer_min": peer_min,
+        "peer_name": peer_name, "ratio": ratio, "target": target, "met": met, "repeated": repeated,
+    })
 }
 
 fn median_and_least(values: impl Iterator<Item = f64>) -> (f64, f64) {
