@@ -6,7 +6,7 @@
 //! |---|---|---|---|
 //! | 1 | stage0 image | normal | measured |
 //! | 2 | boot block | normal | measured |
-//! | 3 | working memory after the image | zero | measured zeros |
+//! | 3 | working memory after the image | zero | added, not measured: the image fills it with zeros first |
 //! | 4 | secrets page, CPUID page | secrets, CPUID | none |
 //! | 5 | reset page | none | measured |
 //! | 6 | first state of each vCPU | VMSA | fixed by the TDX module |
@@ -136,8 +136,8 @@ impl<'a> Stage0Launch<'a> {
         Ok(launch)
     }
 
-    /// The launch under TDX or simulated TDX. Working memory is measured, since the contents of a page that is
-    /// only added are the host's choice.
+    /// The launch under TDX or simulated TDX. What working memory holds is the host's choice, since it is added without being
+    /// measured: the image overwrites it before it reads any of it.
     ///
     /// # Errors
     /// When the boot block is that of another platform.
@@ -149,7 +149,7 @@ impl<'a> Stage0Launch<'a> {
         launch.measured("stage0 image", IMAGE, self.image)?;
         launch.measured("boot block", BOOT_BLOCK, self.page.to_vec())?;
         if let Some((start, len)) = self.working_memory() {
-            launch.region("working memory", start, len, Cow::Borrowed(&[][..]), true)?;
+            launch.region("working memory", start, len, Cow::Borrowed(&[][..]), false)?;
         }
         launch.measured("reset page", RESET_PAGE, reset_page().to_vec())?;
         Ok(launch)

@@ -126,8 +126,8 @@ fn mrtd_is_what_one_computes_by_hand() {
         pages.push((0x10_0000 + index as u64 * 4096, page(&image, index * 4096), true));
     }
     pages.push((0x1F_F000, block.to_page().unwrap().to_vec(), true));
-    pages.push((0x10_6000, vec![0; 4096], true));
-    pages.push((0x10_7000, vec![0; 4096], true));
+    pages.push((0x10_6000, vec![], false));
+    pages.push((0x10_7000, vec![], false));
     let mut reset = vec![0; 4096];
     // mov edi, 0x100000; jmp edi
     reset[0xFF0..0xFF7].copy_from_slice(&[0xBF, 0, 0, 0x10, 0, 0xFF, 0xE7]);

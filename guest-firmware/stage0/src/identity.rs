@@ -1,10 +1,9 @@
 //! Guest memory as the entry code maps it: private at its own address, shared at [`SHARED_WINDOW`] above
 //! it. The only place where an address becomes a reference.
 
-use core::arch::asm;
-
 use crate::memory::GuestMemory;
 use crate::platform::{SHARED_WINDOW, layout};
+use crate::string;
 
 /// End of the low memory that the boot uses.
 const LOW_END: u64 = 0xA_0000;
@@ -39,33 +38,15 @@ impl IdentityMemory {
     }
 }
 
-/// Copies forwards, each byte read once: a string move never re-reads, unlike a copy that the compiler
-/// makes of loads.
+/// Copies by [`string::copy`]: each byte is read once.
 fn string_move(from: u64, to: u64, length: u64) {
-    // SAFETY: both ranges were checked by the caller and do not overlap; the direction flag is clear as
-    // the calling convention demands.
-    unsafe {
-        asm!(
-            "rep movsb",
-            inout("rcx") length => _,
-            inout("rsi") from => _,
-            inout("rdi") to => _,
-            options(nostack, preserves_flags)
-        );
-    }
+    // SAFETY: both ranges were checked by the caller and do not overlap.
+    unsafe { string::copy(from as *const u8, to as *mut u8, length as usize) }
 }
 
 fn string_wipe(start: u64, length: u64) {
     // SAFETY: the range was checked by the caller.
-    unsafe {
-        asm!(
-            "rep stosb",
-            inout("rcx") length => _,
-            inout("rdi") start => _,
-            in("al") 0_u8,
-            options(nostack, preserves_flags)
-        );
-    }
+    unsafe { string::fill(start as *mut u8, 0, length as usize) }
 }
 
 impl GuestMemory for IdentityMemory {

@@ -6,7 +6,7 @@
 //!
 //! Everything that touches hardware is behind [`platform::Platform`] and [`memory::GuestMemory`]; what
 //! decides is in small modules that run, with their tests, on any host. Unsafe code is in `identity`,
-//! `port`, `sha256::ni`, `snp::instructions` and `tdx::instructions`, and in the entry of the image.
+//! `port`, `sha256::ni`, `string`, `snp::instructions` and `tdx::instructions`, and in the entry of the image.
 #![cfg_attr(not(test), no_std)]
 #![deny(unsafe_code)]
 
@@ -28,6 +28,8 @@ pub mod private_pages;
 pub mod ranges;
 pub mod sha256;
 pub mod snp;
+#[allow(unsafe_code, reason = "string instructions")]
+pub mod string;
 pub mod tables;
 pub mod tdx;
 

@@ -14,6 +14,9 @@
 //! which no host can intercept (APM volume 2, 15.34.10), says what is on. Where CPUID does not know SEV the MSR is not
 //! read, so nothing faults without a TEE. Any other exception, injected ones too, finds no gate and is the end.
 //!
+//! What the working memory holds is the host's choice on TDX, where it is added without being measured: the first vCPU fills it
+//! with zeros before anything is read of it. The two words that are needed earlier are in the measured image.
+//!
 //! SSE is enabled before the first Rust function, which may use its registers.
 
 use core::arch::{asm, global_asm};
@@ -43,6 +46,10 @@ stage0_entry:
     .long stage0_image_bytes
     .long stage0_working_bytes
     .long 0
+stage0_tables_ready:
+    .long 0
+stage0_entered:
+    .long 0
 2:
     mov eax, dword ptr [0x1FF00C]       // platform
     cmp eax, 3
@@ -59,6 +66,13 @@ stage0_entry:
     // which the host can run when it likes: beside the first one, on its stack, or again under Linux.
     lock bts dword ptr [stage0_entered], 0
     jc stage0_stop
+    mov edx, eax
+    mov edi, offset stage0_image_end
+    mov ecx, offset stage0_working_bytes
+    shr ecx, 2
+    xor eax, eax
+    rep stosd
+    mov eax, edx
     cmp eax, 2
     je stage0_named
     cmp eax, 4
@@ -225,10 +239,6 @@ stage0_tables:
     .global stage0_ap_mailbox
 stage0_ap_mailbox:
     .skip 0x1000
-stage0_tables_ready:
-    .skip 4
-stage0_entered:
-    .skip 12
 stage0_idt:
     .skip 30 * 8
 

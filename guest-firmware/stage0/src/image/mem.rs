@@ -1,17 +1,15 @@
-//! The memory functions that the compiler calls, in string instructions: every processor with a TEE has
-//! them fast, and they are a few bytes.
+//! The memory functions that the compiler calls.
 
 use core::arch::asm;
+
+use kata_cc_stage0::string;
 
 /// # Safety
 /// As C's.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, length: usize) -> *mut u8 {
-    // SAFETY: the caller's promise; the direction flag is clear.
-    unsafe {
-        asm!("rep movsb", inout("rcx") length => _, inout("rsi") from => _, inout("rdi") to => _,
-            options(nostack, preserves_flags));
-    }
+    // SAFETY: the caller's promise.
+    unsafe { string::copy(from, to, length) };
     to
 }
 
@@ -38,11 +36,8 @@ unsafe extern "C" fn memmove(to: *mut u8, from: *const u8, length: usize) -> *mu
 /// As C's.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memset(to: *mut u8, byte: i32, length: usize) -> *mut u8 {
-    // SAFETY: the caller's promise; the direction flag is clear.
-    unsafe {
-        asm!("rep stosb", inout("rcx") length => _, inout("rdi") to => _, in("al") byte as u8,
-            options(nostack, preserves_flags));
-    }
+    // SAFETY: the caller's promise.
+    unsafe { string::fill(to, byte as u8, length) };
     to
 }
 

@@ -47,24 +47,25 @@ fn compress(state: &mut [u32; 8], blocks: &[[u8; BLOCK]]) {
 
     for block in blocks {
         let (abef_before, cdgh_before) = (abef, cdgh);
-        let mut words = [_mm_setzero_si128(); 4];
-        for (index, word) in words.iter_mut().enumerate() {
+        let load = |index| {
             // SAFETY: a block is four vectors; loads need no alignment.
             let loaded = unsafe { _mm_loadu_si128(block.as_ptr().cast::<__m128i>().add(index)) };
-            *word = _mm_shuffle_epi8(loaded, big_endian);
-        }
-        for (four, constants) in K.as_chunks::<4>().0.iter().enumerate() {
-            if four >= 4 {
-                let [w0, w1, w2, w3] = words;
-                let sum = _mm_add_epi32(_mm_sha256msg1_epu32(w0, w1), _mm_alignr_epi8::<4>(w3, w2));
-                words = [w1, w2, w3, _mm_sha256msg2_epu32(sum, w3)];
+            _mm_shuffle_epi8(loaded, big_endian)
+        };
+        // by name and not by index: an index would keep them in memory
+        let (mut w0, mut w1, mut w2, mut w3) = (load(0), load(1), load(2), load(3));
+        for (sixteen, constants) in K.as_chunks::<16>().0.iter().enumerate() {
+            let [k0, k1, k2, k3] = constants.as_chunks::<4>().0 else { break };
+            if sixteen > 0 {
+                w0 = schedule(w0, w1, w2, w3);
+                w1 = schedule(w1, w2, w3, w0);
+                w2 = schedule(w2, w3, w0, w1);
+                w3 = schedule(w3, w0, w1, w2);
             }
-            let word = words[four.min(3)];
-            // SAFETY: four words are one vector; loads need no alignment.
-            let k = unsafe { _mm_loadu_si128(constants.as_ptr().cast()) };
-            let sum = _mm_add_epi32(word, k);
-            cdgh = _mm_sha256rnds2_epu32(cdgh, abef, sum);
-            abef = _mm_sha256rnds2_epu32(abef, cdgh, _mm_shuffle_epi32::<0x0e>(sum));
+            (abef, cdgh) = rounds((abef, cdgh), w0, k0);
+            (abef, cdgh) = rounds((abef, cdgh), w1, k1);
+            (abef, cdgh) = rounds((abef, cdgh), w2, k2);
+            (abef, cdgh) = rounds((abef, cdgh), w3, k3);
         }
         abef = _mm_add_epi32(abef, abef_before);
         cdgh = _mm_add_epi32(cdgh, cdgh_before);
@@ -78,4 +79,22 @@ fn compress(state: &mut [u32; 8], blocks: &[[u8; BLOCK]]) {
         _mm_storeu_si128(words, _mm_blend_epi16::<0xf0>(feba, dchg));
         _mm_storeu_si128(words.add(1), _mm_alignr_epi8::<8>(dchg, feba));
     }
+}
+
+/// Four rounds: FIPS 180-4, section 6.2.2, step 3.
+#[target_feature(enable = "sha,sse2")]
+#[inline]
+fn rounds((abef, cdgh): (__m128i, __m128i), words: __m128i, constants: &[u32; 4]) -> (__m128i, __m128i) {
+    // SAFETY: four words are one vector; loads need no alignment.
+    let sum = _mm_add_epi32(words, unsafe { _mm_loadu_si128(constants.as_ptr().cast()) });
+    let cdgh = _mm_sha256rnds2_epu32(cdgh, abef, sum);
+    (_mm_sha256rnds2_epu32(abef, cdgh, _mm_shuffle_epi32::<0x0e>(sum)), cdgh)
+}
+
+/// The four words of the schedule after sixteen: FIPS 180-4, section 6.2.2, step 1.
+#[target_feature(enable = "sha,sse2,ssse3")]
+#[inline]
+fn schedule(w0: __m128i, w1: __m128i, w2: __m128i, w3: __m128i) -> __m128i {
+    let sum = _mm_add_epi32(_mm_sha256msg1_epu32(w0, w1), _mm_alignr_epi8::<4>(w3, w2));
+    _mm_sha256msg2_epu32(sum, w3)
 }
