@@ -19,12 +19,12 @@ use kata_cc_agent_protocol::oci;
 use kata_cc_causes::causes;
 use kata_cc_image::digest::Digest;
 use kata_cc_image::{
-    BrokerKeys, ClientConfig, DockerAuthConfig, ExaminedImage, ImageClient, ImageConfiguration, KeyProvider,
-    NoKeys, Progress, PullTarget, PulledImage, RunningTier, Scratch,
+    BrokerKeys, ClientConfig, Companions, DockerAuthConfig, ExaminedImage, ImageClient, ImageConfiguration,
+    KeyProvider, NoKeys, Progress, PullTarget, PulledImage, RunningTier, Scratch,
 };
-use kata_cc_sealed_image::ManifestError;
+use kata_cc_sealed_image::{ManifestError, SealManifest};
 use thiserror::Error;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use crate::confidential::{Broker, Settings};
 use crate::config::Tee;
@@ -75,6 +75,8 @@ pub(crate) struct Examined {
     /// What it says is to run.
     pub(crate) program: Program,
     image: Option<(Arc<ImageClient>, ExaminedImage)>,
+    /// With the host's copy of it.
+    device: Option<String>,
 }
 
 /// What a pull gave.
@@ -219,6 +221,13 @@ fn refused(image: &str, reason: String) -> PullError {
     PullError::Refused { image: image.to_owned(), reason }
 }
 
+/// Tells of a copy of an image that the host offers and that is not taken.
+fn refused_copy(image: &str, source: SealedError) -> PullError {
+    let error = PullError::Sealed { image: image.to_owned(), source };
+    refused(image, error.to_string());
+    error
+}
+
 /// Kata's name for the sandbox container's image, which is not pulled: the agent is that program.
 const PAUSE: &str = "pause";
 /// The scratch disk.
@@ -271,14 +280,50 @@ impl Images {
         serde_json::from_slice(&bytes).map(Some).map_err(|_| format!("{uri} is no docker configuration"))
     }
 
-    /// Looks at the image `reference`: manifest, list of those allowed, signatures, configuration and tier. No key of it is asked for.
-    pub(crate) async fn examine(&self, reference: &str) -> Result<Examined, PullError> {
-        let reference = reference.to_owned();
+    /// Looks at the image that a storage names: manifest, list of those allowed, signatures, configuration and tier. No key of it is
+    /// asked for. Documents that the host offers with its copy of the image are looked at before the registry is asked.
+    pub(crate) async fn examine(&self, storage: &Storage) -> Result<Examined, PullError> {
+        let reference = &storage.source;
         if reference == PAUSE {
-            return Ok(Examined { reference, program: Program(None), image: None });
+            return Ok(Examined {
+                reference: reference.clone(),
+                program: Program(None),
+                image: None,
+                device: None,
+            });
         }
-        let config = self.client_config().await.map_err(|reason| refused(&reference, reason))?;
-        let (name, runtime) = (reference.clone(), tokio::runtime::Handle::current());
+        let device =
+            sealed_image::offered(storage).await.map_err(|error| refused_copy(reference, error.into()))?;
+        let documents = match &device {
+            Some(device) => sealed_image::documents(device).await,
+            None => None,
+        };
+        if let Some(documents) = documents {
+            match self.examine_with(reference, Companions::Offered(documents)).await {
+                Ok(examined) => return Ok(Examined { device, ..examined }),
+                // They may be of another day than the image's signatures; the registry's word is the newest.
+                Err(reason) => warn!(
+                    image = reference,
+                    reason, "documents of the host's copy do not do: the registry is asked"
+                ),
+            }
+        }
+        self.examine_in_registry(reference, device).await
+    }
+
+    async fn examine_in_registry(
+        &self,
+        reference: &str,
+        device: Option<String>,
+    ) -> Result<Examined, PullError> {
+        let examined = self.examine_with(reference, Companions::None).await;
+        let examined = examined.map_err(|reason| refused(reference, reason))?;
+        Ok(Examined { device, ..examined })
+    }
+
+    async fn examine_with(&self, reference: &str, companions: Companions) -> Result<Examined, String> {
+        let config = ClientConfig { companions, ..self.client_config().await? };
+        let (name, runtime) = (reference.to_owned(), tokio::runtime::Handle::current());
         // On a thread of its own, as the rest of the pull.
         let examining = tokio::task::spawn_blocking(move || {
             let client = ImageClient::new(config).map_err(|e| causes(&e))?;
@@ -286,42 +331,30 @@ impl Images {
             let image = runtime.block_on(client.examine(&name, &progress)).map_err(|e| causes(&e))?;
             Ok((Arc::new(client), image))
         });
-        let examined = examining.await.map_err(|e| causes(&e)).and_then(|r| r);
-        let (client, image) = examined.map_err(|reason| refused(&reference, reason))?;
+        let (client, image) = examining.await.map_err(|e| causes(&e)).and_then(|r| r)?;
         let program = Program(Some((image.manifest_digest.clone(), image.config.clone())));
-        Ok(Examined { reference, program, image: Some((client, image)) })
+        Ok(Examined { reference: reference.to_owned(), program, image: Some((client, image)), device: None })
     }
 
     /// The root of what was examined, for the container of `bundle`: from the device that the host offers when there is a seal of the
     /// image, else pulled.
-    pub(crate) async fn root(
-        &self,
-        examined: Examined,
-        bundle: &Path,
-        storage: &Storage,
-    ) -> Result<Pulled, PullError> {
-        let reference = examined.reference.clone();
-        let sealed = |source| {
-            let error = PullError::Sealed { image: reference.clone(), source };
-            refused(&reference, error.to_string());
-            error
-        };
+    pub(crate) async fn root(&self, examined: Examined, bundle: &Path) -> Result<Pulled, PullError> {
+        let Examined { reference, image, device, .. } = &examined;
         // Encrypted images have no seal: who could read their layers to make one?
-        let Some((client, image)) = examined.image.as_ref().filter(|(_, image)| !image.is_encrypted()) else {
+        let image = image.as_ref().filter(|(_, image)| !image.is_encrypted());
+        let (Some((client, image)), Some(device)) = (image, device.clone()) else {
             return self.pull(examined, bundle).await;
         };
-        let device = sealed_image::offered(storage).await.map_err(|error| sealed(error.into()))?;
-        let Some(device) = device else { return self.pull(examined, bundle).await };
         let seal = match self.seals.of_image(image).cloned() {
             Some(seal) => Some(seal),
-            None => sealed_image::signed_seal(Arc::clone(client), image.clone()).await,
+            None => self.signed_seal(client, image).await,
         };
         let Some(seal) = seal else { return self.pull(examined, bundle).await };
         let base = self.space().await?.join(bundle.file_name().unwrap_or_default());
         let digest = seal.manifest.clone();
         let mounting = tokio::task::spawn_blocking(move || sealed_image::mount(&seal, &device, &base));
         let mounted = mounting.await.map_err(|error| PullError::Space(io::Error::other(error)))?;
-        let rootfs = mounted.map_err(sealed)?;
+        let rootfs = mounted.map_err(|source| refused_copy(reference, source))?;
         info!(
             stage = "pulled",
             image = reference,
@@ -330,8 +363,21 @@ impl Images {
             bytes = 0,
             "image taken from the host's copy"
         );
-        self.recorded(&reference, &digest).await?;
+        self.recorded(reference, &digest).await?;
         Ok(Pulled { rootfs, digest: Some(digest) })
+    }
+
+    /// The seal that lies beside the image. When the documents that the host offered have none that counts, the registry may have: they
+    /// may be older than the seal or its signature.
+    async fn signed_seal(&self, client: &Arc<ImageClient>, image: &ExaminedImage) -> Option<SealManifest> {
+        let seal = sealed_image::signed_seal(Arc::clone(client), image.clone()).await;
+        if seal.is_some() || !client.has_companions() {
+            return seal;
+        }
+        let examined = self.examine_with(&image.reference().to_string(), Companions::None).await.ok()?;
+        let (client, again) =
+            examined.image.filter(|(_, again)| again.manifest_digest == image.manifest_digest)?;
+        sealed_image::signed_seal(client, again).await
     }
 
     /// Pulls what was examined, for the container of `bundle`.
@@ -373,7 +419,7 @@ impl Images {
             };
             return Err(refused(&image, reason));
         }
-        let examined = self.examine(reference).await?;
+        let examined = self.examine_in_registry(reference, None).await?;
         // One at a time: two of one bundle would unpack into one folder.
         let _turn = self.pulling_for_the_hub.lock().await;
         if target.exists() {

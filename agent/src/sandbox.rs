@@ -297,7 +297,7 @@ impl Sandbox {
             if storage.driver == "image_guest_pull" {
                 let rootfs = storage::check_image(storage, &bundle, images_seen > 0)?;
                 images_seen += 1;
-                let examined = images.examine(&storage.source).await?;
+                let examined = images.examine(storage).await?;
                 let program = examined.program.clone();
                 program.complete(oci);
                 let names = request.string_user.as_ref();
@@ -307,7 +307,7 @@ impl Sandbox {
                 if let Some(question) = question(None) {
                     policy.check_image_ahead(&question).await?;
                 }
-                let pulled = images.root(examined, &bundle, storage).await?;
+                let pulled = images.root(examined, &bundle).await?;
                 if let Some(question) = question(Some(&pulled.rootfs)) {
                     policy.check_image(&question).await?;
                 }

@@ -8,15 +8,15 @@
 //! it offers a device: without one the guest pulls the image itself, and one that is not what the seal says fails the container. Blocks are
 //! checked when they are read, so a block that was changed fails the read (EIO), also much later.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kata_cc_agent_protocol::agent::Storage;
 use kata_cc_causes::causes;
-use kata_cc_image::{ExaminedImage, ImageClient};
-use kata_cc_sealed_image::{ManifestError, SEAL_TYPE, SealManifest};
+use kata_cc_image::{Documents, ExaminedImage, ImageClient, MAX_DOCUMENTS};
+use kata_cc_sealed_image::{ManifestError, SEAL_TYPE, SealManifest, documents};
 use kata_cc_volumes::device::{BlockDevice, DeviceError};
 use nix::mount::{MntFlags, umount2};
 use thiserror::Error;
@@ -126,6 +126,23 @@ pub(crate) async fn offered(storage: &Storage) -> Result<Option<String>, Storage
     match named {
         Some(device) => storage::block_device(&storage.driver, device).await.map(Some),
         None => Ok(None),
+    }
+}
+
+/// The small documents of the image that lie behind its copy on `device`; none is no error, the registry has them too.
+pub(crate) async fn documents(device: &str) -> Option<Arc<Documents>> {
+    let path = device.to_owned();
+    let reading = tokio::task::spawn_blocking(move || {
+        let mut file = File::open(path).map_err(|error| causes(&error))?;
+        let read = documents::read(&mut file, MAX_DOCUMENTS).map_err(|error| causes(&error))?;
+        read.map(|bytes| Documents::parse(&bytes)).transpose().map_err(|error| causes(&error))
+    });
+    match reading.await.map_err(|error| causes(&error)).and_then(|read| read) {
+        Ok(documents) => documents.map(Arc::new),
+        Err(error) => {
+            warn!(device, error, "documents behind the host's copy were not read: the registry is asked");
+            None
+        }
     }
 }
 

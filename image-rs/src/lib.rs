@@ -19,6 +19,7 @@
 pub mod crypto;
 mod decrypt;
 pub mod digest;
+mod documents;
 pub mod encrypt;
 mod error;
 pub mod inspect;
@@ -40,6 +41,7 @@ pub mod tier;
 pub mod unpack;
 
 pub use decrypt::{DecryptError, DecryptOptions, DecryptedImage, decrypt_image};
+pub use documents::{Companions, Documents, DocumentsError, MAX_DOCUMENTS, collect_documents};
 pub use encrypt::{EncryptError, EncryptOptions, EncryptedImage, LayerSelection, Recipient, encrypt_image};
 pub use error::PullError;
 pub use inspect::{Summary, inspect};

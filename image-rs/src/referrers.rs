@@ -15,7 +15,7 @@ use crate::error::PullError;
 use crate::manifest::{Descriptor, Document};
 use crate::media;
 use crate::pull::{ClientConfig, ExaminedImage, ImageClient};
-use crate::registry::{Registry, RegistryError};
+use crate::registry::{RawManifest, Registry, RegistryError};
 use crate::signature::SignaturePolicy;
 
 /// OCI's type of an empty configuration, and its bytes.
@@ -118,26 +118,48 @@ impl ImageClient {
         artifact_type: &str,
     ) -> Result<Vec<u8>, PullError> {
         let limits = &self.config().limits;
-        let at = image.reference.clone_with_digest(referrer.digest.clone());
-        let raw = self.registry().manifest(&at, limits.max_manifest_bytes).await?;
+        let (raw, layer) = self.referrer_manifest(&image.reference, &referrer.digest.parse()?).await?;
         let other = |why: &str| PullError::Referrer { digest: raw.digest.to_string(), why: why.to_owned() };
         let artifact: Artifact = serde_json::from_slice(&raw.bytes).map_err(|e| other(&e.to_string()))?;
         let subject = artifact.subject.ok_or_else(|| other("it names no subject"))?;
         if artifact.artifact_type != artifact_type || subject.digest()? != image.manifest_digest {
             return Err(other("it is of another type, or refers to another image"));
         }
+        let (registry, at) = (self.registry(), &image.reference);
+        let checked = policy.verify_artifact(registry, limits, at, &raw.digest, &raw.bytes).await?;
+        if checked.signatures.is_empty() {
+            return Err(other("the policy demands no signature, so anybody could have put it there"));
+        }
+        self.small_blob(&image.reference, &layer).await
+    }
+
+    /// The manifest of a referrer, and where its document is.
+    async fn referrer_manifest(
+        &self,
+        reference: &Reference,
+        digest: &Digest,
+    ) -> Result<(RawManifest, Descriptor), PullError> {
+        let at = reference.clone_with_digest(digest.to_string());
+        let raw = self.registry().manifest(&at, self.config().limits.max_manifest_bytes).await?;
+        let other = |why: &str| PullError::Referrer { digest: digest.to_string(), why: why.to_owned() };
         let Document::Image(manifest) = Document::parse(&raw.bytes)? else {
             return Err(other("it is an index"));
         };
         let [layer] = manifest.layers.as_slice() else {
             return Err(other("it has not one layer, the document"));
         };
-        let (registry, at) = (self.registry(), &image.reference);
-        let checked = policy.verify_artifact(registry, limits, at, &raw.digest, &raw.bytes).await?;
-        if checked.signatures.is_empty() {
-            return Err(other("the policy demands no signature, so anybody could have put it there"));
-        }
-        self.small_blob(&image.reference, layer).await
+        let layer = layer.clone();
+        Ok((raw, layer))
+    }
+
+    /// The document of a referrer, whoever put it there.
+    pub(crate) async fn referring_document(
+        &self,
+        reference: &Reference,
+        digest: &Digest,
+    ) -> Result<Vec<u8>, PullError> {
+        let (_, layer) = self.referrer_manifest(reference, digest).await?;
+        self.small_blob(reference, &layer).await
     }
 }
 

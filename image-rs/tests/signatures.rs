@@ -14,8 +14,9 @@ use common::{Answer, Guard, Image, Liar, RegistryServer, missing, run};
 use kata_cc_image::digest::Digest;
 use kata_cc_image::signature::{BrokerMaterial, KeyMaterial, NoMaterial};
 use kata_cc_image::{
-    ClientConfig, ImageClient, Limits, NoKeys, PullError, PullTarget, Registry, RegistryConfig, SecretSource,
-    SignatureError, SignaturePolicy, parse_reference,
+    ClientConfig, Companions, Documents, ImageClient, Limits, NoKeys, PullError, PullTarget, Registry,
+    RegistryConfig, SecretSource, SignatureError, SignaturePolicy, attach, collect_documents,
+    parse_reference,
 };
 use serde_json::{Value, json};
 use sign::*;
@@ -135,6 +136,53 @@ fn words(error: &PullError) -> String {
         assert!(text.contains(rejected.reason.what_to_do()), "{text}");
     }
     refusal.reasons.iter().map(|one| one.reason.word()).collect::<Vec<_>>().join(" ")
+}
+
+/// What one client collected is all that another one needs of an image that is named by its digest, signatures and what refers to the
+/// image included; and it is believed no more than a registry.
+#[tokio::test]
+async fn collected_documents_take_the_registrys_place() {
+    const KIND: &str = "application/vnd.example.note";
+    let Some(place) = Place::start() else { return };
+    let (key, other) = (Key::new(), Key::new());
+    let digest = place.image("test", "a").await;
+    place.sign("test", &digest, "test", &key).await;
+    let pinned = place.name(&format!("test@{digest}"));
+    let (at, open) = (
+        parse_reference(&pinned).unwrap(),
+        ClientConfig { insecure_registries: vec![place.server.host.clone()], ..ClientConfig::default() },
+    );
+    let (_, raw, _) = ImageClient::new(open.clone()).unwrap().resolve(&at).await.unwrap();
+    let subject =
+        serde_json::from_value(json!({"mediaType": MANIFEST, "digest": digest, "size": raw.bytes.len()}));
+    let note = attach(&place.registry, &at, &subject.unwrap(), KIND, b"a note").await.unwrap();
+    place.sign("test", note.as_str(), "test", &key).await;
+    let before = collect_documents(&place.name("test:1"), &open, &[KIND]).await.unwrap();
+    let collected = Documents::parse(&before.to_json().unwrap()).unwrap();
+    let by = |key: &Key, companions| ClientConfig {
+        companions,
+        ..place.config(&policy(&by_key(key, "matchRepository")), Arc::new(NoMaterial))
+    };
+    let offered = || Companions::Offered(Arc::new(collected.clone()));
+    let good = ImageClient::new(by(&key, offered())).unwrap();
+    let [wrong_key, by_tag, without] = [
+        (by(&other, offered()), pinned.clone()),
+        (by(&key, offered()), place.name("test:1")),
+        (by(&key, Companions::None), pinned.clone()),
+    ];
+    drop(place);
+
+    let image = good.examine(&pinned, &|_| {}).await.unwrap();
+    assert_eq!(image.manifest_digest.as_str(), digest);
+    assert_eq!(good.signed_documents(&image, KIND).await.unwrap(), [b"a note"]);
+    let examine = async |(config, name): (ClientConfig, String)| {
+        ImageClient::new(config).unwrap().examine(&name, &|_| {}).await.err().unwrap()
+    };
+    assert_eq!(words(&examine(wrong_key).await), "wrong-key");
+    // which image a tag names is for the registry to say, and it is gone
+    for asked in [by_tag, without] {
+        assert!(matches!(examine(asked).await, PullError::Registry(_)));
+    }
 }
 
 #[tokio::test]

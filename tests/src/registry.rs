@@ -14,7 +14,7 @@ pub struct Registry {
     pub host: String,
     /// Folder that holds the blobs.
     pub storage: PathBuf,
-    _daemon: Daemon,
+    daemon: Option<Daemon>,
 }
 
 /// How a registry is offered.
@@ -56,7 +56,12 @@ impl Registry {
             Daemon::start("registry", dir, Command::new("docker-registry").arg("serve").arg(&path))?;
         daemon.wait_until(60, || process::accepts(port))?;
         let name = if options.tls.is_some() { "localhost" } else { "127.0.0.1" };
-        Ok(Self { host: format!("{name}:{port}"), storage, _daemon: daemon })
+        Ok(Self { host: format!("{name}:{port}"), storage, daemon: Some(daemon) })
+    }
+
+    /// Ends it; its folder stays.
+    pub fn stop(&mut self) {
+        self.daemon = None;
     }
 
     /// The file of a blob, `sha256:…`.

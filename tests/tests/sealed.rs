@@ -54,7 +54,7 @@ fn a_seal_beside_the_image_counts_when_its_signer_does() -> anyhow::Result<()> {
     }
     world::prepare(&material())?;
     let dir = PathBuf::from(format!("/run/kct-signed-{}", std::process::id()));
-    let world = World::start(&material(), &dir)?;
+    let mut world = World::start(&material(), &dir)?;
     let before = Traces::take(&world.dir);
     let image = format!("{}/demo/plain:1", world.registry.host);
     world.push_plain(&image)?;
@@ -64,36 +64,54 @@ fn a_seal_beside_the_image_counts_when_its_signer_does() -> anyhow::Result<()> {
         "signedIdentity": {"type": "matchRepository"}});
     std::fs::write(&policy, serde_json::json!({"default": [requirement]}).to_string())?;
     let guest = Tampering { image: Some(image.clone()), signatures: Some(policy), ..Default::default() };
-    let runs = |name: &str| -> anyhow::Result<(bool, String)> {
+    let runs = |world: &World, name: &str| -> anyhow::Result<(bool, String)> {
         let ended = world.run(name, &guest, &[])?;
         Ok((ended.code == 0 && ended.stdout.contains(MARKER), ended.text()))
     };
 
-    let (ran, text) = runs("unsigned")?;
+    let (ran, text) = runs(&world, "unsigned")?;
     ensure!(!ran && text.contains("unsigned"), "nobody signed it:\n{text}");
     sign(&world, &image, &other)?;
-    let (ran, text) = runs("by-another")?;
+    let (ran, text) = runs(&world, "by-another")?;
     ensure!(!ran && text.contains("wrong key"), "another signed it:\n{text}");
     sign(&world, &image, &key)?;
-    let (ran, text) = runs("signed")?;
+    let (ran, text) = runs(&world, "signed")?;
     ensure!(ran, "signed, from the registry:\n{text}");
 
-    let mut seal = world.kata_cc(&Tampering::default())?;
-    seal.args(["--json", "image", "seal", &image, "--push", "--sign-key"]).arg(&other);
-    seal.arg("--registry-ca").arg(Pki::at(&world.material).ca);
-    let told: serde_json::Value = serde_json::from_str(&run(&mut seal, 120)?.ok()?.stdout)?;
-    let referrer = told["referrer"].as_str().context("no referrer")?;
+    let (digest, referrer) = seal_and_push(&world, &image, &other)?;
     // From here on nobody can pull it.
-    std::fs::remove_file(world.registry.blob(&layer_of(&world, &image)?))?;
-    let (ran, text) = runs("seal-by-another")?;
+    let layer = world.registry.blob(&layer_of(&world, &image)?);
+    let aside = world.dir.join("layer");
+    std::fs::rename(&layer, &aside)?;
+    let (ran, text) = runs(&world, "seal-by-another")?;
     ensure!(!ran, "a seal that another signed was believed:\n{text}");
-    sign(&world, referrer, &key)?;
-    let (ran, text) = runs("sealed")?;
+    sign(&world, &referrer, &key)?;
+    let (ran, text) = runs(&world, "sealed")?;
     ensure!(ran, "from the node's copy, by the seal beside the image:\n{text}");
+
+    // What lies behind the node's copy takes the registry's place for an image that is named by its digest.
+    std::fs::rename(&aside, &layer)?;
+    seal_and_push(&world, &image, &key)?;
+    world.registry.stop();
+    let pinned = format!("{}@{digest}", image.trim_end_matches(":1"));
+    let ended = world.run("no-registry", &Tampering { image: Some(pinned), ..guest.clone() }, &[])?;
+    ensure!(ended.code == 0 && ended.stdout.contains(MARKER), "without a registry:\n{}", ended.text());
+    let (ran, text) = runs(&world, "tag-without-registry")?;
+    ensure!(!ran, "a tag was believed of the host:\n{text}");
     let left = before.left_after_a_minute(&world.dir);
     assert!(left.is_empty(), "left behind: {left:#?}");
     std::fs::remove_dir_all(&world.dir)?;
     Ok(())
+}
+
+/// Seals the image into the node's folder, and beside the image, signed; gives the digest of its manifest and the referrer.
+fn seal_and_push(world: &World, image: &str, key: &Path) -> anyhow::Result<(String, String)> {
+    let mut seal = world.kata_cc(&Tampering::default())?;
+    seal.args(["--json", "image", "seal", image, "--push", "--sign-key"]).arg(key);
+    seal.arg("--registry-ca").arg(Pki::at(&world.material).ca);
+    let told: serde_json::Value = serde_json::from_str(&run(&mut seal, 120)?.ok()?.stdout)?;
+    let text = |value: &serde_json::Value| value.as_str().map(str::to_owned).context("not told");
+    Ok((text(&told["seal"]["manifest"])?, text(&told["referrer"])?))
 }
 
 fn base64(bytes: &[u8]) -> anyhow::Result<String> {

@@ -160,20 +160,22 @@ impl DigestCache {
 #[derive(Debug)]
 pub struct KnownFiles {
     cache: Option<DigestCache>,
-    kernel: Option<FileKey>,
-    initramfs: Option<FileKey>,
+    files: Keys,
 }
+
+/// Of kernel and initramfs.
+type Keys = (Option<FileKey>, Option<FileKey>);
 
 impl KnownFiles {
     /// Of the files with these keys; a file without one is not looked up.
     #[must_use]
-    pub fn new(dir: Option<&Path>, kernel: Option<FileKey>, initramfs: Option<FileKey>) -> Self {
+    pub fn new(dir: Option<&Path>, files: Keys) -> Self {
         let cache = dir.and_then(|dir| {
             DigestCache::open(dir)
                 .inspect_err(|error| tracing::warn!(dir = %dir.display(), %error, "no cache of digests"))
                 .ok()
         });
-        Self { cache, kernel, initramfs }
+        Self { cache, files }
     }
 
     /// What is known.
@@ -181,13 +183,16 @@ impl KnownFiles {
     pub fn hashes(&self) -> Hashes {
         let known =
             |key: Option<FileKey>| self.cache.as_ref().zip(key).and_then(|(cache, key)| cache.get(&key));
-        Hashes { kernel: known(self.kernel), initramfs: known(self.initramfs) }
+        Hashes { kernel: known(self.files.0), initramfs: known(self.files.1) }
     }
 
-    /// Keeps what a launch was planned with.
-    pub fn keep(&mut self, planned: &Hashes) {
+    /// Keeps what a launch was planned with, of files whose keys are the same `now` that they were read.
+    pub fn keep(&mut self, planned: &Hashes, now: Keys) {
         let Some(cache) = &mut self.cache else { return };
-        let entries = [self.kernel.zip(planned.kernel), self.initramfs.zip(planned.initramfs)];
+        let same =
+            |before: Option<FileKey>, now: Option<FileKey>| before.filter(|before| Some(*before) == now);
+        let entries =
+            [same(self.files.0, now.0).zip(planned.kernel), same(self.files.1, now.1).zip(planned.initramfs)];
         let entries: Vec<Entry> = entries.into_iter().flatten().collect();
         if let Err(error) = cache.put(&entries, SystemTime::now()) {
             tracing::warn!(%error, "digests were not kept");
@@ -289,7 +294,7 @@ mod tests {
     #[test]
     fn a_start_looks_up_what_it_can_and_goes_on_without() {
         let at = Fixture::new();
-        let known = |kernel, initramfs| KnownFiles { cache: Some(at.open()), kernel, initramfs };
+        let known = |kernel, initramfs| KnownFiles { cache: Some(at.open()), files: (kernel, initramfs) };
         let kernel = Some(key(&at.kernel));
         assert_eq!(known(kernel, None).hashes(), Hashes { kernel: Some([0x5a; 32]), initramfs: None });
         assert_eq!(known(None, kernel).hashes(), Hashes { kernel: None, initramfs: Some([0x5a; 32]) });
@@ -297,13 +302,16 @@ mod tests {
         std::fs::write(&old, b"initramfs").expect("written");
         let initramfs = FileKey(key(&old).0.map(|number| number - 1000));
         let planned = Hashes { kernel: Some([0x5a; 32]), initramfs: Some([3; 32]) };
-        known(kernel, Some(initramfs)).keep(&planned);
+        let changed = (kernel, Some(FileKey(initramfs.0.map(|number| number + 1))));
+        known(kernel, Some(initramfs)).keep(&planned, changed);
+        assert_eq!(known(kernel, Some(initramfs)).hashes().initramfs, None, "changed while it was hashed");
+        known(kernel, Some(initramfs)).keep(&planned, (kernel, Some(initramfs)));
         assert_eq!(known(kernel, Some(initramfs)).hashes(), planned);
-        let mut none = KnownFiles::new(None, kernel, Some(initramfs));
-        none.keep(&planned);
+        let mut none = KnownFiles::new(None, (kernel, Some(initramfs)));
+        none.keep(&planned, (kernel, Some(initramfs)));
         assert_eq!(none.hashes(), Hashes::default());
         // the folder of a file
-        let bad = KnownFiles::new(Some(&at.kernel), kernel, None);
+        let bad = KnownFiles::new(Some(&at.kernel), (kernel, None));
         assert_eq!(bad.hashes(), Hashes::default());
     }
 

@@ -2,10 +2,11 @@
 //! the page cache into guest memory.
 //!
 //! A mapped file that is cut short meanwhile kills the process by SIGBUS. That is the host
-//! administrator's doing and harms the one VM that was about to start. Under a TEE the file is read
-//! instead: what is measured must be what is loaded, whatever happens to the file in between.
+//! administrator's doing and harms the one VM that was about to start. The firmware image of a TEE is read
+//! instead: what is measured must be what is loaded, whatever happens to the file in between. Kernel and initramfs are
+//! not measured but hashed by the firmware: where they changed, it refuses them.
 
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
@@ -21,10 +22,10 @@ const MAX_BYTES: u64 = 2 << 30;
 
 /// Content of a file.
 pub enum Content {
-    /// Mapped read-only.
-    Mapped(MmapRegion<()>),
-    /// Read, and the file's key, unless it changed meanwhile.
-    Owned(Vec<u8>, Option<FileKey>),
+    /// Mapped read-only, with the file and its key when it was opened.
+    Mapped(MmapRegion<()>, File, FileKey),
+    /// Read.
+    Owned(Vec<u8>),
 }
 
 impl Content {
@@ -45,32 +46,29 @@ impl Content {
             return Err(other("is empty or larger than 2 GiB"));
         }
         if stable {
-            return Self::read(&file, &metadata).map_err(failed);
+            let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
+            file.take(MAX_BYTES).read_to_end(&mut bytes).map_err(failed)?;
+            return Ok(Self::Owned(bytes));
         }
+        let mapped = file.try_clone().map_err(failed)?;
         let bytes = usize::try_from(length).map_err(|_| other("too large"))?;
         MmapRegionBuilder::new_with_bitmap(bytes, ())
-            .with_file_offset(FileOffset::new(file, 0))
+            .with_file_offset(FileOffset::new(mapped, 0))
             .with_mmap_prot(libc::PROT_READ)
             .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE)
             .build()
-            .map(Self::Mapped)
+            .map(|map| Self::Mapped(map, file, FileKey::of(&metadata)))
             .map_err(|e| other(&e.to_string()))
     }
 
-    fn read(file: &File, before: &Metadata) -> std::io::Result<Self> {
-        let mut bytes = Vec::with_capacity(usize::try_from(before.len()).unwrap_or_default());
-        file.take(MAX_BYTES).read_to_end(&mut bytes)?;
-        let key = FileKey::of(before);
-        let unchanged = key == FileKey::of(&file.metadata()?) && bytes.len() as u64 == before.len();
-        Ok(Self::Owned(bytes, unchanged.then_some(key)))
-    }
-
-    /// What tells these bytes from those that the file has at another time; none where they may still change.
+    /// What tells a mapped file from what it was at another time, unless it changed since it was opened.
     #[must_use]
-    pub const fn key(&self) -> Option<FileKey> {
+    pub fn key(&self) -> Option<FileKey> {
         match self {
-            Self::Owned(_, key) => *key,
-            Self::Mapped(_) => None,
+            Self::Owned(_) => None,
+            Self::Mapped(_, file, key) => {
+                file.metadata().is_ok_and(|now| FileKey::of(&now) == *key).then_some(*key)
+            }
         }
     }
 
@@ -79,10 +77,10 @@ impl Content {
     #[allow(unsafe_code)]
     pub fn bytes(&self) -> &[u8] {
         match self {
-            Self::Owned(bytes, _) => bytes,
+            Self::Owned(bytes) => bytes,
             // SAFETY: the mapping is private, readable, `size()` bytes long and lives as long as `self`;
             // nobody in this process writes to it.
-            Self::Mapped(map) => unsafe { std::slice::from_raw_parts(map.as_ptr(), map.size()) },
+            Self::Mapped(map, ..) => unsafe { std::slice::from_raw_parts(map.as_ptr(), map.size()) },
         }
     }
 }
@@ -156,20 +154,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_is_read_has_a_key_and_one_that_is_mapped_has_none() {
+    fn a_mapped_file_has_a_key_as_long_as_it_is_what_it_was() {
         let dir = tempfile::tempdir().expect("temporary folder");
         let path = dir.path().join("kernel");
         std::fs::write(&path, b"kernel").expect("written");
         let read = Content::open("kernel", &path, true).expect("read");
-        let metadata = std::fs::metadata(&path).expect("there");
-        assert_eq!((read.bytes(), read.key()), (&b"kernel"[..], Some(FileKey::of(&metadata))));
+        assert_eq!((read.bytes(), read.key()), (&b"kernel"[..], None));
         let mapped = Content::open("kernel", &path, false).expect("mapped");
-        assert_eq!((mapped.bytes(), mapped.key()), (&b"kernel"[..], None));
-        // as it was when it was opened, and as it is
-        let file = File::open(&path).expect("opened");
-        std::fs::write(&path, b"another").expect("written");
-        let changed = Content::read(&file, &metadata).expect("read");
-        assert_eq!(changed.key(), None);
+        let metadata = std::fs::metadata(&path).expect("there");
+        assert_eq!((mapped.bytes(), mapped.key()), (&b"kernel"[..], Some(FileKey::of(&metadata))));
+        std::fs::write(&path, b"longer than before").expect("written");
+        assert_eq!(mapped.key(), None);
     }
 
     #[test]

@@ -18,7 +18,6 @@ use crate::error::VmmError;
 use crate::files::Content;
 use crate::kvm::Machine;
 use crate::sim::Processor;
-use crate::tee::TeeKind;
 use crate::threads::{self, Gate};
 use crate::vcpu::World;
 use crate::{config, launch, memory, vcpu};
@@ -111,19 +110,18 @@ impl Vm {
     pub fn create(config: &VmConfig) -> Result<Self, VmmError> {
         threads::install_wake_signal().map_err(VmmError::system("signal handler"))?;
         let kind = launch::kind(&config.tee);
-        let stable = kind != TeeKind::None;
-        let kernel = Content::open("kernel", &config.boot.kernel, stable)?;
+        let kernel = Content::open("kernel", &config.boot.kernel, false)?;
         let initramfs = match &config.boot.initramfs {
-            Some(path) => Some(Content::open("initramfs", path, stable)?),
+            Some(path) => Some(Content::open("initramfs", path, false)?),
             None => None,
         };
         let firmware = match &config.boot.firmware {
-            Some(path) => Some(Content::open("firmware", path, stable)?),
+            Some(path) => Some(Content::open("firmware", path, true)?),
             None => None,
         };
         let (platform, memory_bit) = launch::platform(&config.tee);
-        let keys = (kernel.key(), initramfs.as_ref().and_then(Content::key));
-        let mut files = KnownFiles::new(config.boot.digest_cache.as_deref(), keys.0, keys.1);
+        let keys = || (kernel.key(), initramfs.as_ref().and_then(Content::key));
+        let mut files = KnownFiles::new(config.boot.digest_cache.as_deref(), keys());
         let firmware_of = |image| Firmware::new(image, platform, memory_bit).with_hashes(files.hashes());
         let plan = LaunchPlan::new(&LaunchInput {
             kernel: kernel.bytes(),
@@ -134,7 +132,7 @@ impl Vm {
             devices: config::device_count(config),
             firmware: firmware.as_ref().map(|image| firmware_of(image.bytes())),
         })?;
-        files.keep(&plan.hashes);
+        files.keep(&plan.hashes, keys());
         let processor = Processor::create(config, &plan)?;
         let local_ports = processor.iter().map(|processor| (port::SIM_TEE, processor.local_port())).collect();
         let devices = OpenDevices::open(config, local_ports)?;

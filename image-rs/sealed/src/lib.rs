@@ -11,6 +11,7 @@
 //! `Documentation/admin-guide/device-mapper/verity.rst` (hash tree, version 1).
 #![forbid(unsafe_code)]
 
+pub mod documents;
 pub mod erofs;
 mod layers;
 mod manifest;

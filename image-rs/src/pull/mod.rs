@@ -22,6 +22,7 @@ use self::transfer::Transfer;
 pub use self::types::{ClientConfig, ExaminedImage, LayerInfo, Progress, PullTarget, PulledImage};
 use crate::crypto::{KEYS_PREFIX, PUBOPTS, PrivateOptions, PublicOptions};
 use crate::digest::Digest;
+use crate::documents::Companions;
 use crate::error::PullError;
 use crate::keys::{KeyError, KeyPacket, KeyProvider};
 use crate::layer::{LayerPlan, Sealed};
@@ -56,6 +57,11 @@ impl ImageClient {
     /// The settings it was made with.
     pub(crate) fn config(&self) -> &ClientConfig {
         &self.config
+    }
+
+    /// Whether it looks at documents that came with the image before it asks the registry.
+    pub fn has_companions(&self) -> bool {
+        matches!(self.config.companions, Companions::Offered(_))
     }
 
     /// The registry client below.

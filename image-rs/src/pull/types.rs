@@ -8,6 +8,7 @@ use oci_spec::image::ImageConfiguration;
 
 use crate::Limits;
 use crate::digest::Digest;
+use crate::documents::Companions;
 use crate::manifest::{Manifest, Platform};
 use crate::media::LayerType;
 use crate::registry::{DockerAuthConfig, Registries, RegistryConfig, Retry};
@@ -42,6 +43,8 @@ pub struct ClientConfig {
     pub allowed: Option<Vec<String>>,
     /// Which signatures an image must have; checked before its configuration, any key or layer is asked for. Any image without.
     pub signatures: Option<Arc<SignaturePolicy>>,
+    /// Small documents that came with an image: they are looked at before its registry is asked.
+    pub companions: Companions,
 }
 
 impl ClientConfig {
@@ -56,6 +59,7 @@ impl ClientConfig {
             registries: self.registries.clone(),
             auth: self.auth.clone(),
             retry: self.retry.clone(),
+            companions: self.companions.clone(),
         }
     }
 }
@@ -133,7 +137,7 @@ pub struct ExaminedImage {
     pub config: ImageConfiguration,
     pub(crate) reference: Reference,
     pub(super) manifest: Manifest,
-    pub(super) index_digest: Option<Digest>,
+    pub(crate) index_digest: Option<Digest>,
     pub(super) kinds: Vec<LayerType>,
     pub(super) diff_ids: Vec<Digest>,
     pub(super) required_tier: Option<RequiredTier>,

@@ -29,6 +29,7 @@ use self::error::check_status;
 pub use self::exchange::Retry;
 use self::exchange::{Body, Question, Stopped};
 use crate::digest::Digest;
+use crate::documents::{Companions, NOTED};
 use crate::media;
 
 /// How registries are reached.
@@ -48,6 +49,8 @@ pub struct RegistryConfig {
     pub auth: Option<DockerAuthConfig>,
     /// How often is tried again.
     pub retry: Retry,
+    /// Small documents that came with an image, or that are collected.
+    pub companions: Companions,
 }
 
 /// A manifest as the registry sent it, digest checked.
@@ -188,6 +191,16 @@ impl Registry {
     /// # Errors
     /// See [`RegistryError`].
     pub async fn manifest(&self, reference: &Reference, max: u64) -> Result<RawManifest, RegistryError> {
+        let companions = &self.config.companions;
+        if let Some(answer) = companions.manifest(reference) {
+            return answer;
+        }
+        let answer = self.asked_manifest(reference, max).await;
+        companions.note_manifest(reference, &answer);
+        answer
+    }
+
+    async fn asked_manifest(&self, reference: &Reference, max: u64) -> Result<RawManifest, RegistryError> {
         let expected = match reference.digest() {
             Some(text) => Some(text.parse::<Digest>().map_err(|error| RegistryError::Reference {
                 reference: reference.to_string(),
@@ -229,6 +242,9 @@ impl Registry {
         digest: &Digest,
         max: u64,
     ) -> Result<Option<Vec<u8>>, RegistryError> {
+        if let Some(list) = self.config.companions.referrers(digest) {
+            return Ok(list);
+        }
         let what = format!("referrers of {digest}");
         let path = format!("referrers/{digest}");
         let asked = self.of_any(reference, async |endpoint| {
@@ -239,11 +255,13 @@ impl Registry {
             check_status(status, &endpoint.host, &what)?;
             Ok(body.bytes)
         });
-        match asked.await {
-            Ok(bytes) => Ok(Some(bytes)),
-            Err(RegistryError::NotFound { .. }) => Ok(None),
-            Err(error) => Err(error),
-        }
+        let list = match asked.await {
+            Ok(bytes) => Some(bytes),
+            Err(RegistryError::NotFound { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        self.config.companions.note_referrers(digest, list.as_deref());
+        Ok(list)
     }
 
     /// Streams a blob to `sink`, piece by piece; the caller checks digest and size. A transfer that breaks off goes on from
@@ -252,6 +270,33 @@ impl Registry {
     /// # Errors
     /// When the registry fails or `sink` does.
     pub async fn blob<E: From<RegistryError>>(
+        &self,
+        reference: &Reference,
+        digest: &Digest,
+        mut sink: impl AsyncFnMut(Bytes) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let companions = &self.config.companions;
+        if let Some(bytes) = companions.blob(digest) {
+            return sink(bytes.into()).await;
+        }
+        if !companions.are_noted() {
+            return self.asked_blob(reference, digest, &mut sink).await;
+        }
+        let mut noted = Vec::new();
+        let copying = async |piece: Bytes| {
+            if noted.len() <= NOTED {
+                noted.extend_from_slice(&piece);
+            }
+            sink(piece).await
+        };
+        self.asked_blob(reference, digest, copying).await?;
+        if noted.len() <= NOTED {
+            companions.note_blob(digest, noted);
+        }
+        Ok(())
+    }
+
+    async fn asked_blob<E: From<RegistryError>>(
         &self,
         reference: &Reference,
         digest: &Digest,

@@ -49,7 +49,7 @@ pub(crate) use self::trust::Subject;
 use self::trust::{Image, Trust};
 use crate::Limits;
 use crate::digest::Digest;
-use crate::registry::Registry;
+use crate::registry::{Registry, RegistryError};
 
 /// A policy, and where its keys come from.
 #[derive(Clone)]
@@ -131,6 +131,20 @@ impl SignaturePolicy {
         fetcher.referring(subjects).await.map_err(failed)?;
         case.judge(&trusts, &image, &fetcher)
     }
+}
+
+/// Gets all signatures of the manifests with these digests, and judges none.
+pub(crate) async fn fetch_signatures(
+    registry: &Registry,
+    limits: &Limits,
+    reference: &Reference,
+    digests: impl IntoIterator<Item = &Digest>,
+) -> Result<(), RegistryError> {
+    let subject = |digest: &Digest| Subject { digest: digest.clone(), bytes: Vec::new() };
+    let subjects: Vec<_> = digests.into_iter().map(subject).collect();
+    let mut fetcher = Fetcher::new(registry, reference, limits);
+    fetcher.tagged(&subjects).await?;
+    fetcher.referring(&subjects).await
 }
 
 /// One image under one scope.

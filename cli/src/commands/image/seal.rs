@@ -6,13 +6,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use kata_cc_image::manifest::Descriptor;
-use kata_cc_image::{ClientConfig, ImageClient, attach, fetch_layers, parse_reference};
+use kata_cc_image::{
+    ClientConfig, FetchedImage, ImageClient, attach, collect_documents, fetch_layers, parse_reference,
+};
 use kata_cc_policy_bundle::artifact;
 use kata_cc_policy_bundle::sign::Signer;
 use kata_cc_sandbox::config::NodeConfig;
 use kata_cc_sandbox::image_cache::ImageCache;
 use kata_cc_sandbox::paths;
-use kata_cc_sealed_image::{SEAL_TYPE, SealManifest, seal_image};
+use kata_cc_sealed_image::{SEAL_TYPE, SealManifest, documents, seal_image};
 use serde_json::json;
 
 use super::RegistryArguments;
@@ -45,7 +47,8 @@ pub(crate) struct Seal {
 pub(super) fn run(arguments: &Seal, output: &Output) -> anyhow::Result<()> {
     let name = &arguments.name;
     let client = &arguments.registry.config(&[name])?;
-    if arguments.push && (name.starts_with("oci:") || name.starts_with("oci-archive:")) {
+    let in_registry = !name.starts_with("oci:") && !name.starts_with("oci-archive:");
+    if arguments.push && !in_registry {
         anyhow::bail!(
             "--push puts the seal beside the image in its registry, and {} is in none",
             printable(name)
@@ -58,17 +61,19 @@ pub(super) fn run(arguments: &Seal, output: &Output) -> anyhow::Result<()> {
     drop(fetching);
     let image = image?;
     let sealing = output.progress(&format!("kata-cc: sealing {}", printable(name)));
-    let into = |file: &mut File| seal_image(&image, file, client.limits.clone());
-    let (seal, place) = match &arguments.output {
+    let sealed =
+        Sealing { name, client, image: &image, in_registry, push: arguments.push, signer: signer.as_ref() };
+    let (Made { seal, referrer }, place) = match &arguments.output {
         Some(path) => {
             let mut created =
                 File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
-            (into(&mut created)?, path.clone())
+            (sealed.make(&mut created)?, path.clone())
         }
         None => {
             let cache = ImageCache::below(&paths::state_dir());
             let mut staged = cache.stage().context("cannot write to this node's folder of sealed images")?;
-            let seal = into(staged.as_file_mut())?;
+            let made = sealed.make(staged.as_file_mut())?;
+            let seal = &made.seal;
             let kept = cache.keep(staged, &seal.manifest, name, &seal.to_json()?);
             let kept = kept.context("the sealed image cannot be kept")?;
             let most = NodeConfig::load()?.image.most_sealed_bytes();
@@ -79,15 +84,58 @@ pub(super) fn run(arguments: &Seal, output: &Output) -> anyhow::Result<()> {
                     "kata-cc: sealed image {digest} was removed: more than {most} bytes ([image] sealed_bytes)"
                 ));
             }
-            (seal, kept)
+            (made, kept)
         }
     };
     drop(sealing);
     if let Some(path) = &arguments.seal {
         std::fs::write(path, seal.to_json()?).with_context(|| format!("cannot write {}", path.display()))?;
     }
-    let referrer = arguments.push.then(|| push(name, client, &seal, signer.as_ref())).transpose()?;
     tell(&seal, &place, referrer.as_deref(), output)
+}
+
+/// What is sealed, and what else is done with it.
+struct Sealing<'a> {
+    name: &'a str,
+    client: &'a ClientConfig,
+    image: &'a FetchedImage,
+    in_registry: bool,
+    push: bool,
+    signer: Option<&'a Signer>,
+}
+
+struct Made {
+    seal: SealManifest,
+    referrer: Option<String>,
+}
+
+impl Sealing<'_> {
+    /// Seals into an empty file; with the seal beside the image, and the image's small documents behind the hash tree.
+    fn make(&self, file: &mut File) -> anyhow::Result<Made> {
+        let seal = seal_image(self.image, file, self.client.limits.clone())?;
+        let referrer = self.push.then(|| push(self.name, self.client, &seal, self.signer)).transpose()?;
+        if self.in_registry {
+            self.append_documents(file)?;
+        }
+        Ok(Made { seal, referrer })
+    }
+
+    /// With them a guest need not ask the registry; without them it does.
+    fn append_documents(&self, file: &mut File) -> anyhow::Result<()> {
+        let collected =
+            block_on(async { Ok(collect_documents(self.name, self.client, &[SEAL_TYPE]).await?) });
+        match collected {
+            Ok(collected) => {
+                documents::append(file, &collected.to_json()?).context("the documents cannot be kept")
+            }
+            Err(error) => {
+                note(&format!(
+                    "kata-cc: guests will ask the registry for manifest and signatures: {error:#}"
+                ));
+                Ok(())
+            }
+        }
+    }
 }
 
 /// Puts the seal beside the image; gives the name of the referrer, which is what is to be signed.
