@@ -82,6 +82,8 @@ pub struct Tampering {
     pub seals: Vec<PathBuf>,
     /// Signature policy in the node's configuration.
     pub signatures: Option<PathBuf>,
+    /// Whether the node makes a copy of an image at its first use.
+    pub seal_at_first_use: bool,
 }
 
 /// Registry, key broker and a node that uses them.
@@ -245,8 +247,9 @@ impl World {
              [tee]\nsimulated = \"{tee}\"\nplatform = \"{platform}\"\n\
              [egress]\nallow = [\"{registry}\", \"{kbs}\"]\n\
              [kbs]\nurl = \"{url}\"\ncertificate = \"{certificate}\"\n\
-             [image]\nregistry_roots = [\"{ca}\"]\ninsecure_registries = [{insecure}]\nallow_simulated_tee = true\nseals = {seals:?}\n{signatures}{policy}",
+             [image]\nregistry_roots = [\"{ca}\"]\ninsecure_registries = [{insecure}]\nallow_simulated_tee = true\nseals = {seals:?}\nseal_at_first_use = {at_first_use}\n{signatures}{policy}",
             seals = tampering.seals,
+            at_first_use = tampering.seal_at_first_use,
             signatures = tampering
                 .signatures
                 .iter()

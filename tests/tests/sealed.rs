@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use kata_cc_tests::image::MARKER;
@@ -16,16 +17,30 @@ fn material() -> PathBuf {
         .map_or_else(|| std::env::temp_dir().join("kata-cc-material"), PathBuf::from)
 }
 
-/// Seals the image into the node's folder; gives the file, and the seal's.
-fn seal(world: &World, image: &str) -> anyhow::Result<(PathBuf, PathBuf)> {
-    let seal = world.dir.join("seal.json");
+/// Seals the image to know its seal; gives the seal's file. The node has no copy of it yet.
+fn seal(world: &World, image: &str) -> anyhow::Result<PathBuf> {
+    let (seal, file) = (world.dir.join("seal.json"), world.dir.join("elsewhere"));
     let mut command = world.kata_cc(&Tampering::default())?;
-    command.args(["--json", "image", "seal", image, "--seal"]).arg(&seal);
+    command.args(["image", "seal", image, "--seal"]).arg(&seal).arg("--output").arg(&file);
     command.arg("--registry-ca").arg(Pki::at(&world.material).ca);
-    let told = run(&mut command, 120)?.ok().context("image seal")?;
-    let told: serde_json::Value = serde_json::from_str(&told.stdout)?;
-    let file = told["file"].as_str().context("no file")?;
-    Ok((PathBuf::from(file), seal))
+    run(&mut command, 120)?.ok().context("image seal")?;
+    std::fs::remove_file(file)?;
+    Ok(seal)
+}
+
+/// The copy that the node makes of an image of its own accord.
+fn made(world: &World) -> anyhow::Result<PathBuf> {
+    let begun = Instant::now();
+    loop {
+        for entry in std::fs::read_dir(world.state_dir().join("images")).into_iter().flatten() {
+            let path = entry?.path();
+            if path.extension().is_some_and(|ending| ending == "sealed") {
+                return Ok(path);
+            }
+        }
+        ensure!(begun.elapsed() < Duration::from_secs(120), "the node made no copy of the image");
+        std::thread::sleep(Duration::from_millis(200));
+    }
 }
 
 /// A key pair for signatures: the private key's file, the public one's PEM.
@@ -140,12 +155,15 @@ fn a_sealed_image_runs_without_its_layers_and_no_changed_block_is_read() -> anyh
     let before = Traces::take(&world.dir);
     let image = format!("{}/demo/plain:1", world.registry.host);
     world.push_plain(&image)?;
-    let (file, seal) = seal(&world, &image)?;
+    let seal = seal(&world, &image)?;
     let plain = Tampering { image: Some(image.clone()), ..Default::default() };
     let sealed = Tampering { seals: vec![seal], ..plain.clone() };
 
-    let pulled = world.run("pulled", &plain, &[])?;
-    ensure!(pulled.code == 0 && pulled.stdout.contains(MARKER), "without the seal:\n{}", pulled.text());
+    // The first one pulls, and the node makes its copy for the next.
+    let first = Tampering { seal_at_first_use: true, ..sealed.clone() };
+    let pulled = world.run("pulled", &first, &[])?;
+    ensure!(pulled.code == 0 && pulled.stdout.contains(MARKER), "without a copy:\n{}", pulled.text());
+    let file = made(&world)?;
     // From here on nobody can pull it.
     std::fs::remove_file(world.registry.blob(&layer_of(&world, &image)?))?;
     let refused = world.run("no-layer", &plain, &[])?;

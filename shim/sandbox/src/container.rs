@@ -15,7 +15,7 @@ use crate::sandbox::{
     ContainerSpec, Rootfs, Sandbox, SandboxError, context, failure_detail, failure_stage, io,
 };
 use crate::vm_shape::{self, ROOTFS_SLOTS};
-use crate::{oci, paths, rootfs, sealed, vmm};
+use crate::{oci, paths, rootfs, sealed, sealing, vmm};
 
 impl Sandbox {
     /// Create a container; it does not run yet.
@@ -101,7 +101,12 @@ impl Sandbox {
     /// Attaches this node's sealed copy of an image, when there is one; gives the driver option that tells the guest of it. Whether the
     /// guest takes it is the guest's business: it pulls the image itself when it has no seal.
     async fn offer_sealed(&self, container: &str, image: &str) -> Result<Option<String>, SandboxError> {
-        let Some(path) = ImageCache::below(&paths::state_dir()).offer(image) else { return Ok(None) };
+        let Some(path) = ImageCache::below(&paths::state_dir()).offer(image) else {
+            if self.seal_at_first_use {
+                sealing::begin(image, &self.log);
+            }
+            return Ok(None);
+        };
         let Ok(slot) = self.take_slot(container) else {
             self.log.add(Source::Shim, "info", "no slot is free for the sealed image: the guest pulls it");
             return Ok(None);

@@ -98,6 +98,23 @@ impl ImageCache {
         Ok(())
     }
 
+    /// The right to make a copy of what `reference` names, until the file is closed; `None` while another process has it.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn claim(&self, reference: &str) -> io::Result<Option<fs::File>> {
+        let claims = self.dir.join("claims");
+        DirBuilder::new().recursive(true).mode(0o700).create(&claims)?;
+        let name = hex::encode(digest(&SHA256, reference.as_bytes()).as_ref());
+        // One of a few files, so that none need be removed: two references may wait for one another, which harms nobody.
+        let file = fs::File::create(claims.join(name.get(..2).unwrap_or_default()))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(file)),
+            Err(fs::TryLockError::WouldBlock) => Ok(None),
+            Err(fs::TryLockError::Error(error)) => Err(error),
+        }
+    }
+
     /// A new file to seal an image into; it counts when it was [`Self::keep`]ed.
     ///
     /// # Errors
@@ -167,6 +184,16 @@ mod tests {
         // nothing else may go
         assert_eq!(cache.trim(0, &kept[3]).unwrap(), [digest(1)]);
         assert!(cache.offer("r/i:4").is_some());
+    }
+
+    #[test]
+    fn one_process_at_a_time_makes_a_copy() {
+        let state = tempfile::tempdir().unwrap();
+        let cache = ImageCache::below(state.path());
+        let claim = cache.claim("r/i:1").unwrap();
+        assert!(claim.is_some() && cache.claim("r/i:1").unwrap().is_none());
+        drop(claim);
+        assert!(cache.claim("r/i:1").unwrap().is_some());
     }
 
     #[test]

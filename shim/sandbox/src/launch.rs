@@ -151,6 +151,7 @@ async fn start<'a>(plan: Plan<'a>, underway: &mut Underway<'a>) -> Result<Arc<Sa
     let disks = underway.disks.take().unwrap_or_else(|| unreachable!("describe_vm has made them"));
     let sandbox = Arc::new(Sandbox::new(crate::sandbox::Parts {
         id: spec.id.clone(),
+        seal_at_first_use: config.image.seal_at_first_use,
         tier,
         dir: dir.to_owned(),
         monitor,

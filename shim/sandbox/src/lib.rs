@@ -32,6 +32,7 @@ pub mod record;
 pub mod rootfs;
 pub mod sandbox;
 pub mod sealed;
+mod sealing;
 pub mod sizing;
 pub mod tier;
 pub mod vm_shape;

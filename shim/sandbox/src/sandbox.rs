@@ -180,6 +180,7 @@ pub enum Output {
 #[derive(Debug)]
 pub struct Sandbox {
     id: String,
+    pub(crate) seal_at_first_use: bool,
     pub(crate) tier: Tier,
     pub(crate) dir: PathBuf,
     /// Process id and start.
@@ -204,6 +205,7 @@ pub struct Sandbox {
 /// What a launch hands over.
 pub(crate) struct Parts {
     pub(crate) id: String,
+    pub(crate) seal_at_first_use: bool,
     pub(crate) tier: Tier,
     pub(crate) dir: PathBuf,
     pub(crate) monitor: (u32, u64),
@@ -264,6 +266,7 @@ impl Sandbox {
     pub(crate) fn new(parts: Parts) -> Self {
         Self {
             id: parts.id,
+            seal_at_first_use: parts.seal_at_first_use,
             tier: parts.tier,
             dir: parts.dir,
             monitor: parts.monitor,

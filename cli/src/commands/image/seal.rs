@@ -11,13 +11,13 @@ use kata_cc_image::{
 };
 use kata_cc_policy_bundle::artifact;
 use kata_cc_policy_bundle::sign::Signer;
-use kata_cc_sandbox::config::NodeConfig;
+use kata_cc_sandbox::config::{ImageSettings, NodeConfig};
 use kata_cc_sandbox::image_cache::ImageCache;
 use kata_cc_sandbox::paths;
 use kata_cc_sealed_image::{SEAL_TYPE, SealManifest, documents, seal_image};
 use serde_json::json;
 
-use super::RegistryArguments;
+use super::{RegistryArguments, registries};
 use crate::commands::block_on;
 use crate::commands::policy::bundle::signer;
 use crate::output::{Output, note, printable};
@@ -39,6 +39,10 @@ pub(crate) struct Seal {
     /// Private key (PKCS#8 PEM, ECDSA P-256) to sign the referrer with.
     #[arg(long, value_name = "FILE", requires = "push")]
     sign_key: Option<PathBuf>,
+    /// Make this node's copy as guests would pull it: with the registries of the node's configuration, and only when there is none and no
+    /// other process is making it.
+    #[arg(long, conflicts_with_all = ["output", "push"])]
+    for_node: bool,
     #[command(flatten)]
     registry: RegistryArguments,
 }
@@ -46,7 +50,19 @@ pub(crate) struct Seal {
 /// Seals an image into a file, or into this node's folder of sealed images.
 pub(super) fn run(arguments: &Seal, output: &Output) -> anyhow::Result<()> {
     let name = &arguments.name;
-    let client = &arguments.registry.config(&[name])?;
+    let mut client = arguments.registry.config(&[name])?;
+    let mut claim = None;
+    if arguments.for_node {
+        let cache = ImageCache::below(&paths::state_dir());
+        claim = cache.claim(name).context("cannot write to this node's folder of sealed images")?;
+        // in this order: who had the claim before may have made it
+        if claim.is_none() || cache.offer(name).is_some() {
+            note(&format!("kata-cc: {} is there, or another process is making it", printable(name)));
+            return Ok(());
+        }
+        as_node(&mut client, &NodeConfig::load()?.image)?;
+    }
+    let client = &client;
     let in_registry = !name.starts_with("oci:") && !name.starts_with("oci-archive:");
     if arguments.push && !in_registry {
         anyhow::bail!(
@@ -91,7 +107,21 @@ pub(super) fn run(arguments: &Seal, output: &Output) -> anyhow::Result<()> {
     if let Some(path) = &arguments.seal {
         std::fs::write(path, seal.to_json()?).with_context(|| format!("cannot write {}", path.display()))?;
     }
+    drop(claim);
     tell(&seal, &place, referrer.as_deref(), output)
+}
+
+/// Registries as this node's guests reach them.
+fn as_node(client: &mut ClientConfig, image: &ImageSettings) -> anyhow::Result<()> {
+    for file in &image.registry_roots {
+        let pem = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+        client.extra_roots_pem.push(pem);
+    }
+    client.insecure_registries.extend(image.insecure_registries.iter().cloned());
+    if let Some(file) = &image.registries {
+        client.registries = registries(file)?;
+    }
+    Ok(())
 }
 
 /// What is sealed, and what else is done with it.

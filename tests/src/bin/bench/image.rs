@@ -2,9 +2,9 @@
 //! a program took. The registry is Debian's, on the loopback, without TLS, for both; runs alternate. The image is made of Debian's
 //! packages ([`debian`]), kept in the cache.
 
-mod debian;
+pub(crate) mod debian;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -30,8 +30,7 @@ struct Taken {
 }
 
 pub(crate) fn image() -> anyhow::Result<()> {
-    let cache =
-        kata_cc_tests::share().parent().context("the share folder is in the cache")?.join("bench-image");
+    let cache = cache()?;
     let layout = debian::layout(&cache)?;
     let dir = tempfile::Builder::new().prefix("kata-cc-bench").tempdir_in(&cache)?;
     let registry = Registry::start(&dir.path().join("registry"), &RegistryOptions::default())?;
@@ -66,6 +65,16 @@ pub(crate) fn image() -> anyhow::Result<()> {
     ];
     println!("{}", serde_json::to_string(&rows)?);
     Ok(())
+}
+
+/// `kata-cc-bench image-layout`: makes the image where packages can be had, for benchmarks that run in the lab.
+pub(crate) fn layout() -> anyhow::Result<()> {
+    debian::layout(&cache()?).map(drop)
+}
+
+/// Where the image is kept.
+pub(crate) fn cache() -> anyhow::Result<PathBuf> {
+    Ok(kata_cc_tests::share().parent().context("the share folder is in the cache")?.join("bench-image"))
 }
 
 fn unpack_ours(dir: &Path, host: &str, name: &str) -> anyhow::Result<Taken> {

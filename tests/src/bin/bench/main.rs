@@ -1,13 +1,14 @@
 //! `kata-cc-bench NAME`: measures ours and a peer in turn, in the same run, and prints JSON rows for `./x bench`.
 //!
 //! [`boot`]: a microVM beside QEMU's. [`confidential_boot`]: the same by stage0, beside one that enters its kernel directly. [`image`]: a pull beside
-//! skopeo's and umoci's. [`kbs`]: the key broker beside the bare signatures that its work needs. [`snp`]: the verifier
+//! skopeo's and umoci's. [`node_cache`]: a pod with the node's copy of its image beside one without. [`kbs`]: the key broker beside the bare signatures that its work needs. [`snp`]: the verifier
 //! of SNP reports beside the same.
 
 mod boot;
 mod confidential_boot;
 mod image;
 mod kbs;
+mod node_cache;
 mod snp;
 
 use anyhow::bail;
@@ -18,11 +19,15 @@ fn main() -> anyhow::Result<()> {
         Some("boot") => boot::boot(),
         Some("confidential-boot") => confidential_boot::confidential_boot(),
         Some("image") => image::image(),
+        Some("image-layout") => image::layout(),
         // of `image` itself
         Some("peak") => image::peak(),
         Some("kbs") => kbs::kbs(),
+        Some("node-cache") => node_cache::node_cache(),
         Some("snp") => snp::snp(),
-        other => bail!("usage: kata-cc-bench boot|confidential-boot|image|kbs|snp (got {other:?})"),
+        other => {
+            bail!("usage: kata-cc-bench boot|confidential-boot|image|kbs|node-cache|snp (got {other:?})")
+        }
     }
 }
 

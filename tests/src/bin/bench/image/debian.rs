@@ -17,7 +17,7 @@ const GROUPS: [&[&str]; 4] = [
 ];
 
 /// The image as an OCI layout below `cache`, tag `t`; made when it is not there, which takes some minutes and a network.
-pub(super) fn layout(cache: &Path) -> anyhow::Result<PathBuf> {
+pub(crate) fn layout(cache: &Path) -> anyhow::Result<PathBuf> {
     let done = cache.join("layout");
     if done.join("index.json").is_file() {
         return Ok(done);
