@@ -29,6 +29,7 @@ use tracing::{debug, info, warn};
 use crate::confidential::{Broker, Settings};
 use crate::config::Tee;
 use crate::container::spec;
+use crate::corruption::CorruptionWatch;
 use crate::measure::Measurements;
 use crate::sealed_image::{self, SealedError, Seals};
 use crate::stage::users;
@@ -202,6 +203,7 @@ pub(crate) struct Images {
     measurements: Arc<Measurements>,
     scratch: tokio::sync::OnceCell<Scratch>,
     seals: Seals,
+    corruption: CorruptionWatch,
     /// Held by the one [`Images::pull_to`] that runs.
     pulling_for_the_hub: tokio::sync::Mutex<()>,
 }
@@ -253,6 +255,7 @@ impl Images {
             proxy,
             measurements,
             seals,
+            corruption: CorruptionWatch::default(),
             scratch: tokio::sync::OnceCell::new(),
             pulling_for_the_hub: tokio::sync::Mutex::new(()),
         })
@@ -352,6 +355,7 @@ impl Images {
         let Some(seal) = seal else { return self.pull(examined, bundle).await };
         let base = self.space().await?.join(bundle.file_name().unwrap_or_default());
         let digest = seal.manifest.clone();
+        self.corruption.add(reference, &device, &seal);
         let mounting = tokio::task::spawn_blocking(move || sealed_image::mount(&seal, &device, &base));
         let mounted = mounting.await.map_err(|error| PullError::Space(io::Error::other(error)))?;
         let rootfs = mounted.map_err(|source| refused_copy(reference, source))?;

@@ -13,6 +13,7 @@
 mod confidential;
 mod config;
 mod container;
+mod corruption;
 mod credentials;
 mod egress;
 mod gate;

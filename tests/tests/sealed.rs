@@ -187,6 +187,10 @@ fn a_sealed_image_runs_without_its_layers_and_no_changed_block_is_read() -> anyh
             refused.text()
         );
         ensure!(refused.text().contains(part), "{name}: expected {part:?}, seen:\n{}", refused.text());
+        let log = run(world.kata_cc(&Tampering::default())?.args(["logs", name]), 60)?.ok()?.stdout;
+        for part in ["is not what its root hash vouches for", &format!("{}", place / 4096), "sha256:"] {
+            ensure!(log.contains(part), "{name}: expected {part:?} in the log:\n{log}");
+        }
     }
     let left = before.left_after_a_minute(&world.dir);
     assert!(left.is_empty(), "left behind: {left:#?}");

@@ -42,6 +42,17 @@ pub const fn tree_blocks(data_blocks: u64) -> u64 {
     all
 }
 
+/// Where in the file the tree has the digest of data block `block`; none where there is no such block, or no tree over one.
+#[must_use]
+pub const fn leaf_offset(data_blocks: u64, block: u64) -> Option<u64> {
+    if block >= data_blocks || data_blocks < 2 {
+        return None;
+    }
+    // the lowest level is the last one
+    let lowest = data_blocks.div_ceil((BLOCK / DIGEST) as u64);
+    Some((data_blocks + tree_blocks(data_blocks) - lowest) * BLOCK as u64 + block * DIGEST as u64)
+}
+
 /// The tree over the digests of all data blocks.
 #[must_use]
 pub fn tree(leaves: &[[u8; DIGEST]]) -> HashTree {
