@@ -126,7 +126,11 @@ impl Transfer<'_> {
             let sent = self.registry.blob::<Stopped>(self.reference, &plan.digest, async |piece| {
                 send.send(Arrived::Piece(piece)).await.map_err(|_| Stopped::Writer)
             });
-            let sent = sent.await;
+            // A registry that stops sending must not keep the other half's error from being told.
+            let sent = tokio::select! {
+                sent = sent => sent,
+                () = send.closed() => Err(Stopped::Writer),
+            };
             if sent.is_ok() {
                 let _ = send.send(Arrived::All).await;
             }

@@ -1,21 +1,17 @@
 //! `kata-cc image seal`: a sealed image and its seal.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use kata_cc_image::manifest::Descriptor;
-use kata_cc_image::{ClientConfig, ImageClient, attach, fetch_layers, parse_reference};
-use kata_cc_policy_bundle::artifact;
-use kata_cc_policy_bundle::sign::Signer;
+use kata_cc_image::fetch_layers;
 use kata_cc_sandbox::config::NodeConfig;
 use kata_cc_sandbox::image_cache::ImageCache;
 use kata_cc_sandbox::paths;
 use kata_cc_sealed_image::{SEAL_TYPE, SealManifest, seal_image};
 use serde_json::json;
 
-use super::RegistryArguments;
+use super::{RegistryArguments, referrer};
 use crate::commands::block_on;
 use crate::commands::policy::bundle::signer;
 use crate::output::{Output, note, printable};
@@ -45,7 +41,7 @@ pub(crate) struct Seal {
 pub(super) fn run(arguments: &Seal, output: &Output) -> anyhow::Result<()> {
     let name = &arguments.name;
     let client = &arguments.registry.config(&[name])?;
-    if arguments.push && (name.starts_with("oci:") || name.starts_with("oci-archive:")) {
+    if arguments.push && !referrer::in_registry(name) {
         anyhow::bail!(
             "--push puts the seal beside the image in its registry, and {} is in none",
             printable(name)
@@ -86,37 +82,12 @@ pub(super) fn run(arguments: &Seal, output: &Output) -> anyhow::Result<()> {
     if let Some(path) = &arguments.seal {
         std::fs::write(path, seal.to_json()?).with_context(|| format!("cannot write {}", path.display()))?;
     }
-    let referrer = arguments.push.then(|| push(name, client, &seal, signer.as_ref())).transpose()?;
+    let put = || {
+        let (document, manifest) = (seal.to_json()?, &seal.manifest);
+        referrer::push((name, manifest), client, (SEAL_TYPE, &document), signer.as_ref())
+    };
+    let referrer = arguments.push.then(put).transpose()?;
     tell(&seal, &place, referrer.as_deref(), output)
-}
-
-/// Puts the seal beside the image; gives the name of the referrer, which is what is to be signed.
-fn push(
-    name: &str,
-    client: &ClientConfig,
-    seal: &SealManifest,
-    signer: Option<&Signer>,
-) -> anyhow::Result<String> {
-    let reference = parse_reference(name)?;
-    let document = seal.to_json()?;
-    block_on(async {
-        let client = ImageClient::new(client.clone())?;
-        let at = reference.clone_with_digest(seal.manifest.clone());
-        let (_, manifest, _) = client.resolve(&at).await?;
-        let subject = Descriptor {
-            media_type: manifest.media_type,
-            digest: manifest.digest.to_string(),
-            size: manifest.bytes.len() as u64,
-            annotations: BTreeMap::new(),
-            platform: None,
-        };
-        let digest = attach(client.registry(), &reference, &subject, SEAL_TYPE, &document).await?;
-        let referrer = format!("{}/{}@{digest}", reference.registry(), reference.repository());
-        if let Some(signer) = signer {
-            artifact::sign(client.registry(), &referrer, signer).await?;
-        }
-        Ok(referrer)
-    })
 }
 
 fn tell(seal: &SealManifest, file: &Path, referrer: Option<&str>, output: &Output) -> anyhow::Result<()> {

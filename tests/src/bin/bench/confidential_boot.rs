@@ -102,8 +102,7 @@ fn measured_bytes() -> anyhow::Result<Vec<Value>> {
     let with_contents = snp.sections().iter().filter(|section| section.page_type.has_contents());
     let snp_contents: u64 = with_contents.map(|section| section.len).sum();
     let tdx = Stage0Launch::new(&image, &for_tdx)?.tdx()?;
-    let tdx_contents: u64 =
-        tdx.regions().iter().filter(|region| region.measured).map(|region| region.len).sum();
+    let tdx_contents: u64 = tdx.regions().iter().filter(|region| region.measured).map(|region| region.len).sum();
     let firmware = ovmf_image();
     let theirs = firmware.as_ref().and_then(|path| path.metadata().ok()).map(|data| data.len() as f64);
     let row = |metric: &str, unit: &str, ours: f64, theirs: Option<f64>, aim: Aim| {
