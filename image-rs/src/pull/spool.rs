@@ -276,9 +276,15 @@ mod tests {
         let mut reader = SpoolReader::new(spool.clone());
         let mut out = [0; 100];
         // Nobody reads, and the writer does not wait: what is not let through cannot be read, so waiting would be for ever.
-        spool.write(b"first").unwrap();
-        spool.write(b"chunk").unwrap();
-        spool.release();
+        let (done, written) = std::sync::mpsc::channel();
+        let writer = spool.clone();
+        std::thread::spawn(move || {
+            writer.write(b"first").unwrap();
+            writer.write(b"chunk").unwrap();
+            writer.release();
+            done.send(()).unwrap();
+        });
+        written.recv_timeout(std::time::Duration::from_secs(10)).expect("the writer waits for the reader");
         assert_eq!(reader.read(&mut out).unwrap(), 10);
         spool.write(b"second").unwrap();
         let reading = std::thread::spawn(move || {
