@@ -11,7 +11,8 @@ fuzz_target!(|bytes: &[u8]| {
     let Ok(list) = ChunkList::parse(bytes, &limits) else { return };
     let text = list.to_json().expect("text and numbers");
     assert_eq!(ChunkList::parse(&text, &limits).expect("as written"), list);
-    let image: Vec<(&Digest, u64)> = list.layers().iter().map(|layer| (layer.digest(), layer.size())).collect();
+    let image: Vec<(&Digest, u64)> =
+        list.layers().iter().map(|layer| (layer.digest(), layer.size())).collect();
     for layer in list.layers() {
         assert_eq!(layer.chunks().len() as u64, layer.size().div_ceil(list.chunk_bytes()));
     }

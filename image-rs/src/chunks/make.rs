@@ -1,12 +1,13 @@
 //! Makes the chunk list of an image that lies in a registry.
 
+use oci_client::Reference;
+
 use super::check::ChunkHasher;
 use super::{ChunkList, LayerChunks, VERSION, check_chunk_bytes};
 use crate::error::PullError;
 use crate::manifest::Descriptor;
 use crate::pull::{ImageClient, OnProgress, Progress};
 use crate::registry::parse_reference;
-use oci_client::Reference;
 
 impl ImageClient {
     /// The chunk list of the image `reference` names, of all its layers as the registry sends them, digests and sizes checked. No key is
