@@ -1,4 +1,4 @@
-//! `kata-cc image unpack`, `sign` and `seal --push` against Debian's docker-registry; `kata-cc policy import`.
+//! `kata-cc image unpack`, `sign`, `seal --push` and `chunks` against Debian's docker-registry; `kata-cc policy import`.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
@@ -150,6 +150,55 @@ fn a_seal_is_put_beside_its_image_and_signed() {
     node.fails(&["image", "seal", &layout, "--push"], &["is in none"]);
     let usage = node.run(&["image", "seal", &layout, "--sign-key", &key]);
     assert!(usage.code == 2 && usage.stderr.contains("--push"), "{usage:?}");
+}
+
+#[test]
+fn the_chunks_of_an_encrypted_image_are_listed_without_its_key() {
+    let node = Node::new();
+    let Some(registry) = registry(&node) else { return };
+    let (plain, sealed) =
+        (format!("{}/team/app:1", registry.host), format!("{}/team/app:enc", registry.host));
+    let at = ["--insecure-registry", registry.host.as_str()];
+    let (id, file) = ("kbs:///default/image-key/1", node.file("key", [7; 32]));
+    let to = format!("docker://{sealed}");
+    node.ok(&[&["image", "encrypt", &plain, &to, "--key-id", id, "--key-file", &file], &at[..]].concat());
+    let ((key, policy), list) = (signer(&node, "ours"), node.path("list.json").display().to_string());
+    let chunks = [&["image", "chunks", sealed.as_str()], &at[..]].concat();
+    let made = node.json(&[&chunks[..], &["--output", &list, "--push", "--sign-key", &key]].concat());
+    let referrer = made["referrer"].as_str().unwrap();
+    let verify = ["image", "verify", referrer, "--policy", &policy];
+    assert_eq!(node.run(&[&verify, &at[..]].concat()).code, 0);
+    let written: Value = serde_json::from_slice(&std::fs::read(&list).unwrap()).unwrap();
+    assert_eq!(written["manifest"], made["manifest"]);
+    let layers = written["layers"].as_array().unwrap();
+    let count: usize = layers.iter().map(|layer| layer["chunks"].as_array().unwrap().len()).sum();
+    assert_eq!(
+        (made["chunks"].as_u64(), made["layers"].as_u64()),
+        (Some(count as u64), Some(layers.len() as u64))
+    );
+    assert!(count > 0 && made["chunk_bytes"] == 1 << 20, "{made}");
+
+    // who pulls as a guest does is not hindered by it
+    node.ok(&[&["image", "sign", &sealed, "--key", &key], &at[..]].concat());
+    let root = node.path("root").display().to_string();
+    let named = format!("{id}={file}");
+    let unpack = ["image", "unpack", sealed.as_str(), &root, "--policy", &policy, "--key", &named];
+    assert_eq!(node.json(&[&unpack, &at[..]].concat())["encrypted"], true);
+
+    let text = node.ok(&[&chunks[..], &["--output", &list, "--chunk-bytes", "65536"]].concat());
+    assert!(text.contains("of 65536 bytes") && !text.contains("referrer"), "{text}");
+    node.fails(
+        &[&chunks[..], &["--output", &list, "--chunk-bytes", "65535"]].concat(),
+        &["chunk_bytes", "65536"],
+    );
+    node.fails(
+        &["image", "chunks", &format!("oci:{}", node.path("plain").display()), "--push"],
+        &["is in none"],
+    );
+    for usage in [&[][..], &["--output", &list, "--sign-key", &key]] {
+        let ran = node.run(&[&chunks[..], usage].concat());
+        assert!(ran.code == 2 && ran.stderr.contains("--push"), "{ran:?}");
+    }
 }
 
 #[test]

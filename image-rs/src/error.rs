@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::chunks::{ChunkListError, WrongChunk};
 use crate::crypto::CryptoError;
 use crate::digest::{Digest, DigestError};
 use crate::keys::KeyError;
@@ -67,6 +68,17 @@ pub enum PullError {
         /// Of what came.
         seen: Digest,
     },
+    /// A chunk of a layer is not what the image's signer listed. Nothing of it was decrypted.
+    #[error("layer {layer} was changed: {source}")]
+    Chunk {
+        /// Number of the layer.
+        layer: usize,
+        /// Which chunk, and how.
+        source: WrongChunk,
+    },
+    /// A chunk list that cannot be made, or is refused.
+    #[error(transparent)]
+    ChunkList(#[from] ChunkListError),
     /// A layer has more or fewer bytes than the manifest says.
     #[error("layer {layer} has another size: expected {expected} bytes, got {seen}")]
     LayerSize {

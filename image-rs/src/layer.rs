@@ -1,7 +1,7 @@
 //! One layer on its way from the registry to the root folder.
 //!
-//! The blob goes through a [`Spool`] while its digest and, for an encrypted one, its HMAC are computed; from there it is decrypted,
-//! decompressed and unpacked, piece by piece, while the HMAC and the diff id of the image configuration are checked once more.
+//! The blob goes through a [`Spool`] while its digest and, for an encrypted one, its HMAC are computed, and its chunks are compared where they are
+//! listed; from there it is decrypted, decompressed and unpacked, piece by piece, while the HMAC and the diff id of the image configuration are checked once more.
 //! Memory is bounded by a few buffers whatever the layer's size. Nothing of the image is visible before all of it was checked.
 
 use std::io::{self, BufReader, Read};
@@ -12,6 +12,7 @@ use flate2::bufread::MultiGzDecoder;
 use tokio::sync::mpsc;
 use tokio_util::bytes::Bytes;
 
+use crate::chunks::{ChunkCheck, ListedLayer};
 use crate::crypto::{DecryptReader, LayerKey, PublicOptions, verify_mac};
 use crate::digest::{Digest, Hasher};
 use crate::error::PullError;
@@ -35,14 +36,35 @@ pub(crate) struct LayerPlan {
     pub(crate) kind: LayerType,
     pub(crate) diff_id: Digest,
     pub(crate) sealed: Option<Sealed>,
+    /// Hashes of its chunks, which the image's signer vouches for.
+    pub(crate) chunks: Option<ListedLayer>,
+}
+
+/// When the reader of a layer may have its bytes.
+pub(crate) enum Gate {
+    /// At once: nobody vouches for them, and the reader can stand that.
+    Open,
+    /// Chunk by chunk, each when its hash is right.
+    Chunks(ChunkCheck),
+    /// When all of it is there and right.
+    Shut,
 }
 
 impl LayerPlan {
-    /// Whether it may be unpacked while it still comes, when nobody vouches for its bytes yet. Not so where they would be
-    /// decrypted: CTR lets anybody flip bits. Nor where they go through the zstd library: what a registry chose freely is seen by
-    /// code that is safe by its language alone.
+    /// When its bytes may be read. Where no chunks are listed, nobody vouches for them before all is there. Then nothing is decrypted: CTR lets
+    /// anybody flip bits. Nor does anything go through the zstd library: what a registry chose freely is seen by code that is safe by
+    /// its language alone.
+    pub(crate) fn gate(&self) -> Gate {
+        match &self.chunks {
+            Some(listed) => Gate::Chunks(listed.check()),
+            None if self.sealed.is_none() && self.kind.codec != Codec::Zstd => Gate::Open,
+            None => Gate::Shut,
+        }
+    }
+
+    /// Whether it is unpacked while it still comes.
     pub(crate) fn streams(&self) -> bool {
-        self.sealed.is_none() && self.kind.codec != Codec::Zstd
+        !matches!(self.gate(), Gate::Shut)
     }
 }
 
@@ -54,7 +76,7 @@ pub(crate) enum Arrived {
     All,
 }
 
-/// Takes the blob of `plan` from the network to the spool, and checks size, digest and HMAC. Keeps a thread.
+/// Takes the blob of `plan` from the network to the spool, and checks its chunks, size, digest and HMAC. Keeps a thread.
 ///
 /// # Errors
 /// When one of them is wrong. A network that falls silent without the end is no error of this half.
@@ -66,7 +88,7 @@ pub(crate) fn receive(
 ) -> Result<(), PullError> {
     let mut hasher = plan.digest.hasher();
     let mut mac = plan.sealed.as_ref().map(|sealed| sealed.key.mac());
-    let mut have = 0u64;
+    let (mut gate, mut have) = (plan.gate(), 0u64);
     loop {
         let piece = match arriving.blocking_recv() {
             Some(Arrived::Piece(piece)) => piece,
@@ -81,8 +103,7 @@ pub(crate) fn receive(
         if let Some(mac) = mac.as_mut() {
             mac.update(&piece);
         }
-        let written = spool.write(&piece);
-        if !written.map_err(|source| PullError::Spool { layer: plan.number, source })? {
+        if !pass(plan, &mut gate, &piece, spool)? {
             return Ok(());
         }
         progress(have);
@@ -100,6 +121,27 @@ pub(crate) fn receive(
     }
     spool.end(End::Checked);
     Ok(())
+}
+
+/// Writes `piece` to the spool, and lets through what may be read. Gives `false` when nobody wants it any more.
+fn pass(plan: &LayerPlan, gate: &mut Gate, piece: &[u8], spool: &Spool) -> Result<bool, PullError> {
+    let layer = plan.number;
+    let mut rest = piece;
+    while !rest.is_empty() {
+        let (part, next, release) = match gate {
+            Gate::Open => (rest, &rest[rest.len()..], true),
+            Gate::Chunks(check) => check.update(rest).map_err(|source| PullError::Chunk { layer, source })?,
+            Gate::Shut => (rest, &rest[rest.len()..], false),
+        };
+        rest = next;
+        if !spool.write(part).map_err(|source| PullError::Spool { layer, source })? {
+            return Ok(false);
+        }
+        if release {
+            spool.release();
+        }
+    }
+    Ok(true)
 }
 
 /// Unpacks the blob in `spool` onto `root`.
@@ -180,5 +222,64 @@ impl<R: Read> Read for Archive<R> {
             return Err(io::Error::other("the layer grows too much when decompressed"));
         }
         Ok(count)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::chunks::listed;
+
+    /// What the reader of a layer got, and how its download ended, when its chunk number `flipped` came changed.
+    fn received(chunks: bool, flipped: usize) -> (Vec<u8>, Result<(), PullError>) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut blob: Vec<u8> = (0..1_000_000u32).map(|n| (n / 3) as u8).collect();
+        let plan = LayerPlan {
+            number: 4,
+            digest: Digest::sha256(&blob),
+            size: blob.len() as u64,
+            kind: LayerType { codec: Codec::Zstd, encrypted: false },
+            diff_id: Digest::sha256(b""),
+            sealed: None,
+            chunks: chunks.then(|| listed(&blob, 64 << 10)),
+        };
+        blob[(flipped << 16) + 5] ^= 1;
+        let spool = Arc::new(Spool::new(1000));
+        spool.open(dir.path(), "layer").unwrap();
+        let reader = std::thread::spawn({
+            let spool = spool.clone();
+            move || {
+                let mut all = Vec::new();
+                let _ = SpoolReader::new(spool).read_to_end(&mut all);
+                all
+            }
+        });
+        let (send, receive) = mpsc::channel(100);
+        for piece in blob.chunks(30_011) {
+            send.blocking_send(Arrived::Piece(Bytes::copy_from_slice(piece))).unwrap();
+        }
+        send.blocking_send(Arrived::All).unwrap();
+        let ended = super::receive(&plan, receive, &spool, &|_| {});
+        // Time for a reader that gets what it should not get.
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        spool.end(End::Failed);
+        let read = reader.join().unwrap();
+        assert!(read == blob[..read.len()]);
+        (read, ended)
+    }
+
+    #[test]
+    fn a_reader_gets_nothing_of_a_wrong_chunk_and_nothing_after_it() {
+        for flipped in [0, 3, 15] {
+            let (read, ended) = received(true, flipped);
+            assert_eq!(read.len(), flipped << 16);
+            let error = ended.unwrap_err();
+            let PullError::Chunk { layer: 4, source } = &error else { panic!("{error}") };
+            assert_eq!(source.chunk, flipped as u64);
+        }
+        // without a list nothing is read
+        let (read, ended) = received(false, 3);
+        assert!(read.is_empty() && matches!(ended, Err(PullError::LayerDigest { layer: 4, .. })));
     }
 }

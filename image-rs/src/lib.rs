@@ -9,13 +9,15 @@
 //! Which image an encrypted layer belongs to stands beside its wrapped key, and the guest may be told the only images that it
 //! pulls (`pins`): a registry cannot put a layer or a program of its own beside layers that the guest opens.
 //!
-//! Which signatures an image must have says a policy ([`signature`]), checked before anything of the image is believed.
+//! Which signatures an image must have says a policy ([`signature`]), checked before anything of the image is believed. Its signer may list the
+//! hashes of the layers' chunks ([`chunks`]): then encrypted layers are decrypted while they still come.
 //!
 //! Limits: Linux images of OCI or Docker schema 2 form. What an encrypted image's layers hold is secret; its configuration and
 //! manifest are not.
 
 #![deny(unsafe_code)]
 
+pub mod chunks;
 pub mod crypto;
 mod decrypt;
 pub mod digest;

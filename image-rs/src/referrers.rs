@@ -92,22 +92,44 @@ impl ImageClient {
         image: &ExaminedImage,
         artifact_type: &str,
     ) -> Result<Vec<Vec<u8>>, PullError> {
+        let mut documents = Vec::new();
+        let all = |document| {
+            documents.push(document);
+            None::<()>
+        };
+        self.find_signed(image, artifact_type, all).await?;
+        Ok(documents)
+    }
+
+    /// What `read` makes of the first such document that it wants. One of them is in memory at a time.
+    ///
+    /// # Errors
+    /// As [`ImageClient::signed_documents`].
+    pub(crate) async fn find_signed<T>(
+        &self,
+        image: &ExaminedImage,
+        artifact_type: &str,
+        mut read: impl FnMut(Vec<u8>) -> Option<T>,
+    ) -> Result<Option<T>, PullError> {
         let ClientConfig { limits, signatures, .. } = self.config();
-        let Some(policy) = signatures else { return Ok(Vec::new()) };
+        let Some(policy) = signatures else { return Ok(None) };
         let max = limits.max_manifest_bytes;
         let Some(listed) = list(self.registry(), &image.reference, &image.manifest_digest, max).await? else {
-            return Ok(Vec::new());
+            return Ok(None);
         };
         let list: Referrers = serde_json::from_slice(&listed).unwrap_or_default();
-        let mut documents = Vec::new();
         let fits = |one: &&Referrer| one.artifact_type == artifact_type;
         for referrer in list.manifests.iter().filter(fits).take(limits.max_signatures) {
             match self.signed_document(policy, image, referrer, artifact_type).await {
-                Ok(document) => documents.push(document),
+                Ok(document) => {
+                    if let Some(found) = read(document) {
+                        return Ok(Some(found));
+                    }
+                }
                 Err(error) => tracing::warn!(%error, referrer = referrer.digest, "a referrer does not count"),
             }
         }
-        Ok(documents)
+        Ok(None)
     }
 
     async fn signed_document(

@@ -305,6 +305,25 @@ async fn a_layer_is_unpacked_while_it_comes() {
     assert_eq!(std::fs::read(image.rootfs.join("etc/last")).unwrap(), b"2");
 }
 
+/// The first layer stands still; the second is another one than the manifest names, which is told without waiting for the first.
+#[tokio::test]
+async fn a_wrong_layer_ends_the_pull_while_another_still_comes() {
+    let archives = [layer(&[("big", &noise(2 << 20))]), layer(&[("a", &noise(100_000))])];
+    let mut image = Image::new(&[0, 1].map(|n: usize| (GZIP, gzip(&archives[n]), archives[n].as_slice())));
+    image.blobs[2].1[90_000] ^= 1;
+    let (told, wait) = std::sync::mpsc::channel::<()>();
+    let wait = Mutex::new(wait);
+    let liar = halting(image, move || {
+        let _ = wait.lock().unwrap().recv_timeout(Duration::from_secs(20));
+    });
+    let out = tempfile::tempdir().unwrap();
+    let begin = Instant::now();
+    let error = pull(&settings(&liar.host), &format!("{}/test:1", liar.host), out.path()).await.unwrap_err();
+    assert!(begin.elapsed() < Duration::from_secs(15), "the pull waited for the first layer");
+    told.send(()).unwrap();
+    assert!(matches!(error, PullError::LayerDigest { layer: 1, .. }), "{error}");
+}
+
 /// The zstd library is no place for bytes that nobody vouches for.
 #[tokio::test]
 async fn a_zstd_layer_waits_for_its_digest() {

@@ -1,10 +1,12 @@
 //! `kata-cc image`: encrypt and decrypt images, look at images, and check their signatures.
 
+mod chunks;
 mod decrypt;
 mod encrypt;
 mod key_file;
 mod keyprovider;
 mod providers;
+mod referrer;
 mod seal;
 mod sign;
 mod unpack;
@@ -30,6 +32,9 @@ pub(crate) enum Command {
     /// Make one read-only file of an image's layers, whose every block a root hash vouches for: guests of this node that have the
     /// seal take it instead of pulling the layers.
     Seal(seal::Seal),
+    /// List the hashes of an image's chunks: guests that have the list, signed, decrypt and unpack layers while they still come. Works for
+    /// encrypted images without any key.
+    Chunks(chunks::Chunks),
     /// Sign what a name stands for in its registry, as `cosign sign` does with a key: an image, a seal, anything.
     Sign(sign::Sign),
     /// Tell what an image is and who can open it.
@@ -108,6 +113,7 @@ pub(crate) fn run(command: Command, output: &Output) -> anyhow::Result<u8> {
         Command::Keyprovider(arguments) => keyprovider::run(&arguments, output)?,
         Command::Sign(arguments) => sign::run(&arguments, output)?,
         Command::Seal(arguments) => seal::run(&arguments, output)?,
+        Command::Chunks(arguments) => chunks::run(&arguments, output)?,
         Command::Inspect { name, registry } => {
             let client = registry.config(&[&name])?;
             let summary = block_on(async { Ok(inspect(&name, &client).await?) })?;

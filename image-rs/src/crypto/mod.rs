@@ -8,8 +8,8 @@
 //! The `digest` in the private options is not enforced: skopeo fills in that of the blob before compression. A layer of ours
 //! also names, among its private options, the digest of the image configuration that it belongs to (`crate::pins`).
 //!
-//! CTR alone lets anyone flip plaintext bits, so nothing decrypted is used before the HMAC of the whole layer
-//! is known to be right; [`DecryptReader`] checks it again as it reads.
+//! CTR alone lets anyone flip plaintext bits, so nothing is decrypted before the HMAC of the whole layer is known to be right, or the hash
+//! of its chunk by a signed list (`crate::chunks`); [`DecryptReader`] checks the HMAC again as it reads.
 
 mod der;
 pub mod jwe;

@@ -191,7 +191,8 @@ impl ImageClient {
         keys: &dyn KeyProvider,
         progress: OnProgress<'_>,
     ) -> Result<PulledImage, PullError> {
-        let (plans, layers) = self.plan(&image, keys, progress).await?;
+        let (mut plans, layers) = self.plan(&image, keys, progress).await?;
+        self.add_chunks(&image, &mut plans).await;
         let transfer = Transfer {
             registry: &self.registry,
             reference: &image.reference,
@@ -247,12 +248,12 @@ impl ImageClient {
                 key_id,
             });
             let (size, kind, diff_id) = (descriptor.size, *kind, diff_id.clone());
-            plans.push(LayerPlan { number, digest, size, kind, diff_id, sealed });
+            plans.push(LayerPlan { number, digest, size, kind, diff_id, sealed, chunks: None });
         }
         Ok((plans, layers))
     }
 
-    fn check_sizes(&self, manifest: &Manifest) -> Result<u64, PullError> {
+    pub(crate) fn check_sizes(&self, manifest: &Manifest) -> Result<u64, PullError> {
         let limits = &self.config.limits;
         if manifest.layers.len() > limits.max_layers {
             return Err(PullError::Limit {

@@ -4,8 +4,8 @@
 //! a writer that is too far ahead waits, which stops the network. So memory and disk hold a bounded piece of each layer that
 //! may be read before all of it is there, and one layer may be fetched ahead of the one that is unpacked.
 //!
-//! The reader sees the end only when the writer has found everything in order. Before that, bytes are those of a registry that
-//! nobody vouches for yet: who may see them says [`super::layer::LayerPlan::streams`].
+//! The reader sees what the writer let through ([`Spool::release`]) and nothing else, and the end only when the writer has found everything
+//! in order. When bytes are let through says [`crate::layer::LayerPlan::gate`].
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -31,6 +31,8 @@ pub(crate) enum End {
 struct State {
     file: Option<Arc<File>>,
     written: u64,
+    /// How far the reader may read.
+    released: u64,
     read: u64,
     /// Whether the reader still wants bytes.
     wanted: bool,
@@ -44,13 +46,13 @@ pub(crate) struct Spool {
     changed: Condvar,
     /// Told of the end: for those that wait for it and are no thread.
     ended: tokio::sync::watch::Sender<Option<End>>,
-    /// How far the writer may be ahead of the reader.
+    /// How far what is let through may be ahead of the reader; what is not let through yet comes on top, else both would wait.
     ahead: u64,
 }
 
 impl Spool {
     pub(crate) fn new(ahead: u64) -> Self {
-        let state = State { file: None, written: 0, read: 0, wanted: true, end: None };
+        let state = State { file: None, written: 0, released: 0, read: 0, wanted: true, end: None };
         Self {
             state: Mutex::new(state),
             changed: Condvar::new(),
@@ -80,13 +82,13 @@ impl Spool {
         Ok(())
     }
 
-    /// Appends `piece`; waits while the writer is too far ahead. Gives `false` when it ended meanwhile.
+    /// Appends `piece`, which the reader does not see yet; waits while the writer is too far ahead. Gives `false` when it ended meanwhile.
     ///
     /// # Errors
     /// When the file cannot be written.
     pub(crate) fn write(&self, piece: &[u8]) -> io::Result<bool> {
         let mut state = self.lock();
-        while state.end.is_none() && state.wanted && state.written - state.read >= self.ahead {
+        while state.end.is_none() && state.wanted && state.released - state.read >= self.ahead {
             state = self.wait(state);
         }
         if state.end.is_some() {
@@ -102,13 +104,24 @@ impl Spool {
             file.write_all_at(piece, at)?;
         }
         self.lock().written += piece.len() as u64;
-        self.changed.notify_all();
         Ok(true)
     }
 
-    /// Ends it; the first end counts.
+    /// Lets the reader have all that was written.
+    pub(crate) fn release(&self) {
+        let mut state = self.lock();
+        state.released = state.written;
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Ends it; the first end counts. What was checked is let through.
     pub(crate) fn end(&self, end: End) {
-        self.lock().end.get_or_insert(end);
+        let mut state = self.lock();
+        if *state.end.get_or_insert(end) == End::Checked {
+            state.released = state.written;
+        }
+        drop(state);
         self.changed.notify_all();
         self.ended.send_if_modified(|told| told.replace(end).is_none());
     }
@@ -128,11 +141,11 @@ impl Spool {
         }
     }
 
-    /// Reads what was written; blocks while there is nothing.
+    /// Reads what was let through; blocks while there is nothing.
     fn read(&self, at: u64, out: &mut [u8]) -> io::Result<usize> {
         let mut state = self.lock();
         let (file, there) = loop {
-            match (state.written - at, state.end) {
+            match (state.released - at, state.end) {
                 (_, Some(End::Failed)) => return Err(io::Error::other("the rest of the layer did not come")),
                 (0, Some(End::Checked)) => return Ok(0),
                 (0, None) => state = self.wait(state),
@@ -232,6 +245,7 @@ mod tests {
         });
         for piece in data.chunks(10_007) {
             assert!(spool.write(piece).unwrap());
+            spool.release();
             let state = spool.lock();
             assert!(state.written - state.read <= 100_000 + 10_007);
         }
@@ -246,6 +260,7 @@ mod tests {
     fn a_reader_gets_no_end_of_a_layer_that_failed() {
         let (_dir, spool) = spool(1 << 20);
         spool.write(b"begin").unwrap();
+        spool.release();
         let mut reader = SpoolReader::new(spool.clone());
         let mut out = [0; 5];
         reader.read_exact(&mut out).unwrap();
@@ -256,12 +271,43 @@ mod tests {
     }
 
     #[test]
+    fn a_reader_sees_what_was_let_through_and_nothing_else() {
+        let (_dir, spool) = spool(1);
+        let mut reader = SpoolReader::new(spool.clone());
+        let mut out = [0; 100];
+        // Nobody reads, and the writer does not wait: what is not let through cannot be read, so waiting would be for ever.
+        let (done, written) = std::sync::mpsc::channel();
+        let writer = spool.clone();
+        std::thread::spawn(move || {
+            writer.write(b"first").unwrap();
+            writer.write(b"chunk").unwrap();
+            writer.release();
+            done.send(()).unwrap();
+        });
+        written.recv_timeout(std::time::Duration::from_secs(10)).expect("the writer waits for the reader");
+        assert_eq!(reader.read(&mut out).unwrap(), 10);
+        spool.write(b"second").unwrap();
+        let reading = std::thread::spawn(move || {
+            let mut out = [0; 100];
+            reader.read(&mut out).map(|count| out[..count].to_vec()).map_err(|error| error.to_string())
+        });
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        assert!(!reading.is_finished());
+        spool.end(End::Failed);
+        assert!(reading.join().unwrap().unwrap_err().contains("did not come"));
+    }
+
+    #[test]
     fn a_writer_that_waits_goes_on_when_the_reader_is_gone_or_the_pull_is() {
         for abandon in [true, false] {
             let (_dir, spool) = spool(1);
             let writer = std::thread::spawn({
                 let spool = spool.clone();
-                move || (spool.write(b"12").unwrap(), spool.write(b"3").unwrap())
+                move || {
+                    let first = spool.write(b"12").unwrap();
+                    spool.release();
+                    (first, spool.write(b"3").unwrap())
+                }
             });
             std::thread::sleep(std::time::Duration::from_millis(20));
             if abandon {

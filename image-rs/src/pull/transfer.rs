@@ -8,8 +8,8 @@ use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 
+use futures::StreamExt as _;
 use futures::future::{Either, select};
-use futures::{StreamExt as _, TryStreamExt as _};
 use oci_client::Reference;
 use tokio::sync::mpsc;
 
@@ -50,10 +50,8 @@ impl Transfer<'_> {
     /// Brings all layers to the root folder; gives the bytes they unpack to.
     pub(super) async fn run(&self, plans: Vec<LayerPlan>, target: &PullTarget) -> Result<u64, PullError> {
         let staging = Staging::new(target)?;
-        let spool = |plan: &LayerPlan| {
-            Arc::new(Spool::new(if plan.streams() { self.limits.max_ahead_bytes } else { u64::MAX }))
-        };
-        let spools = Spools(plans.iter().map(spool).collect());
+        let spools =
+            Spools(plans.iter().map(|_| Arc::new(Spool::new(self.limits.max_ahead_bytes))).collect());
         let unpacked = self.downloads_and_unpacking(&plans, &spools, &staging).await?;
         staging.finish(&target.rootfs_dir)?;
         Ok(unpacked)
@@ -66,10 +64,22 @@ impl Transfer<'_> {
         staging: &Staging,
     ) -> Result<u64, PullError> {
         let layers = || plans.iter().zip(&spools.0);
-        let downloads = futures::stream::iter(layers())
-            .map(|(plan, spool)| self.download(plan, spool, &staging.blobs))
-            .buffered(self.limits.max_parallel.max(1))
-            .try_collect::<Vec<()>>();
+        // In their order, so that few layers are ahead of the one that is unpacked; but the first failure ends all of them, whichever it is.
+        let (fail, mut failed) = mpsc::channel(1);
+        let download = async |(plan, spool)| {
+            if let Err(error) = self.download(plan, spool, &staging.blobs).await {
+                let _ = fail.send(error).await;
+                futures::future::pending::<()>().await;
+            }
+        };
+        let downloads = async {
+            let all = futures::stream::iter(layers()).map(download).buffered(self.limits.max_parallel.max(1));
+            tokio::select! {
+                biased;
+                Some(error) = failed.recv() => Err(error),
+                () = all.collect() => Ok(()),
+            }
+        };
         let unpacking = async {
             let mut budget = Budget::new(self.limits.clone());
             for (plan, spool) in layers() {
@@ -116,7 +126,11 @@ impl Transfer<'_> {
             let sent = self.registry.blob::<Stopped>(self.reference, &plan.digest, async |piece| {
                 send.send(Arrived::Piece(piece)).await.map_err(|_| Stopped::Writer)
             });
-            let sent = sent.await;
+            // A registry that stops sending must not keep the other half's error from being told.
+            let sent = tokio::select! {
+                sent = sent => sent,
+                () = send.closed() => Err(Stopped::Writer),
+            };
             if sent.is_ok() {
                 let _ = send.send(Arrived::All).await;
             }

@@ -1,15 +1,11 @@
 //! `kata-cc image seal`: a sealed image and its seal.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use kata_cc_image::manifest::Descriptor;
-use kata_cc_image::{
-    ClientConfig, FetchedImage, ImageClient, attach, collect_documents, fetch_layers, parse_reference,
-};
-use kata_cc_policy_bundle::artifact;
+use kata_cc_image::chunks::CHUNKS_TYPE;
+use kata_cc_image::{ClientConfig, FetchedImage, collect_documents, fetch_layers};
 use kata_cc_policy_bundle::sign::Signer;
 use kata_cc_sandbox::config::{ImageSettings, NodeConfig};
 use kata_cc_sandbox::image_cache::ImageCache;
@@ -17,7 +13,7 @@ use kata_cc_sandbox::paths;
 use kata_cc_sealed_image::{SEAL_TYPE, SealManifest, documents, seal_image};
 use serde_json::json;
 
-use super::{RegistryArguments, registries};
+use super::{RegistryArguments, referrer, registries};
 use crate::commands::block_on;
 use crate::commands::policy::bundle::signer;
 use crate::output::{Output, note, printable};
@@ -63,7 +59,7 @@ pub(super) fn run(arguments: &Seal, output: &Output) -> anyhow::Result<()> {
         as_node(&mut client, &NodeConfig::load()?.image)?;
     }
     let client = &client;
-    let in_registry = !name.starts_with("oci:") && !name.starts_with("oci-archive:");
+    let in_registry = referrer::in_registry(name);
     if arguments.push && !in_registry {
         anyhow::bail!(
             "--push puts the seal beside the image in its registry, and {} is in none",
@@ -143,7 +139,11 @@ impl Sealing<'_> {
     /// Seals into an empty file; with the seal beside the image, and the image's small documents behind the hash tree.
     fn make(&self, file: &mut File) -> anyhow::Result<Made> {
         let seal = seal_image(self.image, file, self.client.limits.clone())?;
-        let referrer = self.push.then(|| push(self.name, self.client, &seal, self.signer)).transpose()?;
+        let put = || {
+            let (document, manifest) = (seal.to_json()?, &seal.manifest);
+            referrer::push((self.name, manifest), self.client, (SEAL_TYPE, &document), self.signer)
+        };
+        let referrer = self.push.then(put).transpose()?;
         if self.in_registry {
             self.append_documents(file)?;
         }
@@ -152,8 +152,9 @@ impl Sealing<'_> {
 
     /// With them a guest need not ask the registry; without them it does.
     fn append_documents(&self, file: &mut File) -> anyhow::Result<()> {
-        let collected =
-            block_on(async { Ok(collect_documents(self.name, self.client, &[SEAL_TYPE]).await?) });
+        let collected = block_on(async {
+            Ok(collect_documents(self.name, self.client, &[SEAL_TYPE, CHUNKS_TYPE]).await?)
+        });
         match collected {
             Ok(collected) => {
                 documents::append(file, &collected.to_json()?).context("the documents cannot be kept")
@@ -166,35 +167,6 @@ impl Sealing<'_> {
             }
         }
     }
-}
-
-/// Puts the seal beside the image; gives the name of the referrer, which is what is to be signed.
-fn push(
-    name: &str,
-    client: &ClientConfig,
-    seal: &SealManifest,
-    signer: Option<&Signer>,
-) -> anyhow::Result<String> {
-    let reference = parse_reference(name)?;
-    let document = seal.to_json()?;
-    block_on(async {
-        let client = ImageClient::new(client.clone())?;
-        let at = reference.clone_with_digest(seal.manifest.clone());
-        let (_, manifest, _) = client.resolve(&at).await?;
-        let subject = Descriptor {
-            media_type: manifest.media_type,
-            digest: manifest.digest.to_string(),
-            size: manifest.bytes.len() as u64,
-            annotations: BTreeMap::new(),
-            platform: None,
-        };
-        let digest = attach(client.registry(), &reference, &subject, SEAL_TYPE, &document).await?;
-        let referrer = format!("{}/{}@{digest}", reference.registry(), reference.repository());
-        if let Some(signer) = signer {
-            artifact::sign(client.registry(), &referrer, signer).await?;
-        }
-        Ok(referrer)
-    })
 }
 
 fn tell(seal: &SealManifest, file: &Path, referrer: Option<&str>, output: &Output) -> anyhow::Result<()> {

@@ -59,10 +59,10 @@ pub(crate) fn run(arguments: Unpack, output: &Output) -> anyhow::Result<()> {
 
 /// Bytes that have come, by layer.
 #[derive(Default)]
-struct Come(Mutex<BTreeMap<usize, u64>>);
+pub(super) struct Come(Mutex<BTreeMap<usize, u64>>);
 
 impl Come {
-    fn tell(&self, step: &Step, bar: &Progress) {
+    pub(super) fn tell(&self, step: &Step, bar: &Progress) {
         match step {
             Step::Resolved { bytes, .. } => bar.of(*bytes),
             Step::Downloaded { layer, bytes, .. } => {
