@@ -102,7 +102,8 @@ fn tell(watched: &Mutex<Vec<Watched>>, record: &[u8]) {
         seen,
         root_hash = one.seal.root_hash,
         what_to_do = "the node's copy of the image was changed: remove it from the node, `kata-cc image seal` makes it again",
-        "a block of the image is not what its root hash vouches for: reading it failed"
+        "{kind} block {block} of image {} is not what its root hash vouches for: reading it failed",
+        one.image
     );
 }
 

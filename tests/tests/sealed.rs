@@ -173,10 +173,12 @@ fn a_sealed_image_runs_without_its_layers_and_no_changed_block_is_read() -> anyh
 
     let whole = std::fs::read(&file)?;
     let marker = whole.windows(MARKER.len()).position(|window| window == MARKER.as_bytes());
-    for (name, place, part) in [
-        ("content", marker.context("the marker lies in the file")?, "I/O error"),
-        ("superblock", 1024, "cannot be mounted"),
-    ] {
+    let marker = marker.context("the marker lies in the file")?;
+    let named =
+        format!("data block {} of image {image} is not what its root hash vouches for", marker / 4096);
+    for (name, place, part) in
+        [("content", marker, named.as_str()), ("superblock", 1024, "cannot be mounted")]
+    {
         let mut flipped = whole.clone();
         flipped[place] ^= 1;
         std::fs::write(&file, flipped)?;
@@ -188,9 +190,7 @@ fn a_sealed_image_runs_without_its_layers_and_no_changed_block_is_read() -> anyh
         );
         ensure!(refused.text().contains(part), "{name}: expected {part:?}, seen:\n{}", refused.text());
         let log = run(world.kata_cc(&Tampering::default())?.args(["logs", name]), 60)?.ok()?.stdout;
-        for part in ["is not what its root hash vouches for", &format!("{}", place / 4096), "sha256:"] {
-            ensure!(log.contains(part), "{name}: expected {part:?} in the log:\n{log}");
-        }
+        ensure!(log.contains(part), "{name}: expected {part:?} in the log:\n{log}");
     }
     let left = before.left_after_a_minute(&world.dir);
     assert!(left.is_empty(), "left behind: {left:#?}");
