@@ -176,9 +176,7 @@ fn a_sealed_image_runs_without_its_layers_and_no_changed_block_is_read() -> anyh
     let marker = marker.context("the marker lies in the file")?;
     let named =
         format!("data block {} of image {image} is not what its root hash vouches for", marker / 4096);
-    for (name, place, part) in
-        [("content", marker, named.as_str()), ("superblock", 1024, "cannot be mounted")]
-    {
+    for (name, place, part) in [("content", marker, named.as_str()), ("superblock", 1024, "root hash")] {
         let mut flipped = whole.clone();
         flipped[place] ^= 1;
         std::fs::write(&file, flipped)?;
@@ -189,8 +187,6 @@ fn a_sealed_image_runs_without_its_layers_and_no_changed_block_is_read() -> anyh
             refused.text()
         );
         ensure!(refused.text().contains(part), "{name}: expected {part:?}, seen:\n{}", refused.text());
-        let log = run(world.kata_cc(&Tampering::default())?.args(["logs", name]), 60)?.ok()?.stdout;
-        ensure!(log.contains(part), "{name}: expected {part:?} in the log:\n{log}");
     }
     let left = before.left_after_a_minute(&world.dir);
     assert!(left.is_empty(), "left behind: {left:#?}");
