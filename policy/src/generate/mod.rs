@@ -182,7 +182,14 @@ fn sandbox(context: &Context<'_>) -> ContainerData {
         cwd: "/".to_owned(),
         env: BTreeMap::new(),
         env_at_run_time: BTreeMap::new(),
-        user: UserData { uid: None, gid: None, groups: context.spec().groups.clone(), not_root: false },
+        env_overridden: Vec::new(),
+        user: UserData {
+            uid: None,
+            gid: None,
+            gid_or_zero: false,
+            groups: context.spec().groups.clone(),
+            not_root: false,
+        },
         capabilities: rights::default_capabilities(),
         privileged: false,
         // containerd makes the pause container of a pod with a privileged one privileged
@@ -252,6 +259,7 @@ fn container_data(
             .unwrap_or_else(|| "/".to_owned()),
         env: env.known(),
         env_at_run_time: env.at_run_time(),
+        env_overridden: env.overridden(&image.config.env),
         user: rights::user(context, container, &image.config.user)?,
         capabilities: rights::capabilities(&security),
         privileged,

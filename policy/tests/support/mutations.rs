@@ -91,6 +91,9 @@ fn process(add: Add<'_>, data: &Value) {
             Some(())
         });
     }
+    if let Some(entry) = data["env_overridden"][0].as_str() {
+        add("the image's variable last", "environment", &|v| push(v, "/Process/Env", entry.into()));
+    }
     if data["terminal"] == false {
         add("a terminal", "terminal", &|v| set(v, "/Process/Terminal", true.into()));
     }
