@@ -234,6 +234,7 @@ fn user(old: &ContainerData, new: &ContainerData, changes: &mut Changes) {
             changes.add(effect, field, format!("{} in place of {}", words(new), words(old)));
         }
     }
+    changes.demand("user.gid_or_zero", !old.user.gid_or_zero, !new.user.gid_or_zero);
     changes.list("user.groups", &old.user.groups, &new.user.groups);
     changes.demand("user.not_root", old.user.not_root, new.user.not_root);
 }

@@ -1,5 +1,6 @@
 //! From a prepared process to the foreign program: terminal, limits, user, capabilities, seccomp, `execve`.
 
+use std::collections::HashSet;
 use std::convert::Infallible;
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
@@ -55,6 +56,15 @@ pub(crate) struct Plan {
     search: Vec<String>,
 }
 
+/// The last entry of each name, as runc has it: containerd leaves the image's before the pod's, and a C library's `getenv` sees the first.
+fn effective(env: &[String]) -> Vec<String> {
+    let mut names = HashSet::new();
+    let mut kept: Vec<String> =
+        env.iter().rev().filter(|entry| names.insert(entry.split('=').next())).cloned().collect();
+    kept.reverse();
+    kept
+}
+
 impl Plan {
     /// Resolves user and environment and goes to the working directory.
     pub(crate) fn resolve(process: &Process) -> Result<Self> {
@@ -64,7 +74,7 @@ impl Plan {
             (uid, gid) = (ids.uid, ids.gid);
             groups.extend(ids.groups);
         }
-        let mut env = process.env.clone();
+        let mut env = effective(&process.env);
         let lookup = |env: &[String], name: &str| {
             env.iter().rev().find_map(|e| e.strip_prefix(name)?.strip_prefix('=').map(str::to_owned))
         };
@@ -143,5 +153,16 @@ impl Plan {
             Some((path, mode)) => bail!("exec: {path}: permission denied (mode {mode:o})"),
             None => bail!("exec: {text:?}: executable file not found in $PATH"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::effective;
+
+    #[test]
+    fn of_several_entries_of_one_name_the_last_holds() {
+        let env = ["PGDATA=/of/the/image", "A=1", "AB=2", "PGDATA=/of/the/pod", "A="].map(str::to_owned);
+        assert_eq!(effective(&env), ["AB=2", "PGDATA=/of/the/pod", "A="]);
     }
 }

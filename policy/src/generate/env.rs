@@ -33,6 +33,15 @@ impl Environment {
         let later = self.all.iter().filter(|(_, (value, _))| value.as_known().is_none());
         later.map(|(name, (value, _))| (name.clone(), value.matcher())).collect()
     }
+
+    /// Entries of the image in whose place another one stands.
+    pub(super) fn overridden(&self, image: &[String]) -> Vec<String> {
+        let over = |entry: &&String| {
+            let (name, value) = entry.split_once('=').unwrap_or((entry, ""));
+            self.all.get(name).is_some_and(|(text, _)| text.as_known() != Some(value))
+        };
+        image.iter().filter(over).cloned().collect()
+    }
 }
 
 /// Gathers a container's variables.

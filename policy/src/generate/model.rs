@@ -84,6 +84,9 @@ pub struct ContainerData {
     /// Variables whose values only the running pod knows, by name.
     #[serde(default)]
     pub env_at_run_time: BTreeMap<String, Matcher>,
+    /// The image's, of names that the pod gives another value: a runtime may leave them before the pod's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub env_overridden: Vec<String>,
     /// User and groups.
     pub user: UserData,
     /// Capabilities at most.
@@ -129,6 +132,10 @@ pub struct UserData {
     pub uid: Option<u32>,
     /// Group, likewise.
     pub gid: Option<u32>,
+    /// Group 0 as well: the group is that of the image's `user:group`, of which Kubernetes hands on the user alone
+    /// (`getImageUser` in kuberuntime's helpers.go), and a runtime takes group 0 for a user that the image's files do not know.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gid_or_zero: bool,
     /// Groups besides; those of the image's user are allowed as well.
     pub groups: Vec<u32>,
     /// Never user 0.

@@ -111,6 +111,7 @@ pub(super) fn user(
         (None, Some(user)) if Some(user) != image_uid => None,
         (None, _) => image_gid,
     };
+    let gid_or_zero = security.group.is_none() && gid.is_some_and(|gid| gid != 0) && gid == image_gid;
     let not_root = security.non_root == Some(true);
     if not_root && uid == Some(0) {
         return Err(GenerateError::Contradiction {
@@ -122,7 +123,7 @@ pub(super) fn user(
     groups.extend(gid);
     groups.sort_unstable();
     groups.dedup();
-    Ok(UserData { uid, gid, groups, not_root })
+    Ok(UserData { uid, gid, gid_or_zero, groups, not_root })
 }
 
 #[cfg(test)]

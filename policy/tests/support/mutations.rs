@@ -91,6 +91,9 @@ fn process(add: Add<'_>, data: &Value) {
             Some(())
         });
     }
+    if let Some(entry) = data["env_overridden"][0].as_str() {
+        add("the image's variable last", "environment", &|v| push(v, "/Process/Env", entry.into()));
+    }
     if data["terminal"] == false {
         add("a terminal", "terminal", &|v| set(v, "/Process/Terminal", true.into()));
     }
@@ -101,6 +104,9 @@ fn process(add: Add<'_>, data: &Value) {
     if data["user"]["gid"] != Value::Null {
         add("another group", "user", &|v| set(v, "/Process/User/GID", 31_337.into()));
     }
+    if data["user"]["gid"].as_u64().is_some_and(|gid| gid != 0) && data["user"]["gid_or_zero"] != true {
+        add("group 0", "user", &|v| set(v, "/Process/User/GID", 0.into()));
+    }
     add("a user by name", "users by number", &|v| set(v, "/Process/User/Username", "root".into()));
     if data["privileged"] == false {
         for set_name in ["Bounding", "Effective", "Inheritable", "Permitted"] {
@@ -108,6 +114,9 @@ fn process(add: Add<'_>, data: &Value) {
                 push(v, &format!("/Process/Capabilities/{set_name}"), "CAP_SYS_MODULE".into())
             });
         }
+        add("a capability with its beginning twice", "capabilities", &|v| {
+            push(v, "/Process/Capabilities/Bounding", "CAP_CAP_SYS_MODULE".into())
+        });
         add("an ambient capability", "capabilities", &|v| {
             push(v, "/Process/Capabilities/Ambient", "CAP_CHOWN".into())
         });
@@ -242,6 +251,25 @@ fn mounts(add: Add<'_>, data: &Value) {
     ] {
         add(&format!("a mount {name}"), "mounts", &|v| push(v, "/Mounts", mount.clone()));
     }
+    for (name, source) in [("the host's file", shared), ("a folder of the guest", "/run")] {
+        let mount = evil("/dev/shm", source, "bind", json!(["rbind", "rw"]));
+        add(&format!("{name} over shared memory"), "mounts", &|v| push(v, "/Mounts", mount.clone()));
+    }
+    let mut places: Vec<&str> =
+        data["mounts"].as_object().into_iter().flatten().map(|(path, _)| path.as_str()).collect();
+    places.extend(["/etc/resolv.conf", "/sys"]);
+    for path in places {
+        add(&format!("a second mount at {path}"), "one mount at a place", &|v| {
+            let mounts = v.pointer_mut("/OCI/Mounts")?.as_array_mut()?;
+            let at = |mount: &&Value| {
+                mount["destination"].as_str().map(|at| at.trim_end_matches('/')) == Some(path)
+            };
+            let mut second = mounts.iter().find(at)?.clone();
+            second["destination"] = format!("{path}/").into();
+            mounts.push(second);
+            Some(())
+        });
+    }
     add("a hosts file of the guest", "mounts", &|v| {
         change_mount(v, "/etc/hosts", &|m| m["source"] = "/run/kata-containers/image".into())
     });
@@ -267,7 +295,7 @@ fn mounts(add: Add<'_>, data: &Value) {
             add(&format!("{path} left out"), "mounts are whole", &|v| {
                 v.pointer_mut("/OCI/Mounts")?
                     .as_array_mut()?
-                    .retain(|m| m["destination"].as_str() != Some(path));
+                    .retain(|m| m["destination"].as_str().map(|at| at.trim_end_matches('/')) != Some(path));
                 Some(())
             });
         }
@@ -282,6 +310,8 @@ fn mounts(add: Add<'_>, data: &Value) {
 
 fn change_mount(value: &mut Value, path: &str, change: &dyn Fn(&mut Value)) -> Option<()> {
     let mounts = value.pointer_mut("/OCI/Mounts")?.as_array_mut()?;
-    change(mounts.iter_mut().find(|m| m["destination"].as_str() == Some(path))?);
+    let at =
+        |mount: &&mut Value| mount["destination"].as_str().map(|at| at.trim_end_matches('/')) == Some(path);
+    change(mounts.iter_mut().find(at)?);
     Some(())
 }

@@ -1,7 +1,8 @@
 //! What reaches the agent when a pod starts, by containerd and Kubernetes version.
 //!
-//! Shapes: the recorded specifications of containerd 1.6 (`agent/tests/data/cri-pause.json`), its sources for what later versions add
-//! (OCI version, annotations, masked paths, parameters), and `kata_cc_sandbox::oci` for what the shim makes of them.
+//! Shapes: those of the recorded specifications of Debian's containerd 1.6, 1.7 and 2.1 (`../recordings`), and `kata_cc_sandbox::oci` for what
+//! the shim makes of them. The last version is none that there is: it adds an annotation, raises the OCI version, changes default mounts and
+//! their order, as one to come may.
 
 use std::collections::BTreeMap;
 
@@ -80,8 +81,6 @@ impl Node<'_> {
     }
 
     fn pause(&self) -> Value {
-        let privileged =
-            self.workload.spec.all_containers().any(|(_, c)| c.security.privileged == Some(true));
         let process = json!({
             "Terminal": false, "ConsoleSize": null,
             "User": {"UID": 65535, "GID": 65535, "AdditionalGids": [65535], "Username": ""},
@@ -90,6 +89,10 @@ impl Node<'_> {
             "ApparmorProfile": "", "OOMScoreAdj": -998, "SelinuxLabel": "",
         });
         let mut mounts = kernel_mounts(true, self.version);
+        if self.version == Containerd::V1_6 {
+            mounts.push(json!({"destination": "/dev/shm", "source": "shm", "type_": "tmpfs",
+                "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]}));
+        }
         mounts.push(bind("/dev/shm", "/run/kata-containers/sandbox/shm", "ro"));
         mounts.push(bind(
             "/etc/resolv.conf",
@@ -98,20 +101,22 @@ impl Node<'_> {
         ));
         let mut annotations = self.annotations("sandbox");
         annotations["io.kubernetes.cri.sandbox-log-directory"] = "/var/log/pods/x".into();
-        if self.version != Containerd::V1_6 {
-            annotations["io.kubernetes.cri.podsandbox.image-name"] = "registry.k8s.io/pause:3.10".into();
-            annotations["io.kubernetes.cri.sandbox-cpu-shares"] = "2".into();
-        }
+        annotations["io.kubernetes.cri.sandbox-cpu-shares"] = "2".into();
         let mut sysctls = BTreeMap::new();
-        if self.version != Containerd::V1_6 {
+        if self.two() {
+            annotations["io.kubernetes.cri.podsandbox.image-name"] = "registry.k8s.io/pause:3.10".into();
             sysctls.insert("net.ipv4.ip_unprivileged_port_start", "0");
             sysctls.insert("net.ipv4.ping_group_range", "0 2147483647");
         }
         sysctls.extend(self.workload.spec.sysctls.iter().map(|(k, v)| (k.as_str(), v.as_str())));
-        let mut spec = self.spec(SANDBOX, process, mounts, annotations, (true, privileged));
+        let mut spec = self.spec(SANDBOX, process, mounts, annotations, (true, false));
         spec["Hostname"] = self.hostname().into();
         spec["Linux"]["Sysctl"] = json!(sysctls);
         request(SANDBOX, spec, "pause", &[])
+    }
+
+    fn two(&self) -> bool {
+        matches!(self.version, Containerd::V2_0 | Containerd::V2_2)
     }
 
     fn annotations(&self, kind: &str) -> Value {
@@ -177,13 +182,13 @@ impl Node<'_> {
             .map(|path| json!({"id": "01", "type_": "blk", "vm_path": "", "container_path": path, "options": []}))
             .collect();
         create["sandbox_pidns"] = self.workload.spec.share_processes.into();
+        let (image_uid, image_gid) = image_ids(&info.config.user);
         let image_args = [info.config.entrypoint.clone(), info.config.cmd.clone()].concat();
         let image = json!({
             "container_id": id,
             "image": {"reference": image_name, "manifest_digest": info.digest, "pulled": true,
                 "args": image_args, "env": info.config.env,
-                "cwd": "/", "user": info.config.user, "uid": ids(&Security::default(), &info.config.user).0,
-                "gid": ids(&Security::default(), &info.config.user).1, "groups": []},
+                "cwd": "/", "user": info.config.user, "uid": image_uid, "gid": image_gid, "groups": []},
             "process": {"Args": process["Args"], "Env": process["Env"], "Cwd": process["Cwd"], "User": process["User"]},
         });
         Asked { container: container.name.clone(), create, image: Some(image) }
@@ -191,7 +196,7 @@ impl Node<'_> {
 
     /// containerd before 2 gives the full name.
     fn image_name(&self, name: &str) -> String {
-        if matches!(self.version, Containerd::V2_0 | Containerd::V2_2) {
+        if self.two() {
             return name.to_owned();
         }
         let (first, rest) = name.split_once('/').unwrap_or(("", name));
@@ -257,9 +262,8 @@ impl Node<'_> {
             env.push("TERM=xterm".to_owned());
         }
         env.push(format!("HOSTNAME={}", self.hostname()));
-        env.extend(
-            image.env.iter().filter(|e| !pod.iter().any(|(n, _)| e.starts_with(&format!("{n}=")))).cloned(),
-        );
+        // the image's stay before the pod's of the same name
+        env.extend(image.env.iter().cloned());
         env.extend(pod.iter().map(|(name, value)| format!("{name}={value}")));
         env.retain({
             let set_path = pod.iter().any(|(n, _)| n == "PATH");
@@ -357,6 +361,9 @@ impl Node<'_> {
                 }
                 Some(_) => (copied(id, mounts.len(), &mount.volume), "ro"),
             };
+            // our shim gives the sandbox's memory for whatever is to be there
+            let shm = path == "/dev/shm" && self.version == Containerd::V2_0;
+            let source = if shm { "/run/kata-containers/sandbox/shm".to_owned() } else { source };
             let source = if mount.sub_path { copied(id, mounts.len(), "0") } else { source };
             if source.contains("/ephemeral/") || source.contains("/local/") {
                 let driver = if source.contains("/local/") { "local" } else { "ephemeral" };
@@ -364,7 +371,7 @@ impl Node<'_> {
             } else if source.contains("/storage/") {
                 storages.push(storage("blk", &source));
             }
-            mounts.push(bind(path, &source, mode));
+            mounts.push(bind(&mount.path, &source, mode));
         }
         if token {
             mounts.push(bind(
@@ -385,13 +392,12 @@ impl Node<'_> {
     ) -> Value {
         let version = match self.version {
             Containerd::V1_6 => "1.0.2-dev",
-            Containerd::V1_7 => "1.1.0",
-            Containerd::V2_0 => "1.2.0",
+            Containerd::V1_7 => "1.2.0",
+            Containerd::V2_0 => "1.2.1",
             Containerd::V2_2 => "1.3.0",
         };
         let mut masked = vec![
             "/proc/acpi",
-            "/proc/asound",
             "/proc/kcore",
             "/proc/keys",
             "/proc/latency_stats",
@@ -401,11 +407,16 @@ impl Node<'_> {
             "/sys/firmware",
             "/proc/scsi",
         ];
-        if matches!(self.version, Containerd::V2_0 | Containerd::V2_2) {
-            masked.extend(["/sys/devices/virtual/powercap", "/proc/interrupts"]);
-        }
         let mut readonly_paths =
             vec!["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+        if self.version == Containerd::V1_6 {
+            readonly_paths.push("/proc/asound");
+        } else {
+            masked.extend(["/proc/asound", "/sys/devices/virtual/powercap"]);
+        }
+        if self.two() {
+            masked.extend(["/proc/interrupts", "/sys/devices/system/cpu/cpu0/thermal_throttle"]);
+        }
         if unmasked {
             masked.clear();
             readonly_paths.clear();
@@ -459,7 +470,7 @@ fn kernel_mounts(closed: bool, version: Containerd) -> Vec<Value> {
         mount("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", mode]),
     ];
-    let cgroup = if version == Containerd::V1_6 { "cgroup" } else { "cgroup2" };
+    let cgroup = if version == Containerd::V2_2 { "cgroup2" } else { "cgroup" };
     all.push(mount("/sys/fs/cgroup", cgroup, &["nosuid", "noexec", "nodev", "relatime", mode]));
     all
 }
@@ -474,19 +485,23 @@ fn request(id: &str, spec: Value, image: &str, storages: &[Value]) -> Value {
         "sandbox_pidns": false, "shared_mounts": [], "stdin_port": 0, "stdout_port": 0, "stderr_port": 0})
 }
 
-/// As the runtime resolves them where the image's files name nobody.
+/// User and group of a container where the image's files name nobody. Of an image's `user:group` the kubelet hands on the user alone
+/// (`getImageUser` in kuberuntime's helpers.go), and the runtime looks up its group.
 fn ids(security: &Security, image: &str) -> (u32, u32) {
+    let user = image.split_once(':').map_or(image, |(user, _)| user);
+    let (uid, gid) = image_ids(user);
+    match security.user {
+        Some(uid) => (uid, security.group.unwrap_or(0)),
+        None => (uid, security.group.unwrap_or(gid)),
+    }
+}
+
+/// As the guest resolves an image's user there. A name of the image is whatever its files say.
+pub fn image_ids(image: &str) -> (u32, u32) {
     let (user, group) = image.split_once(':').unwrap_or((image, ""));
-    // a name of the image: whatever its files say
     let number = |text: &str| if text.is_empty() { 0 } else { text.parse().unwrap_or(999) };
-    let uid = security.user.unwrap_or_else(|| number(user));
-    let own = security.user.is_none() || (user.parse() == Ok(uid) && !group.is_empty());
-    let image_group = if group.is_empty() && user.parse::<u32>().is_err() && !user.is_empty() {
-        999
-    } else {
-        number(group)
-    };
-    (uid, security.group.unwrap_or(if own { image_group } else { 0 }))
+    let named = !user.is_empty() && user.parse::<u32>().is_err();
+    (number(user), if group.is_empty() && named { 999 } else { number(group) })
 }
 
 fn capabilities(security: &Security) -> Value {

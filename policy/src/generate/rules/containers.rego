@@ -120,7 +120,7 @@ create_violations contains {"rule": "users by number", "field": "string_user", "
 
 # -- mounts
 
-mounted := {mount.destination | some mount in input.OCI.Mounts}
+mounted := {place(mount) | some mount in input.OCI.Mounts}
 
 create_violations contains {"rule": "mounts", "field": sprintf("OCI.Mounts[%d]", [i]), "value": mount, "allowed": mount_allowed(mount)} if {
 	some i
@@ -137,7 +137,8 @@ create_violations contains {"rule": "mounts are whole", "field": "OCI.Mounts", "
 create_violations contains {"rule": "one mount at a place", "field": "OCI.Mounts", "value": path, "allowed": "one"} if {
 	count(mounted) != count(input.OCI.Mounts)
 	some path in mounted
-	count([1 | some other in input.OCI.Mounts; other.destination == path]) > 1
+	count([1 | some other in input.OCI.Mounts; place(other) == path]) > 1
+	not memory_twice(path)
 }
 
 create_violations contains {"rule": "storages", "field": sprintf("storages[%d]", [i]), "value": storage, "allowed": "the image, and volumes of the container"} if {

@@ -32,9 +32,18 @@ plain_options(mount) if {
 
 has_option(mount, names) if mount.options[_] in names
 
+# containerd leaves the slash at the end of a path as the manifest has it.
+place(mount) := trim_right(mount.destination, "/")
+
+# containerd 1.6 puts the sandbox's shared memory over memory of the pause container's own.
+memory_twice(path) if {
+	path == "/dev/shm"
+	not container.mounts[path]
+}
+
 # One that the pod declares.
 mount_matches(mount) if {
-	declared := container.mounts[mount.destination]
+	declared := container.mounts[place(mount)]
 	plain_options(mount)
 	source_matches(declared, mount)
 	written_matches(declared, mount)
@@ -43,7 +52,7 @@ mount_matches(mount) if {
 
 # One of the kernel's.
 mount_matches(mount) if {
-	not container.mounts[mount.destination]
+	not container.mounts[place(mount)]
 	mount.destination in kernel_filesystems[mount.type_]
 	not is_bind(mount)
 	plain_options(mount)
@@ -68,7 +77,7 @@ kernel_filesystem_closed(mount) if {
 
 # A file of the pod.
 mount_matches(mount) if {
-	not container.mounts[mount.destination]
+	not container.mounts[place(mount)]
 	mount.destination in pod_files
 	bind_type(mount)
 	plain_options(mount)
@@ -89,9 +98,9 @@ bind_type(mount) if {
 	mount.type_ in {"bind", "none", ""}
 }
 
-mount_allowed(mount) := container.mounts[mount.destination]
+mount_allowed(mount) := container.mounts[place(mount)]
 
-mount_allowed(mount) := "no mount there" if not container.mounts[mount.destination]
+mount_allowed(mount) := "no mount there" if not container.mounts[place(mount)]
 
 written_matches(declared, mount) if not declared.read_only
 
@@ -130,6 +139,14 @@ source_matches(declared, mount) if {
 	declared.kind == "scratch"
 	mount.type_ in {"bind", "none", "", "local", "ephemeral"}
 	scratch_place(mount.source, declared.volume)
+}
+
+# The shim of this project gives the sandbox's memory for whatever is to be there.
+source_matches(declared, mount) if {
+	declared.kind == "scratch"
+	place(mount) == "/dev/shm"
+	bind_type(mount)
+	mount.source == shared_memory
 }
 
 source_matches(declared, mount) if {

@@ -115,7 +115,17 @@ env_problems(of, entries) := {{"entry": entry, "allowed": allowed} |
 	some entry in others
 	name := substring(entry, 0, indexof(entry, "="))
 	not run_time_entry(of, name, substring(entry, count(name) + 1, -1))
+	not overridden(of, entries, entry, name)
 	allowed := object.get(of.env_at_run_time, name, own_entries(of, name))
+}
+
+# containerd leaves the image's entry before the pod's of the same name. The last of a name is what a program sees (the agent gives it no
+# other, as runc does), and that one is looked at by itself.
+overridden(of, entries, entry, name) if {
+	entry in of.env_overridden
+	begin := concat("", [name, "="])
+	same := [other | some other in entries; startswith(other, begin)]
+	same[count(same) - 1] != entry
 }
 
 run_time_entry(of, name, value) if value_is(of.env_at_run_time[name], value)
@@ -189,13 +199,19 @@ process_problems(of, process) := {problem | some problem in array.concat(user_pr
 user_problems(of, user) := array.concat(
 	[{"rule": "user", "field": "User.UID", "value": user.UID, "allowed": of.user.uid} | of.user.uid != null; user.UID != of.user.uid],
 	array.concat(
-		[{"rule": "user", "field": "User.GID", "value": user.GID, "allowed": of.user.gid} | of.user.gid != null; user.GID != of.user.gid],
+		[{"rule": "user", "field": "User.GID", "value": user.GID, "allowed": of.user.gid} | of.user.gid != null; user.GID != of.user.gid; not group_zero(of, user)],
 		array.concat(
 			[{"rule": "user", "field": "User", "value": user.UID, "allowed": "not 0"} | of.user.not_root; user.UID == 0],
 			[{"rule": "users by number", "field": "User.Username", "value": user.Username, "allowed": ""} | user.Username != ""],
 		),
 	),
 )
+
+# Of an image's "user:group" Kubernetes hands on the user alone; a runtime that does not know the user takes group 0.
+group_zero(of, user) if {
+	of.user.gid_or_zero
+	user.GID == 0
+}
 
 right_problems(of, process) := array.concat(
 	[{"rule": "no new privileges", "field": "NoNewPrivileges", "value": process.NoNewPrivileges, "allowed": true} |
@@ -206,10 +222,13 @@ right_problems(of, process) := array.concat(
 		some kind in ["Ambient", "Bounding", "Effective", "Inheritable", "Permitted"]
 		names := process.Capabilities[kind]
 		not plain_capabilities(of, kind, names)
-		wrong := set_of(names) - capabilities_of(of, kind)
+		wrong := {single(name) | some name in names} - capabilities_of(of, kind)
 		count(wrong) > 0
 	],
 )
+
+# Where a manifest says CAP_ itself, containerd says it once more.
+single(name) := concat("", ["CAP_", trim_prefix(trim_prefix(name, "CAP_"), "CAP_")])
 
 # The usual case, compared at once.
 plain_capabilities(of, kind, names) if {
