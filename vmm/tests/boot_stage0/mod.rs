@@ -379,6 +379,7 @@ fn a_host_that_changes_the_kernel_meanwhile_wins_nothing() {
 fn what_was_in_memory_before_does_not_reach_the_kernel() {
     let Some(guest) = guest("stage0 fills", "vmlinux", "") else { return };
     let image = std::fs::read(guest.config.boot.firmware.as_deref().expect("image")).expect("file");
+    let header = kata_cc_stage0_abi::ImageHeader::parse(&image).expect("image");
     // mov dx, KERNEL_PORT; out dx, al
     let kernel = elf(16 << 20, &[0x66, 0xba, 0xc4, 0x04, 0xee]);
     let initramfs = vec![0x77; 300_000];
@@ -409,6 +410,10 @@ fn what_was_in_memory_before_does_not_reach_the_kernel() {
     for pair in ends.chunks(2) {
         let [(zeros, one), (ones, other)] = pair else { panic!("pairs") };
         let written = |at: &usize| one[*at] != zeros[*at] || other[*at] != ones[*at];
+        // filled by the image itself before it read any of it
+        let working = usize::try_from(header.working_memory_start()).expect("fits")
+            ..usize::try_from(header.working_memory_end()).expect("fits");
+        assert!(one[working.clone()] == other[working], "working memory holds what was there before");
         // its stack holds what it has read of the boot info, but nothing of the rest: it is compared too
         let carried = (0..one.len()).find(|at| one[*at] != other[*at] && written(at));
         assert_eq!(carried.map(|at| format!("{at:#x}")), None);
