@@ -100,21 +100,26 @@ fn an_image_is_unpacked_as_a_guest_pulls_it_and_only_when_it_is_signed() {
     node.fails(&[&["image", "sign", &image, "--key", &policy], &at[..]].concat(), &["key"]);
 }
 
+/// Encrypts `team/app:1` to `team/app:enc`; gives that name, and the key as options name it.
+fn encrypted(node: &Node, registry: &Registry) -> (String, String) {
+    let (plain, sealed) =
+        (format!("{}/team/app:1", registry.host), format!("{}/team/app:enc", registry.host));
+    let (id, file) = ("kbs:///default/image-key/1", node.file("key", [7; 32]));
+    let to = format!("docker://{sealed}");
+    let encrypt = ["image", "encrypt", &plain, &to, "--key-id", id, "--key-file", &file];
+    node.ok(&[&encrypt[..], &["--insecure-registry", &registry.host]].concat());
+    (sealed, format!("{id}={file}"))
+}
+
 #[test]
 fn an_encrypted_image_is_unpacked_with_its_key() {
     let node = Node::new();
     let Some(registry) = registry(&node) else { return };
-    let (plain, sealed) =
-        (format!("{}/team/app:1", registry.host), format!("{}/team/app:enc", registry.host));
     let at = ["--insecure-registry", registry.host.as_str()];
-    let (id, file) = ("kbs:///default/image-key/1", node.file("key", [7; 32]));
-    let encrypt =
-        ["image", "encrypt", &plain, &format!("docker://{sealed}"), "--key-id", id, "--key-file", &file];
-    node.ok(&[&encrypt, &at[..]].concat());
+    let (sealed, named) = encrypted(&node, &registry);
     let root = node.path("root").display().to_string();
     let unpack = [&["image", "unpack", sealed.as_str(), &root], &at[..]].concat();
     node.fails(&unpack, &["encrypted", "no key opens it"]);
-    let named = format!("{id}={file}");
     let unpacked = node.json(&[&unpack[..], &["--key", &named]].concat());
     assert_eq!(unpacked["encrypted"], true);
 }
@@ -156,12 +161,8 @@ fn a_seal_is_put_beside_its_image_and_signed() {
 fn the_chunks_of_an_encrypted_image_are_listed_without_its_key() {
     let node = Node::new();
     let Some(registry) = registry(&node) else { return };
-    let (plain, sealed) =
-        (format!("{}/team/app:1", registry.host), format!("{}/team/app:enc", registry.host));
     let at = ["--insecure-registry", registry.host.as_str()];
-    let (id, file) = ("kbs:///default/image-key/1", node.file("key", [7; 32]));
-    let to = format!("docker://{sealed}");
-    node.ok(&[&["image", "encrypt", &plain, &to, "--key-id", id, "--key-file", &file], &at[..]].concat());
+    let (sealed, named) = encrypted(&node, &registry);
     let ((key, policy), list) = (signer(&node, "ours"), node.path("list.json").display().to_string());
     let chunks = [&["image", "chunks", sealed.as_str()], &at[..]].concat();
     let made = node.json(&[&chunks[..], &["--output", &list, "--push", "--sign-key", &key]].concat());
@@ -181,7 +182,6 @@ fn the_chunks_of_an_encrypted_image_are_listed_without_its_key() {
     // who pulls as a guest does is not hindered by it
     node.ok(&[&["image", "sign", &sealed, "--key", &key], &at[..]].concat());
     let root = node.path("root").display().to_string();
-    let named = format!("{id}={file}");
     let unpack = ["image", "unpack", sealed.as_str(), &root, "--policy", &policy, "--key", &named];
     assert_eq!(node.json(&[&unpack, &at[..]].concat())["encrypted"], true);
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use common::{Answer, Guard, Image, Liar, RegistryServer, gzip, layer, missing};
+use common::{Answer, Guard, Image, Liar, RegistryServer, gzip, layer, missing, noise};
 use kata_cc_image::chunks::{CHUNK_BYTES, CHUNKS_TYPE, ChunkListError};
 use kata_cc_image::crypto::{KEYS_PREFIX, PUBOPTS};
 use kata_cc_image::digest::Digest;
@@ -32,18 +32,6 @@ const KEY_ID: &str = "kbs:///default/image-key/1";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
-
-/// Bytes that do not compress, so that a layer has about their length.
-fn noise(length: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
-    let step = |_| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state as u8
-    };
-    (0..length).map(step).collect()
-}
 
 /// A layer of a bit more than three chunks, first and last file small.
 fn archive() -> Vec<u8> {

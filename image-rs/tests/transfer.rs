@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use common::{Answer, Guard, Image, Liar, RegistryServer, gzip, layer, missing, range, run};
+use common::{Answer, Guard, Image, Liar, RegistryServer, gzip, layer, missing, noise, range, run};
 use kata_cc_image::{
     ClientConfig, ImageClient, Limits, Mirror, NoKeys, Progress, PullError, PullTarget, PulledImage,
     Registries, RegistryError, RegistryRule, Retry,
@@ -25,18 +25,6 @@ fn settings(host: &str) -> ClientConfig {
 async fn pull(config: &ClientConfig, reference: &str, dir: &Path) -> Result<PulledImage, PullError> {
     let target = PullTarget { work_dir: dir.join("work"), rootfs_dir: dir.join("rootfs") };
     ImageClient::new(config.clone())?.pull(reference, &target, &NoKeys, &|_: Progress| {}).await
-}
-
-/// Bytes that do not compress, so that a layer has about their length.
-fn noise(length: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
-    let step = |_| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state as u8
-    };
-    (0..length).map(step).collect()
 }
 
 fn image(length: usize) -> (Image, Vec<u8>) {

@@ -77,9 +77,7 @@ impl RegistryArguments {
             let password = std::env::var("KATA_CC_REGISTRY_PASSWORD")
                 .context("--user needs the password in KATA_CC_REGISTRY_PASSWORD")?;
             let mut auths = BTreeMap::new();
-            for image in
-                images.iter().filter(|image| !image.starts_with("oci:") && !image.starts_with("oci-archive:"))
-            {
+            for image in images.iter().filter(|image| referrer::in_registry(image)) {
                 let host = kata_cc_image::parse_reference(image)?.registry().to_owned();
                 let entry = DockerAuth {
                     username: Some(user.clone()),

@@ -348,6 +348,18 @@ pub fn layer(files: &[(&str, &[u8])]) -> Vec<u8> {
     builder.into_inner().unwrap()
 }
 
+/// Bytes that do not compress, so that a layer has about their length.
+pub fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let step = |_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as u8
+    };
+    (0..length).map(step).collect()
+}
+
 pub fn gzip(data: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     flate2::read::GzEncoder::new(data, flate2::Compression::fast()).read_to_end(&mut out).unwrap();
