@@ -22,8 +22,8 @@ const MAX_BYTES: u64 = 2 << 30;
 
 /// Content of a file.
 pub enum Content {
-    /// Mapped read-only, with the file and its key when it was opened.
-    Mapped(MmapRegion<()>, File, FileKey),
+    /// Mapped read-only, and the file's key when it was opened.
+    Mapped(MmapRegion<()>, FileKey),
     /// Read.
     Owned(Vec<u8>),
 }
@@ -50,14 +50,13 @@ impl Content {
             file.take(MAX_BYTES).read_to_end(&mut bytes).map_err(failed)?;
             return Ok(Self::Owned(bytes));
         }
-        let mapped = file.try_clone().map_err(failed)?;
         let bytes = usize::try_from(length).map_err(|_| other("too large"))?;
         MmapRegionBuilder::new_with_bitmap(bytes, ())
-            .with_file_offset(FileOffset::new(mapped, 0))
+            .with_file_offset(FileOffset::new(file, 0))
             .with_mmap_prot(libc::PROT_READ)
             .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE)
             .build()
-            .map(|map| Self::Mapped(map, file, FileKey::of(&metadata)))
+            .map(|map| Self::Mapped(map, FileKey::of(&metadata)))
             .map_err(|e| other(&e.to_string()))
     }
 
@@ -66,8 +65,9 @@ impl Content {
     pub fn key(&self) -> Option<FileKey> {
         match self {
             Self::Owned(_) => None,
-            Self::Mapped(_, file, key) => {
-                file.metadata().is_ok_and(|now| FileKey::of(&now) == *key).then_some(*key)
+            Self::Mapped(map, key) => {
+                let now = map.file_offset()?.file().metadata().ok()?;
+                (FileKey::of(&now) == *key).then_some(*key)
             }
         }
     }
@@ -80,7 +80,7 @@ impl Content {
             Self::Owned(bytes) => bytes,
             // SAFETY: the mapping is private, readable, `size()` bytes long and lives as long as `self`;
             // nobody in this process writes to it.
-            Self::Mapped(map, ..) => unsafe { std::slice::from_raw_parts(map.as_ptr(), map.size()) },
+            Self::Mapped(map, _) => unsafe { std::slice::from_raw_parts(map.as_ptr(), map.size()) },
         }
     }
 }
