@@ -25,6 +25,8 @@ const TRIES: usize = 10;
 pub(crate) struct Cgroup {
     root: PathBuf,
     path: PathBuf,
+    /// Of a noted one, what its maker was about to make: it may have died before it could mark that.
+    unmarked: Vec<PathBuf>,
 }
 
 /// The path that an OCI `cgroupsPath` means below the root: as it stands, or `slice:prefix:name` as engines write for
@@ -92,7 +94,7 @@ impl Cgroup {
             return Ok(None);
         }
         let path = cgroups_path.map(below_the_root).transpose()?.flatten();
-        Ok(path.map(|path| Self { root: root.to_owned(), path: root.join(path) }))
+        Ok(path.map(|path| Self { root: root.to_owned(), path: root.join(path), unmarked: Vec::new() }))
     }
 
     /// Its folder.
@@ -100,9 +102,20 @@ impl Cgroup {
         &self.path
     }
 
-    /// One that was noted, see [`Cgroup::path`].
-    pub(crate) fn noted(path: PathBuf) -> Self {
-        Self { root: ROOT.into(), path }
+    /// One that was noted, see [`Cgroup::path`], with what [`Cgroup::missing`] named then.
+    pub(crate) fn noted(path: PathBuf, missing: Vec<PathBuf>) -> Self {
+        Self { root: ROOT.into(), path, unmarked: missing }
+    }
+
+    /// The groups that making it will make: it and those on the way to it, as far as they are not there. To be noted before it is
+    /// made. A group takes the kernel milliseconds to make, and who is killed meanwhile dies before the mark.
+    pub(crate) fn missing(&self) -> Vec<PathBuf> {
+        let below = self.path.ancestors().take_while(|path| *path != self.root);
+        below.filter(|path| !path.exists()).map(Path::to_path_buf).collect()
+    }
+
+    fn is_ours(&self, path: &Path) -> bool {
+        is_marked(path) || self.unmarked.iter().any(|unmarked| unmarked == path)
     }
 
     /// Make it, with a limit of [`needed_mib`]. One that somebody has prepared is taken as it is, with its own limits, and
@@ -198,7 +211,7 @@ impl Cgroup {
         events.lines().any(|line| line.strip_prefix("oom_kill ").is_some_and(|count| count != "0"))
     }
 
-    /// Take it away, with the empty ones above it, as far as they bear the mark. What others have put into it stays, and so
+    /// Take it away, with the empty ones above it, as far as they bear the mark or were noted as about to be made. What others have put into it stays, and so
     /// does it: then false.
     pub(crate) async fn remove(&self) -> bool {
         process::until(EMPTYING, || self.remove_once()).await
@@ -209,7 +222,7 @@ impl Cgroup {
             if !path.exists() {
                 continue;
             }
-            if !is_marked(path) {
+            if !self.is_ours(path) {
                 break;
             }
             if std::fs::remove_dir(path).is_err() {
@@ -263,7 +276,7 @@ mod tests {
     async fn a_group_is_made_entered_and_goes_with_the_ways_to_it() {
         let Some(root) = mounted() else { return };
         let top = root.join(format!("kata-cc-test-{}", std::process::id()));
-        let group = |name: &str| Cgroup { root: root.to_owned(), path: top.join("pod").join(name) };
+        let group = |name: &str| Cgroup { root: root.to_owned(), path: top.join("pod").join(name), unmarked: Vec::new() };
         let (one, two) = (group("one"), group("two"));
         one.make(256).unwrap();
         two.make(256).unwrap();
@@ -289,7 +302,7 @@ mod tests {
     #[test]
     fn a_limit_above_that_is_too_small_is_told() {
         let top = tempfile::tempdir().unwrap();
-        let group = Cgroup { root: top.path().to_owned(), path: top.path().join("pod/one") };
+        let group = Cgroup { root: top.path().to_owned(), path: top.path().join("pod/one"), unmarked: Vec::new() };
         std::fs::create_dir_all(group.path()).unwrap();
         for (path, limit) in [("pod", "268435456\n"), ("pod/one", "503316480\n"), (".", "1\n")] {
             std::fs::write(top.path().join(path).join("memory.max"), limit).unwrap();
@@ -310,8 +323,8 @@ mod tests {
         let Some(root) = mounted() else { return };
         let top = root.join(format!("kata-cc-test-theirs-{}", std::process::id()));
         std::fs::create_dir(&top).unwrap();
-        let prepared = Cgroup { root: root.to_owned(), path: top.clone() };
-        let group = Cgroup { root: root.to_owned(), path: top.join("one") };
+        let prepared = Cgroup { root: root.to_owned(), path: top.clone(), unmarked: Vec::new() };
+        let group = Cgroup { root: root.to_owned(), path: top.join("one"), unmarked: Vec::new() };
         group.make(256).unwrap();
         assert!(group.remove().await);
         assert!(!group.path().exists() && top.exists());
@@ -321,5 +334,22 @@ mod tests {
         assert!(prepared.remove().await && top.exists());
         assert_eq!(std::fs::metadata(&top).unwrap().created().ok(), before);
         std::fs::remove_dir(&top).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_group_whose_maker_died_before_the_mark_goes_when_it_was_noted() {
+        let Some(root) = mounted() else { return };
+        let top = root.join(format!("kata-cc-test-died-{}", std::process::id()));
+        let path = top.join("pod/one");
+        let mut group = Cgroup { root: root.to_owned(), path: path.clone(), unmarked: Vec::new() };
+        let missing = group.missing();
+        assert_eq!(missing, [path.as_path(), path.parent().unwrap(), top.as_path()]);
+        // As far as it came: nothing bears the mark.
+        std::fs::create_dir_all(&path).unwrap();
+        assert!(group.missing().is_empty());
+        assert!(group.remove().await && path.exists(), "it looks like another's");
+        group.unmarked = missing;
+        assert!(group.remove().await);
+        assert!(!top.exists());
     }
 }

@@ -239,7 +239,8 @@ async fn describe_vm(
 fn note(plan: Plan<'_>, underway: &Underway<'_>, monitor: Option<(u32, u64)>) -> Result<(), SandboxError> {
     let (netns, own_netns) = Network::place(plan.spec.netns.as_deref(), &plan.spec.id);
     let cgroup = underway.cgroup.as_ref().map(|cgroup| cgroup.path().to_owned());
-    let left = Leftovers { monitor, netns, own_netns, cgroup };
+    let missing_cgroups = underway.cgroup.as_ref().map(Cgroup::missing).unwrap_or_default();
+    let left = Leftovers { monitor, netns, own_netns, cgroup, missing_cgroups };
     left.write(plan.dir).map_err(io("cannot note what is to be cleaned up"))
 }
 

@@ -20,6 +20,8 @@ pub(crate) struct Leftovers {
     pub(crate) own_netns: Option<String>,
     /// Control group that is made for the monitor.
     pub(crate) cgroup: Option<PathBuf>,
+    /// What is made with it: see [`Cgroup::missing`].
+    pub(crate) missing_cgroups: Vec<PathBuf>,
 }
 
 impl Leftovers {
@@ -52,7 +54,7 @@ pub async fn cleanup_leftovers(id: &str) {
         }
         network::remove_leftovers(left.own_netns.as_deref(), &left.netns).await;
         if let Some(path) = left.cgroup {
-            Cgroup::noted(path).remove().await;
+            Cgroup::noted(path, left.missing_cgroups).remove().await;
         }
     }
     disks::remove_leftovers(&paths::disks(), id);
