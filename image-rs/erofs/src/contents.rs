@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 
-use super::inode::INODE;
-use super::{BLOCK, MAX_INLINE, block_number, pad, xattr};
-use crate::SealError;
+use crate::inode::INODE;
+use crate::metadata::{BLOCK, MAX_INLINE, block_number, pad};
 use crate::tree::Content;
+use crate::{ErofsError, xattr};
 
 /// Bytes of short ends that are kept in memory; the ends of later files get blocks of their own.
 const MAX_TAILS: usize = 32 << 20;
@@ -26,11 +26,14 @@ impl<W: Write> Contents<W> {
     }
 
     /// Begins a file of that size and with these extended attributes, beside which its end may lie.
-    pub(crate) fn file(
+    ///
+    /// # Errors
+    /// [`ErofsError::TooLarge`], [`ErofsError::Attribute`].
+    pub fn file(
         &mut self,
         size: u64,
         xattrs: &BTreeMap<Vec<u8>, Vec<u8>>,
-    ) -> Result<FileWriter<'_, W>, SealError> {
+    ) -> Result<FileWriter<'_, W>, ErofsError> {
         let short = (size % BLOCK as u64) as usize;
         let fits = INODE + xattr::bytes(xattrs)?.len() + short <= BLOCK;
         let inline = fits && short > 0 && short <= MAX_INLINE && self.tails.len() + short <= MAX_TAILS;
@@ -41,13 +44,14 @@ impl<W: Write> Contents<W> {
     }
 
     /// The writer below, the block after the last, and the short ends.
-    pub(super) fn finish(self) -> Result<(W, u32, Vec<u8>), SealError> {
+    pub(crate) fn finish(self) -> Result<(W, u32, Vec<u8>), ErofsError> {
         Ok((self.output, block_number(self.next_block)?, self.tails))
     }
 }
 
 /// One file's contents on their way.
-pub(crate) struct FileWriter<'a, W> {
+#[derive(Debug)]
+pub struct FileWriter<'a, W> {
     contents: &'a mut Contents<W>,
     content: Content,
     /// Bytes of it that lie in blocks of their own.
@@ -57,7 +61,10 @@ pub(crate) struct FileWriter<'a, W> {
 
 impl<W: Write> FileWriter<'_, W> {
     /// The next bytes.
-    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), SealError> {
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), ErofsError> {
         let left = usize::try_from(self.in_blocks.saturating_sub(self.at)).unwrap_or(usize::MAX);
         let (blocks, tail) = bytes.split_at(bytes.len().min(left));
         self.contents.output.write_all(blocks)?;
@@ -69,7 +76,10 @@ impl<W: Write> FileWriter<'_, W> {
     }
 
     /// Zeros up to there.
-    pub(crate) fn zeros_until(&mut self, offset: u64) -> Result<(), SealError> {
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    pub fn zeros_until(&mut self, offset: u64) -> Result<(), ErofsError> {
         const ZEROS: [u8; BLOCK] = [0; BLOCK];
         while self.at < offset {
             let count = (offset - self.at).min(BLOCK as u64);
@@ -79,7 +89,10 @@ impl<W: Write> FileWriter<'_, W> {
     }
 
     /// What the inode has to say of it.
-    pub(crate) fn finish(mut self) -> Result<Content, SealError> {
+    ///
+    /// # Errors
+    /// When its end cannot be written.
+    pub fn finish(mut self) -> Result<Content, ErofsError> {
         self.zeros_until(self.content.size)?;
         let mut at = self.in_blocks;
         let end = self.in_blocks.next_multiple_of(BLOCK as u64);

@@ -3,7 +3,7 @@
 //! Names, with `.` and `..` among them, ascend by their bytes over the whole folder: the kernel looks them up by halving. A block holds its
 //! entries first, then their names without anything between them; zeros fill all but the last.
 
-use super::{BLOCK, Plan, file_type};
+use crate::metadata::{BLOCK, Plan, file_type};
 use crate::tree::{NodeId, Tree};
 
 /// Bytes of `struct erofs_dirent`: u64 inode number, u16 offset of the name, u8 type, u8 zero.
@@ -35,7 +35,7 @@ fn cut<'n>(names: impl Iterator<Item = &'n [u8]>) -> Vec<(usize, usize)> {
 }
 
 /// Bytes of a folder.
-pub(super) fn size(tree: &Tree, id: NodeId) -> usize {
+pub(crate) fn size(tree: &Tree, id: NodeId) -> usize {
     let all = names(tree, id, id);
     let blocks = cut(all.iter().map(|(name, _)| *name));
     let last = blocks.last().map_or(0, |(_, used)| *used);
@@ -43,7 +43,7 @@ pub(super) fn size(tree: &Tree, id: NodeId) -> usize {
 }
 
 /// The folder's bytes.
-pub(super) fn bytes(tree: &Tree, plan: &Plan, id: NodeId) -> Vec<u8> {
+pub(crate) fn bytes(tree: &Tree, plan: &Plan, id: NodeId) -> Vec<u8> {
     let all = names(tree, id, plan.parent(id));
     let blocks = cut(all.iter().map(|(name, _)| *name));
     let mut out = Vec::new();

@@ -2,28 +2,28 @@
 
 use std::io::Write;
 
-use super::{BLOCK, MAX_INLINE, Plan, block_number, directory, xattr};
-use crate::SealError;
+use crate::metadata::{BLOCK, MAX_INLINE, Plan, block_number};
 use crate::tree::{Kind, Node, NodeId, Tree};
+use crate::{ErofsError, directory, xattr};
 
 /// Bytes of an extended inode.
-pub(super) const INODE: usize = 64;
+pub(crate) const INODE: usize = 64;
 /// `i_format`: extended, contents in blocks (EROFS_INODE_FLAT_PLAIN).
 const PLAIN: u16 = 1;
 /// `i_format`: extended, the end beside the inode (EROFS_INODE_FLAT_INLINE).
 const INLINE: u16 = 1 | 2 << 1;
 
 /// Where an inode goes, and how much goes with it.
-pub(super) struct Placed {
-    pub(super) id: NodeId,
+pub(crate) struct Placed {
+    pub(crate) id: NodeId,
     /// First byte, from the start of the metadata.
-    pub(super) at: u64,
+    pub(crate) at: u64,
     /// Bytes of inode and extended attributes.
-    pub(super) head: usize,
+    pub(crate) head: usize,
     /// Bytes of contents beside it.
-    pub(super) inline: usize,
+    pub(crate) inline: usize,
     /// Blocks of its own after the metadata: of folders and link targets.
-    pub(super) blocks: u64,
+    pub(crate) blocks: u64,
     first_block: u32,
     /// Bytes of a folder or link target.
     own: usize,
@@ -31,7 +31,7 @@ pub(super) struct Placed {
 
 impl Placed {
     /// Sizes of a node's parts; without a place yet.
-    pub(super) fn new(id: NodeId, node: &Node, tree: &Tree) -> Result<Self, SealError> {
+    pub(crate) fn new(id: NodeId, node: &Node, tree: &Tree) -> Result<Self, ErofsError> {
         let head = INODE + xattr::bytes(&node.attributes.xattrs)?.len();
         let mut placed = Self { id, at: 0, head, inline: 0, blocks: 0, first_block: 0, own: 0 };
         match &node.kind {
@@ -51,7 +51,7 @@ impl Placed {
     }
 
     /// Takes blocks from `next` on; the next ones after them.
-    pub(super) fn place_blocks(&mut self, next: u64) -> Result<u64, SealError> {
+    pub(crate) fn place_blocks(&mut self, next: u64) -> Result<u64, ErofsError> {
         if self.blocks > 0 {
             self.first_block = block_number(next)?;
         }
@@ -59,7 +59,7 @@ impl Placed {
     }
 
     /// A folder's entries, a link's target.
-    pub(super) fn own_bytes(&self, tree: &Tree, plan: &Plan) -> Vec<u8> {
+    pub(crate) fn own_bytes(&self, tree: &Tree, plan: &Plan) -> Vec<u8> {
         match &tree.node(self.id).kind {
             Kind::Folder(_) => directory::bytes(tree, plan, self.id),
             Kind::Symlink(target) => target.clone(),
@@ -69,17 +69,17 @@ impl Placed {
 }
 
 /// An inode that is written.
-pub(super) struct Inode<'a> {
-    pub(super) tree: &'a Tree,
-    pub(super) plan: &'a Plan,
-    pub(super) placed: &'a Placed,
+pub(crate) struct Inode<'a> {
+    pub(crate) tree: &'a Tree,
+    pub(crate) plan: &'a Plan,
+    pub(crate) placed: &'a Placed,
     /// Number for 32-bit programs, from 1.
-    pub(super) number: u32,
+    pub(crate) number: u32,
 }
 
 impl Inode<'_> {
     /// Writes inode, attributes and what lies beside it; the bytes that took.
-    pub(super) fn write(&self, output: &mut impl Write, tails: &[u8]) -> Result<u64, SealError> {
+    pub(crate) fn write(&self, output: &mut impl Write, tails: &[u8]) -> Result<u64, ErofsError> {
         let node = self.tree.node(self.placed.id);
         let xattrs = xattr::bytes(&node.attributes.xattrs)?;
         output.write_all(&self.bytes(node, xattrs.len()))?;

@@ -6,25 +6,19 @@
 //!
 //! Source: Linux 6.12, `fs/erofs/erofs_fs.h`, `inode.c`, `data.c` (what the kernel refuses), `dir.c`, `xattr.c`.
 
-mod contents;
-mod directory;
-mod inode;
-mod xattr;
-
 use std::io::Write;
 
-pub use contents::Contents;
-
-use crate::SealError;
+use crate::ErofsError;
+use crate::contents::Contents;
+use crate::inode::{Inode, Placed};
 use crate::tree::{Kind, Node, NodeId, Tree};
 use crate::verity::TreeBlock;
-use inode::{Inode, Placed};
 
 /// Bytes of a block.
-pub const BLOCK: usize = 4096;
+pub(crate) const BLOCK: usize = 4096;
 
 /// Most bytes that lie beside an inode in place of a block of their own.
-const MAX_INLINE: usize = 2048;
+pub(crate) const MAX_INLINE: usize = 2048;
 
 const SUPERBLOCK: usize = 1024;
 const MAGIC: u32 = 0xE0F5_E1E2;
@@ -41,7 +35,7 @@ const FIRST_INODE: u64 = 64;
 pub(crate) fn write_metadata<W: Write>(
     tree: &Tree,
     contents: Contents<W>,
-) -> Result<(W, TreeBlock), SealError> {
+) -> Result<(W, TreeBlock), ErofsError> {
     let (mut output, meta_start, tails) = contents.finish()?;
     let mut plan = Plan::new(tree)?;
     let meta_blocks = plan.end.div_ceil(BLOCK as u64);
@@ -79,7 +73,7 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    fn new(tree: &Tree) -> Result<Self, SealError> {
+    fn new(tree: &Tree) -> Result<Self, ErofsError> {
         let mut plan = Self {
             placed: Vec::new(),
             by_node: vec![None; tree.len()],
@@ -109,7 +103,7 @@ impl Plan {
         Ok(plan)
     }
 
-    fn place(&mut self, tree: &Tree, id: NodeId) -> Result<(), SealError> {
+    fn place(&mut self, tree: &Tree, id: NodeId) -> Result<(), ErofsError> {
         let mut placed = Placed::new(id, tree.node(id), tree)?;
         let (head, all) = (placed.head as u64, (placed.head + placed.inline) as u64);
         let mut at = self.end.next_multiple_of(SLOT);
@@ -126,27 +120,27 @@ impl Plan {
     }
 
     /// The inode number of a node that is written.
-    fn nid(&self, id: NodeId) -> u64 {
+    pub(crate) fn nid(&self, id: NodeId) -> u64 {
         let placed = self.by_node.get(id.index()).copied().flatten().and_then(|place| self.placed.get(place));
         placed.map_or(0, |placed| placed.at / SLOT)
     }
 
-    fn links(&self, id: NodeId) -> u32 {
+    pub(crate) fn links(&self, id: NodeId) -> u32 {
         self.links.get(id.index()).copied().unwrap_or(1)
     }
 
-    fn parent(&self, id: NodeId) -> NodeId {
+    pub(crate) fn parent(&self, id: NodeId) -> NodeId {
         self.parents.get(id.index()).copied().unwrap_or(NodeId::ROOT)
     }
 }
 
 /// The number of a block, which the format keeps in 32 bits.
-fn block_number(number: u64) -> Result<u32, SealError> {
+pub(crate) fn block_number(number: u64) -> Result<u32, ErofsError> {
     let most = u64::from(u32::MAX);
-    u32::try_from(number).map_err(|_| SealError::TooLarge { what: "blocks of 4 KiB", seen: number, most })
+    u32::try_from(number).map_err(|_| ErofsError::TooLarge { what: "blocks of 4 KiB", seen: number, most })
 }
 
-fn pad(output: &mut impl Write, at: &mut u64, to: u64) -> Result<(), SealError> {
+pub(crate) fn pad(output: &mut impl Write, at: &mut u64, to: u64) -> Result<(), ErofsError> {
     const ZEROS: [u8; BLOCK] = [0; BLOCK];
     while *at < to {
         let count = (to - *at).min(BLOCK as u64);
@@ -175,7 +169,7 @@ fn superblock(root: u64, inodes: u64, blocks: u32, meta_start: u32) -> TreeBlock
 }
 
 /// Type of a name in a folder (`EROFS_FT_*`).
-const fn file_type(node: &Node) -> u8 {
+pub(crate) const fn file_type(node: &Node) -> u8 {
     match node.kind {
         Kind::File(_) => 1,
         Kind::Folder(_) => 2,

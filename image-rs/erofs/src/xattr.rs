@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::SealError;
+use crate::ErofsError;
 
 /// Bytes of `struct erofs_xattr_ibody_header`.
 const HEADER: usize = 12;
@@ -19,7 +19,7 @@ const PREFIXES: [(&[u8], u8); 5] = [
 ];
 
 /// The attributes as they lie beside the inode; nothing where there are none.
-pub(super) fn bytes(attributes: &BTreeMap<Vec<u8>, Vec<u8>>) -> Result<Vec<u8>, SealError> {
+pub(crate) fn bytes(attributes: &BTreeMap<Vec<u8>, Vec<u8>>) -> Result<Vec<u8>, ErofsError> {
     if attributes.is_empty() {
         return Ok(Vec::new());
     }
@@ -27,7 +27,7 @@ pub(super) fn bytes(attributes: &BTreeMap<Vec<u8>, Vec<u8>>) -> Result<Vec<u8>, 
     for (name, value) in attributes {
         let (rest, index) = split(name)?;
         let limit = |what, seen: usize, most: usize| {
-            (seen > most).then_some(SealError::TooLarge { what, seen: seen as u64, most: most as u64 })
+            (seen > most).then_some(ErofsError::TooLarge { what, seen: seen as u64, most: most as u64 })
         };
         let too_large = limit("bytes of the name of an extended attribute", rest.len(), u8::MAX.into())
             .or_else(|| limit("bytes of an extended attribute", value.len(), u16::MAX.into()));
@@ -43,17 +43,17 @@ pub(super) fn bytes(attributes: &BTreeMap<Vec<u8>, Vec<u8>>) -> Result<Vec<u8>, 
     let most = HEADER + (MAX_UNITS - 1) * 4;
     if out.len() > most {
         let what = "bytes of the extended attributes of one file";
-        return Err(SealError::TooLarge { what, seen: out.len() as u64, most: most as u64 });
+        return Err(ErofsError::TooLarge { what, seen: out.len() as u64, most: most as u64 });
     }
     Ok(out)
 }
 
 /// `i_xattr_icount` of that many bytes.
-pub(super) const fn count(bytes: usize) -> u16 {
+pub(crate) const fn count(bytes: usize) -> u16 {
     if bytes == 0 { 0 } else { ((bytes - HEADER) / 4 + 1) as u16 }
 }
 
-fn split(name: &[u8]) -> Result<(&[u8], u8), SealError> {
+fn split(name: &[u8]) -> Result<(&[u8], u8), ErofsError> {
     PREFIXES
         .iter()
         .find_map(|(prefix, index)| {
@@ -61,7 +61,7 @@ fn split(name: &[u8]) -> Result<(&[u8], u8), SealError> {
             // the names of ACLs are whole, the others need more
             (rest.is_empty() == prefix.starts_with(b"system.")).then_some((rest, *index))
         })
-        .ok_or_else(|| SealError::Attribute(String::from_utf8_lossy(name).chars().take(200).collect()))
+        .ok_or_else(|| ErofsError::Attribute(String::from_utf8_lossy(name).chars().take(200).collect()))
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
 
-use crate::erofs::BLOCK;
+use kata_cc_erofs::verity::BLOCK;
 
 const MAGIC: [u8; 8] = *b"KCCDOCS\0";
 const FORM: u32 = 1;

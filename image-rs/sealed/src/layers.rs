@@ -7,14 +7,14 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 
+use kata_cc_erofs::Contents;
+use kata_cc_erofs::tree::{Attributes, Content, Kind, Node, NodeId, Tree, Unresolved};
 use kata_cc_image::Limits;
 use kata_cc_image::unpack::rules::{self, Step};
 use kata_cc_image::unpack::{Budget, Entry, TarStream, UnpackError};
 use kata_cc_image::unpack::{Kind as EntryKind, components, show};
 
 use crate::SealError;
-use crate::erofs::Contents;
-use crate::tree::{Attributes, Kind, Node, NodeId, Tree, Unresolved};
 
 /// Bytes of one read.
 const PIECE: usize = 128 << 10;
@@ -177,11 +177,7 @@ impl<W: Write> Layers<W> {
         })
     }
 
-    fn file(
-        &mut self,
-        stream: &mut TarStream<impl Read>,
-        entry: &Entry,
-    ) -> Result<crate::tree::Content, SealError> {
+    fn file(&mut self, stream: &mut TarStream<impl Read>, entry: &Entry) -> Result<Content, SealError> {
         self.budget.take_bytes(entry.size)?;
         let xattrs = entry.xattrs.iter().cloned().collect();
         let mut writer = self.contents.file(entry.size, &xattrs)?;
@@ -201,7 +197,7 @@ impl<W: Write> Layers<W> {
                 left -= count as u64;
             }
         }
-        writer.finish()
+        Ok(writer.finish()?)
     }
 
     fn describe(&mut self, id: NodeId, entry: &Entry) -> Result<(), SealError> {

@@ -4,31 +4,24 @@
 //! it but the root hash, which it has from a signed or pinned [`SealManifest`]; its kernel checks each block by dm-verity when
 //! it is read. The same layers give the same bytes, so anybody can make the file and compare.
 //!
-//! [`seal`] reads layers and writes the file: superblock, contents, metadata, hash tree. Nothing is unpacked onto the host's file
-//! system, and no compression of EROFS is used (the page cache is shared between guests as it is).
-//!
-//! Sources: Linux 6.12, `fs/erofs/erofs_fs.h` (format), `drivers/md/dm-verity-target.c` and
-//! `Documentation/admin-guide/device-mapper/verity.rst` (hash tree, version 1).
+//! [`seal`] reads layers and writes the file ([`kata_cc_erofs`]). Nothing is unpacked onto the host's file system.
 #![forbid(unsafe_code)]
 
 pub mod documents;
-pub mod erofs;
 mod layers;
 mod manifest;
-pub mod tree;
-pub mod verity;
 
 use std::fs::File;
-use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read};
 
+use kata_cc_erofs::ErofsError;
 use kata_cc_image::unpack::UnpackError;
 use kata_cc_image::{FetchedImage, Limits};
 
+pub use kata_cc_erofs::{Seal, verity};
 pub use manifest::{ManifestError, SEAL_TYPE, SealManifest};
 
-use crate::erofs::{BLOCK, Contents};
 use crate::layers::Layers;
-use crate::verity::Leaves;
 
 /// Why an image cannot be sealed.
 #[derive(Debug, thiserror::Error)]
@@ -36,24 +29,12 @@ pub enum SealError {
     /// A layer's archive is refused.
     #[error(transparent)]
     Unpack(#[from] UnpackError),
-    /// The file cannot be written.
-    #[error("writing the sealed image failed: {0}")]
-    Write(#[from] io::Error),
-    /// Something that the format cannot hold.
-    #[error("the image cannot be sealed: {what} ({seen}), EROFS has room for {most}")]
-    TooLarge {
-        /// What.
-        what: &'static str,
-        /// How much there is.
-        seen: u64,
-        /// How much there may be.
-        most: u64,
-    },
-    /// An extended attribute of a kind that EROFS does not know.
-    #[error(
-        "extended attribute {0:?} has no place in EROFS: known are user, trusted, security and the two of POSIX ACLs"
-    )]
-    Attribute(String),
+    /// A layer cannot be opened.
+    #[error("a layer cannot be read: {0}")]
+    Read(#[from] io::Error),
+    /// The file system cannot be written.
+    #[error(transparent)]
+    Erofs(#[from] ErofsError),
 }
 
 /// Seals an image that was fetched, into an empty file.
@@ -66,17 +47,6 @@ pub fn seal_image(image: &FetchedImage, file: &mut File, limits: Limits) -> Resu
     Ok(SealManifest::new(&manifest, &config, &seal))
 }
 
-/// A sealed image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seal {
-    /// Blocks of 4 KiB of the file system; the hash tree follows them.
-    pub data_blocks: u64,
-    /// Blocks of the hash tree.
-    pub tree_blocks: u64,
-    /// What vouches for all of them.
-    pub root_hash: [u8; verity::DIGEST],
-}
-
 /// Seals the layers (plain tar archives, the lowest first) into an empty file.
 ///
 /// # Errors
@@ -86,24 +56,11 @@ pub fn seal<R: Read>(
     file: &mut File,
     limits: Limits,
 ) -> Result<Seal, SealError> {
-    let mut output = Leaves::new(BufWriter::with_capacity(1 << 20, &mut *file));
-    output.write_all(&[0; BLOCK])?;
-    let mut applied = Layers::new(Contents::new(output, 1), limits);
-    for layer in layers {
-        applied.apply(layer?)?;
-    }
-    let (tree, contents) = applied.finish();
-    let (mut leaves, superblock) = erofs::write_metadata(&tree, contents)?;
-    leaves.replace_first(&superblock);
-    let data_blocks = leaves.blocks();
-    let tree = leaves.tree();
-    let mut output = leaves.into_inner();
-    for block in &tree.blocks {
-        output.write_all(block)?;
-    }
-    output.flush()?;
-    drop(output);
-    file.seek(SeekFrom::Start(0))?;
-    file.write_all(&superblock)?;
-    Ok(Seal { data_blocks, tree_blocks: tree.blocks.len() as u64, root_hash: tree.root })
+    kata_cc_erofs::seal(file, |contents| {
+        let mut applied = Layers::new(contents, limits);
+        for layer in layers {
+            applied.apply(layer?)?;
+        }
+        Ok(applied.finish())
+    })
 }

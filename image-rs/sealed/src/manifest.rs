@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::Seal;
-use crate::verity::{BLOCK, DIGEST, tree_blocks};
+use kata_cc_erofs::verity::{BLOCK, DIGEST, tree_blocks};
 
 /// Form of the document.
 const VERSION: u32 = 1;

@@ -276,7 +276,11 @@ mod tests {
     async fn a_group_is_made_entered_and_goes_with_the_ways_to_it() {
         let Some(root) = mounted() else { return };
         let top = root.join(format!("kata-cc-test-{}", std::process::id()));
-        let group = |name: &str| Cgroup { root: root.to_owned(), path: top.join("pod").join(name), unmarked: Vec::new() };
+        let group = |name: &str| Cgroup {
+            root: root.to_owned(),
+            path: top.join("pod").join(name),
+            unmarked: Vec::new(),
+        };
         let (one, two) = (group("one"), group("two"));
         one.make(256).unwrap();
         two.make(256).unwrap();
@@ -302,7 +306,8 @@ mod tests {
     #[test]
     fn a_limit_above_that_is_too_small_is_told() {
         let top = tempfile::tempdir().unwrap();
-        let group = Cgroup { root: top.path().to_owned(), path: top.path().join("pod/one"), unmarked: Vec::new() };
+        let group =
+            Cgroup { root: top.path().to_owned(), path: top.path().join("pod/one"), unmarked: Vec::new() };
         std::fs::create_dir_all(group.path()).unwrap();
         for (path, limit) in [("pod", "268435456\n"), ("pod/one", "503316480\n"), (".", "1\n")] {
             std::fs::write(top.path().join(path).join("memory.max"), limit).unwrap();
