@@ -204,7 +204,7 @@ fn load_policy(tee: Tee, settings: &confidential::Settings) -> Result<AgentPolic
         true => (paths::DEFAULT_POLICY, include_str!("../policy/default.rego")),
         false => (paths::PLAIN_POLICY, include_str!("../policy/plain.rego")),
     };
-    // Both files are in the measured initramfs, as is this binary with its copies of them.
+    // Both files are in the root that the launch measurement vouches for, as is this binary with its copies of them.
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => built_in.to_owned(),

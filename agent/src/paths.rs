@@ -12,9 +12,9 @@ pub(crate) const IMAGES: &str = "/run/kata-containers/image";
 pub(crate) const RESOLV_CONF: &str = "/run/kata-containers/sandbox/resolv.conf";
 /// Namespaces that outlive containers.
 pub(crate) const NAMESPACES: &str = "/run/sandbox-ns";
-/// The policy in the initramfs.
+/// The policy in the guest's root.
 pub(crate) const DEFAULT_POLICY: &str = "/etc/kata-cc/default-policy.rego";
-/// The policy for a guest without a TEE, in the initramfs.
+/// The policy for a guest without a TEE, in the guest's root.
 pub(crate) const PLAIN_POLICY: &str = "/etc/kata-cc/plain-policy.rego";
 
 /// Bundle of a container.

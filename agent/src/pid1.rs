@@ -10,9 +10,12 @@ use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
+use nix::sys::statfs::{FsType, TMPFS_MAGIC, statfs};
 
 use crate::mounts::mount_at;
 
+/// File system of a root that is a ramfs (`RAMFS_MAGIC`, linux/magic.h).
+const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
 /// Where the root is bound to get off the initial file system.
 const NEW_ROOT: &str = "/.root";
 
@@ -51,9 +54,13 @@ pub(crate) fn mount_all() -> io::Result<()> {
     Ok(())
 }
 
-/// Binds the initial root on a folder and moves it over itself: `pivot_root`, which containers need, refuses to
-/// leave the kernel's own first mount.
+/// Of an initramfs, binds the initial root on a folder and moves it over itself: `pivot_root`, which containers need, refuses to
+/// leave the kernel's own first mount. A root image was mounted over that by the kernel.
 fn leave_initial_root() -> io::Result<()> {
+    let kind = statfs("/")?.filesystem_type();
+    if kind != TMPFS_MAGIC && kind != RAMFS_MAGIC {
+        return Ok(());
+    }
     let none = None::<&str>;
     fs::create_dir_all(NEW_ROOT)?;
     mount(Some("/"), NEW_ROOT, none, MsFlags::MS_BIND, none)?;

@@ -1,4 +1,4 @@
-//! The policies that lie in the initramfs, against requests as the shim makes them and as an attacker would.
+//! The policies that lie in the guest's root, against requests as the shim makes them and as an attacker would.
 
 use std::path::Path;
 

@@ -192,7 +192,7 @@ impl Sandbox {
         if !request.dns.is_empty() {
             let text: String = request.dns.iter().map(|line| format!("{line}\n")).collect();
             fs::write(paths::RESOLV_CONF, &text).map_err(io("write resolv.conf"))?;
-            // The guest's own name resolution; a read-only root has no such file and needs none.
+            // The guest's own name resolution; in a root image, which is read-only, a link leads to where it can be written.
             if crate::pid1::is_pid1() {
                 let _ = fs::create_dir_all("/etc");
                 let _ = fs::write("/etc/resolv.conf", text);

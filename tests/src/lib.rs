@@ -10,11 +10,16 @@ pub mod pki;
 pub mod process;
 pub mod refusals;
 pub mod registry;
+mod root;
 pub mod search;
 pub mod traces;
 pub mod world;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Context;
+use kata_cc_vmm_api::RootSeal;
 
 /// Folder of the built binaries: `KATA_CC_BIN_DIR`, or where the running program lies.
 #[must_use]
@@ -27,13 +32,33 @@ pub fn binaries() -> PathBuf {
     })
 }
 
-/// Folder of the guest's kernel and initramfs: `KATA_CC_SHARE_DIR`, or where `./x` puts them.
+/// Folder of the guest's kernel and root image: `KATA_CC_SHARE_DIR`, or where `./x` puts them.
 #[must_use]
 pub fn share() -> PathBuf {
     std::env::var_os("KATA_CC_SHARE_DIR").map(PathBuf::from).unwrap_or_else(|| {
         let home = std::env::var_os("HOME").unwrap_or_else(|| "/root".into());
         PathBuf::from(home).join(".cache/kata-cc/share")
     })
+}
+
+/// What vouches for the guest's root image.
+///
+/// # Errors
+/// When the guest image is not built.
+pub fn root_seal() -> anyhow::Result<RootSeal> {
+    let path = share().join("root.json");
+    let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}: ./x image", path.display()))?;
+    Ok(serde_json::from_slice(&bytes)?)
+}
+
+/// Packs a folder as an initramfs.
+///
+/// # Errors
+/// When cpio fails.
+pub fn pack_initramfs(folder: &Path, archive: &Path) -> anyhow::Result<()> {
+    let pack = "cd \"$0\" && find . | cpio --quiet -o -H newc > \"$1\"";
+    process::run(Command::new("sh").args(["-c", pack]).arg(folder).arg(archive), 60)?.ok()?;
+    Ok(())
 }
 
 /// Whether virtual machines can run where this runs: in the lab, or by the VMM's own probe.
@@ -46,7 +71,7 @@ pub fn machines_run_here() -> bool {
         if std::env::var_os("KATA_CC_LAB").is_some() {
             return true;
         }
-        let probe = std::process::Command::new(binaries().join("kata-cc-vmm")).arg("--probe").output();
+        let probe = Command::new(binaries().join("kata-cc-vmm")).arg("--probe").output();
         let answer: Option<serde_json::Value> =
             probe.ok().and_then(|output| serde_json::from_slice(&output.stdout).ok());
         let usable = answer.as_ref().is_some_and(|answer| answer["usable"] == true);

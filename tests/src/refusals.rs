@@ -10,6 +10,10 @@ use crate::world::{Tampering, World};
 /// What the user sees when the virtual machine itself failed.
 const MACHINE_DIED: &str = "failed by vmm: the guest broke a device's contract";
 
+/// What the user sees when the guest's kernel has found another block than the seal of the root image vouches for.
+const ROOT_CORRUPTED: &str =
+    "the guest's kernel panicked: dm-verity device corrupted (a block of the guest's root image";
+
 /// One case.
 #[derive(Debug)]
 pub struct Case {
@@ -67,10 +71,19 @@ pub fn cases() -> Vec<Case> {
             },
         },
         Case {
-            name: "one byte of the initramfs",
+            name: "one byte of the root image",
+            expected: &[ROOT_CORRUPTED],
+            run: |world, name| {
+                let share = world.tampered_share("root.erofs", b"\x7fELF")?;
+                with(world, name, &Tampering { share: Some(share), ..Default::default() })
+            },
+        },
+        Case {
+            name: "another root image, with a seal of its own",
             expected: measurement,
             run: |world, name| {
-                let share = world.tampered_share("initramfs", b"Policy of a confidential guest")?;
+                let share = world.tampered_share("root.erofs", b"Policy of a confidential guest")?;
+                crate::root::seal_again(&share)?;
                 with(world, name, &Tampering { share: Some(share), ..Default::default() })
             },
         },

@@ -308,7 +308,7 @@ impl World {
     pub fn tampered_share(&self, file: &str, pattern: &[u8]) -> anyhow::Result<PathBuf> {
         let dir = self.dir.join(format!("share-{file}"));
         std::fs::create_dir_all(&dir)?;
-        for name in ["vmlinux", "vmlinux-tee", "initramfs", "stage0", "manifest.json"] {
+        for name in ["vmlinux", "vmlinux-tee", "root.erofs", "root.json", "stage0", "manifest.json"] {
             std::fs::copy(share().join(name), dir.join(name))
                 .with_context(|| format!("cannot copy {name}"))?;
         }

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
 use kata_cc_tests::process::{Finished, run};
-use kata_cc_tests::{binaries, machines_run_here, share};
+use kata_cc_tests::{binaries, machines_run_here, pack_initramfs, share};
 
 const MARKER: &str = "what is written here must not be seen outside\n";
 const KEY: &[u8] = b"a key\nof the owner's \x00\xff";
@@ -62,8 +62,7 @@ impl Bench {
         std::fs::copy(env!("CARGO_BIN_EXE_kata-cc-volume-guest"), root.join("volumes"))?;
         run(Command::new("chmod").arg("755").arg(root.join("init")), 10)?.ok()?;
         let archive = self.folder.path().join("initramfs");
-        let pack = "cd \"$0\" && find . | cpio --quiet -o -H newc > \"$1\"";
-        run(Command::new("sh").args(["-c", pack]).arg(&root).arg(&archive), 60)?.ok()?;
+        pack_initramfs(&root, &archive)?;
         Ok(archive)
     }
 

@@ -1,18 +1,21 @@
-//! The guest image: kernel (`guest-image/kernel/build`), initramfs (made here) and their manifest.
+//! The guest image: kernel (`guest-image/kernel/build`), root image (made here) and their manifest.
 //!
-//! The initramfs holds the static agent as `/init`, its default policies and empty mount points. It is not
-//! compressed: unpacking costs the guest more than reading a few more MiB costs the host. The same inputs
-//! give the same bytes; `./x reproduce` shows it ([`crate::release`]).
+//! The root image holds the static agent as `/sbin/init`, its default policies and empty mount points, as an EROFS file system with the
+//! hash tree of dm-verity behind it. A guest reads of it what it needs, when it needs it, and keeps none of it in memory of its own.
+//! The same inputs give the same bytes; `./x reproduce` shows it ([`crate::release`]).
 
 use std::collections::BTreeMap;
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use aws_lc_rs::digest::{SHA256, SHA384, digest};
+use kata_cc_erofs::ErofsError;
+use kata_cc_vmm_api::RootSeal;
 use serde::{Deserialize, Serialize};
 
 use crate::compact_elf::compact;
-use crate::cpio::{Archive, Kind};
+use crate::guest_root::GuestRoot;
 use crate::shell::{command, output, run, step};
 use crate::{paths, stage0};
 
@@ -29,8 +32,10 @@ struct Manifest {
     kernel: Measured,
     /// Of confidential guests.
     tee_kernel: Measured,
-    initramfs: Measured,
-    /// Command line (without the device words that the VMM adds) by tier.
+    root: Measured,
+    /// What vouches for the blocks of the root image, and stands on the command line.
+    root_seal: Measured,
+    /// Command line (without the words of the root image, and those of devices, which the VMM adds) by tier.
     command_lines: Vec<CommandLine>,
 }
 
@@ -52,12 +57,11 @@ struct CommandLine {
     sha384: String,
 }
 
-/// Build what is not there yet around the agent of [`crate::binaries`]; gives the folder with the kernels, `initramfs` and `manifest.json`.
+/// Build what is not there yet around the agent of [`crate::binaries`]; gives the folder with the kernels, root image and `manifest.json`.
 pub(crate) fn build() -> anyhow::Result<PathBuf> {
     let root = paths::root();
     let mut files = kernels(&root, None)?;
-    let initramfs = initramfs(&root, &paths::binaries().join("kata-cc-agent"))?;
-    files.insert("initramfs".to_owned(), initramfs);
+    files.extend(self::root(&root, &paths::binaries().join("kata-cc-agent"))?);
     let share = paths::share();
     std::fs::create_dir_all(&share)?;
     for (name, bytes) in &files {
@@ -66,7 +70,7 @@ pub(crate) fn build() -> anyhow::Result<PathBuf> {
     // this one goes into the folder by itself
     files.insert("stage0".to_owned(), std::fs::read(stage0::build()?)?);
     replace(&share.join(MANIFEST), &manifest(&files)?)?;
-    step(&format!("guest image: {} (initramfs {} KiB)", share.display(), files["initramfs"].len() / 1024));
+    step(&format!("guest image: {} (root image {} KiB)", share.display(), files[ROOT].len() / 1024));
     Ok(share)
 }
 
@@ -98,8 +102,12 @@ pub(crate) fn kernels(source: &Path, cache: Option<&Path>) -> anyhow::Result<Fil
     Ok(files)
 }
 
-/// The initramfs around an agent binary, with the policies of a checkout.
-pub(crate) fn initramfs(source: &Path, agent: &Path) -> anyhow::Result<Vec<u8>> {
+/// Names of the root image and of what vouches for it.
+pub(crate) const ROOT: &str = "root.erofs";
+const ROOT_SEAL: &str = "root.json";
+
+/// The root image around an agent binary, with the policies of a checkout, and its seal.
+pub(crate) fn root(source: &Path, agent: &Path) -> anyhow::Result<Files> {
     let stripped = tempfile_beside(agent);
     let agent_text = agent.to_string_lossy();
     let to = stripped.to_string_lossy();
@@ -107,23 +115,32 @@ pub(crate) fn initramfs(source: &Path, agent: &Path) -> anyhow::Result<Vec<u8>> 
     let init = std::fs::read(&stripped)?;
     std::fs::remove_file(&stripped)?;
 
-    let mut archive = Archive::default();
-    for dir in ["dev", "etc", "etc/kata-cc", "etc/ssl", "etc/ssl/certs", "proc", "root", "run", "sys", "tmp"]
+    let mut files = vec![("sbin/init", 0o755, init)];
+    for (from, to) in
+        [("default.rego", "etc/kata-cc/default-policy.rego"), ("plain.rego", "etc/kata-cc/plain-policy.rego")]
     {
-        archive.add(dir, 0o755, &Kind::Directory);
-    }
-    // The kernel opens the console before init can mount devtmpfs.
-    archive.add("dev/console", 0o600, &Kind::CharacterDevice(5, 1));
-    archive.add("dev/null", 0o666, &Kind::CharacterDevice(1, 3));
-    for (from, to) in [("default.rego", "default-policy.rego"), ("plain.rego", "plain-policy.rego")] {
         let path = source.join("agent/policy").join(from);
         let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        archive.add(&format!("etc/kata-cc/{to}"), 0o444, &Kind::File(&text));
+        files.push((to, 0o444, text));
     }
-    archive.add("etc/ssl/certs/ca-certificates.crt", 0o444, &Kind::File(&public_roots()?));
-    archive.add("init", 0o755, &Kind::File(&init));
-    archive.add("kata-cc-agent", 0o777, &Kind::Link("init"));
-    Ok(archive.finish())
+    files.push(("etc/ssl/certs/ca-certificates.crt", 0o444, public_roots()?));
+
+    let mut image = Cursor::new(Vec::new());
+    let seal = kata_cc_erofs::seal(&mut image, |contents| {
+        let mut root = GuestRoot::new(contents);
+        for folder in ["dev", "proc", "run", "sys", "tmp"] {
+            root.folder(folder);
+        }
+        // The agent makes it when the sandbox has name servers.
+        root.link("etc/resolv.conf", "/run/resolv.conf");
+        for (path, mode, bytes) in &files {
+            root.file(path, *mode, bytes)?;
+        }
+        Ok::<_, ErofsError>(root.finish())
+    })?;
+    let seal = RootSeal { data_blocks: seal.data_blocks, root_hash: hex::encode(seal.root_hash) };
+    Ok([(ROOT.to_owned(), image.into_inner()), (ROOT_SEAL.to_owned(), serde_json::to_vec_pretty(&seal)?)]
+        .into())
 }
 
 /// Roots of public registries: those of Debian's package, never what this machine added to them.
@@ -152,7 +169,8 @@ pub(crate) fn manifest(files: &Files) -> anyhow::Result<Vec<u8>> {
         stage0: of("stage0")?,
         kernel: of("vmlinux")?,
         tee_kernel: of("vmlinux-tee")?,
-        initramfs: of("initramfs")?,
+        root: of(ROOT)?,
+        root_seal: of(ROOT_SEAL)?,
         command_lines: ["vm", "sim-snp", "snp", "tdx"].map(command_line).into(),
     })?)
 }

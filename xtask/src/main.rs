@@ -8,9 +8,9 @@ mod bench;
 mod binaries;
 mod checks;
 mod compact_elf;
-mod cpio;
 mod fuzz;
 mod guest_image;
+mod guest_root;
 mod images;
 mod lab;
 mod openapi;
@@ -72,7 +72,7 @@ enum Command {
     Openapi,
     /// Build the guest firmware only.
     Stage0,
-    /// Build stage0, guest kernel and initramfs twice from nothing, in folders that have nothing in common, compare the bytes, and write
+    /// Build stage0, guest kernel and root image twice from nothing, in folders that have nothing in common, compare the bytes, and write
     /// them with a reference manifest; or check such a manifest (docs/releases.md).
     Release(release::Arguments),
     /// As `release`, of the working tree with its changes, and nothing is kept.

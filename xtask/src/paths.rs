@@ -40,7 +40,7 @@ pub(crate) fn binaries() -> PathBuf {
     target().join(TARGET).join("release")
 }
 
-/// Folder of the guest's kernel, initramfs and manifest (`KATA_CC_SHARE_DIR`).
+/// Folder of the guest's kernel, root image and manifest (`KATA_CC_SHARE_DIR`).
 pub(crate) fn share() -> PathBuf {
     cache().join("share")
 }

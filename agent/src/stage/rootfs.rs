@@ -278,7 +278,7 @@ fn device(root: &OwnedFd, node: &DeviceNode) -> Result<()> {
 fn pivot(rootfs: &Path) -> Result<()> {
     nix::unistd::chdir(rootfs)?;
     // The old root is put on top of the new one and taken away again: no folder for it is needed. The first root
-    // of a machine (initramfs) cannot be pivoted away from: the agent moves off it at its start (see pid1).
+    // of a machine (of an initramfs) cannot be pivoted away from: the agent moves off it at its start (see pid1).
     nix::unistd::pivot_root(".", ".").context("pivot_root")?;
     mount(NONE, ".", NONE, MsFlags::MS_SLAVE | MsFlags::MS_REC, NONE)?;
     umount2(".", MntFlags::MNT_DETACH).context("detach the old root")?;

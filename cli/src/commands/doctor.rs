@@ -198,7 +198,7 @@ fn guest_image() -> Finding {
         );
     };
     let manifest: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
-    for part in ["kernel", "tee_kernel", "initramfs", "stage0"] {
+    for part in ["kernel", "tee_kernel", "root", "root_seal", "stage0"] {
         let file = dir.join(manifest[part]["file"].as_str().unwrap_or(part));
         let digest = std::fs::read(&file).map(|bytes| sha256(&bytes)).unwrap_or_default();
         if Some(digest.as_str()) != manifest[part]["sha256"].as_str() {

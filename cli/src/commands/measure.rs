@@ -1,6 +1,6 @@
 //! `kata-cc measure`: the launch digest of a guest, foretold offline by the code that the VMM measures with.
 //!
-//! It depends on the guest's firmware, kernel, initramfs, command line, and the number of vCPUs; with the same `--cpus` it is that of
+//! It depends on the guest's firmware, kernel, command line (and with it on the root image), initramfs if it has one, and the number of vCPUs; with the same `--cpus` it is that of
 //! `kata-cc run`. The digest of the init-data (`HOST_DATA`) is told beside it; the key broker demands both, since init-data is
 //! what the guest does, and the host hands it over.
 
@@ -20,7 +20,7 @@ use kata_cc_kbs_protocol::admin::ReferenceValueMessage;
 use kata_cc_kbs_protocol::initdata::fit;
 use kata_cc_measurement::explain::Explanation;
 use kata_cc_sandbox::config::Simulated;
-use kata_cc_sandbox::{NodeConfig, Tier, initdata, sizing, vm_shape};
+use kata_cc_sandbox::{NodeConfig, RootImage, Tier, initdata, sizing, vm_shape};
 use kata_cc_sim_tee::SimPlatform;
 use kata_cc_sim_tee::tdx::{Quoter, ROOT_FILE};
 use serde::Serialize;
@@ -58,7 +58,10 @@ pub(crate) struct Arguments {
     /// Guest kernel; the node's without it.
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
-    /// Guest initramfs; the node's without it.
+    /// The guest's root image, its seal beside it in a file that ends in `.json`; the node's without it.
+    #[arg(long, value_name = "FILE")]
+    root: Option<PathBuf>,
+    /// Guest initramfs, in place of a root image; the node's without it.
     #[arg(long, value_name = "FILE")]
     initramfs: Option<PathBuf>,
     /// Image of the guest firmware stage0; the node's without it.
@@ -115,7 +118,7 @@ impl Measured {
 struct TdxAnswer {
     /// RTMR1 when the kernel starts: the kernel.
     rtmr_1: String,
-    /// RTMR2: command line and initramfs.
+    /// RTMR2: command line, and initramfs if there is one.
     rtmr_2: String,
     /// XFAM as quotes hold it.
     xfam: String,
@@ -142,7 +145,10 @@ struct Answer {
     cpu: Option<String>,
     cmdline: String,
     kernel: PathBuf,
-    initramfs: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    root: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    initramfs: Option<PathBuf>,
     firmware: PathBuf,
     #[serde(skip_serializing_if = "Option::is_none")]
     explanation: Option<Explanation>,
@@ -186,19 +192,21 @@ fn predict(arguments: &Arguments, config: &NodeConfig) -> anyhow::Result<Answer>
             )
         })
     };
-    let (kernel_file, initramfs_file) = (config.kernel(tier), config.initramfs());
-    let (kernel, initramfs) = (read(&kernel_file)?, read(&initramfs_file)?);
+    let kernel_file = config.kernel(tier);
+    let kernel = read(&kernel_file)?;
+    let initramfs = config.initramfs.as_ref().map(read).transpose()?;
+    let root = RootImage::of(config)?;
     let firmware_file = config.firmware(tier).context("guests of this tier are not measured")?;
     let firmware = read(&firmware_file)?;
     let pod = arguments.pod.as_deref().map(pod::read).transpose()?;
     let limits = pod.as_ref().map_or_else(|| arguments.size.limits(), |pod| pod.limits);
     let size = sizing::size(limits, &config.vm);
     let vcpus = options.vcpus.unwrap_or(size.vcpus);
-    let cmdline = vm_shape::command_line(config, tier);
+    let cmdline = vm_shape::command_line(config, tier, root.as_ref());
     let (platform, memory_bit) = options.platform(simulated);
     let input = LaunchInput {
         kernel: &kernel,
-        initramfs: Some(&initramfs),
+        initramfs: initramfs.as_deref(),
         cmdline: &cmdline,
         memory_mib: size.memory_mib,
         vcpus,
@@ -206,8 +214,10 @@ fn predict(arguments: &Arguments, config: &NodeConfig) -> anyhow::Result<Answer>
         firmware: Some(Firmware::new(&firmware, platform, memory_bit)),
     };
     let plan = LaunchPlan::new(&input).with_context(|| {
-        let (kernel, initramfs) = (kernel_file.display(), initramfs_file.display());
-        format!("a guest of kernel {kernel} and initramfs {initramfs} cannot be launched")
+        let (kernel, initramfs) = (kernel_file.display(), config.initramfs.as_deref());
+        let initramfs =
+            initramfs.map(|file| format!(" and initramfs {}", file.display())).unwrap_or_default();
+        format!("a guest of kernel {kernel}{initramfs} cannot be launched")
     })?;
     let (launch_digest, explanation, tdx) = digest(&plan, tier, options)?;
     let document = match (&arguments.init_data, pod.and_then(|pod| pod.init_data)) {
@@ -230,7 +240,8 @@ fn predict(arguments: &Arguments, config: &NodeConfig) -> anyhow::Result<Answer>
         cpu: options.cpu.map(|cpu| cpu.to_string()),
         cmdline: plan.cmdline,
         kernel: kernel_file,
-        initramfs: initramfs_file,
+        root: root.map(|root| root.image),
+        initramfs: config.initramfs.clone(),
         firmware: firmware_file,
         explanation: options.explain.then_some(explanation),
         tdx,
@@ -281,7 +292,11 @@ pub(crate) fn measure(arguments: &Arguments, output: &Output) -> anyhow::Result<
         None => NodeConfig::load()?,
     };
     config.tee_kernel = arguments.kernel.clone().or(config.tee_kernel);
-    config.initramfs = arguments.initramfs.clone().or(config.initramfs);
+    // One of both on the command line is meant alone, whatever the node has.
+    if arguments.root.is_some() || arguments.initramfs.is_some() {
+        config.root.clone_from(&arguments.root);
+        config.initramfs.clone_from(&arguments.initramfs);
+    }
     config.firmware = arguments.firmware.clone().or(config.firmware);
     if let Some(words) = &arguments.cmdline_append {
         config.cmdline_append.clone_from(words);
@@ -379,7 +394,12 @@ fn describe(answer: &Answer) -> String {
         answer.cpu.as_ref().map(|cpu| format!("processor      {cpu}\n")).unwrap_or_default(),
         format!("size           {} vCPUs, {} MiB\n", answer.vcpus, answer.memory_mib),
         format!("kernel         {}\n", answer.kernel.display()),
-        format!("initramfs      {}\n", answer.initramfs.display()),
+        answer.root.as_ref().map(|file| format!("root image     {}\n", file.display())).unwrap_or_default(),
+        answer
+            .initramfs
+            .as_ref()
+            .map(|file| format!("initramfs      {}\n", file.display()))
+            .unwrap_or_default(),
         format!("firmware       {}\n", answer.firmware.display()),
         format!("command line   {}\n", answer.cmdline),
         answer
@@ -442,7 +462,8 @@ mod tests {
             memory_mib: 1,
             cmdline: String::new(),
             kernel: PathBuf::new(),
-            initramfs: PathBuf::new(),
+            root: None,
+            initramfs: None,
             firmware: PathBuf::new(),
             cpu: None,
             explanation: None,

@@ -24,7 +24,9 @@ pub struct HashTree {
     pub root: [u8; DIGEST],
 }
 
-fn sha256(bytes: &[u8]) -> [u8; DIGEST] {
+/// Digest of a block.
+#[must_use]
+pub fn sha256(bytes: &[u8]) -> [u8; DIGEST] {
     let mut out = [0; DIGEST];
     out.copy_from_slice(digest(&SHA256, bytes).as_ref());
     out

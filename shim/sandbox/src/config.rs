@@ -57,7 +57,10 @@ pub struct NodeConfig {
     pub kernel: Option<PathBuf>,
     /// Kernel of confidential guests, which has ACPI and the drivers of the TEEs; `vmlinux-tee` of the guest image when absent.
     pub tee_kernel: Option<PathBuf>,
-    /// Guest initramfs; `initramfs` of the guest image when absent.
+    /// The guest's root image, with `root.json` of its kind beside it; `root.erofs` of the guest image when neither it nor an initramfs
+    /// is named.
+    pub root: Option<PathBuf>,
+    /// Initramfs of the guest; none when absent.
     pub initramfs: Option<PathBuf>,
     /// Image of the firmware of confidential guests, which verifies kernel and initramfs; `stage0` of the guest image when absent.
     pub firmware: Option<PathBuf>,
@@ -90,6 +93,7 @@ impl Default for NodeConfig {
             vmm: None,
             kernel: None,
             tee_kernel: None,
+            root: None,
             initramfs: None,
             firmware: None,
             digest_cache: true,
@@ -234,12 +238,6 @@ impl NodeConfig {
             false => (&self.kernel, "vmlinux"),
         };
         named.clone().unwrap_or_else(|| paths::share_dir().join(file))
-    }
-
-    /// The guest initramfs.
-    #[must_use]
-    pub fn initramfs(&self) -> PathBuf {
-        self.initramfs.clone().unwrap_or_else(|| paths::share_dir().join("initramfs"))
     }
 
     /// The guest firmware. Confidential guests always have it: what it measures is all that vouches for them. Plain guests enter their

@@ -23,6 +23,13 @@ const MAX_CONNECTIONS: usize = 8;
 /// Lines of the console that are told when the agent does not answer.
 const CONSOLE_LINES: usize = 5;
 
+/// What stands before the reason of a panic on the console (Linux, `kernel/panic.c`).
+const PANIC: &str = "Kernel panic - not syncing: ";
+
+/// The reason when a block of the root image is not what its seal vouches for (`drivers/md/dm-verity-target.c`).
+const CORRUPTED: &str = "dm-verity device corrupted";
+const ROOT_CORRUPTED: &str = " (a block of the guest's root image is not what root.json vouches for: build or fetch the guest image again)";
+
 /// How much of each, in bytes.
 const MAX_CONSOLE_WORDS: usize = 512;
 
@@ -60,7 +67,12 @@ impl LastWords {
         if words.console.len() >= CONSOLE_LINES {
             words.console.pop_front();
         }
-        words.console.push_back(cut(line, MAX_CONSOLE_WORDS).to_owned());
+        let line = cut(line, MAX_CONSOLE_WORDS);
+        if let Some((_, why)) = line.split_once(PANIC) {
+            let root = if why.contains(CORRUPTED) { ROOT_CORRUPTED } else { "" };
+            words.error = Some(format!("the guest's kernel panicked: {why}{root}"));
+        }
+        words.console.push_back(line.to_owned());
     }
 
     fn note(&self, line: &str) {
@@ -216,6 +228,12 @@ mod tests {
         words.note(r#"{"level":"ERROR","message":"no kvm"}"#);
         assert_eq!(words.refusal().as_deref(), Some("init-data differs"));
         assert_eq!(words.error().as_deref(), Some("no kvm"));
+        words.note_console("[    1.2] Kernel panic - not syncing: dm-verity device corrupted");
+        let error = words.error().unwrap();
+        assert!(
+            error.starts_with("the guest's kernel panicked: dm-verity device corrupted (a block of"),
+            "{error}"
+        );
     }
 
     async fn eventually(mut so: impl FnMut() -> bool) -> bool {

@@ -24,6 +24,7 @@ use crate::leftovers::Leftovers;
 use crate::log::{Log, Source};
 use crate::network::Network;
 use crate::record::Recorder;
+use crate::root_image::RootImage;
 use crate::sandbox::{Agent, Sandbox, SandboxError, SandboxSpec, io};
 use crate::sizing::{self, Size};
 use crate::tier::{self, Demand, Tier};
@@ -224,9 +225,11 @@ async fn describe_vm(
     }
     let network = Network::prepare(spec.netns.as_deref(), &spec.id).await?;
     let network = underway.network.insert(network);
+    let root = RootImage::of(config)?;
     let instance = Instance {
         id: &spec.id,
         dir,
+        root: root.as_ref(),
         initdata: Some(initdata),
         init_data_digest: prepared.digest.clone(),
         scratch,

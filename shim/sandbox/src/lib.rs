@@ -3,7 +3,7 @@
 //! Rooms: [`tier`] decides what protects the sandbox (one pure function), [`config`] and [`paths`] say where things
 //! are, [`vm_shape`] what the virtual machine is made of, [`sizing`] how large it is, [`initdata`] what a confidential
 //! guest is started with, `vmm` runs the monitor, `channel` speaks to the agent, [`egress`] is the guest's way out,
-//! [`network`] joins it to the pod's network, [`rootfs`] hands in a root file system, [`copy`] small files, [`oci`] turns a
+//! [`RootImage`] is what the guest itself runs from, [`network`] joins it to the pod's network, [`rootfs`] hands in a root file system, [`copy`] small files, [`oci`] turns a
 //! container's specification into an agent request, `disks` are scratch and root file systems, `cgroup` is where the monitor is
 //! charged, `launch` puts them together, and [`sandbox`] is the result.
 //! [`record`] and [`log`] keep what happened, `leftovers` what is to be removed if the shim dies.
@@ -29,6 +29,7 @@ pub mod paths;
 mod process;
 mod processes;
 pub mod record;
+mod root_image;
 pub mod rootfs;
 pub mod sandbox;
 pub mod sealed;
@@ -40,5 +41,6 @@ mod vmm;
 
 pub use config::NodeConfig;
 pub use leftovers::cleanup_leftovers;
+pub use root_image::{RootImage, RootImageError};
 pub use sandbox::{ContainerSpec, Output, Rootfs, Sandbox, SandboxError, SandboxSpec};
 pub use tier::{Class, Tier};

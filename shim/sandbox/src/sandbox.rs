@@ -29,6 +29,7 @@ use crate::log::{Log, Source};
 use crate::network::{Changes, GuestNetwork, Network, NetworkError};
 use crate::oci::{self, SpecError};
 use crate::record::Recorder;
+use crate::root_image::RootImageError;
 use crate::rootfs::RootfsError;
 use crate::sizing::Limits;
 use crate::tier::{Class, Demand, Refusal, Tier};
@@ -54,6 +55,9 @@ pub enum SandboxError {
     /// The node's configuration was refused.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// There is no root image for the guest.
+    #[error(transparent)]
+    RootImage(#[from] RootImageError),
     /// No tier may be used.
     #[error(transparent)]
     Tier(#[from] Refusal),

@@ -10,6 +10,7 @@ use kata_cc_vmm_api::{
 
 use crate::config::NodeConfig;
 use crate::paths;
+use crate::root_image::RootImage;
 use crate::sizing::Size;
 use crate::tier::Tier;
 
@@ -17,8 +18,10 @@ use crate::tier::Tier;
 pub const ROOTFS_SLOTS: usize = 6;
 /// Virtual network interfaces.
 pub const NETWORK_SLOTS: usize = 2;
-/// Devices of every VM: vsock, rng, init-data, scratch, root file systems, network.
-pub const DEVICES: usize = 2 + 2 + ROOTFS_SLOTS + NETWORK_SLOTS;
+/// Devices of every VM: vsock, rng, init-data, scratch, root file systems, the guest's own root, network.
+pub const DEVICES: usize = 2 + 2 + ROOTFS_SLOTS + 1 + NETWORK_SLOTS;
+/// Device in the guest of its own root, which comes after those of containers.
+const ROOT_DEVICE: &str = "/dev/vdi";
 /// The guest's context id; it means nothing outside of its own VMM.
 pub const GUEST_CID: u32 = 3;
 
@@ -32,6 +35,8 @@ pub struct Instance<'a> {
     pub id: &'a str,
     /// Run-time folder.
     pub dir: &'a Path,
+    /// The guest's root image; none when it has an initramfs.
+    pub root: Option<&'a RootImage>,
     /// Block image with the init-data.
     pub initdata: Option<PathBuf>,
     /// Its digest, which the launch carries: SNP `HOST_DATA`, TDX `MRCONFIGID`.
@@ -53,12 +58,12 @@ pub struct Tap {
 
 /// The guest's command line without device words.
 #[must_use]
-pub fn command_line(config: &NodeConfig, tier: Tier) -> String {
+pub fn command_line(config: &NodeConfig, tier: Tier, root: Option<&RootImage>) -> String {
     let base = kata_cc_vmm_api::command_line(tier.name());
-    match config.cmdline_append.trim() {
-        "" => base,
-        more => format!("{base} {more}"),
-    }
+    let seal = |root| tier.is_confidential().then_some(root);
+    let root = root.map(|root| kata_cc_vmm_api::root_words(ROOT_DEVICE, seal(&root.seal)));
+    let more = Some(config.cmdline_append.trim()).filter(|more| !more.is_empty()).map(str::to_owned);
+    std::iter::once(base).chain(root).chain(more).collect::<Vec<_>>().join(" ")
 }
 
 /// The guest's serial console in its run-time folder: a FIFO.
@@ -91,6 +96,8 @@ pub fn vm_config(config: &NodeConfig, tier: Tier, size: Size, instance: &Instanc
         path: None,
         read_only: true,
     }));
+    let root = instance.root.map(|root| root.image.clone());
+    block.push(BlockConfig { id: "root".into(), path: root, read_only: true });
     let net = instance.taps.iter().enumerate().map(|(n, tap)| NetConfig {
         id: format!("net-{n}"),
         tap: tap.name.clone(),
@@ -102,8 +109,8 @@ pub fn vm_config(config: &NodeConfig, tier: Tier, size: Size, instance: &Instanc
         memory_mib: size.memory_mib,
         boot: BootConfig {
             kernel: config.kernel(tier),
-            initramfs: Some(config.initramfs()),
-            cmdline: command_line(config, tier),
+            initramfs: config.initramfs.clone(),
+            cmdline: command_line(config, tier, instance.root),
             firmware: config.firmware(tier),
             digest_cache: (config.digest_cache && tier.is_confidential()).then(paths::digests),
         },
@@ -142,6 +149,8 @@ fn tee(config: &NodeConfig, tier: Tier, init_data_digest: &[u8]) -> TeeConfig {
 
 #[cfg(test)]
 mod tests {
+    use kata_cc_vmm_api::RootSeal;
+
     use super::*;
 
     /// An instance whose init-data has a digest of these bytes.
@@ -149,6 +158,7 @@ mod tests {
         Instance {
             id: "x",
             dir: Path::new("/run/x"),
+            root: None,
             initdata: None,
             init_data_digest: vec![digest; 32],
             scratch: None,
@@ -200,5 +210,22 @@ mod tests {
         assert_eq!(vm.block.len() + vm.net.len() + 2, DEVICES);
         assert!(vm.boot.cmdline.ends_with("kata_cc.tee=sim-snp"));
         assert_eq!(rootfs_device(0), "/dev/vdc");
+    }
+
+    #[test]
+    fn the_root_of_a_confidential_guest_is_verified_and_last_of_the_disks() {
+        let seal = RootSeal { data_blocks: 5000, root_hash: "ab".repeat(32) };
+        let root = RootImage { image: "/g/root.erofs".into(), seal };
+        let instance = Instance { root: Some(&root), ..instance(0, &[]) };
+        let size = Size { vcpus: 1, memory_mib: 256 };
+        for tier in Tier::ALL {
+            let vm = vm_config(&NodeConfig::default(), tier, size, &instance);
+            let last = vm.block.last().unwrap();
+            assert_eq!((last.path.as_deref(), last.read_only), (Some(root.image.as_path()), true));
+            let letter = char::from(b'a' + u8::try_from(vm.block.len()).unwrap() - 1);
+            assert_eq!(ROOT_DEVICE, format!("/dev/vd{letter}"));
+            assert_eq!(vm.boot.cmdline.contains(&"ab".repeat(32)), tier.is_confidential(), "{tier}");
+            assert!(vm.boot.cmdline.contains(" root=/dev/"));
+        }
     }
 }

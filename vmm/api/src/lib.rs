@@ -219,7 +219,8 @@ pub struct VsockConfig {
     pub uds: PathBuf,
 }
 
-/// The guest's command line for a tier (`vm`, or the name of a TEE), without the `virtio_mmio.device=` words.
+/// The guest's command line for a tier (`vm`, or the name of a TEE), without the words of the root ([`root_words`]) and of the devices
+/// (`virtio_mmio.device=`).
 ///
 /// It is measured: the launcher, `kata-cc measure` and the guest image's manifest all take it from here.
 #[must_use]
@@ -229,6 +230,44 @@ pub fn command_line(tier: &str) -> String {
         "vm" => BASE.to_owned(),
         tee => format!("{BASE} kata_cc.tee={tee}"),
     }
+}
+
+/// What vouches for the guest's root image, an EROFS file system with the hash tree of dm-verity behind it; `root.json` beside it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RootSeal {
+    /// Blocks of 4 KiB of the file system; the hash tree follows them.
+    pub data_blocks: u64,
+    /// Root hash of the tree (SHA-256, no salt), 64 digits in hex.
+    pub root_hash: String,
+}
+
+impl RootSeal {
+    /// Whether its words can stand on a command line: a host that writes others changes what is measured, and must not break it.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        let digits = self.root_hash.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        self.data_blocks > 1 && self.data_blocks <= u64::MAX / SECTORS && self.root_hash.len() == 64 && digits
+    }
+}
+
+/// Sectors of 512 bytes of a block of 4 KiB.
+const SECTORS: u64 = 8;
+
+/// Words of the command line by which the kernel finds its root on `device` (`/dev/vda`).
+///
+/// With a seal each block is checked when it is read, and one that is not what the root hash vouches for ends the guest; a plain guest
+/// trusts its host and is given none. Sources: Linux, `Documentation/admin-guide/device-mapper/dm-init.rst`, `verity.rst`.
+#[must_use]
+pub fn root_words(device: &str, seal: Option<&RootSeal>) -> String {
+    let Some(RootSeal { data_blocks, root_hash }) = seal else {
+        return format!("root={device} rootfstype=erofs");
+    };
+    let sectors = data_blocks * SECTORS;
+    format!(
+        "root=/dev/dm-0 rootfstype=erofs dm-mod.create=\"root,,0,ro,0 {sectors} verity 1 {device} {device} 4096 4096 \
+         {data_blocks} {data_blocks} sha256 {root_hash} - 1 panic_on_corruption\""
+    )
 }
 
 /// A question to a running VMM. Unknown fields are refused.

@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     fn two() -> Files {
-        [("initramfs".to_owned(), vec![7; 5000]), ("stage0".to_owned(), vec![1, 2, 3])].into()
+        [("root.erofs".to_owned(), vec![7; 5000]), ("stage0".to_owned(), vec![1, 2, 3])].into()
     }
 
     #[test]
@@ -68,10 +68,10 @@ mod tests {
     #[test]
     fn a_changed_byte_is_told_with_file_and_offset() {
         let mut changed = two();
-        changed.get_mut("initramfs").unwrap()[4097] ^= 0x10;
+        changed.get_mut("root.erofs").unwrap()[4097] ^= 0x10;
         assert_eq!(
             files(&two(), &changed),
-            ["initramfs differs from offset 4097 (0x1001): 07 and 17; 5000 and 5000 bytes"]
+            ["root.erofs differs from offset 4097 (0x1001): 07 and 17; 5000 and 5000 bytes"]
         );
     }
 
@@ -79,14 +79,14 @@ mod tests {
     fn a_shorter_or_missing_file_is_told() {
         let mut shorter = two();
         shorter.get_mut("stage0").unwrap().pop();
-        shorter.remove("initramfs");
+        shorter.remove("root.erofs");
         assert_eq!(
             files(&two(), &shorter),
             [
                 "stage0 differs from offset 2 (0x2): 03 and the end; 3 and 2 bytes",
-                "initramfs is only in the first"
+                "root.erofs is only in the first"
             ]
         );
-        assert_eq!(files(&shorter, &two()).last().unwrap(), "initramfs is only in the second");
+        assert_eq!(files(&shorter, &two()).last().unwrap(), "root.erofs is only in the second");
     }
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::compare::Files;
+use crate::guest_image;
 use crate::place::Place;
 use crate::shell::{command, output, step};
 
@@ -118,7 +119,7 @@ pub(super) fn of(place: &Place, files: &Files) -> anyhow::Result<Vec<Launch>> {
             // The node's own configuration must not count: it may add words to the command line.
             measure.args(["--config", "/dev/null"]).args(shape.options());
             for (option, file) in
-                [("--kernel", "vmlinux-tee"), ("--initramfs", "initramfs"), ("--firmware", "stage0")]
+                [("--kernel", "vmlinux-tee"), ("--root", guest_image::ROOT), ("--firmware", "stage0")]
             {
                 measure.arg(option).arg(folder.join(file));
             }

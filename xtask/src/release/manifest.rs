@@ -242,7 +242,8 @@ mod tests {
 
     fn built() -> (Manifest, Files) {
         let files: Files = [
-            ("initramfs", vec![7; 100]),
+            ("root.erofs", vec![7; 100]),
+            ("root.json", vec![b' '; 9]),
             ("stage0", vec![1, 2, 3]),
             ("vmlinux", vec![4]),
             ("vmlinux-tee", vec![5]),
@@ -291,10 +292,10 @@ mod tests {
         let (manifest, mut files) = built();
         assert!(manifest.contradictions(&files).is_empty());
         assert!(manifest.contradictions(&Files::new()).is_empty());
-        files.get_mut("initramfs").unwrap()[99] ^= 1;
+        files.get_mut("root.erofs").unwrap()[99] ^= 1;
         let different = manifest.contradictions(&files);
         assert_eq!(different.len(), 1);
-        assert!(different[0].starts_with("initramfs: sha256 "), "{different:?}");
+        assert!(different[0].starts_with("root.erofs: sha256 "), "{different:?}");
 
         let mut more = manifest.clone();
         more.reference_values.get_mut("snp_launch_measurement").unwrap().insert("ff".to_owned());
@@ -327,7 +328,7 @@ mod tests {
         let (manifest, _) = built();
         let mut wrong = manifest.clone();
         let gone = wrong.files.remove(0);
-        assert!(wrong.differences(&manifest)[0].starts_with("initramfs: nothing in the manifest"));
+        assert!(wrong.differences(&manifest)[0].starts_with("root.erofs: nothing in the manifest"));
         wrong.files.extend([gone.clone(), Measured { sha256: "00".to_owned(), ..gone }]);
         wrong.files.rotate_left(1);
         assert!(!wrong.differences(&manifest).is_empty());

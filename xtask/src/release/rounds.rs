@@ -131,10 +131,8 @@ pub(super) fn build(place: &Place, kernel: Kernel) -> anyhow::Result<Files> {
 
     step("building the agent");
     let agent = place.program("kata-cc-agent")?;
-    let initramfs = guest_image::initramfs(&place.source, &agent)?;
-
     let mut files: Files = kernels;
-    files.insert("initramfs".to_owned(), initramfs);
+    files.extend(guest_image::root(&place.source, &agent)?);
     files.insert("stage0".to_owned(), stage0);
     for (name, bytes) in &files {
         if let Some(path) = place.path_in(bytes) {

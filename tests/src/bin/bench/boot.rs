@@ -1,5 +1,5 @@
 //! `boot`: from the monitor's exec to the guest's init, to the agent's API being served, with the same
-//! kernel, initramfs and command line, one vCPU and 256 MiB; and the monitor's memory beyond the guest's. The peer is
+//! kernel, root image and command line, one vCPU and 256 MiB; and the monitor's memory beyond the guest's. The peer is
 //! `qemu-system-x86_64 -M microvm`. Both write the guest's console to a file in which the agent's two lines are
 //! waited for. Runs alternate, so that a drift of the machine's speed hits both.
 
@@ -76,6 +76,17 @@ impl Guest {
         Self { tier: "vm", kernel: "vmlinux", firmware: false, tee: TeeConfig::None, memory_mib: MEMORY_MIB };
 }
 
+fn root_image() -> PathBuf {
+    kata_cc_tests::share().join("root.erofs")
+}
+
+/// The command line of a tier, with the root on the only disk; verified where the tier is confidential.
+fn command_line(tier: &str) -> anyhow::Result<String> {
+    let seal = if tier == "vm" { None } else { Some(kata_cc_tests::root_seal()?) };
+    let root = kata_cc_vmm_api::root_words("/dev/vda", seal.as_ref());
+    Ok(format!("{} {root}", kata_cc_vmm_api::command_line(tier)))
+}
+
 /// Boots one of ours in a folder that it has to itself.
 pub(crate) fn boot_ours(dir: &Path, guest: &Guest) -> anyhow::Result<Boot> {
     let console = dir.join("console-ours");
@@ -85,8 +96,8 @@ pub(crate) fn boot_ours(dir: &Path, guest: &Guest) -> anyhow::Result<Boot> {
         memory_mib: guest.memory_mib,
         boot: BootConfig {
             kernel: kata_cc_tests::share().join(guest.kernel),
-            initramfs: Some(kata_cc_tests::share().join("initramfs")),
-            cmdline: kata_cc_vmm_api::command_line(guest.tier),
+            initramfs: None,
+            cmdline: command_line(guest.tier)?,
             firmware: guest.firmware.then(|| kata_cc_tests::share().join("stage0")),
             // as a node has it: files are hashed at the first start, which is not counted
             digest_cache: guest.firmware.then(|| dir.join("digests")),
@@ -94,7 +105,7 @@ pub(crate) fn boot_ours(dir: &Path, guest: &Guest) -> anyhow::Result<Boot> {
         tee: guest.tee.clone(),
         console: Some(console.clone()),
         control_socket: dir.join("control"),
-        block: vec![BlockConfig { id: "disk".into(), path: None, read_only: true }],
+        block: vec![BlockConfig { id: "root".into(), path: Some(root_image()), read_only: true }],
         net: Vec::new(),
         vsock: Some(VsockConfig { cid: 3, uds: dir.join("vsock") }),
         rng: true,
@@ -128,8 +139,9 @@ fn boot_qemu(dir: &Path) -> anyhow::Result<Boot> {
         "-no-reboot",
     ]);
     command.arg("-kernel").arg(kata_cc_tests::share().join("vmlinux"));
-    command.arg("-initrd").arg(kata_cc_tests::share().join("initramfs"));
-    command.arg("-append").arg(kata_cc_vmm_api::command_line("vm"));
+    command.arg("-append").arg(command_line("vm")?);
+    let drive = format!("id=root,if=none,format=raw,readonly=on,file={}", root_image().display());
+    command.args(["-drive", &drive, "-device", "virtio-blk-device,drive=root"]);
     command.arg("-serial").arg(format!("file:{}", console.display()));
     command.args(["-device", "virtio-rng-device"]);
     if Path::new("/dev/vhost-vsock").exists() {

@@ -1,6 +1,6 @@
 //! `confidential-boot`: what it costs to start by stage0. From the monitor's exec to the agent's API: entering the kernel directly;
 //! by stage0 without a TEE; by stage0 under the simulated SEV-SNP, with the kernel of confidential guests, over that kernel entered
-//! directly. The same initramfs, one vCPU, 256 MiB; runs alternate, so that a drift of the machine's speed hits all.
+//! directly. The same root image, one vCPU, 256 MiB; runs alternate, so that a drift of the machine's speed hits all.
 //!
 //! Beside it what a security processor would have to measure, with its published cost as a line of its own: a model, since nothing
 //! here has one. The peer of the bytes, and of the time to init where it can be started, is Debian's OVMF with QEMU.
@@ -138,7 +138,7 @@ fn boot_block(platform: PlatformKind) -> BootBlock {
         acpi_devices: true,
         kernel_kind: KernelKind::Vmlinux,
         kernel: sealed,
-        initramfs: Some(sealed),
+        initramfs: None,
         command_line: sealed,
     }
 }
@@ -173,13 +173,24 @@ fn ovmf_image() -> Option<PathBuf> {
     Some(folder.join("OVMF.fd")).filter(|path| path.is_file())
 }
 
+/// The agent as an initramfs: the kernel has no driver for a disk that OVMF would have.
+fn initramfs(dir: &Path) -> anyhow::Result<PathBuf> {
+    let (root, archive) = (dir.join("initramfs.d"), dir.join("initramfs"));
+    for folder in ["dev", "etc", "proc", "run", "sys", "tmp"] {
+        std::fs::create_dir_all(root.join(folder))?;
+    }
+    std::fs::copy(kata_cc_tests::binaries().join("kata-cc-agent"), root.join("init"))?;
+    kata_cc_tests::pack_initramfs(&root, &archive)?;
+    Ok(archive)
+}
+
 fn boot_ovmf(dir: &Path, image: &Path) -> anyhow::Result<Boot> {
     let console = dir.join("console-ovmf");
     let mut command = Command::new("qemu-system-x86_64");
     command.args(["-M", "q35,accel=kvm", "-cpu", "host", "-smp", "1", "-m", &MEMORY_MIB.to_string()]);
     command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-bios"]).arg(image);
     command.arg("-kernel").arg(kata_cc_tests::share().join("bzImage"));
-    command.arg("-initrd").arg(kata_cc_tests::share().join("initramfs"));
+    command.arg("-initrd").arg(initramfs(dir)?);
     command.arg("-append").arg(kata_cc_vmm_api::command_line("vm"));
     command.arg("-serial").arg(format!("file:{}", console.display()));
     measure(&mut command, &console, dir)
