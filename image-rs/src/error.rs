@@ -97,13 +97,15 @@ pub enum PullError {
         /// What each recipient's packet gave.
         why: String,
     },
-    /// The key of a layer was asked for and not had.
-    #[error("the key of layer {layer} was not had: {source}")]
+    /// The keys of a layer were asked for and none was had.
+    #[error("the key of layer {layer} was not had: {source}{also}")]
     Key {
         /// Number of the layer.
         layer: usize,
-        /// Why.
+        /// Why, of the first that was asked for.
         source: KeyError,
+        /// What was said of the others, each after a semicolon.
+        also: String,
     },
     /// Encrypted bytes or options of a layer are wrong.
     #[error("layer {layer} cannot be decrypted: {source}")]

@@ -127,7 +127,7 @@ pub trait KeyProvider: Send + Sync {
     /// The private options wrapped in `packet`.
     ///
     /// # Errors
-    /// [`KeyError::Scheme`] or [`KeyError::Missing`] when another packet of the layer may do; anything else ends the pull.
+    /// [`KeyError`]; another packet of the layer may do all the same.
     async fn unwrap_key(&self, packet: &KeyPacket) -> Result<Zeroizing<Vec<u8>>, KeyError>;
 }
 

@@ -4,14 +4,15 @@
 mod common;
 
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
 use common::{Answer, Guard, Image, Liar, RegistryServer, gzip, key_pair, layer, missing, run};
 use kata_cc_image::crypto::CryptoError;
 use kata_cc_image::digest::Digest;
 use kata_cc_image::{
-    ClientConfig, DockerAuth, DockerAuthConfig, EncryptOptions, HeldKeys, ImageClient, KeyError, KeyProvider,
-    Limits, NoKeys, Progress, PullError, PullTarget, PulledImage, Recipient, RegistryError, RequiredTier,
-    RunningTier, TierError, encrypt_image, inspect,
+    BrokerKeys, ClientConfig, DockerAuth, DockerAuthConfig, EncryptOptions, HeldKeys, ImageClient, KeyError,
+    KeyProvider, Limits, NoKeys, Progress, PullError, PullTarget, PulledImage, Recipient, RegistryError,
+    RequiredTier, RunningTier, SecretSource, TierError, encrypt_image, inspect,
 };
 use serde_json::json;
 use zeroize::Zeroizing;
@@ -196,6 +197,53 @@ async fn encrypts_and_pulls_with_the_brokers_key() {
     );
     let error = refused(&HeldKeys::default()).await;
     assert!(matches!(error, PullError::Encrypted { .. }) && error.to_string().contains(KEY_ID), "{error}");
+}
+
+/// A key broker that gives one key of two.
+struct OneOfTwo {
+    asked: Arc<Mutex<Vec<String>>>,
+    given: Option<&'static str>,
+}
+
+#[async_trait::async_trait]
+impl SecretSource for OneOfTwo {
+    async fn get(&self, uri: &str) -> Result<Zeroizing<Vec<u8>>, Box<dyn std::error::Error + Send + Sync>> {
+        self.asked.lock().unwrap().push(uri.to_owned());
+        match self.given == Some(uri) {
+            true => Ok(Zeroizing::new(vec![9; 32])),
+            false => Err(format!("{uri} is denied").into()),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_is_refused_does_not_keep_another_from_being_asked_for() {
+    const OTHER: &str = "kbs:///default/key/other";
+    if missing(&["docker-registry"]) {
+        return;
+    }
+    let (server, dir) = (RegistryServer::start(Guard::Open), tempfile::tempdir().unwrap());
+    Image::sample().layout(&dir.path().join("layout"));
+    let recipient =
+        |id: &str, byte| Recipient::Broker { key_id: id.to_owned(), key: Zeroizing::new(vec![byte; 32]) };
+    let mut options = EncryptOptions::for_recipients(vec![recipient(KEY_ID, 7), recipient(OTHER, 9)]);
+    options.client = plain(&server.host);
+    let (from, to) =
+        (format!("oci:{}:t", dir.path().join("layout").display()), format!("{}/test:two", server.host));
+    encrypt_image(&from, &format!("docker://{to}"), &options).await.unwrap();
+    let asked = Arc::default();
+    let pull_two = async |given| {
+        let keys = BrokerKeys(OneOfTwo { asked: Arc::clone(&asked), given });
+        let work = tempfile::tempdir().unwrap();
+        pull(&plain(&server.host), &to, &keys, work.path()).await
+    };
+    pull_two(Some(OTHER)).await.unwrap();
+    assert!(asked.lock().unwrap().iter().any(|uri| uri == KEY_ID), "the first one was asked for");
+    let text = pull_two(None).await.unwrap_err().to_string();
+    assert!(
+        text.contains(&format!("{KEY_ID} is denied")) && text.contains(&format!("{OTHER} is denied")),
+        "{text}"
+    );
 }
 
 #[tokio::test]

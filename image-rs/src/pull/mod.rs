@@ -346,6 +346,9 @@ pub(crate) fn packets(descriptor: &Descriptor) -> Vec<KeyPacket> {
         .collect()
 }
 
+/// Most keys of a layer that are asked for in vain: whoever wrote the image chooses how many it names.
+const MAX_REFUSED: usize = 8;
+
 async fn unwrap(
     layer: usize,
     descriptor: &Descriptor,
@@ -358,8 +361,11 @@ async fn unwrap(
         .ok_or_else(|| PullError::Encrypted { layer, why: format!("annotation {PUBOPTS} is missing") })?;
     let options =
         PublicOptions::from_annotation(options).map_err(|source| PullError::Decrypt { layer, source })?;
-    let mut reasons = Vec::new();
+    let (mut reasons, mut refused) = (Vec::new(), Vec::new());
     for packet in packets(descriptor) {
+        if refused.len() >= MAX_REFUSED {
+            break;
+        }
         let key_id = packet.key_id();
         progress(Progress::Unwrapping { layer, key_id: key_id.clone() });
         match keys.unwrap_key(&packet).await {
@@ -372,8 +378,14 @@ async fn unwrap(
             Err(error @ (KeyError::Scheme { .. } | KeyError::Missing { .. })) => {
                 reasons.push(error.to_string())
             }
-            Err(source) => return Err(PullError::Key { layer, source }),
+            // Another packet may be of a key that this guest may have.
+            Err(error) => refused.push(error),
         }
+    }
+    let mut refused = refused.into_iter();
+    if let Some(source) = refused.next() {
+        let also = refused.map(|error| format!("; {error}")).collect();
+        return Err(PullError::Key { layer, source, also });
     }
     if reasons.is_empty() {
         reasons.push("it carries no wrapped key".to_owned());
