@@ -1,4 +1,4 @@
-# Policy of a confidential guest that no init-data overrides. It lies in the measured initramfs.
+# Policy of a confidential guest that no init-data overrides. It lies in the guest's root image, which the launch digest vouches for.
 #
 # The host may drive the life of a sandbox and its containers, and read a program's output. What runs is the image's
 # own program with the image's own arguments, environment, folder and user: the host may neither choose another one,

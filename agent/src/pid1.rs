@@ -31,9 +31,12 @@ pub(crate) fn mount_all() -> io::Result<()> {
         [("/run", &["nosuid", "nodev", "mode=0755"]), ("/tmp", &["nosuid", "nodev", "mode=1777"])];
     mount_at("proc", Path::new("/proc"), "proc", &["nosuid", "nodev", "noexec"])?;
     mount_at("sysfs", Path::new("/sys"), "sysfs", &["nosuid", "nodev", "noexec"])?;
-    // The kernel mounts devtmpfs itself only on a disk root.
+    // The kernel mounts devtmpfs itself on a root image, without options.
     match mount_at("dev", Path::new("/dev"), "devtmpfs", &["nosuid", "mode=0755"]) {
-        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {}
+        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
+            let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_NOSUID;
+            mount(None::<&str>, "/dev", None::<&str>, flags, None::<&str>)?;
+        }
         other => other?,
     }
     mount_at("devpts", Path::new("/dev/pts"), "devpts", &["nosuid", "noexec", "mode=620", "ptmxmode=666"])?;

@@ -104,7 +104,7 @@ pub enum PullError {
         layer: usize,
         /// Why, of the first that was asked for.
         source: KeyError,
-        /// What was said of the others, each after a semicolon.
+        /// What was said of the others, and how many were not asked for, each after a semicolon.
         also: String,
     },
     /// Encrypted bytes or options of a layer are wrong.

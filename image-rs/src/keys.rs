@@ -48,6 +48,13 @@ pub enum KeyError {
     Crypto(#[from] CryptoError),
 }
 
+impl KeyError {
+    /// Whether there was somebody to ask: with the others, the packet is simply not for this provider.
+    pub(crate) const fn was_asked_for(&self) -> bool {
+        !matches!(self, Self::Scheme { .. } | Self::Missing { .. })
+    }
+}
+
 /// Why no packet of a layer was opened: what each provider said of each packet it has to do with.
 #[derive(Debug, thiserror::Error)]
 #[error("none of its {packets} wrapped keys opens with the keys at hand{}", said(.reasons))]

@@ -226,7 +226,11 @@ async fn a_key_that_is_refused_does_not_keep_another_from_being_asked_for() {
     Image::sample().layout(&dir.path().join("layout"));
     let recipient =
         |id: &str, byte| Recipient::Broker { key_id: id.to_owned(), key: Zeroizing::new(vec![byte; 32]) };
-    let mut options = EncryptOptions::for_recipients(vec![recipient(KEY_ID, 7), recipient(OTHER, 9)]);
+    let third = "kbs:///default/key/third";
+    let many = [third; 5].map(|id| recipient(id, 7));
+    let mut options = EncryptOptions::for_recipients(
+        [vec![recipient(KEY_ID, 7), recipient(OTHER, 9)], many.into()].concat(),
+    );
     options.client = plain(&server.host);
     let (from, to) =
         (format!("oci:{}:t", dir.path().join("layout").display()), format!("{}/test:two", server.host));

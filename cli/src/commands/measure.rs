@@ -58,8 +58,8 @@ pub(crate) struct Arguments {
     /// Guest kernel; the node's without it.
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
-    /// The guest's root image, its seal beside it in a file that ends in `.json`; the node's without it.
-    #[arg(long, value_name = "FILE")]
+    /// The guest's root image, its seal beside it in a file of the same name that ends in `.json`; the node's without it.
+    #[arg(long, value_name = "FILE", conflicts_with = "ovmf")]
     root: Option<PathBuf>,
     /// Guest initramfs, in place of a root image; the node's without it.
     #[arg(long, value_name = "FILE")]
@@ -196,6 +196,8 @@ fn predict(arguments: &Arguments, config: &NodeConfig) -> anyhow::Result<Answer>
     let kernel = read(&kernel_file)?;
     let initramfs = config.initramfs.as_ref().map(read).transpose()?;
     let root = RootImage::of(config)?;
+    // Who registers the digest vouches for the image by its seal.
+    root.as_ref().map(RootImage::verify).transpose()?;
     let firmware_file = config.firmware(tier).context("guests of this tier are not measured")?;
     let firmware = read(&firmware_file)?;
     let pod = arguments.pod.as_deref().map(pod::read).transpose()?;

@@ -27,10 +27,10 @@ use crate::verity::Leaves;
 #[derive(Debug, thiserror::Error)]
 pub enum ErofsError {
     /// The file cannot be written.
-    #[error("writing the sealed image failed: {0}")]
+    #[error("writing the file system failed: {0}")]
     Write(#[from] io::Error),
     /// Something that the format cannot hold.
-    #[error("the image cannot be sealed: {what} ({seen}), EROFS has room for {most}")]
+    #[error("EROFS has no room for that: {what} ({seen}), at most {most}")]
     TooLarge {
         /// What.
         what: &'static str,

@@ -24,9 +24,7 @@ pub struct HashTree {
     pub root: [u8; DIGEST],
 }
 
-/// Digest of a block.
-#[must_use]
-pub fn sha256(bytes: &[u8]) -> [u8; DIGEST] {
+fn sha256(bytes: &[u8]) -> [u8; DIGEST] {
     let mut out = [0; DIGEST];
     out.copy_from_slice(digest(&SHA256, bytes).as_ref());
     out
@@ -76,6 +74,12 @@ pub fn tree(leaves: &[[u8; DIGEST]]) -> HashTree {
     }
     let root = digests.first().copied().unwrap_or([0; DIGEST]);
     HashTree { blocks: levels.into_iter().rev().flatten().collect(), root }
+}
+
+/// The tree over whole blocks.
+#[must_use]
+pub fn tree_of(blocks: &[u8]) -> HashTree {
+    tree(&blocks.chunks(BLOCK).map(sha256).collect::<Vec<_>>())
 }
 
 /// Writes blocks on and keeps their digests.

@@ -346,8 +346,9 @@ pub(crate) fn packets(descriptor: &Descriptor) -> Vec<KeyPacket> {
         .collect()
 }
 
-/// Most keys of a layer that are asked for in vain: whoever wrote the image chooses how many it names.
-const MAX_REFUSED: usize = 8;
+/// Most keys of a layer that are asked for in vain: whoever wrote the image chooses how many it names, and a key broker that does not
+/// answer takes its time for each.
+const MAX_REFUSED: usize = 4;
 
 async fn unwrap(
     layer: usize,
@@ -361,11 +362,9 @@ async fn unwrap(
         .ok_or_else(|| PullError::Encrypted { layer, why: format!("annotation {PUBOPTS} is missing") })?;
     let options =
         PublicOptions::from_annotation(options).map_err(|source| PullError::Decrypt { layer, source })?;
-    let (mut reasons, mut refused) = (Vec::new(), Vec::new());
-    for packet in packets(descriptor) {
-        if refused.len() >= MAX_REFUSED {
-            break;
-        }
+    let (mut reasons, mut refused) = (Vec::new(), None);
+    let mut left = packets(descriptor).into_iter();
+    while let Some(packet) = left.next() {
         let key_id = packet.key_id();
         progress(Progress::Unwrapping { layer, key_id: key_id.clone() });
         match keys.unwrap_key(&packet).await {
@@ -375,16 +374,23 @@ async fn unwrap(
                 progress(Progress::Unwrapped { layer, key_id: key_id.clone() });
                 return Ok((private.config, Sealed { key: private.key, options }, key_id));
             }
-            Err(error @ (KeyError::Scheme { .. } | KeyError::Missing { .. })) => {
-                reasons.push(error.to_string())
-            }
             // Another packet may be of a key that this guest may have.
-            Err(error) => refused.push(error),
+            Err(error) if refused.is_none() && error.was_asked_for() => refused = Some((error, 1)),
+            Err(error) => {
+                if let Some((_, count)) = refused.as_mut().filter(|_| error.was_asked_for()) {
+                    *count += 1;
+                }
+                reasons.push(error.to_string());
+            }
+        }
+        if refused.as_ref().is_some_and(|(_, count)| *count >= MAX_REFUSED) {
+            break;
         }
     }
-    let mut refused = refused.into_iter();
-    if let Some(source) = refused.next() {
-        let also = refused.map(|error| format!("; {error}")).collect();
+    if let Some((source, _)) = refused {
+        let not_asked = Some(left.count()).filter(|count| *count > 0);
+        reasons.extend(not_asked.map(|count| format!("{count} more were not asked for")));
+        let also = reasons.iter().map(|reason| format!("; {reason}")).collect();
         return Err(PullError::Key { layer, source, also });
     }
     if reasons.is_empty() {

@@ -57,7 +57,7 @@ pub struct NodeConfig {
     pub kernel: Option<PathBuf>,
     /// Kernel of confidential guests, which has ACPI and the drivers of the TEEs; `vmlinux-tee` of the guest image when absent.
     pub tee_kernel: Option<PathBuf>,
-    /// The guest's root image, with `root.json` of its kind beside it; `root.erofs` of the guest image when neither it nor an initramfs
+    /// The guest's root image, its seal beside it in a file of the same name that ends in `.json`; `root.erofs` of the guest image when neither it nor an initramfs
     /// is named.
     pub root: Option<PathBuf>,
     /// Initramfs of the guest; none when absent.
@@ -152,6 +152,11 @@ impl Simulated {
 pub struct EgressSettings {
     /// `host:port`, or `*:port` for any host. Empty: nowhere.
     pub allow: Vec<String>,
+    /// Proxy of the site, `http://host:port`, by which what is allowed is reached; none when the node reaches it itself. It sees where
+    /// the guest goes, not what it says there by TLS.
+    pub proxy: Option<String>,
+    /// Hosts that are reached without the proxy; an entry with a dot before it (`.cluster.local`) is the end of a name.
+    pub direct: Vec<String>,
 }
 
 /// A key broker.

@@ -26,9 +26,18 @@ const CONSOLE_LINES: usize = 5;
 /// What stands before the reason of a panic on the console (Linux, `kernel/panic.c`).
 const PANIC: &str = "Kernel panic - not syncing: ";
 
-/// The reason when a block of the root image is not what its seal vouches for (`drivers/md/dm-verity-target.c`).
-const CORRUPTED: &str = "dm-verity device corrupted";
-const ROOT_CORRUPTED: &str = " (a block of the guest's root image is not what root.json vouches for: build or fetch the guest image again)";
+/// What reasons of a panic mean to the node (`drivers/md/dm-verity-target.c`, `init/do_mounts.c`).
+const HINTS: [(&str, &str); 3] = [
+    (
+        "dm-verity device corrupted",
+        " (a block of the guest's root image is not what its seal vouches for: build or fetch the guest image again)",
+    ),
+    ("dm-verity device has I/O error", " (the node could not read the guest's root image: look at its disk)"),
+    (
+        "VFS: Unable to mount root fs",
+        " (the guest's root image and its seal do not belong together, or its kernel has no dm-init, dm-verity or EROFS)",
+    ),
+];
 
 /// How much of each, in bytes.
 const MAX_CONSOLE_WORDS: usize = 512;
@@ -41,11 +50,19 @@ pub(crate) struct LastWords(Arc<Mutex<Words>>);
 struct Words {
     refusal: Option<String>,
     error: Option<String>,
+    /// Why the guest's kernel panicked: the first time, since nothing that is said afterwards counts more.
+    panic: Option<String>,
     /// The last lines of the console, at most [`CONSOLE_LINES`].
     console: VecDeque<String>,
 }
 
 impl LastWords {
+    /// Why it ended, by what weighs most: a panic of its kernel, a refusal, the last error.
+    pub(crate) fn reason(&self) -> Option<String> {
+        let panic = self.0.lock().unwrap_or_else(PoisonError::into_inner).panic.clone();
+        panic.or_else(|| self.refusal()).or_else(|| self.error())
+    }
+
     /// Why the guest refused something, if it said so.
     pub(crate) fn refusal(&self) -> Option<String> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).refusal.clone()
@@ -68,9 +85,11 @@ impl LastWords {
             words.console.pop_front();
         }
         let line = cut(line, MAX_CONSOLE_WORDS);
-        if let Some((_, why)) = line.split_once(PANIC) {
-            let root = if why.contains(CORRUPTED) { ROOT_CORRUPTED } else { "" };
-            words.error = Some(format!("the guest's kernel panicked: {why}{root}"));
+        if let Some((_, why)) = line.split_once(PANIC)
+            && words.panic.is_none()
+        {
+            let hint = HINTS.iter().find(|(begin, _)| why.starts_with(begin)).map_or("", |(_, hint)| hint);
+            words.panic = Some(format!("the guest's kernel panicked: {why}{hint}"));
         }
         words.console.push_back(line.to_owned());
     }
@@ -228,11 +247,14 @@ mod tests {
         words.note(r#"{"level":"ERROR","message":"no kvm"}"#);
         assert_eq!(words.refusal().as_deref(), Some("init-data differs"));
         assert_eq!(words.error().as_deref(), Some("no kvm"));
+        assert_eq!(words.reason(), words.refusal());
         words.note_console("[    1.2] Kernel panic - not syncing: dm-verity device corrupted");
-        let error = words.error().unwrap();
+        words.note_console("[    1.3] Kernel panic - not syncing: Attempted to kill init!");
+        words.note(r#"{"level":"ERROR","message":"vcpu ended"}"#);
+        let reason = words.reason().unwrap();
         assert!(
-            error.starts_with("the guest's kernel panicked: dm-verity device corrupted (a block of"),
-            "{error}"
+            reason.starts_with("the guest's kernel panicked: dm-verity device corrupted (a block of"),
+            "{reason}"
         );
     }
 

@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 use crate::cgroup::Cgroup;
 use crate::config::NodeConfig;
 use crate::disks::Disks;
-use crate::egress::{self, AllowList};
+use crate::egress::{self, AllowList, Route};
 use crate::guest_log::{self, LastWords};
 use crate::initdata;
 use crate::leftovers::Leftovers;
@@ -179,8 +179,9 @@ async fn start<'a>(plan: Plan<'a>, underway: &mut Underway<'a>) -> Result<Arc<Sa
 fn serve_guest(plan: Plan<'_>, underway: &mut Underway<'_>) -> Result<(), SandboxError> {
     let Plan { config, dir, record, log, .. } = plan;
     let allow = AllowList::parse(&config.egress.allow)?;
+    let route = Route::parse(config.egress.proxy.as_deref(), &config.egress.direct)?;
     let socket = |port: u32| dir.join(format!("vsock_{port}"));
-    let egress = egress::serve(&socket(port::EGRESS), allow, log.clone());
+    let egress = egress::serve(&socket(port::EGRESS), allow, route, log.clone());
     underway.tasks.push(egress.map_err(io("cannot offer egress"))?);
     let agent_log =
         guest_log::follow_agent(&socket(port::LOG), log.clone(), underway.words.clone(), record.clone());
@@ -199,6 +200,7 @@ async fn describe_vm(
     underway: &mut Underway<'_>,
 ) -> Result<VmConfig, SandboxError> {
     let Plan { config, spec, dir, log, .. } = plan;
+    let root = RootImage::of(config)?;
     let disks = Disks::make(&paths::disks(), &spec.id);
     let disks = disks.map_err(io(format!("cannot make disks in {}", paths::disks().display())))?;
     let disks = underway.disks.insert(disks);
@@ -225,7 +227,6 @@ async fn describe_vm(
     }
     let network = Network::prepare(spec.netns.as_deref(), &spec.id).await?;
     let network = underway.network.insert(network);
-    let root = RootImage::of(config)?;
     let instance = Instance {
         id: &spec.id,
         dir,
@@ -342,7 +343,7 @@ impl Watcher {
         }
         // Its last lines may still be on their way.
         tokio::time::sleep(Duration::from_millis(50)).await;
-        if let Some(more) = self.words.refusal().or_else(|| self.words.error()) {
+        if let Some(more) = self.words.reason() {
             reason = format!("{reason}: {more}");
         }
         if !self.stopping.load(Ordering::SeqCst) {

@@ -20,7 +20,8 @@ pub(crate) struct Leftovers {
     pub(crate) own_netns: Option<String>,
     /// Control group that is made for the monitor.
     pub(crate) cgroup: Option<PathBuf>,
-    /// What is made with it: see [`Cgroup::missing`].
+    /// What is made with it: see [`Cgroup::missing`]. A shim of an earlier version did not note it.
+    #[serde(default)]
     pub(crate) missing_cgroups: Vec<PathBuf>,
 }
 

@@ -21,7 +21,7 @@ use crate::cgroup::Cgroup;
 use crate::config::{ConfigError, NodeConfig};
 use crate::copy::CopyError;
 use crate::disks::Disks;
-use crate::egress::AllowListError;
+use crate::egress::{AllowListError, RouteError};
 use crate::guest_log::LastWords;
 use crate::initdata::InitDataSourceError;
 use crate::launch;
@@ -67,6 +67,9 @@ pub enum SandboxError {
     /// The egress allow-list was refused.
     #[error(transparent)]
     Egress(#[from] AllowListError),
+    /// The proxy of the site was refused.
+    #[error(transparent)]
+    Route(#[from] RouteError),
     /// The network could not be prepared.
     #[error("network: {0}")]
     Network(#[from] NetworkError),

@@ -256,8 +256,8 @@ const SECTORS: u64 = 8;
 
 /// Words of the command line by which the kernel finds its root on `device` (`/dev/vda`).
 ///
-/// With a seal each block is checked when it is read, and one that is not what the root hash vouches for ends the guest; a plain guest
-/// trusts its host and is given none. Sources: Linux, `Documentation/admin-guide/device-mapper/dm-init.rst`, `verity.rst`.
+/// With a seal each block is checked when it is read, and one that is not what the root hash vouches for, or that the host does not
+/// give, ends the guest; a plain guest trusts its host and is given none. Sources: Linux, `Documentation/admin-guide/device-mapper/dm-init.rst`, `verity.rst`.
 #[must_use]
 pub fn root_words(device: &str, seal: Option<&RootSeal>) -> String {
     let Some(RootSeal { data_blocks, root_hash }) = seal else {
@@ -266,7 +266,7 @@ pub fn root_words(device: &str, seal: Option<&RootSeal>) -> String {
     let sectors = data_blocks * SECTORS;
     format!(
         "root=/dev/dm-0 rootfstype=erofs dm-mod.create=\"root,,0,ro,0 {sectors} verity 1 {device} {device} 4096 4096 \
-         {data_blocks} {data_blocks} sha256 {root_hash} - 1 panic_on_corruption\""
+         {data_blocks} {data_blocks} sha256 {root_hash} - 2 panic_on_corruption panic_on_error\""
     )
 }
 
@@ -456,6 +456,22 @@ mod tests {
             let error = serde_json::from_value::<ControlRequest>(value).unwrap_err().to_string();
             assert!(error.contains("force"), "{request:?}: {error}");
         }
+    }
+
+    #[test]
+    fn the_words_of_a_root_are_those_of_the_kernels_parsers() {
+        let seal = RootSeal { data_blocks: 6010, root_hash: "8f".repeat(32) };
+        let hash = &seal.root_hash;
+        assert_eq!(root_words("/dev/vda", None), "root=/dev/vda rootfstype=erofs");
+        assert_eq!(
+            root_words("/dev/vdi", Some(&seal)),
+            format!(
+                "root=/dev/dm-0 rootfstype=erofs dm-mod.create=\"root,,0,ro,0 48080 verity 1 /dev/vdi /dev/vdi 4096 4096 6010 6010 \
+                 sha256 {hash} - 2 panic_on_corruption panic_on_error\""
+            )
+        );
+        let sound = |data_blocks| RootSeal { data_blocks, ..seal.clone() }.is_sound();
+        assert_eq!([1, 2, u64::MAX / 8, u64::MAX / 8 + 1].map(sound), [false, true, true, false]);
     }
 
     #[test]

@@ -4,18 +4,23 @@
 //! absolute form (RFC 9112 §3.2.2), which are passed on in origin form with `Connection: close`. A target that is not on
 //! the allow-list is answered 403 with the reason. What comes from the guest is untrusted: heads are limited to
 //! [`MAX_HEAD`], connections to [`MAX_CONNECTIONS`], and nothing of what is carried is logged.
+//!
+//! Where a site lets its nodes out by a proxy only, that is asked in turn ([`Route`]).
 
 mod allow;
+mod route;
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixListener, UnixStream};
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 
 pub use self::allow::{AllowList, AllowListError, Allowed};
+use self::route::Reached;
+pub use self::route::{Route, RouteError};
 use crate::log::{Log, Source};
 
 /// Largest request head.
@@ -128,9 +133,14 @@ pub fn parse_head(head: &[u8]) -> Result<Request, &'static str> {
 ///
 /// # Errors
 /// When the socket cannot be bound.
-pub fn serve(socket: &Path, allow: AllowList, log: Log) -> std::io::Result<tokio::task::JoinHandle<()>> {
+pub fn serve(
+    socket: &Path,
+    allow: AllowList,
+    route: Route,
+    log: Log,
+) -> std::io::Result<tokio::task::JoinHandle<()>> {
     let listener = UnixListener::bind(socket)?;
-    let allow = Arc::new(allow);
+    let way = Arc::new((allow, route));
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     Ok(tokio::spawn(async move {
         let mut connections = tokio::task::JoinSet::new();
@@ -140,18 +150,18 @@ pub fn serve(socket: &Path, allow: AllowList, log: Log) -> std::io::Result<tokio
                 continue;
             };
             let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
-            let (allow, log) = (Arc::clone(&allow), log.clone());
+            let (way, log) = (Arc::clone(&way), log.clone());
             connections.spawn(async move {
                 let _slot = slot;
                 // The guest sees its connection end; there is nobody else to tell.
-                let _ = carry(stream, &allow, &log).await;
+                let _ = carry(stream, &way.0, &way.1, &log).await;
             });
             while connections.try_join_next().is_some() {}
         }
     }))
 }
 
-async fn carry(mut guest: UnixStream, allow: &AllowList, log: &Log) -> std::io::Result<()> {
+async fn carry(mut guest: UnixStream, allow: &AllowList, route: &Route, log: &Log) -> std::io::Result<()> {
     let (head, more) = match tokio::time::timeout(HEAD_TIMEOUT, read_head(&mut guest)).await {
         Ok(Ok(head)) => head,
         Ok(Err(reason)) => return answer(&mut guest, 400, reason).await,
@@ -167,16 +177,10 @@ async fn carry(mut guest: UnixStream, allow: &AllowList, log: &Log) -> std::io::
         let reason = format!("{host}:{port} is not on this node's egress allow-list ([egress] allow)");
         return refuse(&mut guest, log, &reason).await;
     }
-    let connecting = async {
-        let targets = allow::targets(host, *port, allowed).await?;
-        // The addresses that were looked at are connected to: a name that changes meanwhile changes nothing.
-        match targets.as_slice() {
-            [] => Ok(None),
-            some => TcpStream::connect(some).await.map(Some),
-        }
-    };
-    let mut target = match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
-        Ok(Ok(Some(target))) => target,
+    let tunnel = matches!(request, Request::Connect { .. });
+    let connecting = route.reach(host, *port, allowed, tunnel);
+    let Reached { mut target, by_proxy } = match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
+        Ok(Ok(Some(reached))) => reached,
         Ok(Ok(None)) => {
             let reason = format!(
                 "{host}:{port} is an address of this node, its link or its cloud's services, which an entry *:port does \
@@ -191,6 +195,9 @@ async fn carry(mut guest: UnixStream, allow: &AllowList, log: &Log) -> std::io::
     };
     match &request {
         Request::Connect { .. } => guest.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await?,
+        Request::Forward { head, .. } if by_proxy => {
+            target.write_all(&route::absolute_form(head, host, *port)).await?;
+        }
         Request::Forward { head, .. } => target.write_all(head).await?,
     }
     target.write_all(&more).await?;
@@ -340,7 +347,7 @@ mod tests {
             let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let port = server.local_addr().unwrap().port();
             let allow = AllowList::parse(&[format!("{host}:{port}")]).unwrap();
-            let task = serve(&socket, allow, Log::nowhere()).unwrap();
+            let task = serve(&socket, allow, Route::default(), Log::nowhere()).unwrap();
             Self { server, port, socket, task, dir }
         }
     }

@@ -182,7 +182,13 @@ fn initramfs(dir: &Path) -> anyhow::Result<PathBuf> {
     for folder in ["dev", "etc", "proc", "run", "sys", "tmp"] {
         std::fs::create_dir_all(root.join(folder))?;
     }
-    std::fs::copy(kata_cc_tests::binaries().join("kata-cc-agent"), root.join("init"))?;
+    let mut strip = Command::new("strip");
+    strip
+        .arg("--strip-all")
+        .arg("-o")
+        .arg(root.join("init"))
+        .arg(kata_cc_tests::binaries().join("kata-cc-agent"));
+    kata_cc_tests::process::run(&mut strip, 60)?.ok()?;
     kata_cc_tests::pack_initramfs(&root, &archive)?;
     Ok(archive)
 }
