@@ -4,6 +4,7 @@
 mod common;
 
 use common::{Node, minimal_kernel, stage0_image};
+use kata_cc_erofs::verity::{self, BLOCK};
 use serde_json::{Value, json};
 
 /// A node with everything that is launched.
@@ -134,6 +135,53 @@ fn a_document_that_lies_is_refused() {
         .fails(&["measure", "diff", &a, &b], &["b.json", "does not hold together", "the document says 0000"]);
     let c = files.node.file("c.json", "{}");
     files.node.fails(&["measure", "diff", &a, &c], &["c.json", "is not an explanation"]);
+}
+
+#[test]
+fn a_root_image_is_measured_by_its_seal_which_is_held_to_its_blocks() {
+    let files = Files::new();
+    let (node, beside) = (&files.node, "root.json");
+    let root = |byte: u8| {
+        let blocks = vec![byte; 3 * BLOCK];
+        let tree = verity::tree_of(&blocks);
+        let seal = json!({"data_blocks": 3, "root_hash": hex::encode(tree.root)});
+        node.file(beside, seal.to_string());
+        (node.file("root.erofs", [blocks, tree.blocks.concat()].concat()), hex::encode(tree.root))
+    };
+    let measure = |image: &str| {
+        let arguments =
+            ["measure", "--kernel", &files.kernel, "--root", image, "--firmware", &files.firmware];
+        [&arguments[..], &["--tee", "snp"]].concat().iter().map(|word| (*word).to_owned()).collect::<Vec<_>>()
+    };
+    let words = |arguments: &[String]| arguments.iter().map(String::as_str).collect::<Vec<_>>().join(" ");
+    let json = |arguments: &[String]| node.json(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    let (image, hash) = root(1);
+    let one = json(&measure(&image));
+    let cmdline = one["cmdline"].as_str().unwrap();
+    assert!(cmdline.contains(" root=/dev/dm-0 ") && cmdline.contains(&hash), "{cmdline}");
+    assert_eq!(cmdline.matches("virtio_mmio.device=").count(), 13, "{cmdline}");
+    assert_eq!((&one["root"], &one["initramfs"]), (&json!(image), &Value::Null));
+    assert_ne!(
+        one["launch_digest"],
+        files.json(&["--tee", "snp"])["launch_digest"],
+        "{}",
+        words(&measure(&image))
+    );
+    let other = json(&measure(&root(2).0));
+    assert_ne!(one["launch_digest"], other["launch_digest"]);
+
+    // The seal of another image beside it, one that is cut off, none at all.
+    let fails = |expected: &[&str]| {
+        let arguments = measure(&image);
+        node.fails(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), expected);
+    };
+    node.file(beside, json!({"data_blocks": 3, "root_hash": hash}).to_string());
+    fails(&["root.erofs", "root hash", &hash, "one of both was changed"]);
+    node.file("root.erofs", vec![2; BLOCK]);
+    fails(&["has 4096 bytes", "16384", "of one build"]);
+    std::fs::remove_file(std::path::Path::new(&image).with_extension("json")).unwrap();
+    fails(&["root.json", "./x image", "KATA_CC_SHARE_DIR"]);
+    assert_eq!(node.run(&["measure", "--ovmf", "x", "--root", "y"]).code, 2);
 }
 
 #[test]

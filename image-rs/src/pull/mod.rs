@@ -24,7 +24,7 @@ use crate::crypto::{KEYS_PREFIX, PUBOPTS, PrivateOptions, PublicOptions};
 use crate::digest::Digest;
 use crate::documents::Companions;
 use crate::error::PullError;
-use crate::keys::{KeyError, KeyPacket, KeyProvider};
+use crate::keys::{KeyPacket, KeyProvider};
 use crate::layer::{LayerPlan, Sealed};
 use crate::manifest::{Descriptor, Document, Manifest, ManifestError};
 use crate::media::LayerType;
@@ -364,7 +364,7 @@ async fn unwrap(
         PublicOptions::from_annotation(options).map_err(|source| PullError::Decrypt { layer, source })?;
     let (mut reasons, mut refused) = (Vec::new(), None);
     let mut left = packets(descriptor).into_iter();
-    while let Some(packet) = left.next() {
+    for packet in left.by_ref() {
         let key_id = packet.key_id();
         progress(Progress::Unwrapping { layer, key_id: key_id.clone() });
         match keys.unwrap_key(&packet).await {
