@@ -101,7 +101,8 @@ impl World {
 
     /// A node whose monitor is the fake one.
     pub(crate) fn config(&self) -> NodeConfig {
-        NodeConfig { vmm: Some(self.dir.join("vmm")), scratch_mib: 1, ..NodeConfig::default() }
+        let initramfs = Some(self.dir.join("no root image is needed"));
+        NodeConfig { vmm: Some(self.dir.join("vmm")), initramfs, scratch_mib: 1, ..NodeConfig::default() }
     }
 
     /// A plain sandbox.
