@@ -371,7 +371,10 @@ mod tests {
         let (manifest, files) = built();
         let beside = manifest.beside(&files).unwrap();
         let image: serde_json::Value = serde_json::from_slice(&beside["manifest.json"]).unwrap();
-        assert_eq!(image["kernel"]["sha256"], manifest.files[2].sha256);
+        for (part, name) in [("kernel", "vmlinux"), ("root", "root.erofs"), ("root_seal", "root.json")] {
+            let file = manifest.files.iter().find(|file| file.file == name).unwrap();
+            assert_eq!(image[part]["sha256"], file.sha256);
+        }
         let message: ReferenceValueMessage = serde_json::from_slice(&beside[MESSAGE]).unwrap();
         assert_eq!(
             message.values().unwrap(),
