@@ -41,12 +41,12 @@ pub fn share() -> PathBuf {
     })
 }
 
-/// What vouches for the guest's root image.
+/// What vouches for the root image of the guest image in a folder.
 ///
 /// # Errors
 /// When the guest image is not built.
-pub fn root_seal() -> anyhow::Result<RootSeal> {
-    let path = share().join("root.json");
+pub fn root_seal(folder: &Path) -> anyhow::Result<RootSeal> {
+    let path = folder.join("root.json");
     let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}: ./x image", path.display()))?;
     Ok(serde_json::from_slice(&bytes)?)
 }

@@ -4,12 +4,11 @@ use std::path::Path;
 
 use anyhow::{Context, ensure};
 use kata_cc_erofs::verity::{self, BLOCK};
-use kata_cc_vmm_api::RootSeal;
 
 /// Gives the root image in a folder, whose blocks were changed, the hash tree and the seal that go with them.
 pub(crate) fn seal_again(share: &Path) -> anyhow::Result<()> {
     let (image, beside) = (share.join("root.erofs"), share.join("root.json"));
-    let mut seal: RootSeal = serde_json::from_slice(&std::fs::read(&beside)?)?;
+    let mut seal = crate::root_seal(share)?;
     let mut bytes = std::fs::read(&image)?;
     let data = usize::try_from(seal.data_blocks)? * BLOCK;
     let blocks = bytes.get(..data).context("the root image is shorter than its seal says")?;

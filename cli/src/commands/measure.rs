@@ -1,7 +1,7 @@
 //! `kata-cc measure`: the launch digest of a guest, foretold offline by the code that the VMM measures with.
 //!
-//! It depends on the guest's firmware, kernel, command line (and with it on the root image), initramfs if it has one, and the number of vCPUs; with the same `--cpus` it is that of
-//! `kata-cc run`. The digest of the init-data (`HOST_DATA`) is told beside it; the key broker demands both, since init-data is
+//! It depends on the guest's firmware, kernel, command line (and with it on the root image), initramfs if it
+//! has one, and the number of vCPUs; with the same `--cpus` it is that of `kata-cc run`. The digest of the init-data (`HOST_DATA`) is told beside it; the key broker demands both, since init-data is
 //! what the guest does, and the host hands it over.
 
 mod explain;

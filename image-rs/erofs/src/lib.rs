@@ -73,17 +73,14 @@ pub fn seal<F: Write + Seek, E: From<ErofsError>>(
     output.write_all(&[0; BLOCK]).map_err(ErofsError::Write)?;
     let (tree, contents) = fill(Contents::new(output, 1))?;
     let (leaves, superblock) = metadata::write_metadata(&tree, contents)?;
-    let (seal, superblock) = finish(leaves, superblock)?;
+    let seal = finish(leaves, &superblock)?;
     file.seek(SeekFrom::Start(0)).and_then(|_| file.write_all(&superblock)).map_err(ErofsError::Write)?;
     Ok(seal)
 }
 
 /// Writes the hash tree; the superblock, which is the first block, is still to be written.
-fn finish<W: Write>(
-    mut leaves: Leaves<W>,
-    superblock: verity::TreeBlock,
-) -> Result<(Seal, verity::TreeBlock), ErofsError> {
-    leaves.replace_first(&superblock);
+fn finish<W: Write>(mut leaves: Leaves<W>, superblock: &verity::TreeBlock) -> Result<Seal, ErofsError> {
+    leaves.replace_first(superblock);
     let data_blocks = leaves.blocks();
     let tree = leaves.tree();
     let mut output = leaves.into_inner();
@@ -91,5 +88,5 @@ fn finish<W: Write>(
         output.write_all(block)?;
     }
     output.flush()?;
-    Ok((Seal { data_blocks, tree_blocks: tree.blocks.len() as u64, root_hash: tree.root }, superblock))
+    Ok(Seal { data_blocks, tree_blocks: tree.blocks.len() as u64, root_hash: tree.root })
 }

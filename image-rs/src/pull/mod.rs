@@ -362,7 +362,7 @@ async fn unwrap(
         .ok_or_else(|| PullError::Encrypted { layer, why: format!("annotation {PUBOPTS} is missing") })?;
     let options =
         PublicOptions::from_annotation(options).map_err(|source| PullError::Decrypt { layer, source })?;
-    let (mut reasons, mut refused) = (Vec::new(), None);
+    let (mut reasons, mut refused) = (Vec::new(), Vec::new());
     let mut left = packets(descriptor).into_iter();
     for packet in left.by_ref() {
         let key_id = packet.key_id();
@@ -375,23 +375,19 @@ async fn unwrap(
                 return Ok((private.config, Sealed { key: private.key, options }, key_id));
             }
             // Another packet may be of a key that this guest may have.
-            Err(error) if refused.is_none() && error.was_asked_for() => refused = Some((error, 1)),
-            Err(error) => {
-                if let Some((_, count)) = refused.as_mut().filter(|_| error.was_asked_for()) {
-                    *count += 1;
-                }
-                reasons.push(error.to_string());
-            }
+            Err(error) if error.was_asked_for() => refused.push(error),
+            Err(error) => reasons.push(error.to_string()),
         }
-        if refused.as_ref().is_some_and(|(_, count)| *count >= MAX_REFUSED) {
+        if refused.len() >= MAX_REFUSED {
             break;
         }
     }
-    if let Some((source, _)) = refused {
+    let mut refused = refused.into_iter();
+    if let Some(source) = refused.next() {
         let not_asked = Some(left.count()).filter(|count| *count > 0);
-        reasons.extend(not_asked.map(|count| format!("{count} more were not asked for")));
-        let also = reasons.iter().map(|reason| format!("; {reason}")).collect();
-        return Err(PullError::Key { layer, source, also });
+        let not_asked = not_asked.map(|count| format!("{count} more were not asked for"));
+        let others = refused.map(|error| error.to_string()).chain(reasons).chain(not_asked);
+        return Err(PullError::Key { layer, source, also: others.map(|why| format!("; {why}")).collect() });
     }
     if reasons.is_empty() {
         reasons.push("it carries no wrapped key".to_owned());

@@ -211,8 +211,8 @@ impl Cgroup {
         events.lines().any(|line| line.strip_prefix("oom_kill ").is_some_and(|count| count != "0"))
     }
 
-    /// Take it away, with the empty ones above it, as far as they bear the mark or were noted as about to be made. What others have put into it stays, and so
-    /// does it: then false.
+    /// Take it away, with the empty ones above it, as far as they bear the mark or were noted as about to be
+    /// made. What others have put into it stays, and so does it: then false.
     pub(crate) async fn remove(&self) -> bool {
         process::until(EMPTYING, || self.remove_once()).await
     }

@@ -57,8 +57,8 @@ pub struct NodeConfig {
     pub kernel: Option<PathBuf>,
     /// Kernel of confidential guests, which has ACPI and the drivers of the TEEs; `vmlinux-tee` of the guest image when absent.
     pub tee_kernel: Option<PathBuf>,
-    /// The guest's root image, its seal beside it in a file of the same name that ends in `.json`; `root.erofs` of the guest image when neither it nor an initramfs
-    /// is named.
+    /// The guest's root image, its seal beside it in a file of the same name that ends in `.json`; `root.erofs` of
+    /// the guest image when neither it nor an initramfs is named.
     pub root: Option<PathBuf>,
     /// Initramfs of the guest; none when absent.
     pub initramfs: Option<PathBuf>,

@@ -84,7 +84,7 @@ fn root_image() -> PathBuf {
 
 /// The command line of a tier, with the root on the only disk; verified where the tier is confidential.
 fn command_line(tier: &str) -> anyhow::Result<String> {
-    let seal = if tier == "vm" { None } else { Some(kata_cc_tests::root_seal()?) };
+    let seal = if tier == "vm" { None } else { Some(kata_cc_tests::root_seal(&kata_cc_tests::share())?) };
     let root = kata_cc_vmm_api::root_words("/dev/vda", seal.as_ref());
     Ok(format!("{} {root}", kata_cc_vmm_api::command_line(tier)))
 }
