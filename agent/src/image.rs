@@ -297,12 +297,12 @@ impl Images {
         }
         let device =
             sealed_image::offered(storage).await.map_err(|error| refused_copy(reference, error.into()))?;
-        let documents = match &device {
-            Some(device) => sealed_image::documents(device).await,
+        let companions = match &device {
+            Some(device) => sealed_image::companions(device).await,
             None => None,
         };
-        if let Some(documents) = documents {
-            match self.examine_with(reference, Companions::Offered(documents)).await {
+        if let Some(companions) = companions {
+            match self.examine_with(reference, companions).await {
                 Ok(examined) => return Ok(Examined { device, ..examined }),
                 // They may be of another day than the image's signatures; the registry's word is the newest.
                 Err(reason) => warn!(
@@ -394,10 +394,14 @@ impl Images {
         };
         let base = self.space().await?.join(bundle.file_name().unwrap_or_default());
         fs::create_dir_all(&base).map_err(PullError::Space)?;
+        let kept_bytes = client.kept_bytes(&image);
         let made = async {
-            let pulled =
-                self.fetch(client, image, &base).await.map_err(|reason| refused(&reference, reason))?;
-            self.measured(&reference, &pulled).await?;
+            let fetched = self.fetch(client, image, &base).await;
+            let pulled = fetched.map_err(|reason| match kept_bytes {
+                0 => refused(&reference, reason),
+                _ => refused(&reference, format!("{reason} (its layers came from the node's copy)")),
+            })?;
+            self.measured(&reference, &pulled, kept_bytes).await?;
             Ok(pulled)
         };
         match made.await {
@@ -441,13 +445,14 @@ impl Images {
         Ok(pulled.digest.unwrap_or_default())
     }
 
-    async fn measured(&self, reference: &str, image: &PulledImage) -> Result<(), PullError> {
+    async fn measured(&self, reference: &str, image: &PulledImage, kept_bytes: u64) -> Result<(), PullError> {
         info!(
             stage = "pulled",
             image = reference,
             digest = %image.manifest_digest,
             layers = image.layers.len() as u64,
-            bytes = image.bytes,
+            bytes = image.bytes.saturating_sub(kept_bytes),
+            node_bytes = kept_bytes,
             encrypted = image.encrypted,
             "image pulled"
         );

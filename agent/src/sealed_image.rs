@@ -7,6 +7,9 @@
 //! mapped by dm-verity and mounted below a layer in the guest's own space; no layer is pulled. The host chooses nothing but whether
 //! it offers a device: without one the guest pulls the image itself, and one that is not what the seal says fails the container. Blocks are
 //! checked when they are read, so a block that was changed fails the read (EIO), also much later.
+//!
+//! Of an encrypted image the device has the layers as the registry has them (`kata_cc_image::keep_layers`): they are pulled from there, and
+//! held to all that layers from the registry are held to.
 
 use std::fs::{self, File};
 use std::io;
@@ -15,7 +18,7 @@ use std::sync::Arc;
 
 use kata_cc_agent_protocol::agent::Storage;
 use kata_cc_causes::causes;
-use kata_cc_image::{Documents, ExaminedImage, ImageClient, MAX_DOCUMENTS};
+use kata_cc_image::{Companions, Documents, ExaminedImage, ImageClient, MAX_DOCUMENTS};
 use kata_cc_sealed_image::{ManifestError, SEAL_TYPE, SealManifest, documents};
 use kata_cc_volumes::device::{BlockDevice, DeviceError};
 use nix::mount::{MntFlags, umount2};
@@ -129,16 +132,18 @@ pub(crate) async fn offered(storage: &Storage) -> Result<Option<String>, Storage
     }
 }
 
-/// The small documents of the image that lie behind its copy on `device`; none is no error, the registry has them too.
-pub(crate) async fn documents(device: &str) -> Option<Arc<Documents>> {
+/// What lies on `device` beside a file system: the image's small documents, and layers that they name the place of. None is no error, the
+/// registry has them too.
+pub(crate) async fn companions(device: &str) -> Option<Companions> {
     let path = device.to_owned();
     let reading = tokio::task::spawn_blocking(move || {
         let mut file = File::open(path).map_err(|error| causes(&error))?;
         let read = documents::read(&mut file, MAX_DOCUMENTS).map_err(|error| causes(&error))?;
-        read.map(|bytes| Documents::parse(&bytes)).transpose().map_err(|error| causes(&error))
+        let read = read.map(|bytes| Documents::parse(&bytes)).transpose().map_err(|error| causes(&error))?;
+        Ok(read.map(|documents| Companions::offered(documents, Some(file))))
     });
     match reading.await.map_err(|error| causes(&error)).and_then(|read| read) {
-        Ok(documents) => documents.map(Arc::new),
+        Ok(companions) => companions,
         Err(error) => {
             warn!(device, error, "documents behind the host's copy were not read: the registry is asked");
             None

@@ -5,8 +5,10 @@
 //! a signature does not say again. That there is no such tag or list is believed too: a signature that is not found makes an image
 //! count for less, never for more. What the keeper cannot do, then, is more than keep something back, as it could before.
 //! The tag of the image itself is not here: which image it names is for its registry to say.
+//! Of encrypted images the node may keep the layers too ([`crate::kept`]); the documents say where in its file they lie.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use oci_client::Reference;
@@ -14,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::error::PullError;
+use crate::kept::{KeptLayer, Place};
 use crate::pull::{ClientConfig, ImageClient};
 use crate::referrers::{self, Referrers};
 use crate::registry::{RawManifest, RegistryError, parse_reference};
@@ -67,6 +70,9 @@ pub struct Documents {
     tags: BTreeMap<String, Option<String>>,
     /// Lists of referrers by the digest that they refer to; `None` when the registry keeps none.
     referrers: BTreeMap<String, Option<Kept>>,
+    /// Where layers lie in the file in front of the documents, by digest.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) places: BTreeMap<String, Place>,
 }
 
 impl Default for Documents {
@@ -76,6 +82,7 @@ impl Default for Documents {
             contents: BTreeMap::new(),
             tags: BTreeMap::new(),
             referrers: BTreeMap::new(),
+            places: BTreeMap::new(),
         }
     }
 }
@@ -103,6 +110,7 @@ impl Documents {
         at_most("number of contents", read.contents.len(), MOST)?;
         at_most("number of tags", read.tags.len(), MOST)?;
         at_most("number of lists of referrers", read.referrers.len(), MOST)?;
+        at_most("number of layers", read.places.len(), MOST)?;
         for kept in read.contents.values().chain(read.referrers.values().flatten()) {
             at_most("length of a document", kept.bytes.len(), MOST_BYTES)?;
         }
@@ -174,12 +182,37 @@ pub enum Companions {
     #[default]
     None,
     /// It looks there first.
-    Offered(Arc<Documents>),
+    Offered {
+        /// Small documents.
+        documents: Arc<Documents>,
+        /// The file with the layers that they name the place of.
+        layers: Option<Arc<File>>,
+    },
     /// It notes all that it is given.
     Noted(Arc<Mutex<Documents>>),
 }
 
 impl Companions {
+    /// Documents, and the file that they lie in, behind layers.
+    #[must_use]
+    pub fn offered(documents: Documents, file: Option<File>) -> Self {
+        Self::Offered { documents: Arc::new(documents), layers: file.map(Arc::new) }
+    }
+
+    fn documents(&self) -> Option<&Documents> {
+        match self {
+            Self::Offered { documents, .. } => Some(documents),
+            _ => None,
+        }
+    }
+
+    /// A layer that the node keeps.
+    pub(crate) fn kept(&self, digest: &Digest) -> Option<KeptLayer> {
+        let Self::Offered { documents, layers: Some(file) } = self else { return None };
+        let place = *documents.places.get(digest.as_str())?;
+        Some(KeptLayer::new(Arc::clone(file), place))
+    }
+
     fn note(&self, write: impl FnOnce(&mut Documents)) {
         if let Self::Noted(documents) = self {
             write(&mut documents.lock().unwrap_or_else(PoisonError::into_inner));
@@ -192,7 +225,7 @@ impl Companions {
 
     /// A manifest that is here, or of which it is known here that there is none.
     pub(crate) fn manifest(&self, reference: &Reference) -> Option<Result<RawManifest, RegistryError>> {
-        let Self::Offered(documents) = self else { return None };
+        let documents = self.documents()?;
         let none = || RegistryError::NotFound {
             registry: reference.registry().to_owned(),
             what: format!(
@@ -223,8 +256,7 @@ impl Companions {
 
     /// A list of referrers that is here; `Some(None)` when the registry keeps none.
     pub(crate) fn referrers(&self, digest: &Digest) -> Option<Option<Vec<u8>>> {
-        let Self::Offered(documents) = self else { return None };
-        Some(documents.referrers.get(digest.as_str())?.as_ref().map(|kept| kept.bytes.clone()))
+        Some(self.documents()?.referrers.get(digest.as_str())?.as_ref().map(|kept| kept.bytes.clone()))
     }
 
     pub(crate) fn note_referrers(&self, digest: &Digest, list: Option<&[u8]>) {
@@ -236,8 +268,7 @@ impl Companions {
 
     /// A blob that is here.
     pub(crate) fn blob(&self, digest: &Digest) -> Option<Vec<u8>> {
-        let Self::Offered(documents) = self else { return None };
-        documents.content(digest).map(<[u8]>::to_vec)
+        self.documents()?.content(digest).map(<[u8]>::to_vec)
     }
 
     pub(crate) fn note_blob(&self, digest: &Digest, bytes: Vec<u8>) {
@@ -311,7 +342,7 @@ mod tests {
         let json = noted.lock().unwrap().to_json().unwrap();
         let read = Documents::parse(&json).unwrap();
         assert_eq!(read, *noted.lock().unwrap());
-        Companions::Offered(Arc::new(read))
+        Companions::offered(read, None)
     }
 
     #[test]
@@ -347,7 +378,7 @@ mod tests {
         documents.contents.insert(digest.to_string(), kept);
         let tag = referrers::tag(&digest, ".sig");
         documents.tags.insert(tag.clone(), Some(digest.to_string()));
-        let companions = Companions::Offered(Arc::new(documents));
+        let companions = Companions::offered(documents, None);
         assert!(companions.manifest(&reference(&format!("r.example/i@{digest}"))).is_none());
         assert!(companions.manifest(&referrers::at_tag(&reference("r.example/i"), tag)).is_none());
         assert!(companions.blob(&digest).is_none());

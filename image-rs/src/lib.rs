@@ -25,6 +25,7 @@ mod documents;
 pub mod encrypt;
 mod error;
 pub mod inspect;
+mod kept;
 pub mod keys;
 mod layer;
 mod layers;
@@ -47,6 +48,7 @@ pub use documents::{Companions, Documents, DocumentsError, MAX_DOCUMENTS, collec
 pub use encrypt::{EncryptError, EncryptOptions, EncryptedImage, LayerSelection, Recipient, encrypt_image};
 pub use error::PullError;
 pub use inspect::{Summary, inspect};
+pub use kept::{KeptLayers, keep_layers};
 pub use keys::{
     BrokerKeys, HeldKeys, KeyError, KeyPacket, KeyProvider, NoKeys, OpenError, SecretSource, open_any,
 };

@@ -20,9 +20,9 @@ use kata_cc_image::digest::Digest;
 use kata_cc_image::manifest::Descriptor;
 use kata_cc_image::signature::NoMaterial;
 use kata_cc_image::{
-    ClientConfig, EncryptOptions, HeldKeys, ImageClient, Limits, NoKeys, Progress, PullError, PullTarget,
-    PulledImage, Registries, Registry, RegistryRule, Retry, SignaturePolicy, attach, encrypt_image,
-    parse_reference,
+    ClientConfig, Companions, Documents, EncryptOptions, HeldKeys, ImageClient, Limits, NoKeys, Progress,
+    PullError, PullTarget, PulledImage, Registries, Registry, RegistryRule, Retry, SignaturePolicy, attach,
+    collect_documents, encrypt_image, keep_layers, parse_reference,
 };
 use serde_json::{Value, json};
 use sign::Key;
@@ -458,4 +458,54 @@ async fn a_list_is_made_without_a_key_of_what_the_manifest_names_alone() {
     let target = PullTarget { work_dir: out.path().join("work"), rootfs_dir: out.path().join("rootfs") };
     let client = ImageClient::new(place.config()).unwrap();
     assert!(client.pull(&place.name(), &target, &NoKeys, &|_| {}).await.is_err());
+}
+
+/// The node's copy takes the place of the registry for the layer, and is believed as little.
+#[tokio::test]
+async fn a_kept_layer_is_read_from_the_nodes_file_and_held_to_the_list_and_the_digest() {
+    let Some(place) = Place::start(GZIP, true).await else { return };
+    let node = tempfile::tempdir().unwrap();
+    let path = node.path().join("kept");
+    // Made without a key.
+    let mut file = std::fs::File::create(&path).unwrap();
+    let kept = keep_layers(&place.name(), &place.config(), &mut file).await.unwrap();
+    assert_eq!(kept.manifest_digest.to_string(), place.resolve("1").await.1);
+    let offered = async || {
+        let mut documents = collect_documents(&place.name(), &place.config(), &[CHUNKS_TYPE]).await.unwrap();
+        kept.note(&mut documents);
+        let documents = Documents::parse(&documents.to_json().unwrap()).unwrap();
+        let file = std::fs::File::open(&path).unwrap();
+        ClientConfig { companions: Companions::offered(documents, Some(file)), ..place.config() }
+    };
+    let unlisted = offered().await;
+    place.attach_signed("1", &place.list("1").await).await;
+    let listed = offered().await;
+    let digest = place.resolve("1").await.0["layers"][0]["digest"].as_str().unwrap().to_owned();
+    let (blob, aside) = (place.server.blob(&digest), node.path().join("aside"));
+    std::fs::rename(&blob, &aside).unwrap();
+    let pull = async |config: &ClientConfig| {
+        let out = tempfile::tempdir().unwrap();
+        let pulled = place.pull(config.clone(), "1", out.path()).await;
+        pulled.map(|image| std::fs::read(image.rootfs.join("big")).unwrap() == noise(3 << 20))
+    };
+    let client = ImageClient::new(listed.clone()).unwrap();
+    let examined = client.examine(&place.name(), &|_| {}).await.unwrap();
+    assert_eq!((client.kept_bytes(&examined), kept.bytes), (examined.bytes(), examined.bytes()));
+    assert!(pull(&listed).await.unwrap() && pull(&unlisted).await.unwrap());
+    assert!(pull(&place.config()).await.is_err(), "the registry has it no more");
+
+    let good = std::fs::read(&path).unwrap();
+    let mut flipped = good.clone();
+    flipped[3 << 19] ^= 1;
+    std::fs::write(&path, flipped).unwrap();
+    let error = pull(&listed).await.unwrap_err();
+    assert!(matches!(&error, PullError::Chunk { layer: 0, source } if source.chunk == 1), "{error}");
+    let error = pull(&unlisted).await.unwrap_err();
+    assert!(matches!(error, PullError::LayerDigest { layer: 0, .. }), "{error}");
+
+    // A file that ends too soon: the rest is the registry's, who now has it.
+    std::fs::write(&path, &good[..2 << 20]).unwrap();
+    assert!(matches!(pull(&listed).await.unwrap_err(), PullError::Registry(_)));
+    std::fs::rename(&aside, &blob).unwrap();
+    assert!(pull(&listed).await.unwrap());
 }

@@ -163,7 +163,7 @@ async fn collected_documents_take_the_registrys_place() {
         companions,
         ..place.config(&policy(&by_key(key, "matchRepository")), Arc::new(NoMaterial))
     };
-    let offered = || Companions::Offered(Arc::new(collected.clone()));
+    let offered = || Companions::offered(collected.clone(), None);
     let good = ImageClient::new(by(&key, offered())).unwrap();
     let [wrong_key, by_tag, without] = [
         (by(&other, offered()), pinned.clone()),

@@ -38,6 +38,19 @@ pub enum TaskError {
     /// The caller gave the container up while it was being created.
     #[error("creation of container {0:?} was given up by the caller")]
     GivenUp(String),
+    /// The caller waits no longer.
+    #[error(
+        "container {container:?} is not there after {seconds} s, and the caller waits no longer: {doing}; what to do: raise the caller's \
+         time-out (the kubelet's runtimeRequestTimeout), or let the node keep a copy of the image ([image] seal_at_first_use)"
+    )]
+    TooLong {
+        /// The container.
+        container: String,
+        /// How long it took.
+        seconds: u64,
+        /// What was being done, in words.
+        doing: String,
+    },
     /// A hook failed.
     #[error("{0}")]
     Hook(String),
@@ -54,6 +67,7 @@ impl TaskError {
             Self::Invalid(_) | Self::Stdio(StdioError::Scheme(_)) => Code::INVALID_ARGUMENT,
             Self::Unsupported(_) => Code::UNIMPLEMENTED,
             Self::GivenUp(_) => Code::CANCELLED,
+            Self::TooLong { .. } => Code::DEADLINE_EXCEEDED,
             Self::Refused(refusal) => match refusal {
                 // containerd and CRI take NOT_FOUND of a kill for success: the process is gone
                 Refusal::NotFound(_) | Refusal::Finished => Code::NOT_FOUND,

@@ -11,6 +11,8 @@ use kata_cc_containerd_protocol::events_ttrpc::ForwardRequest;
 use kata_cc_containerd_protocol::events_ttrpc_ttrpc::EventsClient;
 use kata_cc_containerd_protocol::task_events as wire;
 use protobuf::well_known_types::any::Any;
+use protobuf::well_known_types::struct_::value::Kind;
+use protobuf::well_known_types::struct_::{Struct, Value};
 use protobuf::well_known_types::timestamp::Timestamp;
 use protobuf::{Message, MessageField};
 use tokio::sync::{mpsc, oneshot};
@@ -147,6 +149,25 @@ pub fn encode(event: &Event, details: &Details) -> (&'static str, Any) {
     let container_id = details.container.clone();
     let pid = details.pid;
     match event {
+        // No event of containerd's: the topic is ours, and the type one that everybody knows.
+        Event::Pulling(image, pull) => {
+            let [bytes, of, seconds] = [pull.bytes, pull.of, pull.seconds].map(|number| number as f64);
+            let text = |text: String| Value { kind: Some(Kind::StringValue(text)), ..Default::default() };
+            let number = |number: f64| Value { kind: Some(Kind::NumberValue(number)), ..Default::default() };
+            let message = Struct {
+                fields: [
+                    ("container_id", text(container_id)),
+                    ("image", text(image.clone())),
+                    ("bytes", number(bytes)),
+                    ("of", number(of)),
+                    ("seconds", number(seconds)),
+                ]
+                .map(|(name, value)| (name.to_owned(), value))
+                .into(),
+                ..Default::default()
+            };
+            ("/kata-cc/image-pull", typed("google.protobuf.Struct", &message))
+        }
         Event::Created => {
             let create = details.create.clone().unwrap_or_default();
             ("/tasks/create", any("TaskCreate", &wire::TaskCreate { container_id, pid, ..create }))
@@ -195,8 +216,12 @@ pub fn encode(event: &Event, details: &Details) -> (&'static str, Any) {
 }
 
 fn any(name: &str, message: &impl Message) -> Any {
+    typed(&format!("containerd.events.{name}"), message)
+}
+
+fn typed(type_url: &str, message: &impl Message) -> Any {
     Any {
-        type_url: format!("containerd.events.{name}"),
+        type_url: type_url.to_owned(),
         // Writing to memory fails only for messages beyond 2 GiB.
         value: message.write_to_bytes().unwrap_or_default(),
         ..Any::default()

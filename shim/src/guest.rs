@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use kata_cc_agent_protocol::agent::StatsContainerResponse;
+use kata_cc_sandbox::Pull;
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 use thiserror::Error;
 
@@ -99,6 +100,8 @@ pub trait Pod: Send + Sync {
     async fn ended(&self) -> String;
     /// Create a container.
     async fn create(&self, request: &ContainerRequest) -> Result<(), GuestError>;
+    /// How far the guest is with pulling `image`, when that goes on and takes long.
+    fn pull(&self, image: &str) -> Option<Pull>;
     /// Start its init process.
     async fn start(&self, container: &str) -> Result<(), GuestError>;
     /// Start another process in it.

@@ -14,6 +14,7 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
+use kata_cc_sandbox::Pull;
 use thiserror::Error;
 
 /// Exit code of a process whose end nobody saw.
@@ -48,6 +49,8 @@ pub struct Exit {
 /// What containerd must hear. An empty `exec` means init.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
+    /// Its image is being pulled, which takes long.
+    Pulling(String, Pull),
     /// The container exists.
     Created,
     /// Init runs.

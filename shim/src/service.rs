@@ -1,6 +1,7 @@
 //! The ttrpc face: Task v2 and v3 with one implementation, since they differ in the package's name only.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use kata_cc_containerd_protocol::runc_options::ProcessDetails;
@@ -33,6 +34,13 @@ macro_rules! task_service {
     ($version:ident: $($method:ident => $call:ident($request:ty) -> $answer:ty;)*) => {
         #[async_trait]
         impl $version::Task for Service {
+            async fn create(
+                &self,
+                context: &TtrpcContext,
+                request: api::CreateTaskRequest,
+            ) -> ttrpc::Result<api::CreateTaskResponse> {
+                Ok(self.do_create(context, request).await?)
+            }
             $(async fn $method(&self, _context: &TtrpcContext, request: $request) -> ttrpc::Result<$answer> {
                 Ok(self.$call(request).await?)
             })*
@@ -49,7 +57,6 @@ macro_rules! both_services {
 
 both_services! {
     state => do_state(api::StateRequest) -> api::StateResponse;
-    create => do_create(api::CreateTaskRequest) -> api::CreateTaskResponse;
     start => do_start(api::StartRequest) -> api::StartResponse;
     delete => do_delete(api::DeleteRequest) -> api::DeleteResponse;
     pids => do_pids(api::PidsRequest) -> api::PidsResponse;
@@ -65,6 +72,12 @@ both_services! {
     stats => do_stats(api::StatsRequest) -> api::StatsResponse;
     connect => do_connect(api::ConnectRequest) -> api::ConnectResponse;
     shutdown => do_shutdown(api::ShutdownRequest) -> Empty;
+}
+
+/// How long the caller waits, less what an answer needs to reach it in time: one that is told why asks no more than one that is not.
+fn patience(context: &TtrpcContext) -> Option<Duration> {
+    let limit = Duration::from_nanos(u64::try_from(context.timeout_nano).ok().filter(|nanos| *nanos > 0)?);
+    Some(limit.saturating_sub((limit / 10).min(Duration::from_secs(2))))
 }
 
 impl Service {
@@ -93,7 +106,11 @@ impl Service {
         })
     }
 
-    async fn do_create(&self, request: api::CreateTaskRequest) -> Result<api::CreateTaskResponse, TaskError> {
+    async fn do_create(
+        &self,
+        context: &TtrpcContext,
+        request: api::CreateTaskRequest,
+    ) -> Result<api::CreateTaskResponse, TaskError> {
         if !request.checkpoint.is_empty() || !request.parent_checkpoint.is_empty() {
             return Err(TaskError::Unsupported("restoring a checkpoint"));
         }
@@ -105,7 +122,7 @@ impl Service {
         };
         let create =
             Create { id: request.id, bundle: request.bundle.into(), rootfs: request.rootfs, streams };
-        let pid = self.0.create(create).await?;
+        let pid = self.0.create(create, patience(context)).await?;
         Ok(api::CreateTaskResponse { pid, ..Default::default() })
     }
 

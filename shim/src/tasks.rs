@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 use futures::FutureExt;
 use kata_cc_containerd_protocol::mount::Mount;
 use kata_cc_containerd_protocol::task_events::{TaskCreate, TaskIO};
+use kata_cc_sandbox::Pull;
 use oci_spec::runtime::Spec;
 use protobuf::MessageField;
 use tokio::sync::watch;
@@ -24,7 +25,7 @@ use crate::flags::is_identifier;
 use crate::grouping::{self, Kind};
 use crate::guest::{ContainerRequest, GuestError, Launcher, Pod, PodRequest};
 use crate::hooks;
-use crate::machine::{Exit, KILLED_EXIT, State, UNKNOWN_EXIT};
+use crate::machine::{Event, Exit, KILLED_EXIT, State, UNKNOWN_EXIT};
 use crate::mounts;
 use crate::stdio::Streams;
 
@@ -43,6 +44,9 @@ pub struct Create {
     /// Its streams.
     pub streams: Streams,
 }
+
+/// Between two looks at how a pull goes on: the guest tells of one every ten seconds at most.
+const PULL_PAUSE: Duration = Duration::from_secs(5);
 
 /// Between two reports of memory running out: a guest could report without end.
 const MEMORY_PAUSE: Duration = Duration::from_millis(250);
@@ -112,8 +116,64 @@ impl Tasks {
         }
     }
 
-    /// Create a container, and the pod when it is the first. Returns the pid to tell.
-    pub async fn create(self: &Arc<Self>, request: Create) -> Result<u32, TaskError> {
+    /// Create a container, and the pod when it is the first. Returns the pid to tell. After `patience` it is given up, and the error says
+    /// what took so long.
+    pub async fn create(
+        self: &Arc<Self>,
+        request: Create,
+        patience: Option<Duration>,
+    ) -> Result<u32, TaskError> {
+        let (id, bundle) = (request.id.clone(), request.bundle.clone());
+        let creating = self.create_in_time(request);
+        let Some(patience) = patience else { return creating.await };
+        match tokio::time::timeout(patience, creating).await {
+            Ok(created) => created,
+            Err(_) => {
+                let doing = self.doing(&bundle);
+                self.give_up(&id);
+                let error = TaskError::TooLong { container: id, seconds: patience.as_secs(), doing };
+                tracing::error!(%error, "a creation is given up");
+                Err(error)
+            }
+        }
+    }
+
+    /// Publish how the pull of a container's image goes on, as the guest tells of it. Never returns.
+    async fn tell_of_pull(&self, pod: &dyn Pod, container: &ContainerRequest) {
+        let Some(image) = &container.image else { return std::future::pending().await };
+        let details = Details { container: container.id.clone(), pid: pod.pid(), create: None };
+        let mut told = None;
+        loop {
+            tokio::time::sleep(PULL_PAUSE).await;
+            let pull = pod.pull(image);
+            if let (Some(pull), true) = (pull, pull != told) {
+                self.publisher.publish(&Event::Pulling(image.clone(), pull), &details);
+            }
+            told = pull;
+        }
+    }
+
+    /// What a creation from this bundle is waiting for, in words.
+    fn doing(&self, bundle: &Path) -> String {
+        // While a pod starts it is locked.
+        let pod = match self.sandbox.try_lock().as_deref() {
+            Ok(Sandbox::Running(pod)) => Arc::clone(pod),
+            _ => return "its guest is still starting".to_owned(),
+        };
+        let spec = load_spec(bundle).ok();
+        let image = spec.and_then(|spec| grouping::image(&spec.annotations().clone()?).map(str::to_owned));
+        let image = image.unwrap_or_else(|| "its image".to_owned());
+        match pod.pull(&image) {
+            Some(Pull { bytes, of, seconds }) => {
+                format!(
+                    "{image} is being pulled, {bytes} of {of} bytes had come after {seconds} s of the pull"
+                )
+            }
+            None => format!("the guest prepares {image}"),
+        }
+    }
+
+    async fn create_in_time(self: &Arc<Self>, request: Create) -> Result<u32, TaskError> {
         if !is_identifier(&request.id) {
             return Err(TaskError::Invalid(format!("container id {:?} is not an identifier", request.id)));
         }
@@ -188,6 +248,7 @@ impl Tasks {
             tokio::select! {
                 created = crate::alive::alive(&*pod, pod.create(&container)) => created?,
                 () = told(&mut given_up) => return Err(TaskError::GivenUp(request.id.clone())),
+                () = self.tell_of_pull(&*pod, &container) => {}
             }
             Ok(opened)
         }
@@ -341,11 +402,16 @@ impl Tasks {
         }
     }
 
-    /// End the server if no container is left. A creation of `id` that is under way is given up.
-    pub async fn shutdown(self: &Arc<Self>, id: &str) {
+    /// Give up the creation of `id`, if one is under way.
+    fn give_up(&self, id: &str) {
         if let Some(Slot::Creating(given_up, _)) = self.slots().get(id) {
             given_up.send_replace(true);
         }
+    }
+
+    /// End the server if no container is left. A creation of `id` that is under way is given up.
+    pub async fn shutdown(self: &Arc<Self>, id: &str) {
+        self.give_up(id);
         // containerd waits three seconds for the connection to close
         for _ in 0..50 {
             if !matches!(self.slots().get(id), Some(Slot::Creating(..))) {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use kata_cc_agent_protocol::agent::StatsContainerResponse;
+use kata_cc_sandbox::Pull;
 use kata_cc_sandbox::copy::read_small;
 use kata_cc_sandbox::sealed;
 use kata_cc_sandbox::sizing::Limits;
@@ -174,6 +175,10 @@ impl Pod for Vm {
         }
         let container = ContainerSpec { id: request.id.clone(), spec, rootfs: self.rootfs(request)? };
         self.0.create_container(&container).await.map_err(guest_error)
+    }
+
+    fn pull(&self, image: &str) -> Option<Pull> {
+        self.0.pull(image)
     }
 
     async fn start(&self, container: &str) -> Result<(), GuestError> {

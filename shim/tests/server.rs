@@ -371,6 +371,38 @@ async fn a_creation_that_hangs_is_given_up_by_shutdown() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_waits_no_longer_is_told_how_far_the_pull_is() {
+    let rig = Rig::new().await;
+    rig.create("c1", json!({})).await.unwrap();
+    let bundle = rig.bundle("c2", json!({"dev.kata-cc.image": "hangs"}));
+    let request = api::CreateTaskRequest {
+        id: "c2".into(),
+        bundle: bundle.display().to_string(),
+        ..Default::default()
+    };
+    let limit = Duration::from_secs(8);
+    let Err(ttrpc::Error::RpcStatus(status)) =
+        rig.client.create(context::with_duration(limit), &request).await
+    else {
+        panic!("it was created")
+    };
+    assert_eq!(status.code(), Code::DEADLINE_EXCEEDED);
+    for part in ["not there after 7 s", "hangs is being pulled, 41 of 100 bytes", "runtimeRequestTimeout"] {
+        assert!(status.message.contains(part), "{}", status.message);
+    }
+    // Told meanwhile, once: nothing changed.
+    let topics = rig.topics().await;
+    assert_eq!(topics.iter().filter(|topic| *topic == "/kata-cc/image-pull").count(), 1, "{topics:?}");
+    // The id is free again, and the other container is what it was.
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while rig.create("c2", json!({})).await.is_err() {
+        assert!(std::time::Instant::now() < deadline, "the id stays taken");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    rig.start("c1", "").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn killing_what_was_never_started_ends_it() {
     let rig = Rig::new().await;
     rig.create("c1", json!({})).await.unwrap();

@@ -139,9 +139,14 @@ impl World {
         let mut world = Self { material, dir, registry, kbs, image, agent_policy, tee, measured };
         world.encrypt(&world.image, &[])?;
         world.put_key()?;
-        world.measured = world.register()?;
-        world.set_resource_policy(&world.resource_policy(&world.measured.1))?;
+        world.admit(&Tampering::default())?;
         Ok(world)
+    }
+
+    /// Make the key broker release the key to the guest of these settings, and to no other.
+    pub fn admit(&mut self, settings: &Tampering) -> anyhow::Result<()> {
+        self.measured = self.register(settings)?;
+        self.set_resource_policy(&self.resource_policy(&self.measured.1))
     }
 
     /// [`RESOURCE_POLICY`] for this world's TEE and a digest of init-data, in hex.
@@ -189,8 +194,8 @@ impl World {
     }
 
     /// Register what `kata-cc measure` predicts, launch digest and init-data's digest; gives both.
-    fn register(&self) -> anyhow::Result<(String, String)> {
-        let mut command = self.kata_cc(&Tampering::default())?;
+    fn register(&self, settings: &Tampering) -> anyhow::Result<(String, String)> {
+        let mut command = self.kata_cc(settings)?;
         let measured = run(command.args(["--json", "measure", "--register", "--tier", self.tee]), 120)?
             .ok()
             .context("measure")?;

@@ -1,4 +1,5 @@
-//! Sealed images in a confidential guest: taken from the node's copy, block for block checked, and never believed.
+//! Images in a confidential guest taken from the node's copy: sealed ones block for block checked, encrypted ones chunk for chunk, and never
+//! believed.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -74,10 +75,7 @@ fn a_seal_beside_the_image_counts_when_its_signer_does() -> anyhow::Result<()> {
     let image = format!("{}/demo/plain:1", world.registry.host);
     world.push_plain(&image)?;
     let ((key, public), (other, _)) = (key_pair(&world, "signer")?, key_pair(&world, "other")?);
-    let policy = world.dir.join("policy.json");
-    let requirement = serde_json::json!({"type": "sigstoreSigned", "keyData": base64(public.as_bytes())?,
-        "signedIdentity": {"type": "matchRepository"}});
-    std::fs::write(&policy, serde_json::json!({"default": [requirement]}).to_string())?;
+    let policy = policy_of(&world, &public)?;
     let guest = Tampering { image: Some(image.clone()), signatures: Some(policy), ..Default::default() };
     let runs = |world: &World, name: &str| -> anyhow::Result<(bool, String)> {
         let ended = world.run(name, &guest, &[])?;
@@ -113,6 +111,77 @@ fn a_seal_beside_the_image_counts_when_its_signer_does() -> anyhow::Result<()> {
     ensure!(ended.code == 0 && ended.stdout.contains(MARKER), "without a registry:\n{}", ended.text());
     let (ran, text) = runs(&world, "tag-without-registry")?;
     ensure!(!ran, "a tag was believed of the host:\n{text}");
+    let left = before.left_after_a_minute(&world.dir);
+    assert!(left.is_empty(), "left behind: {left:#?}");
+    std::fs::remove_dir_all(&world.dir)?;
+    Ok(())
+}
+
+/// A signature policy that wants the signature of this key (PEM) and nothing else.
+fn policy_of(world: &World, public: &str) -> anyhow::Result<PathBuf> {
+    let policy = world.dir.join("policy.json");
+    let requirement = serde_json::json!({"type": "sigstoreSigned", "keyData": base64(public.as_bytes())?,
+        "signedIdentity": {"type": "matchRepository"}});
+    std::fs::write(&policy, serde_json::json!({"default": [requirement]}).to_string())?;
+    Ok(policy)
+}
+
+/// The node keeps an encrypted image's layers as they are. A guest that may have the key reads them from there, chunk by chunk as the image's
+/// signer listed them.
+#[test]
+fn encrypted_layers_come_from_the_nodes_copy_and_no_changed_chunk_is_decrypted() -> anyhow::Result<()> {
+    if !machines_run_here() {
+        return Ok(());
+    }
+    world::prepare(&material())?;
+    let dir = PathBuf::from(format!("/run/kct-kept-{}", std::process::id()));
+    let mut world = World::start(&material(), &dir)?;
+    let before = Traces::take(&world.dir);
+    let (key, public) = key_pair(&world, "signer")?;
+    let guest = Tampering {
+        signatures: Some(policy_of(&world, &public)?),
+        seal_at_first_use: true,
+        ..Default::default()
+    };
+    world.admit(&guest)?;
+    let image = world.image.clone();
+    sign(&world, &image, &key)?;
+    let mut chunks = world.kata_cc(&Tampering::default())?;
+    chunks.args(["image", "chunks", &image, "--push", "--sign-key"]).arg(&key);
+    run(chunks.arg("--registry-ca").arg(Pki::at(&world.material).ca), 120)?.ok().context("image chunks")?;
+
+    let first = world.run("first", &guest, &[])?;
+    ensure!(first.code == 0 && first.stdout.contains(MARKER), "from the registry:\n{}", first.text());
+    ensure!(!first.text().contains("of the node's copy"), "there was none:\n{}", first.text());
+    let file = made(&world)?;
+    let whole = std::fs::read(&file)?;
+    ensure!(!whole.windows(MARKER.len()).any(|part| part == MARKER.as_bytes()), "the node has plaintext");
+    // From here on nobody can pull it.
+    let (digest, layer) = world.digests()?;
+    std::fs::remove_file(world.registry.blob(&layer))?;
+    let second = world.run("second", &guest, &[])?;
+    ensure!(second.code == 0 && second.stdout.contains(MARKER), "from the copy:\n{}", second.text());
+    ensure!(second.text().contains("of the node's copy"), "not from the copy:\n{}", second.text());
+
+    let mut flipped = whole.clone();
+    flipped[1000] ^= 1;
+    std::fs::write(&file, flipped)?;
+    let refused = world.run("flipped", &guest, &[])?;
+    ensure!(refused.code != 0 && !refused.stdout.contains("plaintext-marker"), "ran:\n{}", refused.text());
+    for part in [
+        "layer 0 was changed: chunk 0 (bytes 0 to ",
+        "the signed chunk list says sha256:",
+        "from the node's copy",
+    ] {
+        ensure!(refused.text().contains(part), "expected {part:?}, seen:\n{}", refused.text());
+    }
+    std::fs::write(&file, whole)?;
+
+    // By its digest it needs no registry at all.
+    world.registry.stop();
+    let pinned = format!("{}@{digest}", image.trim_end_matches(":1"));
+    let ended = world.run("no-registry", &Tampering { image: Some(pinned), ..guest }, &[])?;
+    ensure!(ended.code == 0 && ended.stdout.contains(MARKER), "without a registry:\n{}", ended.text());
     let left = before.left_after_a_minute(&world.dir);
     assert!(left.is_empty(), "left behind: {left:#?}");
     std::fs::remove_dir_all(&world.dir)?;

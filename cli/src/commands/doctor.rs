@@ -8,9 +8,9 @@ mod tee;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use kata_cc_sandbox::NodeConfig;
 use kata_cc_sandbox::config::{ConfigError, Simulated};
 use kata_cc_sandbox::tier::Availability;
+use kata_cc_sandbox::{NodeConfig, RootImage};
 use serde::Serialize;
 
 use crate::output::{Output, Tone};
@@ -73,9 +73,9 @@ fn report() -> Report {
     // With the same file and the same rules as a start: what is said here is what a pod will see.
     let (config, configuration) = configuration(NodeConfig::load());
     let kvm = kvm(&config);
-    let image = guest_image();
+    let (image, root) = (guest_image(), root_image(&config));
     let simulated = simulated_tee(&config);
-    let machines = configuration.state == State::Ok && kvm.state == State::Ok && image.state == State::Ok;
+    let machines = [&configuration, &kvm, &image, &root].iter().all(|finding| finding.state == State::Ok);
     let mut tiers = Vec::new();
     if machines {
         tiers.push("vm");
@@ -85,7 +85,7 @@ fn report() -> Report {
     }
     let mut findings = vec![processor(), configuration, kvm];
     findings.extend(hardware_tee(&config));
-    findings.extend([simulated, image, cgroups(), tun(), erofs(), containerd()]);
+    findings.extend([simulated, image, root, cgroups(), tun(), erofs(), containerd()]);
     Report { tiers, findings }
 }
 
@@ -213,6 +213,31 @@ fn guest_image() -> Finding {
     found(CHECK, format!("{} (matches its manifest)", dir.display()))
 }
 
+/// What this node's guests start from, held to its seal: the configuration may name another than the guest image's.
+fn root_image(config: &NodeConfig) -> Finding {
+    const CHECK: &str = "root image";
+    let verified = RootImage::of(config).and_then(|root| match root {
+        Some(root) => root.verify().map(|()| Some(root)),
+        None => Ok(None),
+    });
+    match (verified, &config.initramfs) {
+        (Ok(Some(root)), _) => {
+            found(CHECK, format!("{} (root hash {})", root.image.display(), root.seal.root_hash))
+        }
+        (Ok(None), Some(initramfs)) if initramfs.is_file() => {
+            found(CHECK, format!("none: the initramfs {}", initramfs.display()))
+        }
+        (Ok(None), initramfs) => {
+            let named = initramfs.as_deref().unwrap_or(Path::new("")).display();
+            lacking(CHECK, State::Missing, format!("there is no initramfs {named}"), NAMED)
+        }
+        (Err(error), _) => lacking(CHECK, State::Missing, error.to_string(), NAMED),
+    }
+}
+
+const NAMED: &str =
+    "correct `root` or `initramfs` in the node's configuration, or build the guest image again: ./x image";
+
 fn sha256(bytes: &[u8]) -> String {
     hex::encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes))
 }
@@ -301,6 +326,31 @@ mod tests {
         let finding = simulated_tee(&read(&platform).unwrap());
         assert_eq!(finding.state, State::Warning, "a platform alone starts nothing");
         assert!(finding.advice.contains("[tee] simulated"), "{finding:?}");
+    }
+
+    #[test]
+    fn the_root_image_that_the_configuration_names_is_held_to_its_seal() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("own.erofs");
+        let named = || root_image(&read(&format!("root = {image:?}\n")).unwrap());
+        assert!(named().seen.contains("own.json"), "{:?}", named());
+        let blocks = vec![7; 3 * 4096];
+        let tree = kata_cc_sealed_image::verity::tree_of(&blocks);
+        let seal = serde_json::json!({"data_blocks": 3, "root_hash": hex::encode(tree.root)});
+        std::fs::write(dir.path().join("own.json"), seal.to_string()).unwrap();
+        let mut whole = [blocks, tree.blocks.concat()].concat();
+        std::fs::write(&image, &whole).unwrap();
+        assert_eq!(named().state, State::Ok, "{:?}", named());
+        whole[4100] ^= 1;
+        std::fs::write(&image, &whole).unwrap();
+        let finding = named();
+        assert!(finding.state == State::Missing && finding.seen.contains("root hash"), "{finding:?}");
+
+        let initramfs = dir.path().join("initramfs");
+        let named = || root_image(&read(&format!("initramfs = {initramfs:?}\n")).unwrap());
+        assert_eq!(named().state, State::Missing);
+        std::fs::write(&initramfs, "x").unwrap();
+        assert_eq!(named().state, State::Ok);
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub(crate) enum Command {
     /// Wrap and unwrap layer keys for skopeo and other tools: a key provider program of ocicrypt, asked on standard input.
     Keyprovider(keyprovider::Keyprovider),
     /// Make one read-only file of an image's layers, whose every block a root hash vouches for: guests of this node that have the
-    /// seal take it instead of pulling the layers.
+    /// seal take it instead of pulling the layers. Of an encrypted image the layers are kept as they are, and guests read them from there.
     Seal(seal::Seal),
     /// List the hashes of an image's chunks: guests that have the list, signed, decrypt and unpack layers while they still come. Works for
     /// encrypted images without any key.

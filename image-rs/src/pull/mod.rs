@@ -61,7 +61,15 @@ impl ImageClient {
 
     /// Whether it looks at documents that came with the image before it asks the registry.
     pub fn has_companions(&self) -> bool {
-        matches!(self.config.companions, Companions::Offered(_))
+        matches!(self.config.companions, Companions::Offered { .. })
+    }
+
+    /// Bytes of the image's layers that the node keeps.
+    #[must_use]
+    pub fn kept_bytes(&self, image: &ExaminedImage) -> u64 {
+        let is_kept = |digest: Digest| self.config.companions.kept(&digest).is_some();
+        let kept = image.manifest.layers.iter().filter(|layer| layer.digest().is_ok_and(is_kept));
+        kept.fold(0, |sum, layer| sum.saturating_add(layer.size))
     }
 
     /// The registry client below.

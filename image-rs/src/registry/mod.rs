@@ -304,6 +304,9 @@ impl Registry {
     ) -> Result<(), E> {
         let what = format!("blob {digest}");
         let mut have = 0;
+        if self.kept_blob(digest, &mut have, &mut sink).await? {
+            return Ok(());
+        }
         let mut last = None;
         for endpoint in self.endpoints(reference)? {
             if let Some(error) = &last {
@@ -316,6 +319,31 @@ impl Registry {
             }
         }
         Err(last.unwrap_or_else(|| no_place(reference)).into())
+    }
+}
+
+impl Registry {
+    /// Streams what the node keeps of a blob to `sink`, and keeps `have` up to date; gives whether that was the whole blob.
+    async fn kept_blob<E>(
+        &self,
+        digest: &Digest,
+        have: &mut u64,
+        sink: &mut impl AsyncFnMut(Bytes) -> Result<(), E>,
+    ) -> Result<bool, E> {
+        let Some(kept) = self.config.companions.kept(digest) else { return Ok(false) };
+        loop {
+            match kept.piece(*have).await {
+                Ok(Some(piece)) => {
+                    *have += piece.len() as u64;
+                    sink(piece).await?;
+                }
+                Ok(None) => return Ok(true),
+                Err(error) => {
+                    tracing::warn!(%digest, %error, have, "the node's copy cannot be read: the registry is asked for the rest");
+                    return Ok(false);
+                }
+            }
+        }
     }
 }
 

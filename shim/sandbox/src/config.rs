@@ -188,10 +188,13 @@ pub struct ImageSettings {
     /// Files with seals of images (`kata-cc image seal`), which become part of the init-data: where the node has such an image, guests take
     /// it from there instead of pulling its layers.
     pub seals: Vec<PathBuf>,
-    /// Whether the node makes a sealed copy of an image when a guest first asks for one that it has none of. Without credentials: of
-    /// images that anybody may pull.
+    /// Whether the node makes a copy of an image when a guest first asks for one that it has none of: a sealed one, or of an encrypted image
+    /// its layers as they are.
     pub seal_at_first_use: bool,
-    /// Most bytes of sealed images that this node keeps: those wanted longest ago go first. 64 GiB without.
+    /// Docker's configuration (`{"auths": …}`) with the node's own credentials for making copies; without, only images that anybody may pull
+    /// have one. Guests never see it: they have theirs from the key broker.
+    pub seal_credentials: Option<PathBuf>,
+    /// Most bytes of copies of images that this node keeps: those wanted longest ago go first. 64 GiB without.
     pub sealed_bytes: Option<u64>,
     /// File with the signature policy (`policy.json`) that every image of a guest has to meet; none without.
     pub security_policy: Option<PathBuf>,

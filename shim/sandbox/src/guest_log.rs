@@ -1,6 +1,6 @@
 //! Collects what VMM, guest kernel and agent write into the sandbox's one log, and the agent's stages into its record.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -42,6 +42,20 @@ const HINTS: [(&str, &str); 3] = [
 /// How much of each, in bytes.
 const MAX_CONSOLE_WORDS: usize = 512;
 
+/// Most pulls that are remembered at a time; a guest that tells of more tells of none.
+const MAX_PULLS: usize = 16;
+
+/// How far the pull of an image was when the guest last told of it. The guest's word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pull {
+    /// Bytes of its layers that had come.
+    pub bytes: u64,
+    /// Of how many.
+    pub of: u64,
+    /// After how many seconds.
+    pub seconds: u64,
+}
+
 /// The last words worth repeating when a sandbox ends or a call fails.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct LastWords(Arc<Mutex<Words>>);
@@ -54,9 +68,16 @@ struct Words {
     panic: Option<String>,
     /// The last lines of the console, at most [`CONSOLE_LINES`].
     console: VecDeque<String>,
+    /// Pulls that go on, by image.
+    pulls: BTreeMap<String, Pull>,
 }
 
 impl LastWords {
+    /// How far the pull of `image` is, when it goes on and takes long enough for the guest to tell of it.
+    pub(crate) fn pull(&self, image: &str) -> Option<Pull> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pulls.get(image).copied()
+    }
+
     /// Why it ended, by what weighs most: a panic of its kernel, a refusal, the last error.
     pub(crate) fn reason(&self) -> Option<String> {
         let panic = self.0.lock().unwrap_or_else(PoisonError::into_inner).panic.clone();
@@ -98,10 +119,27 @@ impl LastWords {
         let Ok(value) = serde_json::from_str::<Value>(line) else { return };
         let text = |names: &[&str]| names.iter().find_map(|name| value[*name].as_str()).map(str::to_owned);
         let mut words = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(stage), Some(image)) = (value["stage"].as_str(), value["image"].as_str()) {
+            words.note_pull(stage, image, &value);
+        }
         if value["stage"] == "refused" || value["stage"] == "failed" {
             words.refusal = text(&["reason", "msg", "message"]);
         } else if text(&["level"]).is_some_and(|level| level.eq_ignore_ascii_case("error")) {
             words.error = text(&["msg", "message"]);
+        }
+    }
+}
+
+impl Words {
+    fn note_pull(&mut self, stage: &str, image: &str, told: &Value) {
+        let number = |name: &str| told[name].as_u64().unwrap_or_default();
+        match stage {
+            "pulling" if self.pulls.len() < MAX_PULLS || self.pulls.contains_key(image) => {
+                let pull = Pull { bytes: number("bytes"), of: number("of"), seconds: number("seconds") };
+                self.pulls.insert(image.to_owned(), pull);
+            }
+            "pulled" | "refused" | "failed" => drop(self.pulls.remove(image)),
+            _ => {}
         }
     }
 }

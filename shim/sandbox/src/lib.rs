@@ -40,6 +40,7 @@ pub mod vm_shape;
 mod vmm;
 
 pub use config::NodeConfig;
+pub use guest_log::Pull;
 pub use leftovers::cleanup_leftovers;
 pub use root_image::{RootImage, RootImageError};
 pub use sandbox::{ContainerSpec, Output, Rootfs, Sandbox, SandboxError, SandboxSpec};

@@ -22,7 +22,7 @@ use crate::config::{ConfigError, NodeConfig};
 use crate::copy::CopyError;
 use crate::disks::Disks;
 use crate::egress::{AllowListError, RouteError};
-use crate::guest_log::LastWords;
+use crate::guest_log::{LastWords, Pull};
 use crate::initdata::InitDataSourceError;
 use crate::launch;
 use crate::log::{Log, Source};
@@ -483,6 +483,12 @@ impl Sandbox {
         }
         *told = guest;
         Ok(())
+    }
+
+    /// How far the guest is with pulling `image`, when that goes on and takes long.
+    #[must_use]
+    pub fn pull(&self, image: &str) -> Option<Pull> {
+        self.words.pull(image)
     }
 
     /// Why the guest refused something, if it said so in its log.

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use kata_cc_agent_protocol::agent::StatsContainerResponse;
+use kata_cc_sandbox::Pull;
 use kata_cc_shim::guest::{ContainerRequest, GuestError, Launcher, Output, Pod, PodRequest};
 use oci_spec::runtime::{LinuxResources, Process};
 use tokio::sync::{Notify, watch};
@@ -103,6 +104,9 @@ impl Pod for FakePod {
                 Ok(())
             }
         }
+    }
+    fn pull(&self, image: &str) -> Option<Pull> {
+        (image == "hangs").then_some(Pull { bytes: 41, of: 100, seconds: 10 })
     }
     async fn start(&self, container: &str) -> Result<(), GuestError> {
         self.proc(container, "").map(drop)

@@ -1,17 +1,20 @@
-//! `kata-cc image seal`: a sealed image and its seal.
+//! `kata-cc image seal`: a sealed image and its seal; of an encrypted image, its layers as they are.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use kata_cc_image::chunks::CHUNKS_TYPE;
-use kata_cc_image::{ClientConfig, FetchedImage, collect_documents, fetch_layers};
+use kata_cc_image::{
+    ClientConfig, Documents, FetchedImage, KeptLayers, LayersError, collect_documents, fetch_layers,
+    keep_layers,
+};
 use kata_cc_policy_bundle::sign::Signer;
 use kata_cc_sandbox::config::{ImageSettings, NodeConfig};
 use kata_cc_sandbox::image_cache::ImageCache;
 use kata_cc_sandbox::paths;
 use kata_cc_sealed_image::{SEAL_TYPE, SealManifest, documents, seal_image};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{RegistryArguments, referrer, registries};
 use crate::commands::block_on;
@@ -58,7 +61,6 @@ pub(super) fn run(arguments: &Seal, output: &Output) -> anyhow::Result<()> {
         }
         as_node(&mut client, &NodeConfig::load()?.image)?;
     }
-    let client = &client;
     let in_registry = referrer::in_registry(name);
     if arguments.push && !in_registry {
         anyhow::bail!(
@@ -69,43 +71,36 @@ pub(super) fn run(arguments: &Seal, output: &Output) -> anyhow::Result<()> {
     // What is wrong with the key is told before the work.
     let signer = arguments.sign_key.as_deref().map(signer).transpose()?;
     let fetching = output.progress(&format!("kata-cc: fetching {}", printable(name)));
-    let image = block_on(async { Ok(fetch_layers(name, client).await?) });
+    let image = match block_on(async { Ok(fetch_layers(name, &client).await) })? {
+        Ok(image) => Some(image),
+        Err(LayersError::Encrypted { .. }) if !arguments.push && arguments.seal.is_none() => None,
+        Err(error @ LayersError::Encrypted { .. }) => {
+            return Err(anyhow::Error::new(error).context(NO_SEAL));
+        }
+        Err(error) => return Err(error.into()),
+    };
     drop(fetching);
-    let image = image?;
     let sealing = output.progress(&format!("kata-cc: sealing {}", printable(name)));
-    let sealed =
-        Sealing { name, client, image: &image, in_registry, push: arguments.push, signer: signer.as_ref() };
-    let (Made { seal, referrer }, place) = match &arguments.output {
+    let (image, signer) = (image.as_ref(), signer.as_ref());
+    let making = Making { name, client: &client, image, in_registry, push: arguments.push, signer };
+    let (copy, place) = match &arguments.output {
         Some(path) => {
             let mut created =
                 File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
-            (sealed.make(&mut created)?, path.clone())
+            (making.make(&mut created)?, path.clone())
         }
-        None => {
-            let cache = ImageCache::below(&paths::state_dir());
-            let mut staged = cache.stage().context("cannot write to this node's folder of sealed images")?;
-            let made = sealed.make(staged.as_file_mut())?;
-            let seal = &made.seal;
-            let kept = cache.keep(staged, &seal.manifest, name, &seal.to_json()?);
-            let kept = kept.context("the sealed image cannot be kept")?;
-            let most = NodeConfig::load()?.image.most_sealed_bytes();
-            let removed =
-                cache.trim(most, &kept).context("cannot make room among this node's sealed images")?;
-            for digest in removed {
-                note(&format!(
-                    "kata-cc: sealed image {digest} was removed: more than {most} bytes ([image] sealed_bytes)"
-                ));
-            }
-            (made, kept)
-        }
+        None => making.make_for_node()?,
     };
     drop(sealing);
-    if let Some(path) = &arguments.seal {
+    if let (Some(path), Copy::Sealed { seal, .. }) = (&arguments.seal, &copy) {
         std::fs::write(path, seal.to_json()?).with_context(|| format!("cannot write {}", path.display()))?;
     }
     drop(claim);
-    tell(&seal, &place, referrer.as_deref(), output)
+    tell(&copy, &place, output)
 }
+
+const NO_SEAL: &str = "an encrypted image has no seal: without --push and --seal its layers are kept for this node's guests as they are, \
+    and `kata-cc image chunks --push` lists their chunks";
 
 /// Registries as this node's guests reach them.
 fn as_node(client: &mut ClientConfig, image: &ImageSettings) -> anyhow::Result<()> {
@@ -117,75 +112,144 @@ fn as_node(client: &mut ClientConfig, image: &ImageSettings) -> anyhow::Result<(
     if let Some(file) = &image.registries {
         client.registries = registries(file)?;
     }
+    if let Some(file) = &image.seal_credentials {
+        let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+        // The parser's error could repeat credentials: it is not passed on.
+        let parsed = serde_json::from_slice(&text).ok();
+        let parsed = parsed
+            .with_context(|| format!("{} is no docker configuration ({{\"auths\": …}})", file.display()));
+        client.auth = Some(parsed?);
+    }
     Ok(())
 }
 
-/// What is sealed, and what else is done with it.
-struct Sealing<'a> {
+/// What a copy is made of, and what else is done with it.
+struct Making<'a> {
     name: &'a str,
     client: &'a ClientConfig,
-    image: &'a FetchedImage,
+    /// The layers of a plain image; an encrypted one is fetched when it is kept.
+    image: Option<&'a FetchedImage>,
     in_registry: bool,
     push: bool,
     signer: Option<&'a Signer>,
 }
 
-struct Made {
-    seal: SealManifest,
-    referrer: Option<String>,
+/// What was made.
+enum Copy {
+    /// A file system with the layers, and what vouches for it.
+    Sealed { seal: SealManifest, referrer: Option<String> },
+    /// Encrypted layers, for which the image itself vouches.
+    Kept(KeptLayers),
 }
 
-impl Sealing<'_> {
-    /// Seals into an empty file; with the seal beside the image, and the image's small documents behind the hash tree.
-    fn make(&self, file: &mut File) -> anyhow::Result<Made> {
-        let seal = seal_image(self.image, file, self.client.limits.clone())?;
+impl Copy {
+    /// Digest of the image's manifest.
+    fn manifest(&self) -> &str {
+        match self {
+            Self::Sealed { seal, .. } => &seal.manifest,
+            Self::Kept(layers) => layers.manifest_digest.as_str(),
+        }
+    }
+
+    /// What stands beside the file on the node, for who looks there.
+    fn document(&self) -> anyhow::Result<Vec<u8>> {
+        Ok(match self {
+            Self::Sealed { seal, .. } => seal.to_json()?,
+            Self::Kept(layers) => serde_json::to_vec(&kept(layers))?,
+        })
+    }
+}
+
+fn kept(layers: &KeptLayers) -> Value {
+    json!({"encrypted": true, "manifest": layers.manifest_digest.as_str(), "layers": layers.count(), "bytes": layers.bytes})
+}
+
+impl Making<'_> {
+    /// Makes it in this node's folder, where it may have to take the place of others.
+    fn make_for_node(&self) -> anyhow::Result<(Copy, PathBuf)> {
+        let cache = ImageCache::below(&paths::state_dir());
+        let mut staged = cache.stage().context("cannot write to this node's folder of sealed images")?;
+        let copy = self.make(staged.as_file_mut())?;
+        let kept = cache.keep(staged, copy.manifest(), self.name, &copy.document()?);
+        let kept = kept.context("the sealed image cannot be kept")?;
+        let most = NodeConfig::load()?.image.most_sealed_bytes();
+        let removed = cache.trim(most, &kept).context("cannot make room among this node's sealed images")?;
+        for digest in removed {
+            note(&format!(
+                "kata-cc: sealed image {digest} was removed: more than {most} bytes ([image] sealed_bytes)"
+            ));
+        }
+        Ok((copy, kept))
+    }
+
+    /// Makes it in an empty file, with the image's small documents at the end.
+    fn make(&self, file: &mut File) -> anyhow::Result<Copy> {
+        let Some(image) = self.image else {
+            let layers = block_on(async { Ok(keep_layers(self.name, self.client, file).await?) })?;
+            let mut documents = self.documents().unwrap_or_default();
+            layers.note(&mut documents);
+            append(file, &documents)?;
+            return Ok(Copy::Kept(layers));
+        };
+        let seal = seal_image(image, file, self.client.limits.clone())?;
         let put = || {
             let (document, manifest) = (seal.to_json()?, &seal.manifest);
             referrer::push((self.name, manifest), self.client, (SEAL_TYPE, &document), self.signer)
         };
         let referrer = self.push.then(put).transpose()?;
-        if self.in_registry {
-            self.append_documents(file)?;
+        if let Some(documents) = self.documents() {
+            append(file, &documents)?;
         }
-        Ok(Made { seal, referrer })
+        Ok(Copy::Sealed { seal, referrer })
     }
 
     /// With them a guest need not ask the registry; without them it does.
-    fn append_documents(&self, file: &mut File) -> anyhow::Result<()> {
-        let collected = block_on(async {
-            Ok(collect_documents(self.name, self.client, &[SEAL_TYPE, CHUNKS_TYPE]).await?)
-        });
-        match collected {
-            Ok(collected) => {
-                documents::append(file, &collected.to_json()?).context("the documents cannot be kept")
-            }
+    fn documents(&self) -> Option<Documents> {
+        if !self.in_registry {
+            return None;
+        }
+        let types = [SEAL_TYPE, CHUNKS_TYPE];
+        match block_on(async { Ok(collect_documents(self.name, self.client, &types).await?) }) {
+            Ok(collected) => Some(collected),
             Err(error) => {
                 note(&format!(
                     "kata-cc: guests will ask the registry for manifest and signatures: {error:#}"
                 ));
-                Ok(())
+                None
             }
         }
     }
 }
 
-fn tell(seal: &SealManifest, file: &Path, referrer: Option<&str>, output: &Output) -> anyhow::Result<()> {
-    if output.json {
-        output.document(
+fn append(file: &mut File, documents: &Documents) -> anyhow::Result<()> {
+    documents::append(file, &documents.to_json()?).context("the documents cannot be kept")
+}
+
+fn tell(copy: &Copy, file: &Path, output: &Output) -> anyhow::Result<()> {
+    let named = printable(&file.display().to_string());
+    match copy {
+        Copy::Kept(layers) if output.json => output.document(&json!({"file": file, "kept": kept(layers)}))?,
+        Copy::Kept(layers) => output.text(&format!(
+            "file       {named}\nencrypted  {} layers as they are: guests decrypt them\nbytes      {}\nmanifest   {}\n",
+            layers.count(),
+            layers.bytes,
+            layers.manifest_digest,
+        ))?,
+        Copy::Sealed { seal, referrer } if output.json => output.document(
             &json!({"file": file, "bytes": seal.file_bytes(), "seal": seal, "referrer": referrer}),
-        )?;
-        return Ok(());
+        )?,
+        Copy::Sealed { seal, referrer } => {
+            if let Some(referrer) = referrer {
+                output.text(&format!("referrer   {referrer} \n"))?;
+            }
+            output.text(&format!(
+                "file       {named}\nbytes      {}\nroot hash  {}\nmanifest   {}\nconfig     {}\n",
+                seal.file_bytes(),
+                seal.root_hash,
+                seal.manifest,
+                seal.config,
+            ))?;
+        }
     }
-    if let Some(referrer) = referrer {
-        output.text(&format!("referrer   {referrer} \n"))?;
-    }
-    output.text(&format!(
-        "file       {}\nbytes      {}\nroot hash  {}\nmanifest   {}\nconfig     {}\n",
-        printable(&file.display().to_string()),
-        seal.file_bytes(),
-        seal.root_hash,
-        seal.manifest,
-        seal.config,
-    ))?;
     Ok(())
 }

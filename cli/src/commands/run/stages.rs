@@ -69,7 +69,16 @@ fn describe(stage: &Stage) -> Option<String> {
         "key-released" => format!("key-released: {}", detail("key_id")),
         "pulling" => format!("pulling: {} % of {} bytes", detail("percent"), detail("of")),
         "pulled" => {
-            format!("pulled: {} ({} layers, {} bytes)", detail("digest"), detail("layers"), detail("bytes"))
+            let of_node = match stage.detail["node_bytes"].as_u64() {
+                None | Some(0) => String::new(),
+                Some(bytes) => format!(", {bytes} of the node's copy"),
+            };
+            format!(
+                "pulled: {} ({} layers, {} bytes{of_node})",
+                detail("digest"),
+                detail("layers"),
+                detail("bytes")
+            )
         }
         "refused" | "failed" => return None,
         other => other.to_owned(),
