@@ -31,6 +31,7 @@ use crate::config::Tee;
 use crate::container::spec;
 use crate::corruption::CorruptionWatch;
 use crate::measure::Measurements;
+use crate::memory;
 use crate::sealed_image::{self, SealedError, Seals};
 use crate::stage::users;
 
@@ -508,7 +509,7 @@ impl Images {
                 let dir = Path::new(crate::paths::IMAGES);
                 let disk = Path::new(SCRATCH);
                 let made =
-                    space::prefer_disk(space::memory_size(), space::disk_size(), |disk_wanted, size| {
+                    space::prefer_disk(memory::for_files(), space::disk_size(), |disk_wanted, size| {
                         Scratch::setup(disk_wanted.then_some(disk), dir, size)
                     });
                 if let Ok(scratch) = &made {

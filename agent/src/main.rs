@@ -23,6 +23,7 @@ mod json;
 mod listener;
 mod log;
 mod measure;
+mod memory;
 mod mounts;
 mod net;
 mod paths;

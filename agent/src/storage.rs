@@ -1,6 +1,6 @@
 //! Storages: what the host asks to be mounted, by driver (`docs` of Kata: `Storage.driver`).
 //!
-//! Here are `blk`/`mmioblk` (a block device), `overlayfs`, `ephemeral` (memory), `local` (a folder) and, through
+//! Here are `blk`/`mmioblk` (a block device), `overlayfs`, `ephemeral` (memory), `local` (as large as what the pod may use) and, through
 //! [`crate::image`], `image_guest_pull`. A block device with a read-only file system (EROFS, squashfs) that is a
 //! container's root becomes the lower layer of an overlay whose upper layer is in memory: [`mount_rootfs`].
 //!
@@ -21,6 +21,7 @@ use kata_cc_guest_api::volume::{Device, FLAGS, Volume};
 use nix::mount::{MntFlags, umount2};
 use thiserror::Error;
 
+use crate::memory;
 use crate::mounts;
 use crate::paths;
 use crate::volume::Volumes;
@@ -213,17 +214,20 @@ pub(crate) async fn mount(
                     why: "ephemeral storage is tmpfs or hugetlbfs",
                 });
             }
-            let options: Vec<&String> = storage.options.iter().filter(|o| !o.starts_with("fsgid=")).collect();
+            let options = storage.options.iter().filter(|option| !option.starts_with("fsgid="));
+            let options = match fstype {
+                "tmpfs" => memory::bounded(options, memory::with_swap()),
+                _ => options.cloned().collect(),
+            };
             mount_on("tmpfs", &target, fstype, &options)
                 .map_err(StorageError::io(storage, "mount memory"))?;
         }
         "local" => {
-            let point = mounts::make_point(Path::new(paths::BASE), &target);
-            let folder = point.map_err(StorageError::io(storage, "make the folder"))?;
-            let mode = storage.options.iter().find_map(|o| o.strip_prefix("mode="));
-            let mode = mode.and_then(|m| u32::from_str_radix(m, 8).ok()).unwrap_or(0o777);
-            fs::set_permissions(mounts::by_descriptor(&folder), fs::Permissions::from_mode(mode & 0o7777))
-                .map_err(StorageError::io(storage, "set the mode"))?;
+            let mode = storage.options.iter().filter(|option| option.starts_with("mode="));
+            let mut options = vec!["mode=0777".to_owned()];
+            options.extend(memory::bounded(mode, memory::with_swap()));
+            mount_on("tmpfs", &target, "tmpfs", &options)
+                .map_err(StorageError::io(storage, "make the folder"))?;
         }
         other => return Err(StorageError::Driver(other.to_owned())),
     }

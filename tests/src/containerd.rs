@@ -8,6 +8,7 @@ use std::process::Command;
 
 use anyhow::Context;
 
+use crate::pod::{self, Kubelet};
 use crate::process::{Daemon, Finished, run};
 use crate::traces::{RUN, STATE, Traces, names};
 use crate::{binaries, image, share};
@@ -74,6 +75,23 @@ impl Containerd {
         Self::start_daemon(node, Programs::default())
     }
 
+    /// With its Container Runtime Interface, for pods of the confidential class whose images all are `image` (without a tag; the image made
+    /// for the tests, which containerd has as `latest`).
+    pub fn start_for_pods(node: &str, image: &str) -> anyhow::Result<Self> {
+        let pause = format!("{image}:latest");
+        let containerd = Self::start_configured(node, Programs::default(), |folder| {
+            Ok(config(folder).replace(r#""io.containerd.grpc.v1.cri", "#, "")
+                + &pod::configuration(folder, &pause)?)
+        })?;
+        containerd.import_as(&["--namespace", "k8s.io"], image)?;
+        Ok(containerd)
+    }
+
+    /// A kubelet of it, for one pod.
+    pub fn kubelet(&self) -> anyhow::Result<Kubelet> {
+        Kubelet::new(&self.folder.path().join("c.sock"), &self.folder.path().join("pod"))
+    }
+
     /// The same with another release's programs.
     pub fn start_release(node: &str, programs: Programs) -> anyhow::Result<Self> {
         let containerd = Self::start_daemon(node, programs)?;
@@ -82,6 +100,14 @@ impl Containerd {
     }
 
     fn start_daemon(node: &str, programs: Programs) -> anyhow::Result<Self> {
+        Self::start_configured(node, programs, |folder| Ok(config(folder)))
+    }
+
+    fn start_configured(
+        node: &str,
+        programs: Programs,
+        config: impl FnOnce(&Path) -> anyhow::Result<String>,
+    ) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("kata-cc-tests-").tempdir_in("/run")?;
         let path = folder.path();
         let bin = path.join("bin");
@@ -91,7 +117,7 @@ impl Containerd {
             std::os::unix::fs::symlink(binaries().join("containerd-shim-kata-cc-v2"), link)?;
         }
         std::fs::write(path.join("node.toml"), node)?;
-        std::fs::write(path.join("config.toml"), config(path))?;
+        std::fs::write(path.join("config.toml"), config(path)?)?;
         let mut command = programs.command("containerd");
         command.arg("--config").arg(path.join("config.toml"));
         command.env("PATH", search_path(&bin)?);
@@ -107,13 +133,17 @@ impl Containerd {
     }
 
     fn import(&self) -> anyhow::Result<()> {
+        self.import_as(&[], IMAGE.trim_end_matches(":latest"))
+    }
+
+    fn import_as(&self, options: &[&str], base: &str) -> anyhow::Result<()> {
         let layout = self.folder.path().join("layout");
         std::fs::create_dir(&layout)?;
         image::busybox_layout(&layout)?;
         let archive = self.folder.path().join("image.tar");
         run(Command::new("tar").arg("-cf").arg(&archive).arg("-C").arg(&layout).arg("."), 60)?.ok()?;
-        let base = IMAGE.trim_end_matches(":latest");
-        self.ctr(&["image", "import", "--base-name", base, &archive.to_string_lossy()])?.ok()?;
+        let import = ["image", "import", "--base-name", base, &archive.to_string_lossy()];
+        self.ctr(&[options, &import].concat())?.ok()?;
         Ok(())
     }
 

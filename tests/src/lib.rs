@@ -7,6 +7,7 @@ pub mod containerd;
 pub mod image;
 pub mod kbs;
 pub mod pki;
+pub mod pod;
 pub mod process;
 pub mod refusals;
 pub mod registry;

@@ -31,15 +31,6 @@ pub(super) fn prefer_disk<T, E: std::error::Error>(
     })
 }
 
-/// Memory, less what the guest needs itself.
-pub(super) fn memory_size() -> u64 {
-    let memory = fs::read_to_string("/proc/meminfo").ok().and_then(|t| {
-        let line = t.lines().find_map(|l| l.strip_prefix("MemTotal:"))?;
-        line.split_whitespace().next()?.parse::<u64>().ok()
-    });
-    memory.unwrap_or(256 << 10).saturating_mul(1024) / 10 * 8
-}
-
 pub(super) fn disk_size() -> u64 {
     let sectors = fs::read_to_string("/sys/class/block/vdb/size");
     let sectors: u64 = sectors.ok().and_then(|t| t.trim().parse().ok()).unwrap_or(0);

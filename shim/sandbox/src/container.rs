@@ -9,6 +9,7 @@ use kata_cc_vmm_api::{ControlReply, ControlRequest};
 use serde_json::json;
 
 use crate::copy::{self, Content, CopyError};
+use crate::empty_dir::EmptyDir;
 use crate::image_cache::ImageCache;
 use crate::log::Source;
 use crate::sandbox::{
@@ -58,6 +59,7 @@ impl Sandbox {
         request.container_id.clone_from(&container.id);
         request.exec_id.clone_from(&container.id);
         request.storages = self.storages(container, &root).await?;
+        request.storages.extend(converted.empty_dirs.iter().map(EmptyDir::storage));
         request.OCI = Some(converted.spec).into();
         self.call(self.agent.0.create_container(context(), &request)).await.map(drop)
     }

@@ -17,6 +17,7 @@ mod container;
 pub mod copy;
 mod disks;
 pub mod egress;
+mod empty_dir;
 mod guest_log;
 pub mod image_cache;
 pub mod initdata;

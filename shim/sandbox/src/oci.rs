@@ -3,7 +3,7 @@
 //! Read from JSON, field by field: what has no place in the message is not sent. Namespace paths and cgroup parents of
 //! the host mean nothing in the guest and are cleared. Bind mounts of the host become files copied into the guest
 //! ([`Copy`]) where a copy is the same thing (small, read-only or one of the pod's own files), and are refused otherwise:
-//! a copy of a writable volume would lose what is written.
+//! a copy of a writable volume would lose what is written. `emptyDir` volumes are made in the guest ([`EmptyDir`]).
 
 use std::path::PathBuf;
 
@@ -12,6 +12,7 @@ use serde_json::Value;
 use thiserror::Error;
 
 use crate::copy;
+use crate::empty_dir::EmptyDir;
 
 /// Guest folder of copied files (Kata's path).
 pub const SHARED: &str = "/run/kata-containers/shared/containers";
@@ -55,6 +56,8 @@ pub struct Converted {
     pub spec: wire::Spec,
     /// To be copied first.
     pub copies: Vec<Copy>,
+    /// To be made first.
+    pub empty_dirs: Vec<EmptyDir>,
 }
 
 fn text(value: &Value, key: &str) -> String {
@@ -94,10 +97,9 @@ pub fn convert(id: &str, spec: &Value, rootfs: &str) -> Result<Converted, SpecEr
     let mut annotations = map(spec, "annotations");
     // The guest has its own copy, and its digest is measured; this one is only large.
     annotations.remove(kata_cc_kbs_protocol::initdata::ANNOTATION);
-    let mut copies = Vec::new();
-    let mut mounts = Vec::new();
+    let (mut copies, mut empty_dirs, mut mounts) = (Vec::new(), Vec::new(), Vec::new());
     for (index, mount) in list(spec, "mounts").iter().enumerate() {
-        mounts.push(convert_mount(id, index, mount, &mut copies)?);
+        mounts.push(convert_mount(id, index, mount, &mut copies, &mut empty_dirs)?);
     }
     let spec = wire::Spec {
         Version: text(spec, "ociVersion"),
@@ -119,7 +121,7 @@ pub fn convert(id: &str, spec: &Value, rootfs: &str) -> Result<Converted, SpecEr
         Linux: Some(linux(id, &spec["linux"])).into(),
         ..Default::default()
     };
-    Ok(Converted { spec, copies })
+    Ok(Converted { spec, copies, empty_dirs })
 }
 
 /// A process, of a container or an exec.
@@ -322,6 +324,7 @@ fn convert_mount(
     index: usize,
     mount: &Value,
     copies: &mut Vec<Copy>,
+    empty_dirs: &mut Vec<EmptyDir>,
 ) -> Result<wire::Mount, SpecError> {
     let mut converted = wire::Mount {
         destination: text(mount, "destination"),
@@ -339,6 +342,11 @@ fn convert_mount(
         return Ok(converted);
     }
     let from = PathBuf::from(&converted.source);
+    if let Some(volume) = EmptyDir::of(&from) {
+        converted.source = volume.guest_path();
+        empty_dirs.push(volume);
+        return Ok(converted);
+    }
     let readonly = converted.options.iter().any(|option| option == "ro");
     let refuse = |why: String| SpecError::Mount {
         destination: converted.destination.clone(),
@@ -432,6 +440,20 @@ mod tests {
         let to = format!("{SHARED}/c1-0000000000000000-secret");
         assert_eq!(converted.copies, [Copy { from: file, to: to.clone() }]);
         assert_eq!(converted.spec.Mounts[0].source, to);
+    }
+
+    #[test]
+    fn an_empty_dir_is_made_in_the_guest_whatever_the_mount_allows() {
+        let pod = tempfile::tempdir().unwrap();
+        let folder = pod.path().join("volumes/kubernetes.io~empty-dir/cache");
+        std::fs::create_dir_all(&folder).unwrap();
+        for option in ["rw", "ro"] {
+            let spec = json!({"mounts": [{"destination": "/c", "type": "bind", "source": folder, "options": ["rbind", option]}]});
+            let converted = convert("c1", &spec, "/r").unwrap();
+            assert_eq!(converted.spec.Mounts[0].source, "/run/kata-containers/sandbox/empty-dir/cache");
+            assert_eq!(converted.spec.Mounts[0].options, ["rbind", option]);
+            assert!(converted.copies.is_empty() && converted.empty_dirs.len() == 1);
+        }
     }
 
     #[test]

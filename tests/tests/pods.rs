@@ -1,0 +1,146 @@
+//! A pod of the confidential class as a kubelet starts it, held to the policy that `kata-cc policy gen` made of its manifest.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, ensure};
+use kata_cc_tests::containerd::{Containerd, nothing_left};
+use kata_cc_tests::image::MARKER;
+use kata_cc_tests::machines_run_here;
+use kata_cc_tests::pki::Pki;
+use kata_cc_tests::pod::{ContainerConfig, Kubelet, Running};
+use kata_cc_tests::process::run;
+use kata_cc_tests::traces::Traces;
+use kata_cc_tests::world::{self, Tampering, World};
+use serde_json::{Value, json};
+
+fn material() -> PathBuf {
+    std::env::var_os("KATA_CC_MATERIAL")
+        .map_or_else(|| std::env::temp_dir().join("kata-cc-material"), PathBuf::from)
+}
+
+/// An init container that leaves something in a volume for the other one.
+fn manifest(image: &str) -> Value {
+    let mount = json!([{"name": "work", "mountPath": "/work"}]);
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web", "namespace": "shop"},
+        "spec": {
+            "runtimeClassName": "kata-cc",
+            "volumes": [{"name": "work", "emptyDir": {}}],
+            "initContainers": [{"name": "prepare", "image": image, "volumeMounts": mount,
+                "command": ["sh", "-c", "echo made by init > /work/it; df -k /work | tail -1"]}],
+            "containers": [{"name": "web", "image": image, "volumeMounts": mount,
+                "command": ["sh", "-c"], "args": ["cat /work/it /secret.txt; echo $GREETING; exec sleep 1000"],
+                "env": [{"name": "GREETING", "value": "good day"}]}],
+        },
+    })
+}
+
+/// Writes the manifest, has the policy put into it, and gives it as it is then.
+fn with_policy(world: &World, pod: &Value) -> anyhow::Result<Value> {
+    let file = world.dir.join("pod.yaml");
+    std::fs::write(&file, pod.to_string())?;
+    let mut command = world.kata_cc(&Tampering::default())?;
+    command.args(["policy", "gen", "--write", "--allow", "logs"]).arg(&file);
+    run(command.arg("--registry-ca").arg(Pki::at(&world.material).ca), 120)?.ok().context("policy gen")?;
+    // What the policy makes of the launch can be foretold.
+    let mut command = world.kata_cc(&Tampering::default())?;
+    run(command.args(["measure", "--pod"]).arg(&file).args(["--tier", "sim-snp"]), 120)?
+        .ok()
+        .context("measure")?;
+    serde_json::from_str(&std::fs::read_to_string(&file)?).context("the manifest is no JSON any more")
+}
+
+/// Starts the pod's containers one after another.
+fn start(kubelet: &Kubelet, pod: &Value, running: &Running) -> anyhow::Result<()> {
+    for (containers, part) in [("initContainers", "tmpfs"), ("containers", "good day")] {
+        for container in pod["spec"][containers].as_array().context("the manifest has none")? {
+            kubelet.start(running, kubelet.container(pod, container)?)?;
+            kubelet.log(container["name"].as_str().unwrap_or_default(), part)?;
+        }
+    }
+    Ok(())
+}
+
+/// What a node could ask for instead, and the rule that refuses it.
+fn changes(config: &ContainerConfig) -> Vec<(&'static str, ContainerConfig, &'static str)> {
+    let change = |what, rule, change: &dyn Fn(&mut ContainerConfig)| {
+        let mut config = config.clone();
+        change(&mut config);
+        (what, config, rule)
+    };
+    vec![
+        change("another program", "rule command", &|config| {
+            config.args = vec!["cat /secret.txt; exec sleep 1000".to_owned()];
+        }),
+        change("another variable's value", "rule environment", &|config| {
+            config.envs[0].value = "good night".to_owned()
+        }),
+        change("a variable more", "rule environment", &|config| {
+            let mut more = config.envs[0].clone();
+            more.key = "LD_PRELOAD".to_owned();
+            config.envs.push(more);
+        }),
+        change("the volume elsewhere", "rule mounts", &|config| {
+            config.mounts[0].container_path = "/usr".to_owned();
+        }),
+    ]
+}
+
+#[test]
+fn a_pod_runs_by_the_policy_of_its_manifest_and_a_changed_one_does_not() -> anyhow::Result<()> {
+    if !machines_run_here() {
+        return Ok(());
+    }
+    world::prepare(&material())?;
+    let dir = PathBuf::from(format!("/run/kct-pods-{}", std::process::id()));
+    let world = World::start(&material(), &dir)?;
+    let name = format!("{}/demo/plain", world.registry.host);
+    let image = format!("{name}:latest");
+    world.push_plain(&image)?;
+    let pod = with_policy(&world, &manifest(&image))?;
+    let node = format!("agent_timeout_s = 900\n{}", world.config(&Tampering::default()));
+    let containerd = Containerd::start_for_pods(&node, &name)?;
+    let told = |error: anyhow::Error| error.context(containerd.log());
+    let before = Traces::take(containerd.folder());
+    let kubelet = containerd.kubelet()?;
+
+    kubelet.wait_for_image(&image)?;
+    let running = kubelet.sandbox(&pod).map_err(told)?;
+    start(&kubelet, &pod, &running).map_err(told)?;
+    let log = kubelet.log("web", "good day")?;
+    ensure!(log.contains("made by init") && log.contains(MARKER), "the container wrote:\n{log}");
+    // As large as what the pod may use, not half of the guest's memory.
+    let volume = kubelet.log("prepare", "tmpfs")?;
+    println!("the volume: {volume}");
+
+    // In the pod that runs, the node asks for other containers.
+    let web = kubelet.container(&pod, &pod["spec"]["containers"][0])?;
+    for (number, (what, mut config, rule)) in changes(&web).into_iter().enumerate() {
+        if let Some(metadata) = &mut config.metadata {
+            metadata.attempt = u32::try_from(number + 1)?;
+        }
+        let Err(error) = kubelet.start(&running, config) else { anyhow::bail!("{what} ran") };
+        let text = format!("{error:#}");
+        ensure!(text.contains("blocked by policy") && text.contains(rule), "{what}: {text}");
+    }
+    shell_is_refused(&containerd)?;
+    kubelet.remove(&running).map_err(told)?;
+    nothing_left(&containerd, &before);
+    drop(containerd);
+    std::fs::remove_dir_all(&world.dir)?;
+    Ok(())
+}
+
+/// Nobody opened `exec`.
+fn shell_is_refused(containerd: &Containerd) -> anyhow::Result<()> {
+    let tasks = containerd.ctr(&["--namespace", "k8s.io", "task", "list", "--quiet"])?.ok()?.stdout;
+    let refused = tasks.lines().map(|task| {
+        let exec = ["--namespace", "k8s.io", "task", "exec", "--exec-id", "shell", task, "sh", "-c", "id"];
+        containerd.ctr(&exec).map(|ended| (ended.code, ended.text()))
+    });
+    let refused: Vec<_> = refused.collect::<anyhow::Result<_>>()?;
+    ensure!(!refused.is_empty(), "no task is there");
+    ensure!(refused.iter().all(|(code, _)| *code != 0), "a shell was had: {refused:?}");
+    ensure!(refused.iter().any(|(_, text)| text.contains("ExecProcessRequest is blocked")), "{refused:?}");
+    Ok(())
+}
