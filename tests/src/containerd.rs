@@ -108,7 +108,7 @@ impl Containerd {
         programs: Programs,
         config: impl FnOnce(&Path) -> anyhow::Result<String>,
     ) -> anyhow::Result<Self> {
-        let folder = tempfile::Builder::new().prefix("kata-cc-tests-").tempdir_in("/run")?;
+        let folder = tempfile::Builder::new().prefix("kct-").tempdir_in("/run")?;
         let path = folder.path();
         let bin = path.join("bin");
         std::fs::create_dir(&bin)?;

@@ -1,7 +1,7 @@
 //! A pod as the kubelet starts it: by containerd's Container Runtime Interface, from its manifest.
 //!
 //! What the kubelet makes of a manifest is here as far as the tests' manifests need it (`pkg/kubelet/kuberuntime` in kubernetes/kubernetes; more of it
-//! in `policy/tests/recordings/kubelet.py`). The network plugin is a script that works in the pod's namespace alone.
+//! in `policy/tests/recordings/kubelet.py`).
 
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, reason = "generated")]
 mod wire {
@@ -27,24 +27,15 @@ pub const HANDLER: &str = "kata-cc";
 /// The pod's control group, which the kubelet makes and removes.
 const CGROUP: &str = "/kubepods/besteffort/pod7b9f0d3e-5c2a-4b1e-9d7d-1f2e3a4b5c6d";
 
-/// Name and loopback of the pod's network: both ends of the pair lie in the pod, and lead nowhere.
+/// A network plugin that gives the pod an address and no link: what a confidential guest needs of a network goes by its way out.
 const PLUGIN: &str = r#"#!/bin/sh
-set -e
-[ "$CNI_COMMAND" = VERSION ] && { echo '{"cniVersion":"0.4.0","supportedVersions":["0.3.1","0.4.0"]}'; exit; }
-if [ "$CNI_COMMAND" = ADD ]; then
-  inside() { nsenter --net="$CNI_NETNS" ip "$@" >&2; }
-  case $0 in
-    */loopback) inside link set lo up ;;
-    *)
-      inside link add "$CNI_IFNAME" type veth peer name far
-      inside address add 10.9.0.2/24 dev "$CNI_IFNAME"
-      inside link set "$CNI_IFNAME" up
-      inside link set far up
-      ;;
-  esac
-  echo '{"cniVersion":"0.4.0","interfaces":[{"name":"'"$CNI_IFNAME"'","sandbox":"'"$CNI_NETNS"'"}],
-    "ips":[{"version":"4","address":"10.9.0.2/24","interface":0}]}'
-fi
+case $CNI_COMMAND in
+  VERSION) echo '{"cniVersion":"0.4.0","supportedVersions":["0.3.1","0.4.0"]}' ;;
+  ADD)
+    echo '{"cniVersion":"0.4.0","interfaces":[{"name":"'"$CNI_IFNAME"'","sandbox":"'"$CNI_NETNS"'"}],
+      "ips":[{"version":"4","address":"10.9.0.2/24","interface":0}]}'
+    ;;
+esac
 "#;
 
 /// Puts the network plugins into containerd's folder; gives the part of its configuration (version 2) that is about pods.

@@ -13,32 +13,56 @@ use kata_cc_tests::traces::Traces;
 use kata_cc_tests::world::{self, Tampering, World};
 use serde_json::{Value, json};
 
+/// Where the init-data is, and in it the policy.
+const ANNOTATION: &str = "io.katacontainers.config.hypervisor.cc_init_data";
+
 fn material() -> PathBuf {
     std::env::var_os("KATA_CC_MATERIAL")
         .map_or_else(|| std::env::temp_dir().join("kata-cc-material"), PathBuf::from)
 }
 
-/// An init container that leaves something in a volume for the other one.
-fn manifest(image: &str) -> Value {
+/// Reads the volume's size too.
+const PREPARE: &str = "echo made by init > /work/it; df -k /work | tail -1";
+const WEB: &str = "cat /work/it /secret.txt; echo $GREETING; exec sleep 1000";
+
+/// An init container that leaves something in a volume for the other one, as people write it.
+fn manifest(image: &str) -> String {
+    format!(
+        "# kept when the policy is written\n\
+         apiVersion: v1\n\
+         kind: Pod\n\
+         metadata:\n  name: web\n  namespace: shop\n\
+         spec:\n\
+         \x20 runtimeClassName: kata-cc\n\
+         \x20 volumes: [{{name: work, emptyDir: {{}}}}]\n\
+         \x20 initContainers:\n\
+         \x20   - name: prepare\n      image: {image}\n      command: [sh, -c, {PREPARE:?}]\n\
+         \x20     volumeMounts: [{{name: work, mountPath: /work}}]\n\
+         \x20 containers:\n\
+         \x20   - name: web\n      image: {image}\n      command: [sh, -c]\n      args: [{WEB:?}]\n\
+         \x20     env: [{{name: GREETING, value: good day}}]\n\
+         \x20     volumeMounts: [{{name: work, mountPath: /work}}]\n"
+    )
+}
+
+/// The same as the API server has it, with the annotation that was written into the manifest.
+fn object(image: &str, init_data: &str) -> Value {
     let mount = json!([{"name": "work", "mountPath": "/work"}]);
     json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web", "namespace": "shop"},
+        "metadata": {"name": "web", "namespace": "shop", "annotations": {ANNOTATION: init_data}},
         "spec": {
-            "runtimeClassName": "kata-cc",
             "volumes": [{"name": "work", "emptyDir": {}}],
-            "initContainers": [{"name": "prepare", "image": image, "volumeMounts": mount,
-                "command": ["sh", "-c", "echo made by init > /work/it; df -k /work | tail -1"]}],
-            "containers": [{"name": "web", "image": image, "volumeMounts": mount,
-                "command": ["sh", "-c"], "args": ["cat /work/it /secret.txt; echo $GREETING; exec sleep 1000"],
+            "initContainers": [{"name": "prepare", "image": image, "volumeMounts": mount, "command": ["sh", "-c", PREPARE]}],
+            "containers": [{"name": "web", "image": image, "volumeMounts": mount, "command": ["sh", "-c"], "args": [WEB],
                 "env": [{"name": "GREETING", "value": "good day"}]}],
         },
     })
 }
 
-/// Writes the manifest, has the policy put into it, and gives it as it is then.
-fn with_policy(world: &World, pod: &Value) -> anyhow::Result<Value> {
+/// Has the policy put into the manifest, and gives the pod as it is then.
+fn with_policy(world: &World, image: &str) -> anyhow::Result<Value> {
     let file = world.dir.join("pod.yaml");
-    std::fs::write(&file, pod.to_string())?;
+    std::fs::write(&file, manifest(image))?;
     let mut command = world.kata_cc(&Tampering::default())?;
     command.args(["policy", "gen", "--write", "--allow", "logs"]).arg(&file);
     run(command.arg("--registry-ca").arg(Pki::at(&world.material).ca), 120)?.ok().context("policy gen")?;
@@ -47,7 +71,10 @@ fn with_policy(world: &World, pod: &Value) -> anyhow::Result<Value> {
     run(command.args(["measure", "--pod"]).arg(&file).args(["--tier", "sim-snp"]), 120)?
         .ok()
         .context("measure")?;
-    serde_json::from_str(&std::fs::read_to_string(&file)?).context("the manifest is no JSON any more")
+    let text = std::fs::read_to_string(&file)?;
+    ensure!(text.starts_with("# kept"), "the comment is gone:\n{text}");
+    let written = text.lines().find_map(|line| line.trim().strip_prefix(ANNOTATION)?.strip_prefix(':'));
+    Ok(object(image, written.context("no annotation was written")?.trim().trim_matches(['"', '\''])))
 }
 
 /// Starts the pod's containers one after another.
@@ -70,7 +97,7 @@ fn changes(config: &ContainerConfig) -> Vec<(&'static str, ContainerConfig, &'st
     };
     vec![
         change("another program", "rule command", &|config| {
-            config.args = vec!["cat /secret.txt; exec sleep 1000".to_owned()];
+            config.args = vec!["cat /secret.txt".to_owned()];
         }),
         change("another variable's value", "rule environment", &|config| {
             config.envs[0].value = "good night".to_owned()
@@ -97,7 +124,7 @@ fn a_pod_runs_by_the_policy_of_its_manifest_and_a_changed_one_does_not() -> anyh
     let name = format!("{}/demo/plain", world.registry.host);
     let image = format!("{name}:latest");
     world.push_plain(&image)?;
-    let pod = with_policy(&world, &manifest(&image))?;
+    let pod = with_policy(&world, &image)?;
     let node = format!("agent_timeout_s = 900\n{}", world.config(&Tampering::default()));
     let containerd = Containerd::start_for_pods(&node, &name)?;
     let told = |error: anyhow::Error| error.context(containerd.log());
