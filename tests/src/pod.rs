@@ -27,6 +27,21 @@ pub const HANDLER: &str = "kata-cc";
 /// The pod's control group, which the kubelet makes and removes.
 const CGROUP: &str = "/kubepods/besteffort/pod7b9f0d3e-5c2a-4b1e-9d7d-1f2e3a4b5c6d";
 
+/// Paths that Kubernetes 1.26 hides in every container, and makes read-only (`pkg/securitycontext/util.go`).
+const MASKED: [&str; 9] = [
+    "/proc/acpi",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+];
+const READ_ONLY: [&str; 6] =
+    ["/proc/asound", "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
 /// A network plugin that gives the pod an address and no link: what a confidential guest needs of a network goes by its way out.
 const PLUGIN: &str = r#"#!/bin/sh
 case $CNI_COMMAND in
@@ -183,6 +198,8 @@ impl Kubelet {
                 security_context: Some(wire::LinuxContainerSecurityContext {
                     namespace_options: Some(namespaces()),
                     run_as_user: Some(wire::Int64Value { value: 0 }),
+                    masked_paths: MASKED.map(str::to_owned).to_vec(),
+                    readonly_paths: READ_ONLY.map(str::to_owned).to_vec(),
                     seccomp: Some(wire::SecurityProfile {
                         profile_type: wire::security_profile::ProfileType::Unconfined.into(),
                         ..Default::default()

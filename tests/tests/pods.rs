@@ -138,7 +138,10 @@ fn a_pod_runs_by_the_policy_of_its_manifest_and_a_changed_one_does_not() -> anyh
     ensure!(log.contains("made by init") && log.contains(MARKER), "the container wrote:\n{log}");
     // As large as what the pod may use, not half of the guest's memory.
     let volume = kubelet.log("prepare", "tmpfs")?;
-    println!("the volume: {volume}");
+    let kib = volume
+        .lines()
+        .find_map(|line| line.split("tmpfs").nth(1)?.split_whitespace().next()?.parse::<u64>().ok());
+    ensure!(kib.is_some_and(|kib| kib > 1 << 20), "the volume: {volume}");
 
     // In the pod that runs, the node asks for other containers.
     let web = kubelet.container(&pod, &pod["spec"]["containers"][0])?;
