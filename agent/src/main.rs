@@ -19,7 +19,6 @@ mod egress;
 mod gate;
 mod guest;
 mod image;
-mod json;
 mod listener;
 mod log;
 mod measure;

@@ -24,7 +24,7 @@ fn default() -> AgentPolicy {
 
 fn check(policy: &mut AgentPolicy, request: &dyn MessageDyn) -> Result<(), String> {
     let name = request.descriptor_dyn().name().to_owned();
-    policy.check(&name, &crate::json::message(request)).map_err(|e| e.to_string())
+    policy.check(&name, &kata_cc_agent_protocol::json::message(request)).map_err(|e| e.to_string())
 }
 
 const SHM: &str = "/run/kata-containers/sandbox/shm";

@@ -2,9 +2,6 @@
 //! it: the same pod is let in whatever the version, and nothing else is.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and says how much it tried")]
 
-/// Requests as the agent shows them to the policy.
-#[path = "../../agent/src/json.rs"]
-mod json;
 mod support;
 
 use std::path::{Path, PathBuf};
@@ -60,7 +57,12 @@ impl Recording {
         let cgroup = spec["linux"]["cgroupsPath"].as_str().unwrap();
         let id = cgroup.rsplit('/').next().unwrap();
         let image = spec["annotations"]["io.kubernetes.cri.image-name"].as_str();
-        let create = json::message(&self.create(case, id, spec.clone(), image.unwrap_or("pause")));
+        let create = kata_cc_agent_protocol::json::message(&self.create(
+            case,
+            id,
+            spec.clone(),
+            image.unwrap_or("pause"),
+        ));
         let question = image.map(|image| question(case, id, name, image, &create["OCI"]["Process"]));
         Asked { container: name.to_owned(), create, image: question }
     }

@@ -52,7 +52,7 @@ impl Service {
 
     async fn allow(&self, request: &dyn MessageDyn) -> ttrpc::Result<()> {
         let name = request.descriptor_dyn().name().to_owned();
-        self.allow_as(&name, &crate::json::message(request)).await
+        self.allow_as(&name, &kata_cc_agent_protocol::json::message(request)).await
     }
 
     async fn allow_as(&self, name: &str, input: &serde_json::Value) -> ttrpc::Result<()> {

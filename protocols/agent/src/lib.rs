@@ -10,6 +10,8 @@
     clippy::unwrap_used
 )]
 
+pub mod json;
+
 #[rustfmt::skip]
 pub mod agent {
     include!(concat!(env!("OUT_DIR"), "/agent.rs"));

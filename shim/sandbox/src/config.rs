@@ -81,6 +81,9 @@ pub struct NodeConfig {
     pub kbs: Option<KbsSettings>,
     /// Image settings for pods that bring no init-data of their own.
     pub image: ImageSettings,
+    /// Whether requests to guests are kept beside the sandboxes' records, for `kata-cc policy simulate --sandbox`: with the variables and arguments of
+    /// containers, for root alone, 16 MiB of each sandbox at most.
+    pub record_requests: bool,
     /// Seconds that a guest may take until its agent answers.
     pub agent_timeout_s: u64,
     /// MiB of the scratch disk (sparse) on which images are unpacked; 0 for memory only.
@@ -104,6 +107,7 @@ impl Default for NodeConfig {
             egress: EgressSettings::default(),
             kbs: None,
             image: ImageSettings::default(),
+            record_requests: false,
             agent_timeout_s: 120,
             scratch_mib: 4096,
         }

@@ -61,7 +61,7 @@ impl Sandbox {
         request.storages = self.storages(container, &root).await?;
         request.storages.extend(converted.empty_dirs.iter().map(EmptyDir::storage));
         request.OCI = Some(converted.spec).into();
-        self.call(self.agent.0.create_container(context(), &request)).await.map(drop)
+        self.call(self.agent.0.create_container(context(), self.sent(&request))).await.map(drop)
     }
 
     async fn storages(
@@ -199,6 +199,6 @@ impl Sandbox {
     }
 
     async fn copy_file(&self, request: &wire::CopyFileRequest) -> Result<(), SandboxError> {
-        self.call(self.agent.0.copy_file(context(), request)).await.map(drop)
+        self.call(self.agent.0.copy_file(context(), self.sent(request))).await.map(drop)
     }
 }

@@ -24,6 +24,7 @@ use crate::leftovers::Leftovers;
 use crate::log::{Log, Source};
 use crate::network::Network;
 use crate::record::Recorder;
+use crate::requests::RequestRecorder;
 use crate::root_image::RootImage;
 use crate::sandbox::{Agent, Sandbox, SandboxError, SandboxSpec, io};
 use crate::sizing::{self, Size};
@@ -153,6 +154,7 @@ async fn start<'a>(plan: Plan<'a>, underway: &mut Underway<'a>) -> Result<Arc<Sa
     let sandbox = Arc::new(Sandbox::new(crate::sandbox::Parts {
         id: spec.id.clone(),
         seal_at_first_use: config.image.seal_at_first_use,
+        requests: recorder(config, record, log),
         tier,
         dir: dir.to_owned(),
         monitor,
@@ -257,6 +259,15 @@ fn make_scratch(disks: &Disks, mib: u64) -> Result<PathBuf, SandboxError> {
 
 /// Why the sandbox has ended, once it has.
 type Ended = watch::Receiver<Option<String>>;
+
+/// Keeps what the guest is asked, where the configuration wants that. That it cannot is no reason not to start.
+fn recorder(config: &NodeConfig, record: &Recorder, log: &Log) -> Option<RequestRecorder> {
+    if !config.record_requests {
+        return None;
+    }
+    let created = RequestRecorder::create(record.dir());
+    created.map_err(|error| log.add(Source::Shim, "warn", &format!("requests are not kept: {error}"))).ok()
+}
 
 /// Start the monitor, note it, and watch over its end.
 fn start_monitor(

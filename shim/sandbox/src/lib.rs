@@ -30,6 +30,7 @@ pub mod paths;
 mod process;
 mod processes;
 pub mod record;
+pub mod requests;
 mod root_image;
 pub mod rootfs;
 pub mod sandbox;

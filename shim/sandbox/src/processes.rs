@@ -19,7 +19,7 @@ impl Sandbox {
     /// See [`SandboxError`].
     pub async fn start_container(&self, container: &str) -> Result<(), SandboxError> {
         let request = wire::StartContainerRequest { container_id: container.into(), ..Default::default() };
-        let started = self.call(self.agent.0.start_container(context(), &request)).await;
+        let started = self.call(self.agent.0.start_container(context(), self.sent(&request))).await;
         self.noted(|| format!("container {container} was not started"), started)?;
         self.record.stage("container-started", json!({"container": container}));
         self.log.add(Source::Shim, "info", &format!("container {container} is started"));
@@ -35,7 +35,7 @@ impl Sandbox {
         request.container_id = container.into();
         request.exec_id = exec.into();
         request.process = Some(oci::process(process)).into();
-        let started = self.call(self.agent.0.exec_process(context(), &request)).await;
+        let started = self.call(self.agent.0.exec_process(context(), self.sent(&request))).await;
         self.noted(|| format!("process {exec} was not started in container {container}"), started).map(drop)
     }
 
@@ -48,7 +48,7 @@ impl Sandbox {
         request.container_id = container.into();
         request.exec_id = exec.into();
         request.signal = signal;
-        self.call(self.agent.0.signal_process(context(), &request)).await.map(drop)
+        self.call(self.agent.0.signal_process(context(), self.sent(&request))).await.map(drop)
     }
 
     /// Exit code (or 128 + signal) of a process, once it has ended.
@@ -59,7 +59,7 @@ impl Sandbox {
         let mut request = wire::WaitProcessRequest::new();
         request.container_id = container.into();
         request.exec_id = process_id(container, exec);
-        let answer = self.call(self.agent.0.wait_process(context(), &request)).await?;
+        let answer = self.call(self.agent.0.wait_process(context(), self.sent(&request))).await?;
         let code = u32::try_from(answer.status).unwrap_or(255);
         if exec.is_empty() {
             self.record.stage("exited", json!({"container": container, "code": code}));
@@ -77,7 +77,7 @@ impl Sandbox {
         request.container_id = container.into();
         request.exec_id = process_id(container, exec);
         request.data = data.to_vec();
-        let answer = self.call(self.agent.0.write_stdin(context(), &request)).await?;
+        let answer = self.call(self.agent.0.write_stdin(context(), self.sent(&request))).await?;
         Ok(answer.len as usize)
     }
 
@@ -89,7 +89,7 @@ impl Sandbox {
         let mut request = wire::CloseStdinRequest::new();
         request.container_id = container.into();
         request.exec_id = process_id(container, exec);
-        self.call(self.agent.0.close_stdin(context(), &request)).await.map(drop)
+        self.call(self.agent.0.close_stdin(context(), self.sent(&request))).await.map(drop)
     }
 
     /// Read an output; empty at its end.
@@ -102,8 +102,8 @@ impl Sandbox {
         request.exec_id = process_id(container, exec);
         request.len = READ_SIZE;
         let answer = match output {
-            Output::Stdout => self.call(self.agent.0.read_stdout(context(), &request)).await,
-            Output::Stderr => self.call(self.agent.0.read_stderr(context(), &request)).await,
+            Output::Stdout => self.call(self.agent.0.read_stdout(context(), self.sent(&request))).await,
+            Output::Stderr => self.call(self.agent.0.read_stderr(context(), self.sent(&request))).await,
         };
         match answer {
             Ok(answer) => {
@@ -141,7 +141,7 @@ impl Sandbox {
         request.exec_id = process_id(container, exec);
         request.row = rows;
         request.column = columns;
-        self.call(self.agent.0.tty_win_resize(context(), &request)).await.map(drop)
+        self.call(self.agent.0.tty_win_resize(context(), self.sent(&request))).await.map(drop)
     }
 
     /// Change a container's limits; `resources` is OCI's `LinuxResources` as JSON.
@@ -152,7 +152,7 @@ impl Sandbox {
         let mut request = wire::UpdateContainerRequest::new();
         request.container_id = container.into();
         request.resources = Some(oci::resources(resources)).into();
-        let done = self.call(self.agent.0.update_container(context(), &request)).await;
+        let done = self.call(self.agent.0.update_container(context(), self.sent(&request))).await;
         self.noted(|| format!("container {container} was not updated"), done).map(drop)
     }
 
@@ -162,7 +162,7 @@ impl Sandbox {
     /// See [`SandboxError`].
     pub async fn stats(&self, container: &str) -> Result<wire::StatsContainerResponse, SandboxError> {
         let request = wire::StatsContainerRequest { container_id: container.into(), ..Default::default() };
-        self.call(self.agent.0.stats_container(context(), &request)).await
+        self.call(self.agent.0.stats_container(context(), self.sent(&request))).await
     }
 
     /// Freeze a container.
@@ -171,7 +171,7 @@ impl Sandbox {
     /// See [`SandboxError`].
     pub async fn pause(&self, container: &str) -> Result<(), SandboxError> {
         let request = wire::PauseContainerRequest { container_id: container.into(), ..Default::default() };
-        let done = self.call(self.agent.0.pause_container(context(), &request)).await;
+        let done = self.call(self.agent.0.pause_container(context(), self.sent(&request))).await;
         self.noted(|| format!("container {container} was not paused"), done).map(drop)
     }
 
@@ -181,7 +181,7 @@ impl Sandbox {
     /// See [`SandboxError`].
     pub async fn resume(&self, container: &str) -> Result<(), SandboxError> {
         let request = wire::ResumeContainerRequest { container_id: container.into(), ..Default::default() };
-        let done = self.call(self.agent.0.resume_container(context(), &request)).await;
+        let done = self.call(self.agent.0.resume_container(context(), self.sent(&request))).await;
         self.noted(|| format!("container {container} was not resumed"), done).map(drop)
     }
 
@@ -191,7 +191,7 @@ impl Sandbox {
     /// See [`SandboxError`].
     pub async fn remove_container(&self, container: &str) -> Result<(), SandboxError> {
         let request = wire::RemoveContainerRequest { container_id: container.into(), ..Default::default() };
-        let removed = self.call(self.agent.0.remove_container(context(), &request)).await;
+        let removed = self.call(self.agent.0.remove_container(context(), self.sent(&request))).await;
         self.release_slot(container).await;
         self.noted(|| format!("container {container} was not removed"), removed)?;
         self.log.add(Source::Shim, "info", &format!("container {container} is removed"));

@@ -12,6 +12,7 @@ use std::time::Duration;
 use kata_cc_agent_protocol::agent as wire;
 use kata_cc_agent_protocol::agent_ttrpc::AgentServiceClient;
 use kata_cc_vmm_api::ControlRequest;
+use protobuf::MessageDyn;
 use serde_json::{Value, json};
 use thiserror::Error;
 use tokio::sync::{Mutex, watch};
@@ -29,6 +30,7 @@ use crate::log::{Log, Source};
 use crate::network::{Changes, GuestNetwork, Network, NetworkError};
 use crate::oci::{self, SpecError};
 use crate::record::Recorder;
+use crate::requests::RequestRecorder;
 use crate::root_image::RootImageError;
 use crate::rootfs::RootfsError;
 use crate::sizing::Limits;
@@ -188,6 +190,7 @@ pub enum Output {
 pub struct Sandbox {
     id: String,
     pub(crate) seal_at_first_use: bool,
+    pub(crate) requests: Option<RequestRecorder>,
     pub(crate) tier: Tier,
     pub(crate) dir: PathBuf,
     /// Process id and start.
@@ -213,6 +216,7 @@ pub struct Sandbox {
 pub(crate) struct Parts {
     pub(crate) id: String,
     pub(crate) seal_at_first_use: bool,
+    pub(crate) requests: Option<RequestRecorder>,
     pub(crate) tier: Tier,
     pub(crate) dir: PathBuf,
     pub(crate) monitor: (u32, u64),
@@ -274,6 +278,7 @@ impl Sandbox {
         Self {
             id: parts.id,
             seal_at_first_use: parts.seal_at_first_use,
+            requests: parts.requests,
             tier: parts.tier,
             dir: parts.dir,
             monitor: parts.monitor,
@@ -333,6 +338,14 @@ impl Sandbox {
         }
     }
 
+    /// Notes what is about to be asked of the guest, where the node's configuration wants that.
+    pub(crate) fn sent<'r, R: MessageDyn>(&self, request: &'r R) -> &'r R {
+        if let Some(requests) = &self.requests {
+            requests.note(request);
+        }
+        request
+    }
+
     /// A call to the agent, raced against the end of the VM.
     pub(crate) async fn call<T>(
         &self,
@@ -365,7 +378,7 @@ impl Sandbox {
         self.log.add(Source::Shim, "info", "stopping");
         if self.ended.borrow().is_none() {
             let request = wire::DestroySandboxRequest::new();
-            let destroy = self.agent.0.destroy_sandbox(context(), &request);
+            let destroy = self.agent.0.destroy_sandbox(context(), self.sent(&request));
             // A guest without ACPI cannot switch itself off: once it has let go of all, the monitor is told.
             let _ = tokio::time::timeout(GRACE, self.call(destroy)).await;
         }
@@ -449,7 +462,7 @@ impl Sandbox {
             mount_point: oci::SANDBOX_SHM.into(),
             ..Default::default()
         }];
-        self.call(self.agent.0.create_sandbox(context(), &request)).await?;
+        self.call(self.agent.0.create_sandbox(context(), self.sent(&request))).await?;
         // The watch comes before the look: what appears between the two must not be missed.
         let changes = match &spec.netns {
             Some(_) => Some(self.network.lock().await.watch()?),
@@ -471,7 +484,7 @@ impl Sandbox {
         for interface in guest.interfaces.iter().filter(|interface| !told.interfaces.contains(interface)) {
             let mut request = wire::UpdateInterfaceRequest::new();
             request.interface = Some(interface.clone()).into();
-            self.call(self.agent.0.update_interface(context(), &request)).await?;
+            self.call(self.agent.0.update_interface(context(), self.sent(&request))).await?;
             self.log.add(Source::Shim, "info", &format!("the guest has interface {}", interface.name));
         }
         // An interface that was set anew has lost its routes.
@@ -479,7 +492,7 @@ impl Sandbox {
             let mut request = wire::UpdateRoutesRequest::new();
             let routes = guest.routes.clone();
             request.routes = Some(wire::Routes { Routes: routes, ..Default::default() }).into();
-            self.call(self.agent.0.update_routes(context(), &request)).await?;
+            self.call(self.agent.0.update_routes(context(), self.sent(&request))).await?;
         }
         *told = guest;
         Ok(())

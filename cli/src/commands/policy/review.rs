@@ -10,6 +10,7 @@ use kata_cc_policy::diff::Effect;
 use kata_cc_policy::generate::{PolicyData, data_of};
 use kata_cc_policy::lint::Severity;
 use kata_cc_policy::replay::{self, Answer, Request};
+use kata_cc_sandbox::{paths, requests};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -54,6 +55,9 @@ pub(crate) struct ReplayArguments {
     policy: PathBuf,
     /// Requests, one JSON object a line: {"kind": "CreateContainerRequest", "request": {…}}; standard input without it.
     requests: Option<PathBuf>,
+    /// Take what this sandbox of the node was asked, which it keeps with `record_requests = true` in the node's configuration.
+    #[arg(long, value_name = "ID", conflicts_with = "requests")]
+    sandbox: Option<String>,
 }
 
 fn text_of(file: &Path, most: u64) -> anyhow::Result<String> {
@@ -176,8 +180,22 @@ pub(super) fn diff(arguments: &DiffArguments, output: &Output) -> anyhow::Result
     Ok(wider.into())
 }
 
-fn requests(arguments: &ReplayArguments) -> anyhow::Result<Vec<Request>> {
-    let bytes = read_input(arguments.requests.as_deref(), MAX_RECORDING)?;
+fn recording(arguments: &ReplayArguments) -> anyhow::Result<Vec<Request>> {
+    let kept = match &arguments.sandbox {
+        Some(id) => {
+            ensure!(paths::is_id(id), "{id:?} is no id of a sandbox");
+            let file = requests::file_of(&paths::records(), id);
+            ensure!(
+                file.is_file(),
+                "there is no {}: the node keeps what guests are asked with record_requests = true in its configuration, from the \
+                 start of a sandbox on",
+                file.display()
+            );
+            Some(file)
+        }
+        None => None,
+    };
+    let bytes = read_input(kept.as_deref().or(arguments.requests.as_deref()), MAX_RECORDING)?;
     let text = std::str::from_utf8(&bytes).context("the recording is not UTF-8 text")?;
     let requests = replay::recording(text)?;
     ensure!(!requests.is_empty(), "there are no requests in the recording");
@@ -188,7 +206,7 @@ fn requests(arguments: &ReplayArguments) -> anyhow::Result<Vec<Request>> {
 pub(super) fn simulate(arguments: &ReplayArguments, output: &Output) -> anyhow::Result<u8> {
     let (mut policy, _) = policy_of(&arguments.policy)?;
     let mut denied = 0;
-    let requests = requests(arguments)?;
+    let requests = recording(arguments)?;
     for (number, request) in requests.iter().enumerate() {
         let answer = replay::put(&mut policy, request);
         denied += usize::from(!answer.allowed);
@@ -231,7 +249,7 @@ pub(super) fn explain(arguments: &ReplayArguments, output: &Output) -> anyhow::R
     let (mut policy, _) = policy_of(&arguments.policy)?;
     let mut names: BTreeMap<String, String> = BTreeMap::new();
     let mut explained = Vec::new();
-    for (number, request) in requests(arguments)?.iter().enumerate() {
+    for (number, request) in recording(arguments)?.iter().enumerate() {
         let name = container_of(request, &mut names);
         let answer = replay::put(&mut policy, request);
         if !answer.allowed {

@@ -1,6 +1,7 @@
 //! `image`: from a registry to a root folder, `kata-cc image unpack` beside `skopeo copy` and `umoci unpack`; time and the most memory that
 //! a program took. The registry is Debian's, on the loopback, without TLS, for both; runs alternate. The image is made of Debian's
-//! packages ([`debian`]), kept in the cache.
+//! packages ([`debian`]), kept in the cache. All of it is in memory, where guests unpack their images too: on a disk, each run would wait for what the
+//! one before it left to be written.
 
 pub(crate) mod debian;
 
@@ -22,6 +23,9 @@ const MOST_TIME: f64 = 0.333;
 /// Most memory that is aimed at, MiB.
 const MOST_MIB: f64 = 64.0;
 
+/// Bytes in memory for all that lies there at a time.
+const ROOM: u64 = 4 << 30;
+
 /// What one way took.
 struct Taken {
     seconds: f64,
@@ -32,7 +36,7 @@ struct Taken {
 pub(crate) fn image() -> anyhow::Result<()> {
     let cache = cache()?;
     let layout = debian::layout(&cache)?;
-    let dir = tempfile::Builder::new().prefix("kata-cc-bench").tempdir_in(&cache)?;
+    let dir = tempfile::Builder::new().prefix("kata-cc-bench").tempdir_in(in_memory()?)?;
     let registry = Registry::start(&dir.path().join("registry"), &RegistryOptions::default())?;
     let source = format!("oci:{}:t", layout.display());
     let name = format!("{}/bench:1", registry.host);
@@ -75,6 +79,15 @@ pub(crate) fn layout() -> anyhow::Result<()> {
 /// Where the image is kept.
 pub(crate) fn cache() -> anyhow::Result<PathBuf> {
     Ok(kata_cc_tests::share().parent().context("the share folder is in the cache")?.join("bench-image"))
+}
+
+/// A folder in memory with room for the registry, what skopeo copies, and one root folder.
+fn in_memory() -> anyhow::Result<PathBuf> {
+    let folder = PathBuf::from("/dev/shm");
+    let system = nix::sys::statvfs::statvfs(&folder)?;
+    let free = system.blocks_available() * system.fragment_size();
+    ensure!(free >= ROOM, "{} has {} MiB free, {} are wanted", folder.display(), free >> 20, ROOM >> 20);
+    Ok(folder)
 }
 
 fn unpack_ours(dir: &Path, host: &str, name: &str) -> anyhow::Result<Taken> {

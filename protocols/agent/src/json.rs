@@ -8,7 +8,8 @@ use protobuf::reflect::{ReflectFieldRef, ReflectValueRef};
 use serde_json::{Map, Value};
 
 /// A message as JSON.
-pub(crate) fn message(message: &dyn MessageDyn) -> Value {
+#[must_use]
+pub fn message(message: &dyn MessageDyn) -> Value {
     let mut fields = Map::new();
     for field in message.descriptor_dyn().fields() {
         let value = match field.get_reflect(message) {
@@ -66,7 +67,7 @@ fn scalar(value: &ReflectValueRef<'_>) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use kata_cc_agent_protocol::agent::{CreateContainerRequest, UpdateInterfaceRequest, WriteStreamRequest};
+    use crate::agent::{CreateContainerRequest, UpdateInterfaceRequest, WriteStreamRequest};
     use serde_json::json;
 
     use super::*;
