@@ -56,7 +56,10 @@ use tracing::info;
 use crate::config::Config;
 use crate::state::Kbs;
 use kata_cc_daemon::telemetry::{self, Telemeter};
-use kata_cc_daemon::{hardening, notify};
+use kata_cc_daemon::{MiMalloc, hardening, notify};
+
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// Key broker: hands secrets to guests that proved by remote attestation what they are.
 #[derive(Debug, Parser)]

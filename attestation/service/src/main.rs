@@ -17,10 +17,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use kata_cc_daemon::hardening;
 use kata_cc_daemon::telemetry::LogFormat;
+use kata_cc_daemon::{MiMalloc, hardening};
 
 use crate::config::{Config, Simulated, Tls};
+
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// Attestation service: verifies and appraises evidence, answers with signed EAR tokens.
 #[derive(Debug, Parser)]
