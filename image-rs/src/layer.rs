@@ -2,7 +2,7 @@
 //!
 //! The blob goes through a [`Spool`] while its digest and, for an encrypted one, its HMAC are computed, and its chunks are compared where they are
 //! listed; from there it is decrypted, decompressed and unpacked, piece by piece, while the HMAC and the diff id of the image configuration are checked once more.
-//! Memory is bounded by a few buffers whatever the layer's size. Nothing of the image is visible before all of it was checked.
+//! Decompressing has a thread of its own ([`ReadAhead`]). Memory is bounded by a few buffers whatever the layer's size. Nothing of the image is visible before all of it was checked.
 
 use std::io::{self, BufReader, Read};
 use std::path::Path;
@@ -18,6 +18,7 @@ use crate::digest::{Digest, Hasher};
 use crate::error::PullError;
 use crate::media::{Codec, LayerType};
 use crate::pull::spool::{End, Spool, SpoolReader};
+use crate::read_ahead::ReadAhead;
 use crate::unpack::{self, Budget, LayerStats, Owner};
 
 /// Key and public options of an encrypted layer.
@@ -153,7 +154,7 @@ pub(crate) fn unpack(
     budget: &mut Budget,
 ) -> Result<LayerStats, PullError> {
     let file = SpoolReader::new(spool);
-    let plain: Box<dyn Read> = match &plan.sealed {
+    let plain: Box<dyn Read + Send> = match &plan.sealed {
         None => Box::new(file),
         Some(sealed) => Box::new(
             DecryptReader::new(file, &sealed.key, &sealed.options)
@@ -162,6 +163,7 @@ pub(crate) fn unpack(
     };
     let mut archive = Archive {
         inner: decompress(plan.kind.codec, plain)
+            .and_then(ReadAhead::new)
             .map_err(|source| PullError::Spool { layer: plan.number, source })?,
         hasher: plan.diff_id.hasher(),
         read: 0,
@@ -190,7 +192,7 @@ const ZSTD_WINDOW_LOG: u32 = 26;
 ///
 /// # Errors
 /// When no decompressor can be set up; damage shows while reading.
-pub fn decompress(codec: Codec, plain: Box<dyn Read>) -> io::Result<Box<dyn Read>> {
+pub fn decompress(codec: Codec, plain: Box<dyn Read + Send>) -> io::Result<Box<dyn Read + Send>> {
     let buffered = BufReader::with_capacity(128 << 10, plain);
     Ok(match codec {
         Codec::None => Box::new(buffered),

@@ -9,6 +9,7 @@ use crate::error::PullError;
 use crate::layer::decompress;
 use crate::media::{Codec, LayerType};
 use crate::pull::{ClientConfig, diff_ids};
+use crate::read_ahead::ReadAhead;
 use crate::store::{Store, StoreError, WorkDir};
 
 /// Why the layers are not to be had.
@@ -83,7 +84,7 @@ impl FetchedImage {
     pub fn archives(&self) -> impl Iterator<Item = io::Result<impl Read + use<>>> {
         self.layers.iter().map(|layer| {
             let file = BufReader::with_capacity(256 << 10, File::open(&layer.file)?);
-            let inner = decompress(layer.codec, Box::new(file))?;
+            let inner = ReadAhead::new(decompress(layer.codec, Box::new(file))?)?;
             Ok(Checked { inner, hasher: Some(layer.diff_id.hasher()), expected: layer.diff_id.clone() })
         })
     }
@@ -91,7 +92,7 @@ impl FetchedImage {
 
 /// Reads on, and compares the digest at the end.
 struct Checked {
-    inner: Box<dyn Read>,
+    inner: ReadAhead,
     hasher: Option<Hasher>,
     expected: Digest,
 }

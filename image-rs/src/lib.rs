@@ -35,6 +35,7 @@ pub mod media;
 mod pins;
 pub mod provider;
 mod pull;
+mod read_ahead;
 mod referrers;
 pub mod registry;
 pub mod scratch;

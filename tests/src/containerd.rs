@@ -32,7 +32,7 @@ pub struct Containerd {
 }
 
 /// Whose `containerd` and `ctr` are meant: this machine's, or those of another release that
-/// `tests/lab/fetch-containerd` unpacked (its `run`).
+/// `tests/lab/fetch-programs` unpacked (its `run`).
 #[derive(Clone, Debug, Default)]
 pub struct Programs(Option<PathBuf>);
 

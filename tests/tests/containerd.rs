@@ -237,7 +237,7 @@ fn other_releases_of_containerd_run_the_same() {
     }
     let releases = Programs::other_releases();
     if releases.is_empty() {
-        println!("skipped: no other release of containerd is there (tests/lab/fetch-containerd)");
+        println!("skipped: no other release of containerd is there (tests/lab/fetch-programs)");
     }
     for (name, programs) in releases {
         let containerd = Containerd::start_release("agent_timeout_s = 900\n", programs).unwrap();

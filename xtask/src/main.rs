@@ -16,6 +16,7 @@ mod lab;
 mod openapi;
 mod paths;
 mod place;
+mod programs;
 mod release;
 mod run;
 mod shell;

@@ -9,7 +9,7 @@ use anyhow::{Context, anyhow, bail, ensure};
 use kata_cc_test_vectors::REQUIRE;
 
 use crate::shell::{command, output, run, step};
-use crate::{binaries, checks, guest_image, images, lab, openapi, paths};
+use crate::{binaries, checks, guest_image, images, lab, openapi, paths, programs};
 
 /// Version of cargo-nextest that is installed when there is none.
 const NEXTEST: &str = "0.9.143";
@@ -48,7 +48,9 @@ fn unit(name: Option<&str>) -> anyhow::Result<()> {
     let mut nextest = command("cargo", &["nextest", "run", "--release", "--locked", "--workspace"]);
     nextest.args(["--no-fail-fast", "--no-tests", "pass", "--filterset", NO_MACHINE]);
     nextest.env("KATA_CC_BIN_DIR", paths::binaries()).env("KATA_CC_SHARE_DIR", paths::share());
-    nextest.env(REQUIRE, required());
+    let signers = programs::signers();
+    nextest.env(REQUIRE, required(&signers));
+    nextest.envs(signers);
     run(nextest.args(name)).context("a unit or integration test failed")
 }
 
@@ -57,7 +59,7 @@ const PARTS: [&str; 4] = ["postgres", "pkcs11", "xz", "binaries"];
 
 /// What the tests may not skip: [`PARTS`], the shared vectors where there are any, and whatever the caller demands besides. nextest
 /// does not show what a test prints that passes, so what is skipped is told here.
-fn required() -> String {
+fn required(signers: &[(&str, PathBuf)]) -> String {
     let there = kata_cc_test_vectors::root();
     let asked = std::env::var(REQUIRE).unwrap_or_default();
     if there.is_none() && !kata_cc_test_vectors::requires("vectors") {
@@ -65,7 +67,8 @@ fn required() -> String {
             "x: there is no folder of shared vectors: tests over them are SKIPPED (KATA_CC_VECTORS names one)"
         );
     }
-    requirements(&asked, there.is_some())
+    let signers = if signers.is_empty() { "" } else { ",cosign,skopeo-sigstore" };
+    requirements(&(asked + signers), there.is_some())
 }
 
 fn requirements(asked: &str, vectors: bool) -> String {
@@ -91,7 +94,7 @@ fn end_to_end(name: Option<&str>) -> anyhow::Result<()> {
     step("building the end-to-end tests");
     let tests = test_programs()?;
     prepare_material()?;
-    fetch_containerds();
+    programs::containerds();
     step(&format!("end-to-end tests ({} programs)", tests.len()));
     let failed = run_programs(&host, &tests, name.unwrap_or_default())?;
     ensure!(failed.is_empty(), "end-to-end tests failed: {}", failed.join(", "));
@@ -135,16 +138,6 @@ pub(crate) fn prepare_material() -> anyhow::Result<()> {
     step("preparing keys, certificates and an image");
     let material = paths::material();
     run(&mut command(paths::binaries().join("kata-cc-demo"), &["prepare", &material.to_string_lossy()]))
-}
-
-/// containerd 1.7 and 2.x from other Debian releases. Where they cannot be had, their tests skip and say so.
-fn fetch_containerds() {
-    for release in ["trixie", "sid"] {
-        let fetch = command(paths::root().join("tests/lab/fetch-containerd"), &[release]).status();
-        if !fetch.is_ok_and(|status| status.success()) {
-            println!("x: containerd of {release} cannot be fetched: it is NOT tested");
-        }
-    }
 }
 
 /// Whether a test program starts virtual machines: all of `kata-cc-tests`, and the VMM's boots.
