@@ -63,14 +63,18 @@ fn main() {
     let id = last.create["container_id"].clone();
     let mut process = last.create["OCI"]["Process"].clone();
     process["Args"] = json!(["redis-cli", "ping"]);
+    // Somebody at a terminal: another environment than the container's own.
+    let mut terminal = process.clone();
+    terminal["Env"].as_array_mut().unwrap().push("TERM=xterm".into());
+    let exec = |process: &Value| {
+        json!({"container_id": id, "exec_id": "e", "string_user": null, "process": process,
+            "stdin_port": 0, "stdout_port": 0, "stderr_port": 0})
+    };
     let requests: Vec<(&str, Value)> = vec![
         ("CreateContainerRequest", last.create.clone()),
         ("RunImageRequest", last.image.clone().unwrap()),
-        (
-            "ExecProcessRequest",
-            json!({"container_id": id, "exec_id": "e", "string_user": null, "process": process,
-            "stdin_port": 0, "stdout_port": 0, "stderr_port": 0}),
-        ),
+        ("ExecProcessRequest", exec(&process)),
+        ("ExecProcessRequest", exec(&terminal)),
         (
             "CopyFileRequest",
             json!({"path": "/run/kata-containers/shared/containers/x-hosts", "file_type": "Regular",
@@ -89,6 +93,15 @@ fn main() {
                 one.container.clone().into(),
             )
         })
+        .chain(asked.iter().map(|one| {
+            let process = &one.create["OCI"]["Process"];
+            let kept =
+                ["Env", "User", "Capabilities", "NoNewPrivileges"].map(|name| (name, process[name].clone()));
+            (
+                format!("process {}", one.create["container_id"].as_str().unwrap()),
+                kept.map(|(name, value)| (name.to_owned(), value)).into_iter().collect(),
+            )
+        }))
         .collect();
     engine.add_data(regorus::Value::from(json!({"pstate": state}))).unwrap();
     println!(

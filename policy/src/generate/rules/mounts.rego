@@ -21,16 +21,19 @@ shared_folder := "/run/kata-containers/shared/containers/"
 
 sandbox_folder := "/run/kata-containers/sandbox/"
 
-is_bind(mount) if mount.type_ == "bind"
-
-is_bind(mount) if has_option(mount, {"bind", "rbind"})
+is_bind(mount) if {
+	mount.type_ == "bind"
+} else if {
+	"rbind" in mount.options
+} else if {
+	"bind" in mount.options
+}
 
 plain_options(mount) if {
 	not contains(concat("", mount.options), ",")
-	not has_option(mount, {"remount", "move"})
+	not "remount" in mount.options
+	not "move" in mount.options
 }
-
-has_option(mount, names) if mount.options[_] in names
 
 # containerd leaves the slash at the end of a path as the manifest has it.
 place(mount) := trim_right(mount.destination, "/")
@@ -48,49 +51,41 @@ mount_matches(mount) if {
 	source_matches(declared, mount)
 	written_matches(declared, mount)
 	propagation_matches(declared, mount)
-}
-
-# One of the kernel's.
-mount_matches(mount) if {
+} else if {
+	# One of the kernel's.
 	not container.mounts[place(mount)]
 	mount.destination in kernel_filesystems[mount.type_]
 	not is_bind(mount)
 	plain_options(mount)
 	kernel_filesystem_closed(mount)
-}
-
-kernel_filesystem_closed(mount) if not mount.type_ in read_only_filesystems
-
-kernel_filesystem_closed(mount) if "ro" in mount.options
-
-kernel_filesystem_closed(mount) if {
-	container.privileged
-	is_string(mount.destination)
-}
-
-# The pause container of a pod with a privileged one.
-kernel_filesystem_closed(mount) if {
-	container.kind == "sandbox"
-	container.unmasked
-	is_string(mount.destination)
-}
-
-# A file of the pod.
-mount_matches(mount) if {
+} else if {
+	# A file of the pod.
 	not container.mounts[place(mount)]
 	mount.destination in pod_files
 	bind_type(mount)
 	plain_options(mount)
 	copied(mount.source)
-}
-
-# Memory that the pod's containers share.
-mount_matches(mount) if {
+} else if {
+	# Memory that the pod's containers share.
 	not container.mounts["/dev/shm"]
 	mount.destination == "/dev/shm"
 	bind_type(mount)
 	plain_options(mount)
 	mount.source == shared_memory
+}
+
+kernel_filesystem_closed(mount) if {
+	not mount.type_ in read_only_filesystems
+} else if {
+	"ro" in mount.options
+} else if {
+	container.privileged
+	is_string(mount.destination)
+} else if {
+	# The pause container of a pod with a privileged one.
+	container.kind == "sandbox"
+	container.unmasked
+	is_string(mount.destination)
 }
 
 bind_type(mount) if {
@@ -109,9 +104,12 @@ written_matches(declared, mount) if {
 	not "rw" in mount.options
 }
 
-propagation_matches(declared, mount) if declared.shared_propagation
-
-propagation_matches(declared, mount) if not has_option(mount, {"shared", "rshared"})
+propagation_matches(declared, mount) if {
+	declared.shared_propagation
+} else if {
+	not "shared" in mount.options
+	not "rshared" in mount.options
+}
 
 # Copied into the guest by the host, which chooses what is in it.
 copied(source) if {
@@ -126,52 +124,38 @@ source_matches(declared, mount) if {
 	declared.kind in {"files", "host", "claim", "image-volume"}
 	bind_type(mount)
 	copied(mount.source)
-}
-
-source_matches(declared, mount) if {
+} else if {
 	declared.sub_path
 	bind_type(mount)
 	copied(mount.source)
-}
-
-# Made in the guest: nobody but the pod's containers has written there.
-source_matches(declared, mount) if {
+} else if {
+	# Made in the guest: nobody but the pod's containers has written there.
 	declared.kind == "scratch"
 	mount.type_ in {"bind", "none", "", "local", "ephemeral"}
 	scratch_place(mount.source, declared.volume)
-}
-
-# The shim of this project gives the sandbox's memory for whatever is to be there.
-source_matches(declared, mount) if {
+} else if {
+	# The shim of this project gives the sandbox's memory for whatever is to be there.
 	declared.kind == "scratch"
 	place(mount) == "/dev/shm"
 	bind_type(mount)
 	mount.source == shared_memory
-}
-
-source_matches(declared, mount) if {
+} else if {
 	declared.kind == "image-volume"
 	bind_type(mount)
 	startswith(mount.source, sandbox_folder)
 	not contains(mount.source, "..")
-}
-
-source_matches(declared, mount) if {
+} else if {
 	declared.kind == "scratch"
 	declared.memory
 	mount.type_ == "tmpfs"
 	not is_bind(mount)
-}
-
-source_matches(declared, mount) if {
+} else if {
 	declared.kind == "claim"
 	bind_type(mount)
 	startswith(mount.source, concat("", [sandbox_folder, "storage/"]))
 	not contains(mount.source, "..")
-}
-
-# A device or a file system of the guest's own kernel, by the name that the host has for its own.
-source_matches(declared, mount) if {
+} else if {
+	# A device or a file system of the guest's own kernel, by the name that the host has for its own.
 	declared.kind == "host"
 	bind_type(mount)
 	mount.source == declared.path
@@ -184,16 +168,12 @@ scratch_place(path, volume) if {
 	startswith(path, sandbox_folder)
 	endswith(path, concat("", ["/", volume]))
 	not contains(path, "..")
-}
-
-scratch_place(path, volume) if {
+} else if {
 	startswith(path, shared_folder)
 	endswith(path, concat("", ["/rootfs/local/", volume]))
 	not contains(path, "..")
-}
-
-# A disk that the host's runtime made for an emptyDir: its name is the kubelet's path of the volume.
-scratch_place(path, volume) if {
+} else if {
+	# A disk that the host's runtime made for an emptyDir: its name is the kubelet's path of the volume.
 	place := concat("", [sandbox_folder, "storage/"])
 	startswith(path, place)
 	endswith(base64url.decode(trim_prefix(path, place)), concat("", ["/kubernetes.io~empty-dir/", volume]))

@@ -86,10 +86,12 @@ exec_violations contains {"rule": "terminal", "field": "process.Terminal", "valu
 }
 
 exec_violations contains {"rule": "environment", "field": "process.Env", "value": problem.entry, "allowed": problem.allowed} if {
+	not as_created
 	some problem in env_problems(named(known_name), input.process.Env)
 }
 
 exec_violations contains object.union(problem, {"field": concat(".", ["process", problem.field])}) if {
+	not as_created
 	some problem in process_problems(named(known_name), input.process)
 }
 
@@ -112,9 +114,10 @@ own_entries(of, name) := [own | some own, _ in of.env; startswith(own, concat(""
 # Entries that are neither the container's own nor of those whose values only the running pod knows.
 env_problems(of, entries) := {{"entry": entry, "allowed": allowed} |
 	others := set_of(entries) - object.keys(of.env)
+	own := {substring(entry, 0, indexof(entry, "=")) | some entry, _ in of.env}
 	some entry in others
 	name := substring(entry, 0, indexof(entry, "="))
-	not run_time_entry(of, name, substring(entry, count(name) + 1, -1))
+	not run_time_entry(of, own, name, substring(entry, count(name) + 1, -1))
 	not overridden(of, entries, entry, name)
 	allowed := object.get(of.env_at_run_time, name, own_entries(of, name))
 }
@@ -128,38 +131,27 @@ overridden(of, entries, entry, name) if {
 	same[count(same) - 1] != entry
 }
 
-run_time_entry(of, name, value) if value_is(of.env_at_run_time[name], value)
-
-# What Kubernetes and terminals add: names that no loader, shell or language runtime acts on, and only where the container has no
-# entry of that name.
-run_time_entry(of, name, value) if {
+run_time_entry(of, own, name, value) if {
+	value_is(of.env_at_run_time[name], value)
+} else if {
+	# What Kubernetes and terminals add: names that no loader, shell or language runtime acts on, and only where the container has no
+	# entry of that name.
 	not of.env_at_run_time[name]
-	not decided(of, name)
+	not name in own
 	added_entry(name, value)
-}
-
-decided(of, name) if {
-	some own, _ in of.env
-	startswith(own, concat("", [name, "="]))
 }
 
 added_entry(name, value) if {
 	name == "HOSTNAME"
 	value_is(policy_data.pod.hostname, value)
-}
-
-added_entry(name, value) if {
+} else if {
 	name == "TERM"
 	value_is({"is": "word"}, value)
-}
-
-# Of a runtime's own, where the image has none.
-added_entry(name, value) if {
+} else if {
+	# Of a runtime's own, where the image has none.
 	name == "PATH"
 	value == "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-}
-
-added_entry(name, value) if {
+} else if {
 	service_name(name)
 	not startswith(name, "LD_")
 	trim(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_") == ""
@@ -167,26 +159,20 @@ added_entry(name, value) if {
 	count(value) < 254
 }
 
-service_name(name) if startswith(name, "KUBERNETES_SERVICE_")
-
-service_name(name) if startswith(name, "KUBERNETES_PORT")
-
 service_name(name) if {
+	startswith(name, "KUBERNETES_SERVICE_")
+} else if {
+	startswith(name, "KUBERNETES_PORT")
+} else if {
 	policy_data.pod.service_variables
 	endswith(name, "_SERVICE_HOST")
-}
-
-service_name(name) if {
+} else if {
 	policy_data.pod.service_variables
 	contains(name, "_SERVICE_PORT")
-}
-
-service_name(name) if {
+} else if {
 	policy_data.pod.service_variables
 	endswith(name, "_PORT")
-}
-
-service_name(name) if {
+} else if {
 	policy_data.pod.service_variables
 	contains(name, "_PORT_")
 	some end in ["_TCP", "_UDP", "_SCTP", "_PROTO", "_PORT", "_ADDR"]
@@ -220,23 +206,15 @@ right_problems(of, process) := array.concat(
 	],
 	[{"rule": "capabilities", "field": concat(".", ["Capabilities", kind]), "value": wrong, "allowed": of.capabilities} |
 		some kind in ["Ambient", "Bounding", "Effective", "Inheritable", "Permitted"]
-		names := process.Capabilities[kind]
-		not plain_capabilities(of, kind, names)
-		wrong := {single(name) | some name in names} - capabilities_of(of, kind)
+		others := set_of(process.Capabilities[kind]) - capabilities_of(of, kind)
+		count(others) > 0
+		wrong := {single(name) | some name in others} - capabilities_of(of, kind)
 		count(wrong) > 0
 	],
 )
 
 # Where a manifest says CAP_ itself, containerd says it once more.
 single(name) := concat("", ["CAP_", trim_prefix(trim_prefix(name, "CAP_"), "CAP_")])
-
-# The usual case, compared at once.
-plain_capabilities(of, kind, names) if {
-	kind != "Ambient"
-	names == of.capabilities
-}
-
-plain_capabilities(of, kind, names) if count(names) == 0
 
 # Ambient ones would outlive a change of user.
 capabilities_of(of, kind) := set_of(of.capabilities) if kind != "Ambient"
@@ -261,24 +239,20 @@ characters := {
 	"word": "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+_.-",
 }
 
-value_is(rule, value) if value == rule.exactly
-
 value_is(rule, value) if {
+	value == rule.exactly
+} else if {
 	not rule.begins
 	trim(value, characters[rule.is]) == ""
 	count(value) < 254
-}
-
-value_is(rule, value) if {
+} else if {
 	startswith(value, rule.begins)
 	trim(trim_prefix(value, rule.begins), characters[rule.is]) == ""
 	count(value) < 254
-}
-
-value_is(rule, value) if regex.match(rule.matches, value)
-
-# The host decides, as it does on the object that the value comes from.
-value_is(rule, value) if {
+} else if {
+	regex.match(rule.matches, value)
+} else if {
+	# The host decides, as it does on the object that the value comes from.
 	rule.is == "any"
 	is_string(value)
 }

@@ -106,7 +106,10 @@ CreateSandboxRequest := {
 
 CreateContainerRequest := {
 	"allowed": true,
-	"ops": [{"op": "add", "path": concat("", ["/pstate/container ", input.container_id]), "value": container_name}],
+	"ops": array.concat(
+		[{"op": "add", "path": concat("", ["/pstate/container ", input.container_id]), "value": container_name}],
+		[{"op": "add", "path": concat("", ["/pstate/process ", input.container_id]), "value": process} | process := remembered_process],
+	),
 } if {
 	container
 	well_formed
@@ -124,7 +127,11 @@ RunImageRequest if {
 
 RemoveContainerRequest := {
 	"allowed": true,
-	"ops": [{"op": "remove", "path": concat("", ["/pstate/container ", input.container_id])}],
+	"ops": [{"op": "remove", "path": concat("", ["/pstate/", what])} |
+		some kind in ["container ", "process "]
+		what := concat("", [kind, input.container_id])
+		data.pstate[what]
+	],
 } if {
 	known_name
 }
@@ -239,6 +246,23 @@ container := named(container_name)
 
 # Set when the container was allowed to be created.
 known_name := data.pstate[concat("", ["container ", input.container_id])]
+
+# What of a container's process was looked at when it was created, for commands in it: those of the pause container are not looked at. Of
+# much length it is not remembered, and looked at each time.
+remembered_process := {"Env": process.Env, "User": process.User, "Capabilities": process.Capabilities, "NoNewPrivileges": process.NoNewPrivileges} if {
+	container.kind != "sandbox"
+	process := input.OCI.Process
+	count(concat("", process.Env)) < 32768
+}
+
+# A command with variables, user and rights of the container's own process: what was allowed then is allowed again.
+as_created if {
+	created := data.pstate[concat("", ["process ", input.container_id])]
+	input.process.Env == created.Env
+	input.process.User == created.User
+	input.process.Capabilities == created.Capabilities
+	input.process.NoNewPrivileges == created.NoNewPrivileges
+}
 
 # ---- CreateSandbox --------------------------------------------------------------------------------------------------
 
