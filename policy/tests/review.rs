@@ -137,6 +137,19 @@ fn what_is_opened_is_open_and_no_more() {
         policy.check("ExecProcessRequest", &root).is_err(),
         "a command has the container's rights and no more"
     );
+    // Other variables than the container's own are looked at, not refused as such.
+    let with = |entry: &str| {
+        let mut other = exec.clone();
+        other["process"]["Env"].as_array_mut().unwrap().push(entry.into());
+        other
+    };
+    policy.check("ExecProcessRequest", &with("TERM=xterm")).unwrap();
+    let denial = policy.check("ExecProcessRequest", &with("LD_PRELOAD=/x")).unwrap_err().to_string();
+    assert!(denial.contains("rule environment") && denial.contains("LD_PRELOAD"), "{denial}");
+    // What was remembered goes with the container.
+    policy.check("RemoveContainerRequest", &json!({"container_id": id})).unwrap();
+    assert!(policy.check("ExecProcessRequest", &exec).is_err());
+    let mut policy = started(&settings);
     let update = |devices: serde_json::Value| json!({"container_id": id, "resources": {"Devices": devices, "BlockIO": null, "Network": null, "CPU": {"Shares": 2}}});
     policy
         .check(
