@@ -6,7 +6,9 @@
 //! comes before that, and from Kubernetes it always carries a whole process, resolved by the host from
 //! what it takes for the image.
 
+use kata_cc_agent_protocol::json;
 use kata_cc_policy::{AgentPolicy, Denial};
+use protobuf::MessageDyn;
 use serde_json::Value;
 use tokio::sync::Mutex;
 
@@ -33,6 +35,12 @@ impl Gate {
     /// Asks about a request.
     pub(crate) async fn check(&self, name: &str, input: &Value) -> Result<(), Denial> {
         told(self.0.lock().await.check(name, input))
+    }
+
+    /// Asks about a request by its message.
+    pub(crate) async fn check_message(&self, request: &dyn MessageDyn) -> Result<(), Denial> {
+        let (name, input) = (request.descriptor_dyn().name().to_owned(), json::message(request));
+        self.check(&name, &input).await
     }
 
     /// Asks about a volume that somebody in the guest wants to have mounted. A policy without such a rule, as one made for Kata is, lets

@@ -30,6 +30,7 @@ use crate::confidential::{Broker, Settings};
 use crate::config::Tee;
 use crate::container::spec;
 use crate::corruption::CorruptionWatch;
+use crate::creating::GivenUp;
 use crate::measure::Measurements;
 use crate::memory;
 use crate::sealed_image::{self, SealedError, Seals};
@@ -231,6 +232,8 @@ fn refused_copy(image: &str, source: SealedError) -> PullError {
     error
 }
 
+/// Why a pull ended that nobody waits for any more.
+const GIVEN_UP: &str = "the creation of its container was given up";
 /// Kata's name for the sandbox container's image, which is not pulled: the agent is that program.
 const PAUSE: &str = "pause";
 /// The scratch disk.
@@ -286,7 +289,7 @@ impl Images {
 
     /// Looks at the image that a storage names: manifest, list of those allowed, signatures, configuration and tier. No key of it is
     /// asked for. Documents that the host offers with its copy of the image are looked at before the registry is asked.
-    pub(crate) async fn examine(&self, storage: &Storage) -> Result<Examined, PullError> {
+    pub(crate) async fn examine(&self, storage: &Storage, given_up: &GivenUp) -> Result<Examined, PullError> {
         let reference = &storage.source;
         if reference == PAUSE {
             return Ok(Examined {
@@ -303,7 +306,7 @@ impl Images {
             None => None,
         };
         if let Some(companions) = companions {
-            match self.examine_with(reference, companions).await {
+            match self.examine_with(reference, companions, given_up).await {
                 Ok(examined) => return Ok(Examined { device, ..examined }),
                 // They may be of another day than the image's signatures; the registry's word is the newest.
                 Err(reason) => warn!(
@@ -312,27 +315,35 @@ impl Images {
                 ),
             }
         }
-        self.examine_in_registry(reference, device).await
+        self.examine_in_registry(reference, device, given_up).await
     }
 
     async fn examine_in_registry(
         &self,
         reference: &str,
         device: Option<String>,
+        given_up: &GivenUp,
     ) -> Result<Examined, PullError> {
-        let examined = self.examine_with(reference, Companions::None).await;
+        let examined = self.examine_with(reference, Companions::None, given_up).await;
         let examined = examined.map_err(|reason| refused(reference, reason))?;
         Ok(Examined { device, ..examined })
     }
 
-    async fn examine_with(&self, reference: &str, companions: Companions) -> Result<Examined, String> {
+    async fn examine_with(
+        &self,
+        reference: &str,
+        companions: Companions,
+        given_up: &GivenUp,
+    ) -> Result<Examined, String> {
         let config = ClientConfig { companions, ..self.client_config().await? };
         let (name, runtime) = (reference.to_owned(), tokio::runtime::Handle::current());
+        let given_up = given_up.clone();
         // On a thread of its own, as the rest of the pull.
         let examining = tokio::task::spawn_blocking(move || {
             let client = ImageClient::new(config).map_err(|e| causes(&e))?;
             let progress = |p: Progress| debug!(progress = ?p, "examining");
-            let image = runtime.block_on(client.examine(&name, &progress)).map_err(|e| causes(&e))?;
+            let examined = runtime.block_on(given_up.unless(client.examine(&name, &progress)));
+            let image = examined.ok_or(GIVEN_UP)?.map_err(|e| causes(&e))?;
             Ok((Arc::new(client), image))
         });
         let (client, image) = examining.await.map_err(|e| causes(&e)).and_then(|r| r)?;
@@ -342,18 +353,23 @@ impl Images {
 
     /// The root of what was examined, for the container of `bundle`: from the device that the host offers when there is a seal of the
     /// image, else pulled.
-    pub(crate) async fn root(&self, examined: Examined, bundle: &Path) -> Result<Pulled, PullError> {
+    pub(crate) async fn root(
+        &self,
+        examined: Examined,
+        bundle: &Path,
+        given_up: &GivenUp,
+    ) -> Result<Pulled, PullError> {
         let Examined { reference, image, device, .. } = &examined;
         // Encrypted images have no seal: who could read their layers to make one?
         let image = image.as_ref().filter(|(_, image)| !image.is_encrypted());
         let (Some((client, image)), Some(device)) = (image, device.clone()) else {
-            return self.pull(examined, bundle).await;
+            return self.pull(examined, bundle, given_up).await;
         };
         let seal = match self.seals.of_image(image).cloned() {
             Some(seal) => Some(seal),
-            None => self.signed_seal(client, image).await,
+            None => self.signed_seal(client, image, given_up).await,
         };
-        let Some(seal) = seal else { return self.pull(examined, bundle).await };
+        let Some(seal) = seal else { return self.pull(examined, bundle, given_up).await };
         let base = self.space().await?.join(bundle.file_name().unwrap_or_default());
         let digest = seal.manifest.clone();
         self.corruption.add(reference, &device, &seal);
@@ -374,19 +390,25 @@ impl Images {
 
     /// The seal that lies beside the image. When the documents that the host offered have none that counts, the registry may have: they
     /// may be older than the seal or its signature.
-    async fn signed_seal(&self, client: &Arc<ImageClient>, image: &ExaminedImage) -> Option<SealManifest> {
+    async fn signed_seal(
+        &self,
+        client: &Arc<ImageClient>,
+        image: &ExaminedImage,
+        given_up: &GivenUp,
+    ) -> Option<SealManifest> {
         let seal = sealed_image::signed_seal(Arc::clone(client), image.clone()).await;
         if seal.is_some() || !client.has_companions() {
             return seal;
         }
-        let examined = self.examine_with(&image.reference().to_string(), Companions::None).await.ok()?;
+        let examined =
+            self.examine_with(&image.reference().to_string(), Companions::None, given_up).await.ok()?;
         let (client, again) =
             examined.image.filter(|(_, again)| again.manifest_digest == image.manifest_digest)?;
         sealed_image::signed_seal(client, again).await
     }
 
     /// Pulls what was examined, for the container of `bundle`.
-    async fn pull(&self, examined: Examined, bundle: &Path) -> Result<Pulled, PullError> {
+    async fn pull(&self, examined: Examined, bundle: &Path, given_up: &GivenUp) -> Result<Pulled, PullError> {
         let Examined { reference, image, .. } = examined;
         let Some((client, image)) = image else {
             let rootfs = bundle.join(".pause");
@@ -395,14 +417,14 @@ impl Images {
         };
         let base = self.space().await?.join(bundle.file_name().unwrap_or_default());
         fs::create_dir_all(&base).map_err(PullError::Space)?;
-        let kept_bytes = client.kept_bytes(&image);
         let made = async {
-            let fetched = self.fetch(client, image, &base).await;
-            let pulled = fetched.map_err(|reason| match kept_bytes {
+            let fetched = self.fetch(Arc::clone(&client), image, &base, given_up).await;
+            let node_bytes = client.kept_bytes();
+            let pulled = fetched.map_err(|reason| match node_bytes {
                 0 => refused(&reference, reason),
-                _ => refused(&reference, format!("{reason} (its layers came from the node's copy)")),
+                _ => refused(&reference, format!("{reason} ({node_bytes} bytes came from the node's copy)")),
             })?;
-            self.measured(&reference, &pulled, kept_bytes).await?;
+            self.measured(&reference, &pulled, node_bytes).await?;
             Ok(pulled)
         };
         match made.await {
@@ -428,7 +450,9 @@ impl Images {
             };
             return Err(refused(&image, reason));
         }
-        let examined = self.examine_in_registry(reference, None).await?;
+        // Nobody gives these up: a container of the guest's own asks for them.
+        let given_up = GivenUp::never();
+        let examined = self.examine_in_registry(reference, None, &given_up).await?;
         // One at a time: two of one bundle would unpack into one folder.
         let _turn = self.pulling_for_the_hub.lock().await;
         if target.exists() {
@@ -436,7 +460,7 @@ impl Images {
         }
         // A name of its own in the space for images, which no container has: those have no dots in front.
         let name = format!(".{}", Digest::sha256(bundle.as_bytes()).as_str().trim_start_matches("sha256:"));
-        let pulled = self.pull(examined, &Path::new(crate::paths::BASE).join(name)).await?;
+        let pulled = self.pull(examined, &Path::new(crate::paths::BASE).join(name), &given_up).await?;
         let source = pulled.rootfs.display().to_string();
         if let Err(error) = crate::storage::mount_on(&source, &target, "none", &["bind"]) {
             // Nobody could get at it, and it would fill the guest's memory.
@@ -446,14 +470,14 @@ impl Images {
         Ok(pulled.digest.unwrap_or_default())
     }
 
-    async fn measured(&self, reference: &str, image: &PulledImage, kept_bytes: u64) -> Result<(), PullError> {
+    async fn measured(&self, reference: &str, image: &PulledImage, node_bytes: u64) -> Result<(), PullError> {
         info!(
             stage = "pulled",
             image = reference,
             digest = %image.manifest_digest,
             layers = image.layers.len() as u64,
-            bytes = image.bytes.saturating_sub(kept_bytes),
-            node_bytes = kept_bytes,
+            bytes = image.bytes.saturating_sub(node_bytes),
+            node_bytes,
             encrypted = image.encrypted,
             "image pulled"
         );
@@ -481,6 +505,7 @@ impl Images {
         client: Arc<ImageClient>,
         image: ExaminedImage,
         base: &Path,
+        given_up: &GivenUp,
     ) -> Result<PulledImage, String> {
         let work_dir = base.join("work");
         fs::create_dir_all(&work_dir).map_err(|e| e.to_string())?;
@@ -490,11 +515,12 @@ impl Images {
             None => Box::new(NoKeys),
         };
         let told = progress::PullProgress::new(&image.reference().to_string(), image.bytes());
-        let runtime = tokio::runtime::Handle::current();
+        let (runtime, given_up) = (tokio::runtime::Handle::current(), given_up.clone());
         // Unpacking keeps a thread busy: it gets one of its own, and the ttrpc threads stay free.
         let pulling = tokio::task::spawn_blocking(move || {
             let progress = |step: Progress| told.note(&step);
-            runtime.block_on(client.fetch(image, &target, &*keys, &progress)).map_err(|e| causes(&e))
+            let fetched = runtime.block_on(given_up.unless(client.fetch(image, &target, &*keys, &progress)));
+            fetched.ok_or(GIVEN_UP)?.map_err(|e| causes(&e))
         });
         let pulled = pulling.await.map_err(|e| causes(&e)).and_then(|r| r);
         // What is left there is memory that the container could use.

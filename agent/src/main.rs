@@ -14,6 +14,7 @@ mod confidential;
 mod config;
 mod container;
 mod corruption;
+mod creating;
 mod credentials;
 mod egress;
 mod gate;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use kata_cc_agent_protocol::agent::{
-    CreateContainerRequest, CreateSandboxRequest, ExecProcessRequest, Storage,
+    CreateContainerRequest, CreateSandboxRequest, ExecProcessRequest, RemoveContainerRequest, Storage,
 };
 use nix::mount::MsFlags;
 use nix::sched::CloneFlags;
@@ -19,6 +19,7 @@ use crate::container::cgroup::{Cgroup, CgroupError};
 use crate::container::process::{self, SpawnError};
 use crate::container::spec::{self, SpecError, Surroundings};
 use crate::container::{Container, devices};
+use crate::creating::{Creations, GivenUp};
 use crate::paths;
 use crate::reaper::Reaper;
 use crate::stage::message::{Config as StageConfig, Exec, Kind};
@@ -48,6 +49,9 @@ pub(crate) enum SandboxError {
     /// The name is taken.
     #[error("{0:?} exists already")]
     Exists(String),
+    /// RemoveContainer came while it was being created.
+    #[error("the creation of container {0:?} was given up")]
+    GivenUp(String),
     /// A limit of the agent.
     #[error("too many containers or processes: at most {MAX_CONTAINERS}")]
     TooMany,
@@ -107,8 +111,10 @@ struct State {
 #[derive(Debug)]
 pub(crate) struct Sandbox {
     state: RwLock<State>,
-    /// Serialises what creates and removes.
+    /// Serialises what creates and removes. The policy is asked about either while it is held: what a policy notes of a container is then
+    /// what becomes of it, whatever else the host asks meanwhile.
     making: Mutex<()>,
+    creations: Creations,
     reaper: Reaper,
     confidential: bool,
     unsealer: Unsealer,
@@ -126,6 +132,7 @@ impl Sandbox {
         Self {
             state: RwLock::default(),
             making: Mutex::default(),
+            creations: Creations::default(),
             reaper,
             confidential,
             unsealer,
@@ -237,7 +244,7 @@ impl Sandbox {
         }
     }
 
-    /// CreateContainer.
+    /// CreateContainer; asks the policy.
     pub(crate) async fn create_container(
         &self,
         request: CreateContainerRequest,
@@ -245,7 +252,11 @@ impl Sandbox {
         policy: &crate::gate::Gate,
     ) -> Result<(), SandboxError> {
         spec::check_id(&request.container_id)?;
-        let _making = self.making.lock().await;
+        let id = request.container_id.clone();
+        let creation = self.creations.begin(&id).ok_or_else(|| SandboxError::Exists(id.clone()))?;
+        let given_up = creation.given_up();
+        let making = given_up.unless(self.making.lock()).await;
+        let _making = making.ok_or_else(|| SandboxError::GivenUp(id.clone()))?;
         {
             let state = self.state.read().await;
             if state.containers.contains_key(&request.container_id) {
@@ -255,9 +266,9 @@ impl Sandbox {
                 return Err(SandboxError::TooMany);
             }
         }
-        let id = request.container_id.clone();
+        policy.check_message(&request).await?;
         let mut held = Vec::new();
-        let made = self.build(request, images, policy, &mut held).await;
+        let made = self.build(request, images, policy, &mut held, &given_up).await;
         match made {
             Ok(container) => {
                 let mut state = self.state.write().await;
@@ -284,6 +295,7 @@ impl Sandbox {
         images: &crate::image::Images,
         policy: &crate::gate::Gate,
         held: &mut Vec<String>,
+        given_up: &GivenUp,
     ) -> Result<Container, SandboxError> {
         let id = request.container_id.clone();
         let Some(oci) = request.OCI.as_mut() else {
@@ -297,7 +309,7 @@ impl Sandbox {
             if storage.driver == "image_guest_pull" {
                 let rootfs = storage::check_image(storage, &bundle, images_seen > 0)?;
                 images_seen += 1;
-                let examined = images.examine(storage).await?;
+                let examined = images.examine(storage, given_up).await?;
                 let program = examined.program.clone();
                 program.complete(oci);
                 let names = request.string_user.as_ref();
@@ -307,7 +319,7 @@ impl Sandbox {
                 if let Some(question) = question(None) {
                     policy.check_image_ahead(&question).await?;
                 }
-                let pulled = images.root(examined, &bundle).await?;
+                let pulled = images.root(examined, &bundle, given_up).await?;
                 if let Some(question) = question(Some(&pulled.rootfs)) {
                     policy.check_image(&question).await?;
                 }
@@ -400,9 +412,12 @@ impl Sandbox {
     }
 
     /// ExecProcess.
-    pub(crate) async fn exec(&self, mut request: ExecProcessRequest) -> Result<(), SandboxError> {
+    pub(crate) async fn exec(
+        &self,
+        container: Arc<Container>,
+        mut request: ExecProcessRequest,
+    ) -> Result<(), SandboxError> {
         spec::check_id(&request.exec_id)?;
-        let container = self.container(&request.container_id).await?;
         if let Some(process) = request.process.as_mut() {
             self.unsealer.environment(&mut process.Env).await?;
         }
@@ -447,10 +462,21 @@ impl Sandbox {
         Ok(code)
     }
 
-    /// RemoveContainer.
-    pub(crate) async fn remove_container(&self, id: &str) -> Result<(), SandboxError> {
-        let container = self.container(id).await?;
+    /// RemoveContainer; asks the policy. One that is being created is given up first.
+    pub(crate) async fn remove_container(
+        &self,
+        request: &RemoveContainerRequest,
+        policy: &crate::gate::Gate,
+    ) -> Result<(), SandboxError> {
+        self.creations.give_up(&request.container_id);
         let _making = self.making.lock().await;
+        policy.check_message(request).await?;
+        self.take_down(&request.container_id).await
+    }
+
+    /// Ends a container; [`Self::making`] is held.
+    async fn take_down(&self, id: &str) -> Result<(), SandboxError> {
+        let container = self.container(id).await?;
         container.destroy().await;
         self.state.write().await.containers.remove(id);
         self.release(&container.storages).await;
@@ -462,9 +488,11 @@ impl Sandbox {
 
     /// DestroySandbox: ends all containers.
     pub(crate) async fn destroy(&self) {
+        self.creations.give_up_all();
+        let _making = self.making.lock().await;
         let ids: Vec<String> = self.state.read().await.containers.keys().cloned().collect();
         for id in ids {
-            if let Err(e) = self.remove_container(&id).await {
+            if let Err(e) = self.take_down(&id).await {
                 warn!(container = id, error = %e, "container not removed");
             }
         }

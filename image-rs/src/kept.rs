@@ -5,17 +5,21 @@
 //! kept behind them. A file that cannot be read is as none: the registry is asked for the rest.
 
 use std::fs::File;
-use std::io::{self, Seek as _, SeekFrom, Write as _};
+use std::io::{self, Seek as _, SeekFrom};
 use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use tokio::io::AsyncSeekExt as _;
 use tokio_util::bytes::Bytes;
 
+use crate::Limits;
 use crate::digest::Digest;
 use crate::documents::Documents;
 use crate::error::PullError;
 use crate::layers::LayersError;
+use crate::manifest::Descriptor;
 use crate::media::LayerType;
 use crate::pull::ClientConfig;
 use crate::store::{Store, StoreError, WorkDir};
@@ -56,43 +60,59 @@ impl KeptLayers {
     }
 }
 
-/// Fetches the layers of the image `name` (registry reference, `oci:`, `oci-archive:`) into an empty file, digests checked, to the end of a
-/// whole block. No key is asked for.
+/// Fetches the layers of the encrypted image `name` (registry reference, `oci:`, `oci-archive:`) into an empty file, digests checked, to the
+/// end of a whole block. No key is asked for.
 ///
 /// # Errors
-/// See [`LayersError`]; what is in the file then is worth nothing.
+/// See [`LayersError`]: also when they have more than `most` bytes, or none is encrypted. What is in the file then is worth nothing.
 pub async fn keep_layers(
     name: &str,
     config: &ClientConfig,
+    most: u64,
     file: &mut File,
 ) -> Result<KeptLayers, LayersError> {
     let work = WorkDir::create()?;
     let store = Store::open(name, config, work.path()).await?;
     let (manifest, manifest_digest) = store.manifest(config).await?;
+    check(&manifest.layers, &config.limits, most)?;
+    let path = Path::new("the node's copy");
+    let failed = |error| Box::new(PullError::work("writing", path)(error));
+    let mut output = tokio::fs::File::from_std(file.try_clone().map_err(failed)?);
     let mut kept = KeptLayers { manifest_digest, bytes: 0, places: Vec::new() };
-    for (layer, descriptor) in manifest.layers.iter().enumerate() {
-        LayerType::parse(&descriptor.media_type)
-            .map_err(|source| Box::new(PullError::Media { layer, source }))?;
+    let mut offset = 0;
+    for descriptor in &manifest.layers {
         let digest = descriptor.digest().map_err(StoreError::from)?;
         if kept.places.iter().any(|(one, _)| *one == digest) {
             continue;
         }
-        let fetched = store.blob(descriptor, work.path()).await?;
-        let place = append(file, &fetched).map_err(PullError::work("keeping", &fetched)).map_err(Box::new)?;
+        store.copy_blob(descriptor, &mut output, path).await?;
+        let end = file.seek(SeekFrom::End(0)).map_err(failed)?;
+        let place = Place { offset, size: end - offset };
+        offset = end.next_multiple_of(BLOCK);
+        file.set_len(offset).map_err(failed)?;
+        output.seek(SeekFrom::Start(offset)).await.map_err(failed)?;
         kept.bytes += place.size;
         kept.places.push((digest, place));
     }
     Ok(kept)
 }
 
-/// Moves the file `from` to the end of `file`, filled up to a whole block.
-fn append(file: &mut File, from: &std::path::Path) -> io::Result<Place> {
-    let offset = file.seek(SeekFrom::End(0))?;
-    let size = io::copy(&mut File::open(from)?, file)?;
-    std::fs::remove_file(from)?;
-    let filling = size.next_multiple_of(BLOCK) - size;
-    file.write_all(&vec![0; usize::try_from(filling).unwrap_or_default()])?;
-    Ok(Place { offset, size })
+/// Whether layers are such as a guest takes, some of them encrypted, and fit.
+fn check(layers: &[Descriptor], limits: &Limits, most: u64) -> Result<(), LayersError> {
+    let mut encrypted = false;
+    for (layer, descriptor) in layers.iter().enumerate() {
+        let kind = LayerType::parse(&descriptor.media_type);
+        encrypted |= kind.map_err(|source| Box::new(PullError::Media { layer, source }))?.encrypted;
+    }
+    if !encrypted {
+        return Err(LayersError::NotEncrypted);
+    }
+    let (count, most_layers, most) = (layers.len(), limits.max_layers, most.min(limits.max_blob_bytes));
+    let bytes = layers.iter().fold(0, |sum: u64, layer| sum.saturating_add(layer.size));
+    if count > most_layers || bytes > most {
+        return Err(LayersError::TooLarge { layers: count, bytes, most_layers, most });
+    }
+    Ok(())
 }
 
 /// A layer in the node's file.
@@ -131,18 +151,17 @@ mod tests {
 
     #[tokio::test]
     async fn a_layer_is_read_to_its_end_and_not_beyond() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("kept");
-        let mut file = File::options().read(true).write(true).create_new(true).open(path).unwrap();
         let layers = [vec![1; 5000], vec![2; (PIECE + 10) as usize], Vec::new()];
+        let mut contents = Vec::new();
         let places = layers.iter().map(|bytes| {
-            let from = dir.path().join("layer");
-            std::fs::write(&from, bytes).unwrap();
-            append(&mut file, &from).unwrap()
+            contents.resize(contents.len().next_multiple_of(BLOCK as usize), 0);
+            let place = Place { offset: contents.len() as u64, size: bytes.len() as u64 };
+            contents.extend_from_slice(bytes);
+            place
         });
         let places: Vec<Place> = places.collect();
-        assert!(places.iter().all(|place| place.offset % BLOCK == 0));
-        assert_eq!(file.metadata().unwrap().len() % BLOCK, 0);
+        let mut file = tempfile::tempfile().unwrap();
+        std::io::Write::write_all(&mut file, &contents).unwrap();
         let file = Arc::new(file);
         for (place, bytes) in places.iter().zip(&layers) {
             let kept = KeptLayer::new(Arc::clone(&file), *place);
@@ -159,5 +178,26 @@ mod tests {
         ] {
             assert!(KeptLayer::new(Arc::clone(&file), wrong).piece(1).await.is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn only_encrypted_layers_that_fit_are_kept() {
+        let layer = |encrypted: &str, size| Descriptor {
+            media_type: format!("application/vnd.oci.image.layer.v1.tar+gzip{encrypted}"),
+            digest: Digest::sha256(b"x").to_string(),
+            size,
+            annotations: Default::default(),
+            platform: None,
+        };
+        let limits = Limits { max_layers: 2, ..Limits::default() };
+        let check = |layers: &[Descriptor]| check(layers, &limits, 100).map_err(|error| error.to_string());
+        let (plain, encrypted) = (layer("", 50), layer("+encrypted", 50));
+        assert_eq!(check(&[plain.clone(), encrypted.clone()]), Ok(()));
+        assert!(check(std::slice::from_ref(&plain)).unwrap_err().contains("none of its layers is encrypted"));
+        for more in [vec![layer("+encrypted", 51), plain.clone()], vec![layer("+encrypted", u64::MAX), plain]]
+        {
+            assert!(check(&more).unwrap_err().contains("at most 2 of 100"));
+        }
+        assert!(check(&vec![encrypted; 3]).unwrap_err().contains("3 layers of 150 bytes"));
     }
 }

@@ -27,6 +27,23 @@ pub enum LayersError {
         /// Its number.
         layer: usize,
     },
+    /// Only layers that are are kept as they are.
+    #[error(
+        "none of its layers is encrypted: of a plain image there is a sealed copy, and a node's only when anybody may pull it"
+    )]
+    NotEncrypted,
+    /// More than whoever asked has room for.
+    #[error("it has {layers} layers of {bytes} bytes, at most {most_layers} of {most} are kept")]
+    TooLarge {
+        /// Layers.
+        layers: usize,
+        /// Bytes of all of them.
+        bytes: u64,
+        /// How many layers may be.
+        most_layers: usize,
+        /// How many bytes.
+        most: u64,
+    },
 }
 
 /// An image whose layers lie in a temporary folder, which goes with it.

@@ -30,13 +30,18 @@ impl ReadAhead {
             loop {
                 let mut piece = spare.try_recv().unwrap_or_default();
                 piece.resize(PIECE, 0);
-                let read = fill_up(&mut reader, &mut piece);
-                let last = !matches!(read, Ok(length) if length > 0);
-                let sent = read.map(|length| {
-                    piece.truncate(length);
-                    piece
-                });
-                if fill.send(sent).is_err() || last {
+                let (length, failed) = fill_up(&mut reader, &mut piece);
+                piece.truncate(length);
+                // An empty piece is the end.
+                let more = !piece.is_empty();
+                if (more || failed.is_none()) && fill.send(Ok(piece)).is_err() {
+                    return;
+                }
+                if let Some(error) = failed {
+                    let _ = fill.send(Err(error));
+                    return;
+                }
+                if !more {
                     return;
                 }
             }
@@ -45,20 +50,18 @@ impl ReadAhead {
     }
 }
 
-/// Reads until `piece` is full or there is no more; what was read before an error is handed over first.
-fn fill_up(reader: &mut dyn Read, piece: &mut [u8]) -> io::Result<usize> {
+/// Reads until `piece` is full, there is no more, or an error comes: readers tell of one once, and of an end afterwards.
+fn fill_up(reader: &mut dyn Read, piece: &mut [u8]) -> (usize, Option<io::Error>) {
     let mut length = 0;
     while let Some(rest) = piece.get_mut(length..).filter(|rest| !rest.is_empty()) {
         match reader.read(rest) {
             Ok(0) => break,
             Ok(count) => length += count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // It comes again at the next read: readers of layers do not recover.
-            Err(_) if length > 0 => break,
-            Err(error) => return Err(error),
+            Err(error) => return (length, Some(error)),
         }
     }
-    Ok(length)
+    (length, None)
 }
 
 impl Read for ReadAhead {
@@ -87,7 +90,7 @@ mod tests {
 
     use super::*;
 
-    /// Gives its bytes in pieces of some length, then ends or fails.
+    /// Gives its bytes in pieces of some length, then ends, or fails once.
     struct Source {
         bytes: Vec<u8>,
         at: usize,
@@ -98,7 +101,7 @@ mod tests {
     impl Read for Source {
         fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
             let count = out.len().min(self.step).min(self.bytes.len() - self.at);
-            if count == 0 && self.fails {
+            if count == 0 && std::mem::take(&mut self.fails) {
                 return Err(io::Error::other("the archive is broken"));
             }
             out[..count].copy_from_slice(&self.bytes[self.at..self.at + count]);

@@ -183,9 +183,20 @@ impl Store {
 
     /// Copies a blob to a file in `work`, digest checked.
     pub(crate) async fn blob(&self, descriptor: &Descriptor, work: &Path) -> Result<PathBuf, StoreError> {
-        let digest = descriptor.digest()?;
-        let path = work.join(digest.hex());
+        let path = work.join(descriptor.digest()?.hex());
         let mut output = tokio::fs::File::create(&path).await.map_err(file_error("creating", &path))?;
+        self.copy_blob(descriptor, &mut output, &path).await?;
+        Ok(path)
+    }
+
+    /// Copies a blob to where a file stands, digest checked; `path` is the file's name for errors.
+    pub(crate) async fn copy_blob(
+        &self,
+        descriptor: &Descriptor,
+        output: &mut tokio::fs::File,
+        path: &Path,
+    ) -> Result<(), StoreError> {
+        let digest = descriptor.digest()?;
         let mut hasher = digest.hasher();
         match self {
             Self::Registry { client, reference } => {
@@ -195,12 +206,12 @@ impl Store {
                     .blob::<StoreError>(reference, &digest, async |piece| {
                         have += piece.len() as u64;
                         if have > descriptor.size {
-                            return Err(file_error("receiving", &path)(io::Error::other(
+                            return Err(file_error("receiving", path)(io::Error::other(
                                 "it is longer than its descriptor says",
                             )));
                         }
                         hasher.update(&piece);
-                        output.write_all(&piece).await.map_err(file_error("writing", &path))
+                        output.write_all(&piece).await.map_err(file_error("writing", path))
                     })
                     .await?;
             }
@@ -214,13 +225,13 @@ impl Store {
                         break;
                     }
                     hasher.update(&buffer[..count]);
-                    output.write_all(&buffer[..count]).await.map_err(file_error("writing", &path))?;
+                    output.write_all(&buffer[..count]).await.map_err(file_error("writing", path))?;
                 }
             }
         }
-        output.flush().await.map_err(file_error("writing", &path))?;
+        output.flush().await.map_err(file_error("writing", path))?;
         let seen = hasher.finish();
-        if seen == digest { Ok(path) } else { Err(StoreError::Changed { expected: digest, seen }) }
+        if seen == digest { Ok(()) } else { Err(StoreError::Changed { expected: digest, seen }) }
     }
 
     /// Stores the file `path` as a blob.

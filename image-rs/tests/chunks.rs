@@ -468,7 +468,7 @@ async fn a_kept_layer_is_read_from_the_nodes_file_and_held_to_the_list_and_the_d
     let path = node.path().join("kept");
     // Made without a key.
     let mut file = std::fs::File::create(&path).unwrap();
-    let kept = keep_layers(&place.name(), &place.config(), &mut file).await.unwrap();
+    let kept = keep_layers(&place.name(), &place.config(), 1 << 30, &mut file).await.unwrap();
     assert_eq!(kept.manifest_digest.to_string(), place.resolve("1").await.1);
     let offered = async || {
         let mut documents = collect_documents(&place.name(), &place.config(), &[CHUNKS_TYPE]).await.unwrap();
@@ -488,9 +488,6 @@ async fn a_kept_layer_is_read_from_the_nodes_file_and_held_to_the_list_and_the_d
         let pulled = place.pull(config.clone(), "1", out.path()).await;
         pulled.map(|image| std::fs::read(image.rootfs.join("big")).unwrap() == noise(3 << 20))
     };
-    let client = ImageClient::new(listed.clone()).unwrap();
-    let examined = client.examine(&place.name(), &|_| {}).await.unwrap();
-    assert_eq!((client.kept_bytes(&examined), kept.bytes), (examined.bytes(), examined.bytes()));
     assert!(pull(&listed).await.unwrap() && pull(&unlisted).await.unwrap());
     assert!(pull(&place.config()).await.is_err(), "the registry has it no more");
 

@@ -5,6 +5,7 @@
 //! that id gives it up.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -130,7 +131,10 @@ impl Tasks {
             Ok(created) => created,
             Err(_) => {
                 let doing = self.doing(&bundle);
-                self.give_up(&id);
+                if !self.give_up(&id) {
+                    // It was just done.
+                    return self.cell(&id).map(|cell| cell.pod.pid());
+                }
                 let error = TaskError::TooLong { container: id, seconds: patience.as_secs(), doing };
                 tracing::error!(%error, "a creation is given up");
                 Err(error)
@@ -138,8 +142,8 @@ impl Tasks {
         }
     }
 
-    /// Publish how the pull of a container's image goes on, as the guest tells of it. Never returns.
-    async fn tell_of_pull(&self, pod: &dyn Pod, container: &ContainerRequest) {
+    /// Publish how the pull of a container's image goes on, as the guest tells of it.
+    async fn tell_of_pull(&self, pod: &dyn Pod, container: &ContainerRequest) -> Infallible {
         let Some(image) = &container.image else { return std::future::pending().await };
         let details = Details { container: container.id.clone(), pid: pod.pid(), create: None };
         let mut told = None;
@@ -158,7 +162,8 @@ impl Tasks {
         // While a pod starts it is locked.
         let pod = match self.sandbox.try_lock().as_deref() {
             Ok(Sandbox::Running(pod)) => Arc::clone(pod),
-            _ => return "its guest is still starting".to_owned(),
+            Ok(Sandbox::Stopped) => return "its guest has ended".to_owned(),
+            Ok(Sandbox::None) | Err(_) => return "its guest is still starting".to_owned(),
         };
         let spec = load_spec(bundle).ok();
         let image = spec.and_then(|spec| grouping::image(&spec.annotations().clone()?).map(str::to_owned));
@@ -190,14 +195,14 @@ impl Tasks {
         let tasks = Arc::clone(self);
         let created = tokio::spawn(async move {
             let id = request.id.clone();
+            let too_late = given_up.clone();
             let result = tasks.create_reserved(request, given_up).await;
+            let result = match result {
+                Ok(cell) => tasks.keep(id.clone(), cell, &too_late).await,
+                Err(error) => Err(error),
+            };
             match result {
-                Ok(cell) => {
-                    let pid = cell.pod.pid();
-                    tokio::spawn(watch_end(Arc::clone(&cell)));
-                    tasks.slots().insert(id, Slot::Ready(cell));
-                    Ok(pid)
-                }
+                Ok(pid) => Ok(pid),
                 Err(error) => {
                     tracing::error!(container = id, %error, "the container was not created");
                     let empty = {
@@ -213,6 +218,26 @@ impl Tasks {
             }
         });
         created.await.unwrap_or_else(|error| Err(TaskError::Internal(error.to_string())))
+    }
+
+    /// Takes a container that was created into the list, unless it was given up meanwhile.
+    async fn keep(
+        &self,
+        id: String,
+        cell: Arc<Cell>,
+        given_up: &watch::Receiver<bool>,
+    ) -> Result<u32, TaskError> {
+        let pod = Arc::clone(&cell.pod);
+        {
+            let mut slots = self.slots();
+            if !*given_up.borrow() {
+                tokio::spawn(watch_end(Arc::clone(&cell)));
+                slots.insert(id, Slot::Ready(cell));
+                return Ok(pod.pid());
+            }
+        }
+        let _ = prompt(&*pod, pod.remove(&id)).await;
+        Err(TaskError::GivenUp(id))
     }
 
     async fn create_reserved(
@@ -248,7 +273,7 @@ impl Tasks {
             tokio::select! {
                 created = crate::alive::alive(&*pod, pod.create(&container)) => created?,
                 () = told(&mut given_up) => return Err(TaskError::GivenUp(request.id.clone())),
-                () = self.tell_of_pull(&*pod, &container) => {}
+                never = self.tell_of_pull(&*pod, &container) => match never {},
             }
             Ok(opened)
         }
@@ -402,10 +427,14 @@ impl Tasks {
         }
     }
 
-    /// Give up the creation of `id`, if one is under way.
-    fn give_up(&self, id: &str) {
-        if let Some(Slot::Creating(given_up, _)) = self.slots().get(id) {
-            given_up.send_replace(true);
+    /// Give up the creation of `id`; whether one is under way.
+    fn give_up(&self, id: &str) -> bool {
+        match self.slots().get(id) {
+            Some(Slot::Creating(given_up, _)) => {
+                given_up.send_replace(true);
+                true
+            }
+            _ => false,
         }
     }
 

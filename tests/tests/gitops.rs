@@ -105,7 +105,11 @@ fn a_key_broker_follows_its_bundle_keeps_the_last_good_one_and_goes_back() -> an
     let other = place.path("other.rego");
     std::fs::write(&other, policy("by hand", true))?;
     let refused = place.kata_cc(&["policy", "set", "resource", "--file", &other])?;
-    ensure!(refused.code != 0 && refused.text().contains("409"), "set by hand: {}", refused.text());
+    ensure!(
+        refused.code != 0 && refused.text().contains("is set by the policy bundle"),
+        "set by hand: {}",
+        refused.text()
+    );
 
     // Drift: the checkout is ahead of the registry; then the key broker takes it.
     let checkout = place.folder.path().join("policies/resource/policy.rego");

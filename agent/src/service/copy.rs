@@ -14,7 +14,6 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2, renameat};
 use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, mkdirat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, symlinkat, unlinkat};
-use serde_json::json;
 use thiserror::Error;
 
 /// Longest path below the shared folder.
@@ -58,22 +57,6 @@ pub(crate) enum CopyError {
 
 fn kind_of(mode: u32) -> SFlag {
     SFlag::from_bits_truncate(mode) & SFlag::S_IFMT
-}
-
-/// What the policy sees: not the data.
-pub(crate) fn policy_input(r: &CopyFileRequest) -> serde_json::Value {
-    let kind = match kind_of(r.file_mode) {
-        SFlag::S_IFREG => "Regular",
-        SFlag::S_IFDIR => "Directory",
-        SFlag::S_IFLNK => "Symlink",
-        _ => "Unknown",
-    };
-    let target =
-        if kind == "Symlink" { String::from_utf8_lossy(&r.data).into_owned() } else { String::new() };
-    json!({
-        "path": r.path, "file_type": kind, "symlink_target": target, "file_size": r.file_size,
-        "file_mode": r.file_mode, "dir_mode": r.dir_mode, "uid": r.uid, "gid": r.gid, "offset": r.offset,
-    })
 }
 
 /// Components below `root`.

@@ -35,6 +35,7 @@ pub(crate) fn from_sandbox(error: SandboxError) -> ttrpc::Error {
         }
         SandboxError::NoProcess { .. } => code(ttrpc::Code::NOT_FOUND, error.to_string()),
         SandboxError::Denied(_) => code(ttrpc::Code::PERMISSION_DENIED, error.to_string()),
+        SandboxError::GivenUp(_) => code(ttrpc::Code::CANCELLED, error.to_string()),
         SandboxError::Exists(_) => code(ttrpc::Code::ALREADY_EXISTS, error.to_string()),
         SandboxError::TooMany => code(ttrpc::Code::RESOURCE_EXHAUSTED, error.to_string()),
         _ => internal(error),

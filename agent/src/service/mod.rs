@@ -26,9 +26,9 @@ use ttrpc::r#async::TtrpcContext;
 use crate::gate::Gate;
 use crate::image::Images;
 use crate::net::Network;
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, SandboxError};
 use errors::{Answer, code, from_sandbox, internal};
-use kata_cc_policy::AgentPolicy;
+use kata_cc_policy::{AgentPolicy, Denial};
 
 /// Version of the agent API, as Kata numbers it.
 const API_VERSION: &str = "0.0.1";
@@ -36,7 +36,7 @@ const API_VERSION: &str = "0.0.1";
 /// Everything the calls need.
 #[derive(Debug)]
 pub(crate) struct Service {
-    sandbox: Sandbox,
+    sandbox: Arc<Sandbox>,
     policy: Arc<Gate>,
     images: Arc<Images>,
     network: Network,
@@ -47,18 +47,27 @@ pub(crate) struct Service {
 impl Service {
     /// Puts the parts together.
     pub(crate) fn new(sandbox: Sandbox, policy: Arc<Gate>, images: Arc<Images>, network: Network) -> Self {
-        Self { sandbox, policy, images, network, ended: Arc::default() }
+        Self { sandbox: Arc::new(sandbox), policy, images, network, ended: Arc::default() }
     }
 
     async fn allow(&self, request: &dyn MessageDyn) -> ttrpc::Result<()> {
-        let name = request.descriptor_dyn().name().to_owned();
-        self.allow_as(&name, &kata_cc_agent_protocol::json::message(request)).await
+        denied(self.policy.check_message(request).await)
     }
 
     async fn allow_as(&self, name: &str, input: &serde_json::Value) -> ttrpc::Result<()> {
-        let checked = self.policy.check(name, input).await;
-        checked.map_err(|denial| code(ttrpc::Code::PERMISSION_DENIED, denial.to_string()))
+        denied(self.policy.check(name, input).await)
     }
+}
+
+fn denied(answer: Result<(), Denial>) -> ttrpc::Result<()> {
+    answer.map_err(|denial| code(ttrpc::Code::PERMISSION_DENIED, denial.to_string()))
+}
+
+/// Runs `work` in a task of its own: a caller that goes away leaves nothing half done.
+async fn to_its_end(
+    work: impl Future<Output = Result<(), SandboxError>> + Send + 'static,
+) -> ttrpc::Result<()> {
+    tokio::spawn(work).await.map_err(internal)?.map_err(from_sandbox)
 }
 
 fn empty() -> Answer<Empty> {
@@ -97,9 +106,8 @@ impl AgentService for Service {
     }
 
     async fn create_container(&self, _: &TtrpcContext, r: api::CreateContainerRequest) -> Answer<Empty> {
-        self.allow(&r).await?;
-        let made = self.sandbox.create_container(r, &self.images, &self.policy).await;
-        made.map_err(from_sandbox)?;
+        let (sandbox, images, policy) = (self.sandbox.clone(), self.images.clone(), self.policy.clone());
+        to_its_end(async move { sandbox.create_container(r, &images, &policy).await }).await?;
         empty()
     }
 
@@ -111,23 +119,28 @@ impl AgentService for Service {
     }
 
     async fn remove_container(&self, _: &TtrpcContext, r: api::RemoveContainerRequest) -> Answer<Empty> {
-        self.allow(&r).await?;
-        let removal = self.sandbox.remove_container(&r.container_id);
-        match r.timeout {
-            0 => removal.await.map_err(from_sandbox)?,
-            seconds => tokio::time::timeout(std::time::Duration::from_secs(seconds.into()), removal)
-                .await
-                .map_err(|_| {
+        let (sandbox, policy) = (self.sandbox.clone(), self.policy.clone());
+        let seconds = r.timeout;
+        // It goes on when the time is over: the policy may have forgotten the container.
+        let removal = to_its_end(async move { sandbox.remove_container(&r, &policy).await });
+        match seconds {
+            0 => removal.await?,
+            seconds => {
+                let in_time = tokio::time::timeout(std::time::Duration::from_secs(seconds.into()), removal);
+                let late = || {
                     code(ttrpc::Code::DEADLINE_EXCEEDED, "ETIME: container not removed in time".to_owned())
-                })?
-                .map_err(from_sandbox)?,
+                };
+                in_time.await.map_err(|_| late())??;
+            }
         }
         empty()
     }
 
     async fn exec_process(&self, _: &TtrpcContext, r: api::ExecProcessRequest) -> Answer<Empty> {
+        // Looked up first: what is allowed for a container is done in that one, or in none.
+        let container = self.sandbox.container(&r.container_id).await;
         self.allow(&r).await?;
-        self.sandbox.exec(r).await.map_err(from_sandbox)?;
+        self.sandbox.exec(container.map_err(from_sandbox)?, r).await.map_err(from_sandbox)?;
         empty()
     }
 
@@ -170,8 +183,9 @@ impl AgentService for Service {
     }
 
     async fn update_container(&self, _: &TtrpcContext, r: api::UpdateContainerRequest) -> Answer<Empty> {
+        let container = self.sandbox.container(&r.container_id).await;
         self.allow(&r).await?;
-        let container = self.sandbox.container(&r.container_id).await.map_err(from_sandbox)?;
+        let container = container.map_err(from_sandbox)?;
         if let (Some(cgroup), Some(resources)) = (&container.cgroup, r.resources.as_ref()) {
             cgroup.apply(resources).map_err(internal)?;
         }
@@ -337,7 +351,7 @@ impl AgentService for Service {
     }
 
     async fn copy_file(&self, _: &TtrpcContext, r: api::CopyFileRequest) -> Answer<Empty> {
-        self.allow_as("CopyFileRequest", &copy::policy_input(&r)).await?;
+        self.allow_as("CopyFileRequest", &kata_cc_agent_protocol::json::copy_file(&r)).await?;
         let copied =
             tokio::task::spawn_blocking(move || copy::copy(std::path::Path::new(crate::paths::SHARED), &r));
         copied.await.map_err(internal)?.map_err(internal)?;

@@ -64,12 +64,10 @@ impl ImageClient {
         matches!(self.config.companions, Companions::Offered { .. })
     }
 
-    /// Bytes of the image's layers that the node keeps.
+    /// Bytes of layers that were read of the node's copy so far.
     #[must_use]
-    pub fn kept_bytes(&self, image: &ExaminedImage) -> u64 {
-        let is_kept = |digest: Digest| self.config.companions.kept(&digest).is_some();
-        let kept = image.manifest.layers.iter().filter(|layer| layer.digest().is_ok_and(is_kept));
-        kept.fold(0, |sum, layer| sum.saturating_add(layer.size))
+    pub fn kept_bytes(&self) -> u64 {
+        self.registry.kept_bytes()
     }
 
     /// The registry client below.

@@ -13,6 +13,7 @@ mod push;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use kata_cc_causes::causes;
@@ -71,6 +72,8 @@ pub struct Registry {
     config: RegistryConfig,
     /// By host and repository; `None` where none is wanted.
     tokens: tokio::sync::Mutex<HashMap<(String, String), Option<String>>>,
+    /// Bytes of layers that were read of the node's copy.
+    kept_bytes: AtomicU64,
 }
 
 impl fmt::Debug for Registry {
@@ -119,7 +122,13 @@ impl Registry {
             }
             Err(error) => return Err(RegistryError::Setup(causes(&error))),
         };
-        Ok(Self { client, http, config, tokens: tokio::sync::Mutex::default() })
+        Ok(Self {
+            client,
+            http,
+            config,
+            tokens: tokio::sync::Mutex::default(),
+            kept_bytes: AtomicU64::new(0),
+        })
     }
 
     fn client_config(config: &RegistryConfig, no_roots: bool) -> oci_client::client::ClientConfig {
@@ -323,6 +332,12 @@ impl Registry {
 }
 
 impl Registry {
+    /// Bytes of layers that were read of the node's copy so far.
+    #[must_use]
+    pub fn kept_bytes(&self) -> u64 {
+        self.kept_bytes.load(Ordering::Relaxed)
+    }
+
     /// Streams what the node keeps of a blob to `sink`, and keeps `have` up to date; gives whether that was the whole blob.
     async fn kept_blob<E>(
         &self,
@@ -335,6 +350,7 @@ impl Registry {
             match kept.piece(*have).await {
                 Ok(Some(piece)) => {
                     *have += piece.len() as u64;
+                    self.kept_bytes.fetch_add(piece.len() as u64, Ordering::Relaxed);
                     sink(piece).await?;
                 }
                 Ok(None) => return Ok(true),

@@ -5,7 +5,9 @@
 
 use protobuf::MessageDyn;
 use protobuf::reflect::{ReflectFieldRef, ReflectValueRef};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
+
+use crate::agent::CopyFileRequest;
 
 /// A message as JSON.
 #[must_use]
@@ -34,6 +36,27 @@ pub fn message(message: &dyn MessageDyn) -> Value {
         fields.insert(name, value);
     }
     Value::Object(fields)
+}
+
+/// What policies see of `CopyFileRequest` in place of its message (Kata's `policy.rs`): not the data, but where a link leads.
+#[must_use]
+pub fn copy_file(request: &CopyFileRequest) -> Value {
+    // <sys/stat.h>, `S_IFMT`
+    let kind = match request.file_mode & 0o170_000 {
+        0o100_000 => "Regular",
+        0o040_000 => "Directory",
+        0o120_000 => "Symlink",
+        _ => "Unknown",
+    };
+    let target = match kind {
+        "Symlink" => String::from_utf8_lossy(&request.data).into_owned(),
+        _ => String::new(),
+    };
+    json!({
+        "path": request.path, "file_type": kind, "symlink_target": target, "file_size": request.file_size,
+        "file_mode": request.file_mode, "dir_mode": request.dir_mode, "uid": request.uid, "gid": request.gid,
+        "offset": request.offset,
+    })
 }
 
 /// Whether a field holds a message.
@@ -67,10 +90,8 @@ fn scalar(value: &ReflectValueRef<'_>) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use crate::agent::{CreateContainerRequest, UpdateInterfaceRequest, WriteStreamRequest};
-    use serde_json::json;
-
     use super::*;
+    use crate::agent::{CreateContainerRequest, UpdateInterfaceRequest, WriteStreamRequest};
 
     #[test]
     fn unset_fields_are_there() {

@@ -195,8 +195,8 @@ pub struct ImageSettings {
     /// Whether the node makes a copy of an image when a guest first asks for one that it has none of: a sealed one, or of an encrypted image
     /// its layers as they are.
     pub seal_at_first_use: bool,
-    /// Docker's configuration (`{"auths": …}`) with the node's own credentials for making copies; without, only images that anybody may pull
-    /// have one. Guests never see it: they have theirs from the key broker.
+    /// Docker's configuration (`{"auths": …}`) with the node's own credentials for copies of encrypted images; without, only images that anybody
+    /// may pull have one, as plain images always. Guests never see it: they have theirs from the key broker.
     pub seal_credentials: Option<PathBuf>,
     /// Most bytes of copies of images that this node keeps: those wanted longest ago go first. 64 GiB without.
     pub sealed_bytes: Option<u64>,

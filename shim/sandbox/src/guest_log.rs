@@ -42,7 +42,7 @@ const HINTS: [(&str, &str); 3] = [
 /// How much of each, in bytes.
 const MAX_CONSOLE_WORDS: usize = 512;
 
-/// Most pulls that are remembered at a time; a guest that tells of more tells of none.
+/// Most pulls that are remembered at a time; of more that a guest tells of the first count.
 const MAX_PULLS: usize = 16;
 
 /// How far the pull of an image was when the guest last told of it. The guest's word.

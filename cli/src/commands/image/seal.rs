@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use kata_cc_image::chunks::CHUNKS_TYPE;
 use kata_cc_image::{
-    ClientConfig, Documents, FetchedImage, KeptLayers, LayersError, collect_documents, fetch_layers,
-    keep_layers,
+    ClientConfig, DockerAuthConfig, Documents, FetchedImage, KeptLayers, LayersError, collect_documents,
+    fetch_layers, keep_layers,
 };
 use kata_cc_policy_bundle::sign::Signer;
 use kata_cc_sandbox::config::{ImageSettings, NodeConfig};
@@ -50,7 +50,7 @@ pub(crate) struct Seal {
 pub(super) fn run(arguments: &Seal, output: &Output) -> anyhow::Result<()> {
     let name = &arguments.name;
     let mut client = arguments.registry.config(&[name])?;
-    let mut claim = None;
+    let (mut claim, mut credentials) = (None, None);
     if arguments.for_node {
         let cache = ImageCache::below(&paths::state_dir());
         claim = cache.claim(name).context("cannot write to this node's folder of sealed images")?;
@@ -59,7 +59,9 @@ pub(super) fn run(arguments: &Seal, output: &Output) -> anyhow::Result<()> {
             note(&format!("kata-cc: {} is there, or another process is making it", printable(name)));
             return Ok(());
         }
-        as_node(&mut client, &NodeConfig::load()?.image)?;
+        let image = NodeConfig::load()?.image;
+        as_node(&mut client, &image)?;
+        credentials = image.seal_credentials.as_deref().map(docker_configuration).transpose()?;
     }
     let in_registry = referrer::in_registry(name);
     if arguments.push && !in_registry {
@@ -71,18 +73,25 @@ pub(super) fn run(arguments: &Seal, output: &Output) -> anyhow::Result<()> {
     // What is wrong with the key is told before the work.
     let signer = arguments.sign_key.as_deref().map(signer).transpose()?;
     let fetching = output.progress(&format!("kata-cc: fetching {}", printable(name)));
-    let image = match block_on(async { Ok(fetch_layers(name, &client).await) })? {
-        Ok(image) => Some(image),
-        Err(LayersError::Encrypted { .. }) if !arguments.push && arguments.seal.is_none() => None,
-        Err(error @ LayersError::Encrypted { .. }) => {
+    let image = match (block_on(async { Ok(fetch_layers(name, &client).await) })?, &credentials) {
+        (Ok(image), _) => Some(image),
+        (Err(LayersError::Encrypted { .. }), _) if !arguments.push && arguments.seal.is_none() => None,
+        (Err(error @ LayersError::Encrypted { .. }), _) => {
             return Err(anyhow::Error::new(error).context(NO_SEAL));
         }
-        Err(error) => return Err(error.into()),
+        // It may be one that only the node's credentials show.
+        (Err(_), Some(_)) => None,
+        (Err(error), None) => return Err(error.into()),
     };
+    if image.is_none() && credentials.is_some() {
+        // Never for a plain image: guests that have no credentials for it would get it from the node.
+        client.auth = credentials;
+    }
     drop(fetching);
     let sealing = output.progress(&format!("kata-cc: sealing {}", printable(name)));
     let (image, signer) = (image.as_ref(), signer.as_ref());
-    let making = Making { name, client: &client, image, in_registry, push: arguments.push, signer };
+    let most = NodeConfig::load()?.image.most_sealed_bytes();
+    let making = Making { name, client: &client, image, in_registry, push: arguments.push, signer, most };
     let (copy, place) = match &arguments.output {
         Some(path) => {
             let mut created =
@@ -92,7 +101,7 @@ pub(super) fn run(arguments: &Seal, output: &Output) -> anyhow::Result<()> {
         None => making.make_for_node()?,
     };
     drop(sealing);
-    if let (Some(path), Copy::Sealed { seal, .. }) = (&arguments.seal, &copy) {
+    if let (Some(path), Made::Sealed { seal, .. }) = (&arguments.seal, &copy) {
         std::fs::write(path, seal.to_json()?).with_context(|| format!("cannot write {}", path.display()))?;
     }
     drop(claim);
@@ -112,15 +121,15 @@ fn as_node(client: &mut ClientConfig, image: &ImageSettings) -> anyhow::Result<(
     if let Some(file) = &image.registries {
         client.registries = registries(file)?;
     }
-    if let Some(file) = &image.seal_credentials {
-        let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-        // The parser's error could repeat credentials: it is not passed on.
-        let parsed = serde_json::from_slice(&text).ok();
-        let parsed = parsed
-            .with_context(|| format!("{} is no docker configuration ({{\"auths\": …}})", file.display()));
-        client.auth = Some(parsed?);
-    }
     Ok(())
+}
+
+/// Credentials as Docker keeps them.
+fn docker_configuration(file: &Path) -> anyhow::Result<DockerAuthConfig> {
+    let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    // The parser's error could repeat credentials: it is not passed on.
+    let parsed = serde_json::from_slice(&text).ok();
+    parsed.with_context(|| format!("{} is no docker configuration ({{\"auths\": …}})", file.display()))
 }
 
 /// What a copy is made of, and what else is done with it.
@@ -132,17 +141,19 @@ struct Making<'a> {
     in_registry: bool,
     push: bool,
     signer: Option<&'a Signer>,
+    /// Most bytes of all copies of the node.
+    most: u64,
 }
 
 /// What was made.
-enum Copy {
+enum Made {
     /// A file system with the layers, and what vouches for it.
     Sealed { seal: SealManifest, referrer: Option<String> },
     /// Encrypted layers, for which the image itself vouches.
     Kept(KeptLayers),
 }
 
-impl Copy {
+impl Made {
     /// Digest of the image's manifest.
     fn manifest(&self) -> &str {
         match self {
@@ -166,13 +177,13 @@ fn kept(layers: &KeptLayers) -> Value {
 
 impl Making<'_> {
     /// Makes it in this node's folder, where it may have to take the place of others.
-    fn make_for_node(&self) -> anyhow::Result<(Copy, PathBuf)> {
+    fn make_for_node(&self) -> anyhow::Result<(Made, PathBuf)> {
         let cache = ImageCache::below(&paths::state_dir());
         let mut staged = cache.stage().context("cannot write to this node's folder of sealed images")?;
         let copy = self.make(staged.as_file_mut())?;
         let kept = cache.keep(staged, copy.manifest(), self.name, &copy.document()?);
         let kept = kept.context("the sealed image cannot be kept")?;
-        let most = NodeConfig::load()?.image.most_sealed_bytes();
+        let most = self.most;
         let removed = cache.trim(most, &kept).context("cannot make room among this node's sealed images")?;
         for digest in removed {
             note(&format!(
@@ -183,13 +194,13 @@ impl Making<'_> {
     }
 
     /// Makes it in an empty file, with the image's small documents at the end.
-    fn make(&self, file: &mut File) -> anyhow::Result<Copy> {
+    fn make(&self, file: &mut File) -> anyhow::Result<Made> {
         let Some(image) = self.image else {
-            let layers = block_on(async { Ok(keep_layers(self.name, self.client, file).await?) })?;
+            let layers = block_on(async { Ok(keep_layers(self.name, self.client, self.most, file).await?) })?;
             let mut documents = self.documents().unwrap_or_default();
             layers.note(&mut documents);
             append(file, &documents)?;
-            return Ok(Copy::Kept(layers));
+            return Ok(Made::Kept(layers));
         };
         let seal = seal_image(image, file, self.client.limits.clone())?;
         let put = || {
@@ -200,7 +211,7 @@ impl Making<'_> {
         if let Some(documents) = self.documents() {
             append(file, &documents)?;
         }
-        Ok(Copy::Sealed { seal, referrer })
+        Ok(Made::Sealed { seal, referrer })
     }
 
     /// With them a guest need not ask the registry; without them it does.
@@ -225,20 +236,20 @@ fn append(file: &mut File, documents: &Documents) -> anyhow::Result<()> {
     documents::append(file, &documents.to_json()?).context("the documents cannot be kept")
 }
 
-fn tell(copy: &Copy, file: &Path, output: &Output) -> anyhow::Result<()> {
+fn tell(copy: &Made, file: &Path, output: &Output) -> anyhow::Result<()> {
     let named = printable(&file.display().to_string());
     match copy {
-        Copy::Kept(layers) if output.json => output.document(&json!({"file": file, "kept": kept(layers)}))?,
-        Copy::Kept(layers) => output.text(&format!(
+        Made::Kept(layers) if output.json => output.document(&json!({"file": file, "kept": kept(layers)}))?,
+        Made::Kept(layers) => output.text(&format!(
             "file       {named}\nencrypted  {} layers as they are: guests decrypt them\nbytes      {}\nmanifest   {}\n",
             layers.count(),
             layers.bytes,
             layers.manifest_digest,
         ))?,
-        Copy::Sealed { seal, referrer } if output.json => output.document(
+        Made::Sealed { seal, referrer } if output.json => output.document(
             &json!({"file": file, "bytes": seal.file_bytes(), "seal": seal, "referrer": referrer}),
         )?,
-        Copy::Sealed { seal, referrer } => {
+        Made::Sealed { seal, referrer } => {
             if let Some(referrer) = referrer {
                 output.text(&format!("referrer   {referrer} \n"))?;
             }

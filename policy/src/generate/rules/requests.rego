@@ -249,10 +249,10 @@ known_name := data.pstate[concat("", ["container ", input.container_id])]
 
 # What of a container's process was looked at when it was created, for commands in it: those of the pause container are not looked at. Of
 # much length it is not remembered, and looked at each time.
-remembered_process := {"Env": process.Env, "User": process.User, "Capabilities": process.Capabilities, "NoNewPrivileges": process.NoNewPrivileges} if {
+remembered_process := process if {
 	container.kind != "sandbox"
-	process := input.OCI.Process
-	count(concat("", process.Env)) < 32768
+	process := {name: input.OCI.Process[name] | some name in ["Env", "User", "Capabilities", "NoNewPrivileges"]}
+	count(json.marshal(process)) < 32768
 }
 
 # A command with variables, user and rights of the container's own process: what was allowed then is allowed again.
