@@ -227,16 +227,18 @@ impl Tasks {
         cell: Arc<Cell>,
         given_up: &watch::Receiver<bool>,
     ) -> Result<u32, TaskError> {
-        let pod = Arc::clone(&cell.pod);
+        let undo =
+            Undo { pod: Arc::clone(&cell.pod), id: id.clone(), mounted: cell.mounted.clone(), created: true };
         {
             let mut slots = self.slots();
             if !*given_up.borrow() {
+                let pid = cell.pod.pid();
                 tokio::spawn(watch_end(Arc::clone(&cell)));
                 slots.insert(id, Slot::Ready(cell));
-                return Ok(pod.pid());
+                return Ok(pid);
             }
         }
-        let _ = prompt(&*pod, pod.remove(&id)).await;
+        undo.run().await;
         Err(TaskError::GivenUp(id))
     }
 

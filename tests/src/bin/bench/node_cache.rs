@@ -1,6 +1,6 @@
 //! `node-cache`: a confidential pod (simulated SEV-SNP) whose image comes from the node's sealed copy, beside the same pod that pulls it: time
 //! to the first output, bytes on the loopback (registry and key broker are there), and the monitor's memory. The image is that of `image`
-//! as far as its first three layers: 200 MB packed, of Debian's packages. Runs alternate.
+//! as far as its first three layers: 250 MB packed, of Debian's packages. Runs alternate.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
