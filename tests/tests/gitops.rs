@@ -74,7 +74,7 @@ impl Place {
                 return Ok(());
             }
             ensure!(
-                begun.elapsed() < Duration::from_secs(60),
+                begun.elapsed() < Duration::from_secs(240),
                 "expected exit code {code} and {parts:?}: {text}"
             );
             std::thread::sleep(Duration::from_millis(200));
