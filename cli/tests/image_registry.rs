@@ -31,21 +31,7 @@ fn registry(node: &Node) -> Option<Registry> {
             return None;
         }
     }
-    let host = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    let storage = node.path("storage");
-    let config = format!(
-        "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {host}\n",
-        storage.display()
-    );
-    let config = node.file("registry.yml", config);
-    let mut command = Command::new("docker-registry");
-    let command = command.args(["serve", &config]).stdout(Stdio::null()).stderr(Stdio::null());
-    let registry = Registry { child: command.spawn().unwrap(), host };
-    let begun = Instant::now();
-    while TcpStream::connect(&registry.host).is_err() {
-        assert!(begun.elapsed() < Duration::from_secs(30), "the registry does not answer");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let registry = serve(node, "registry.yml", "");
     oci_layout(&node.path("plain"));
     let copied = Command::new("skopeo")
         .args(["copy", "-q", "--insecure-policy", "--dest-tls-verify=false"])
@@ -54,6 +40,26 @@ fn registry(node: &Node) -> Option<Registry> {
         .status();
     assert!(copied.unwrap().success());
     Some(registry)
+}
+
+/// A registry of the node's storage, with more in its configuration.
+fn serve(node: &Node, name: &str, more: &str) -> Registry {
+    let host = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let storage = node.path("storage");
+    let config = format!(
+        "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {host}\n{more}",
+        storage.display()
+    );
+    let config = node.file(name, config);
+    let mut command = Command::new("docker-registry");
+    let command = command.args(["serve", &config]).stdout(Stdio::null()).stderr(Stdio::null());
+    let registry = Registry { child: command.spawn().unwrap(), host };
+    let begun = Instant::now();
+    while TcpStream::connect(&registry.host).is_err() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "the registry does not answer");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    registry
 }
 
 /// A key pair: the private key's file, and a policy that demands its signature.
@@ -218,4 +224,38 @@ fn a_manifest_of_contrast_becomes_reference_values() {
     assert!(ran.stderr.contains("minimum_tcb.reported = { snp = 24 }"), "{ran:?}");
     let bad = node.file("bad.json", "{}");
     node.fails(&["policy", "import", "--from", "contrast", &bad], &["no manifest of Contrast"]);
+}
+
+#[test]
+fn a_node_keeps_encrypted_layers_with_its_own_credentials_and_no_private_plain_image() {
+    let node = Node::new();
+    let Some(open) = registry(&node) else { return };
+    encrypted(&node, &open);
+    let password = Command::new("htpasswd").args(["-Bbn", "node", "wonder"]).output();
+    let Ok(password) = password else { return println!("skipped: not installed: htpasswd") };
+    let file = node.file("htpasswd", password.stdout);
+    let closed =
+        serve(&node, "closed.yml", &format!("auth:\n  htpasswd:\n    realm: test\n    path: {file}\n"));
+    let host = closed.host.as_str();
+    let [plain, sealed] = ["1", "enc"].map(|tag| format!("{host}/team/app:{tag}"));
+    let configure = |more: &str| {
+        node.file("config.toml", format!("[image]\ninsecure_registries = [{host:?}]\n{more}"));
+    };
+    let fails = |name: &str, what: &[&str]| node.fails(&["image", "seal", "--for-node", name], what);
+    configure("");
+    fails(&sealed, &["refuses access"]);
+    let credentials = json!({"auths": {host: {"username": "node", "password": "wonder"}}});
+    let credentials = node.file("auth.json", credentials.to_string());
+    configure(&format!("seal_credentials = {credentials:?}\n"));
+    let kept = node.json(&["image", "seal", "--for-node", &sealed]);
+    assert_eq!(kept["kept"]["encrypted"], true, "{kept}");
+    fails(&plain, &["none of its layers is encrypted"]);
+    // As many bytes as the node has room for, and no more.
+    std::fs::remove_dir_all(node.path("state/images")).unwrap();
+    configure(&format!("seal_credentials = {credentials:?}\nsealed_bytes = 10\n"));
+    fails(&sealed, &["at most", "of 10 are kept"]);
+    node.file("auth.json", "wonder");
+    let ran = node.run(&["image", "seal", "--for-node", &sealed]);
+    assert!(ran.code == 1 && ran.stderr.contains("no docker configuration"), "{ran:?}");
+    assert!(!ran.stderr.contains("wonder"), "a password was told: {ran:?}");
 }
