@@ -283,8 +283,8 @@ impl Images {
             return Ok(None);
         };
         let bytes = broker.resource(uri).await.map_err(|e| causes(&*e))?;
-        // The error of the parser could repeat credentials: it is not passed on.
-        serde_json::from_slice(&bytes).map(Some).map_err(|_| format!("{uri} is no docker configuration"))
+        let parsed = DockerAuthConfig::parse(&bytes);
+        parsed.map(Some).ok_or_else(|| format!("{uri} is no docker configuration"))
     }
 
     /// Looks at the image that a storage names: manifest, list of those allowed, signatures, configuration and tier. No key of it is

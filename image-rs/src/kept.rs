@@ -20,8 +20,7 @@ use crate::documents::Documents;
 use crate::error::PullError;
 use crate::layers::LayersError;
 use crate::manifest::Descriptor;
-use crate::media::LayerType;
-use crate::pull::ClientConfig;
+use crate::pull::{ClientConfig, layer_types};
 use crate::store::{Store, StoreError, WorkDir};
 
 /// What a layer's beginning in the file is a multiple of, in bytes: a block of the device that the file becomes.
@@ -99,12 +98,7 @@ pub async fn keep_layers(
 
 /// Whether layers are such as a guest takes, some of them encrypted, and fit.
 fn check(layers: &[Descriptor], limits: &Limits, most: u64) -> Result<(), LayersError> {
-    let mut encrypted = false;
-    for (layer, descriptor) in layers.iter().enumerate() {
-        let kind = LayerType::parse(&descriptor.media_type);
-        encrypted |= kind.map_err(|source| Box::new(PullError::Media { layer, source }))?.encrypted;
-    }
-    if !encrypted {
+    if !layer_types(layers).map_err(Box::new)?.iter().any(|kind| kind.encrypted) {
         return Err(LayersError::NotEncrypted);
     }
     let (count, most_layers, most) = (layers.len(), limits.max_layers, most.min(limits.max_blob_bytes));

@@ -80,8 +80,7 @@ impl Containerd {
     pub fn start_for_pods(node: &str, image: &str) -> anyhow::Result<Self> {
         let pause = format!("{image}:latest");
         let containerd = Self::start_configured(node, Programs::default(), |folder| {
-            Ok(config(folder).replace(r#""io.containerd.grpc.v1.cri", "#, "")
-                + &pod::configuration(folder, &pause)?)
+            Ok(config(folder, true) + &pod::configuration(folder, &pause)?)
         })?;
         containerd.import_as(&["--namespace", "k8s.io"], image)?;
         Ok(containerd)
@@ -100,7 +99,7 @@ impl Containerd {
     }
 
     fn start_daemon(node: &str, programs: Programs) -> anyhow::Result<Self> {
-        Self::start_configured(node, programs, |folder| Ok(config(folder)))
+        Self::start_configured(node, programs, |folder| Ok(config(folder, false)))
     }
 
     fn start_configured(
@@ -244,13 +243,15 @@ impl Containerd {
     }
 }
 
-fn config(folder: &Path) -> String {
+/// containerd's configuration, with its Container Runtime Interface switched off or not.
+fn config(folder: &Path, cri: bool) -> String {
     let folder = folder.display();
+    let off = if cri { "" } else { r#""io.containerd.grpc.v1.cri", "# };
     format!(
         r#"version = 2
 root = "{folder}/root"
 state = "{folder}/state"
-disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt", "io.containerd.snapshotter.v1.btrfs",
+disabled_plugins = [{off}"io.containerd.internal.v1.opt", "io.containerd.snapshotter.v1.btrfs",
   "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.aufs"]
 [grpc]
 address = "{folder}/c.sock"

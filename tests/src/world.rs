@@ -107,7 +107,27 @@ pub struct World {
     pub measured: (String, String),
 }
 
+/// What [`prepare`] made, or makes: `KATA_CC_MATERIAL`, or a folder among the temporary ones.
+#[must_use]
+pub fn material() -> PathBuf {
+    std::env::var_os("KATA_CC_MATERIAL")
+        .map_or_else(|| std::env::temp_dir().join("kata-cc-material"), PathBuf::from)
+}
+
 impl World {
+    /// A test's own, of the shared material, in a folder of this name.
+    pub fn of_test(name: &str) -> anyhow::Result<Self> {
+        Self::of_test_with(name, None, "sim-snp")
+    }
+
+    /// Like [`World::of_test`], with what [`World::start_with`] takes.
+    pub fn of_test_with(name: &str, agent_policy: Option<&str>, tee: &'static str) -> anyhow::Result<Self> {
+        let material = material();
+        prepare(&material)?;
+        let dir = PathBuf::from(format!("/run/kct-{name}-{}", std::process::id()));
+        Self::start_with(&material, &dir, agent_policy, tee)
+    }
+
     /// Start the services, encrypt and push the image, and give key, policy and reference values to the key broker.
     pub fn start(material: &Path, dir: &Path) -> anyhow::Result<Self> {
         Self::start_with(material, dir, None, "sim-snp")

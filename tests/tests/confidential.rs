@@ -1,7 +1,7 @@
 //! The confidential path, end to end, with the real programs: an encrypted image runs after attestation, and in no
 //! other case; while it runs, neither its key nor its plaintext is anywhere on the host.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -11,15 +11,10 @@ use kata_cc_tests::image::MARKER;
 use kata_cc_tests::pki::Pki;
 use kata_cc_tests::search::{self, Patterns};
 use kata_cc_tests::traces::Traces;
-use kata_cc_tests::world::{self, Tampering, World};
+use kata_cc_tests::world::{Tampering, World, material};
 use kata_cc_tests::{machines_run_here, refusals};
 
 /// Keys and certificates are slow to make where the tests run: `./x test` makes them before.
-fn material() -> PathBuf {
-    std::env::var_os("KATA_CC_MATERIAL")
-        .map_or_else(|| std::env::temp_dir().join("kata-cc-material"), PathBuf::from)
-}
-
 /// What a guest's program is in the tests that search the host while it runs.
 const READING: [&str; 3] = ["sh", "-c", "sha256sum /secret.txt; echo reading-done; exec sleep 600"];
 
@@ -30,9 +25,7 @@ fn reading_policy() -> String {
 }
 
 fn world(name: &str, agent_policy: Option<&str>) -> anyhow::Result<World> {
-    world::prepare(&material())?;
-    let dir = PathBuf::from(format!("/run/kct-{name}-{}", std::process::id()));
-    World::start_with(&material(), &dir, agent_policy, "sim-snp")
+    World::of_test_with(name, agent_policy, "sim-snp")
 }
 
 fn nothing_is_left(world: &World, before: &Traces) {
@@ -78,9 +71,7 @@ fn the_encrypted_image_runs_under_simulated_tdx() -> anyhow::Result<()> {
     if !machines_run_here() {
         return Ok(());
     }
-    world::prepare(&material())?;
-    let dir = PathBuf::from(format!("/run/kct-tdx-{}", std::process::id()));
-    let world = World::start_with(&material(), &dir, None, "sim-tdx")?;
+    let world = World::of_test_with("tdx", None, "sim-tdx")?;
     let before = Traces::take(&world.dir);
     let good = world.run("attested", &Tampering::default(), &[])?;
     ensure!(good.code == 0 && good.stdout.contains(MARKER), "the attested run failed:\n{}", good.text());

@@ -11,7 +11,7 @@ use kata_cc_tests::image::MARKER;
 use kata_cc_tests::machines_run_here;
 use kata_cc_tests::pki::Pki;
 use kata_cc_tests::process::{Finished, run};
-use kata_cc_tests::world::{self, Tampering, World};
+use kata_cc_tests::world::{self, Tampering, World, material};
 use serde_json::Value;
 
 /// What the key broker keeps for the containers.
@@ -37,11 +37,6 @@ echo "sockets=$(ls /run/confidential-containers 2>&1)"
 echo "own=$(ls /secret.txt)"
 "#;
 
-fn material() -> PathBuf {
-    std::env::var_os("KATA_CC_MATERIAL")
-        .map_or_else(|| std::env::temp_dir().join("kata-cc-material"), PathBuf::from)
-}
-
 /// A world whose key broker keeps what the containers ask for, and the init-data of a pod that may ask.
 struct Bench {
     world: World,
@@ -52,9 +47,7 @@ struct Bench {
 
 impl Bench {
     fn start(name: &str) -> anyhow::Result<Self> {
-        world::prepare(&material())?;
-        let dir = PathBuf::from(format!("/run/kct-{name}-{}", std::process::id()));
-        let world = World::start(&material(), &dir)?;
+        let world = World::of_test(name)?;
         let containerd = Containerd::start(&world.config(&Tampering::default()))?;
         let resource: Vec<u8> = (0..=255).rev().collect();
         let bench = Self { init_data: init_data(&world)?, world, containerd, resource };

@@ -1,8 +1,7 @@
 //! A pod of the confidential class as a kubelet starts it, held to the policy that `kata-cc policy gen` made of its manifest.
 
-use std::path::PathBuf;
-
 use anyhow::{Context, ensure};
+use kata_cc_kbs_protocol::initdata::ANNOTATION;
 use kata_cc_tests::containerd::{Containerd, nothing_left};
 use kata_cc_tests::image::MARKER;
 use kata_cc_tests::machines_run_here;
@@ -10,16 +9,8 @@ use kata_cc_tests::pki::Pki;
 use kata_cc_tests::pod::{ContainerConfig, Kubelet, Running};
 use kata_cc_tests::process::run;
 use kata_cc_tests::traces::Traces;
-use kata_cc_tests::world::{self, Tampering, World};
+use kata_cc_tests::world::{Tampering, World};
 use serde_json::{Value, json};
-
-/// Where the init-data is, and in it the policy.
-const ANNOTATION: &str = "io.katacontainers.config.hypervisor.cc_init_data";
-
-fn material() -> PathBuf {
-    std::env::var_os("KATA_CC_MATERIAL")
-        .map_or_else(|| std::env::temp_dir().join("kata-cc-material"), PathBuf::from)
-}
 
 /// Reads the volume's size too.
 const PREPARE: &str = "echo made by init > /work/it; df -k /work | tail -1";
@@ -118,9 +109,7 @@ fn a_pod_runs_by_the_policy_of_its_manifest_and_a_changed_one_does_not() -> anyh
     if !machines_run_here() {
         return Ok(());
     }
-    world::prepare(&material())?;
-    let dir = PathBuf::from(format!("/run/kct-pods-{}", std::process::id()));
-    let world = World::start(&material(), &dir)?;
+    let world = World::of_test("pods")?;
     let name = format!("{}/demo/plain", world.registry.host);
     let image = format!("{name}:latest");
     world.push_plain(&image)?;

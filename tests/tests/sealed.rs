@@ -11,12 +11,7 @@ use kata_cc_tests::machines_run_here;
 use kata_cc_tests::pki::Pki;
 use kata_cc_tests::process::run;
 use kata_cc_tests::traces::Traces;
-use kata_cc_tests::world::{self, Tampering, World};
-
-fn material() -> PathBuf {
-    std::env::var_os("KATA_CC_MATERIAL")
-        .map_or_else(|| std::env::temp_dir().join("kata-cc-material"), PathBuf::from)
-}
+use kata_cc_tests::world::{Tampering, World};
 
 /// Seals the image to know its seal; gives the seal's file. The node has no copy of it yet.
 fn seal(world: &World, image: &str) -> anyhow::Result<PathBuf> {
@@ -68,9 +63,7 @@ fn a_seal_beside_the_image_counts_when_its_signer_does() -> anyhow::Result<()> {
     if !machines_run_here() {
         return Ok(());
     }
-    world::prepare(&material())?;
-    let dir = PathBuf::from(format!("/run/kct-signed-{}", std::process::id()));
-    let mut world = World::start(&material(), &dir)?;
+    let mut world = World::of_test("signed")?;
     let before = Traces::take(&world.dir);
     let image = format!("{}/demo/plain:1", world.registry.host);
     world.push_plain(&image)?;
@@ -133,9 +126,7 @@ fn encrypted_layers_come_from_the_nodes_copy_and_no_changed_chunk_is_decrypted()
     if !machines_run_here() {
         return Ok(());
     }
-    world::prepare(&material())?;
-    let dir = PathBuf::from(format!("/run/kct-kept-{}", std::process::id()));
-    let mut world = World::start(&material(), &dir)?;
+    let mut world = World::of_test("kept")?;
     let before = Traces::take(&world.dir);
     let (key, public) = key_pair(&world, "signer")?;
     let guest = Tampering {
@@ -228,9 +219,7 @@ fn a_sealed_image_runs_without_its_layers_and_no_changed_block_is_read() -> anyh
     if !machines_run_here() {
         return Ok(());
     }
-    world::prepare(&material())?;
-    let dir = PathBuf::from(format!("/run/kct-sealed-{}", std::process::id()));
-    let world = World::start(&material(), &dir)?;
+    let world = World::of_test("sealed")?;
     let before = Traces::take(&world.dir);
     let image = format!("{}/demo/plain:1", world.registry.host);
     world.push_plain(&image)?;

@@ -140,7 +140,7 @@ impl ImageClient {
             layers: manifest.layers.len(),
             bytes,
         });
-        let kinds = layer_types(&manifest)?;
+        let kinds = layer_types(&manifest.layers)?;
         let encrypted = kinds.iter().any(|kind| kind.encrypted);
         let required_tier =
             required_tier(manifest.annotations.get(REQUIRED_TIER).map(String::as_str), encrypted)?;
@@ -325,11 +325,12 @@ impl ImageClient {
     }
 }
 
-fn layer_types(manifest: &Manifest) -> Result<Vec<LayerType>, PullError> {
+/// What the layers are; of a kind that is not known none is.
+pub(crate) fn layer_types(layers: &[Descriptor]) -> Result<Vec<LayerType>, PullError> {
     let parse = |(layer, descriptor): (usize, &Descriptor)| {
         LayerType::parse(&descriptor.media_type).map_err(|source| PullError::Media { layer, source })
     };
-    manifest.layers.iter().enumerate().map(parse).collect()
+    layers.iter().enumerate().map(parse).collect()
 }
 
 pub(crate) fn diff_ids(config: &ImageConfiguration, layers: usize) -> Result<Vec<Digest>, PullError> {

@@ -33,6 +33,14 @@ pub struct DockerAuth {
     pub registrytoken: Option<String>,
 }
 
+impl DockerAuthConfig {
+    /// Reads one; `None` when it is none. The parser's error is not passed on: it could repeat credentials.
+    #[must_use]
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        serde_json::from_slice(bytes).ok()
+    }
+}
+
 impl fmt::Debug for DockerAuthConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.auths.keys()).finish()

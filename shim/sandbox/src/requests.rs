@@ -52,24 +52,23 @@ impl RequestRecorder {
 
     /// Adds a request. One that cannot be written is passed over: it must not stop the sandbox.
     pub(crate) fn note(&self, request: &dyn MessageDyn) {
-        let kind = request.descriptor_dyn().name().to_owned();
-        let value = match <dyn MessageDyn>::downcast_ref::<CopyFileRequest>(request) {
+        let descriptor = request.descriptor_dyn();
+        let kind = descriptor.name();
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.full || kind == "ReadStreamRequest" {
+            return;
+        }
+        let mut value = match <dyn MessageDyn>::downcast_ref::<CopyFileRequest>(request) {
             Some(copy) => json::copy_file(copy),
             None => json::message(request),
         };
-        let value = match (kind.as_str(), value) {
-            ("ReadStreamRequest", _) => return,
-            ("WriteStreamRequest", mut value) => {
-                value["data"] = json!([]);
-                value
-            }
-            (_, value) => value,
-        };
+        if kind == "WriteStreamRequest" {
+            value["data"] = json!([]);
+        }
         let Ok(mut line) = serde_json::to_vec(&json!({"kind": kind, "request": value})) else { return };
         line.push(b'\n');
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes = state.bytes + line.len() as u64;
-        if state.full || bytes > MOST || state.lines >= MOST_LINES {
+        if bytes > MOST || state.lines >= MOST_LINES {
             state.full = true;
             return;
         }

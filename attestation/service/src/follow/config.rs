@@ -69,8 +69,8 @@ pub enum PolicySourceError {
         source: std::io::Error,
     },
     /// The credentials are none.
-    #[error("policy_source.registry_auth is no config.json of Docker: {0}")]
-    Auth(serde_json::Error),
+    #[error("policy_source.registry_auth is no config.json of Docker")]
+    Auth,
     /// The key cannot be used.
     #[error("policy_source.public_key: {0}")]
     Key(BundleError),
@@ -123,11 +123,11 @@ impl PolicySourceConfig {
                 let roots = self.registry_ca.iter().map(|path| read("registry_ca", path));
                 let auth =
                     self.registry_auth.as_deref().map(|path| read("registry_auth", path)).transpose()?;
-                let auth = auth.map(|bytes| serde_json::from_slice::<DockerAuthConfig>(&bytes));
+                let auth = auth.map(|bytes| DockerAuthConfig::parse(&bytes).ok_or(PolicySourceError::Auth));
                 let registry = Registry::new(RegistryConfig {
                     extra_roots_pem: roots.collect::<Result<_, _>>()?,
                     insecure_registries: self.insecure_registries.clone(),
-                    auth: auth.transpose().map_err(PolicySourceError::Auth)?,
+                    auth: auth.transpose()?,
                     ..RegistryConfig::default()
                 })?;
                 Ok(Source::Reference {

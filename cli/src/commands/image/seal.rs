@@ -90,8 +90,7 @@ pub(super) fn run(arguments: &Seal, output: &Output) -> anyhow::Result<()> {
     drop(fetching);
     let sealing = output.progress(&format!("kata-cc: sealing {}", printable(name)));
     let (image, signer) = (image.as_ref(), signer.as_ref());
-    let most = NodeConfig::load()?.image.most_sealed_bytes();
-    let making = Making { name, client: &client, image, in_registry, push: arguments.push, signer, most };
+    let making = Making { name, client: &client, image, in_registry, push: arguments.push, signer };
     let (copy, place) = match &arguments.output {
         Some(path) => {
             let mut created =
@@ -124,11 +123,15 @@ fn as_node(client: &mut ClientConfig, image: &ImageSettings) -> anyhow::Result<(
     Ok(())
 }
 
+/// Most bytes of all copies of this node.
+fn most_bytes() -> anyhow::Result<u64> {
+    Ok(NodeConfig::load()?.image.most_sealed_bytes())
+}
+
 /// Credentials as Docker keeps them.
 fn docker_configuration(file: &Path) -> anyhow::Result<DockerAuthConfig> {
     let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-    // The parser's error could repeat credentials: it is not passed on.
-    let parsed = serde_json::from_slice(&text).ok();
+    let parsed = DockerAuthConfig::parse(&text);
     parsed.with_context(|| format!("{} is no docker configuration ({{\"auths\": …}})", file.display()))
 }
 
@@ -141,8 +144,6 @@ struct Making<'a> {
     in_registry: bool,
     push: bool,
     signer: Option<&'a Signer>,
-    /// Most bytes of all copies of the node.
-    most: u64,
 }
 
 /// What was made.
@@ -183,7 +184,7 @@ impl Making<'_> {
         let copy = self.make(staged.as_file_mut())?;
         let kept = cache.keep(staged, copy.manifest(), self.name, &copy.document()?);
         let kept = kept.context("the sealed image cannot be kept")?;
-        let most = self.most;
+        let most = most_bytes()?;
         let removed = cache.trim(most, &kept).context("cannot make room among this node's sealed images")?;
         for digest in removed {
             note(&format!(
@@ -196,7 +197,8 @@ impl Making<'_> {
     /// Makes it in an empty file, with the image's small documents at the end.
     fn make(&self, file: &mut File) -> anyhow::Result<Made> {
         let Some(image) = self.image else {
-            let layers = block_on(async { Ok(keep_layers(self.name, self.client, self.most, file).await?) })?;
+            let most = most_bytes()?;
+            let layers = block_on(async { Ok(keep_layers(self.name, self.client, most, file).await?) })?;
             let mut documents = self.documents().unwrap_or_default();
             layers.note(&mut documents);
             append(file, &documents)?;

@@ -34,7 +34,7 @@ struct Taken {
 }
 
 pub(crate) fn node_cache() -> anyhow::Result<()> {
-    let material = std::env::var_os("KATA_CC_MATERIAL").map_or_else(std::env::temp_dir, PathBuf::from);
+    let material = world::material();
     world::prepare(&material)?;
     let dir = tempfile::Builder::new().prefix("kata-cc-bench").tempdir_in("/run")?;
     let world = World::start(&material, dir.path())?;
