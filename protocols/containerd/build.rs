@@ -5,6 +5,7 @@ fn main() -> std::io::Result<()> {
         "bootstrap",
         "cgroups_v1",
         "cgroups_v2",
+        "descriptor",
         "envelope",
         "events_ttrpc",
         "introspection",

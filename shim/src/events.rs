@@ -6,18 +6,22 @@
 
 use std::time::{Duration, SystemTime};
 
+use kata_cc_containerd_protocol::descriptor::Descriptor;
 use kata_cc_containerd_protocol::envelope::Envelope;
 use kata_cc_containerd_protocol::events_ttrpc::ForwardRequest;
 use kata_cc_containerd_protocol::events_ttrpc_ttrpc::EventsClient;
 use kata_cc_containerd_protocol::task_events as wire;
 use protobuf::well_known_types::any::Any;
-use protobuf::well_known_types::struct_::value::Kind;
-use protobuf::well_known_types::struct_::{Struct, Value};
 use protobuf::well_known_types::timestamp::Timestamp;
 use protobuf::{Message, MessageField};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::machine::Event;
+
+/// What the descriptor in an event `/kata-cc/image-pull` describes: an image of `size` bytes that comes, by its annotations `container_id`,
+/// `image`, `bytes` (that have come) and `seconds` (since it began). containerd has no event of that kind. A descriptor is the one message with
+/// room for all of it that `ctr events` of 1.6, 1.7 and 2.1 prints; `google.protobuf.Struct` is known to that of 1.6 alone.
+const IMAGE_PULL: &str = "application/vnd.kata-cc.image-pull.v1";
 
 /// How many events may wait.
 const QUEUE: usize = 2048;
@@ -149,24 +153,20 @@ pub fn encode(event: &Event, details: &Details) -> (&'static str, Any) {
     let container_id = details.container.clone();
     let pid = details.pid;
     match event {
-        // No event of containerd's: the topic is ours, and the type one that everybody knows.
         Event::Pulling(image, pull) => {
-            let [bytes, of, seconds] = [pull.bytes, pull.of, pull.seconds].map(|number| number as f64);
-            let text = |text: String| Value { kind: Some(Kind::StringValue(text)), ..Default::default() };
-            let number = |number: f64| Value { kind: Some(Kind::NumberValue(number)), ..Default::default() };
-            let message = Struct {
-                fields: [
-                    ("container_id", text(container_id)),
-                    ("image", text(image.clone())),
-                    ("bytes", number(bytes)),
-                    ("of", number(of)),
-                    ("seconds", number(seconds)),
-                ]
-                .map(|(name, value)| (name.to_owned(), value))
-                .into(),
+            let annotations = [
+                ("container_id", container_id),
+                ("image", image.clone()),
+                ("bytes", pull.bytes.to_string()),
+                ("seconds", pull.seconds.to_string()),
+            ];
+            let message = Descriptor {
+                media_type: IMAGE_PULL.to_owned(),
+                size: i64::try_from(pull.of).unwrap_or(i64::MAX),
+                annotations: annotations.map(|(name, value)| (name.to_owned(), value)).into(),
                 ..Default::default()
             };
-            ("/kata-cc/image-pull", typed("google.protobuf.Struct", &message))
+            ("/kata-cc/image-pull", typed("containerd.types.Descriptor", &message))
         }
         Event::Created => {
             let create = details.create.clone().unwrap_or_default();

@@ -24,6 +24,10 @@ pub mod cgroups_v2 {
     include!(concat!(env!("OUT_DIR"), "/cgroups_v2.rs"));
 }
 #[rustfmt::skip]
+pub mod descriptor {
+    include!(concat!(env!("OUT_DIR"), "/descriptor.rs"));
+}
+#[rustfmt::skip]
 pub mod envelope {
     include!(concat!(env!("OUT_DIR"), "/envelope.rs"));
 }
