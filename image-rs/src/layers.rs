@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use crate::digest::{Digest, Hasher};
 use crate::error::PullError;
 use crate::layer::decompress;
-use crate::media::{Codec, LayerType};
-use crate::pull::{ClientConfig, diff_ids};
+use crate::media::Codec;
+use crate::pull::{ClientConfig, diff_ids, layer_types};
 use crate::read_ahead::ReadAhead;
 use crate::store::{Store, StoreError, WorkDir};
 
@@ -70,14 +70,9 @@ pub async fn fetch_layers(name: &str, config: &ClientConfig) -> Result<FetchedIm
     let work = WorkDir::create()?;
     let store = Store::open(name, config, work.path()).await?;
     let (manifest, manifest_digest) = store.manifest(config).await?;
-    let mut kinds = Vec::new();
-    for (layer, descriptor) in manifest.layers.iter().enumerate() {
-        let kind = LayerType::parse(&descriptor.media_type)
-            .map_err(|source| Box::new(PullError::Media { layer, source }))?;
-        if kind.encrypted {
-            return Err(LayersError::Encrypted { layer });
-        }
-        kinds.push(kind);
+    let kinds = layer_types(&manifest.layers).map_err(Box::new)?;
+    if let Some(layer) = kinds.iter().position(|kind| kind.encrypted) {
+        return Err(LayersError::Encrypted { layer });
     }
     let config_digest = manifest.config.digest().map_err(StoreError::from)?;
     let diff_ids = read_config(&store.blob(&manifest.config, work.path()).await?, manifest.layers.len())?;
