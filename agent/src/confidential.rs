@@ -112,6 +112,8 @@ pub(crate) struct Image {
     pub(crate) allowed: Option<Vec<String>>,
     /// Seals of images (JSON) that the host may hand over as block devices.
     pub(crate) seals: Vec<String>,
+    /// Pins of images' chunk lists (JSON): these lists count although nobody signed them.
+    pub(crate) chunk_pins: Vec<String>,
     /// Which signatures an image must have: the text of a `policy.json` (CoCo's name).
     pub(crate) image_security_policy: Option<String>,
     /// The resource that holds that text, in place of it (CoCo's name).

@@ -191,6 +191,23 @@ fn the_chunks_of_an_encrypted_image_are_listed_without_its_key() {
     let unpack = ["image", "unpack", sealed.as_str(), &root, "--policy", &policy, "--key", &named];
     assert_eq!(node.json(&[&unpack, &at[..]].concat())["encrypted"], true);
 
+    // Pinned, it counts without a policy; where it was another's, or is no pin, nothing is unpacked.
+    let pin = node.path("pin.json").display().to_string();
+    let made = node.json(&[&chunks[..], &["--output", &list, "--push", "--pin", &pin]].concat());
+    let written: Value = serde_json::from_slice(&std::fs::read(&pin).unwrap()).unwrap();
+    assert_eq!((&written["list"], &written["manifest"]), (&made["list"], &made["manifest"]));
+    let root = node.path("pinned").display().to_string();
+    let unpack =
+        [&["image", "unpack", &sealed, &root, "--chunk-pin", &pin, "--key", &named], &at[..]].concat();
+    assert_eq!(node.json(&unpack)["encrypted"], true);
+    let mut other = written.clone();
+    other["list"] = json!(format!("sha256:{}", "ab".repeat(32)));
+    std::fs::write(&pin, other.to_string()).unwrap();
+    std::fs::remove_dir_all(&root).unwrap();
+    node.fails(&unpack, &["pins chunk list sha256:abab", made["list"].as_str().unwrap(), "--pin"]);
+    std::fs::write(&pin, "{}").unwrap();
+    node.fails(&unpack, &["pins no chunk list"]);
+
     let text = node.ok(&[&chunks[..], &["--output", &list, "--chunk-bytes", "65536"]].concat());
     assert!(text.contains("of 65536 bytes") && !text.contains("referrer"), "{text}");
     node.fails(

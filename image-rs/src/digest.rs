@@ -108,6 +108,7 @@ impl fmt::Debug for Digest {
 }
 
 /// Computes a [`Digest`] piece by piece.
+#[derive(Clone)]
 pub struct Hasher {
     algorithm: Algorithm,
     context: Context,

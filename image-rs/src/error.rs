@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::chunks::{ChunkListError, WrongChunk};
+use crate::chunks::{ChunkListError, PinnedListError, UnhadChunk};
 use crate::crypto::CryptoError;
 use crate::digest::{Digest, DigestError};
 use crate::keys::KeyError;
@@ -68,17 +68,27 @@ pub enum PullError {
         /// Of what came.
         seen: Digest,
     },
-    /// A chunk of a layer is not what the image's signer listed. Nothing of it was decrypted.
+    /// A chunk of a layer is at no place what the image's chunk list says. Nothing of it was decrypted.
     #[error("layer {layer} was changed: {source}")]
     Chunk {
         /// Number of the layer.
         layer: usize,
-        /// Which chunk, and how.
-        source: WrongChunk,
+        /// Which chunk, and what each place had.
+        source: UnhadChunk,
     },
     /// A chunk list that cannot be made, or is refused.
     #[error(transparent)]
     ChunkList(#[from] ChunkListError),
+    /// The measured init-data pins the image's chunk list, and there is another one in its place.
+    #[error("the init-data pins chunk list {pinned} of image {manifest}: {why}")]
+    PinnedChunks {
+        /// Digest of the image's manifest.
+        manifest: Digest,
+        /// Digest of the list.
+        pinned: Digest,
+        /// What there is in its place.
+        why: PinnedListError,
+    },
     /// A layer has more or fewer bytes than the manifest says.
     #[error("layer {layer} has another size: expected {expected} bytes, got {seen}")]
     LayerSize {

@@ -8,11 +8,12 @@ use std::io::{self, BufReader, Read};
 use std::path::Path;
 use std::sync::Arc;
 
+use aws_lc_rs::hmac;
 use flate2::bufread::MultiGzDecoder;
 use tokio::sync::mpsc;
 use tokio_util::bytes::Bytes;
 
-use crate::chunks::{ChunkCheck, ListedLayer};
+use crate::chunks::{ChunkCheck, ListedLayer, WrongChunk};
 use crate::crypto::{DecryptReader, LayerKey, PublicOptions, verify_mac};
 use crate::digest::{Digest, Hasher};
 use crate::error::PullError;
@@ -75,74 +76,146 @@ pub(crate) enum Arrived {
     Piece(Bytes),
     /// There are no more.
     All,
+    /// What follows begins with the chunk that was told to be wrong; what came since is to be passed over.
+    Again,
 }
 
-/// Takes the blob of `plan` from the network to the spool, and checks its chunks, size, digest and HMAC. Keeps a thread.
+/// Takes the blob of `plan` from the network to the spool, and checks its chunks, size, digest and HMAC. A chunk that is wrong is told by
+/// `wrong`, and comes once more. Keeps a thread.
 ///
 /// # Errors
-/// When one of them is wrong. A network that falls silent without the end is no error of this half.
+/// When size, digest or HMAC is wrong. A network that falls silent without the end is no error of this half.
 pub(crate) fn receive(
     plan: &LayerPlan,
     mut arriving: mpsc::Receiver<Arrived>,
+    wrong: &mpsc::Sender<WrongChunk>,
     spool: &Spool,
     progress: &dyn Fn(u64),
 ) -> Result<(), PullError> {
-    let mut hasher = plan.digest.hasher();
-    let mut mac = plan.sealed.as_ref().map(|sealed| sealed.key.mac());
-    let (mut gate, mut have) = (plan.gate(), 0u64);
+    let mut intake = Intake::new(plan);
+    let mut pass_over = false;
     loop {
         let piece = match arriving.blocking_recv() {
-            Some(Arrived::Piece(piece)) => piece,
-            Some(Arrived::All) => break,
             None => return Ok(()),
+            Some(Arrived::Again) => {
+                pass_over = false;
+                continue;
+            }
+            Some(_) if pass_over => continue,
+            Some(Arrived::All) => break,
+            Some(Arrived::Piece(piece)) => piece,
         };
-        have += piece.len() as u64;
-        if have > plan.size {
-            return Err(PullError::LayerSize { layer: plan.number, expected: plan.size, seen: have });
+        match intake.take(&piece, spool)? {
+            Taken::All => progress(intake.sums.have),
+            Taken::Unwanted => return Ok(()),
+            Taken::Wrong(chunk) => {
+                if wrong.blocking_send(chunk).is_err() {
+                    return Ok(());
+                }
+                pass_over = true;
+            }
         }
-        hasher.update(&piece);
-        if let Some(mac) = mac.as_mut() {
-            mac.update(&piece);
-        }
-        if !pass(plan, &mut gate, &piece, spool)? {
-            return Ok(());
-        }
-        progress(have);
     }
-    let seen = hasher.finish();
-    if seen != plan.digest {
-        return Err(PullError::LayerDigest { layer: plan.number, expected: plan.digest.clone(), seen });
-    }
-    if have != plan.size {
-        return Err(PullError::LayerSize { layer: plan.number, expected: plan.size, seen: have });
-    }
-    if let (Some(mac), Some(sealed)) = (mac, plan.sealed.as_ref()) {
-        verify_mac(mac, &sealed.options.hmac)
-            .map_err(|source| PullError::Decrypt { layer: plan.number, source })?;
-    }
+    intake.finish()?;
     spool.end(End::Checked);
     Ok(())
 }
 
-/// Writes `piece` to the spool, and lets through what may be read. Gives `false` when nobody wants it any more.
-fn pass(plan: &LayerPlan, gate: &mut Gate, piece: &[u8], spool: &Spool) -> Result<bool, PullError> {
-    let layer = plan.number;
-    let mut rest = piece;
-    while !rest.is_empty() {
-        let (part, next, release) = match gate {
-            Gate::Open => (rest, &rest[rest.len()..], true),
-            Gate::Chunks(check) => check.update(rest).map_err(|source| PullError::Chunk { layer, source })?,
-            Gate::Shut => (rest, &rest[rest.len()..], false),
-        };
-        rest = next;
-        if !spool.write(part).map_err(|source| PullError::Spool { layer, source })? {
-            return Ok(false);
+/// What is computed over a layer.
+#[derive(Clone)]
+struct Sums {
+    have: u64,
+    hasher: Hasher,
+    mac: Option<hmac::Context>,
+}
+
+/// What became of a piece.
+enum Taken {
+    /// It is in the spool.
+    All,
+    /// Nobody wants it any more.
+    Unwanted,
+    /// A chunk is wrong. All is as before its first byte.
+    Wrong(WrongChunk),
+}
+
+/// A layer as it comes in.
+struct Intake<'p> {
+    plan: &'p LayerPlan,
+    gate: Gate,
+    sums: Sums,
+    /// As they were behind the last chunk that was right.
+    checked: Sums,
+}
+
+impl<'p> Intake<'p> {
+    fn new(plan: &'p LayerPlan) -> Self {
+        let mac = plan.sealed.as_ref().map(|sealed| sealed.key.mac());
+        let sums = Sums { have: 0, hasher: plan.digest.hasher(), mac };
+        Self { plan, gate: plan.gate(), checked: sums.clone(), sums }
+    }
+
+    /// Writes `piece` to the spool, and lets through what may be read.
+    fn take(&mut self, piece: &[u8], spool: &Spool) -> Result<Taken, PullError> {
+        let layer = self.plan.number;
+        let (seen, expected) = (self.sums.have + piece.len() as u64, self.plan.size);
+        if seen > expected {
+            return Err(PullError::LayerSize { layer, expected, seen });
         }
-        if release {
-            spool.release();
+        let mut rest = piece;
+        while !rest.is_empty() {
+            let (part, next, release) = match &mut self.gate {
+                Gate::Open => (rest, &rest[rest.len()..], true),
+                Gate::Shut => (rest, &rest[rest.len()..], false),
+                Gate::Chunks(check) => match check.update(rest) {
+                    Ok(step) => step,
+                    Err(wrong) => {
+                        self.sums = self.checked.clone();
+                        spool.rewind();
+                        return Ok(Taken::Wrong(wrong));
+                    }
+                },
+            };
+            rest = next;
+            self.sums.update(part);
+            if !spool.write(part).map_err(|source| PullError::Spool { layer, source })? {
+                return Ok(Taken::Unwanted);
+            }
+            if release {
+                spool.release();
+                if matches!(self.gate, Gate::Chunks(_)) {
+                    self.checked = self.sums.clone();
+                }
+            }
+        }
+        Ok(Taken::All)
+    }
+
+    /// Checks what can be checked at the end.
+    fn finish(self) -> Result<(), PullError> {
+        let (plan, layer, Sums { have, hasher, mac }) = (self.plan, self.plan.number, self.sums);
+        let seen = hasher.finish();
+        if seen != plan.digest {
+            return Err(PullError::LayerDigest { layer, expected: plan.digest.clone(), seen });
+        }
+        if have != plan.size {
+            return Err(PullError::LayerSize { layer, expected: plan.size, seen: have });
+        }
+        if let (Some(mac), Some(sealed)) = (mac, plan.sealed.as_ref()) {
+            verify_mac(mac, &sealed.options.hmac).map_err(|source| PullError::Decrypt { layer, source })?;
+        }
+        Ok(())
+    }
+}
+
+impl Sums {
+    fn update(&mut self, bytes: &[u8]) {
+        self.have += bytes.len() as u64;
+        self.hasher.update(bytes);
+        if let Some(mac) = self.mac.as_mut() {
+            mac.update(bytes);
         }
     }
-    Ok(true)
 }
 
 /// Unpacks the blob in `spool` onto `root`.
@@ -233,19 +306,25 @@ mod tests {
     use super::*;
     use crate::chunks::listed;
 
-    /// What the reader of a layer got, and how its download ended, when its chunk number `flipped` came changed.
-    fn received(chunks: bool, flipped: usize) -> (Vec<u8>, Result<(), PullError>) {
+    /// A layer of a million bytes of which chunk number `flipped` comes changed, and then, where `again`, right: what its reader got, how its
+    /// download ended, and the chunks that were told to be wrong.
+    fn received(
+        chunks: bool,
+        flipped: usize,
+        again: bool,
+    ) -> (Vec<u8>, Result<(), PullError>, Vec<WrongChunk>) {
         let dir = tempfile::tempdir().unwrap();
-        let mut blob: Vec<u8> = (0..1_000_000u32).map(|n| (n / 3) as u8).collect();
+        let good: Vec<u8> = (0..1_000_000u32).map(|n| (n / 3) as u8).collect();
         let plan = LayerPlan {
             number: 4,
-            digest: Digest::sha256(&blob),
-            size: blob.len() as u64,
+            digest: Digest::sha256(&good),
+            size: good.len() as u64,
             kind: LayerType { codec: Codec::Zstd, encrypted: false },
             diff_id: Digest::sha256(b""),
             sealed: None,
-            chunks: chunks.then(|| listed(&blob, 64 << 10)),
+            chunks: chunks.then(|| listed(&good, 64 << 10)),
         };
+        let mut blob = good.clone();
         blob[(flipped << 16) + 5] ^= 1;
         let spool = Arc::new(Spool::new(1000));
         spool.open(dir.path(), "layer").unwrap();
@@ -258,30 +337,48 @@ mod tests {
             }
         });
         let (send, receive) = mpsc::channel(100);
-        for piece in blob.chunks(30_011) {
-            send.blocking_send(Arrived::Piece(Bytes::copy_from_slice(piece))).unwrap();
+        let send_from = |bytes: &[u8]| {
+            for piece in bytes.chunks(30_011) {
+                send.blocking_send(Arrived::Piece(Bytes::copy_from_slice(piece))).unwrap();
+            }
+            send.blocking_send(Arrived::All).unwrap();
+        };
+        send_from(&blob);
+        if again {
+            send.blocking_send(Arrived::Again).unwrap();
+            send_from(&good[flipped << 16..]);
         }
-        send.blocking_send(Arrived::All).unwrap();
-        let ended = super::receive(&plan, receive, &spool, &|_| {});
+        drop(send);
+        let (refuse, mut refused) = mpsc::channel(10);
+        let ended = super::receive(&plan, receive, &refuse, &spool, &|_| {});
         // Time for a reader that gets what it should not get.
         std::thread::sleep(std::time::Duration::from_millis(50));
         spool.end(End::Failed);
         let read = reader.join().unwrap();
-        assert!(read == blob[..read.len()]);
-        (read, ended)
+        assert!(read == good[..read.len()]);
+        drop(refuse);
+        (read, ended, std::iter::from_fn(|| refused.blocking_recv()).collect())
     }
 
     #[test]
     fn a_reader_gets_nothing_of_a_wrong_chunk_and_nothing_after_it() {
         for flipped in [0, 3, 15] {
-            let (read, ended) = received(true, flipped);
+            let (read, ended, wrong) = received(true, flipped, false);
             assert_eq!(read.len(), flipped << 16);
-            let error = ended.unwrap_err();
-            let PullError::Chunk { layer: 4, source } = &error else { panic!("{error}") };
-            assert_eq!(source.chunk, flipped as u64);
+            assert!(ended.is_ok() && wrong.len() == 1, "who sends is told, and says what to tell");
+            assert_eq!(wrong[0].chunk.number, flipped as u64);
         }
         // without a list nothing is read
-        let (read, ended) = received(false, 3);
+        let (read, ended, _) = received(false, 3, false);
         assert!(read.is_empty() && matches!(ended, Err(PullError::LayerDigest { layer: 4, .. })));
+    }
+
+    #[test]
+    fn a_chunk_that_comes_right_the_second_time_is_read_once_and_the_sums_are_right() {
+        for flipped in [0, 3, 15] {
+            let (read, ended, wrong) = received(true, flipped, true);
+            assert!(ended.is_ok() && wrong.len() == 1, "{ended:?}");
+            assert_eq!(read.len(), 1_000_000);
+        }
     }
 }

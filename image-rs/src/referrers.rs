@@ -132,6 +132,23 @@ impl ImageClient {
         Ok(None)
     }
 
+    /// Digests of the documents of type `artifact_type` that refer to the image, whoever put them there; those that cannot be had are left out.
+    pub(crate) async fn referring_blobs(&self, image: &ExaminedImage, artifact_type: &str) -> Vec<Digest> {
+        let limits = &self.config().limits;
+        let (at, subject) = (&image.reference, &image.manifest_digest);
+        let listed = list(self.registry(), at, subject, limits.max_manifest_bytes).await.ok().flatten();
+        let list: Referrers =
+            listed.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+        let fits = |one: &&Referrer| one.artifact_type == artifact_type;
+        let mut found = Vec::new();
+        for referrer in list.manifests.iter().filter(fits).take(limits.max_signatures) {
+            let Ok(digest) = referrer.digest.parse() else { continue };
+            let document = self.referrer_manifest(at, &digest).await;
+            found.extend(document.ok().and_then(|(_, layer)| layer.digest().ok()));
+        }
+        found
+    }
+
     async fn signed_document(
         &self,
         policy: &Arc<SignaturePolicy>,

@@ -162,7 +162,8 @@ fn encrypted_layers_come_from_the_nodes_copy_and_no_changed_chunk_is_decrypted()
     ensure!(refused.code != 0 && !refused.stdout.contains("plaintext-marker"), "ran:\n{}", refused.text());
     for part in [
         "layer 0 was changed: chunk 0 (bytes 0 to ",
-        "the signed chunk list says sha256:",
+        "the chunk list says sha256:",
+        "the node's copy sent one with the hash sha256:",
         "from the node's copy",
     ] {
         ensure!(refused.text().contains(part), "expected {part:?}, seen:\n{}", refused.text());

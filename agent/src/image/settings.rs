@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use kata_cc_causes::causes;
+use kata_cc_image::chunks::ChunkPins;
 use kata_cc_image::signature::{BrokerMaterial, KeyMaterial, NoMaterial};
 use kata_cc_image::{ClientConfig, Limits, Registries, SignaturePolicy};
 
@@ -28,6 +29,7 @@ pub(super) async fn client_config(image: &Image, broker: Option<&Broker>) -> Res
         registries: registries(image, broker.is_some(), &*material).await?,
         allowed: image.allowed.clone(),
         signatures: signature_policy(image, broker.is_some(), material).await?,
+        chunk_pins: ChunkPins::parse(&image.chunk_pins).map_err(|error| causes(&error))?,
         limits,
         ..ClientConfig::default()
     })
@@ -131,6 +133,18 @@ mod tests {
             (None, Some("kbs:///a/b/c"), "has no key broker"),
         ] {
             let error = rules(text, uri).await.unwrap_err();
+            assert!(error.contains(why), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_pin_of_a_chunk_list_that_is_none_refuses() {
+        let image = |pin: &str| Image { chunk_pins: vec![pin.to_owned()], ..Image::default() };
+        let digest = format!("sha256:{}", "ab".repeat(32));
+        let good = format!(r#"{{"version": 1, "manifest": "{digest}", "list": "{digest}"}}"#);
+        client_config(&image(&good), None).await.unwrap();
+        for (wrong, why) in [("", "pins no chunk list"), (&good.replace('1', "2"), "the version is 2")] {
+            let error = client_config(&image(wrong), None).await.unwrap_err();
             assert!(error.contains(why), "{error}");
         }
     }

@@ -7,19 +7,32 @@ use aws_lc_rs::digest::{Context, SHA256};
 use super::{ChunkHash, ChunkList};
 
 /// A chunk that is not what the list says.
-#[derive(Debug, thiserror::Error)]
-#[error("chunk {chunk} (bytes {first} to {last}) has the hash {seen}, the signed chunk list says {expected}")]
-pub struct WrongChunk {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct WrongChunk {
+    /// Which.
+    pub(crate) chunk: ListedChunk,
+    /// Hash of what came.
+    pub(crate) seen: ChunkHash,
+}
+
+/// A chunk, and what the list says of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListedChunk {
     /// Number of the chunk in its layer, from 0.
-    pub chunk: u64,
+    pub number: u64,
     /// Offset of its first byte in the layer.
     pub first: u64,
     /// Offset of its last byte.
     pub last: u64,
     /// What the list says.
     pub expected: ChunkHash,
-    /// Hash of what came.
-    pub seen: ChunkHash,
+}
+
+impl ListedChunk {
+    /// Whether byte `at` of the layer lies in it.
+    pub(crate) fn has(&self, at: u64) -> bool {
+        (self.first..=self.last).contains(&at)
+    }
 }
 
 /// A piece of a layer, cut where a chunk ends.
@@ -46,17 +59,12 @@ impl ChunkHasher {
         Self { size, chunk_bytes: chunk_bytes.max(1), at: 0, context: Context::new(&SHA256) }
     }
 
-    /// Number of the chunk that is coming.
-    fn chunk(&self) -> u64 {
-        self.at / self.chunk_bytes
-    }
-
     /// Takes in what of `bytes` belongs to the chunk that is coming. Bytes beyond the size belong to none.
     pub(super) fn update<'b>(&mut self, bytes: &'b [u8]) -> Step<'b> {
         if self.at >= self.size {
             return Step { part: bytes, rest: &[], ended: None };
         }
-        let end = (self.chunk() + 1).saturating_mul(self.chunk_bytes).min(self.size);
+        let end = (self.at / self.chunk_bytes + 1).saturating_mul(self.chunk_bytes).min(self.size);
         let room = usize::try_from(end - self.at).unwrap_or(usize::MAX);
         let (part, rest) = bytes.split_at(room.min(bytes.len()));
         self.context.update(part);
@@ -84,9 +92,15 @@ impl ListedLayer {
         ChunkCheck { hasher: ChunkHasher::new(size, self.list.chunk_bytes), listed: self.clone() }
     }
 
-    fn expected(&self, chunk: u64) -> Option<ChunkHash> {
+    /// The chunk in which byte `at` of the layer lies.
+    pub(crate) fn chunk_at(&self, at: u64) -> Option<ListedChunk> {
         let layer = self.list.layers.get(self.at)?;
-        layer.chunks.get(usize::try_from(chunk).ok()?).copied()
+        let chunk_bytes = self.list.chunk_bytes.max(1);
+        let number = at / chunk_bytes;
+        let expected = *layer.chunks.get(usize::try_from(number).ok()?)?;
+        let first = number * chunk_bytes;
+        let last = first.saturating_add(chunk_bytes).min(layer.size).saturating_sub(1);
+        Some(ListedChunk { number, first, last, expected })
     }
 }
 
@@ -100,21 +114,17 @@ impl ChunkCheck {
     /// Takes in what of `bytes` belongs to the chunk that is coming; gives that, the rest, and whether the chunk is whole now, and so right.
     ///
     /// # Errors
-    /// When the chunk is whole and is not what the list says.
+    /// When the chunk is whole and is not what the list says. Then the same chunk is expected once more, from its beginning.
     pub(crate) fn update<'b>(&mut self, bytes: &'b [u8]) -> Result<(&'b [u8], &'b [u8], bool), WrongChunk> {
-        let chunk = self.hasher.chunk();
+        let coming = self.listed.chunk_at(self.hasher.at);
         let Step { part, rest, ended } = self.hasher.update(bytes);
-        let Some(seen) = ended else { return Ok((part, rest, false)) };
-        match self.listed.expected(chunk) {
-            Some(expected) if expected == seen => Ok((part, rest, true)),
-            // The list has a hash for each chunk of the size; bytes of a chunk without one would not be let through either.
-            expected => Err(WrongChunk {
-                chunk,
-                first: chunk * self.hasher.chunk_bytes,
-                last: self.hasher.at - 1,
-                expected: expected.unwrap_or(ChunkHash([0; 32])),
-                seen,
-            }),
+        match (ended, coming) {
+            (Some(seen), Some(chunk)) if chunk.expected != seen => {
+                self.hasher.at = chunk.first;
+                Err(WrongChunk { chunk, seen })
+            }
+            // The list has a hash for each chunk of the size.
+            (ended, coming) => Ok((part, rest, ended.is_some() && coming.is_some())),
         }
     }
 }
@@ -166,11 +176,11 @@ mod tests {
             let (mut bad, at) = (blob, flip.index(length));
             bad[at] ^= 1;
             let (before, wrong) = through(&listed, &bad, &cuts);
-            let (wrong, chunk) = (wrong.unwrap(), at as u64 / size);
+            let (WrongChunk { chunk: wrong, seen }, chunk) = (wrong.unwrap(), at as u64 / size);
             prop_assert_eq!(before, chunk * size);
-            prop_assert_eq!((wrong.chunk, wrong.first), (chunk, chunk * size));
+            prop_assert_eq!((wrong.number, wrong.first), (chunk, chunk * size));
             prop_assert_eq!(wrong.last, ((chunk + 1) * size).min(length as u64) - 1);
-            prop_assert_ne!(wrong.expected, wrong.seen);
+            prop_assert_ne!(wrong.expected, seen);
         }
     }
 

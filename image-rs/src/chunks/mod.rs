@@ -2,10 +2,10 @@
 //!
 //! The digest of a layer, and the HMAC of an encrypted one, say something when all of it is there. A small JSON document beside the image names the SHA-256 of
 //! each chunk of each layer's blob, as the blob lies in the registry (encrypted layers encrypted: who makes the list needs no key). It lies
-//! there as an OCI referrer (image-spec `manifest.md`, `subject`) and counts when it is signed as the signature policy demands of the
-//! image (`crate::referrers`). Then each chunk goes to decryption as soon as its hash is right, and no byte before that.
+//! there as an OCI referrer (image-spec `manifest.md`, `subject`) and counts when the measured init-data pins its digest ([`ChunkPin`]), or it is
+//! signed as the signature policy demands of the image (`crate::referrers`). Then each chunk goes to decryption as soon as its hash is right, and no byte before that.
 //!
-//! A flat list under one signature is a hash tree of depth one: a hash stands for a chunk by its place in the list, so leaves and
+//! A flat list under one signature, or one digest, is a hash tree of depth one: a hash stands for a chunk by its place in the list, so leaves and
 //! inner nodes need not be told apart as in RFC 6962, section 2.1 (`docs/decisions/0020-chunk-lists.md`).
 //!
 //! ```json
@@ -17,15 +17,20 @@
 
 mod check;
 mod make;
+mod pin;
 mod pulled;
+mod tried;
 
 use std::collections::HashSet;
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-pub use self::check::WrongChunk;
-pub(crate) use self::check::{ChunkCheck, ListedLayer};
+pub use self::check::ListedChunk;
+pub(crate) use self::check::{ChunkCheck, ListedLayer, WrongChunk};
+pub use self::pin::{ChunkPin, ChunkPinError, ChunkPins};
+pub use self::pulled::PinnedListError;
+pub use self::tried::{Had, TriedPlace, TriedPlaces, UnhadChunk};
 use crate::Limits;
 use crate::digest::Digest;
 

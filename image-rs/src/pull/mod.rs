@@ -8,6 +8,7 @@
 //! [`ImageClient::examine`] goes as far as the configuration, [`ImageClient::fetch`] from there: whoever has a say about what
 //! may run has it in between, when no key was asked for yet.
 
+mod source;
 pub(crate) mod spool;
 mod staging;
 mod transfer;
@@ -198,7 +199,7 @@ impl ImageClient {
         progress: OnProgress<'_>,
     ) -> Result<PulledImage, PullError> {
         let (mut plans, layers) = self.plan(&image, keys, progress).await?;
-        self.add_chunks(&image, &mut plans).await;
+        self.add_chunks(&image, &mut plans).await?;
         let transfer = Transfer {
             registry: &self.registry,
             reference: &image.reference,

@@ -115,6 +115,12 @@ impl Spool {
         self.changed.notify_all();
     }
 
+    /// Forgets what the reader does not see yet: other bytes come in its place.
+    pub(crate) fn rewind(&self) {
+        let mut state = self.lock();
+        state.written = state.released;
+    }
+
     /// Ends it; the first end counts. What was checked is let through.
     pub(crate) fn end(&self, end: End) {
         let mut state = self.lock();
@@ -295,6 +301,20 @@ mod tests {
         assert!(!reading.is_finished());
         spool.end(End::Failed);
         assert!(reading.join().unwrap().unwrap_err().contains("did not come"));
+    }
+
+    #[test]
+    fn what_was_not_let_through_is_replaced() {
+        let (_dir, spool) = spool(100);
+        spool.write(b"right").unwrap();
+        spool.release();
+        spool.write(b"wrong and long").unwrap();
+        spool.rewind();
+        spool.write(b" again").unwrap();
+        spool.end(End::Checked);
+        let mut read = String::new();
+        SpoolReader::new(spool).read_to_string(&mut read).unwrap();
+        assert_eq!(read, "right again");
     }
 
     #[test]

@@ -13,13 +13,14 @@ use futures::future::{Either, select};
 use oci_client::Reference;
 use tokio::sync::mpsc;
 
+use super::source::{LayerSource, Stopped};
 use super::spool::{End, Spool, Spools};
 use super::staging::Staging;
 use super::{OnProgress, Progress, PullTarget};
 use crate::Limits;
 use crate::error::PullError;
-use crate::layer::{self, Arrived, LayerPlan};
-use crate::registry::{Registry, RegistryError};
+use crate::layer::{self, LayerPlan};
+use crate::registry::Registry;
 use crate::unpack::{Budget, Owner};
 
 /// Pieces between the network and the thread that writes them.
@@ -31,19 +32,6 @@ pub(super) struct Transfer<'t> {
     pub(super) reference: &'t Reference,
     pub(super) limits: &'t Limits,
     pub(super) progress: OnProgress<'t>,
-}
-
-/// Why the network's half of a download stopped.
-enum Stopped {
-    Registry(RegistryError),
-    /// The other half is gone, with the error to report.
-    Writer,
-}
-
-impl From<RegistryError> for Stopped {
-    fn from(error: RegistryError) -> Self {
-        Self::Registry(error)
-    }
 }
 
 impl Transfer<'_> {
@@ -112,31 +100,20 @@ impl Transfer<'_> {
         let layer = plan.number;
         let opened = spool.open(folder, &format!("layer-{layer}"));
         opened.map_err(|source| PullError::Spool { layer, source })?;
+        let places = self.registry.blob_places(self.reference, &plan.digest)?;
         let (send, receive) = mpsc::channel(QUEUE);
+        let (refuse, wrong) = mpsc::channel(1);
         let (told, mut tell) = tokio::sync::watch::channel(0);
         let writer = tokio::task::spawn_blocking({
             let (plan, spool) = (plan.clone(), spool.clone());
             move || {
-                layer::receive(&plan, receive, &spool, &|have| {
-                    told.send_replace(have);
+                layer::receive(&plan, receive, &refuse, &spool, &|have| {
+                    // A chunk that comes again is no way back.
+                    told.send_if_modified(|most| std::mem::replace(most, have.max(*most)) < have);
                 })
             }
         });
-        let network = async {
-            let sent = self.registry.blob::<Stopped>(self.reference, &plan.digest, async |piece| {
-                send.send(Arrived::Piece(piece)).await.map_err(|_| Stopped::Writer)
-            });
-            // A registry that stops sending must not keep the other half's error from being told.
-            let sent = tokio::select! {
-                sent = sent => sent,
-                () = send.closed() => Err(Stopped::Writer),
-            };
-            if sent.is_ok() {
-                let _ = send.send(Arrived::All).await;
-            }
-            drop(send);
-            sent
-        };
+        let network = LayerSource::new(self.registry, plan, places).send(send, wrong);
         let progress = async {
             while tell.changed().await.is_ok() {
                 let bytes = *tell.borrow_and_update();
@@ -148,7 +125,8 @@ impl Transfer<'_> {
             written.unwrap_or_else(|panic| Err(PullError::Spool { layer, source: io::Error::other(panic) }));
         let result = match sent {
             Err(Stopped::Registry(error)) => Err(error.into()),
-            _ => written,
+            Err(Stopped::Chunk(source)) => Err(PullError::Chunk { layer, source }),
+            Ok(()) | Err(Stopped::Writer) => written,
         };
         if result.is_err() {
             spool.end(End::Failed);

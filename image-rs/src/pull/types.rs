@@ -7,6 +7,7 @@ use oci_client::Reference;
 use oci_spec::image::ImageConfiguration;
 
 use crate::Limits;
+use crate::chunks::ChunkPins;
 use crate::digest::Digest;
 use crate::documents::Companions;
 use crate::manifest::{Manifest, Platform};
@@ -43,6 +44,8 @@ pub struct ClientConfig {
     pub allowed: Option<Vec<String>>,
     /// Which signatures an image must have; checked before its configuration, any key or layer is asked for. Any image without.
     pub signatures: Option<Arc<SignaturePolicy>>,
+    /// Chunk lists that count although nobody signed them.
+    pub chunk_pins: ChunkPins,
     /// Small documents that came with an image: they are looked at before its registry is asked.
     pub companions: Companions,
 }

@@ -70,7 +70,7 @@ pub enum PullFromMirror {
 
 /// One place to ask.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Endpoint {
+pub(crate) struct Endpoint {
     /// Host, with its port where it has one.
     pub(super) host: String,
     /// Repository there.

@@ -74,6 +74,42 @@ pub enum RegistryError {
         /// The digest of what came.
         seen: Digest,
     },
+    /// A blob's bytes do not have the digest asked for.
+    #[error("registry {registry} serves another blob: asked for {expected}, got {seen}")]
+    BlobDigest {
+        /// The registry's host.
+        registry: String,
+        /// The digest asked for.
+        expected: Digest,
+        /// The digest of what came.
+        seen: Digest,
+    },
+    /// A blob ends too soon.
+    #[error("{place} ends blob {digest} after {seen} of {expected} bytes")]
+    Short {
+        /// The registry, or the node's copy.
+        place: String,
+        /// Which blob.
+        digest: Digest,
+        /// Bytes that the manifest names.
+        expected: u64,
+        /// Bytes that there are.
+        seen: u64,
+    },
+    /// The settings give the image no place.
+    #[error("the settings give the image no location of the form host/repository to ask for blob {digest}")]
+    NoPlace {
+        /// Which blob.
+        digest: Digest,
+    },
+    /// What the node keeps of an image cannot be read.
+    #[error("the node's copy of {what} cannot be read: {why}")]
+    Copy {
+        /// What was read.
+        what: String,
+        /// The system's words.
+        why: String,
+    },
 }
 
 /// Judges the status of an answer.

@@ -9,6 +9,7 @@ mod auth;
 mod endpoints;
 mod error;
 mod exchange;
+mod places;
 mod push;
 
 use std::collections::HashMap;
@@ -28,7 +29,8 @@ pub use self::endpoints::{Mirror, PullFromMirror, Registries, RegistryRule};
 pub use self::error::RegistryError;
 use self::error::check_status;
 pub use self::exchange::Retry;
-use self::exchange::{Body, Question, Stopped};
+use self::exchange::{Body, Question};
+pub(crate) use self::places::{BlobPlace, Ended};
 use crate::digest::Digest;
 use crate::documents::{Companions, NOTED};
 use crate::media;
@@ -305,61 +307,10 @@ impl Registry {
         Ok(())
     }
 
-    async fn asked_blob<E: From<RegistryError>>(
-        &self,
-        reference: &Reference,
-        digest: &Digest,
-        mut sink: impl AsyncFnMut(Bytes) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let what = format!("blob {digest}");
-        let mut have = 0;
-        if self.kept_blob(digest, &mut have, &mut sink).await? {
-            return Ok(());
-        }
-        let mut last = None;
-        for endpoint in self.endpoints(reference)? {
-            if let Some(error) = &last {
-                tracing::warn!(%error, next = endpoint.host, have, "another place of the image is asked");
-            }
-            match self.stream(&endpoint, &what, digest.as_str(), &mut have, &mut sink).await {
-                Ok(()) => return Ok(()),
-                Err(Stopped::Sink(error)) => return Err(error),
-                Err(Stopped::Registry(failure)) => last = Some(failure.error),
-            }
-        }
-        Err(last.unwrap_or_else(|| no_place(reference)).into())
-    }
-}
-
-impl Registry {
     /// Bytes of layers that were read of the node's copy so far.
     #[must_use]
     pub fn kept_bytes(&self) -> u64 {
         self.kept_bytes.load(Ordering::Relaxed)
-    }
-
-    /// Streams what the node keeps of a blob to `sink`, and keeps `have` up to date; gives whether that was the whole blob.
-    async fn kept_blob<E>(
-        &self,
-        digest: &Digest,
-        have: &mut u64,
-        sink: &mut impl AsyncFnMut(Bytes) -> Result<(), E>,
-    ) -> Result<bool, E> {
-        let Some(kept) = self.config.companions.kept(digest) else { return Ok(false) };
-        loop {
-            match kept.piece(*have).await {
-                Ok(Some(piece)) => {
-                    *have += piece.len() as u64;
-                    self.kept_bytes.fetch_add(piece.len() as u64, Ordering::Relaxed);
-                    sink(piece).await?;
-                }
-                Ok(None) => return Ok(true),
-                Err(error) => {
-                    tracing::warn!(%digest, %error, have, "the node's copy cannot be read: the registry is asked for the rest");
-                    return Ok(false);
-                }
-            }
-        }
     }
 }
 

@@ -192,6 +192,9 @@ pub struct ImageSettings {
     /// Files with seals of images (`kata-cc image seal`), which become part of the init-data: where the node has such an image, guests take
     /// it from there instead of pulling its layers.
     pub seals: Vec<PathBuf>,
+    /// Files with pins of chunk lists (`kata-cc image chunks --pin`), which become part of the init-data: guests believe these lists without a
+    /// signature.
+    pub chunk_pins: Vec<PathBuf>,
     /// Whether the node makes a copy of an image when a guest first asks for one that it has none of: a sealed one, or of an encrypted image
     /// its layers as they are.
     pub seal_at_first_use: bool,

@@ -110,6 +110,8 @@ struct Image {
     allowed: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     seals: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    chunk_pins: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     image_security_policy: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -145,6 +147,7 @@ pub fn of_node(config: &NodeConfig) -> Result<Prepared, InitDataSourceError> {
         allow_simulated_tee: config.image.allow_simulated_tee,
         allowed: config.image.allowed.clone(),
         seals: config.image.seals.iter().map(read).collect::<Result<_, _>>()?,
+        chunk_pins: config.image.chunk_pins.iter().map(read).collect::<Result<_, _>>()?,
         image_security_policy: config.image.security_policy.as_ref().map(read).transpose()?,
         image_security_policy_uri: config.image.security_policy_uri.clone(),
         registry_config: config.image.registries.as_ref().map(read).transpose()?,
@@ -186,6 +189,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("policy.json");
         std::fs::write(&file, r#"{"default": [{"type": "reject"}]}"#).unwrap();
+        assert!(!cdh["image"].as_table().unwrap().contains_key("chunk_pins"));
+        let image =
+            ImageSettings { chunk_pins: vec![file.clone()], seals: vec![file.clone()], ..Default::default() };
+        let pinned = of_node(&NodeConfig { image, ..Default::default() }).unwrap();
+        let cdh: toml::Table =
+            InitData::parse(&pinned.text).unwrap().get("cdh.toml").unwrap().parse().unwrap();
+        for key in ["chunk_pins", "seals"] {
+            assert_eq!(cdh["image"][key][0].as_str(), Some(r#"{"default": [{"type": "reject"}]}"#), "{key}");
+        }
         let image = ImageSettings { security_policy: Some(file), ..Default::default() };
         let signed = of_node(&NodeConfig { image, ..Default::default() }).unwrap();
         let cdh: toml::Table =

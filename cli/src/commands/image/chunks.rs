@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use kata_cc_image::chunks::{CHUNK_BYTES, CHUNKS_TYPE, ChunkList};
+use kata_cc_image::chunks::{CHUNK_BYTES, CHUNKS_TYPE, ChunkList, ChunkPin};
 use kata_cc_image::{ImageClient, Progress as Step};
 use serde_json::json;
 
@@ -28,6 +28,10 @@ pub(crate) struct Chunks {
     /// Private key (PKCS#8 PEM, ECDSA P-256) to sign the referrer with.
     #[arg(long, value_name = "FILE", requires = "push")]
     sign_key: Option<PathBuf>,
+    /// File for a pin of the list (JSON), for `[image] chunk_pins` of the node's configuration or a pod's init-data: guests that have it
+    /// believe the list without a signature.
+    #[arg(long, value_name = "FILE")]
+    pin: Option<PathBuf>,
     /// Bytes of a chunk, 64 KiB to 16 MiB: what has to come of a layer before anything of it is unpacked.
     #[arg(long, value_name = "NUMBER", default_value_t = CHUNK_BYTES)]
     chunk_bytes: u64,
@@ -60,27 +64,32 @@ pub(super) fn run(arguments: &Chunks, output: &Output) -> anyhow::Result<()> {
     if let Some(path) = &arguments.output {
         std::fs::write(path, &document).with_context(|| format!("cannot write {}", path.display()))?;
     }
+    let pin = ChunkPin::of(&list)?;
+    if let Some(path) = &arguments.pin {
+        std::fs::write(path, pin.to_json()?).with_context(|| format!("cannot write {}", path.display()))?;
+    }
     let manifest = list.manifest().as_str();
     let put = || referrer::push((name, manifest), &config, (CHUNKS_TYPE, &document), signer.as_ref());
     let referrer = arguments.push.then(put).transpose()?;
-    tell(&list, referrer.as_deref(), output)
+    tell(&list, pin.list().as_str(), referrer.as_deref(), output)
 }
 
-fn tell(list: &ChunkList, referrer: Option<&str>, output: &Output) -> anyhow::Result<()> {
+fn tell(list: &ChunkList, digest: &str, referrer: Option<&str>, output: &Output) -> anyhow::Result<()> {
     let layers = list.layers();
     let chunks: usize = layers.iter().map(|layer| layer.chunks().len()).sum();
     let bytes: u64 = layers.iter().map(kata_cc_image::chunks::LayerChunks::size).sum();
     let (manifest, chunk_bytes) = (list.manifest().as_str(), list.chunk_bytes());
     if output.json {
-        return output
-            .document(&json!({"manifest": manifest, "chunk_bytes": chunk_bytes, "layers": layers.len(),
-            "chunks": chunks, "bytes": bytes, "referrer": referrer}));
+        return output.document(
+            &json!({"manifest": manifest, "list": digest, "chunk_bytes": chunk_bytes, "layers": layers.len(),
+            "chunks": chunks, "bytes": bytes, "referrer": referrer}),
+        );
     }
     if let Some(referrer) = referrer {
         output.text(&format!("referrer  {}\n", printable(referrer)))?;
     }
     output.text(&format!(
-        "manifest  {manifest}\nlayers    {}\nbytes     {bytes}\nchunks    {chunks} of {chunk_bytes} bytes\n",
+        "manifest  {manifest}\nlist      {digest}\nlayers    {}\nbytes     {bytes}\nchunks    {chunks} of {chunk_bytes} bytes\n",
         layers.len()
     ))
 }

@@ -108,7 +108,7 @@ pub(super) fn run(arguments: &Seal, output: &Output) -> anyhow::Result<()> {
 }
 
 const NO_SEAL: &str = "an encrypted image has no seal: without --push and --seal its layers are kept for this node's guests as they are, \
-    and `kata-cc image chunks --push` lists their chunks";
+    and `kata-cc image chunks --push --pin FILE` lists their chunks and writes what is to be pinned";
 
 /// Registries as this node's guests reach them.
 fn as_node(client: &mut ClientConfig, image: &ImageSettings) -> anyhow::Result<()> {

@@ -1,10 +1,11 @@
 //! `kata-cc image unpack`: an image as a folder, pulled as a guest pulls it: verified, decrypted, layer by layer.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::Context as _;
+use kata_cc_image::chunks::ChunkPins;
 use kata_cc_image::{ClientConfig, HeldKeys, ImageClient, Progress as Step, PullTarget, PulledImage};
 use serde_json::json;
 
@@ -25,13 +26,16 @@ pub(crate) struct Unpack {
     /// File to read in place of a resource of the key broker: a key of encrypted layers, or what the policy names; several may be given.
     #[arg(long, value_name = "URI=FILE", value_parser = parse_key)]
     key: Vec<(String, PathBuf)>,
+    /// Pin of the image's chunk list (`kata-cc image chunks --pin`): the list then counts without a signature.
+    #[arg(long, value_name = "FILE")]
+    chunk_pin: Vec<PathBuf>,
     #[command(flatten)]
     registry: RegistryArguments,
 }
 
 /// Run it.
 pub(crate) fn run(arguments: Unpack, output: &Output) -> anyhow::Result<()> {
-    let Unpack { reference, folder, policy, key, registry } = arguments;
+    let Unpack { reference, folder, policy, key, chunk_pin, registry } = arguments;
     let mut keys = HeldKeys::default();
     for (uri, file) in &key {
         // What is no key of 32 bytes is none of the layers': the policy may name it.
@@ -40,7 +44,9 @@ pub(crate) fn run(arguments: Unpack, output: &Output) -> anyhow::Result<()> {
         }
     }
     let signatures = policy.map(|file| signature_policy(&file, key)).transpose()?;
-    let config = ClientConfig { signatures, ..registry.config(&[reference.as_str()])? };
+    let pins: Vec<String> = chunk_pin.iter().map(|file| read_pin(file)).collect::<anyhow::Result<_>>()?;
+    let chunk_pins = ChunkPins::parse(&pins)?;
+    let config = ClientConfig { signatures, chunk_pins, ..registry.config(&[reference.as_str()])? };
     let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
     let parent = parent.map_or_else(|| PathBuf::from("."), PathBuf::from);
     let work = tempfile::Builder::new().prefix(".kata-cc-unpack-").tempdir_in(&parent);
@@ -55,6 +61,10 @@ pub(crate) fn run(arguments: Unpack, output: &Output) -> anyhow::Result<()> {
     });
     drop(bar);
     tell(&reference, &pulled?, output)
+}
+
+fn read_pin(file: &Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))
 }
 
 /// Bytes that have come, by layer.
