@@ -11,6 +11,7 @@ pub mod pod;
 pub mod process;
 pub mod refusals;
 pub mod registry;
+pub mod relay;
 mod root;
 pub mod search;
 pub mod traces;

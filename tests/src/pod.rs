@@ -242,6 +242,16 @@ impl Kubelet {
 
     /// Creates and starts a container; gives its id.
     pub fn start(&self, pod: &Running, config: ContainerConfig) -> anyhow::Result<String> {
+        self.start_within(pod, config, None)
+    }
+
+    /// The same, waiting for the start as long as `runtimeRequestTimeout` of a kubelet says: for ever without.
+    pub fn start_within(
+        &self,
+        pod: &Running,
+        config: ContainerConfig,
+        limit: Option<Duration>,
+    ) -> anyhow::Result<String> {
         let mut client = self.client.clone();
         self.runtime.block_on(async {
             let request = wire::CreateContainerRequest {
@@ -251,7 +261,11 @@ impl Kubelet {
             };
             let container_id =
                 client.create_container(request).await.map_err(words)?.into_inner().container_id;
-            let request = wire::StartContainerRequest { container_id: container_id.clone() };
+            let mut request =
+                tonic::Request::new(wire::StartContainerRequest { container_id: container_id.clone() });
+            if let Some(limit) = limit {
+                request.set_timeout(limit);
+            }
             client.start_container(request).await.map_err(words)?;
             Ok(container_id)
         })

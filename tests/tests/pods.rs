@@ -1,5 +1,7 @@
 //! A pod of the confidential class as a kubelet starts it, held to the policy that `kata-cc policy gen` made of its manifest.
 
+use std::time::Duration;
+
 use anyhow::{Context, ensure};
 use kata_cc_kbs_protocol::initdata::ANNOTATION;
 use kata_cc_tests::containerd::{Containerd, nothing_left};
@@ -8,10 +10,13 @@ use kata_cc_tests::machines_run_here;
 use kata_cc_tests::pki::Pki;
 use kata_cc_tests::pod::{ContainerConfig, Kubelet, Running};
 use kata_cc_tests::process::run;
+use kata_cc_tests::relay::Relay;
 use kata_cc_tests::traces::Traces;
 use kata_cc_tests::world::{Tampering, World};
 use serde_json::{Value, json};
 
+/// How long the kubelet of a slow image waits for a container: a guest tells how far a pull is after ten seconds, and is slow itself.
+const PATIENCE: Duration = Duration::from_secs(90);
 /// Reads the volume's size too.
 const PREPARE: &str = "echo made by init > /work/it; df -k /work | tail -1";
 const WEB: &str = "cat /work/it /secret.txt; echo $GREETING; exec sleep 1000";
@@ -52,13 +57,22 @@ fn object(image: &str, init_data: &str) -> Value {
 
 /// Has the policy put into the manifest, and gives the pod as it is then.
 fn with_policy(world: &World, image: &str) -> anyhow::Result<Value> {
+    with_policy_of_node(world, image, &world.config(&Tampering::default()))
+}
+
+/// The same on a node with another configuration.
+fn with_policy_of_node(world: &World, image: &str, node: &str) -> anyhow::Result<Value> {
     let file = world.dir.join("pod.yaml");
     std::fs::write(&file, manifest(image))?;
+    let config = world.dir.join("node.toml");
+    std::fs::write(&config, node)?;
     let mut command = world.kata_cc(&Tampering::default())?;
+    command.env("KATA_CC_CONFIG", &config);
     command.args(["policy", "gen", "--write", "--allow", "logs"]).arg(&file);
     run(command.arg("--registry-ca").arg(Pki::at(&world.material).ca), 120)?.ok().context("policy gen")?;
     // What the policy makes of the launch can be foretold.
     let mut command = world.kata_cc(&Tampering::default())?;
+    command.env("KATA_CC_CONFIG", &config);
     run(command.args(["measure", "--pod"]).arg(&file).args(["--tier", "sim-snp"]), 120)?
         .ok()
         .context("measure")?;
@@ -143,6 +157,54 @@ fn a_pod_runs_by_the_policy_of_its_manifest_and_a_changed_one_does_not() -> anyh
         ensure!(text.contains("blocked by policy") && text.contains(rule), "{what}: {text}");
     }
     shell_is_refused(&containerd)?;
+    kubelet.remove(&running).map_err(told)?;
+    nothing_left(&containerd, &before);
+    drop(containerd);
+    std::fs::remove_dir_all(&world.dir)?;
+    Ok(())
+}
+
+/// A container whose image comes more slowly than the kubelet waits is given up, with the reason; the pod goes on, and takes it when it comes.
+#[test]
+fn a_container_whose_image_comes_too_slowly_is_given_up_and_its_pod_goes_on() -> anyhow::Result<()> {
+    if !machines_run_here() {
+        return Ok(());
+    }
+    let world = World::of_test("slow-pods")?;
+    let port = world.registry.host.rsplit(':').next().unwrap_or_default().parse()?;
+    let relay = Relay::start(port)?;
+    let registry = format!("localhost:{}", relay.port);
+    let name = format!("{registry}/demo/plain");
+    let image = format!("{name}:latest");
+    world.push_plain(&format!("{}/demo/plain:latest", world.registry.host))?;
+    let node = world.config(&Tampering::default()).replace(&world.registry.host, &registry);
+    let pod = with_policy_of_node(&world, &image, &node)?;
+    let containerd = Containerd::start_for_pods(&format!("agent_timeout_s = 900\n{node}"), &name)?;
+    let told = |error: anyhow::Error| error.context(containerd.log());
+    let before = Traces::take(containerd.folder());
+    let kubelet = containerd.kubelet()?;
+    kubelet.wait_for_image(&image)?;
+    let running = kubelet.sandbox(&pod).map_err(told)?;
+
+    relay.slow(true);
+    let web = kubelet.container(&pod, &pod["spec"]["containers"][0])?;
+    let Err(error) = kubelet.start_within(&running, web.clone(), Some(PATIENCE)) else {
+        anyhow::bail!("it ran")
+    };
+    let text = format!("{error:#}");
+    for part in
+        ["DeadlineExceeded", &format!("{image} is being pulled, "), "bytes had come", "runtimeRequestTimeout"]
+    {
+        ensure!(text.contains(part), "expected {part:?}, seen: {text}\n{}", containerd.log());
+    }
+    // The pull has ended with it: what follows has the guest to itself.
+    relay.slow(false);
+    let mut again = web;
+    if let Some(metadata) = &mut again.metadata {
+        metadata.attempt = 1;
+    }
+    kubelet.start(&running, again).map_err(told)?;
+    kubelet.log("web", "good day").map_err(told)?;
     kubelet.remove(&running).map_err(told)?;
     nothing_left(&containerd, &before);
     drop(containerd);
