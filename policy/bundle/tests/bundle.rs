@@ -36,6 +36,24 @@ fn one_folder_has_one_archive_wherever_and_whenever_it_is_made() {
     );
 }
 
+/// Fuzzing begins with archives that `kata-cc policy bundle build` made: one that is refused would reach little.
+#[test]
+fn the_seeds_of_the_fuzz_target_are_bundles() {
+    let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/seeds/policy_bundle");
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(seeds).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|end| end == "tar") {
+            let bundle = Bundle::from_archive(&std::fs::read(&path).unwrap());
+            names.push(
+                bundle.unwrap_or_else(|error| panic!("{}: {error}", path.display())).manifest().title(),
+            );
+        }
+    }
+    names.sort();
+    assert_eq!(names, ["shop 1", "small", "trust v1.2"]);
+}
+
 #[test]
 fn an_archive_in_another_form_is_refused() {
     let folder = folder();
