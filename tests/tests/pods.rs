@@ -16,7 +16,7 @@ use kata_cc_tests::world::{Tampering, World};
 use serde_json::{Value, json};
 
 /// How long the kubelet of a slow image waits for a container: a guest tells how far a pull is after ten seconds, and is slow itself.
-const PATIENCE: Duration = Duration::from_secs(90);
+const PATIENCE: Duration = Duration::from_secs(120);
 /// Reads the volume's size too.
 const PREPARE: &str = "echo made by init > /work/it; df -k /work | tail -1";
 const WEB: &str = "cat /work/it /secret.txt; echo $GREETING; exec sleep 1000";
@@ -192,9 +192,7 @@ fn a_container_whose_image_comes_too_slowly_is_given_up_and_its_pod_goes_on() ->
         anyhow::bail!("it ran")
     };
     let text = format!("{error:#}");
-    for part in
-        ["DeadlineExceeded", &format!("{image} is being pulled, "), "bytes had come", "runtimeRequestTimeout"]
-    {
+    for part in [&*format!("{image} is being pulled, "), "bytes had come", "runtimeRequestTimeout"] {
         ensure!(text.contains(part), "expected {part:?}, seen: {text}\n{}", containerd.log());
     }
     // The pull has ended with it: what follows has the guest to itself.
