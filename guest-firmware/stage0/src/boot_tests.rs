@@ -218,6 +218,28 @@ fn without_a_tee_all_memory_is_ram() {
     assert_eq!((u32_at(page, 0x13c), u64_at(page, 0x250)), (0, 0), "no CC blob");
 }
 
+/// What is not needed is left to Linux: with lazy acceptance as many pages change hands in a guest of 16 GiB as in one of 48 MiB.
+#[test]
+fn the_work_does_not_grow_with_memory() {
+    const GIB: u64 = 1 << 30;
+    let touched = |high: u64| {
+        let mut launch = Launch::vmlinux();
+        let ranges = [(0, RAM), (4 * GIB, high)];
+        launch.info = info(KERNEL, INITRAMFS, if high == 0 { &ranges[..1] } else { &ranges });
+        // The fake has no memory above `RAM`: a step there would not even find a page.
+        let (result, _, platform) = launch.boot();
+        assert!(result.is_ok(), "{high:#x}: {result:?}");
+        let pages = platform.pages.borrow();
+        pages.iter().filter(|state| **state != State::Unaccepted).count()
+    };
+    let small = touched(0);
+    for high in [GIB / 4, GIB, 16 * GIB] {
+        assert_eq!(touched(high), small, "{high:#x} bytes above 4 GiB");
+    }
+    // The table for Linux has a bit for each 2 MiB: of 64 GiB it takes a second page.
+    assert_eq!(touched(60 * GIB), small + 1);
+}
+
 #[test]
 fn every_byte_of_the_host_is_read_once_at_most() {
     // the fake changes a byte once it was read and panics at a second reading
