@@ -108,7 +108,7 @@ CreateContainerRequest := {
 	"allowed": true,
 	"ops": array.concat(
 		[{"op": "add", "path": concat("", ["/pstate/container ", input.container_id]), "value": container_name}],
-		[{"op": "add", "path": concat("", ["/pstate/process ", input.container_id]), "value": process} | process := remembered_process],
+		process_remembered,
 	),
 } if {
 	container
@@ -249,11 +249,16 @@ known_name := data.pstate[concat("", ["container ", input.container_id])]
 
 # What of a container's process was looked at when it was created, for commands in it: those of the pause container are not looked at. Of
 # much length it is not remembered, and looked at each time.
-remembered_process := process if {
+process_remembered := [{"op": "add", "path": concat("", ["/pstate/process ", input.container_id]), "value": process}] if {
 	container.kind != "sandbox"
-	process := {name: input.OCI.Process[name] | some name in ["Env", "User", "Capabilities", "NoNewPrivileges"]}
+	process := {
+		"Env": input.OCI.Process.Env,
+		"User": input.OCI.Process.User,
+		"Capabilities": input.OCI.Process.Capabilities,
+		"NoNewPrivileges": input.OCI.Process.NoNewPrivileges,
+	}
 	count(json.marshal(process)) < 32768
-}
+} else := []
 
 # A command with variables, user and rights of the container's own process: what was allowed then is allowed again.
 as_created if {
