@@ -171,8 +171,8 @@ fn machine_and_interpreter_agree_on_the_corpus_and_on_what_a_host_may_try() {
 fn machine_and_interpreter_agree_whatever_type_a_part_of_a_request_has() {
     let step = match (std::env::var_os("KATA_CC_ALL_TYPES"), cfg!(debug_assertions)) {
         (Some(_), _) => 1,
-        (None, true) => 499,
-        (None, false) => 41,
+        (None, true) => 1999,
+        (None, false) => 199,
     };
     let (mut wrong, mut same, mut number) = (Vec::new(), support::Agreement::default(), 0);
     let others = other_types();

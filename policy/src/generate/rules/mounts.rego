@@ -15,11 +15,61 @@ kernel_filesystems := {
 read_only_filesystems := {"sysfs", "cgroup", "cgroup2"}
 
 # Files that a runtime makes for every container.
-pod_files := {"/etc/hosts", "/etc/hostname", "/etc/resolv.conf"}
+pod_files := {
+	"/etc/hosts": {"kind": "files", "read_only": false},
+	"/etc/hostname": {"kind": "files", "read_only": false},
+	"/etc/resolv.conf": {"kind": "files", "read_only": false},
+}
 
 shared_folder := "/run/kata-containers/shared/containers/"
 
 sandbox_folder := "/run/kata-containers/sandbox/"
+
+# Most mounts are known as a whole: those of the kernel's that every containerd makes in the same form, and files that are bound in a usual
+# way from where the host copies them to. The rest is looked at by its parts.
+mounts_to_look_at := unusual_mounts - file_mounts
+
+unusual_mounts := {mount |
+	known := kernel_mounts
+	some mount in input.OCI.Mounts
+	not mount in known
+}
+
+kernel_mount_forms := {
+	{"destination": "/dev", "type_": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
+	{"destination": "/dev/mqueue", "type_": "mqueue", "source": "mqueue", "options": ["nosuid", "noexec", "nodev"]},
+	{"destination": "/dev/pts", "type_": "devpts", "source": "devpts", "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]},
+	{"destination": "/dev/shm", "type_": "bind", "source": "/run/kata-containers/sandbox/shm", "options": ["rbind", "rprivate", "rw"]},
+	{"destination": "/proc", "type_": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
+	{"destination": "/sys", "type_": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"]},
+	{"destination": "/sys/fs/cgroup", "type_": "cgroup", "source": "cgroup", "options": ["nosuid", "noexec", "nodev", "relatime", "ro"]},
+}
+
+# Where a container has a mount of its own at one of these places, that one counts.
+kernel_mounts := kernel_mount_forms if {
+	object.filter(container.mounts, {"/dev", "/dev/mqueue", "/dev/pts", "/dev/shm", "/proc", "/sys", "/sys/fs/cgroup"}) == {}
+} else := set()
+
+read_only_binds := {["rbind", "rprivate", "ro"], ["rbind", "ro"], ["rbind", "ro", "nosuid", "nodev", "noexec"]}
+
+writable_binds := read_only_binds | {["rbind", "rprivate", "rw"], ["rbind", "rw"]}
+
+file_mounts := found if {
+	places := object.union(pod_files, container.mounts)
+	binds := {true: read_only_binds, false: writable_binds}
+	found := {mount |
+		some mount in unusual_mounts
+		places[mount.destination].kind == "files"
+		mount.type_ == "bind"
+		mount.options in binds[places[mount.destination].read_only]
+		startswith(mount.source, shared_folder)
+	}
+	names := {trim_prefix(mount.source, shared_folder) | some mount in found}
+	not "" in names
+	together := concat(":", names)
+	not contains(together, "/")
+	not contains(together, "..")
+} else := set()
 
 is_bind(mount) if {
 	mount.type_ == "bind"
@@ -61,7 +111,7 @@ mount_matches(mount) if {
 } else if {
 	# A file of the pod.
 	not container.mounts[place(mount)]
-	mount.destination in pod_files
+	pod_files[mount.destination]
 	bind_type(mount)
 	plain_options(mount)
 	copied(mount.source)

@@ -86,12 +86,11 @@ exec_violations contains {"rule": "terminal", "field": "process.Terminal", "valu
 }
 
 exec_violations contains {"rule": "environment", "field": "process.Env", "value": problem.entry, "allowed": problem.allowed} if {
-	not as_created
-	some problem in env_problems(named(known_name), input.process.Env)
+	some problem in env_problems(named(known_name), variables_to_look_at, input.process.Env)
 }
 
 exec_violations contains object.union(problem, {"field": concat(".", ["process", problem.field])}) if {
-	not as_created
+	not rights_as_created
 	some problem in process_problems(named(known_name), input.process)
 }
 
@@ -111,16 +110,24 @@ set_of(list) := {item | some item in list}
 
 own_entries(of, name) := [own | some own, _ in of.env; startswith(own, concat("", [name, "="]))]
 
-# Entries that are neither the container's own nor of those whose values only the running pod knows.
-env_problems(of, entries) := {{"entry": entry, "allowed": allowed} |
-	others := set_of(entries) - object.keys(of.env)
-	own := {substring(entry, 0, indexof(entry, "=")) | some entry, _ in of.env}
-	some entry in others
+# Entries that are neither the container's own nor of those whose values only the running pod knows: of `looked_at`, which is all `entries`
+# or the end of them.
+env_problems(of, looked_at, entries) := {{"entry": entry, "allowed": allowed} |
+	services := services_seen(of)
+	some entry in looked_at
+	not of.env[entry]
+	not services[entry]
 	name := substring(entry, 0, indexof(entry, "="))
-	not run_time_entry(of, own, name, substring(entry, count(name) + 1, -1))
+	not run_time_entry(of, name, substring(entry, count(name) + 1, -1))
 	not overridden(of, entries, entry, name)
 	allowed := object.get(of.env_at_run_time, name, own_entries(of, name))
 }
+
+# Variables of services that were looked at in another container, unless this one has something that begins like one of them.
+services_seen(of) := data.pstate.services.entries if {
+	strings.any_prefix_match(object.keys(of.env), data.pstate.services.names) == false
+	strings.any_prefix_match(object.keys(of.env_at_run_time), data.pstate.services.names) == false
+} else := {}
 
 # containerd leaves the image's entry before the pod's of the same name. The last of a name is what a program sees (the agent gives it no
 # other, as runc does), and that one is looked at by itself.
@@ -131,13 +138,15 @@ overridden(of, entries, entry, name) if {
 	same[count(same) - 1] != entry
 }
 
-run_time_entry(of, own, name, value) if {
+run_time_entry(of, name, value) if {
+	of.env_at_run_time[name]
 	value_is(of.env_at_run_time[name], value)
 } else if {
 	# What Kubernetes and terminals add: names that no loader, shell or language runtime acts on, and only where the container has no
 	# entry of that name.
 	not of.env_at_run_time[name]
-	not name in own
+	not of.env[name]
+	strings.any_prefix_match(object.keys(of.env), concat("", [name, "="])) == false
 	added_entry(name, value)
 }
 
@@ -152,6 +161,10 @@ added_entry(name, value) if {
 	name == "PATH"
 	value == "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 } else if {
+	service_entry(name, value)
+}
+
+service_entry(name, value) if {
 	service_name(name)
 	not startswith(name, "LD_")
 	trim(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_") == ""
@@ -180,7 +193,7 @@ service_name(name) if {
 }
 
 # User, capabilities and privileges, of a container or of a command in it.
-process_problems(of, process) := {problem | some problem in array.concat(user_problems(of, process.User), right_problems(of, process))}
+process_problems(of, process) := {problem | some problem in user_problems(of, process.User)} | right_problems(of, process)
 
 user_problems(of, user) := array.concat(
 	[{"rule": "user", "field": "User.UID", "value": user.UID, "allowed": of.user.uid} | of.user.uid != null; user.UID != of.user.uid],
@@ -199,19 +212,29 @@ group_zero(of, user) if {
 	user.GID == 0
 }
 
-right_problems(of, process) := array.concat(
-	[{"rule": "no new privileges", "field": "NoNewPrivileges", "value": process.NoNewPrivileges, "allowed": true} |
-		of.no_new_privileges
-		not process.NoNewPrivileges
-	],
-	[{"rule": "capabilities", "field": concat(".", ["Capabilities", kind]), "value": wrong, "allowed": of.capabilities} |
-		some kind in ["Ambient", "Bounding", "Effective", "Inheritable", "Permitted"]
-		others := set_of(process.Capabilities[kind]) - capabilities_of(of, kind)
-		count(others) > 0
-		wrong := {single(name) | some name in others} - capabilities_of(of, kind)
-		count(wrong) > 0
-	],
-)
+right_problems(of, process) := {problem |
+	of.no_new_privileges
+	not process.NoNewPrivileges
+	problem := {"rule": "no new privileges", "field": "NoNewPrivileges", "value": process.NoNewPrivileges, "allowed": true}
+} | {problem |
+	# None, or as the policy lists them: known at a glance. Ambient ones are looked at.
+	known := {[], of.capabilities}
+	some kind in ["Bounding", "Effective", "Inheritable", "Permitted"]
+	not sort(process.Capabilities[kind]) in known
+	problem := capability_problem(of, kind, process.Capabilities[kind])
+} | {problem |
+	process.Capabilities.Ambient != []
+	problem := capability_problem(of, "Ambient", process.Capabilities.Ambient)
+}
+
+capability_problem(of, kind, list) := {"rule": "capabilities", "field": concat(".", ["Capabilities", kind]), "value": list, "allowed": of.capabilities} if {
+	is_array(list) == false
+} else := {"rule": "capabilities", "field": concat(".", ["Capabilities", kind]), "value": wrong, "allowed": of.capabilities} if {
+	others := set_of(list) - capabilities_of(of, kind)
+	count(others) > 0
+	wrong := {single(name) | some name in others} - capabilities_of(of, kind)
+	count(wrong) > 0
+}
 
 # Where a manifest says CAP_ itself, containerd says it once more.
 single(name) := concat("", ["CAP_", trim_prefix(trim_prefix(name, "CAP_"), "CAP_")])

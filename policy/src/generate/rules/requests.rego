@@ -108,7 +108,7 @@ CreateContainerRequest := {
 	"allowed": true,
 	"ops": array.concat(
 		[{"op": "add", "path": concat("", ["/pstate/container ", input.container_id]), "value": container_name}],
-		process_remembered,
+		array.concat(process_remembered, services_remembered),
 	),
 } if {
 	container
@@ -220,22 +220,17 @@ exec_streams_open if policy_data.open.copy
 
 annotations := input.OCI.Annotations
 
-container_types := {type |
-	some key in ["io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"]
-	type := annotations[key]
-}
-
 # The pod's pause container.
-container_name := "(sandbox)" if "sandbox" in container_types
+is_sandbox if annotations["io.kubernetes.cri.container-type"] == "sandbox"
 
-container_name := annotations["io.kubernetes.cri.container-name"] if {
-	not "sandbox" in container_types
+is_sandbox if annotations["io.kubernetes.cri-o.ContainerType"] == "sandbox"
+
+container_name := "(sandbox)" if {
+	is_sandbox
+} else := annotations["io.kubernetes.cri.container-name"] if {
 	annotations["io.kubernetes.cri.container-name"]
-}
-
-container_name := annotations["io.kubernetes.container.name"] if {
-	not "sandbox" in container_types
-	not annotations["io.kubernetes.cri.container-name"]
+} else := annotations["io.kubernetes.container.name"] if {
+	annotations["io.kubernetes.container.name"]
 }
 
 named(name) := policy_data.sandbox if name == "(sandbox)"
@@ -260,14 +255,37 @@ process_remembered := [{"op": "add", "path": concat("", ["/pstate/process ", inp
 	count(json.marshal(process)) < 32768
 } else := []
 
-# A command with variables, user and rights of the container's own process: what was allowed then is allowed again.
-as_created if {
-	created := data.pstate[concat("", ["process ", input.container_id])]
-	input.process.Env == created.Env
+# Variables of services are the same in all containers of a pod. Those of the first are remembered: the others need not be looked at by
+# their parts, and later ones (of services that are made while the pod runs) are looked at each time.
+services_remembered := [{"op": "add", "path": "/pstate/services", "value": {"entries": entries, "names": names}}] if {
+	container.kind != "sandbox"
+	not data.pstate.services
+	entries := {entry: true |
+		some entry in input.OCI.Process.Env
+		count(entry) < 1024
+		name := substring(entry, 0, indexof(entry, "="))
+		service_entry(name, substring(entry, count(name) + 1, -1))
+	}
+	names := [name | some entry, _ in entries; name := substring(entry, 0, indexof(entry, "="))]
+	count(names) > 0
+	count(names) < 256
+} else := []
+
+# What was looked at when the container was created.
+created := data.pstate[concat("", ["process ", input.container_id])]
+
+# A command with user and rights of the container's own process: what was allowed then is allowed again.
+rights_as_created if {
 	input.process.User == created.User
 	input.process.Capabilities == created.Capabilities
 	input.process.NoNewPrivileges == created.NoNewPrivileges
 }
+
+# Variables of a command that its container's own process did not have. They are behind those that it had, so none of these counts more than
+# it did then.
+variables_to_look_at := array.slice(input.process.Env, count(created.Env), count(input.process.Env)) if {
+	array.slice(input.process.Env, 0, count(created.Env)) == created.Env
+} else := input.process.Env
 
 # ---- CreateSandbox --------------------------------------------------------------------------------------------------
 
