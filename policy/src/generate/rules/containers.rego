@@ -120,7 +120,7 @@ create_violations contains {"rule": "users by number", "field": "string_user", "
 
 # -- mounts
 
-mounted := {trim_right(mount.destination, "/") | some mount in input.OCI.Mounts}
+mounted := mounts.known | {trim_right(mount.destination, "/") | some mount in mounts.others}
 
 create_violations contains {"rule": "mounts", "field": sprintf("OCI.Mounts[%d]", [i]), "value": mount, "allowed": mount_allowed(mount)} if {
 	some mount in mounts_to_look_at

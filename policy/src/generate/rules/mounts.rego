@@ -29,42 +29,51 @@ sandbox_folder := "/run/kata-containers/sandbox/"
 # way from where the host copies them to. The rest is looked at by its parts.
 mounts_to_look_at := unusual_mounts - file_mounts
 
-unusual_mounts := {mount |
-	known := kernel_mounts
-	some mount in input.OCI.Mounts
-	not mount in known
-}
-
-kernel_mount_forms := {
-	{"destination": "/dev", "type_": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
-	{"destination": "/dev/mqueue", "type_": "mqueue", "source": "mqueue", "options": ["nosuid", "noexec", "nodev"]},
-	{"destination": "/dev/pts", "type_": "devpts", "source": "devpts", "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]},
-	{"destination": "/dev/shm", "type_": "bind", "source": "/run/kata-containers/sandbox/shm", "options": ["rbind", "rprivate", "rw"]},
+kernel_mounts := [
 	{"destination": "/proc", "type_": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
+	{"destination": "/dev", "type_": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
+	{"destination": "/dev/pts", "type_": "devpts", "source": "devpts", "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]},
+	{"destination": "/dev/mqueue", "type_": "mqueue", "source": "mqueue", "options": ["nosuid", "noexec", "nodev"]},
 	{"destination": "/sys", "type_": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"]},
 	{"destination": "/sys/fs/cgroup", "type_": "cgroup", "source": "cgroup", "options": ["nosuid", "noexec", "nodev", "relatime", "ro"]},
-}
+]
 
-# Where a container has a mount of its own at one of these places, that one counts.
-kernel_mounts := kernel_mount_forms if {
-	object.filter(container.mounts, {"/dev", "/dev/mqueue", "/dev/pts", "/dev/shm", "/proc", "/sys", "/sys/fs/cgroup"}) == {}
+kernel_places := {"/proc", "/dev", "/dev/pts", "/dev/mqueue", "/sys", "/sys/fs/cgroup"}
+
+# They come first and in this order. Where a container has a mount of its own at one of their places, that one counts.
+mounts := {"known": kernel_places, "others": array.slice(input.OCI.Mounts, 6, count(input.OCI.Mounts))} if {
+	array.slice(input.OCI.Mounts, 0, 6) == kernel_mounts
+	object.filter(container.mounts, kernel_places) == {}
+} else := {"known": set(), "others": input.OCI.Mounts}
+
+# Memory that the pod's containers share, in the form that this project's shim gives it.
+memory_mounts := {{"destination": "/dev/shm", "type_": "bind", "source": shared_memory, "options": ["rbind", "rprivate", "rw"]}} if {
+	not container.mounts["/dev/shm"]
 } else := set()
 
-read_only_binds := {["rbind", "rprivate", "ro"], ["rbind", "ro"], ["rbind", "ro", "nosuid", "nodev", "noexec"]}
+unusual_mounts := {mount | some mount in mounts.others} - memory_mounts
 
-writable_binds := read_only_binds | {["rbind", "rprivate", "rw"], ["rbind", "rw"]}
+# Type and options of a bind in a usual way: by what is bound, and whether it must be read-only.
+bind_forms := {"files": {
+	true: {["bind", ["rbind", "rprivate", "ro"]], ["bind", ["rbind", "ro"]], ["bind", ["rbind", "ro", "nosuid", "nodev", "noexec"]]},
+	false: {
+		["bind", ["rbind", "rprivate", "ro"]], ["bind", ["rbind", "ro"]], ["bind", ["rbind", "ro", "nosuid", "nodev", "noexec"]],
+		["bind", ["rbind", "rprivate", "rw"]], ["bind", ["rbind", "rw"]],
+	},
+}}
 
+# All of them, or none when one of their names leads out of the folder.
 file_mounts := found if {
 	places := object.union(pod_files, container.mounts)
-	binds := {true: read_only_binds, false: writable_binds}
+	forms := bind_forms
+	folder := shared_folder
 	found := {mount |
 		some mount in unusual_mounts
-		places[mount.destination].kind == "files"
-		mount.type_ == "bind"
-		mount.options in binds[places[mount.destination].read_only]
-		startswith(mount.source, shared_folder)
+		place_of := places[mount.destination]
+		[mount.type_, mount.options] in forms[place_of.kind][place_of.read_only]
+		startswith(mount.source, folder)
 	}
-	names := {trim_prefix(mount.source, shared_folder) | some mount in found}
+	names := {trim_prefix(mount.source, folder) | some mount in found}
 	not "" in names
 	together := concat(":", names)
 	not contains(together, "/")

@@ -113,20 +113,18 @@ own_entries(of, name) := [own | some own, _ in of.env; startswith(own, concat(""
 # Entries that are neither the container's own nor of those whose values only the running pod knows: of `looked_at`, which is all `entries`
 # or the end of them.
 env_problems(of, looked_at, entries) := {{"entry": entry, "allowed": allowed} |
-	services := services_seen(of)
-	some entry in looked_at
-	not of.env[entry]
-	not services[entry]
+	others := set_of(looked_at) - object.keys(of.env)
+	some entry in others - object.keys(variables_known(of))
 	name := substring(entry, 0, indexof(entry, "="))
 	not run_time_entry(of, name, substring(entry, count(name) + 1, -1))
 	not overridden(of, entries, entry, name)
 	allowed := object.get(of.env_at_run_time, name, own_entries(of, name))
 }
 
-# Variables of services that were looked at in another container, unless this one has something that begins like one of them.
-services_seen(of) := data.pstate.services.entries if {
-	strings.any_prefix_match(object.keys(of.env), data.pstate.services.names) == false
-	strings.any_prefix_match(object.keys(of.env_at_run_time), data.pstate.services.names) == false
+# Those that were looked at in another container, unless this one has something that begins like one of them.
+variables_known(of) := data.pstate.variables.entries if {
+	strings.any_prefix_match(object.keys(of.env), data.pstate.variables.names) == false
+	strings.any_prefix_match(object.keys(of.env_at_run_time), data.pstate.variables.names) == false
 } else := {}
 
 # containerd leaves the image's entry before the pod's of the same name. The last of a name is what a program sees (the agent gives it no
@@ -193,18 +191,25 @@ service_name(name) if {
 }
 
 # User, capabilities and privileges, of a container or of a command in it.
-process_problems(of, process) := {problem | some problem in user_problems(of, process.User)} | right_problems(of, process)
+process_problems(of, process) := user_problems(of, process.User) | right_problems(of, process)
 
-user_problems(of, user) := array.concat(
-	[{"rule": "user", "field": "User.UID", "value": user.UID, "allowed": of.user.uid} | of.user.uid != null; user.UID != of.user.uid],
-	array.concat(
-		[{"rule": "user", "field": "User.GID", "value": user.GID, "allowed": of.user.gid} | of.user.gid != null; user.GID != of.user.gid; not group_zero(of, user)],
-		array.concat(
-			[{"rule": "user", "field": "User", "value": user.UID, "allowed": "not 0"} | of.user.not_root; user.UID == 0],
-			[{"rule": "users by number", "field": "User.Username", "value": user.Username, "allowed": ""} | user.Username != ""],
-		),
-	),
-)
+user_problems(of, user) := {problem |
+	of.user.uid != null
+	user.UID != of.user.uid
+	problem := {"rule": "user", "field": "User.UID", "value": user.UID, "allowed": of.user.uid}
+} | {problem |
+	of.user.gid != null
+	user.GID != of.user.gid
+	not group_zero(of, user)
+	problem := {"rule": "user", "field": "User.GID", "value": user.GID, "allowed": of.user.gid}
+} | {problem |
+	of.user.not_root
+	user.UID == 0
+	problem := {"rule": "user", "field": "User", "value": user.UID, "allowed": "not 0"}
+} | {problem |
+	user.Username != ""
+	problem := {"rule": "users by number", "field": "User.Username", "value": user.Username, "allowed": ""}
+}
 
 # Of an image's "user:group" Kubernetes hands on the user alone; a runtime that does not know the user takes group 0.
 group_zero(of, user) if {

@@ -108,7 +108,7 @@ CreateContainerRequest := {
 	"allowed": true,
 	"ops": array.concat(
 		[{"op": "add", "path": concat("", ["/pstate/container ", input.container_id]), "value": container_name}],
-		array.concat(process_remembered, services_remembered),
+		array.concat(process_remembered, variables_remembered),
 	),
 } if {
 	container
@@ -255,20 +255,20 @@ process_remembered := [{"op": "add", "path": concat("", ["/pstate/process ", inp
 	count(json.marshal(process)) < 32768
 } else := []
 
-# Variables of services are the same in all containers of a pod. Those of the first are remembered: the others need not be looked at by
-# their parts, and later ones (of services that are made while the pod runs) are looked at each time.
-services_remembered := [{"op": "add", "path": "/pstate/services", "value": {"entries": entries, "names": names}}] if {
+# What Kubernetes adds, the host name and variables of services, is the same in all containers of a pod. That of the first is remembered: in
+# the others it need not be looked at by its parts. Services that are made while the pod runs are looked at each time.
+variables_remembered := [{"op": "add", "path": "/pstate/variables", "value": {"entries": entries, "names": names}}] if {
+	not data.pstate.variables
 	container.kind != "sandbox"
-	not data.pstate.services
 	entries := {entry: true |
 		some entry in input.OCI.Process.Env
-		count(entry) < 1024
 		name := substring(entry, 0, indexof(entry, "="))
-		service_entry(name, substring(entry, count(name) + 1, -1))
+		not name in {"PATH", "TERM"}
+		added_entry(name, substring(entry, count(name) + 1, -1))
 	}
 	names := [name | some entry, _ in entries; name := substring(entry, 0, indexof(entry, "="))]
 	count(names) > 0
-	count(names) < 256
+	count(concat("", object.keys(entries))) < 32768
 } else := []
 
 # What was looked at when the container was created.
