@@ -199,7 +199,8 @@ impl AgentPolicy {
     /// Why a request is denied, by the policy's own `explain`; empty when it has none or nothing to say.
     pub fn reasons(&mut self, request: &str, input: &Value) -> Vec<Reason> {
         let with_name = merged(input, request);
-        let explained = self.judge.by_interpreter("explain", &Document::from(with_name)).ok().and_then(|e| e.value);
+        let explained =
+            self.judge.by_interpreter("explain", &Document::from(with_name)).ok().and_then(|e| e.value);
         let Some(Value::Array(values)) = explained else { return Vec::new() };
         let mut reasons: Vec<Reason> = values.iter().map(Reason::read).collect();
         reasons.sort_by(|a, b| (&a.field, &a.rule).cmp(&(&b.field, &b.rule)));
@@ -209,7 +210,7 @@ impl AgentPolicy {
     /// The state changes of a consent.
     fn decide(&mut self, request: &str, input: &Value) -> Result<Vec<Value>, Denial> {
         let failed = |error| Denial::Failed { request: request.to_owned(), error };
-        let document = Document::from(input.clone());
+        let document = Document::from(input);
         if let Some(consent) = self.judge.consent(request, &document) {
             return Ok(consent.ops());
         }
@@ -222,7 +223,9 @@ impl AgentPolicy {
             return Ok(ops);
         }
         let undecided = !matches!(&result, Ok(Evaluation { value: Some(_), .. }));
-        if undecided && self.judge.by_interpreter("AllowRequestsFailingPolicy", &document).is_ok_and(|e| e.is_true()) {
+        if undecided
+            && self.judge.by_interpreter("AllowRequestsFailingPolicy", &document).is_ok_and(|e| e.is_true())
+        {
             return Ok(Vec::new());
         }
         result.map_err(failed)?;
@@ -244,7 +247,7 @@ impl AgentPolicy {
         }
         if next != self.state {
             self.judge
-                .set_state(Document::from(next.clone()))
+                .set_state(Document::from(&next))
                 .map_err(|error| Denial::Failed { request: request.to_owned(), error })?;
             self.state = next;
         }

@@ -131,7 +131,10 @@ fn pod_requests(node: &Node<'_>) -> Vec<(&'static str, Value)> {
             "UpdateRoutesRequest",
             json!({"routes": {"Routes": [{"device": "eth0", "dest": "0.0.0.0/0", "source": ""}]}}),
         ),
-        ("SecureMountRequest", json!({"volume_type": "block-device", "options": {"key": "a"}, "mount_point": "/a"})),
+        (
+            "SecureMountRequest",
+            json!({"volume_type": "block-device", "options": {"key": "a"}, "mount_point": "/a"}),
+        ),
     ]
 }
 

@@ -12,9 +12,9 @@ use kata_cc_policy::AgentPolicy;
 use kata_cc_policy::generate::{Generated, ImageResolver};
 use kata_cc_policy::manifest::VolumeSource;
 use serde_json::{Value, json};
-use support::{Agreement, Case};
 use support::mutations::{self, Mutation};
 use support::runtime::{Asked, Containerd, Node, image_ids};
+use support::{Agreement, Case};
 
 const SHARED: &str = "/run/kata-containers/shared/containers";
 

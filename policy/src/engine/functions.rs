@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use regorus::Value;
+use serde::Deserialize as _;
 
 /// A function of one argument that a policy may call besides the built-in ones: JSON in, JSON out,
 /// `None` for undefined.
@@ -69,6 +70,13 @@ impl std::fmt::Debug for Document {
 impl From<serde_json::Value> for Document {
     fn from(value: serde_json::Value) -> Self {
         Self(Value::from(value))
+    }
+}
+
+impl From<&serde_json::Value> for Document {
+    /// Without a copy of the JSON in between.
+    fn from(value: &serde_json::Value) -> Self {
+        Self(Value::deserialize(value).unwrap_or(Value::Undefined))
     }
 }
 

@@ -77,8 +77,7 @@ impl Machine {
     /// # Errors
     /// When a document is no object, or has a member where there is a rule: [`EngineError::Convert`].
     pub fn set_data(&mut self, documents: &[Document]) -> Result<(), EngineError> {
-        let fail =
-            |message: String| EngineError::Convert { name: self.name.clone(), what: "data", message };
+        let fail = |message: String| EngineError::Convert { name: self.name.clone(), what: "data", message };
         let mut data = Value::new_object();
         let members = data.as_object_mut().map_err(|e| fail(e.to_string()))?;
         for document in documents {
@@ -145,4 +144,94 @@ fn lean(mut code: Code) -> Code {
     code.instruction_spans = Vec::new();
     code.sources = Vec::new();
     code
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use serde_json::json;
+
+    fn compiled(text: &str, limits: &Limits) -> (Program, Machine) {
+        let program = Program::compile("test.rego", &format!("package policy\n{text}"), limits).unwrap();
+        let machine = program.machine(&["data.policy.allow"], limits).unwrap();
+        (program, machine)
+    }
+
+    fn ask(machine: &mut Machine, input: serde_json::Value) -> Result<Option<Document>, EngineError> {
+        machine.evaluate("data.policy.allow", &Document::from(input))
+    }
+
+    #[test]
+    fn evaluations_share_data_and_nothing_else() {
+        let text = "default allow := false\nallow := input.y if input.x == data.a.x + data.b";
+        let (_, mut machine) = compiled(text, &Limits::default());
+        let ask =
+            |machine: &mut Machine, x| ask(machine, json!({"x": x, "y": [1]})).unwrap().unwrap().to_json();
+        assert_eq!(ask(&mut machine, 3), json!(false));
+        machine.set_data(&[json!({"a": {"x": 1}}).into(), json!({"b": 2}).into()]).unwrap();
+        assert_eq!(ask(&mut machine, 3), json!([1]));
+        let mut copy = machine.clone();
+        machine.set_data(&[json!({"a": {"x": 2}, "b": 2}).into()]).unwrap();
+        assert_eq!((ask(&mut machine, 3), ask(&mut machine, 4)), (json!(false), json!([1])));
+        assert_eq!(ask(&mut copy, 3), json!([1]));
+        assert!(machine.set_data(&[json!([]).into()]).is_err());
+        assert!(machine.set_data(&[json!({"policy": {"allow": true}}).into()]).is_err());
+    }
+
+    #[test]
+    fn time_and_instructions_are_limited() {
+        let text =
+            "allow if { some i in numbers.range(1, 10000); some j in numbers.range(1, 10000); i * j == -1 }";
+        let unlimited = usize::MAX;
+        for (limits, words) in [
+            (
+                Limits { time: Duration::from_millis(20), instructions: unlimited, ..Limits::default() },
+                "time limit",
+            ),
+            (Limits { instructions: 1000, ..Limits::default() }, "instruction"),
+        ] {
+            let (_, mut machine) = compiled(text, &limits);
+            let start = Instant::now();
+            let error = ask(&mut machine, json!({})).unwrap_err().to_string().to_lowercase();
+            assert!(error.contains(words), "{error}");
+            assert!(start.elapsed() < Duration::from_secs(2), "{words}: {:?}", start.elapsed());
+            // and the limit holds for a copy as well
+            assert!(ask(&mut machine.clone(), json!({})).is_err(), "{words}");
+        }
+    }
+
+    /// Why the machine is asked about rules alone that are known: if these agree one day, the words above this file are to be changed.
+    #[test]
+    fn it_is_not_the_interpreter_where_a_rule_fails() {
+        for text in [
+            // an item of what is no list
+            "allow if count(wrong) == 0\nwrong contains 1 if { some x in input.list; x == 1 }",
+            // a set less a list
+            "allow if count(wrong) == 0\nwrong contains 1 if { {1} - input.text == {1} }",
+            // definitions that contradict each other
+            "allow if not f(1)\nf(x) := 1 if input.text\nf(x) := 2 if input.list",
+        ] {
+            let (program, mut machine) = compiled(text, &Limits::default());
+            let input = json!({"list": 7, "text": "x"});
+            let slow = program.evaluate("data.policy.allow", &input, &json!({}));
+            assert!(slow.is_err(), "{text}: {slow:?}");
+            assert!(ask(&mut machine, input).unwrap().is_some_and(|value| value.is_true()), "{text}");
+        }
+        let (program, mut machine) =
+            compiled("allow if { x := input.none; not startswith(x, \"a\") }", &Limits::default());
+        assert_eq!(program.evaluate("data.policy.allow", &json!({}), &json!({})).unwrap().value, None);
+        assert!(ask(&mut machine, json!({})).unwrap().is_some_and(|value| value.is_true()));
+    }
+
+    #[test]
+    fn a_value_that_is_undefined_in_part_is_none() {
+        let (_, mut machine) =
+            compiled("allow := {\"allowed\": true, \"ops\": [x | x := input.none]}", &Limits::default());
+        let error = ask(&mut machine, json!({})).unwrap_err().to_string();
+        assert!(error.contains("undefined"), "{error}");
+        assert!(ask(&mut machine, json!({"none": 1})).unwrap().is_some());
+    }
 }

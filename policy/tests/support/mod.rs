@@ -85,7 +85,7 @@ impl Agreement {
         request: &str,
         input: &serde_json::Value,
     ) -> Option<String> {
-        let input = Document::from(input.clone());
+        let input = Document::from(input);
         let quick = policy.by_machine(request, &input).expect("the policy is a generated one");
         let quick = quick.map(|value| value.map(|value| value.to_json()));
         let slow = policy.by_interpreter(request, &input).map(|evaluation| evaluation.value);

@@ -25,9 +25,9 @@ shared_folder := "/run/kata-containers/shared/containers/"
 
 sandbox_folder := "/run/kata-containers/sandbox/"
 
-# Most mounts are known as a whole: those of the kernel's that every containerd makes in the same form, and files that are bound in a usual
-# way from where the host copies them to. The rest is looked at by its parts.
-mounts_to_look_at := unusual_mounts - file_mounts
+# Most mounts are known as a whole: those of the kernel's that every containerd makes in the same form, and files and memory that are bound
+# in a usual way. The rest is looked at by its parts.
+mounts_to_look_at := (unusual_mounts - file_mounts) - scratch_mounts
 
 kernel_mounts := [
 	{"destination": "/proc", "type_": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
@@ -53,16 +53,16 @@ memory_mounts := {{"destination": "/dev/shm", "type_": "bind", "source": shared_
 
 unusual_mounts := {mount | some mount in mounts.others} - memory_mounts
 
-# Type and options of a bind in a usual way: by what is bound, and whether it must be read-only.
-bind_forms := {"files": {
+# Type and options of a bind in a usual way: whether it must be read-only, or need not.
+bind_forms := {
 	true: {["bind", ["rbind", "rprivate", "ro"]], ["bind", ["rbind", "ro"]], ["bind", ["rbind", "ro", "nosuid", "nodev", "noexec"]]},
 	false: {
 		["bind", ["rbind", "rprivate", "ro"]], ["bind", ["rbind", "ro"]], ["bind", ["rbind", "ro", "nosuid", "nodev", "noexec"]],
 		["bind", ["rbind", "rprivate", "rw"]], ["bind", ["rbind", "rw"]],
 	},
-}}
+}
 
-# All of them, or none when one of their names leads out of the folder.
+# Files from where the host copies them to: all of them, or none when one of their names leads out of that folder.
 file_mounts := found if {
 	places := object.union(pod_files, container.mounts)
 	forms := bind_forms
@@ -70,7 +70,8 @@ file_mounts := found if {
 	found := {mount |
 		some mount in unusual_mounts
 		place_of := places[mount.destination]
-		[mount.type_, mount.options] in forms[place_of.kind][place_of.read_only]
+		place_of.kind == "files"
+		[mount.type_, mount.options] in forms[place_of.read_only]
 		startswith(mount.source, folder)
 	}
 	names := {trim_prefix(mount.source, folder) | some mount in found}
@@ -79,6 +80,15 @@ file_mounts := found if {
 	not contains(together, "/")
 	not contains(together, "..")
 } else := set()
+
+scratch_mounts := {mount |
+	forms := bind_forms
+	some mount in unusual_mounts - file_mounts
+	declared := container.mounts[mount.destination]
+	declared.kind == "scratch"
+	[mount.type_, mount.options] in forms[declared.read_only]
+	scratch_place(mount.source, declared.volume)
+}
 
 is_bind(mount) if {
 	mount.type_ == "bind"
