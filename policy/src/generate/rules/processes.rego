@@ -122,9 +122,9 @@ env_problems(of, looked_at, entries) := {{"entry": entry, "allowed": allowed} |
 }
 
 # Those that were looked at in another container, unless this one has something that begins like one of them.
-variables_known(of) := data.pstate.variables.entries if {
-	strings.any_prefix_match(object.keys(of.env), data.pstate.variables.names) == false
-	strings.any_prefix_match(object.keys(of.env_at_run_time), data.pstate.variables.names) == false
+variables_known(of) := known_variables.entries if {
+	strings.any_prefix_match(object.keys(of.env), known_variables.names) == false
+	strings.any_prefix_match(object.keys(of.env_at_run_time), known_variables.names) == false
 } else := {}
 
 # containerd leaves the image's entry before the pod's of the same name. The last of a name is what a program sees (the agent gives it no
@@ -149,6 +149,12 @@ run_time_entry(of, name, value) if {
 }
 
 added_entry(name, value) if {
+	service_name(name)
+	not startswith(name, "LD_")
+	trim(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_") == ""
+	trim(value, "abcdefghijklmnopqrstuvwxyz0123456789.:/[]-") == ""
+	count(value) < 254
+} else if {
 	name == "HOSTNAME"
 	value_is(policy_data.pod.hostname, value)
 } else if {
@@ -158,36 +164,20 @@ added_entry(name, value) if {
 	# Of a runtime's own, where the image has none.
 	name == "PATH"
 	value == "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-} else if {
-	service_entry(name, value)
-}
-
-service_entry(name, value) if {
-	service_name(name)
-	not startswith(name, "LD_")
-	trim(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_") == ""
-	trim(value, "abcdefghijklmnopqrstuvwxyz0123456789.:/[]-") == ""
-	count(value) < 254
 }
 
 service_name(name) if {
-	startswith(name, "KUBERNETES_SERVICE_")
-} else if {
-	startswith(name, "KUBERNETES_PORT")
+	strings.any_prefix_match(name, ["KUBERNETES_SERVICE_", "KUBERNETES_PORT"])
 } else if {
 	policy_data.pod.service_variables
-	endswith(name, "_SERVICE_HOST")
+	strings.any_suffix_match(name, ["_SERVICE_HOST", "_PORT"])
 } else if {
 	policy_data.pod.service_variables
 	contains(name, "_SERVICE_PORT")
 } else if {
 	policy_data.pod.service_variables
-	endswith(name, "_PORT")
-} else if {
-	policy_data.pod.service_variables
 	contains(name, "_PORT_")
-	some end in ["_TCP", "_UDP", "_SCTP", "_PROTO", "_PORT", "_ADDR"]
-	endswith(name, end)
+	strings.any_suffix_match(name, ["_TCP", "_UDP", "_SCTP", "_PROTO", "_PORT", "_ADDR"])
 }
 
 # User, capabilities and privileges, of a container or of a command in it.

@@ -257,18 +257,24 @@ process_remembered := [{"op": "add", "path": concat("", ["/pstate/process ", inp
 
 # What Kubernetes adds, the host name and variables of services, is the same in all containers of a pod. That of the first is remembered: in
 # the others it need not be looked at by its parts. Services that are made while the pod runs are looked at each time.
-variables_remembered := [{"op": "add", "path": "/pstate/variables", "value": {"entries": entries, "names": names}}] if {
-	not data.pstate.variables
-	container.kind != "sandbox"
+known_variables := data.pstate.variables if {
+	data.pstate.variables
+} else := {"entries": entries, "names": names} if {
 	entries := {entry: true |
 		some entry in input.OCI.Process.Env
+		not container.env[entry]
 		name := substring(entry, 0, indexof(entry, "="))
 		not name in {"PATH", "TERM"}
 		added_entry(name, substring(entry, count(name) + 1, -1))
 	}
 	names := [name | some entry, _ in entries; name := substring(entry, 0, indexof(entry, "="))]
-	count(names) > 0
-	count(concat("", object.keys(entries))) < 32768
+}
+
+variables_remembered := [{"op": "add", "path": "/pstate/variables", "value": known_variables}] if {
+	not data.pstate.variables
+	container.kind != "sandbox"
+	count(known_variables.names) > 0
+	count(concat("", object.keys(known_variables.entries))) < 32768
 } else := []
 
 # What was looked at when the container was created.
