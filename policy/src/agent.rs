@@ -15,6 +15,7 @@
 //! A policy is analysed once, and again when its state changes, not at each request; its `policy_data`, where that is a constant, is taken
 //! out of the text.
 
+mod judge;
 mod patch;
 
 use serde::Serialize;
@@ -22,7 +23,9 @@ use serde_json::{Value, json};
 use thiserror::Error;
 
 use crate::constants;
-use crate::engine::{Document, EngineError, Evaluation, Limits, Prepared, Program};
+use crate::engine::{Document, EngineError, Evaluation, Limits, Program};
+use crate::generate;
+use judge::Judge;
 use patch::patch;
 
 /// Package of agent policies.
@@ -108,13 +111,9 @@ impl Reason {
 /// A policy with what it remembers.
 #[derive(Debug, Clone)]
 pub struct AgentPolicy {
-    program: Program,
-    /// What of the text is constant.
-    constants: Document,
+    judge: Judge,
     /// `{"pstate": …}`
     state: Value,
-    /// Program, constants and state.
-    prepared: Prepared,
 }
 
 impl AgentPolicy {
@@ -125,13 +124,17 @@ impl AgentPolicy {
 
     /// Compiles a policy; `name` appears in errors. State starts empty.
     pub fn new(name: &str, text: &str) -> Result<Self, EngineError> {
-        crate::engine::check_size(name, text, &Self::limits())?;
+        Self::with_limits(name, text, &Self::limits())
+    }
+
+    fn with_limits(name: &str, text: &str, limits: &Limits) -> Result<Self, EngineError> {
+        crate::engine::check_size(name, text, limits)?;
         let (program, constants) = match constants::take(text) {
             Some((text, value)) => {
-                let program = Program::compile(name, &text, &Self::limits())?;
+                let program = Program::compile(name, &text, limits)?;
                 (program, json!({constants::PLACE: {constants::POLICY_DATA: value}}))
             }
-            None => (Program::compile(name, text, &Self::limits())?, json!({})),
+            None => (Program::compile(name, text, limits)?, json!({})),
         };
         if program.package() != PACKAGE {
             return Err(EngineError::Compile {
@@ -141,19 +144,20 @@ impl AgentPolicy {
                 message: format!("package is {}, must be {PACKAGE}", program.package()),
             });
         }
-        let (constants, state) = (Document::from(constants), json!({"pstate": {}}));
-        let prepared = program.prepare(&[constants.clone(), Document::from(state.clone())])?;
-        Ok(Self { program, constants, state, prepared })
+        let state = json!({"pstate": {}});
+        let how = (generate::is_generated(text), limits);
+        let judge = Judge::new(program, Document::from(constants), Document::from(state.clone()), how)?;
+        Ok(Self { judge, state })
     }
 
     /// Name given at compilation.
     pub fn name(&self) -> &str {
-        self.program.name()
+        self.judge.program().name()
     }
 
     /// Whether the policy has a rule of this name, whatever it says.
     pub fn has_rule(&self, rule: &str) -> bool {
-        self.program.has_rule(&format!("{PACKAGE}.{rule}"))
+        self.judge.program().has_rule(&format!("{PACKAGE}.{rule}"))
     }
 
     /// Decides on a request message (`CreateContainerRequest`) and takes over the state change of a consent.
@@ -170,14 +174,33 @@ impl AgentPolicy {
     /// Whether a request is allowed, its input being in the interpreter's form: for measuring, and for whoever asks about one input often.
     /// State and the words of a denial are left out.
     pub fn would_allow_document(&mut self, request: &str, input: &Document) -> bool {
-        let path = format!("{PACKAGE}.{request}");
-        self.prepared.evaluate(&path, input).is_ok_and(|evaluation| allowed(&evaluation))
+        self.judge.consent(request, input).is_some()
+            || self.judge.by_interpreter(request, input).is_ok_and(|evaluation| allowed(&evaluation))
+    }
+
+    /// What the machine alone says of a rule, for comparing it with [`AgentPolicy::by_interpreter`]: `None` when the policy has no machine,
+    /// since its rules are not the generator's; then its value, `None` when undefined, or why there is none.
+    pub fn by_machine(
+        &mut self,
+        rule: &str,
+        input: &Document,
+    ) -> Option<Result<Option<Document>, EngineError>> {
+        self.judge.by_machine(rule, input)
+    }
+
+    /// What the interpreter says of a rule.
+    ///
+    /// # Errors
+    /// See [`EngineError::Evaluate`].
+    pub fn by_interpreter(&mut self, rule: &str, input: &Document) -> Result<Evaluation, EngineError> {
+        self.judge.by_interpreter(rule, input)
     }
 
     /// Why a request is denied, by the policy's own `explain`; empty when it has none or nothing to say.
     pub fn reasons(&mut self, request: &str, input: &Value) -> Vec<Reason> {
         let with_name = merged(input, request);
-        let explained = self.evaluate("explain", &Document::from(with_name)).ok().and_then(|e| e.value);
+        let explained =
+            self.judge.by_interpreter("explain", &Document::from(with_name)).ok().and_then(|e| e.value);
         let Some(Value::Array(values)) = explained else { return Vec::new() };
         let mut reasons: Vec<Reason> = values.iter().map(Reason::read).collect();
         reasons.sort_by(|a, b| (&a.field, &a.rule).cmp(&(&b.field, &b.rule)));
@@ -187,8 +210,11 @@ impl AgentPolicy {
     /// The state changes of a consent.
     fn decide(&mut self, request: &str, input: &Value) -> Result<Vec<Value>, Denial> {
         let failed = |error| Denial::Failed { request: request.to_owned(), error };
-        let document = Document::from(input.clone());
-        let result = self.evaluate(request, &document);
+        let document = Document::from(input);
+        if let Some(consent) = self.judge.consent(request, &document) {
+            return Ok(consent.ops());
+        }
+        let result = self.judge.by_interpreter(request, &document);
         let (allowed, ops, prints) = match &result {
             Ok(e) => (allowed(e), ops(e), e.prints.clone()),
             Err(_) => (false, Vec::new(), Vec::new()),
@@ -197,15 +223,13 @@ impl AgentPolicy {
             return Ok(ops);
         }
         let undecided = !matches!(&result, Ok(Evaluation { value: Some(_), .. }));
-        if undecided && self.evaluate("AllowRequestsFailingPolicy", &document).is_ok_and(|e| e.is_true()) {
+        if undecided
+            && self.judge.by_interpreter("AllowRequestsFailingPolicy", &document).is_ok_and(|e| e.is_true())
+        {
             return Ok(Vec::new());
         }
         result.map_err(failed)?;
         Err(self.explain(request, input, &prints))
-    }
-
-    fn evaluate(&mut self, rule: &str, input: &Document) -> Result<Evaluation, EngineError> {
-        self.prepared.evaluate(&format!("{PACKAGE}.{rule}"), input)
     }
 
     fn remember(&mut self, request: &str, ops: &[Value]) -> Result<(), Denial> {
@@ -222,10 +246,8 @@ impl AgentPolicy {
             return Err(state(format!("{size} bytes, at most {MAX_STATE} are kept")));
         }
         if next != self.state {
-            let data = [self.constants.clone(), Document::from(next.clone())];
-            self.prepared = self
-                .program
-                .prepare(&data)
+            self.judge
+                .set_state(Document::from(&next))
                 .map_err(|error| Denial::Failed { request: request.to_owned(), error })?;
             self.state = next;
         }

@@ -15,6 +15,7 @@
 //! what absence means is the caller's decision. Callers that gate access must treat it as denial.
 
 mod functions;
+mod machine;
 mod prepared;
 mod text;
 
@@ -28,6 +29,7 @@ use thiserror::Error;
 
 pub use functions::{Document, Function, Lookup};
 use functions::{InForce, Native, call, native, native_lookup};
+pub use machine::Machine;
 pub use prepared::Prepared;
 pub(crate) use text::check_size;
 use text::{locate, may_be_v0};
@@ -109,12 +111,20 @@ pub struct Limits {
     pub columns: usize,
     /// Time of one evaluation. It guards against runaway policies, it is no latency promise.
     pub time: Duration,
+    /// Instructions of one evaluation of a [`Machine`]; the interpreter has none.
+    pub instructions: usize,
 }
 
 impl Default for Limits {
-    /// 1 MiB, 20,000 lines, 16 KiB a line (generated policies have long lines), 5 s.
+    /// 1 MiB, 20,000 lines, 16 KiB a line (generated policies have long lines), 5 s, and 100,000 instructions, which take some 5 ms.
     fn default() -> Self {
-        Self { bytes: 1 << 20, lines: 20_000, columns: 16 << 10, time: Duration::from_secs(5) }
+        Self {
+            bytes: 1 << 20,
+            lines: 20_000,
+            columns: 16 << 10,
+            time: Duration::from_secs(5),
+            instructions: 100_000,
+        }
     }
 }
 

@@ -101,10 +101,65 @@ fn commands(policy: &mut AgentPolicy, data: &Option<&ContainerData>, asked: &Ask
     for command in &data.exec {
         request["process"]["Args"] = json!(command.args);
         policy.check("ExecProcessRequest", &request).unwrap();
+        variables(policy, data, &request);
     }
     request["process"]["Args"] = json!(["sh"]);
     let denial = policy.check("ExecProcessRequest", &request).unwrap_err().to_string();
     assert!(denial.contains("rule commands, field process.Args, value [\"sh\"], allowed ["), "{denial}");
+}
+
+/// A command has its container's variables, and what a terminal adds behind them, but none that is changed, left in another's place, or brought
+/// back behind the one that counts.
+fn variables(policy: &mut AgentPolicy, data: &ContainerData, request: &Value) {
+    let with = |change: &dyn Fn(&mut Vec<Value>)| {
+        let mut request = request.clone();
+        change(request["process"]["Env"].as_array_mut().unwrap());
+        request
+    };
+    if !data.env.keys().chain(data.env_at_run_time.keys()).any(|entry| entry.starts_with("TERM")) {
+        policy.check("ExecProcessRequest", &with(&|env| env.push("TERM=xterm".into()))).unwrap();
+    }
+    let mut refused: Vec<Value> = vec![with(&|env| env.insert(0, "LD_PRELOAD=/x".into()))];
+    let evil = ["LD_PRELOAD=/x", "PATH=/tmp", "TERM=a b", ""].map(str::to_owned);
+    for entry in data.env_overridden.iter().cloned().chain(evil).filter(|one| !data.env.contains_key(one)) {
+        refused.push(with(&|env| env.push(entry.clone().into())));
+        refused.push(with(&|env| env.extend([json!("TERM=xterm"), entry.clone().into()])));
+    }
+    if let Some(entry) = data.env.keys().next() {
+        let changed = format!("{entry}x");
+        refused
+            .push(with(&|env| *env.iter_mut().find(|one| *one == entry).unwrap() = changed.clone().into()));
+    }
+    for request in refused {
+        let denial = policy.check("ExecProcessRequest", &request).map_err(|denial| denial.to_string());
+        assert!(
+            denial.as_ref().is_err_and(|words| words.contains("rule environment")),
+            "{denial:?} {}",
+            request["process"]["Env"]
+        );
+    }
+}
+
+/// What Kubernetes adds is looked at in the first container of a pod; a container with an own variable of such a name has that one.
+#[test]
+fn a_variable_that_another_container_has_does_not_replace_ones_own() {
+    let own = "{name: KUBERNETES_PORT, value: \"own\"}";
+    let (case, workload) = support::one(&format!(
+        "kind: Pod\nmetadata: {{name: a, namespace: default}}\nspec:\n  containers:\n    - {{name: a, image: docker.io/bitnami/redis:7.4}}\n    \
+         - {{name: b, image: docker.io/bitnami/redis:7.4, env: [{own}]}}\n    - {{name: c, image: docker.io/bitnami/redis:7.4}}\n"
+    ));
+    let (generated, images) = (support::policy(&case, &workload), support::images());
+    let node =
+        Node { manifest: &case.manifest, workload: &workload, images: &images, version: Containerd::V1_7 };
+    let (mut policy, asked) = started(&generated.text, &node, "one's own");
+    let added = "KUBERNETES_PORT=tcp://10.96.0.1:443";
+    for (container, allowed) in [("a", true), ("b", false), ("c", true)] {
+        let one = asked.iter().find(|one| one.container == container).unwrap();
+        let mut create = one.create.clone();
+        create["OCI"]["Process"]["Env"].as_array_mut().unwrap().push(added.into());
+        let answer = policy.would_allow("CreateContainerRequest", &create);
+        assert_eq!(answer.is_ok(), allowed, "{container}: {answer:?}");
+    }
 }
 
 #[test]

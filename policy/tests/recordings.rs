@@ -12,9 +12,9 @@ use kata_cc_policy::AgentPolicy;
 use kata_cc_policy::generate::{Generated, ImageResolver};
 use kata_cc_policy::manifest::VolumeSource;
 use serde_json::{Value, json};
-use support::Case;
 use support::mutations::{self, Mutation};
 use support::runtime::{Asked, Containerd, Node, image_ids};
+use support::{Agreement, Case};
 
 const SHARED: &str = "/run/kata-containers/shared/containers";
 
@@ -186,6 +186,10 @@ fn judge(case: &Case, recording: &Recording, wrong: &mut Vec<String>) -> usize {
         let mut questions = vec![("CreateContainerRequest", &asked.create)];
         questions.extend(asked.image.as_ref().map(|image| ("RunImageRequest", image)));
         questions.push(("StartContainerRequest", &id));
+        let mut both = Agreement::default();
+        for (request, input) in &questions {
+            wrong.extend(both.on(&mut policy, request, input));
+        }
         let denied = questions.into_iter().find_map(|(request, input)| policy.check(request, input).err());
         if let Some(denial) = denied {
             wrong.push(format!("{place} {name}: {denial}"));
@@ -193,6 +197,7 @@ fn judge(case: &Case, recording: &Recording, wrong: &mut Vec<String>) -> usize {
         }
         for mutation in changes(&asked, &generated) {
             tried += 1;
+            wrong.extend(both.on(&mut policy, mutation.request, &mutation.input));
             let denial = policy.would_allow(mutation.request, &mutation.input).err();
             let words = denial.map(|denial| denial.to_string());
             if words.as_ref().is_none_or(|words| !words.contains(mutation.rule)) {

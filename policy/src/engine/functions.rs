@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use regorus::Value;
+use serde::Deserialize as _;
 
 /// A function of one argument that a policy may call besides the built-in ones: JSON in, JSON out,
 /// `None` for undefined.
@@ -27,6 +28,37 @@ impl Document {
     pub fn to_json(&self) -> serde_json::Value {
         serde_json::to_value(&self.0).unwrap_or_default()
     }
+
+    /// A member of an object; `None` when it has none of that name, or is no object.
+    #[must_use]
+    pub fn member(&self, name: &str) -> Option<Self> {
+        match &self.0[name] {
+            Value::Undefined => None,
+            value => Some(Self(value.clone())),
+        }
+    }
+
+    /// Whether nothing in it is undefined. The interpreter makes no other document, the machine does.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        is_whole(&self.0)
+    }
+
+    /// Whether this is the boolean `true`.
+    #[must_use]
+    pub fn is_true(&self) -> bool {
+        self.0 == Value::Bool(true)
+    }
+}
+
+fn is_whole(value: &Value) -> bool {
+    match value {
+        Value::Undefined => false,
+        Value::Array(items) => items.iter().all(is_whole),
+        Value::Set(items) => items.iter().all(is_whole),
+        Value::Object(members) => members.iter().all(|(key, value)| is_whole(key) && is_whole(value)),
+        _ => true,
+    }
 }
 
 impl std::fmt::Debug for Document {
@@ -38,6 +70,13 @@ impl std::fmt::Debug for Document {
 impl From<serde_json::Value> for Document {
     fn from(value: serde_json::Value) -> Self {
         Self(Value::from(value))
+    }
+}
+
+impl From<&serde_json::Value> for Document {
+    /// Without a copy of the JSON in between.
+    fn from(value: &serde_json::Value) -> Self {
+        Self(Value::deserialize(value).unwrap_or(Value::Undefined))
     }
 }
 

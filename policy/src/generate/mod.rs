@@ -22,7 +22,7 @@ pub use model::{
     ContainerData, ExecData, ImageData, Matcher, MountData, Open, PodData, PolicyData, SecureMount, UserData,
     VERSION,
 };
-pub use render::{data_of, render, rules};
+pub use render::{data_of, is_generated, render, requests, rules};
 
 use crate::agent::AgentPolicy;
 use crate::engine::EngineError;

@@ -19,15 +19,35 @@ pub fn rules() -> String {
     RULES.join("\n")
 }
 
+/// What stands between the summary and the document.
+const HEAD: &str = "package agent_policy\n\nimport rego.v1\n\npolicy_data := ";
+
 /// The text of a policy.
 #[must_use]
 pub fn render(data: &PolicyData) -> String {
     let document = serde_json::to_string_pretty(data).unwrap_or_default();
-    format!(
-        "{}package agent_policy\n\nimport rego.v1\n\npolicy_data := {document}\n\n{}",
-        summary(data),
-        rules()
-    )
+    format!("{}{HEAD}{document}\n\n{}", summary(data), rules())
+}
+
+/// Whether a policy's text is made of comments, a document of the form that the rules read, and exactly the rules of this version.
+#[must_use]
+pub fn is_generated(text: &str) -> bool {
+    let Some((document, place)) = crate::constants::document(text, "policy_data") else { return false };
+    let (Some(before), Some(after)) = (text.get(..place.start), text.get(place.end..)) else { return false };
+    let Some(comments) = before.strip_suffix(HEAD) else { return false };
+    let has_form = || {
+        let data = serde_json::from_value::<PolicyData>(document.clone()).ok();
+        data.and_then(|data| serde_json::to_value(data).ok()) == Some(document.clone())
+    };
+    comments.lines().all(|line| line.starts_with('#') && !line.contains(char::is_control))
+        && after.strip_prefix("\n\n") == Some(rules().as_str())
+        && has_form()
+}
+
+/// Names of the requests that the rules know.
+pub fn requests() -> impl Iterator<Item = &'static str> {
+    let lines = RULES.iter().flat_map(|text| text.lines());
+    lines.filter_map(|line| line.strip_prefix("default ")?.split(' ').next())
 }
 
 /// The document of a policy's text, when it is one that was generated here.

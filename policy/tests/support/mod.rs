@@ -12,6 +12,8 @@ pub mod runtime;
 
 use std::path::{Path, PathBuf};
 
+use kata_cc_policy::AgentPolicy;
+use kata_cc_policy::engine::Document;
 use kata_cc_policy::generate::{Generated, ImageMap, Settings, generate};
 use kata_cc_policy::manifest::{Manifest, Workload};
 
@@ -66,4 +68,40 @@ pub fn one(text: &str) -> (Case, Workload) {
     let manifest = Manifest::read(text).unwrap();
     let workload = manifest.workloads[0].clone();
     (Case { name: "test".to_owned(), text: text.to_owned(), manifest }, workload)
+}
+
+/// How often machine and interpreter were compared.
+#[derive(Debug, Default)]
+pub struct Agreement {
+    pub allowed: usize,
+    pub denied: usize,
+}
+
+impl Agreement {
+    /// Asks both; what differs, if anything does. They agree when both allow, with the same state changes, or neither does.
+    pub fn on(
+        &mut self,
+        policy: &mut AgentPolicy,
+        request: &str,
+        input: &serde_json::Value,
+    ) -> Option<String> {
+        let input = Document::from(input);
+        let quick = policy.by_machine(request, &input).expect("the policy is a generated one");
+        let quick = quick.map(|value| value.map(|value| value.to_json()));
+        let slow = policy.by_interpreter(request, &input).map(|evaluation| evaluation.value);
+        let allows = |value: &Option<serde_json::Value>| {
+            value.as_ref().is_some_and(|value| *value == true || value["allowed"] == true)
+        };
+        let same = match (&quick, &slow) {
+            (Ok(quick), Ok(slow)) if allows(quick) || allows(slow) => {
+                self.allowed += 1;
+                quick == slow
+            }
+            (quick, slow) => {
+                self.denied += 1;
+                !quick.as_ref().is_ok_and(&allows) && !slow.as_ref().is_ok_and(&allows)
+            }
+        };
+        (!same).then(|| format!("{request}: the machine says {quick:?}, the interpreter {slow:?}"))
+    }
 }

@@ -15,11 +15,80 @@ kernel_filesystems := {
 read_only_filesystems := {"sysfs", "cgroup", "cgroup2"}
 
 # Files that a runtime makes for every container.
-pod_files := {"/etc/hosts", "/etc/hostname", "/etc/resolv.conf"}
+pod_files := {
+	"/etc/hosts": {"kind": "files", "read_only": false},
+	"/etc/hostname": {"kind": "files", "read_only": false},
+	"/etc/resolv.conf": {"kind": "files", "read_only": false},
+}
 
 shared_folder := "/run/kata-containers/shared/containers/"
 
 sandbox_folder := "/run/kata-containers/sandbox/"
+
+# Most mounts are known as a whole: those of the kernel's that every containerd makes in the same form, and files and memory that are bound
+# in a usual way. The rest is looked at by its parts.
+mounts_to_look_at := (unusual_mounts - file_mounts) - scratch_mounts
+
+kernel_mounts := [
+	{"destination": "/proc", "type_": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
+	{"destination": "/dev", "type_": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
+	{"destination": "/dev/pts", "type_": "devpts", "source": "devpts", "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]},
+	{"destination": "/dev/mqueue", "type_": "mqueue", "source": "mqueue", "options": ["nosuid", "noexec", "nodev"]},
+	{"destination": "/sys", "type_": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"]},
+	{"destination": "/sys/fs/cgroup", "type_": "cgroup", "source": "cgroup", "options": ["nosuid", "noexec", "nodev", "relatime", "ro"]},
+]
+
+kernel_places := {"/proc", "/dev", "/dev/pts", "/dev/mqueue", "/sys", "/sys/fs/cgroup"}
+
+# They come first and in this order. Where a container has a mount of its own at one of their places, that one counts.
+mounts := {"known": kernel_places, "others": array.slice(input.OCI.Mounts, 6, count(input.OCI.Mounts))} if {
+	array.slice(input.OCI.Mounts, 0, 6) == kernel_mounts
+	object.filter(container.mounts, kernel_places) == {}
+} else := {"known": set(), "others": input.OCI.Mounts}
+
+# Memory that the pod's containers share, in the form that this project's shim gives it.
+memory_mounts := {{"destination": "/dev/shm", "type_": "bind", "source": shared_memory, "options": ["rbind", "rprivate", "rw"]}} if {
+	not container.mounts["/dev/shm"]
+} else := set()
+
+unusual_mounts := {mount | some mount in mounts.others} - memory_mounts
+
+# Type and options of a bind in a usual way: whether it must be read-only, or need not.
+bind_forms := {
+	true: {["bind", ["rbind", "rprivate", "ro"]], ["bind", ["rbind", "ro"]], ["bind", ["rbind", "ro", "nosuid", "nodev", "noexec"]]},
+	false: {
+		["bind", ["rbind", "rprivate", "ro"]], ["bind", ["rbind", "ro"]], ["bind", ["rbind", "ro", "nosuid", "nodev", "noexec"]],
+		["bind", ["rbind", "rprivate", "rw"]], ["bind", ["rbind", "rw"]],
+	},
+}
+
+# Files from where the host copies them to: all of them, or none when one of their names leads out of that folder.
+file_mounts := found if {
+	places := object.union(pod_files, container.mounts)
+	forms := bind_forms
+	folder := shared_folder
+	found := {mount |
+		some mount in unusual_mounts
+		place_of := places[mount.destination]
+		place_of.kind == "files"
+		[mount.type_, mount.options] in forms[place_of.read_only]
+		startswith(mount.source, folder)
+	}
+	names := {trim_prefix(mount.source, folder) | some mount in found}
+	not "" in names
+	together := concat(":", names)
+	not contains(together, "/")
+	not contains(together, "..")
+} else := set()
+
+scratch_mounts := {mount |
+	forms := bind_forms
+	some mount in unusual_mounts - file_mounts
+	declared := container.mounts[mount.destination]
+	declared.kind == "scratch"
+	[mount.type_, mount.options] in forms[declared.read_only]
+	scratch_place(mount.source, declared.volume)
+}
 
 is_bind(mount) if {
 	mount.type_ == "bind"
@@ -61,7 +130,7 @@ mount_matches(mount) if {
 } else if {
 	# A file of the pod.
 	not container.mounts[place(mount)]
-	mount.destination in pod_files
+	pod_files[mount.destination]
 	bind_type(mount)
 	plain_options(mount)
 	copied(mount.source)

@@ -2,6 +2,11 @@
 
 namespace_types := {"cgroup", "ipc", "mount", "network", "pid", "uts"}
 
+own_namespaces := {
+	{"Type": "cgroup", "Path": ""}, {"Type": "ipc", "Path": ""}, {"Type": "mount", "Path": ""},
+	{"Type": "network", "Path": ""}, {"Type": "pid", "Path": ""}, {"Type": "uts", "Path": ""},
+}
+
 namespace_matches(namespace) if {
 	namespace.Type in namespace_types
 	namespace.Path == ""
@@ -74,6 +79,10 @@ update_violations contains {"rule": "limits only", "field": concat(".", ["resour
 	some field in ["Network", "BlockIO"]
 	value := input.resources[field]
 	value != null
+}
+
+update_violations contains {"rule": "limits only", "field": "resources.Devices", "value": input.resources.Devices, "allowed": "a list"} if {
+	is_array(input.resources.Devices) == false
 }
 
 # containerd repeats the device rules that the container was made with.

@@ -86,12 +86,11 @@ exec_violations contains {"rule": "terminal", "field": "process.Terminal", "valu
 }
 
 exec_violations contains {"rule": "environment", "field": "process.Env", "value": problem.entry, "allowed": problem.allowed} if {
-	not as_created
-	some problem in env_problems(named(known_name), input.process.Env)
+	some problem in env_problems(named(known_name), variables_to_look_at, input.process.Env)
 }
 
 exec_violations contains object.union(problem, {"field": concat(".", ["process", problem.field])}) if {
-	not as_created
+	not rights_as_created
 	some problem in process_problems(named(known_name), input.process)
 }
 
@@ -111,16 +110,22 @@ set_of(list) := {item | some item in list}
 
 own_entries(of, name) := [own | some own, _ in of.env; startswith(own, concat("", [name, "="]))]
 
-# Entries that are neither the container's own nor of those whose values only the running pod knows.
-env_problems(of, entries) := {{"entry": entry, "allowed": allowed} |
-	others := set_of(entries) - object.keys(of.env)
-	own := {substring(entry, 0, indexof(entry, "=")) | some entry, _ in of.env}
-	some entry in others
+# Entries that are neither the container's own nor of those whose values only the running pod knows: of `looked_at`, which is all `entries`
+# or the end of them.
+env_problems(of, looked_at, entries) := {{"entry": entry, "allowed": allowed} |
+	others := set_of(looked_at) - object.keys(of.env)
+	some entry in others - object.keys(variables_known(of))
 	name := substring(entry, 0, indexof(entry, "="))
-	not run_time_entry(of, own, name, substring(entry, count(name) + 1, -1))
+	not run_time_entry(of, name, substring(entry, count(name) + 1, -1))
 	not overridden(of, entries, entry, name)
 	allowed := object.get(of.env_at_run_time, name, own_entries(of, name))
 }
+
+# Those that were looked at in another container, unless this one has something that begins like one of them.
+variables_known(of) := known_variables.entries if {
+	strings.any_prefix_match(object.keys(of.env), known_variables.names) == false
+	strings.any_prefix_match(object.keys(of.env_at_run_time), known_variables.names) == false
+} else := {}
 
 # containerd leaves the image's entry before the pod's of the same name. The last of a name is what a program sees (the agent gives it no
 # other, as runc does), and that one is looked at by itself.
@@ -131,17 +136,25 @@ overridden(of, entries, entry, name) if {
 	same[count(same) - 1] != entry
 }
 
-run_time_entry(of, own, name, value) if {
+run_time_entry(of, name, value) if {
+	of.env_at_run_time[name]
 	value_is(of.env_at_run_time[name], value)
 } else if {
 	# What Kubernetes and terminals add: names that no loader, shell or language runtime acts on, and only where the container has no
 	# entry of that name.
 	not of.env_at_run_time[name]
-	not name in own
+	not of.env[name]
+	strings.any_prefix_match(object.keys(of.env), concat("", [name, "="])) == false
 	added_entry(name, value)
 }
 
 added_entry(name, value) if {
+	service_name(name)
+	not startswith(name, "LD_")
+	trim(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_") == ""
+	trim(value, "abcdefghijklmnopqrstuvwxyz0123456789.:/[]-") == ""
+	count(value) < 254
+} else if {
 	name == "HOSTNAME"
 	value_is(policy_data.pod.hostname, value)
 } else if {
@@ -151,47 +164,42 @@ added_entry(name, value) if {
 	# Of a runtime's own, where the image has none.
 	name == "PATH"
 	value == "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-} else if {
-	service_name(name)
-	not startswith(name, "LD_")
-	trim(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_") == ""
-	trim(value, "abcdefghijklmnopqrstuvwxyz0123456789.:/[]-") == ""
-	count(value) < 254
 }
 
 service_name(name) if {
-	startswith(name, "KUBERNETES_SERVICE_")
-} else if {
-	startswith(name, "KUBERNETES_PORT")
+	strings.any_prefix_match(name, ["KUBERNETES_SERVICE_", "KUBERNETES_PORT"])
 } else if {
 	policy_data.pod.service_variables
-	endswith(name, "_SERVICE_HOST")
+	strings.any_suffix_match(name, ["_SERVICE_HOST", "_PORT"])
 } else if {
 	policy_data.pod.service_variables
 	contains(name, "_SERVICE_PORT")
 } else if {
 	policy_data.pod.service_variables
-	endswith(name, "_PORT")
-} else if {
-	policy_data.pod.service_variables
 	contains(name, "_PORT_")
-	some end in ["_TCP", "_UDP", "_SCTP", "_PROTO", "_PORT", "_ADDR"]
-	endswith(name, end)
+	strings.any_suffix_match(name, ["_TCP", "_UDP", "_SCTP", "_PROTO", "_PORT", "_ADDR"])
 }
 
 # User, capabilities and privileges, of a container or of a command in it.
-process_problems(of, process) := {problem | some problem in array.concat(user_problems(of, process.User), right_problems(of, process))}
+process_problems(of, process) := user_problems(of, process.User) | right_problems(of, process)
 
-user_problems(of, user) := array.concat(
-	[{"rule": "user", "field": "User.UID", "value": user.UID, "allowed": of.user.uid} | of.user.uid != null; user.UID != of.user.uid],
-	array.concat(
-		[{"rule": "user", "field": "User.GID", "value": user.GID, "allowed": of.user.gid} | of.user.gid != null; user.GID != of.user.gid; not group_zero(of, user)],
-		array.concat(
-			[{"rule": "user", "field": "User", "value": user.UID, "allowed": "not 0"} | of.user.not_root; user.UID == 0],
-			[{"rule": "users by number", "field": "User.Username", "value": user.Username, "allowed": ""} | user.Username != ""],
-		),
-	),
-)
+user_problems(of, user) := {problem |
+	of.user.uid != null
+	user.UID != of.user.uid
+	problem := {"rule": "user", "field": "User.UID", "value": user.UID, "allowed": of.user.uid}
+} | {problem |
+	of.user.gid != null
+	user.GID != of.user.gid
+	not group_zero(of, user)
+	problem := {"rule": "user", "field": "User.GID", "value": user.GID, "allowed": of.user.gid}
+} | {problem |
+	of.user.not_root
+	user.UID == 0
+	problem := {"rule": "user", "field": "User", "value": user.UID, "allowed": "not 0"}
+} | {problem |
+	user.Username != ""
+	problem := {"rule": "users by number", "field": "User.Username", "value": user.Username, "allowed": ""}
+}
 
 # Of an image's "user:group" Kubernetes hands on the user alone; a runtime that does not know the user takes group 0.
 group_zero(of, user) if {
@@ -199,19 +207,29 @@ group_zero(of, user) if {
 	user.GID == 0
 }
 
-right_problems(of, process) := array.concat(
-	[{"rule": "no new privileges", "field": "NoNewPrivileges", "value": process.NoNewPrivileges, "allowed": true} |
-		of.no_new_privileges
-		not process.NoNewPrivileges
-	],
-	[{"rule": "capabilities", "field": concat(".", ["Capabilities", kind]), "value": wrong, "allowed": of.capabilities} |
-		some kind in ["Ambient", "Bounding", "Effective", "Inheritable", "Permitted"]
-		others := set_of(process.Capabilities[kind]) - capabilities_of(of, kind)
-		count(others) > 0
-		wrong := {single(name) | some name in others} - capabilities_of(of, kind)
-		count(wrong) > 0
-	],
-)
+right_problems(of, process) := {problem |
+	of.no_new_privileges
+	not process.NoNewPrivileges
+	problem := {"rule": "no new privileges", "field": "NoNewPrivileges", "value": process.NoNewPrivileges, "allowed": true}
+} | {problem |
+	# None, or as the policy lists them: known at a glance. Ambient ones are looked at.
+	known := {[], of.capabilities}
+	some kind in ["Bounding", "Effective", "Inheritable", "Permitted"]
+	not sort(process.Capabilities[kind]) in known
+	problem := capability_problem(of, kind, process.Capabilities[kind])
+} | {problem |
+	process.Capabilities.Ambient != []
+	problem := capability_problem(of, "Ambient", process.Capabilities.Ambient)
+}
+
+capability_problem(of, kind, list) := {"rule": "capabilities", "field": concat(".", ["Capabilities", kind]), "value": list, "allowed": of.capabilities} if {
+	is_array(list) == false
+} else := {"rule": "capabilities", "field": concat(".", ["Capabilities", kind]), "value": wrong, "allowed": of.capabilities} if {
+	others := set_of(list) - capabilities_of(of, kind)
+	count(others) > 0
+	wrong := {single(name) | some name in others} - capabilities_of(of, kind)
+	count(wrong) > 0
+}
 
 # Where a manifest says CAP_ itself, containerd says it once more.
 single(name) := concat("", ["CAP_", trim_prefix(trim_prefix(name, "CAP_"), "CAP_")])

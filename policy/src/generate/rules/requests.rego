@@ -108,7 +108,7 @@ CreateContainerRequest := {
 	"allowed": true,
 	"ops": array.concat(
 		[{"op": "add", "path": concat("", ["/pstate/container ", input.container_id]), "value": container_name}],
-		[{"op": "add", "path": concat("", ["/pstate/process ", input.container_id]), "value": process} | process := remembered_process],
+		array.concat(process_remembered, variables_remembered),
 	),
 } if {
 	container
@@ -220,22 +220,17 @@ exec_streams_open if policy_data.open.copy
 
 annotations := input.OCI.Annotations
 
-container_types := {type |
-	some key in ["io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"]
-	type := annotations[key]
-}
-
 # The pod's pause container.
-container_name := "(sandbox)" if "sandbox" in container_types
+is_sandbox if annotations["io.kubernetes.cri.container-type"] == "sandbox"
 
-container_name := annotations["io.kubernetes.cri.container-name"] if {
-	not "sandbox" in container_types
+is_sandbox if annotations["io.kubernetes.cri-o.ContainerType"] == "sandbox"
+
+container_name := "(sandbox)" if {
+	is_sandbox
+} else := annotations["io.kubernetes.cri.container-name"] if {
 	annotations["io.kubernetes.cri.container-name"]
-}
-
-container_name := annotations["io.kubernetes.container.name"] if {
-	not "sandbox" in container_types
-	not annotations["io.kubernetes.cri.container-name"]
+} else := annotations["io.kubernetes.container.name"] if {
+	annotations["io.kubernetes.container.name"]
 }
 
 named(name) := policy_data.sandbox if name == "(sandbox)"
@@ -249,20 +244,54 @@ known_name := data.pstate[concat("", ["container ", input.container_id])]
 
 # What of a container's process was looked at when it was created, for commands in it: those of the pause container are not looked at. Of
 # much length it is not remembered, and looked at each time.
-remembered_process := process if {
+process_remembered := [{"op": "add", "path": concat("", ["/pstate/process ", input.container_id]), "value": process}] if {
 	container.kind != "sandbox"
-	process := {name: input.OCI.Process[name] | some name in ["Env", "User", "Capabilities", "NoNewPrivileges"]}
+	process := {
+		"Env": input.OCI.Process.Env,
+		"User": input.OCI.Process.User,
+		"Capabilities": input.OCI.Process.Capabilities,
+		"NoNewPrivileges": input.OCI.Process.NoNewPrivileges,
+	}
 	count(json.marshal(process)) < 32768
+} else := []
+
+# What Kubernetes adds, the host name and variables of services, is the same in all containers of a pod. That of the first is remembered: in
+# the others it need not be looked at by its parts. Services that are made while the pod runs are looked at each time.
+known_variables := data.pstate.variables if {
+	data.pstate.variables
+} else := {"entries": entries, "names": names} if {
+	entries := {entry: true |
+		some entry in input.OCI.Process.Env
+		not container.env[entry]
+		name := substring(entry, 0, indexof(entry, "="))
+		not name in {"PATH", "TERM"}
+		added_entry(name, substring(entry, count(name) + 1, -1))
+	}
+	names := [name | some entry, _ in entries; name := substring(entry, 0, indexof(entry, "="))]
 }
 
-# A command with variables, user and rights of the container's own process: what was allowed then is allowed again.
-as_created if {
-	created := data.pstate[concat("", ["process ", input.container_id])]
-	input.process.Env == created.Env
+variables_remembered := [{"op": "add", "path": "/pstate/variables", "value": known_variables}] if {
+	not data.pstate.variables
+	container.kind != "sandbox"
+	count(known_variables.names) > 0
+	count(concat("", object.keys(known_variables.entries))) < 32768
+} else := []
+
+# What was looked at when the container was created.
+created := data.pstate[concat("", ["process ", input.container_id])]
+
+# A command with user and rights of the container's own process: what was allowed then is allowed again.
+rights_as_created if {
 	input.process.User == created.User
 	input.process.Capabilities == created.Capabilities
 	input.process.NoNewPrivileges == created.NoNewPrivileges
 }
+
+# Variables of a command that its container's own process did not have. They are behind those that it had, so none of these counts more than
+# it did then.
+variables_to_look_at := array.slice(input.process.Env, count(created.Env), count(input.process.Env)) if {
+	array.slice(input.process.Env, 0, count(created.Env)) == created.Env
+} else := input.process.Env
 
 # ---- CreateSandbox --------------------------------------------------------------------------------------------------
 
