@@ -1,0 +1,1 @@
+//! Programs: ELF, scripts, the first stack.
