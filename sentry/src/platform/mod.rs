@@ -9,6 +9,8 @@
 //! The host does what it is good at: page tables, copy-on-write at `fork`, page cache of mapped files. What an address means is kept in
 //! [`crate::mm`].
 
+pub mod systrap;
+
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
