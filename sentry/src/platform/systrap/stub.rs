@@ -80,14 +80,17 @@ impl Stub {
         Ok((slot, context))
     }
 
-    /// Gives one back; `true` when it was the last.
-    pub(super) fn free_slot(&self, slot: usize) -> bool {
+    /// A thread is about to end; `true` when it is the last.
+    pub(super) fn leave(&self) -> bool {
         let mut slots = lock(&self.slots);
-        if let Some(used) = slots.used.get_mut(slot).and_then(Option::take) {
-            drop(used);
-            slots.live -= 1;
-        }
+        slots.live -= 1;
         slots.live == 0
+    }
+
+    /// Gives a context back whose thread has ended: the host's kernel will not write to it any more.
+    pub(super) fn free_slot(&self, slot: usize) {
+        let used = lock(&self.slots).used.get_mut(slot).and_then(Option::take);
+        drop(used);
     }
 
     /// Sends files to it; with the lock that is given back, nobody else sends or asks it to receive.

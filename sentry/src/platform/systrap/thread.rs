@@ -449,6 +449,7 @@ impl Thread for StubThread {
         let thread = match thread {
             Ok(thread) => Pid::from_raw(thread),
             Err(error) => {
+                self.stub.leave();
                 self.stub.free_slot(slot);
                 return Err(error);
             }
@@ -500,15 +501,14 @@ impl StubThread {
 
 impl Drop for StubThread {
     fn drop(&mut self) {
-        if self.stub.free_slot(self.slot) {
+        if self.stub.leave() {
             self.stub.kill();
         } else if self.has_turn() {
-            // The host's thread ends and clears its state, which nobody waits for any more.
-            self.context.store(at::ARGUMENTS, libc::SYS_exit.unsigned_abs());
-            self.context.store(at::ARGUMENTS + 8, 0);
-            self.context.store(at::OP, op::CALL);
-            self.post();
+            let exit = [libc::SYS_exit.unsigned_abs(), 0];
+            // No answer: the thread ends, and the host's kernel clears its state. Only then another may have its context.
+            let _ = self.ask(op::CALL, &exit);
         }
+        self.stub.free_slot(self.slot);
     }
 }
 
