@@ -43,8 +43,20 @@ fn main() {
     // 1: mov $39, %eax; syscall; jmp 1b
     assert_eq!(thread.write(TEXT, &[0xb8, 39, 0, 0, 0, 0x0f, 0x05, 0xeb, 0xf7]), 9);
     thread.regs().rip = TEXT;
-    measure("host's getppid", 101, 1000, || drop(nix::unistd::getppid()));
+    measure("host's getppid", 101, 1000, || {
+        std::hint::black_box(nix::unistd::getppid());
+    });
     measure("call that traps by SIGSYS", 101, 1000, || {
+        assert_eq!(thread.resume(), Trap::Syscall { number: 39 });
+    });
+    for _ in 0..10 {
+        thread.regs().rip = TEXT;
+        thread.resume();
+        if thread.replaceable().is_some() {
+            thread.replace(libc::PROT_READ | libc::PROT_EXEC).unwrap();
+        }
+    }
+    measure("call from a replaced site", 101, 1000, || {
         assert_eq!(thread.resume(), Trap::Syscall { number: 39 });
     });
     let mut bytes = vec![0; 32 << 10];

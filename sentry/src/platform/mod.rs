@@ -174,6 +174,22 @@ pub trait Thread: Memory + Send {
     /// A further thread in this address space, with this one's registers.
     fn spawn(&mut self) -> Result<Box<dyn Thread>, Errno>;
 
+    /// Where a platform can make the calls of one place in the guest's code cheaper by changing that code: asked after a call that trapped.
+    /// The address of the code, when it is time. The caller sees whether the code may be changed (a private mapping that the guest
+    /// cannot write) and calls [`replace`](Self::replace) before it resumes.
+    fn replaceable(&mut self) -> Option<u64> {
+        None
+    }
+
+    /// Changes the code that [`replaceable`](Self::replaceable) told, in a page with this protection (`PROT_*`).
+    ///
+    /// # Errors
+    /// When the host could not change the page's protection: the guest may have lost its code, and should end.
+    fn replace(&mut self, protection: i32) -> Result<(), Errno> {
+        let _ = protection;
+        Ok(())
+    }
+
     /// What interrupts this thread from elsewhere.
     fn interrupt(&self) -> Arc<dyn Interrupt>;
 

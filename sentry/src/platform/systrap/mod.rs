@@ -10,6 +10,7 @@
 mod context;
 mod filter;
 mod layout;
+mod patch;
 mod remote;
 mod stub;
 mod stub_code;
@@ -21,14 +22,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use context::Context;
 use nix::unistd::Pid;
+use patch::Patches;
 use stub::{Parts, Processes};
 use thread::{Place, StubThread};
 
 use crate::error::Errno;
 use crate::platform::{Platform, Thread};
 
-/// Lowest address that a guest may use (`vm.mmap_min_addr`).
-const LOWEST: u64 = 0x1_0000;
+/// Lowest address that a guest may use: above the table of replaced call sites.
+const LOWEST: u64 = patch::SLOTS + patch::SLOTS_SIZE;
 
 /// The platform. As long as it lives, one stub waits to be copied.
 pub struct Systrap {
@@ -46,7 +48,7 @@ impl Systrap {
         thread::prepare(&Context::map(parts.contexts.as_fd(), 0)?, 0);
         let processes = Arc::new(Processes::default());
         let (pid, parts) = start(&processes, parts)?;
-        let (stub, context) = processes.adopt(pid, parts, 0)?;
+        let (stub, context) = processes.adopt(pid, parts, 0, Patches::default())?;
         let first = StubThread::begin(&processes, Place { stub, slot: 0, context }, pid, 0)?;
         Ok(Self { first: Mutex::new(first) })
     }

@@ -14,6 +14,7 @@ use nix::unistd::{Pid, ftruncate};
 
 use super::context::{Context, futex_wake};
 use super::layout::{CONTEXTS_SIZE, MAX_THREADS, at, state};
+use super::patch::Patches;
 use crate::error::Errno;
 
 /// What a new stub is given, and the sentry keeps.
@@ -50,6 +51,7 @@ pub(super) struct Stub {
     socket: Mutex<OwnedFd>,
     dead: AtomicBool,
     slots: Mutex<Slots>,
+    patches: Mutex<Patches>,
     processes: Weak<Processes>,
 }
 
@@ -66,6 +68,16 @@ impl Stub {
     /// Whether it has ended.
     pub(super) fn is_dead(&self) -> bool {
         self.dead.load(Ordering::SeqCst)
+    }
+
+    /// Its replaced call sites.
+    pub(super) fn patches(&self) -> MutexGuard<'_, Patches> {
+        lock(&self.patches)
+    }
+
+    /// Whether it has one thread only.
+    pub(super) fn is_single(&self) -> bool {
+        lock(&self.slots).live == 1
     }
 
     /// Takes a free context.
@@ -144,12 +156,13 @@ pub(super) struct Processes {
 }
 
 impl Processes {
-    /// Makes a stub of a process that just began; its first context is that of `slot`.
+    /// Makes a stub of a process that just began; its first context is that of `slot`, and its code has these sites replaced.
     pub(super) fn adopt(
         self: &Arc<Self>,
         pid: Pid,
         parts: Parts,
         slot: usize,
+        patches: Patches,
     ) -> Result<(Arc<Stub>, Arc<Context>), Errno> {
         let context = Arc::new(Context::map(parts.contexts.as_fd(), slot)?);
         let mut slots = Slots::default();
@@ -160,6 +173,7 @@ impl Processes {
             socket: Mutex::new(parts.socket),
             dead: AtomicBool::new(false),
             slots: Mutex::new(slots),
+            patches: Mutex::new(patches),
             processes: Arc::downgrade(self),
         });
         lock(&self.by_pid).insert(pid, Arc::downgrade(&stub));

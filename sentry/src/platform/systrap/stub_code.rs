@@ -114,6 +114,37 @@ kata_cc_stub_handler:
     je .Lfork
     jmp .Lend
 
+    // From a replaced call site: rax: number, rcx: where to go on. The rest is the guest's. No signal frame, no trap.
+    .globl kata_cc_stub_entry
+kata_cc_stub_entry:
+    mov %rbx, %gs:{REGS}+88
+    mov %rsp, %gs:{REGS}+120
+    rdgsbase %rbx
+    lea {SCRATCH_STACK}(%rbx), %rsp
+    pushfq
+    pop %r11
+    mov %r8, {REGS}(%rbx)
+    mov %r9, {REGS}+8(%rbx)
+    mov %r10, {REGS}+16(%rbx)
+    mov %r11, {REGS}+24(%rbx)
+    mov %r12, {REGS}+32(%rbx)
+    mov %r13, {REGS}+40(%rbx)
+    mov %r14, {REGS}+48(%rbx)
+    mov %r15, {REGS}+56(%rbx)
+    mov %rdi, {REGS}+64(%rbx)
+    mov %rsi, {REGS}+72(%rbx)
+    mov %rbp, {REGS}+80(%rbx)
+    mov %rdx, {REGS}+96(%rbx)
+    mov %rax, {REGS}+104(%rbx)
+    mov %rcx, {REGS}+112(%rbx)
+    mov %rcx, {REGS}+128(%rbx)
+    mov %r11, {REGS}+136(%rbx)
+    rdfsbase %rax
+    mov %rax, {FS_BASE}(%rbx)
+    movq $31, {SIGNAL}(%rbx)        // as if by SIGSYS
+    movq ${SIGNALLED}, {KIND}(%rbx)
+    jmp .Lpost
+
 .Lcall:
     mov {ARGUMENTS}(%rbx), %rax
     mov {ARGUMENTS}+8(%rbx), %rdi
@@ -391,6 +422,7 @@ unsafe extern "C" {
     static kata_cc_stub_start: u8;
     static kata_cc_stub_handler: u8;
     static kata_cc_stub_restorer: u8;
+    static kata_cc_stub_entry: u8;
     static kata_cc_stub_end: u8;
 }
 
@@ -404,6 +436,8 @@ pub(super) struct StubCode {
     pub(super) handler: u64,
     /// What a signal handler returns to.
     pub(super) restorer: u64,
+    /// Where replaced call sites lead.
+    pub(super) entry: u64,
 }
 
 impl StubCode {
@@ -419,6 +453,7 @@ impl StubCode {
             start: offset(&raw const kata_cc_stub_start),
             handler: offset(&raw const kata_cc_stub_handler),
             restorer: offset(&raw const kata_cc_stub_restorer),
+            entry: offset(&raw const kata_cc_stub_entry),
         }
     }
 }

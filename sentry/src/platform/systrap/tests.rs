@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use super::*;
-use crate::platform::{Memory, MemoryCall, Trap};
+use crate::platform::{Memory, MemoryCall, Regs, Trap};
 
 /// One for all tests: each is a copy of the test program that waits.
 static PLATFORM: LazyLock<Systrap> = LazyLock::new(|| Systrap::new().unwrap());
@@ -223,6 +223,131 @@ fn thread_local_storage_has_its_base() {
     assert_eq!(thread.resume(), Trap::Syscall { number: 77 });
     assert_eq!(*thread.fs_base(), DATA);
     assert_eq!(*thread.spawn().unwrap().fs_base(), DATA);
+}
+
+/// `1: movq %rdi, %xmm3; mov $39, %eax; syscall; movq %xmm3, %rsi; jmp 1b`
+const LOOP: &[u8] =
+    &[0x66, 0x48, 0x0f, 0x6e, 0xdf, 0xb8, 39, 0, 0, 0, 0x0f, 0x05, 0x66, 0x48, 0x0f, 0x7e, 0xde, 0xeb, 0xed];
+
+/// A guest whose call has been replaced.
+fn replaced() -> Box<dyn Thread> {
+    let mut thread = guest(LOOP);
+    let protect = MemoryCall::Protect { address: TEXT, length: 0x1000, protection: RX };
+    thread.change_memory(&protect).unwrap();
+    let mut places = Vec::new();
+    for _ in 0..2 * patch::HITS {
+        assert_eq!(thread.resume(), Trap::Syscall { number: 39 });
+        if let Some(place) = thread.replaceable() {
+            thread.replace(RX).unwrap();
+            places.push(place);
+        }
+    }
+    assert_eq!(places, [TEXT + 5]);
+    // No flag of the guest's may stop the stub itself: trap, nested task, interrupts off.
+    thread.regs().eflags = 0x100 | 0x4000;
+    assert_eq!(thread.resume(), Trap::Syscall { number: 39 });
+    thread
+}
+
+const RX: i32 = libc::PROT_READ | libc::PROT_EXEC;
+
+#[test]
+fn a_replaced_call_is_the_same_call() {
+    let mut thread = replaced();
+    let flags = |thread: &mut dyn Thread| thread.regs().eflags & 0xcd5;
+    let all = Regs {
+        r8: 8,
+        r9: 9,
+        r10: 10,
+        r12: 12,
+        r13: 13,
+        r14: 14,
+        r15: 15,
+        rdi: 16,
+        rsi: 17,
+        rbp: 18,
+        rbx: 19,
+        rdx: 20,
+        rsp: 0x123_4567,
+        rip: TEXT,
+        eflags: 0x200 | 0x8d5,
+        ..Regs::default()
+    };
+    *thread.regs() = all;
+    *thread.fs_base() = DATA;
+    assert_eq!(thread.resume(), Trap::Syscall { number: 39 });
+    let expected = Regs { rax: 39, rip: TEXT + 12, rcx: TEXT + 12, r11: thread.regs().r11, ..all };
+    assert_eq!(flags(&mut *thread), 0x8d5);
+    let seen = Regs { eflags: all.eflags, ..*thread.regs() };
+    assert_eq!(seen, expected);
+    assert_eq!(*thread.fs_base(), DATA);
+    assert_eq!(thread.resume(), Trap::Syscall { number: 39 });
+    assert_eq!(thread.regs().rsi, 16);
+    let mut bytes = [0; 7];
+    assert_eq!(thread.read(TEXT + 5, &mut bytes), 7);
+    assert_eq!(bytes[..3], [0xff, 0x24, 0x25]);
+    assert_eq!(thread.write(TEXT, &[0]), 0);
+}
+
+#[test]
+fn a_call_is_made_again_where_its_instruction_was() {
+    let mut thread = replaced();
+    thread.regs().rip -= 2;
+    thread.regs().rax = 77;
+    assert_eq!(thread.resume(), Trap::Syscall { number: 77 });
+    assert_eq!(thread.regs().rip, TEXT + 12);
+}
+
+#[test]
+fn replaced_calls_live_through_forks_threads_and_signals() {
+    let mut thread = replaced();
+    thread.regs().rdi = 0x4321;
+    let mut child = thread.fork().unwrap();
+    let mut sibling = thread.spawn().unwrap();
+    for one in [&mut thread, &mut child, &mut sibling] {
+        for _ in 0..3 {
+            assert_eq!(one.resume(), Trap::Syscall { number: 39 });
+            assert_eq!(one.regs().rip, TEXT + 12);
+        }
+        assert_eq!(one.regs().rsi, 0x4321);
+        let state = one.vector_state().unwrap();
+        assert_eq!(state[160 + 48..160 + 50], [0x21, 0x43]);
+        one.set_vector_state(&state).unwrap();
+    }
+    let interrupt = sibling.interrupt();
+    sibling.regs().rip = TEXT + 17;
+    assert_eq!(sibling.resume(), Trap::Syscall { number: 39 });
+    interrupt.interrupt();
+    assert_eq!(sibling.resume(), Trap::Interrupted);
+    assert_eq!(sibling.resume(), Trap::Syscall { number: 39 });
+}
+
+/// Interrupts that come at any moment are never lost, and never change what the guest computes.
+#[test]
+fn interrupts_at_any_moment() {
+    let mut thread = replaced();
+    thread.regs().rdi = 5;
+    let interrupt = thread.interrupt();
+    let done = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let stop = Arc::clone(&done);
+    let other = std::thread::spawn(move || {
+        while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+            interrupt.interrupt();
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    });
+    let (mut calls, mut interrupts) = (0, 0);
+    while calls < 20_000 {
+        match thread.resume() {
+            Trap::Syscall { number: 39 } => calls += 1,
+            Trap::Interrupted => interrupts += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((thread.regs().rdi, thread.regs().rsi), (5, 5));
+    done.store(true, std::sync::atomic::Ordering::Relaxed);
+    other.join().unwrap();
+    assert!(interrupts > 0);
 }
 
 #[test]

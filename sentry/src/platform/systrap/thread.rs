@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 use super::context::{Context, futex_wait, futex_wake};
 use super::filter::{FORK_FLAGS, SPAWN_FLAGS};
 use super::layout::{CODE, INTERRUPT, at, context_address, kind, op, state};
+use super::patch::{self, SITE_SIZE, SLOTS, SLOTS_SIZE};
 use super::remote::StubMemory;
 use super::stub::{Parts, Processes, Stub};
 use crate::error::Errno;
@@ -19,6 +20,11 @@ use crate::platform::{Interrupt, Memory, MemoryCall, Regs, RemoteMemory, Thread,
 const SPIN: std::ops::Range<Duration> = Duration::from_micros(1)..Duration::from_micros(20);
 /// The same for the stub, in looks at the state; one takes some 20 ns.
 const STUB_SPIN: std::ops::Range<u64> = 30..1000;
+
+/// Flags that a guest may set: CF, PF, AF, ZF, SF, DF, OF, AC, ID.
+const FLAGS: u64 = 0x1 | 0x4 | 0x10 | 0x40 | 0x80 | 0x400 | 0x800 | 0x4_0000 | 0x20_0000;
+
+const WRITABLE: i32 = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
 
 /// A guest thread. It owns the turn whenever one of its methods is called.
 pub(super) struct StubThread {
@@ -237,6 +243,10 @@ impl StubThread {
         }
     }
 
+    fn protect(&self, address: u64, length: u64, protection: i32) -> Result<u64, Errno> {
+        self.call(libc::SYS_mprotect, [address, length, u64::from(protection.cast_unsigned()), 0, 0, 0])
+    }
+
     /// Copies what a new thread does not have from its clone: registers, and vector state where the guest's lay in a signal frame.
     fn pass_state_to(&mut self, child: &mut Self) -> Result<(), Errno> {
         child.regs = self.regs;
@@ -258,8 +268,9 @@ impl StubThread {
         for number in [contexts, socket] {
             self.call(libc::SYS_close, [number, 0, 0, 0, 0, 0])?;
         }
+        let patches = self.stub.patches().clone();
         let pid = Pid::from_raw(i32::try_from(child?).map_err(|_| Errno::EFAULT)?);
-        let (stub, context) = self.processes.adopt(pid, parts, self.slot)?;
+        let (stub, context) = self.processes.adopt(pid, parts, self.slot, patches)?;
         let place = Place { stub, slot: self.slot, context };
         let mut child = Self::begin(&self.processes, place, pid, socket)?;
         self.pass_state_to(&mut child)?;
@@ -338,7 +349,9 @@ impl Thread for StubThread {
             interrupt.in_guest.store(false, Ordering::SeqCst);
             return Trap::Interrupted;
         }
-        self.context.set_regs(&self.regs);
+        // The stub's own code would run under any other flag, too.
+        let eflags = (self.regs.eflags & FLAGS) | 0x202;
+        self.context.set_regs(&Regs { eflags, ..self.regs });
         self.context.store(at::FS_BASE, self.fs_base);
         self.context.store(at::OP, op::RESUME);
         self.post();
@@ -406,10 +419,7 @@ impl Thread for StubThread {
             MemoryCall::Unmap { address, length } => {
                 self.call(libc::SYS_munmap, [address, length, 0, 0, 0, 0])
             }
-            MemoryCall::Protect { address, length, protection } => {
-                let protection = u64::from(protection.cast_unsigned());
-                self.call(libc::SYS_mprotect, [address, length, protection, 0, 0, 0])
-            }
+            MemoryCall::Protect { address, length, protection } => self.protect(address, length, protection),
             MemoryCall::Move { address, length, new_address, new_length, keep } => {
                 let flags = if address == new_address && !keep {
                     0
@@ -460,6 +470,39 @@ impl Thread for StubThread {
         Ok(Box::new(child))
     }
 
+    fn replaceable(&mut self) -> Option<u64> {
+        let site = self.regs.rip.checked_sub(SITE_SIZE as u64)?;
+        let trapped = self.context.load(at::FRAME) != 0;
+        (trapped && self.stub.patches().met(site) && self.stub.is_single()).then_some(site)
+    }
+
+    fn replace(&mut self, protection: i32) -> Result<(), Errno> {
+        let site = self.regs.rip.checked_sub(SITE_SIZE as u64).ok_or(Errno::EFAULT)?;
+        let mut bytes = [0; SITE_SIZE];
+        if self.read(site, &mut bytes) != SITE_SIZE {
+            return Err(Errno::EFAULT);
+        }
+        let Some(number) = patch::number(bytes) else { return Ok(()) };
+        let Some(plan) = self.stub.patches().plan(site, number) else { return Ok(()) };
+        if let Some(table) = plan.table_bytes {
+            self.map(SLOTS, SLOTS_SIZE, WRITABLE, libc::MAP_PRIVATE, None)?;
+            self.write(SLOTS, &table);
+        }
+        self.protect(SLOTS, SLOTS_SIZE, WRITABLE)?;
+        let slot = self.write(plan.slot, &plan.slot_bytes);
+        self.protect(SLOTS, SLOTS_SIZE, libc::PROT_READ | libc::PROT_EXEC)?;
+        let page = site & !0xfff;
+        let length = ((site + SITE_SIZE as u64).next_multiple_of(0x1000)) - page;
+        self.protect(page, length, WRITABLE)?;
+        let whole = slot == plan.slot_bytes.len();
+        let written = if whole { self.write(site, &plan.site_bytes) } else { 0 };
+        self.protect(page, length, protection)?;
+        if written == SITE_SIZE {
+            self.stub.patches().done(site);
+        }
+        Ok(())
+    }
+
     fn interrupt(&self) -> Arc<dyn Interrupt> {
         Arc::clone(&self.interrupt) as Arc<dyn Interrupt>
     }
@@ -477,13 +520,17 @@ impl StubThread {
     }
 
     /// What the context says of why the guest stopped.
-    fn trap(&self) -> Trap {
-        let context = &self.context;
+    fn trap(&mut self) -> Trap {
+        let context = Arc::clone(&self.context);
         match context.load(at::KIND) {
             kind::INTERRUPTED => Trap::Interrupted,
             kind::SIGNAL => match i32::try_from(context.load(at::SIGNAL)) {
                 Ok(INTERRUPT) => Trap::Interrupted,
                 Ok(libc::SIGSYS) => Trap::Syscall { number: self.regs.rax },
+                Ok(libc::SIGILL) if self.stub.patches().entered_inside(self.regs.rip) => {
+                    self.regs.rip += 2;
+                    Trap::Syscall { number: self.regs.rax }
+                }
                 Ok(signal @ (libc::SIGSEGV | libc::SIGBUS | libc::SIGFPE | libc::SIGTRAP | libc::SIGILL)) => {
                     Trap::Fault {
                         signal,
