@@ -130,6 +130,9 @@ pub enum MemoryCall<'a> {
     },
 }
 
+/// Most calls that a platform answers by itself.
+pub const ANSWERS: usize = 8;
+
 /// Reading and writing a guest's memory. Both stop at the first byte that cannot be had and tell how many came before it.
 pub trait Memory {
     /// Copies out of the guest; the number of bytes that could be read from the start.
@@ -155,6 +158,12 @@ pub trait Thread: Memory + Send {
 
     /// Sets vector state: bytes that a guest may have chosen. What is no valid state is refused (EINVAL).
     fn set_vector_state(&mut self, state: &[u8]) -> Result<(), Errno>;
+
+    /// What calls give this thread that depend on nothing but itself (`getpid`, `getuid`…), by number, from now on: the platform may answer
+    /// them by itself. At most [`ANSWERS`] numbers; a number that was not given before is not answered.
+    fn set_answers(&mut self, answers: &[(u64, u64)]) {
+        let _ = answers;
+    }
 
     /// Changes this thread's address space. For [`MemoryCall::Map`] and [`MemoryCall::Move`] the address.
     ///
@@ -219,4 +228,10 @@ pub trait Platform: Send + Sync {
 
     /// Addresses that guests may use: from the lowest to the first that is not.
     fn guest_range(&self) -> std::ops::Range<u64>;
+
+    /// Where every address space has the ELF header of a vDSO (`AT_SYSINFO_EHDR`), outside of [`guest_range`](Self::guest_range). Its clocks are
+    /// the host's.
+    fn vdso(&self) -> Option<u64> {
+        None
+    }
 }

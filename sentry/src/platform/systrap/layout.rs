@@ -73,6 +73,8 @@ pub(super) mod at {
     pub(crate) const STACK_T: usize = 0x150;
     /// 18 registers, see [`crate::platform::Regs`].
     pub(crate) const REGS: usize = 0x180;
+    /// Values of calls that are answered without a hand-over.
+    pub(crate) const ANSWERS: usize = 0x240;
     /// A stack of a few words grows down from here.
     pub(crate) const SCRATCH_STACK: usize = 0x400;
     /// XSAVE area.

@@ -15,8 +15,10 @@ mod remote;
 mod stub;
 mod stub_code;
 mod thread;
+mod vdso;
 mod zygote;
 
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -25,6 +27,7 @@ use nix::unistd::Pid;
 use patch::Patches;
 use stub::{Parts, Processes};
 use thread::{Place, StubThread};
+use vdso::Vdso;
 
 use crate::error::Errno;
 use crate::platform::{Platform, Thread};
@@ -35,6 +38,7 @@ const LOWEST: u64 = patch::SLOTS + patch::SLOTS_SIZE;
 /// The platform. As long as it lives, one stub waits to be copied.
 pub struct Systrap {
     first: Mutex<StubThread>,
+    vdso: Vdso,
 }
 
 impl Systrap {
@@ -47,23 +51,24 @@ impl Systrap {
         let parts = Parts::new()?;
         thread::prepare(&Context::map(parts.contexts.as_fd(), 0)?, 0);
         let processes = Arc::new(Processes::default());
-        let (pid, parts) = start(&processes, parts)?;
+        let vdso = Vdso::of_host()?;
+        let (pid, parts) = start(&processes, parts, vdso.range.clone())?;
         let (stub, context) = processes.adopt(pid, parts, 0, Patches::default())?;
         let first = StubThread::begin(&processes, Place { stub, slot: 0, context }, pid, 0)?;
-        Ok(Self { first: Mutex::new(first) })
+        Ok(Self { first: Mutex::new(first), vdso })
     }
 }
 
 /// Makes the first stub from a thread of its own, which then waits for the end of stubs: the host ends a stub together with the thread that
 /// made it (`PR_SET_PDEATHSIG`), and so this one lives as long as the sentry.
-fn start(processes: &Arc<Processes>, parts: Parts) -> Result<(Pid, Parts), Errno> {
+fn start(processes: &Arc<Processes>, parts: Parts, vdso: Range<u64>) -> Result<(Pid, Parts), Errno> {
     let reaper = Arc::clone(processes);
     let (started, first) = std::sync::mpsc::channel();
     std::thread::Builder::new()
         .name("stubs".to_owned())
         .stack_size(64 << 10)
         .spawn(move || {
-            let pid = zygote::start(&parts);
+            let pid = zygote::start(&parts, vdso);
             let running = pid.is_ok();
             let _ = started.send(pid.map(|pid| (pid, parts)));
             if running {
@@ -83,8 +88,12 @@ impl Platform for Systrap {
         self.first.lock().unwrap_or_else(PoisonError::into_inner).fork()
     }
 
-    fn guest_range(&self) -> std::ops::Range<u64> {
+    fn guest_range(&self) -> Range<u64> {
         LOWEST..layout::CODE
+    }
+
+    fn vdso(&self) -> Option<u64> {
+        Some(self.vdso.header)
     }
 }
 

@@ -18,7 +18,8 @@ use super::stub_code::StubCode;
 pub(super) const SLOTS: u64 = 0x6_0000;
 /// Bytes of the table.
 pub(super) const SLOTS_SIZE: u64 = 0x1_0000;
-/// Bytes of a slot: the word (8), `movabs $return, %rcx` (10), `mov $number, %eax` (5), `jmp *entry(%rip)` (6).
+/// Bytes of a slot: the word (8), `movabs $return, %rcx` (10), `mov $number, %eax` (5), `jmp *entry(%rip)` (6); or, for a call that is answered
+/// from the context, the word, `movabs $return, %rcx`, `mov %gs:answer, %rax` (9), `jmp *%rcx` (2).
 const SLOT_SIZE: u64 = 32;
 /// The first slot's place is the address of the stub's entry.
 const ENTRY: u64 = SLOTS;
@@ -68,8 +69,8 @@ impl Patches {
         *hits >= HITS && hits.is_power_of_two()
     }
 
-    /// Plans the replacement; `None` when the table is full.
-    pub(super) fn plan(&self, site: u64, number: u32) -> Option<Patch> {
+    /// Plans the replacement; `None` when the table is full. `answer` is where the context has the call's value, if it has.
+    pub(super) fn plan(&self, site: u64, number: u32, answer: Option<usize>) -> Option<Patch> {
         let index = self.sites.len() as u64 + 1;
         let slot = SLOTS + index * SLOT_SIZE;
         if slot + SLOT_SIZE > SLOTS + SLOTS_SIZE {
@@ -78,12 +79,18 @@ impl Patches {
         let mut slot_bytes = (slot + 8).to_le_bytes().to_vec();
         slot_bytes.extend([0x48, 0xb9]);
         slot_bytes.extend((site + SITE_SIZE as u64).to_le_bytes());
-        slot_bytes.push(0xb8);
-        slot_bytes.extend(number.to_le_bytes());
-        slot_bytes.extend([0xff, 0x25]);
-        let behind = slot + slot_bytes.len() as u64 + 4;
-        let distance = i32::try_from(ENTRY.cast_signed() - behind.cast_signed()).ok()?;
-        slot_bytes.extend(distance.to_le_bytes());
+        if let Some(answer) = answer {
+            slot_bytes.extend([0x65, 0x48, 0x8b, 0x04, 0x25]);
+            slot_bytes.extend(u32::try_from(answer).ok()?.to_le_bytes());
+            slot_bytes.extend([0xff, 0xe1]);
+        } else {
+            slot_bytes.push(0xb8);
+            slot_bytes.extend(number.to_le_bytes());
+            slot_bytes.extend([0xff, 0x25]);
+            let behind = slot + slot_bytes.len() as u64 + 4;
+            let distance = i32::try_from(ENTRY.cast_signed() - behind.cast_signed()).ok()?;
+            slot_bytes.extend(distance.to_le_bytes());
+        }
         let [a, b, c, d] = u32::try_from(slot).ok()?.to_le_bytes();
         let entry = CODE + StubCode::linked().entry;
         Some(Patch {
@@ -129,7 +136,9 @@ mod tests {
         let due: Vec<u32> = (1..100).filter(|_| patches.met(0x40_0000)).collect();
         assert_eq!(due, [4, 8, 16, 32, 64]);
         let mut planned = 0;
-        while let Some(patch) = patches.plan(0x40_0000 + planned, 1) {
+        while let Some(patch) =
+            patches.plan(0x40_0000 + planned, 1, (planned % 32 == 0).then_some(at::ANSWERS))
+        {
             assert_eq!(patch.table_bytes.is_some(), planned == 0);
             assert!(patch.slot_bytes.len() as u64 <= SLOT_SIZE);
             patches.done(0x40_0000 + planned);

@@ -16,7 +16,8 @@ core::arch::global_asm!(
     .globl kata_cc_stub_begin
 kata_cc_stub_begin:
 
-    // First thing in a new stub that still has the sentry's memory: let go of it. rbx: context.
+    // First thing in a new stub that still has the sentry's memory: let go of it, but for the host's vDSO. rbx: context, r12: where that
+    // begins, r13: where it ends.
     .globl kata_cc_stub_start
 kata_cc_stub_start:
     mov $11, %eax                   // munmap
@@ -25,7 +26,13 @@ kata_cc_stub_start:
     syscall
     mov $11, %eax
     movabs ${end}, %rdi
-    movabs ${rest}, %rsi
+    mov %r12, %rsi
+    sub %rdi, %rsi
+    syscall
+    mov $11, %eax
+    mov %r13, %rdi
+    movabs ${task_size}, %rsi
+    sub %rdi, %rsi
     syscall
     wrgsbase %rbx
     xor %eax, %eax
@@ -377,7 +384,7 @@ kata_cc_stub_end:
     .popsection
 "#,
     end = const END,
-    rest = const TASK_SIZE - END,
+    task_size = const TASK_SIZE,
     contexts = const CONTEXTS,
     contexts_size = const CONTEXTS_SIZE,
     STATE = const at::STATE,

@@ -322,6 +322,43 @@ fn replaced_calls_live_through_forks_threads_and_signals() {
     assert_eq!(sibling.resume(), Trap::Syscall { number: 39 });
 }
 
+/// `mov $39, %eax; syscall; mov %rax, %rsi; mov $40, %eax; syscall; jmp -21`
+const TWO_CALLS: &[u8] =
+    &[0xb8, 39, 0, 0, 0, 0x0f, 0x05, 0x48, 0x89, 0xc6, 0xb8, 40, 0, 0, 0, 0x0f, 0x05, 0xeb, 0xed];
+
+#[test]
+fn a_call_is_answered_without_a_stop() {
+    let mut thread = guest(TWO_CALLS);
+    thread.set_answers(&[(102, 5), (39, 4711)]);
+    for _ in 0..patch::HITS {
+        assert_eq!(thread.resume(), Trap::Syscall { number: 39 });
+        if thread.replaceable().is_some() {
+            thread.replace(RX | libc::PROT_WRITE).unwrap();
+        }
+        assert_eq!(thread.resume(), Trap::Syscall { number: 40 });
+    }
+    let mut child = thread.fork().unwrap();
+    child.set_answers(&[(39, 4712)]);
+    let mut sibling = thread.spawn().unwrap();
+    for (one, value) in [(&mut thread, 4711), (&mut child, 4712), (&mut sibling, 4711)] {
+        assert_eq!(one.resume(), Trap::Syscall { number: 40 });
+        assert_eq!(one.regs().rsi, value);
+    }
+}
+
+#[test]
+fn the_hosts_vdso_is_there_and_its_calls_are_the_guests() {
+    let header = PLATFORM.vdso().unwrap();
+    let thread = guest(CALLS);
+    let mut magic = [0; 4];
+    // Not through the thread's own memory, which is the guest's range: by the guest's code.
+    assert_eq!(thread.read(header, &mut magic), 0);
+    // mov (%rdi), %eax; syscall
+    let mut thread = guest(&[0x8b, 0x07, 0x0f, 0x05]);
+    thread.regs().rdi = header;
+    assert_eq!(thread.resume(), Trap::Syscall { number: u64::from(u32::from_le_bytes(*b"\x7fELF")) });
+}
+
 /// Interrupts that come at any moment are never lost, and never change what the guest computes.
 #[test]
 fn interrupts_at_any_moment() {

@@ -14,7 +14,7 @@ use super::patch::{self, SITE_SIZE, SLOTS, SLOTS_SIZE};
 use super::remote::StubMemory;
 use super::stub::{Parts, Processes, Stub};
 use crate::error::Errno;
-use crate::platform::{Interrupt, Memory, MemoryCall, Regs, RemoteMemory, Thread, Trap};
+use crate::platform::{ANSWERS, Interrupt, Memory, MemoryCall, Regs, RemoteMemory, Thread, Trap};
 
 /// Longest and shortest time to spin for the other side.
 const SPIN: std::ops::Range<Duration> = Duration::from_micros(1)..Duration::from_micros(20);
@@ -38,6 +38,8 @@ pub(super) struct StubThread {
     socket: u64,
     interrupt: Arc<StubInterrupt>,
     memory: Arc<StubMemory>,
+    /// Numbers of the calls that the context has answers for.
+    answers: Vec<u64>,
     spin: std::cell::Cell<Duration>,
     spins: bool,
 }
@@ -109,6 +111,7 @@ impl StubThread {
             socket,
             interrupt: Arc::new(interrupt),
             memory,
+            answers: Vec::new(),
             spin: std::cell::Cell::new(SPIN.end),
             spins,
         };
@@ -251,6 +254,11 @@ impl StubThread {
     fn pass_state_to(&mut self, child: &mut Self) -> Result<(), Errno> {
         child.regs = self.regs;
         child.fs_base = self.fs_base;
+        // The same numbers at the same places: replaced call sites read them there. The values are the caller's until others are set.
+        let answers: Vec<_> = self.answers.iter().enumerate().collect();
+        let answers: Vec<_> =
+            answers.iter().map(|(n, number)| (**number, self.context.load(at::ANSWERS + 8 * n))).collect();
+        child.set_answers(&answers);
         if self.context.load(at::FRAME) != 0 {
             let state = self.vector_state()?;
             child.set_vector_state(&state)?;
@@ -411,6 +419,20 @@ impl Thread for StubThread {
         }
     }
 
+    fn set_answers(&mut self, answers: &[(u64, u64)]) {
+        for (number, value) in answers {
+            let known = self.answers.iter().position(|answered| answered == number);
+            let place = known.unwrap_or_else(|| {
+                self.answers.push(*number);
+                self.answers.len() - 1
+            });
+            if place < ANSWERS {
+                self.context.store(at::ANSWERS + 8 * place, *value);
+            }
+        }
+        self.answers.truncate(ANSWERS);
+    }
+
     fn change_memory(&mut self, call: &MemoryCall<'_>) -> Result<u64, Errno> {
         match *call {
             MemoryCall::Map { address, length, protection, flags, file } => {
@@ -483,7 +505,9 @@ impl Thread for StubThread {
             return Err(Errno::EFAULT);
         }
         let Some(number) = patch::number(bytes) else { return Ok(()) };
-        let Some(plan) = self.stub.patches().plan(site, number) else { return Ok(()) };
+        let answer = self.answers.iter().position(|answered| *answered == u64::from(number));
+        let answer = answer.map(|n| at::ANSWERS + 8 * n);
+        let Some(plan) = self.stub.patches().plan(site, number, answer) else { return Ok(()) };
         if let Some(table) = plan.table_bytes {
             self.map(SLOTS, SLOTS_SIZE, WRITABLE, libc::MAP_PRIVATE, None)?;
             self.write(SLOTS, &table);

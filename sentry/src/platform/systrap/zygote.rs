@@ -4,6 +4,7 @@
 //! the copy would wait for without end.
 
 use std::io::Write;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -41,9 +42,10 @@ struct Prepared {
     filter: Vec<libc::sock_filter>,
     contexts: i32,
     socket: i32,
+    vdso: Range<u64>,
 }
 
-fn prepare(parts: &Parts) -> Result<Prepared, Errno> {
+fn prepare(parts: &Parts, vdso: Range<u64>) -> Result<Prepared, Errno> {
     let stub = StubCode::linked();
     assert!(stub.bytes.len() as u64 <= CODE_SIZE, "the stub's code is {} bytes", stub.bytes.len());
     let code = memfd_create(c"stub", MFdFlags::MFD_CLOEXEC)?;
@@ -59,12 +61,13 @@ fn prepare(parts: &Parts) -> Result<Prepared, Errno> {
         filter: filter::program(),
         contexts: parts.contexts.as_raw_fd(),
         socket: parts.its_socket.as_raw_fd(),
+        vdso,
     })
 }
 
-/// Makes the first stub. It gives the turn away in context 0 when it is ready.
-pub(super) fn start(parts: &Parts) -> Result<Pid, Errno> {
-    let prepared = prepare(parts)?;
+/// Makes the first stub, which keeps the host's vDSO and its data. It gives the turn away in context 0 when it is ready.
+pub(super) fn start(parts: &Parts, vdso: Range<u64>) -> Result<Pid, Errno> {
+    let prepared = prepare(parts, vdso)?;
     // SAFETY: the child makes system calls only, until it runs the stub's code.
     match unsafe { fork() }? {
         ForkResult::Parent { child } => Ok(child),
@@ -116,10 +119,12 @@ fn become_stub(prepared: &Prepared) -> ! {
     // SAFETY: the stub's code is mapped there; it needs its context in rbx and nothing else, and does not come back.
     unsafe {
         core::arch::asm!(
-            "mov rbx, {context}",
-            "jmp {start}",
-            context = in(reg) context_address(0),
-            start = in(reg) prepared.start,
+            "mov rbx, rdi",
+            "jmp rsi",
+            in("rdi") context_address(0),
+            in("rsi") prepared.start,
+            in("r12") prepared.vdso.start,
+            in("r13") prepared.vdso.end,
             options(noreturn)
         )
     }
