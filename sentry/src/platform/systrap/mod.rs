@@ -12,6 +12,7 @@ mod filter;
 mod layout;
 mod patch;
 mod remote;
+mod replace;
 mod stub;
 mod stub_code;
 mod thread;

@@ -5,9 +5,10 @@
 //! it, which puts number and return address where `syscall` would, and enters the stub.
 //!
 //! **When a site may be replaced.** Its page must be private (a shared one would change the file) and not writable (code that is being made or
-//! changed is let alone), and it has been met [`HITS`] times. Nothing runs meanwhile: the address space has one thread. Code that jumps
-//! between the two instructions, or is restarted there after a signal, meets a byte that is no instruction (`SLOTS >> 16`): the fault is
-//! taken for the call that it was. Code that reads itself sees the change.
+//! changed is let alone), and it has been met [`HITS`] times. Where other threads may run through it, it is changed in steps that each of them
+//! may meet, and only when its beginning lies in one quadword. Code that jumps between the two instructions, or is restarted there after a
+//! signal, meets a byte that is no instruction (`SLOTS >> 16`): the fault is taken for the call that it was. Code that reads itself sees the
+//! change.
 
 use std::collections::HashMap;
 

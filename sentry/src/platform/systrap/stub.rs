@@ -52,6 +52,7 @@ pub(super) struct Stub {
     dead: AtomicBool,
     slots: Mutex<Slots>,
     patches: Mutex<Patches>,
+    replacing: Mutex<()>,
     processes: Weak<Processes>,
 }
 
@@ -73,6 +74,11 @@ impl Stub {
     /// Its replaced call sites.
     pub(super) fn patches(&self) -> MutexGuard<'_, Patches> {
         lock(&self.patches)
+    }
+
+    /// Held by who replaces a call site.
+    pub(super) fn replacing(&self) -> MutexGuard<'_, ()> {
+        lock(&self.replacing)
     }
 
     /// Whether it has one thread only.
@@ -174,6 +180,7 @@ impl Processes {
             dead: AtomicBool::new(false),
             slots: Mutex::new(slots),
             patches: Mutex::new(patches),
+            replacing: Mutex::new(()),
             processes: Arc::downgrade(self),
         });
         lock(&self.by_pid).insert(pid, Arc::downgrade(&stub));

@@ -359,6 +359,47 @@ fn the_hosts_vdso_is_there_and_its_calls_are_the_guests() {
     assert_eq!(thread.resume(), Trap::Syscall { number: u64::from(u32::from_le_bytes(*b"\x7fELF")) });
 }
 
+/// Threads that run through a site while it is replaced make the same calls as before.
+#[test]
+fn a_site_is_replaced_under_running_threads() {
+    let mut first = guest(LOOP);
+    let protect = MemoryCall::Protect { address: TEXT, length: 0x1000, protection: RX };
+    first.change_memory(&protect).unwrap();
+    // At TEXT + 5 the site's first four bytes would be in two quadwords.
+    let at = TEXT + 0x100 - 5;
+    let open = MemoryCall::Protect { address: TEXT, length: 0x1000, protection: RX | libc::PROT_WRITE };
+    first.change_memory(&open).unwrap();
+    assert_eq!(first.write(at, LOOP), LOOP.len());
+    first.change_memory(&protect).unwrap();
+    first.regs().rip = at;
+    let others: Vec<_> = (0..3)
+        .map(|n| {
+            let mut thread = first.spawn().unwrap();
+            thread.regs().rdi = n;
+            std::thread::spawn(move || {
+                for _ in 0..2_000 {
+                    assert_eq!(thread.resume(), Trap::Syscall { number: 39 });
+                    assert_eq!(thread.regs().rip, at + 12);
+                }
+                assert_eq!(thread.regs().rsi, n);
+            })
+        })
+        .collect();
+    for _ in 0..patch::HITS {
+        assert_eq!(first.resume(), Trap::Syscall { number: 39 });
+    }
+    while first.replaceable().is_none() {
+        assert_eq!(first.resume(), Trap::Syscall { number: 39 });
+    }
+    first.replace(RX).unwrap();
+    for other in others {
+        other.join().unwrap();
+    }
+    let mut bytes = [0; 7];
+    assert_eq!(first.read(at + 5, &mut bytes), 7);
+    assert_eq!(bytes[..3], [0xff, 0x24, 0x25]);
+}
+
 /// Interrupts that come at any moment are never lost, and never change what the guest computes.
 #[test]
 fn interrupts_at_any_moment() {

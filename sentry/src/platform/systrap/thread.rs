@@ -10,7 +10,6 @@ use nix::unistd::Pid;
 use super::context::{Context, futex_wait, futex_wake};
 use super::filter::{FORK_FLAGS, SPAWN_FLAGS};
 use super::layout::{CODE, INTERRUPT, at, context_address, kind, op, state};
-use super::patch::{self, SITE_SIZE, SLOTS, SLOTS_SIZE};
 use super::remote::StubMemory;
 use super::stub::{Parts, Processes, Stub};
 use crate::error::Errno;
@@ -24,22 +23,20 @@ const STUB_SPIN: std::ops::Range<u64> = 30..1000;
 /// Flags that a guest may set: CF, PF, AF, ZF, SF, DF, OF, AC, ID.
 const FLAGS: u64 = 0x1 | 0x4 | 0x10 | 0x40 | 0x80 | 0x400 | 0x800 | 0x4_0000 | 0x20_0000;
 
-const WRITABLE: i32 = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
-
 /// A guest thread. It owns the turn whenever one of its methods is called.
 pub(super) struct StubThread {
     processes: Arc<Processes>,
-    stub: Arc<Stub>,
+    pub(super) stub: Arc<Stub>,
     slot: usize,
-    context: Arc<Context>,
-    regs: Regs,
+    pub(super) context: Arc<Context>,
+    pub(super) regs: Regs,
     fs_base: u64,
     /// Its descriptor of the socket by which files come.
     socket: u64,
     interrupt: Arc<StubInterrupt>,
     memory: Arc<StubMemory>,
     /// Numbers of the calls that the context has answers for.
-    answers: Vec<u64>,
+    pub(super) answers: Vec<u64>,
     spin: std::cell::Cell<Duration>,
     spins: bool,
 }
@@ -221,7 +218,8 @@ impl StubThread {
         Ok(numbers)
     }
 
-    fn map(
+    /// `mmap` at an address.
+    pub(super) fn map(
         &self,
         address: u64,
         length: u64,
@@ -246,8 +244,15 @@ impl StubThread {
         }
     }
 
-    fn protect(&self, address: u64, length: u64, protection: i32) -> Result<u64, Errno> {
+    /// `mprotect`.
+    pub(super) fn protect(&self, address: u64, length: u64, protection: i32) -> Result<u64, Errno> {
         self.call(libc::SYS_mprotect, [address, length, u64::from(protection.cast_unsigned()), 0, 0, 0])
+    }
+
+    /// Compares and swaps a word of the guest's; what was there.
+    pub(super) fn swap(&self, address: u64, expected: u32, new: u32) -> Result<u32, Errno> {
+        let seen = self.ask(op::COMPARE_EXCHANGE, &[address, u64::from(expected), u64::from(new)])?;
+        u32::try_from(seen).map_err(|_| Errno::EFAULT)
     }
 
     /// Copies what a new thread does not have from its clone: registers, and vector state where the guest's lay in a signal frame.
@@ -463,8 +468,7 @@ impl Thread for StubThread {
         if !address.is_multiple_of(4) || address > CODE - 4 {
             return Err(Errno::EFAULT);
         }
-        let seen = self.ask(op::COMPARE_EXCHANGE, &[address, u64::from(expected), u64::from(new)])?;
-        u32::try_from(seen).map_err(|_| Errno::EFAULT)
+        self.swap(address, expected, new)
     }
 
     fn fork(&mut self) -> Result<Box<dyn Thread>, Errno> {
@@ -493,38 +497,11 @@ impl Thread for StubThread {
     }
 
     fn replaceable(&mut self) -> Option<u64> {
-        let site = self.regs.rip.checked_sub(SITE_SIZE as u64)?;
-        let trapped = self.context.load(at::FRAME) != 0;
-        (trapped && self.stub.patches().met(site) && self.stub.is_single()).then_some(site)
+        self.replaceable_site()
     }
 
     fn replace(&mut self, protection: i32) -> Result<(), Errno> {
-        let site = self.regs.rip.checked_sub(SITE_SIZE as u64).ok_or(Errno::EFAULT)?;
-        let mut bytes = [0; SITE_SIZE];
-        if self.read(site, &mut bytes) != SITE_SIZE {
-            return Err(Errno::EFAULT);
-        }
-        let Some(number) = patch::number(bytes) else { return Ok(()) };
-        let answer = self.answers.iter().position(|answered| *answered == u64::from(number));
-        let answer = answer.map(|n| at::ANSWERS + 8 * n);
-        let Some(plan) = self.stub.patches().plan(site, number, answer) else { return Ok(()) };
-        if let Some(table) = plan.table_bytes {
-            self.map(SLOTS, SLOTS_SIZE, WRITABLE, libc::MAP_PRIVATE, None)?;
-            self.write(SLOTS, &table);
-        }
-        self.protect(SLOTS, SLOTS_SIZE, WRITABLE)?;
-        let slot = self.write(plan.slot, &plan.slot_bytes);
-        self.protect(SLOTS, SLOTS_SIZE, libc::PROT_READ | libc::PROT_EXEC)?;
-        let page = site & !0xfff;
-        let length = ((site + SITE_SIZE as u64).next_multiple_of(0x1000)) - page;
-        self.protect(page, length, WRITABLE)?;
-        let whole = slot == plan.slot_bytes.len();
-        let written = if whole { self.write(site, &plan.site_bytes) } else { 0 };
-        self.protect(page, length, protection)?;
-        if written == SITE_SIZE {
-            self.stub.patches().done(site);
-        }
-        Ok(())
+        self.replace_site(protection)
     }
 
     fn interrupt(&self) -> Arc<dyn Interrupt> {
