@@ -24,6 +24,8 @@ pub enum Restart {
     Always,
     /// ERESTARTNOHAND: made again only where no handler ran, else EINTR.
     WithoutHandler,
+    /// ERESTART_RESTARTBLOCK: where no handler ran it goes on as the task's restart block says (`Task::set_restart`), else EINTR.
+    Block,
 }
 
 impl From<Errno> for SysError {

@@ -1,5 +1,7 @@
 //! The system calls of x86-64 (`arch/x86/entry/syscalls/syscall_64.tbl`): a file for each family, each with the list of what it has.
 
+pub mod names;
+
 use crate::call::Call;
 use crate::error::SysResult;
 

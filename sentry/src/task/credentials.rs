@@ -1,5 +1,37 @@
 //! Who a task is and what it may do (`man 7 credentials`, `man 7 capabilities`).
 
+/// Capabilities that this room asks for.
+#[allow(missing_docs, reason = "names as the manual has them")]
+pub mod capability {
+    pub const KILL: u32 = 5;
+    pub const SETGID: u32 = 6;
+    pub const SETUID: u32 = 7;
+    pub const SETPCAP: u32 = 8;
+    pub const SYS_ADMIN: u32 = 21;
+    pub const SYS_NICE: u32 = 23;
+    pub const SYS_RESOURCE: u32 = 24;
+    pub const SYS_TIME: u32 = 25;
+    pub const SYSLOG: u32 = 34;
+    /// The highest that is known.
+    pub const LAST: u32 = 40;
+}
+
+/// What root is worth (`include/uapi/linux/securebits.h`).
+pub mod securebits {
+    /// User 0 has no capabilities for being so.
+    pub const NO_ROOT: u32 = 1;
+    /// A change of users changes no capabilities.
+    pub const NO_SETUID_FIXUP: u32 = 1 << 2;
+    /// Capabilities stay when user 0 is left.
+    pub const KEEP_CAPS: u32 = 1 << 4;
+    /// Ambient capabilities cannot be raised.
+    pub const NO_CAP_AMBIENT_RAISE: u32 = 1 << 6;
+    /// Those above.
+    pub const ALL: u32 = NO_ROOT | NO_SETUID_FIXUP | KEEP_CAPS | NO_CAP_AMBIENT_RAISE;
+    /// Each has a lock, one bit above.
+    pub const LOCKS: u32 = ALL << 1;
+}
+
 /// A set of capabilities, by their numbers (`include/uapi/linux/capability.h`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Capabilities(pub u64);
@@ -48,6 +80,8 @@ pub struct Credentials {
     pub ambient: Capabilities,
     /// `PR_SET_NO_NEW_PRIVS`.
     pub no_new_privileges: bool,
+    /// [`securebits`].
+    pub securebits: u32,
 }
 
 impl Credentials {
@@ -70,6 +104,7 @@ impl Credentials {
             bounding: Capabilities::ALL,
             ambient: Capabilities::default(),
             no_new_privileges: false,
+            securebits: 0,
         }
     }
 
@@ -83,5 +118,52 @@ impl Credentials {
     #[must_use]
     pub fn in_group(&self, group: u32) -> bool {
         self.fsgid == group || self.groups.contains(&group)
+    }
+
+    /// Changes users, and capabilities with them (`cap_task_fix_setuid` in `security/commoncap.c`).
+    #[must_use]
+    pub fn with_users(&self, uid: u32, euid: u32, suid: u32) -> Self {
+        let mut new = Self { uid, euid, suid, fsuid: euid, ..self.clone() };
+        if self.securebits & securebits::NO_SETUID_FIXUP == 0 {
+            let was_root = [self.uid, self.euid, self.suid].contains(&0);
+            let is_root = [uid, euid, suid].contains(&0);
+            if was_root && !is_root {
+                if self.securebits & securebits::KEEP_CAPS == 0 {
+                    new.permitted = Capabilities::default();
+                    new.effective = Capabilities::default();
+                }
+                new.ambient = Capabilities::default();
+            }
+            if self.euid == 0 && euid != 0 {
+                new.effective = Capabilities::default();
+            }
+            if self.euid != 0 && euid == 0 {
+                new.effective = new.permitted;
+            }
+        }
+        new.fix_file_capabilities(self.fsuid);
+        new
+    }
+
+    /// Changes the user for file access, and the capabilities that have to do with files.
+    #[must_use]
+    pub fn with_file_user(&self, fsuid: u32) -> Self {
+        let mut new = Self { fsuid, ..self.clone() };
+        new.fix_file_capabilities(self.fsuid);
+        new
+    }
+
+    /// `CAP_FS_SET`: chown, dac_override, dac_read_search, fowner, fsetid, linux_immutable, mknod, mac_override.
+    fn fix_file_capabilities(&mut self, old: u32) {
+        const FILES: u64 = 0x1f | 1 << 9 | 1 << 27 | 1 << 32;
+        if self.securebits & securebits::NO_SETUID_FIXUP != 0 {
+            return;
+        }
+        if old == 0 && self.fsuid != 0 {
+            self.effective.0 &= !FILES;
+        }
+        if old != 0 && self.fsuid == 0 {
+            self.effective.0 |= self.permitted.0 & FILES;
+        }
     }
 }

@@ -1,0 +1,42 @@
+//! What other rooms do for tasks: the one place where `task` calls into `vfs` and `mm`.
+
+use std::sync::Arc;
+
+use super::Task;
+use crate::error::Errno;
+use crate::mm::AddressSpace;
+use crate::platform::Thread;
+use crate::vfs::{FdTable, FsContext};
+
+/// A copy of open files, for a process that does not share them (hook: `FdTable::fork(&self) -> FdTable`).
+pub(super) fn fork_files(_files: &Arc<FdTable>) -> Arc<FdTable> {
+    Arc::new(FdTable::default())
+}
+
+/// No open files, for a task that ends.
+pub(super) fn no_files() -> Arc<FdTable> {
+    Arc::new(FdTable::default())
+}
+
+/// Closes what an `execve` closes (hook: `FdTable::close_on_exec(&self)`).
+pub(super) fn close_on_exec(_files: &Arc<FdTable>) {}
+
+/// A copy of root, working folder and umask (hook: `FsContext::fork(&self) -> FsContext`).
+pub(super) fn fork_fs(_fs: &Arc<FsContext>) -> Arc<FsContext> {
+    Arc::new(FsContext::default())
+}
+
+/// A copy of an address space with one thread (hook: `AddressSpace::fork(&self, &mut dyn Thread)`, which holds the areas still
+/// meanwhile).
+pub(super) fn fork_space(
+    _space: &Arc<AddressSpace>,
+    thread: &mut dyn Thread,
+) -> Result<(Arc<AddressSpace>, Box<dyn Thread>), Errno> {
+    Ok((Arc::new(AddressSpace::default()), thread.fork()?))
+}
+
+/// Wakes who waits for a futex (hook: `crate::mm::futex::wake(&AddressSpace, address, count)`).
+pub(super) fn wake_futex(_space: &Arc<AddressSpace>, _address: u64, _count: u32) {}
+
+/// Gives back the robust futexes of a thread that ends (hook: `crate::mm::futex::exit_robust_list(&mut dyn Thread, &Task)`).
+pub(super) fn release_robust_futexes(_task: &Task, _thread: &mut dyn Thread) {}

@@ -1,0 +1,104 @@
+//! The life of a task: the main function of the sentry's thread that serves a guest thread.
+
+use std::sync::Arc;
+
+use super::signal::{Flow, SignalInfo, deliver, force_fault};
+use super::{Task, exit, lock};
+use crate::call::Call;
+use crate::error::{Restart, SysError, SysResult};
+use crate::kernel::Kernel;
+use crate::platform::{Thread, Trap};
+
+/// A panic of the sentry is a bug in what keeps guests apart: the sandbox ends, rather than go on with something half done.
+struct EndOnPanic;
+
+impl Drop for EndOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
+/// Serves a guest thread until it ended.
+pub fn run(kernel: &Arc<Kernel>, task: &Arc<Task>, thread: Box<dyn Thread>) {
+    let guard = EndOnPanic;
+    task.usage.begin();
+    attach(task, thread.as_ref());
+    let (thread, status) = serve(kernel, task, thread);
+    *lock(&task.interrupt) = None;
+    exit::exit(task, thread, status);
+    drop(guard);
+}
+
+fn attach(task: &Task, thread: &dyn Thread) {
+    *lock(&task.interrupt) = Some(thread.interrupt());
+}
+
+fn serve(kernel: &Arc<Kernel>, task: &Arc<Task>, mut thread: Box<dyn Thread>) -> (Box<dyn Thread>, i32) {
+    loop {
+        if task.signal_pending() && deliver(task, thread.as_mut(), None) == Flow::Exit {
+            return (thread, 0);
+        }
+        task.usage.enter();
+        let trap = thread.resume();
+        task.usage.leave();
+        match trap {
+            Trap::Syscall { number } => {
+                let result = carry_out(kernel, task, thread.as_mut(), number);
+                if let Some(next) = lock(&task.next_thread).take() {
+                    attach(task, next.as_ref());
+                    thread = next;
+                }
+                if let Some(status) = finish_call(task, thread.as_mut(), number, result) {
+                    return (thread, status);
+                }
+            }
+            Trap::Fault { signal, code, address, exception } => {
+                task.set_fault((exception.0, exception.1, address));
+                force_fault(task, SignalInfo::fault(signal, code, address));
+            }
+            Trap::Interrupted => {}
+            Trap::Gone => task.exit_group(libc::SIGKILL),
+        }
+    }
+}
+
+/// Makes the call that the registers say.
+pub(super) fn carry_out(
+    kernel: &Arc<Kernel>,
+    task: &Arc<Task>,
+    thread: &mut dyn Thread,
+    number: u64,
+) -> SysResult {
+    let arguments = thread.regs().arguments();
+    let entry = usize::try_from(number).ok().and_then(|number| kernel.calls.get(number)).copied().flatten();
+    match entry {
+        Some(entry) => (entry.handler)(&mut Call { kernel, task, thread }, arguments),
+        None => {
+            kernel.note_unknown_call(&task.comm(), number);
+            Err(SysError::Errno(crate::error::Errno::ENOSYS))
+        }
+    }
+}
+
+/// Puts what came of a call into the registers. The status, where the thread ends.
+fn finish_call(task: &Arc<Task>, thread: &mut dyn Thread, number: u64, result: SysResult) -> Option<i32> {
+    match result {
+        Ok(value) => thread.regs().rax = value,
+        Err(SysError::Errno(errno)) => {
+            thread.regs().rax = (-i64::from(errno as i32)).cast_unsigned();
+        }
+        Err(SysError::Interrupted(rule)) => return interrupted(task, thread, rule, number),
+        Err(SysError::RegistersSet) => {}
+        Err(SysError::Exit) => return Some(task.exit_status()),
+    }
+    None
+}
+
+fn interrupted(task: &Arc<Task>, thread: &mut dyn Thread, rule: Restart, number: u64) -> Option<i32> {
+    match deliver(task, thread, Some((rule, number))) {
+        Flow::Exit => Some(0),
+        Flow::GoOn => None,
+    }
+}
