@@ -1,5 +1,9 @@
 //! The system calls of x86-64 (`arch/x86/entry/syscalls/syscall_64.tbl`): a file for each family, each with the list of what it has.
 
+mod memory;
+mod memory_policy;
+mod memory_remote;
+
 use crate::call::Call;
 use crate::error::SysResult;
 
@@ -46,7 +50,7 @@ impl Entry {
 pub const NUMBERS: usize = 470;
 
 /// Every family's calls.
-const FAMILIES: &[&[Entry]] = &[];
+const FAMILIES: &[&[Entry]] = &[memory::CALLS, memory_policy::CALLS, memory_remote::CALLS];
 
 /// All calls by number.
 #[must_use]
