@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
+use crate::mm::futex::Table;
 use crate::platform::Platform;
 use crate::syscalls::{self, Entry, NUMBERS};
 use crate::task::{Tasks, Workers, lock};
@@ -34,6 +35,7 @@ pub struct Kernel {
     pub tasks: Arc<Tasks>,
     /// What time it is.
     pub clocks: Clocks,
+<<<<<<< HEAD
     /// Everything that goes off at a time.
     pub timers: Timers,
     /// Threads that serve guest threads.
@@ -43,12 +45,17 @@ pub struct Kernel {
     /// System calls by number.
     pub(crate) calls: Box<[Option<Entry>; NUMBERS]>,
     unknown_calls: Mutex<BTreeSet<(Vec<u8>, u64)>>,
+=======
+    /// Who waits for words of guest memory.
+    pub futexes: Table,
+>>>>>>> sentry-sm
 }
 
 impl Kernel {
     /// With no task yet.
     #[must_use]
     pub fn new(platform: Box<dyn Platform>) -> Arc<Self> {
+<<<<<<< HEAD
         Self::with_tasks(platform, Tasks::default())
     }
 
@@ -135,5 +142,8 @@ mod for_test {
             };
             kernel.new_process(new).unwrap()
         }
+=======
+        Arc::new(Self { platform, tasks: Tasks::default(), clocks: Clocks::new(), futexes: Table::default() })
+>>>>>>> sentry-sm
     }
 }

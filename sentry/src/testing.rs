@@ -23,6 +23,12 @@ impl FlatThread {
     pub fn new(size: usize) -> Self {
         Self { memory: Arc::new(FlatMemory(Mutex::new(vec![0; size]))), regs: Regs::default(), fs_base: 0 }
     }
+
+    /// A further thread of the same memory.
+    #[must_use]
+    pub fn another(&self) -> Self {
+        Self { memory: Arc::clone(&self.memory), regs: self.regs, fs_base: self.fs_base }
+    }
 }
 
 impl FlatMemory {
@@ -98,13 +104,12 @@ impl Thread for FlatThread {
     }
 
     fn compare_exchange(&mut self, address: u64, expected: u32, new: u32) -> Result<u32, Errno> {
-        let mut bytes = [0; 4];
-        if self.read(address, &mut bytes) != 4 {
-            return Err(Errno::EFAULT);
-        }
-        let seen = u32::from_le_bytes(bytes);
+        let mut memory = self.memory.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let part = FlatMemory::part(memory.len(), address, 4);
+        let word: &mut [u8; 4] = (&mut memory[part]).try_into().map_err(|_| Errno::EFAULT)?;
+        let seen = u32::from_le_bytes(*word);
         if seen == expected {
-            self.write(address, &new.to_le_bytes());
+            *word = new.to_le_bytes();
         }
         Ok(seen)
     }
@@ -119,7 +124,7 @@ impl Thread for FlatThread {
     }
 
     fn spawn(&mut self) -> Result<Box<dyn Thread>, Errno> {
-        Ok(Box::new(Self { memory: Arc::clone(&self.memory), regs: self.regs, fs_base: self.fs_base }))
+        Ok(Box::new(self.another()))
     }
 
     fn interrupt(&self) -> Arc<dyn Interrupt> {

@@ -1,6 +1,13 @@
 //! The system calls of x86-64 (`arch/x86/entry/syscalls/syscall_64.tbl`): a file for each family, each with the list of what it has.
 
+<<<<<<< HEAD
 pub mod names;
+=======
+mod futexes;
+mod memory;
+mod memory_policy;
+mod memory_remote;
+>>>>>>> sentry-sm
 
 use crate::call::Call;
 use crate::error::SysResult;
@@ -48,7 +55,7 @@ impl Entry {
 pub const NUMBERS: usize = 470;
 
 /// Every family's calls.
-const FAMILIES: &[&[Entry]] = &[];
+const FAMILIES: &[&[Entry]] = &[futexes::CALLS, memory::CALLS, memory_policy::CALLS, memory_remote::CALLS];
 
 /// All calls by number.
 #[must_use]

@@ -1,0 +1,293 @@
+//! Futexes and robust lists (`kernel/futex/syscalls.c`).
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::Entry;
+use crate::call::{Call, Unready};
+use crate::error::{Errno, Restart, SysError, SysResult};
+use crate::mm::futex::{ANY, Ended, HEAD_BYTES, Key, Operation, Sleeper};
+use crate::task::Pid;
+
+/// `FUTEX_PRIVATE_FLAG`.
+const PRIVATE: i32 = 128;
+/// `FUTEX_CLOCK_REALTIME`.
+const REALTIME: i32 = 256;
+/// `FUTEX_LOCK_PI2`, which `libc` does not name.
+const LOCK_PI2: i32 = 13;
+/// Words of one `futex_waitv` (`FUTEX_WAITV_MAX`).
+const MAX_WORDS: u64 = 128;
+/// `FUTEX2_SIZE_U32`.
+const SIZE_U32: u32 = 2;
+/// `FUTEX2_PRIVATE`.
+const PRIVATE2: u32 = 128;
+/// `CAP_SYS_PTRACE`.
+const CAP_SYS_PTRACE: u32 = 19;
+
+/// `futex_wake` and `futex_wait` of Linux 6.7.
+const SYS_FUTEX_WAKE: i64 = 454;
+const SYS_FUTEX_WAIT: i64 = 455;
+
+pub(super) const CALLS: &[Entry] = &[
+    Entry::partial(
+        libc::SYS_futex,
+        "futex",
+        futex,
+        "priorities; after a stop a relative time-out begins anew",
+    ),
+    Entry::full(libc::SYS_futex_waitv, "futex_waitv", futex_waitv),
+    Entry::full(SYS_FUTEX_WAKE, "futex_wake", futex_wake),
+    Entry::full(SYS_FUTEX_WAIT, "futex_wait", futex_wait),
+    Entry::full(libc::SYS_set_robust_list, "set_robust_list", set_robust_list),
+    Entry::full(libc::SYS_get_robust_list, "get_robust_list", get_robust_list),
+];
+
+/// Which clock a time-out is of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Clock {
+    Relative,
+    Monotonic,
+    Real,
+}
+
+/// When a time-out at `address` comes: `None` where there is none, or where it is too far to be told.
+fn deadline(call: &Call<'_>, address: u64, clock: Clock) -> Result<Option<Instant>, Errno> {
+    if address == 0 {
+        return Ok(None);
+    }
+    let seconds = call.read_u64(address)?.cast_signed();
+    let nanoseconds = call.read_u64(address.checked_add(8).ok_or(Errno::EFAULT)?)?;
+    let seconds = u64::try_from(seconds).map_err(|_| Errno::EINVAL)?;
+    let nanoseconds = u32::try_from(nanoseconds).ok().filter(|nanoseconds| *nanoseconds < 1_000_000_000);
+    let until = Duration::new(seconds, nanoseconds.ok_or(Errno::EINVAL)?);
+    let left = match clock {
+        Clock::Relative => until,
+        Clock::Monotonic => until.saturating_sub(call.kernel.clocks.monotonic()),
+        Clock::Real => {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            until.saturating_sub(now)
+        }
+    };
+    Ok(Instant::now().checked_add(left))
+}
+
+/// What the guest gets when a wait ends so. `again` is how an interrupted call goes on.
+fn ended(ended: Ended, again: Restart) -> SysError {
+    match ended {
+        Ended::Errno(errno) => SysError::Errno(errno),
+        Ended::Unready(Unready::TimedOut) => SysError::Errno(Errno::ETIMEDOUT),
+        Ended::Unready(Unready::Interrupted) => SysError::Interrupted(again),
+    }
+}
+
+/// Without a time-out a wait is made again as the handler asks; with one, only where no handler ran (ERESTART_RESTARTBLOCK).
+fn wait_again(deadline: Option<Instant>) -> Restart {
+    if deadline.is_none() { Restart::IfAsked } else { Restart::WithoutHandler }
+}
+
+/// Runs `body` with how the caller sleeps.
+fn sleeping<T>(
+    call: &mut Call<'_>,
+    deadline: Option<Instant>,
+    body: impl FnOnce(&mut Call<'_>, &Sleeper<'_>) -> T,
+) -> T {
+    let task = Arc::clone(call.task);
+    let interrupted = || task.signal_pending();
+    let sleeper = Sleeper { task: task.pid(), waiter: task.waiter(), interrupted: &interrupted, deadline };
+    body(call, &sleeper)
+}
+
+fn wait(
+    call: &mut Call<'_>,
+    (key, address): (Key, u64),
+    value: u32,
+    bitset: u32,
+    deadline: Option<Instant>,
+) -> SysResult {
+    let result = sleeping(call, deadline, |call, sleeper| {
+        let kernel = Arc::clone(call.kernel);
+        kernel.futexes.wait(call.thread.as_ref(), sleeper, (key, address), value, bitset)
+    });
+    result.map(|()| 0).map_err(|end| ended(end, wait_again(deadline)))
+}
+
+/// Linux wakes one where none or less is asked for.
+fn at_least_one(count: u32) -> usize {
+    usize::try_from(count.cast_signed()).unwrap_or(1).max(1)
+}
+
+/// Numbers of a requeue: negative ones are refused.
+fn counts(wake: u32, move_on: u32) -> Result<(usize, usize), Errno> {
+    let count = |number: u32| usize::try_from(number.cast_signed()).map_err(|_| Errno::EINVAL);
+    Ok((count(wake)?, count(move_on)?))
+}
+
+fn alive<'a>(call: &Call<'a>) -> impl Fn(Pid) -> bool + use<'a> {
+    let kernel: &'a Arc<_> = call.kernel;
+    move |pid| kernel.tasks.find(pid).is_some()
+}
+
+fn futex(call: &mut Call<'_>, arguments: [u64; 6]) -> SysResult {
+    let [address, operation, value, timeout, second, third] = arguments;
+    let operation = (operation as u32).cast_signed();
+    let private = operation & PRIVATE != 0;
+    let command = operation & !(PRIVATE | REALTIME);
+    let realtime = operation & REALTIME != 0;
+    let (value, third) = (value as u32, third as u32);
+    let may_be_realtime = matches!(command, libc::FUTEX_WAIT_BITSET | libc::FUTEX_WAIT_REQUEUE_PI | LOCK_PI2);
+    if realtime && !may_be_realtime {
+        return Err(Errno::ENOSYS.into());
+    }
+    let absolute = if realtime { Clock::Real } else { Clock::Monotonic };
+    let space = call.task.space();
+    let key = |address| Key::of(&space, address, private);
+    match command {
+        libc::FUTEX_WAIT => {
+            let deadline = deadline(call, timeout, Clock::Relative)?;
+            wait(call, (key(address)?, address), value, ANY, deadline)
+        }
+        libc::FUTEX_WAIT_BITSET => {
+            let deadline = deadline(call, timeout, absolute)?;
+            wait(call, (key(address)?, address), value, third, deadline)
+        }
+        libc::FUTEX_WAKE => Ok(call.kernel.futexes.wake(key(address)?, at_least_one(value), ANY)? as u64),
+        libc::FUTEX_WAKE_BITSET => {
+            Ok(call.kernel.futexes.wake(key(address)?, at_least_one(value), third)? as u64)
+        }
+        libc::FUTEX_REQUEUE | libc::FUTEX_CMP_REQUEUE => {
+            let counts = counts(value, timeout as u32)?;
+            let compare = (command == libc::FUTEX_CMP_REQUEUE).then_some((address, third));
+            let keys = (key(address)?, key(second)?);
+            Ok(call.kernel.futexes.requeue(call.thread.as_ref(), keys, counts, compare)? as u64)
+        }
+        libc::FUTEX_WAKE_OP => {
+            let operation = Operation::decode(third)?;
+            let counts = (at_least_one(value), at_least_one(timeout as u32));
+            let (first, other) = (key(address)?, (key(second)?, second));
+            let kernel = Arc::clone(call.kernel);
+            Ok(kernel.futexes.wake_op(call.thread.as_mut(), first, other, counts, operation)? as u64)
+        }
+        libc::FUTEX_LOCK_PI | libc::FUTEX_TRYLOCK_PI | LOCK_PI2 => {
+            let clock = if command == LOCK_PI2 { absolute } else { Clock::Real };
+            let only_try = command == libc::FUTEX_TRYLOCK_PI;
+            let deadline = if only_try { None } else { deadline(call, timeout, clock)? };
+            lock(call, (key(address)?, address), only_try, deadline)
+        }
+        libc::FUTEX_UNLOCK_PI => {
+            let (kernel, task) = (Arc::clone(call.kernel), call.task.pid());
+            kernel.futexes.unlock(call.thread.as_mut(), task, (key(address)?, address))?;
+            Ok(0)
+        }
+        libc::FUTEX_WAIT_REQUEUE_PI => {
+            let deadline = deadline(call, timeout, absolute)?;
+            let (from, to) = ((key(address)?, address), (key(second)?, second));
+            let result = sleeping(call, deadline, |call, sleeper| {
+                let kernel = Arc::clone(call.kernel);
+                kernel.futexes.wait_for_lock(call.thread.as_mut(), sleeper, from, (value, third), to)
+            });
+            result.map(|()| 0).map_err(|end| ended(end, Restart::Always))
+        }
+        libc::FUTEX_CMP_REQUEUE_PI => {
+            let (wake, count) = counts(value, timeout as u32)?;
+            if wake != 1 {
+                return Err(Errno::EINVAL.into());
+            }
+            let keys = (key(address)?, key(second)?);
+            let alive = alive(call);
+            let kernel = Arc::clone(call.kernel);
+            let thread = call.thread.as_mut();
+            let compare = (address, third);
+            Ok(kernel.futexes.requeue_to_lock(thread, keys, second, count, compare, &alive)? as u64)
+        }
+        _ => Err(Errno::ENOSYS.into()),
+    }
+}
+
+fn lock(call: &mut Call<'_>, place: (Key, u64), only_try: bool, deadline: Option<Instant>) -> SysResult {
+    let alive = alive(call);
+    let result = sleeping(call, deadline, |call, sleeper| {
+        let kernel = Arc::clone(call.kernel);
+        kernel.futexes.lock(call.thread.as_mut(), sleeper, place, only_try, &alive)
+    });
+    result.map(|()| 0).map_err(|end| ended(end, Restart::Always))
+}
+
+/// Flags of the calls of `futex2`: words of 32 bits, private or not.
+fn is_private(flags: u64) -> Result<bool, Errno> {
+    let flags = u32::try_from(flags).map_err(|_| Errno::EINVAL)?;
+    if flags & !PRIVATE2 == SIZE_U32 { Ok(flags & PRIVATE2 != 0) } else { Err(Errno::EINVAL) }
+}
+
+fn clock(number: u64) -> Result<Clock, Errno> {
+    match (number as u32).cast_signed() {
+        libc::CLOCK_MONOTONIC => Ok(Clock::Monotonic),
+        libc::CLOCK_REALTIME => Ok(Clock::Real),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+fn futex_waitv(call: &mut Call<'_>, [waiters, count, flags, timeout, clock_id, _]: [u64; 6]) -> SysResult {
+    if flags as u32 != 0 || count as u32 == 0 || u64::from(count as u32) > MAX_WORDS || waiters == 0 {
+        return Err(Errno::EINVAL.into());
+    }
+    let deadline = if timeout == 0 { None } else { deadline(call, timeout, clock(clock_id)?)? };
+    let mut bytes = vec![0; count as u32 as usize * 24];
+    call.read(waiters, &mut bytes)?;
+    let space = call.task.space();
+    let mut words = Vec::with_capacity(bytes.len() / 24);
+    for waiter in bytes.chunks_exact(24) {
+        let number = |at: usize| waiter[at..at + 8].try_into().map_or(0, u64::from_le_bytes);
+        let (value, address, last) = (number(0), number(8), number(16));
+        // The last four bytes are reserved.
+        let private = is_private(last)?;
+        let key = Key::of(&space, address, private)?;
+        words.push((key, address, value as u32));
+    }
+    let result = sleeping(call, deadline, |call, sleeper| {
+        let kernel = Arc::clone(call.kernel);
+        kernel.futexes.wait_any(call.thread.as_ref(), sleeper, &words)
+    });
+    result.map(|index| index as u64).map_err(|end| ended(end, wait_again(deadline)))
+}
+
+fn futex_wake(call: &mut Call<'_>, [address, mask, count, flags, ..]: [u64; 6]) -> SysResult {
+    let key = Key::of(&call.task.space(), address, is_private(flags & 0xffff_ffff)?)?;
+    let mask = u32::try_from(mask).map_err(|_| Errno::EINVAL)?;
+    // Unlike the old call, none is none.
+    let count = if count as u32 == 0 { 0 } else { at_least_one(count as u32) };
+    Ok(call.kernel.futexes.wake(key, count, mask)? as u64)
+}
+
+fn futex_wait(call: &mut Call<'_>, [address, value, mask, flags, timeout, clock_id]: [u64; 6]) -> SysResult {
+    let private = is_private(flags & 0xffff_ffff)?;
+    let number = |register| u32::try_from(register).map_err(|_| Errno::EINVAL);
+    let (value, mask) = (number(value)?, number(mask)?);
+    let deadline = if timeout == 0 { None } else { deadline(call, timeout, clock(clock_id)?)? };
+    let key = Key::of(&call.task.space(), address, private)?;
+    wait(call, (key, address), value, mask, deadline)
+}
+
+fn set_robust_list(call: &mut Call<'_>, [head, length, ..]: [u64; 6]) -> SysResult {
+    if length != HEAD_BYTES {
+        return Err(Errno::EINVAL.into());
+    }
+    call.task.space().set_robust_list(call.task.pid(), head);
+    Ok(0)
+}
+
+fn get_robust_list(call: &mut Call<'_>, [pid, head, length, ..]: [u64; 6]) -> SysResult {
+    let pid = (pid as u32).cast_signed();
+    let found = if pid == 0 || pid == call.task.pid() {
+        call.task.space().robust_list(call.task.pid())
+    } else {
+        let other = call.kernel.tasks.find(pid).ok_or(Errno::ESRCH)?;
+        let (mine, theirs) = (call.task.credentials(), other.credentials());
+        if mine.uid != theirs.uid && !mine.capable(CAP_SYS_PTRACE) {
+            return Err(Errno::EPERM.into());
+        }
+        other.space().robust_list(pid)
+    };
+    call.write(length, &HEAD_BYTES.to_le_bytes())?;
+    call.write(head, &found.to_le_bytes())?;
+    Ok(0)
+}
