@@ -35,7 +35,6 @@ pub struct Kernel {
     pub tasks: Arc<Tasks>,
     /// What time it is.
     pub clocks: Clocks,
-<<<<<<< HEAD
     /// Everything that goes off at a time.
     pub timers: Timers,
     /// Threads that serve guest threads.
@@ -45,17 +44,14 @@ pub struct Kernel {
     /// System calls by number.
     pub(crate) calls: Box<[Option<Entry>; NUMBERS]>,
     unknown_calls: Mutex<BTreeSet<(Vec<u8>, u64)>>,
-=======
     /// Who waits for words of guest memory.
     pub futexes: Table,
->>>>>>> sentry-sm
 }
 
 impl Kernel {
     /// With no task yet.
     #[must_use]
     pub fn new(platform: Box<dyn Platform>) -> Arc<Self> {
-<<<<<<< HEAD
         Self::with_tasks(platform, Tasks::default())
     }
 
@@ -68,6 +64,7 @@ impl Kernel {
             clocks: Clocks::new(),
             timers: Timers::default(),
             workers: Workers::default(),
+            futexes: Table::default(),
             uts: Mutex::default(),
             calls: Box::new(syscalls::table()),
             unknown_calls: Mutex::default(),
@@ -142,8 +139,5 @@ mod for_test {
             };
             kernel.new_process(new).unwrap()
         }
-=======
-        Arc::new(Self { platform, tasks: Tasks::default(), clocks: Clocks::new(), futexes: Table::default() })
->>>>>>> sentry-sm
     }
 }

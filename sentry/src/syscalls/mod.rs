@@ -1,13 +1,10 @@
 //! The system calls of x86-64 (`arch/x86/entry/syscalls/syscall_64.tbl`): a file for each family, each with the list of what it has.
 
-<<<<<<< HEAD
-pub mod names;
-=======
 mod futexes;
 mod memory;
 mod memory_policy;
 mod memory_remote;
->>>>>>> sentry-sm
+pub mod names;
 
 use crate::call::Call;
 use crate::error::SysResult;

@@ -45,7 +45,7 @@ fn serve(kernel: &Arc<Kernel>, task: &Arc<Task>, mut thread: Box<dyn Thread>) ->
         task.usage.leave();
         match trap {
             Trap::Syscall { number } => {
-                let result = carry_out(kernel, task, thread.as_mut(), number);
+                let result = carry_out(kernel, task, &mut thread, number);
                 if let Some(next) = lock(&task.next_thread).take() {
                     attach(task, next.as_ref());
                     thread = next;
@@ -68,7 +68,7 @@ fn serve(kernel: &Arc<Kernel>, task: &Arc<Task>, mut thread: Box<dyn Thread>) ->
 pub(super) fn carry_out(
     kernel: &Arc<Kernel>,
     task: &Arc<Task>,
-    thread: &mut dyn Thread,
+    thread: &mut Box<dyn Thread>,
     number: u64,
 ) -> SysResult {
     let arguments = thread.regs().arguments();
