@@ -2,15 +2,17 @@
 
 use std::sync::Arc;
 
-use super::Task;
+use super::{Pid, Task};
 use crate::error::Errno;
+use crate::kernel::Kernel;
 use crate::mm::AddressSpace;
+use crate::mm::futex::{Key, exit_robust_list};
 use crate::platform::Thread;
 use crate::vfs::{FdTable, FsContext};
 
-/// A copy of open files, for a process that does not share them (hook: `FdTable::fork(&self) -> FdTable`).
-pub(super) fn fork_files(_files: &Arc<FdTable>) -> Arc<FdTable> {
-    Arc::new(FdTable::default())
+/// A copy of open files, for a process that does not share them.
+pub(super) fn fork_files(files: &Arc<FdTable>) -> Arc<FdTable> {
+    Arc::new(files.copy())
 }
 
 /// No open files, for a task that ends.
@@ -18,25 +20,35 @@ pub(super) fn no_files() -> Arc<FdTable> {
     Arc::new(FdTable::default())
 }
 
-/// Closes what an `execve` closes (hook: `FdTable::close_on_exec(&self)`).
-pub(super) fn close_on_exec(_files: &Arc<FdTable>) {}
-
-/// A copy of root, working folder and umask (hook: `FsContext::fork(&self) -> FsContext`).
-pub(super) fn fork_fs(_fs: &Arc<FsContext>) -> Arc<FsContext> {
-    Arc::new(FsContext::default())
+/// Closes what an `execve` closes.
+pub(super) fn close_on_exec(files: &Arc<FdTable>) {
+    files.close_on_exec();
 }
 
-/// A copy of an address space with one thread (hook: `AddressSpace::fork(&self, &mut dyn Thread)`, which holds the areas still
-/// meanwhile).
+/// A copy of root, working folder and umask.
+pub(super) fn fork_fs(fs: &Arc<FsContext>) -> Arc<FsContext> {
+    Arc::new(fs.copy())
+}
+
+/// A copy of an address space with one thread.
 pub(super) fn fork_space(
-    _space: &Arc<AddressSpace>,
+    space: &Arc<AddressSpace>,
     thread: &mut dyn Thread,
 ) -> Result<(Arc<AddressSpace>, Box<dyn Thread>), Errno> {
-    Ok((Arc::new(AddressSpace::default()), thread.fork()?))
+    let (space, thread) = space.fork(thread)?;
+    Ok((Arc::new(space), thread))
 }
 
-/// Wakes who waits for a futex (hook: `crate::mm::futex::wake(&AddressSpace, address, count)`).
-pub(super) fn wake_futex(_space: &Arc<AddressSpace>, _address: u64, _count: u32) {}
+/// Wakes who waits for the word at an address of a task that ends (`CLONE_CHILD_CLEARTID`). It may be shared with another process.
+pub(super) fn wake_futex(kernel: &Kernel, space: &AddressSpace, address: u64) {
+    if let Ok(key) = Key::of(space, address, false) {
+        // Nobody waits: nothing to do.
+        let _ = kernel.futexes.wake(key, 1, u32::MAX);
+    }
+}
 
-/// Gives back the robust futexes of a thread that ends (hook: `crate::mm::futex::exit_robust_list(&mut dyn Thread, &Task)`).
-pub(super) fn release_robust_futexes(_task: &Task, _thread: &mut dyn Thread) {}
+/// Gives back the robust futexes of a thread that ends.
+pub(super) fn release_robust_futexes(kernel: &Kernel, task: &Task, thread: &mut dyn Thread) {
+    let pid: Pid = task.pid();
+    exit_robust_list(&kernel.futexes, &task.space(), thread, pid);
+}

@@ -27,7 +27,7 @@ pub fn run(kernel: &Arc<Kernel>, task: &Arc<Task>, thread: Box<dyn Thread>) {
     attach(task, thread.as_ref());
     let (thread, status) = serve(kernel, task, thread);
     *lock(&task.interrupt) = None;
-    exit::exit(task, thread, status);
+    exit::exit(kernel, task, thread, status);
     drop(guard);
 }
 
