@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use crate::mm::futex::Table;
 use crate::platform::Platform;
 use crate::task::Tasks;
 use crate::time::Clocks;
@@ -15,14 +14,12 @@ pub struct Kernel {
     pub tasks: Tasks,
     /// What time it is.
     pub clocks: Clocks,
-    /// Who waits for words of guest memory.
-    pub futexes: Table,
 }
 
 impl Kernel {
     /// With no task yet.
     #[must_use]
     pub fn new(platform: Box<dyn Platform>) -> Arc<Self> {
-        Arc::new(Self { platform, tasks: Tasks::default(), clocks: Clocks::new(), futexes: Table::default() })
+        Arc::new(Self { platform, tasks: Tasks::default(), clocks: Clocks::new() })
     }
 }

@@ -1,5 +1,7 @@
 //! The system calls of x86-64 (`arch/x86/entry/syscalls/syscall_64.tbl`): a file for each family, each with the list of what it has.
 
+mod exec;
+mod exec_rooms;
 mod futexes;
 mod memory;
 mod memory_policy;
@@ -51,7 +53,8 @@ impl Entry {
 pub const NUMBERS: usize = 470;
 
 /// Every family's calls.
-const FAMILIES: &[&[Entry]] = &[futexes::CALLS, memory::CALLS, memory_policy::CALLS, memory_remote::CALLS];
+const FAMILIES: &[&[Entry]] =
+    &[exec::CALLS, futexes::CALLS, memory::CALLS, memory_policy::CALLS, memory_remote::CALLS];
 
 /// All calls by number.
 #[must_use]
