@@ -18,8 +18,8 @@ pub struct Call<'a> {
     pub kernel: &'a Arc<Kernel>,
     /// Who calls.
     pub task: &'a Arc<Task>,
-    /// Its registers and memory; `execve` puts another one in its place.
-    pub thread: &'a mut Box<dyn Thread>,
+    /// Its registers and memory.
+    pub thread: &'a mut dyn Thread,
 }
 
 /// Why a wait ended without what was waited for.

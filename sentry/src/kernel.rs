@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
-use crate::mm::futex::Table;
 use crate::platform::Platform;
 use crate::syscalls::{self, Entry, NUMBERS};
 use crate::task::{Tasks, Workers, lock};
@@ -45,7 +44,7 @@ pub struct Kernel {
     pub(crate) calls: Box<[Option<Entry>; NUMBERS]>,
     unknown_calls: Mutex<BTreeSet<(Vec<u8>, u64)>>,
     /// Who waits for words of guest memory.
-    pub futexes: Table,
+    pub futexes: Arc<crate::mm::futex::Table>,
 }
 
 impl Kernel {
@@ -64,7 +63,7 @@ impl Kernel {
             clocks: Clocks::new(),
             timers: Timers::default(),
             workers: Workers::default(),
-            futexes: Table::default(),
+            futexes: Arc::default(),
             uts: Mutex::default(),
             calls: Box::new(syscalls::table()),
             unknown_calls: Mutex::default(),

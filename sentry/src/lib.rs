@@ -13,6 +13,7 @@
 //! | [`vfs`] | mounts, names, open files; one folder for each file system |
 //! | [`loader`] | programs: ELF, scripts, the first stack |
 //! | [`time`] | clocks and timers |
+//! | [`sandbox`] | a sandbox from outside: root, first process, end |
 //! | [`syscalls`] | the table of system calls, a file for each family |
 //!
 //! What blocks where, and which lock is taken before which, stands in the documentation of each room.
@@ -24,6 +25,7 @@ pub mod kernel;
 pub mod loader;
 pub mod mm;
 pub mod platform;
+pub mod sandbox;
 pub mod syscalls;
 pub mod task;
 pub mod testing;

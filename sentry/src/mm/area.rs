@@ -190,6 +190,14 @@ impl Area {
         self.start..self.end
     }
 
+    /// Whether it is code that nobody writes: not shared, and not writable.
+    #[must_use]
+    pub fn is_private_code(&self) -> bool {
+        self.protection.contains(Protection::EXEC)
+            && !self.protection.contains(Protection::WRITE)
+            && !self.flags.contains(AreaFlags::SHARED)
+    }
+
     /// Whether `next` lies right behind and is alike.
     #[must_use]
     pub fn merges_with(&self, next: &Self) -> bool {

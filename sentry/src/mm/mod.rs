@@ -38,7 +38,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use area::{Area, AreaFlags, Backing, FileIdentity, MappedFile, Protection};
 pub use map::{MapRequest, Source};
-pub use random::fill as fill_random;
+pub use random::{fill as fill_random, pages_below as random_pages};
 pub use remap::RemapRequest;
 pub use tree::Areas;
 
@@ -110,6 +110,7 @@ fn next_id() -> u64 {
 pub struct AddressSpace {
     id: u64,
     memory: Option<Arc<dyn RemoteMemory>>,
+    futexes: Arc<futex::Table>,
     layout: Mutex<Layout>,
     robust_lists: Mutex<BTreeMap<Pid, u64>>,
     barriers: AtomicU64,
@@ -148,15 +149,20 @@ pub struct Strings {
 
 impl Default for AddressSpace {
     fn default() -> Self {
-        Self::new(PAGE * 16..TASK_SIZE, Limits::default().stack, None)
+        Self::new(PAGE * 16..TASK_SIZE, Limits::default().stack, None, Arc::default())
     }
 }
 
 impl AddressSpace {
     /// An empty one within `range` ([`crate::platform::Platform::guest_range`]), for a stack of at most `stack` bytes, with what reads
-    /// its memory ([`Thread::remote`]). Where things go is random (`mmap_base` in `arch/x86/mm/mmap.c`).
+    /// its memory ([`Thread::remote`]) and the sandbox's futexes. Where things go is random (`mmap_base` in `arch/x86/mm/mmap.c`).
     #[must_use]
-    pub fn new(range: Range<u64>, stack: u64, memory: Option<Arc<dyn RemoteMemory>>) -> Self {
+    pub fn new(
+        range: Range<u64>,
+        stack: u64,
+        memory: Option<Arc<dyn RemoteMemory>>,
+        futexes: Arc<futex::Table>,
+    ) -> Self {
         let room = range.end.saturating_sub(range.start);
         let gap = stack.clamp(128 << 20, MAX_STACK + (128 << 20)).min(room / 6 * 5);
         let random = (room / 64).min(1 << 40);
@@ -172,13 +178,18 @@ impl AddressSpace {
             strings: Strings::default(),
             range,
         };
-        Self::with_layout(layout, memory)
+        Self::with_layout(layout, memory, futexes)
     }
 
-    fn with_layout(layout: Layout, memory: Option<Arc<dyn RemoteMemory>>) -> Self {
+    fn with_layout(
+        layout: Layout,
+        memory: Option<Arc<dyn RemoteMemory>>,
+        futexes: Arc<futex::Table>,
+    ) -> Self {
         Self {
             id: next_id(),
             memory,
+            futexes,
             layout: Mutex::new(layout),
             robust_lists: Mutex::default(),
             barriers: AtomicU64::new(0),
@@ -200,7 +211,7 @@ impl AddressSpace {
                 copy.areas.insert(Area { flags, ..area.clone() });
             }
         }
-        let space = Self::with_layout(copy, Some(child.remote()));
+        let space = Self::with_layout(copy, Some(child.remote()), Arc::clone(&self.futexes));
         space.barriers.store(self.barriers.load(Ordering::Relaxed), Ordering::Relaxed);
         Ok((space, child))
     }
@@ -215,6 +226,12 @@ impl AddressSpace {
     #[must_use]
     pub fn memory(&self) -> Option<&Arc<dyn RemoteMemory>> {
         self.memory.as_ref()
+    }
+
+    /// The sandbox's futexes: every address space has the same table.
+    #[must_use]
+    pub fn futexes(&self) -> &Arc<futex::Table> {
+        &self.futexes
     }
 
     /// Commands of `membarrier` that were registered, as its bits.
@@ -250,6 +267,14 @@ impl AddressSpace {
     #[must_use]
     pub fn range(&self) -> Range<u64> {
         self.layout().range.clone()
+    }
+
+    /// Where `mmap` would put so many bytes now.
+    ///
+    /// # Errors
+    /// ENOMEM.
+    pub fn free_place(&self, length: u64) -> Result<u64, Errno> {
+        self.layout().find_place(0, length, false)
     }
 
     fn layout(&self) -> MutexGuard<'_, Layout> {

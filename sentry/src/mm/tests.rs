@@ -13,7 +13,7 @@ const BASE: u64 = 0x10_0000_0000;
 const PAGES: u64 = 48;
 
 fn space_at(base: u64) -> AddressSpace {
-    let space = AddressSpace::new(base..base + PAGES * PAGE, 0, None);
+    let space = AddressSpace::new(base..base + PAGES * PAGE, 0, None, Arc::default());
     space.layout().mmap_base = base + PAGES * PAGE;
     space
 }

@@ -105,8 +105,8 @@ fn wait(
     deadline: Option<Instant>,
 ) -> SysResult {
     let result = sleeping(call, deadline, |call, sleeper| {
-        let kernel = Arc::clone(call.kernel);
-        kernel.futexes.wait(call.thread.as_ref(), sleeper, (key, address), value, bitset)
+        let space = call.task.space();
+        space.futexes().wait(call.thread, sleeper, (key, address), value, bitset)
     });
     result.map(|()| 0).map_err(|end| ended(end, wait_again(deadline)))
 }
@@ -150,22 +150,21 @@ fn futex(call: &mut Call<'_>, arguments: [u64; 6]) -> SysResult {
             let deadline = deadline(call, timeout, absolute)?;
             wait(call, (key(address)?, address), value, third, deadline)
         }
-        libc::FUTEX_WAKE => Ok(call.kernel.futexes.wake(key(address)?, at_least_one(value), ANY)? as u64),
+        libc::FUTEX_WAKE => Ok(space.futexes().wake(key(address)?, at_least_one(value), ANY)? as u64),
         libc::FUTEX_WAKE_BITSET => {
-            Ok(call.kernel.futexes.wake(key(address)?, at_least_one(value), third)? as u64)
+            Ok(space.futexes().wake(key(address)?, at_least_one(value), third)? as u64)
         }
         libc::FUTEX_REQUEUE | libc::FUTEX_CMP_REQUEUE => {
             let counts = counts(value, timeout as u32)?;
             let compare = (command == libc::FUTEX_CMP_REQUEUE).then_some((address, third));
             let keys = (key(address)?, key(second)?);
-            Ok(call.kernel.futexes.requeue(call.thread.as_ref(), keys, counts, compare)? as u64)
+            Ok(space.futexes().requeue(call.thread, keys, counts, compare)? as u64)
         }
         libc::FUTEX_WAKE_OP => {
             let operation = Operation::decode(third)?;
             let counts = (at_least_one(value), at_least_one(timeout as u32));
             let (first, other) = (key(address)?, (key(second)?, second));
-            let kernel = Arc::clone(call.kernel);
-            Ok(kernel.futexes.wake_op(call.thread.as_mut(), first, other, counts, operation)? as u64)
+            Ok(space.futexes().wake_op(call.thread, first, other, counts, operation)? as u64)
         }
         libc::FUTEX_LOCK_PI | libc::FUTEX_TRYLOCK_PI | LOCK_PI2 => {
             let clock = if command == LOCK_PI2 { absolute } else { Clock::Real };
@@ -174,16 +173,16 @@ fn futex(call: &mut Call<'_>, arguments: [u64; 6]) -> SysResult {
             lock(call, (key(address)?, address), only_try, deadline)
         }
         libc::FUTEX_UNLOCK_PI => {
-            let (kernel, task) = (Arc::clone(call.kernel), call.task.pid());
-            kernel.futexes.unlock(call.thread.as_mut(), task, (key(address)?, address))?;
+            let task = call.task.pid();
+            space.futexes().unlock(call.thread, task, (key(address)?, address))?;
             Ok(0)
         }
         libc::FUTEX_WAIT_REQUEUE_PI => {
             let deadline = deadline(call, timeout, absolute)?;
             let (from, to) = ((key(address)?, address), (key(second)?, second));
             let result = sleeping(call, deadline, |call, sleeper| {
-                let kernel = Arc::clone(call.kernel);
-                kernel.futexes.wait_for_lock(call.thread.as_mut(), sleeper, from, (value, third), to)
+                let space = call.task.space();
+                space.futexes().wait_for_lock(call.thread, sleeper, from, (value, third), to)
             });
             result.map(|()| 0).map_err(|end| ended(end, Restart::Always))
         }
@@ -194,10 +193,8 @@ fn futex(call: &mut Call<'_>, arguments: [u64; 6]) -> SysResult {
             }
             let keys = (key(address)?, key(second)?);
             let alive = alive(call);
-            let kernel = Arc::clone(call.kernel);
-            let thread = call.thread.as_mut();
             let compare = (address, third);
-            Ok(kernel.futexes.requeue_to_lock(thread, keys, second, count, compare, &alive)? as u64)
+            Ok(space.futexes().requeue_to_lock(call.thread, keys, second, count, compare, &alive)? as u64)
         }
         _ => Err(Errno::ENOSYS.into()),
     }
@@ -206,8 +203,8 @@ fn futex(call: &mut Call<'_>, arguments: [u64; 6]) -> SysResult {
 fn lock(call: &mut Call<'_>, place: (Key, u64), only_try: bool, deadline: Option<Instant>) -> SysResult {
     let alive = alive(call);
     let result = sleeping(call, deadline, |call, sleeper| {
-        let kernel = Arc::clone(call.kernel);
-        kernel.futexes.lock(call.thread.as_mut(), sleeper, place, only_try, &alive)
+        let space = call.task.space();
+        space.futexes().lock(call.thread, sleeper, place, only_try, &alive)
     });
     result.map(|()| 0).map_err(|end| ended(end, Restart::Always))
 }
@@ -244,18 +241,19 @@ fn futex_waitv(call: &mut Call<'_>, [waiters, count, flags, timeout, clock_id, _
         words.push((key, address, value as u32));
     }
     let result = sleeping(call, deadline, |call, sleeper| {
-        let kernel = Arc::clone(call.kernel);
-        kernel.futexes.wait_any(call.thread.as_ref(), sleeper, &words)
+        let space = call.task.space();
+        space.futexes().wait_any(call.thread, sleeper, &words)
     });
     result.map(|index| index as u64).map_err(|end| ended(end, wait_again(deadline)))
 }
 
 fn futex_wake(call: &mut Call<'_>, [address, mask, count, flags, ..]: [u64; 6]) -> SysResult {
-    let key = Key::of(&call.task.space(), address, is_private(flags & 0xffff_ffff)?)?;
+    let space = call.task.space();
+    let key = Key::of(&space, address, is_private(flags & 0xffff_ffff)?)?;
     let mask = u32::try_from(mask).map_err(|_| Errno::EINVAL)?;
     // Unlike the old call, none is none.
     let count = if count as u32 == 0 { 0 } else { at_least_one(count as u32) };
-    Ok(call.kernel.futexes.wake(key, count, mask)? as u64)
+    Ok(space.futexes().wake(key, count, mask)? as u64)
 }
 
 fn futex_wait(call: &mut Call<'_>, [address, value, mask, flags, timeout, clock_id]: [u64; 6]) -> SysResult {

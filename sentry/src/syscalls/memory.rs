@@ -1,19 +1,15 @@
 //! Calls that change or ask about the caller's own memory.
 
 use std::os::fd::AsFd as _;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Entry;
+use super::exec_rooms::{limits, mapped_file};
 use crate::call::Call;
 use crate::error::{Errno, SysError, SysResult};
 use crate::mm::{
-    AreaFlags, Backing, Limits, MapRequest, MappedFile, PAGE, Protection, RemapRequest, Source, TASK_SIZE,
-    barrier, page_up,
+    AreaFlags, Backing, MapRequest, PAGE, Protection, RemapRequest, Source, TASK_SIZE, barrier, page_up,
 };
-
-/// `CAP_IPC_LOCK`.
-const CAP_IPC_LOCK: u32 = 14;
 
 pub(super) const CALLS: &[Entry] = &[
     Entry::partial(libc::SYS_mmap, "mmap", mmap, "huge pages: there are none"),
@@ -41,16 +37,6 @@ pub(super) const CALLS: &[Entry] = &[
     Entry::full(libc::SYS_remap_file_pages, "remap_file_pages", remap_file_pages),
     Entry::partial(libc::SYS_arch_prctl, "arch_prctl", arch_prctl, "the base of gs, faults of cpuid"),
 ];
-
-/// What the caller may have.
-pub(super) fn limits(call: &Call<'_>) -> Limits {
-    Limits { may_lock: call.task.credentials().capable(CAP_IPC_LOCK), ..Limits::default() }
-}
-
-/// What an open file of the caller shows when it is mapped.
-fn mapped_file(_call: &Call<'_>, _fd: i32) -> Result<Arc<dyn MappedFile>, Errno> {
-    Err(Errno::EBADF)
-}
 
 /// A number of 32 bits as registers hold it.
 fn int(register: u64) -> i32 {
@@ -81,11 +67,11 @@ fn mmap(call: &mut Call<'_>, [address, length, prot, flags, fd, offset]: [u64; 6
     };
     let request = MapRequest { address, length, protection: protection(prot), flags, source };
     let limits = limits(call);
-    Ok(call.task.space().map(call.thread.as_mut(), &request, &limits)?)
+    Ok(call.task.space().map(call.thread, &request, &limits)?)
 }
 
 fn munmap(call: &mut Call<'_>, [address, length, ..]: [u64; 6]) -> SysResult {
-    call.task.space().unmap(call.thread.as_mut(), address, length)?;
+    call.task.space().unmap(call.thread, address, length)?;
     Ok(0)
 }
 
@@ -100,7 +86,7 @@ fn mprotect(call: &mut Call<'_>, [address, length, prot, ..]: [u64; 6]) -> SysRe
     }
     let limits = limits(call);
     let space = call.task.space();
-    space.protect(call.thread.as_mut(), address, length, protection(prot), grows, &limits)?;
+    space.protect(call.thread, address, length, protection(prot), grows, &limits)?;
     Ok(0)
 }
 
@@ -113,16 +99,16 @@ fn mremap(
     }
     let request = RemapRequest { address, old_length, new_length, flags: int(flags), new_address };
     let limits = limits(call);
-    Ok(call.task.space().remap(call.thread.as_mut(), &request, &limits)?)
+    Ok(call.task.space().remap(call.thread, &request, &limits)?)
 }
 
 fn brk(call: &mut Call<'_>, [address, ..]: [u64; 6]) -> SysResult {
     let limits = limits(call);
-    Ok(call.task.space().set_break(call.thread.as_mut(), address, &limits))
+    Ok(call.task.space().set_break(call.thread, address, &limits))
 }
 
 fn madvise(call: &mut Call<'_>, [address, length, advice, ..]: [u64; 6]) -> SysResult {
-    call.task.space().advise(call.thread.as_mut(), address, length, int(advice))?;
+    call.task.space().advise(call.thread, address, length, int(advice))?;
     Ok(0)
 }
 
@@ -161,7 +147,7 @@ fn msync(call: &mut Call<'_>, [address, length, flags, ..]: [u64; 6]) -> SysResu
 
 fn lock(call: &mut Call<'_>, address: u64, length: u64, on_fault: bool) -> SysResult {
     let limits = limits(call);
-    call.task.space().lock(call.thread.as_mut(), address, length, on_fault, &limits)?;
+    call.task.space().lock(call.thread, address, length, on_fault, &limits)?;
     Ok(0)
 }
 
@@ -179,7 +165,7 @@ fn mlock2(call: &mut Call<'_>, [address, length, flags, ..]: [u64; 6]) -> SysRes
 
 fn mlockall(call: &mut Call<'_>, [flags, ..]: [u64; 6]) -> SysResult {
     let limits = limits(call);
-    call.task.space().lock_all(call.thread.as_mut(), int(flags), &limits)?;
+    call.task.space().lock_all(call.thread, int(flags), &limits)?;
     Ok(0)
 }
 
@@ -260,7 +246,7 @@ fn remap_file_pages(call: &mut Call<'_>, [start, size, prot, page, flags, _]: [u
         source: Source::File(file, offset),
     };
     let limits = limits(call);
-    space.map(call.thread.as_mut(), &request, &limits)?;
+    space.map(call.thread, &request, &limits)?;
     Ok(0)
 }
 

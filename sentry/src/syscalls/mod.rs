@@ -1,5 +1,7 @@
 //! The system calls of x86-64 (`arch/x86/entry/syscalls/syscall_64.tbl`): a file for each family, each with the list of what it has.
 
+mod exec;
+mod exec_rooms;
 mod futexes;
 mod memory;
 mod memory_policy;
@@ -52,7 +54,31 @@ impl Entry {
 pub const NUMBERS: usize = 470;
 
 /// Every family's calls.
-const FAMILIES: &[&[Entry]] = &[futexes::CALLS, memory::CALLS, memory_policy::CALLS, memory_remote::CALLS];
+const FAMILIES: &[&[Entry]] =
+    &[exec::CALLS, futexes::CALLS, memory::CALLS, memory_policy::CALLS, memory_remote::CALLS];
+
+pub(crate) use exec_rooms::run_place;
+
+/// The table as a page of documentation: number, name, how much of it is there.
+#[must_use]
+pub fn markdown() -> String {
+    use std::fmt::Write;
+    let table = table();
+    let mut text = String::from("| number | call | state |\n|---|---|---|\n");
+    for (number, entry) in table.iter().enumerate() {
+        let name = names::name(number as u64);
+        let (name, state) = match (entry, name) {
+            (Some(entry), _) => match entry.status {
+                Status::Full => (entry.name, "full".to_owned()),
+                Status::Partial(missing) => (entry.name, format!("partial: {missing}")),
+            },
+            (None, Some(name)) => (name, "absent: ENOSYS".to_owned()),
+            (None, None) => continue,
+        };
+        let _ = writeln!(text, "| {number} | `{name}` | {state} |");
+    }
+    text
+}
 
 /// All calls by number.
 #[must_use]

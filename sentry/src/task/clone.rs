@@ -136,7 +136,7 @@ fn copy_parts(call: &mut Call<'_>, args: &CloneArgs) -> Result<(Box<dyn Thread>,
     let (space, thread) = if args.has(flag::VM) {
         (call.task.space(), call.thread.spawn()?)
     } else {
-        hooks::fork_space(&call.task.space(), call.thread.as_mut())?
+        hooks::fork_space(&call.task.space(), call.thread)?
     };
     let files = call.task.files();
     let fs = call.task.fs();

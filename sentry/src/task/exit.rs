@@ -6,7 +6,6 @@ use super::signal::{SignalInfo, SignalSet, Target, is_signal};
 use super::tree::{GroupState, Report, ThreadState};
 use super::{Pid, Task, Tree, hooks, lock};
 use crate::events::Events;
-use crate::kernel::Kernel;
 use crate::platform::Thread;
 
 /// What ended and is to be dropped once the tree is let go of.
@@ -17,13 +16,13 @@ pub(super) struct Remains {
 }
 
 /// Ends a thread, and with the last one its process. `status` counts where the process does not end as a whole.
-pub(super) fn exit(kernel: &Kernel, task: &Arc<Task>, mut thread: Box<dyn Thread>, status: i32) {
-    hooks::release_robust_futexes(kernel, task, thread.as_mut());
+pub(super) fn exit(task: &Arc<Task>, mut thread: Box<dyn Thread>, status: i32) {
+    hooks::release_robust_futexes(task, thread.as_mut());
     let address = task.clear_child_tid();
     if address != 0 {
         // A bad address is the program's own affair.
         let _ = thread.write(address, &0_u32.to_le_bytes());
-        hooks::wake_futex(kernel, &task.space(), address);
+        hooks::wake_futex(&task.space(), address);
     }
     drop(thread);
     task.finish_vfork();

@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{Pid, Task};
+use super::Task;
 use crate::error::Errno;
-use crate::kernel::Kernel;
 use crate::mm::AddressSpace;
 use crate::mm::futex::{Key, exit_robust_list};
 use crate::platform::Thread;
@@ -40,15 +39,14 @@ pub(super) fn fork_space(
 }
 
 /// Wakes who waits for the word at an address of a task that ends (`CLONE_CHILD_CLEARTID`). It may be shared with another process.
-pub(super) fn wake_futex(kernel: &Kernel, space: &AddressSpace, address: u64) {
+pub(super) fn wake_futex(space: &AddressSpace, address: u64) {
     if let Ok(key) = Key::of(space, address, false) {
         // Nobody waits: nothing to do.
-        let _ = kernel.futexes.wake(key, 1, u32::MAX);
+        let _ = space.futexes().wake(key, 1, u32::MAX);
     }
 }
 
 /// Gives back the robust futexes of a thread that ends.
-pub(super) fn release_robust_futexes(kernel: &Kernel, task: &Task, thread: &mut dyn Thread) {
-    let pid: Pid = task.pid();
-    exit_robust_list(&kernel.futexes, &task.space(), thread, pid);
+pub(super) fn release_robust_futexes(task: &Task, thread: &mut dyn Thread) {
+    exit_robust_list(&task.space(), thread, task.pid());
 }

@@ -29,6 +29,7 @@ pub use operation::Operation;
 pub use requeue::Compare;
 pub use robust::{HEAD_BYTES, exit_robust_list};
 
+use super::AddressSpace;
 use crate::call::Unready;
 use crate::error::Errno;
 use crate::events::Waiter;
@@ -130,6 +131,14 @@ impl Entry {
 }
 
 type Bucket = Vec<Arc<Entry>>;
+
+/// Wakes `count` who wait at an address of this address space (`CLONE_CHILD_CLEARTID`).
+pub fn wake_at(space: &AddressSpace, address: u64, count: usize) {
+    // As Linux does it: whoever waits with the private flag does not hear it.
+    if let Ok(key) = Key::of(space, address, false) {
+        let _ = space.futexes().wake(key, count, ANY);
+    }
+}
 
 /// All futexes of a sandbox.
 pub struct Table {

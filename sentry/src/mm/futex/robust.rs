@@ -33,8 +33,9 @@ impl AddressSpace {
 }
 
 /// What a thread that ends, or that makes way for another program, still holds: each lock is marked with `FUTEX_OWNER_DIED`, and one who
-/// waits for it is woken. Then [`Table::owner_died`].
-pub fn exit_robust_list(table: &Table, space: &AddressSpace, thread: &mut dyn Thread, task: Pid) {
+/// waits for it is woken. Then [`Table::owner_died`]. Before the thread's memory is gone.
+pub fn exit_robust_list(space: &AddressSpace, thread: &mut dyn Thread, task: Pid) {
+    let table = space.futexes();
     let head = space.robust_lists().remove(&task).unwrap_or(0);
     if head != 0 {
         // What of the list cannot be read ends it.

@@ -9,13 +9,14 @@ use crate::mm::{AddressSpace, MapRequest, Protection, Source};
 use crate::testing::{BASE, FlatThread};
 
 struct World {
-    table: Table,
+    table: Arc<Table>,
     space: AddressSpace,
 }
 
 impl World {
     fn new() -> (Arc<Self>, Box<dyn Thread>) {
-        let world = Self { table: Table::default(), space: AddressSpace::default() };
+        let space = AddressSpace::default();
+        let world = Self { table: Arc::clone(space.futexes()), space };
         (Arc::new(world), Box::new(FlatThread::new(1 << 16)))
     }
 
@@ -256,7 +257,7 @@ fn the_locks_of_the_dead_are_marked_and_handed_on() {
             assert_eq!(word(other.as_ref(), lock.1), Ok(2 | OWNER_DIED | WAITERS));
         });
         world.wait_until(2);
-        exit_robust_list(&world.table, &world.space, thread.as_mut(), 9);
+        exit_robust_list(&world.space, thread.as_mut(), 9);
     });
     assert!(woken.load(Ordering::SeqCst));
     assert_eq!(word(thread.as_ref(), node + 32), Ok(OWNER_DIED | WAITERS));
@@ -265,7 +266,7 @@ fn the_locks_of_the_dead_are_marked_and_handed_on() {
         put(&mut thread, head, first);
         put(&mut thread, node, node);
         world.space.set_robust_list(9, head);
-        exit_robust_list(&world.table, &world.space, thread.as_mut(), 9);
+        exit_robust_list(&world.space, thread.as_mut(), 9);
     }
 }
 
