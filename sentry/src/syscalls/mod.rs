@@ -1,5 +1,18 @@
 //! The system calls of x86-64 (`arch/x86/entry/syscalls/syscall_64.tbl`): a file for each family, each with the list of what it has.
 
+mod attributes;
+mod control;
+mod copying;
+mod file_args;
+mod files;
+mod io;
+mod made_files;
+mod mounts;
+mod paths;
+mod polling;
+mod stat;
+mod xattrs;
+
 use crate::call::Call;
 use crate::error::SysResult;
 
@@ -46,7 +59,19 @@ impl Entry {
 pub const NUMBERS: usize = 470;
 
 /// Every family's calls.
-const FAMILIES: &[&[Entry]] = &[];
+const FAMILIES: &[&[Entry]] = &[
+    attributes::CALLS,
+    control::CALLS,
+    copying::CALLS,
+    files::CALLS,
+    io::CALLS,
+    made_files::CALLS,
+    mounts::CALLS,
+    paths::CALLS,
+    polling::CALLS,
+    stat::CALLS,
+    xattrs::CALLS,
+];
 
 /// All calls by number.
 #[must_use]
