@@ -1,12 +1,24 @@
 //! The system calls of x86-64 (`arch/x86/entry/syscalls/syscall_64.tbl`): a file for each family, each with the list of what it has.
 
+mod attributes;
+mod control;
+mod copying;
 mod exec;
 mod exec_rooms;
+mod file_args;
+mod files;
 mod futexes;
+mod io;
+mod made_files;
 mod memory;
 mod memory_policy;
 mod memory_remote;
+mod mounts;
 pub mod names;
+mod paths;
+mod polling;
+mod stat;
+mod xattrs;
 
 use crate::call::Call;
 use crate::error::SysResult;
@@ -54,8 +66,24 @@ impl Entry {
 pub const NUMBERS: usize = 470;
 
 /// Every family's calls.
-const FAMILIES: &[&[Entry]] =
-    &[exec::CALLS, futexes::CALLS, memory::CALLS, memory_policy::CALLS, memory_remote::CALLS];
+const FAMILIES: &[&[Entry]] = &[
+    attributes::CALLS,
+    control::CALLS,
+    copying::CALLS,
+    exec::CALLS,
+    files::CALLS,
+    futexes::CALLS,
+    io::CALLS,
+    made_files::CALLS,
+    memory::CALLS,
+    memory_policy::CALLS,
+    memory_remote::CALLS,
+    mounts::CALLS,
+    paths::CALLS,
+    polling::CALLS,
+    stat::CALLS,
+    xattrs::CALLS,
+];
 
 pub(crate) use exec_rooms::run_place;
 

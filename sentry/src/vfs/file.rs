@@ -103,6 +103,11 @@ pub trait File: Any + Send + Sync {
         None
     }
 
+    /// Whether it is a stream of bytes: a write goes on until all is written, a read takes what there is however it was written.
+    fn stream(&self) -> bool {
+        false
+    }
+
     /// Whether it has positions.
     fn seekable(&self) -> bool {
         false

@@ -8,7 +8,7 @@ use super::{Dentry, DirEntry, File, FileKind};
 use crate::error::Errno;
 
 /// An open folder.
-pub struct Folder {
+pub(super) struct Folder {
     dentry: Arc<Dentry>,
     seen: Mutex<Option<Arc<Vec<DirEntry>>>>,
 }
@@ -16,7 +16,7 @@ pub struct Folder {
 impl Folder {
     /// Of this name.
     #[must_use]
-    pub fn new(dentry: Arc<Dentry>) -> Self {
+    pub(super) fn new(dentry: Arc<Dentry>) -> Self {
         Self { dentry, seen: Mutex::default() }
     }
 

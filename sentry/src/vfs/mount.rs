@@ -283,8 +283,8 @@ impl Mount {
         if lock(&self.inner).at.is_none() {
             return Err(Errno::EINVAL);
         }
-        // Held by its parent and by whoever calls this, who holds a place in it as well.
-        if !lazy && (!lock(&self.inner).children.is_empty() || Arc::strong_count(self) > 3) {
+        // Held by its parent and by whoever calls this.
+        if !lazy && (!lock(&self.inner).children.is_empty() || Arc::strong_count(self) > 2) {
             return Err(Errno::EBUSY);
         }
         let mut left = vec![Arc::clone(self)];

@@ -121,6 +121,10 @@ impl File for HostIo {
         ready
     }
 
+    fn stream(&self) -> bool {
+        true
+    }
+
     fn queue(&self) -> Option<&WaitQueue> {
         self.watched.as_ref().map(|(_, queue)| &**queue)
     }

@@ -223,6 +223,10 @@ impl File for PipeFile {
         ready
     }
 
+    fn stream(&self) -> bool {
+        true
+    }
+
     fn queue(&self) -> Option<&WaitQueue> {
         Some(&self.pipe.queue)
     }
