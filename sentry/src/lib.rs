@@ -24,6 +24,7 @@ pub mod kernel;
 pub mod loader;
 pub mod mm;
 pub mod platform;
+mod random;
 pub mod syscalls;
 pub mod task;
 pub mod testing;

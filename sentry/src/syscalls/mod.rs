@@ -1,6 +1,15 @@
 //! The system calls of x86-64 (`arch/x86/entry/syscalls/syscall_64.tbl`): a file for each family, each with the list of what it has.
 
+mod clocks;
+mod identity;
+mod limits;
 pub mod names;
+mod prctl;
+mod processes;
+mod scheduling;
+mod signals;
+mod system;
+mod timers;
 
 use crate::call::Call;
 use crate::error::SysResult;
@@ -48,7 +57,17 @@ impl Entry {
 pub const NUMBERS: usize = 470;
 
 /// Every family's calls.
-const FAMILIES: &[&[Entry]] = &[];
+const FAMILIES: &[&[Entry]] = &[
+    clocks::CALLS,
+    identity::CALLS,
+    limits::CALLS,
+    prctl::CALLS,
+    processes::CALLS,
+    scheduling::CALLS,
+    signals::CALLS,
+    system::CALLS,
+    timers::CALLS,
+];
 
 /// All calls by number.
 #[must_use]

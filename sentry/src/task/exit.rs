@@ -6,7 +6,7 @@ use super::signal::{SignalInfo, SignalSet, Target, is_signal};
 use super::tree::{GroupState, Report, ThreadState};
 use super::{Pid, Task, Tree, hooks, lock};
 use crate::events::Events;
-use crate::platform::{Memory, Thread};
+use crate::platform::Thread;
 
 /// What ended and is to be dropped once the tree is let go of.
 #[derive(Default)]
