@@ -25,6 +25,7 @@ pub mod kernel;
 pub mod loader;
 pub mod mm;
 pub mod platform;
+mod random;
 pub mod sandbox;
 pub mod syscalls;
 pub mod task;

@@ -1,6 +1,7 @@
 //! The system calls of x86-64 (`arch/x86/entry/syscalls/syscall_64.tbl`): a file for each family, each with the list of what it has.
 
 mod attributes;
+mod clocks;
 mod control;
 mod copying;
 mod exec;
@@ -8,16 +9,25 @@ mod exec_rooms;
 mod file_args;
 mod files;
 mod futexes;
+mod identity;
 mod io;
+mod limits;
 mod made_files;
 mod memory;
 mod memory_policy;
 mod memory_remote;
 mod mounts;
 pub mod names;
+mod page;
 mod paths;
 mod polling;
+mod prctl;
+mod processes;
+mod scheduling;
+mod signals;
 mod stat;
+mod system;
+mod timers;
 mod xattrs;
 
 use crate::call::Call;
@@ -68,12 +78,15 @@ pub const NUMBERS: usize = 470;
 /// Every family's calls.
 const FAMILIES: &[&[Entry]] = &[
     attributes::CALLS,
+    clocks::CALLS,
     control::CALLS,
     copying::CALLS,
     exec::CALLS,
     files::CALLS,
     futexes::CALLS,
+    identity::CALLS,
     io::CALLS,
+    limits::CALLS,
     made_files::CALLS,
     memory::CALLS,
     memory_policy::CALLS,
@@ -81,32 +94,18 @@ const FAMILIES: &[&[Entry]] = &[
     mounts::CALLS,
     paths::CALLS,
     polling::CALLS,
+    prctl::CALLS,
+    processes::CALLS,
+    scheduling::CALLS,
+    signals::CALLS,
     stat::CALLS,
+    system::CALLS,
+    timers::CALLS,
     xattrs::CALLS,
 ];
 
 pub(crate) use exec_rooms::run_place;
-
-/// The table as a page of documentation: number, name, how much of it is there.
-#[must_use]
-pub fn markdown() -> String {
-    use std::fmt::Write;
-    let table = table();
-    let mut text = String::from("| number | call | state |\n|---|---|---|\n");
-    for (number, entry) in table.iter().enumerate() {
-        let name = names::name(number as u64);
-        let (name, state) = match (entry, name) {
-            (Some(entry), _) => match entry.status {
-                Status::Full => (entry.name, "full".to_owned()),
-                Status::Partial(missing) => (entry.name, format!("partial: {missing}")),
-            },
-            (None, Some(name)) => (name, "absent: ENOSYS".to_owned()),
-            (None, None) => continue,
-        };
-        let _ = writeln!(text, "| {number} | `{name}` | {state} |");
-    }
-    text
-}
+pub use page::markdown;
 
 /// All calls by number.
 #[must_use]

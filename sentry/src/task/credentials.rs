@@ -167,3 +167,23 @@ impl Credentials {
         }
     }
 }
+
+impl Credentials {
+    /// `capset` (`cap_capset` in `security/commoncap.c`); `None` where that is not allowed.
+    #[must_use]
+    pub fn with_capabilities(
+        &self,
+        effective: Capabilities,
+        permitted: Capabilities,
+        inheritable: Capabilities,
+    ) -> Option<Self> {
+        let within = |set: Capabilities, bound: u64| set.0 & !bound == 0;
+        let may_inherit_more = self.capable(capability::SETPCAP);
+        let allowed = (may_inherit_more || within(inheritable, self.inheritable.0 | self.permitted.0))
+            && within(inheritable, self.inheritable.0 | self.bounding.0)
+            && within(permitted, self.permitted.0)
+            && within(effective, permitted.0);
+        let ambient = Capabilities(self.ambient.0 & permitted.0 & inheritable.0);
+        allowed.then(|| Self { effective, permitted, inheritable, ambient, ..self.clone() })
+    }
+}

@@ -23,9 +23,9 @@ pub enum Resource {
 }
 
 /// How many there are.
-pub const RESOURCES: usize = 16;
+const RESOURCES: usize = 16;
 /// No limit (`RLIM_INFINITY`).
-pub const INFINITY: u64 = u64::MAX;
+pub(super) const INFINITY: u64 = u64::MAX;
 
 /// A limit: what is in force, and how high a program may raise it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

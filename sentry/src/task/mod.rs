@@ -167,6 +167,12 @@ impl Task {
         &self.group
     }
 
+    /// Told `CHANGED` when a child of its process ends, stops, or goes on.
+    #[must_use]
+    pub fn child_events(&self) -> &crate::events::WaitQueue {
+        &self.group.child_events
+    }
+
     /// Every task of the sandbox.
     #[must_use]
     pub fn tasks(&self) -> &Arc<Tasks> {

@@ -9,9 +9,9 @@ use super::{Credentials, Pid, Task, ThreadGroup, lock};
 use crate::error::Errno;
 
 /// One more than the highest number of a task (`pid_max` of 64-bit machines).
-pub const PID_MAX: Pid = 4 << 20;
+const PID_MAX: Pid = 4 << 20;
 /// Tasks of a sandbox unless it is told another bound.
-pub const TASKS: usize = 32_768;
+const TASKS: usize = 32_768;
 /// Numbers below are not given out a second time (`RESERVED_PIDS`).
 const RESERVED: Pid = 300;
 
@@ -57,6 +57,14 @@ impl Tasks {
     #[must_use]
     pub fn processes(&self) -> Vec<Pid> {
         self.tree().groups.keys().copied().collect()
+    }
+
+    /// What `look` makes of living tasks, which it gets with their process groups. It is called under the lock.
+    #[must_use]
+    pub(crate) fn select<T>(&self, look: impl Fn(&Arc<Task>, Pid) -> Option<T>) -> Vec<T> {
+        let tree = self.tree();
+        let pgid = |group: Pid| tree.groups.get(&group).map_or(0, |state| state.pgid);
+        tree.threads.values().filter_map(|thread| look(&thread.task, pgid(thread.group))).collect()
     }
 
     /// How many tasks there are.

@@ -4,25 +4,25 @@ use super::{Default, SIGNALS, SignalSet, default_action, is_signal};
 use crate::error::Errno;
 
 /// `SIG_DFL`.
-pub const SIG_DFL: u64 = 0;
+pub(super) const SIG_DFL: u64 = 0;
 /// `SIG_IGN`.
-pub const SIG_IGN: u64 = 1;
+pub(super) const SIG_IGN: u64 = 1;
 /// `SA_RESTORER` (`arch/x86/include/uapi/asm/signal.h`).
-pub const SA_RESTORER: u64 = 0x0400_0000;
+pub(super) const SA_RESTORER: u64 = 0x0400_0000;
 /// `SA_ONSTACK`.
-pub const SA_ONSTACK: u64 = 0x0800_0000;
+pub(super) const SA_ONSTACK: u64 = 0x0800_0000;
 /// `SA_RESTART`.
-pub const SA_RESTART: u64 = 0x1000_0000;
+pub(super) const SA_RESTART: u64 = 0x1000_0000;
 /// `SA_NODEFER`.
-pub const SA_NODEFER: u64 = 0x4000_0000;
+pub(super) const SA_NODEFER: u64 = 0x4000_0000;
 /// `SA_RESETHAND`.
-pub const SA_RESETHAND: u64 = 0x8000_0000;
+pub(super) const SA_RESETHAND: u64 = 0x8000_0000;
 /// `SA_NOCLDSTOP`.
-pub const SA_NOCLDSTOP: u64 = 1;
+pub(super) const SA_NOCLDSTOP: u64 = 1;
 /// `SA_NOCLDWAIT`.
-pub const SA_NOCLDWAIT: u64 = 2;
+pub(super) const SA_NOCLDWAIT: u64 = 2;
 /// `SA_SIGINFO`.
-pub const SA_SIGINFO: u64 = 4;
+pub(super) const SA_SIGINFO: u64 = 4;
 /// `SA_EXPOSE_TAGBITS`.
 const SA_EXPOSE_TAGBITS: u64 = 0x800;
 /// `UAPI_SA_FLAGS` and `SA_RESTORER`: other bits are cleared, so that a program can find out what is known (`SA_UNSUPPORTED`).
@@ -148,9 +148,9 @@ impl Actions {
 }
 
 /// `SS_ONSTACK`.
-pub const SS_ONSTACK: u32 = 1;
+pub(super) const SS_ONSTACK: u32 = 1;
 /// `SS_DISABLE`.
-pub const SS_DISABLE: u32 = 2;
+pub(super) const SS_DISABLE: u32 = 2;
 /// `SS_AUTODISARM`.
 pub const SS_AUTODISARM: u32 = 1 << 31;
 /// `MINSIGSTKSZ`.

@@ -6,6 +6,7 @@
 //! | `pending` | the queue of those that were sent and not yet taken |
 //! | `action` | what a process does about each |
 //! | `send` | from a sender into a queue, and who is woken |
+//! | `kill` | who may send what to whom |
 //! | `deliver` | from a queue to the guest: stop, end, or handler |
 //! | `frame` | what a handler finds on its stack, and the way back |
 
@@ -14,13 +15,14 @@ mod api;
 mod deliver;
 mod frame;
 mod info;
+mod kill;
 mod pending;
 mod send;
 
-pub use action::{Actions, AltStack, SigAction};
+pub use action::{Actions, AltStack, SS_AUTODISARM, SigAction};
 pub(super) use deliver::{Flow, deliver, force_fault};
 pub use frame::{pop_frame, push_frame};
-pub use info::{Payload, SignalInfo};
+pub use info::{Payload, SI_KERNEL, SI_QUEUE, SI_TIMER, SI_TKILL, SI_USER, SignalInfo};
 pub(super) use pending::Charge;
 pub use pending::Pending;
 pub(super) use send::Target;
