@@ -18,24 +18,28 @@ pub use timerfd::TimerFd;
 use crate::error::Errno;
 use crate::task::{Pid, Task, ThreadGroup};
 
-/// The sandbox's clocks. Monotonic time and boot time begin when the sandbox does.
+/// The sandbox's clocks. They are the host's: programs read those without a call, by the vDSO ([`crate::platform::Platform::vdso`]).
 #[derive(Debug, Clone, Copy)]
 pub struct Clocks {
-    started: Instant,
+    /// When the host's monotonic clock showed 0.
+    zero: Instant,
 }
 
 impl Clocks {
-    /// The sandbox begins now.
+    /// Of this host.
     #[must_use]
-    #[allow(clippy::new_without_default, reason = "a clock begins at a moment")]
+    #[allow(clippy::new_without_default, reason = "it asks the host")]
     pub fn new() -> Self {
-        Self { started: Instant::now() }
+        let now = Instant::now();
+        let shown = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map(Duration::from);
+        Self { zero: now.checked_sub(shown.unwrap_or_default()).unwrap_or(now) }
     }
 
-    /// Since the sandbox began.
+    /// What the host's monotonic clock shows.
     #[must_use]
     pub fn monotonic(&self) -> Duration {
-        self.started.elapsed()
+        nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
+            .map_or_else(|_| self.zero.elapsed(), Duration::from)
     }
 
     /// Since 1970 began, by the host's clock.
@@ -48,8 +52,8 @@ impl Clocks {
     #[must_use]
     pub fn instant(&self, time: Duration) -> Instant {
         const CENTURY: Duration = Duration::from_secs(100 * 366 * 86_400);
-        let far = || self.started.checked_add(CENTURY).unwrap_or(self.started);
-        self.started.checked_add(time.min(CENTURY)).unwrap_or_else(far)
+        let far = || self.zero.checked_add(CENTURY).unwrap_or(self.zero);
+        self.zero.checked_add(time.min(CENTURY)).unwrap_or_else(far)
     }
 
     /// When this clock of real time shows `time`, on the host's monotonic one; the past is now.
@@ -73,7 +77,7 @@ pub enum Cpu {
 pub enum Clock {
     /// Since 1970. `CLOCK_REALTIME` and what is like it.
     Realtime,
-    /// Since the sandbox began. `CLOCK_MONOTONIC`, `CLOCK_BOOTTIME` and what is like them.
+    /// Since the host began. `CLOCK_MONOTONIC`, `CLOCK_BOOTTIME` and what is like them.
     Monotonic,
     /// CPU time of a process.
     Process(Arc<ThreadGroup>, Cpu),
