@@ -91,7 +91,8 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Do) -> anyhow::Result<u8> {
-    let platform = Systrap::new().context("cannot start the systrap platform: the host refuses a stub process")?;
+    let platform =
+        Systrap::new().context("cannot start the systrap platform: the host refuses a stub process")?;
     let config = Config {
         root: arguments.rootfs,
         writable: !arguments.read_only,
@@ -104,12 +105,8 @@ fn run(arguments: Do) -> anyhow::Result<u8> {
         environment = vec![format!("PATH={DEFAULT_PATH}"), "HOME=/root".to_owned()];
         environment.extend(std::env::var("TERM").map(|term| format!("TERM={term}")));
     }
-    let command = Command {
-        arguments: arguments.command,
-        environment,
-        folder: arguments.cwd,
-        user: arguments.user,
-    };
+    let command =
+        Command { arguments: arguments.command, environment, folder: arguments.cwd, user: arguments.user };
     let task = sandbox.start(&command, streams()?)?;
     let status = task.group().wait_exited(None).context("the first process has no status")?;
     Ok(match status & 0x7f {
@@ -120,7 +117,8 @@ fn run(arguments: Do) -> anyhow::Result<u8> {
 
 /// Copies of this process' own streams.
 fn streams() -> anyhow::Result<[OwnedFd; 3]> {
-    let copy = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned().context("a standard stream is closed");
+    let copy =
+        |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned().context("a standard stream is closed");
     let (input, output, errors) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
     Ok([copy(input.as_fd())?, copy(output.as_fd())?, copy(errors.as_fd())?])
 }

@@ -19,7 +19,8 @@ use crate::vfs::host_io::HostIo;
 use crate::vfs::overlay::Overlay;
 use crate::vfs::tmpfs::Tmpfs;
 use crate::vfs::{
-    Caller, Content, FdTable, FileSystem, Flags, FsContext, Mount, MountFlags, Place, Resolve, Walk, dev, names,
+    Caller, Content, FdTable, FileSystem, Flags, FsContext, Mount, MountFlags, Place, Resolve, Walk, dev,
+    names,
 };
 
 /// Why a sandbox does not start.
@@ -153,10 +154,9 @@ impl Sandbox {
             let file = HostIo::open(stream, flags).map_err(mount_error("a stream"))?;
             files.insert(file, false).map_err(mount_error("a stream"))?;
         }
-        let process = self.load(command, &caller, &fs).map_err(|(program, errno)| SandboxError::Program {
-            program,
-            errno,
-        })?;
+        let process = self
+            .load(command, &caller, &fs)
+            .map_err(|(program, errno)| SandboxError::Program { program, errno })?;
         let (space, thread, name) = process;
         let limits = Limits::default();
         let new = NewProcess { credentials, limits, files, fs: Arc::new(fs), space: Arc::new(space) };
@@ -191,8 +191,7 @@ impl Sandbox {
         let futexes = Arc::clone(&self.kernel.futexes);
         let space = AddressSpace::new(platform.guest_range(), limits.stack, Some(thread.remote()), futexes);
         let (uid, gid) = command.user;
-        let identity =
-            Identity { uid, euid: uid, gid, egid: gid, secure: false, vdso: platform.vdso() };
+        let identity = Identity { uid, euid: uid, gid, egid: gid, secure: false, vdso: platform.vdso() };
         prepared.load(&space, thread.as_mut(), &limits, &identity).map_err(fail)?;
         let base = path.rsplit('/').next().unwrap_or(&path).as_bytes().to_vec();
         Ok((space, thread, base))

@@ -75,6 +75,8 @@ pub(super) mod at {
     pub(crate) const REGS: usize = 0x180;
     /// Values of calls that are answered without a hand-over.
     pub(crate) const ANSWERS: usize = 0x240;
+    /// Arguments of the `mmap` of [`super::op::MAP_FILE`]: address, length, protection, flags, offset.
+    pub(crate) const MAP_ARGUMENTS: usize = 0x280;
     /// A stack of a few words grows down from here.
     pub(crate) const SCRATCH_STACK: usize = 0x400;
     /// XSAVE area.
@@ -89,6 +91,10 @@ pub(super) mod at {
     pub(crate) const WINDOW: usize = 0x8000;
     /// Bytes of it.
     pub(crate) const WINDOW_SIZE: usize = 0x8000;
+    /// In the window, where files are received: control data of the message.
+    pub(crate) const CONTROL: usize = 128;
+    /// Where in that the descriptors are (behind `struct cmsghdr`).
+    pub(crate) const DESCRIPTORS: usize = CONTROL + 16;
 }
 
 /// Whose turn it is.
@@ -117,6 +123,8 @@ pub(super) mod op {
     pub(crate) const LOAD_VECTOR: u64 = 6;
     /// `clone` of a thread: flags, -, -, place of the word that is cleared at its end, -, its context.
     pub(crate) const SPAWN: u64 = 7;
+    /// Receives a file and maps it: socket, message header, flags; the rest is at [`super::at::MAP_ARGUMENTS`]. The result is `mmap`'s.
+    pub(crate) const MAP_FILE: u64 = 9;
     /// `clone` of a process: flags, descriptor of the new contexts, descriptor that is closed.
     pub(crate) const FORK: u64 = 8;
 }

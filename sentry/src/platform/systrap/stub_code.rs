@@ -119,6 +119,8 @@ kata_cc_stub_handler:
     je .Lspawn
     cmp ${FORK}, %rax
     je .Lfork
+    cmp ${MAP_FILE}, %rax
+    je .Lmap_file
     jmp .Lend
 
     // From a replaced call site: rax: number, rcx: where to go on. The rest is the guest's. No signal frame, no trap.
@@ -165,6 +167,30 @@ kata_cc_stub_entry:
     mov %rax, {RESULT}(%rbx)
     movq ${DONE}, {KIND}(%rbx)
     jmp .Lpost
+
+.Lmap_file:
+    mov $47, %eax                   // recvmsg
+    mov {ARGUMENTS}(%rbx), %rdi
+    mov {ARGUMENTS}+8(%rbx), %rsi
+    mov {ARGUMENTS}+16(%rbx), %rdx
+    syscall
+    test %rax, %rax
+    js .Ldone
+    mov {DESCRIPTOR}(%rbx), %r12d
+    mov $9, %eax                    // mmap
+    mov {MAP_ARGUMENTS}(%rbx), %rdi
+    mov {MAP_ARGUMENTS}+8(%rbx), %rsi
+    mov {MAP_ARGUMENTS}+16(%rbx), %rdx
+    mov {MAP_ARGUMENTS}+24(%rbx), %r10
+    mov %r12, %r8
+    mov {MAP_ARGUMENTS}+32(%rbx), %r9
+    syscall
+    mov %rax, %r13
+    mov $3, %eax                    // close
+    mov %r12, %rdi
+    syscall
+    mov %r13, %rax
+    jmp .Ldone
 
 .Lcopy:
     mov {ARGUMENTS}(%rbx), %rdi
@@ -420,6 +446,9 @@ kata_cc_stub_end:
     LOAD_VECTOR = const op::LOAD_VECTOR,
     SPAWN = const op::SPAWN,
     FORK = const op::FORK,
+    MAP_FILE = const op::MAP_FILE,
+    MAP_ARGUMENTS = const at::MAP_ARGUMENTS,
+    DESCRIPTOR = const at::WINDOW + at::DESCRIPTORS,
     INTERRUPT = const INTERRUPT,
     options(att_syntax)
 );

@@ -188,18 +188,20 @@ impl StubThread {
         result(self.ask(op::CALL, &[number.unsigned_abs(), a, b, c, d, e, f])?)
     }
 
-    /// Gives files to the stub; the numbers that they have there.
-    fn give_files<const N: usize>(&self, files: [BorrowedFd<'_>; N]) -> Result<[u64; N], Errno> {
+    /// Sends files to the stub and hands the arguments for receiving them to `receive`.
+    fn give<T>(
+        &self,
+        files: &[BorrowedFd<'_>],
+        receive: impl FnOnce([u64; 3]) -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
         // struct msghdr, one struct iovec, a byte, control data: all in the window, at the addresses that they have in the stub.
         const IOVEC: usize = 64;
         const BYTE: usize = 96;
-        const CONTROL: usize = 128;
-        const HEADER: usize = 16;
         let here = context_address(self.slot) + at::WINDOW as u64;
-        let control = HEADER + 4 * N.next_multiple_of(2);
-        let header = [0, 0, here + IOVEC as u64, 1, here + CONTROL as u64, control as u64, 0];
+        let control = at::DESCRIPTORS - at::CONTROL + 4 * files.len().next_multiple_of(2);
+        let header = [0, 0, here + IOVEC as u64, 1, here + at::CONTROL as u64, control as u64, 0];
         let iovec = [here + BYTE as u64, 1];
-        let lock = self.stub.send_files(&files)?;
+        let lock = self.stub.send_files(files)?;
         for (n, word) in header.iter().enumerate() {
             self.context.store(at::WINDOW + 8 * n, *word);
         }
@@ -207,15 +209,23 @@ impl StubThread {
             self.context.store(at::WINDOW + IOVEC + 8 * n, *word);
         }
         let flags = (libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC) as u64;
-        self.call(libc::SYS_recvmsg, [self.socket, here, flags, 0, 0, 0])?;
+        let received = receive([self.socket, here, flags]);
         drop(lock);
-        let mut numbers = [0; N];
-        for (n, number) in numbers.iter_mut().enumerate() {
-            let mut bytes = [0; 4];
-            self.context.read(at::WINDOW + CONTROL + HEADER + 4 * n, &mut bytes);
-            *number = u64::from(u32::from_le_bytes(bytes));
-        }
-        Ok(numbers)
+        received
+    }
+
+    /// Gives files to the stub; the numbers that they have there.
+    fn give_files<const N: usize>(&self, files: [BorrowedFd<'_>; N]) -> Result<[u64; N], Errno> {
+        self.give(&files, |[socket, header, flags]| {
+            self.call(libc::SYS_recvmsg, [socket, header, flags, 0, 0, 0])?;
+            let mut numbers = [0; N];
+            for (n, number) in numbers.iter_mut().enumerate() {
+                let mut bytes = [0; 4];
+                self.context.read(at::WINDOW + at::DESCRIPTORS + 4 * n, &mut bytes);
+                *number = u64::from(u32::from_le_bytes(bytes));
+            }
+            Ok(numbers)
+        })
     }
 
     /// `mmap` at an address.
@@ -235,12 +245,12 @@ impl StubThread {
                 let flags = flags | u64::from(libc::MAP_ANONYMOUS.cast_unsigned());
                 self.call(libc::SYS_mmap, [a, b, c, flags, u64::MAX, 0])
             }
-            Some((file, offset)) => {
-                let [number] = self.give_files([file])?;
-                let mapped = self.call(libc::SYS_mmap, [a, b, c, flags, number, offset]);
-                self.call(libc::SYS_close, [number, 0, 0, 0, 0, 0])?;
-                mapped
-            }
+            Some((file, offset)) => self.give(&[file], |receive| {
+                for (n, argument) in [a, b, c, flags, offset].iter().enumerate() {
+                    self.context.store(at::MAP_ARGUMENTS + 8 * n, *argument);
+                }
+                result(self.ask(op::MAP_FILE, &receive)?)
+            }),
         }
     }
 
