@@ -93,7 +93,7 @@ impl AddressSpace {
         number: i32,
     ) -> Result<(), Errno> {
         let what = advice(number)?;
-        if address % PAGE != 0 {
+        if !address.is_multiple_of(PAGE) {
             return Err(Errno::EINVAL);
         }
         let range = pages(address, length).ok_or(Errno::EINVAL)?;
@@ -122,7 +122,7 @@ impl AddressSpace {
     /// # Errors
     /// EINVAL, ENOMEM.
     pub fn resident(&self, address: u64, length: u64) -> Result<u64, Errno> {
-        if address % PAGE != 0 {
+        if !address.is_multiple_of(PAGE) {
             return Err(Errno::EINVAL);
         }
         let range = pages(address, length).ok_or(Errno::ENOMEM)?;
@@ -141,7 +141,7 @@ impl AddressSpace {
         length: u64,
         invalidate: bool,
     ) -> Result<(Vec<Arc<OwnedFd>>, bool), Errno> {
-        if address % PAGE != 0 {
+        if !address.is_multiple_of(PAGE) {
             return Err(Errno::EINVAL);
         }
         let end = page_up(length).and_then(|length| address.checked_add(length)).ok_or(Errno::ENOMEM)?;

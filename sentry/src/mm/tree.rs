@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::area::{Area, AreaFlags};
 
 /// Free room that stays below an area that grows down (`stack_guard_gap` of Linux: 256 pages).
-pub const GUARD_GAP: u64 = 256 * super::PAGE;
+pub(super) const GUARD_GAP: u64 = 256 * super::PAGE;
 
 /// Areas by their first address.
 #[derive(Debug, Clone, Default)]
