@@ -67,15 +67,15 @@ fn check(number: i32, area: &Area) -> Result<(), Errno> {
     let locked = area.flags.contains(AreaFlags::LOCKED);
     let anonymous = matches!(area.backing, Backing::Anonymous);
     match number {
-        libc::MADV_DONTNEED if locked => Err(Errno::EINVAL),
+        libc::MADV_DONTNEED | libc::MADV_COLD | libc::MADV_PAGEOUT if locked => Err(Errno::EINVAL),
         libc::MADV_FREE if locked || !anonymous => Err(Errno::EINVAL),
         libc::MADV_WIPEONFORK if shared || !anonymous => Err(Errno::EINVAL),
         libc::MADV_REMOVE if locked || anonymous || matches!(area.backing, Backing::Special(_)) => {
             Err(Errno::EINVAL)
         }
         libc::MADV_REMOVE if !shared || area.flags.contains(AreaFlags::NEVER_WRITE) => Err(Errno::EACCES),
-        libc::MADV_POPULATE_WRITE if !area.protection.contains(Protection::WRITE) => Err(Errno::EFAULT),
-        libc::MADV_POPULATE_READ if area.protection.is_empty() => Err(Errno::EFAULT),
+        libc::MADV_POPULATE_WRITE if !area.protection.contains(Protection::WRITE) => Err(Errno::EINVAL),
+        libc::MADV_POPULATE_READ if !area.protection.contains(Protection::READ) => Err(Errno::EINVAL),
         _ => Ok(()),
     }
 }
