@@ -482,7 +482,7 @@ fn check_invariants_of_range(space: &AddressSpace) {
 fn room_that_was_freed_is_found_again() {
     let space = AddressSpace::default();
     let (mut thread, limits) = (FakeThread::noting(), Limits::default());
-    let mut map = |thread: &mut FakeThread, index: u64| {
+    let map = |thread: &mut FakeThread, index: u64| {
         let protection = if index.is_multiple_of(2) { 1 } else { 3 };
         let grows = if index.is_multiple_of(7) { libc::MAP_GROWSDOWN } else { 0 };
         space
