@@ -67,15 +67,15 @@ fn check(number: i32, area: &Area) -> Result<(), Errno> {
     let locked = area.flags.contains(AreaFlags::LOCKED);
     let anonymous = matches!(area.backing, Backing::Anonymous);
     match number {
-        libc::MADV_DONTNEED if locked => Err(Errno::EINVAL),
+        libc::MADV_DONTNEED | libc::MADV_COLD | libc::MADV_PAGEOUT if locked => Err(Errno::EINVAL),
         libc::MADV_FREE if locked || !anonymous => Err(Errno::EINVAL),
         libc::MADV_WIPEONFORK if shared || !anonymous => Err(Errno::EINVAL),
         libc::MADV_REMOVE if locked || anonymous || matches!(area.backing, Backing::Special(_)) => {
             Err(Errno::EINVAL)
         }
         libc::MADV_REMOVE if !shared || area.flags.contains(AreaFlags::NEVER_WRITE) => Err(Errno::EACCES),
-        libc::MADV_POPULATE_WRITE if !area.protection.contains(Protection::WRITE) => Err(Errno::EFAULT),
-        libc::MADV_POPULATE_READ if area.protection.is_empty() => Err(Errno::EFAULT),
+        libc::MADV_POPULATE_WRITE if !area.protection.contains(Protection::WRITE) => Err(Errno::EINVAL),
+        libc::MADV_POPULATE_READ if !area.protection.contains(Protection::READ) => Err(Errno::EINVAL),
         _ => Ok(()),
     }
 }
@@ -93,7 +93,7 @@ impl AddressSpace {
         number: i32,
     ) -> Result<(), Errno> {
         let what = advice(number)?;
-        if address % PAGE != 0 {
+        if !address.is_multiple_of(PAGE) {
             return Err(Errno::EINVAL);
         }
         let range = pages(address, length).ok_or(Errno::EINVAL)?;
@@ -122,7 +122,7 @@ impl AddressSpace {
     /// # Errors
     /// EINVAL, ENOMEM.
     pub fn resident(&self, address: u64, length: u64) -> Result<u64, Errno> {
-        if address % PAGE != 0 {
+        if !address.is_multiple_of(PAGE) {
             return Err(Errno::EINVAL);
         }
         let range = pages(address, length).ok_or(Errno::ENOMEM)?;
@@ -141,7 +141,7 @@ impl AddressSpace {
         length: u64,
         invalidate: bool,
     ) -> Result<(Vec<Arc<OwnedFd>>, bool), Errno> {
-        if address % PAGE != 0 {
+        if !address.is_multiple_of(PAGE) {
             return Err(Errno::EINVAL);
         }
         let end = page_up(length).and_then(|length| address.checked_add(length)).ok_or(Errno::ENOMEM)?;

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::area::{AreaFlags, Backing, Protection};
+use super::area::{Area, AreaFlags, Backing, Protection};
 use super::{AddressSpace, Layout, Limits, MAX_AREAS, page_down, page_up};
 use crate::error::Errno;
 use crate::platform::{MemoryCall, Thread};
@@ -66,13 +66,15 @@ impl AddressSpace {
             return Err(Errno::EPERM);
         }
         let current = flags & libc::MCL_CURRENT != 0;
-        if current && !limits.may_lock && layout.areas.total() > limits.locked {
+        // Of the first stack Linux would have mapped as much as was used, which nobody knows here: it does not count.
+        let stack: u64 = layout.areas.iter().filter(|area| main_stack(area)).map(Area::length).sum();
+        if current && !limits.may_lock && layout.areas.total() - stack > limits.locked {
             return Err(Errno::ENOMEM);
         }
         layout.lock_future = flags & libc::MCL_FUTURE != 0;
         if current {
             let range = layout.range.clone();
-            layout.areas.update(&range, |area| area.flags |= AreaFlags::LOCKED);
+            layout.areas.update(&range, |area| area.flags.set(AreaFlags::LOCKED, !main_stack(area)));
             if flags & libc::MCL_ONFAULT == 0 {
                 layout.populate(thread, &range);
             }
@@ -87,6 +89,10 @@ impl AddressSpace {
         let range = layout.range.clone();
         layout.areas.update(&range, |area| area.flags.remove(AreaFlags::LOCKED));
     }
+}
+
+fn main_stack(area: &Area) -> bool {
+    area.flags.contains(AreaFlags::MAIN_STACK)
 }
 
 /// All pages that a byte of the range is in.

@@ -119,7 +119,7 @@ impl AddressSpace {
         limits: &Limits,
     ) -> Result<(), Errno> {
         let mut layout = self.layout();
-        if address % PAGE != 0 || grows == libc::PROT_GROWSDOWN | libc::PROT_GROWSUP {
+        if !address.is_multiple_of(PAGE) || grows == libc::PROT_GROWSDOWN | libc::PROT_GROWSUP {
             return Err(Errno::EINVAL);
         }
         if length == 0 {
@@ -186,7 +186,7 @@ impl Layout {
             if end > TASK_SIZE {
                 return Err(Errno::ENOMEM);
             }
-            if request.address % PAGE != 0 {
+            if !request.address.is_multiple_of(PAGE) {
                 return Err(Errno::EINVAL);
             }
             if request.address < LOWEST {
@@ -297,7 +297,7 @@ impl Layout {
     }
 
     pub(super) fn unmap(&mut self, thread: &mut dyn Thread, address: u64, length: u64) -> Result<(), Errno> {
-        if address % PAGE != 0 || address > TASK_SIZE || length > TASK_SIZE - address {
+        if !address.is_multiple_of(PAGE) || address > TASK_SIZE || length > TASK_SIZE - address {
             return Err(Errno::EINVAL);
         }
         let range = pages(address, length).filter(|range| !range.is_empty()).ok_or(Errno::EINVAL)?;

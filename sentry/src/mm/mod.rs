@@ -27,7 +27,7 @@ mod remap;
 mod tree;
 
 #[cfg(test)]
-mod test_utils;
+pub(crate) mod test_utils;
 #[cfg(test)]
 mod tests;
 

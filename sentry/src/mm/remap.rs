@@ -43,7 +43,7 @@ impl AddressSpace {
         if request.flags & !known != 0
             || ((fixed || keep) && !may_move)
             || (keep && old != new)
-            || request.address % PAGE != 0
+            || !request.address.is_multiple_of(PAGE)
             || new == 0
             || new > TASK_SIZE
         {
@@ -87,7 +87,7 @@ impl Layout {
     /// The place that `MREMAP_FIXED` asks for (`mremap_to`).
     fn check_target(&self, from: Range<u64>, address: u64, length: u64) -> Result<u64, Errno> {
         let end = address.checked_add(length).filter(|end| *end <= TASK_SIZE).ok_or(Errno::EINVAL)?;
-        if address % PAGE != 0 || (address < from.end && from.start < end) {
+        if !address.is_multiple_of(PAGE) || (address < from.end && from.start < end) {
             return Err(Errno::EINVAL);
         }
         if address < self.range.start || end > self.range.end {

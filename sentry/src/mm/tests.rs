@@ -35,6 +35,31 @@ enum Op {
     Unmap { page: u64, pages: u64 },
     Protect { page: u64, pages: u64, protection: u32 },
     Move { page: u64, old: u64, new: u64, to: u64, flags: i32 },
+    Advise { page: u64, pages: u64, advice: i32 },
+    Lock { page: u64, pages: u64, locked: bool },
+    Resident { page: u64, pages: u64 },
+    Sync { page: u64, pages: u64, invalidate: bool },
+}
+
+/// Advice, among it some that there is not. Not what splits areas of the host alone: populating, and hints about order and huge pages.
+const ADVICE: [i32; 20] = [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 16, 17, 18, 19, 20, 21, 24, 26, -1];
+
+/// Calls that look at areas, or mark them.
+fn looks() -> impl Strategy<Value = Op> {
+    let range = || (0..PAGES, 0..9u64);
+    prop_oneof![
+        3 => (range(), prop::sample::select(ADVICE.to_vec()))
+            .prop_map(|((page, pages), advice)| Op::Advise { page, pages, advice }),
+        1 => (range(), any::<bool>()).prop_map(|((page, pages), locked)| Op::Lock { page, pages, locked }),
+        1 => range().prop_map(|(page, pages)| Op::Resident { page, pages }),
+        1 => (range(), any::<bool>())
+            .prop_map(|((page, pages), invalidate)| Op::Sync { page, pages, invalidate }),
+    ]
+}
+
+fn all_ops() -> impl Strategy<Value = Vec<Op>> {
+    (ops(), prop::collection::vec(looks(), 40))
+        .prop_map(|(ops, looks)| ops.into_iter().zip(looks).flat_map(|(op, look)| [op, look]).collect())
 }
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
@@ -83,6 +108,20 @@ fn apply(space: &AddressSpace, thread: &mut FakeThread, base: u64, op: &Op) -> R
             };
             space.remap(thread, &request, &limits)
         }
+        Op::Advise { page, pages, advice } => {
+            space.advise(thread, at(page), pages * PAGE, advice).map(|()| 0)
+        }
+        Op::Lock { page, pages, locked: true } => {
+            let limits = Limits { may_lock: true, ..limits };
+            space.lock(thread, at(page), pages * PAGE, true, &limits).map(|()| 0)
+        }
+        Op::Lock { page, pages, .. } => space.unlock(at(page), pages * PAGE).map(|()| 0),
+        Op::Resident { page, pages } => space.resident(at(page), pages * PAGE).map(|_| 0),
+        Op::Sync { page, pages, invalidate } => {
+            let (files, whole) = space.files_in(at(page), pages * PAGE, invalidate)?;
+            assert!(files.is_empty());
+            if whole { Ok(0) } else { Err(Errno::ENOMEM) }
+        }
     }
 }
 
@@ -100,6 +139,13 @@ fn coverage(space: &AddressSpace) -> BTreeMap<u64, (u32, bool)> {
 
 fn check_invariants(space: &AddressSpace) {
     let layout = space.layout();
+    // What a search remembers changes nothing of what it finds.
+    for length in [3 * PAGE, PAGE, 5 * PAGE] {
+        let mut fresh = Areas::default();
+        layout.areas.iter().for_each(|area| fresh.insert(area.clone()));
+        let found = layout.areas.highest_gap(&layout.range, length);
+        assert_eq!(found, fresh.highest_gap(&layout.range, length));
+    }
     let areas: Vec<_> = layout.areas.iter().collect();
     for area in &areas {
         assert!(area.start < area.end && area.start % PAGE == 0 && area.end % PAGE == 0);
@@ -127,7 +173,7 @@ fn model(pages: &mut BTreeMap<u64, (u32, bool)>, base: u64, op: &Op, result: Res
         }
         Op::Unmap { page, pages: count } => {
             if result.is_ok() {
-                range(page, count).for_each(|page| drop(pages.remove(&page)));
+                pages.retain(|at, _| !range(page, count).any(|gone| gone == *at));
             }
         }
         Op::Protect { page, pages: count, protection } => {
@@ -145,13 +191,14 @@ fn model(pages: &mut BTreeMap<u64, (u32, bool)>, base: u64, op: &Op, result: Res
             let what = pages.get(&(base + page * PAGE)).copied();
             if !keep && old > 0 {
                 let gone = if flags & libc::MREMAP_FIXED != 0 { 0 } else { new };
-                range(page, old).skip(gone as usize).for_each(|page| drop(pages.remove(&page)));
+                pages.retain(|at, _| !range(page, old).skip(gone as usize).any(|gone| gone == *at));
             }
             if flags & libc::MREMAP_FIXED != 0 || new > old {
                 let what = what.unwrap();
                 pages.extend((0..new).map(|page| (to + page * PAGE, what)));
             }
         }
+        Op::Advise { .. } | Op::Lock { .. } | Op::Resident { .. } | Op::Sync { .. } => {}
     }
 }
 
@@ -194,6 +241,19 @@ fn on_linux(base: u64, op: &Op) -> Result<u64, Errno> {
             Op::Move { page, old, new, to, flags } => {
                 libc::mremap(at(page), size(old), size(new), flags, at(to)) as i64
             }
+            Op::Advise { page, pages, advice } => i64::from(libc::madvise(at(page), size(pages), advice)),
+            Op::Lock { page, pages, locked: true } => {
+                i64::from(libc::mlock2(at(page), size(pages), libc::MLOCK_ONFAULT))
+            }
+            Op::Lock { page, pages, .. } => i64::from(libc::munlock(at(page), size(pages))),
+            Op::Resident { page, pages } => {
+                let mut told = [0u8; PAGES as usize];
+                i64::from(libc::mincore(at(page), size(pages), told.as_mut_ptr()))
+            }
+            Op::Sync { page, pages, invalidate } => {
+                let flags = if invalidate { libc::MS_INVALIDATE } else { 0 };
+                i64::from(libc::msync(at(page), size(pages), flags | libc::MS_ASYNC))
+            }
         }
     };
     if result == -1 { Err(Errno::last()) } else { Ok(result.cast_unsigned()) }
@@ -203,9 +263,15 @@ fn on_linux(base: u64, op: &Op) -> Result<u64, Errno> {
 fn comparable(space: &AddressSpace, base: u64, op: &Op) -> bool {
     let inside = |page: u64, pages: u64| page + pages <= PAGES;
     match *op {
-        Op::Map { page, pages, .. } | Op::Unmap { page, pages } | Op::Protect { page, pages, .. } => {
-            inside(page, pages)
-        }
+        // KSM is not in every kernel.
+        Op::Advise { advice: libc::MADV_MERGEABLE | libc::MADV_UNMERGEABLE, .. } => false,
+        Op::Map { page, pages, .. }
+        | Op::Unmap { page, pages }
+        | Op::Protect { page, pages, .. }
+        | Op::Advise { page, pages, .. }
+        | Op::Lock { page, pages, .. }
+        | Op::Resident { page, pages }
+        | Op::Sync { page, pages, .. } => inside(page, pages),
         Op::Move { page, old, new, to, flags } => {
             let range = base + page * PAGE..base + (page + old) * PAGE;
             let one = space.area_at(range.start).is_some_and(|area| range.end <= area.end);
@@ -217,7 +283,7 @@ fn comparable(space: &AddressSpace, base: u64, op: &Op) -> bool {
 
 proptest! {
     #[test]
-    fn the_tree_is_what_each_page_is(ops in ops()) {
+    fn the_tree_is_what_each_page_is(ops in all_ops()) {
         let space = space_at(BASE);
         let mut thread = FakeThread::noting();
         let mut pages = BTreeMap::new();
@@ -245,29 +311,7 @@ proptest! {
     }
 }
 
-/// A region of this process that only the test uses.
-fn region() -> u64 {
-    // SAFETY: a new mapping at a place the host chooses.
-    let address = unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            (3 * PAGES * PAGE) as usize,
-            0,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-            -1,
-            0,
-        )
-    };
-    assert_ne!(address, libc::MAP_FAILED);
-    let address = address as u64;
-    let (_, inner) = (address, address + PAGES * PAGE);
-    // SAFETY: the middle of what was mapped just now.
-    unsafe { libc::munmap(inner as *mut libc::c_void, (PAGES * PAGE) as usize) };
-    inner
-}
-
-/// Allocations of other tests' threads can take the free room in between: the sequences run in a process of their own, where
-/// there is one thread.
+/// In a process of its own, at addresses where the host puts nothing by itself.
 #[test]
 fn linux_says_the_same() {
     let name = "mm::tests::linux_says_the_same";
@@ -283,13 +327,16 @@ fn linux_says_the_same() {
         return;
     }
     // One region for Linux alone, one for the tree with the host calls that it makes.
-    let (linux, ours) = (region(), region());
+    let (linux, ours) = (0x2000_0000_0000, 0x2100_0000_0000);
     let mut runner = proptest::test_runner::TestRunner::default();
     runner
-        .run(&ops(), |ops| {
+        .run(&all_ops(), |ops| {
+            for base in [linux, ours] {
+                on_linux(base, &Op::Unmap { page: 0, pages: PAGES }).unwrap();
+            }
             let space = space_at(ours);
             let mut thread = FakeThread::on_host();
-            for op in ops.iter().filter(|op| !matches!(op, Op::Move { flags: 7, .. })) {
+            for op in &ops {
                 if !comparable(&space, ours, op) {
                     continue;
                 }
@@ -307,9 +354,6 @@ fn linux_says_the_same() {
                     op
                 );
                 prop_assert_eq!(shifted(host_coverage(linux), linux), shifted(ours_there, ours), "{:?}", op);
-            }
-            for base in [linux, ours] {
-                on_linux(base, &Op::Unmap { page: 0, pages: PAGES }).unwrap();
             }
             Ok(())
         })
@@ -432,4 +476,31 @@ fn numbers_at_the_edge_are_refused() {
 fn check_invariants_of_range(space: &AddressSpace) {
     check_invariants(space);
     let _ = Arc::new(space.smaps());
+}
+
+#[test]
+fn room_that_was_freed_is_found_again() {
+    let space = AddressSpace::default();
+    let (mut thread, limits) = (FakeThread::noting(), Limits::default());
+    let map = |thread: &mut FakeThread, index: u64| {
+        let protection = if index.is_multiple_of(2) { 1 } else { 3 };
+        let grows = if index.is_multiple_of(7) { libc::MAP_GROWSDOWN } else { 0 };
+        space
+            .map(thread, &anonymous(0, 1 + index % 3, protection, libc::MAP_PRIVATE | grows), &limits)
+            .unwrap()
+    };
+    let places: Vec<u64> = (0..3000).map(|index| map(&mut thread, index)).collect();
+    for index in (0..3000).step_by(11) {
+        space.unmap(&mut thread, places[index as usize], (1 + index % 3) * PAGE).unwrap();
+        check_invariants_once(&space);
+        assert_eq!(map(&mut thread, index), places[index as usize], "{index}");
+    }
+}
+
+fn check_invariants_once(space: &AddressSpace) {
+    let layout = space.layout();
+    let mut fresh = Areas::default();
+    layout.areas.iter().for_each(|area| fresh.insert(area.clone()));
+    let range = layout.range.start..layout.mmap_base;
+    assert_eq!(layout.areas.highest_gap(&range, PAGE), fresh.highest_gap(&range, PAGE));
 }

@@ -1,12 +1,13 @@
 //! The tree of areas: which lie where, without overlap, neighbours that are alike made one.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::area::{Area, AreaFlags};
 
 /// Free room that stays below an area that grows down (`stack_guard_gap` of Linux: 256 pages).
-pub const GUARD_GAP: u64 = 256 * super::PAGE;
+pub(super) const GUARD_GAP: u64 = 256 * super::PAGE;
 
 /// Areas by their first address.
 #[derive(Debug, Clone, Default)]
@@ -15,6 +16,16 @@ pub struct Areas {
     total: u64,
     locked: u64,
     data: u64,
+    full: Cell<Option<Full>>,
+}
+
+/// What a search has found out: from `from` to `top` there is no room for `length` bytes. Without it each `mmap` would go through all
+/// areas from the top down.
+#[derive(Debug, Clone, Copy)]
+struct Full {
+    from: u64,
+    top: u64,
+    length: u64,
 }
 
 impl Areas {
@@ -61,7 +72,9 @@ impl Areas {
 
     /// The areas that touch `range`, lowest first.
     pub fn touching(&self, range: &Range<u64>) -> impl DoubleEndedIterator<Item = &Area> {
-        let first = self.find(range.start).map_or(range.start, |area| area.start);
+        // What is empty touches nothing, also within an area.
+        let holder = if range.is_empty() { None } else { self.find(range.start) };
+        let first = holder.map_or(range.start, |area| area.start);
         let end = range.end.max(first);
         self.by_start.range(first..end).map(|(_, area)| area)
     }
@@ -129,6 +142,9 @@ impl Areas {
     /// Takes out what lies in `range`, and gives it back in pieces, lowest first.
     pub fn remove(&mut self, range: &Range<u64>) -> Vec<Area> {
         let starts: Vec<u64> = self.touching(range).map(|area| area.start).collect();
+        if !starts.is_empty() {
+            self.becomes_free(range);
+        }
         let mut removed = Vec::with_capacity(starts.len());
         for start in starts {
             let Some(area) = self.take(start) else { continue };
@@ -153,26 +169,27 @@ impl Areas {
 
     /// The highest free place of `length` bytes within `range`.
     ///
-    /// It goes from area to area downwards; neighbours that are alike are one, so there are few.
+    /// It goes from area to area downwards, from where the last search ended if nothing above became free since.
     #[must_use]
     pub fn highest_gap(&self, range: &Range<u64>, length: u64) -> Option<u64> {
-        // What lies above the range may keep room below itself, too.
-        let above = self.by_start.range(range.end..).next().map_or(range.end, |(_, area)| guarded(area));
-        let mut top = range.end.min(above);
-        let fits =
-            |bottom: u64, top: u64| top.checked_sub(length).filter(|start| *start >= bottom.max(range.start));
-        for (_, area) in self.by_start.range(..range.end).rev() {
-            if area.end <= top
-                && let Some(start) = fits(area.end, top)
-            {
-                return Some(start);
+        let known = self.full.get().filter(|full| full.top == range.end && full.length <= length);
+        let begin = known.map_or(range.end, |full| full.from.min(range.end));
+        // What lies above may keep room below itself, too.
+        let above = self.by_start.range(begin..).next().map_or(begin, |(_, area)| guarded(area));
+        let mut top = begin.min(above);
+        for (_, area) in self.by_start.range(..begin).rev() {
+            if area.end <= top && top.saturating_sub(length) >= area.end.max(range.start) {
+                break;
             }
             top = top.min(guarded(area));
             if top <= range.start {
-                return None;
+                break;
             }
         }
-        fits(range.start, top)
+        if known.is_none() {
+            self.full.set(Some(Full { from: top, top: range.end, length }));
+        }
+        top.checked_sub(length).filter(|start| *start >= range.start)
     }
 
     /// The lowest free place of `length` bytes within `range`.
@@ -193,6 +210,18 @@ impl Areas {
     pub fn is_free_and_unguarded(&self, range: &Range<u64>) -> bool {
         self.is_free(range)
             && self.by_start.range(range.end..).next().is_none_or(|(_, area)| range.end <= guarded(area))
+    }
+
+    /// What is known to be full is so from the next area above `range` on.
+    fn becomes_free(&self, range: &Range<u64>) {
+        if let Some(full) = self.full.get()
+            && range.end > full.from
+        {
+            let next = self.by_start.range(range.end..).next().map_or(u64::MAX, |(_, area)| area.start);
+            // An area that reaches over the end of the range is cut there.
+            let next = if self.find(range.end).is_some() { range.end } else { next };
+            self.full.set((next < full.top).then_some(Full { from: next, ..full }));
+        }
     }
 
     fn put(&mut self, area: Area) {

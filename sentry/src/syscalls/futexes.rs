@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::Entry;
 use crate::call::{Call, Unready};
 use crate::error::{Errno, Restart, SysError, SysResult};
+use crate::mm::AddressSpace;
 use crate::mm::futex::{ANY, Ended, HEAD_BYTES, Key, Operation, Sleeper};
 use crate::task::Pid;
 
@@ -127,76 +128,131 @@ fn alive<'a>(call: &Call<'a>) -> impl Fn(Pid) -> bool + use<'a> {
     move |pid| kernel.tasks.find(pid).is_some()
 }
 
-fn futex(call: &mut Call<'_>, arguments: [u64; 6]) -> SysResult {
-    let [address, operation, value, timeout, second, third] = arguments;
-    let operation = (operation as u32).cast_signed();
-    let private = operation & PRIVATE != 0;
-    let command = operation & !(PRIVATE | REALTIME);
-    let realtime = operation & REALTIME != 0;
-    let (value, third) = (value as u32, third as u32);
-    let may_be_realtime = matches!(command, libc::FUTEX_WAIT_BITSET | libc::FUTEX_WAIT_REQUEUE_PI | LOCK_PI2);
-    if realtime && !may_be_realtime {
-        return Err(Errno::ENOSYS.into());
+/// Arguments of `futex`, most of which mean something else with each command.
+struct Arguments {
+    command: i32,
+    private: bool,
+    /// The clock of a time-out that is no length of time.
+    absolute: Clock,
+    address: u64,
+    value: u32,
+    /// Address of a time-out, or a number.
+    timeout: u64,
+    second: u64,
+    third: u32,
+}
+
+impl Arguments {
+    fn decode([address, operation, value, timeout, second, third]: [u64; 6]) -> Result<Self, Errno> {
+        let operation = (operation as u32).cast_signed();
+        let command = operation & !(PRIVATE | REALTIME);
+        let realtime = operation & REALTIME != 0;
+        let takes_clock = matches!(command, libc::FUTEX_WAIT_BITSET | libc::FUTEX_WAIT_REQUEUE_PI | LOCK_PI2);
+        if realtime && !takes_clock {
+            return Err(Errno::ENOSYS);
+        }
+        let absolute = if realtime { Clock::Real } else { Clock::Monotonic };
+        let private = operation & PRIVATE != 0;
+        let (value, third) = (value as u32, third as u32);
+        Ok(Self { command, private, absolute, address, value, timeout, second, third })
     }
-    let absolute = if realtime { Clock::Real } else { Clock::Monotonic };
+
+    fn first(&self, space: &AddressSpace) -> Result<(Key, u64), Errno> {
+        Ok((Key::of(space, self.address, self.private)?, self.address))
+    }
+
+    fn second(&self, space: &AddressSpace) -> Result<(Key, u64), Errno> {
+        Ok((Key::of(space, self.second, self.private)?, self.second))
+    }
+}
+
+fn futex(call: &mut Call<'_>, arguments: [u64; 6]) -> SysResult {
+    let arguments = Arguments::decode(arguments)?;
+    match arguments.command {
+        libc::FUTEX_WAIT | libc::FUTEX_WAIT_BITSET => wait_command(call, &arguments),
+        libc::FUTEX_WAKE | libc::FUTEX_WAKE_BITSET | libc::FUTEX_WAKE_OP => wake_command(call, &arguments),
+        libc::FUTEX_REQUEUE | libc::FUTEX_CMP_REQUEUE | libc::FUTEX_CMP_REQUEUE_PI => {
+            requeue_command(call, &arguments)
+        }
+        libc::FUTEX_LOCK_PI
+        | libc::FUTEX_TRYLOCK_PI
+        | LOCK_PI2
+        | libc::FUTEX_UNLOCK_PI
+        | libc::FUTEX_WAIT_REQUEUE_PI => lock_command(call, &arguments),
+        _ => Err(Errno::ENOSYS.into()),
+    }
+}
+
+fn wait_command(call: &mut Call<'_>, arguments: &Arguments) -> SysResult {
+    let bits = arguments.command == libc::FUTEX_WAIT_BITSET;
+    let (clock, bitset) = if bits { (arguments.absolute, arguments.third) } else { (Clock::Relative, ANY) };
+    let deadline = deadline(call, arguments.timeout, clock)?;
+    let place = arguments.first(&call.task.space())?;
+    wait(call, place, arguments.value, bitset, deadline)
+}
+
+fn wake_command(call: &mut Call<'_>, arguments: &Arguments) -> SysResult {
     let space = call.task.space();
-    let key = |address| Key::of(&space, address, private);
-    match command {
-        libc::FUTEX_WAIT => {
-            let deadline = deadline(call, timeout, Clock::Relative)?;
-            wait(call, (key(address)?, address), value, ANY, deadline)
-        }
-        libc::FUTEX_WAIT_BITSET => {
-            let deadline = deadline(call, timeout, absolute)?;
-            wait(call, (key(address)?, address), value, third, deadline)
-        }
-        libc::FUTEX_WAKE => Ok(space.futexes().wake(key(address)?, at_least_one(value), ANY)? as u64),
-        libc::FUTEX_WAKE_BITSET => {
-            Ok(space.futexes().wake(key(address)?, at_least_one(value), third)? as u64)
-        }
-        libc::FUTEX_REQUEUE | libc::FUTEX_CMP_REQUEUE => {
-            let counts = counts(value, timeout as u32)?;
-            let compare = (command == libc::FUTEX_CMP_REQUEUE).then_some((address, third));
-            let keys = (key(address)?, key(second)?);
-            Ok(space.futexes().requeue(call.thread, keys, counts, compare)? as u64)
-        }
+    let count = at_least_one(arguments.value);
+    let (key, _) = arguments.first(&space)?;
+    let woken = match arguments.command {
         libc::FUTEX_WAKE_OP => {
-            let operation = Operation::decode(third)?;
-            let counts = (at_least_one(value), at_least_one(timeout as u32));
-            let (first, other) = (key(address)?, (key(second)?, second));
-            Ok(space.futexes().wake_op(call.thread, first, other, counts, operation)? as u64)
+            let operation = Operation::decode(arguments.third)?;
+            let counts = (count, at_least_one(arguments.timeout as u32));
+            let second = arguments.second(&space)?;
+            space.futexes().wake_op(call.thread, key, second, counts, operation)?
         }
-        libc::FUTEX_LOCK_PI | libc::FUTEX_TRYLOCK_PI | LOCK_PI2 => {
-            let clock = if command == LOCK_PI2 { absolute } else { Clock::Real };
-            let only_try = command == libc::FUTEX_TRYLOCK_PI;
-            let deadline = if only_try { None } else { deadline(call, timeout, clock)? };
-            lock(call, (key(address)?, address), only_try, deadline)
-        }
-        libc::FUTEX_UNLOCK_PI => {
-            let task = call.task.pid();
-            space.futexes().unlock(call.thread, task, (key(address)?, address))?;
-            Ok(0)
-        }
-        libc::FUTEX_WAIT_REQUEUE_PI => {
-            let deadline = deadline(call, timeout, absolute)?;
-            let (from, to) = ((key(address)?, address), (key(second)?, second));
-            let result = sleeping(call, deadline, |call, sleeper| {
-                let space = call.task.space();
-                space.futexes().wait_for_lock(call.thread, sleeper, from, (value, third), to)
-            });
-            result.map(|()| 0).map_err(|end| ended(end, Restart::Always))
-        }
+        libc::FUTEX_WAKE_BITSET => space.futexes().wake(key, count, arguments.third)?,
+        _ => space.futexes().wake(key, count, ANY)?,
+    };
+    Ok(woken as u64)
+}
+
+fn requeue_command(call: &mut Call<'_>, arguments: &Arguments) -> SysResult {
+    let (wake, count) = counts(arguments.value, arguments.timeout as u32)?;
+    let space = call.task.space();
+    let (from, to) = (arguments.first(&space)?, arguments.second(&space)?);
+    let (keys, compare) = ((from.0, to.0), (from.1, arguments.third));
+    let done = match arguments.command {
         libc::FUTEX_CMP_REQUEUE_PI => {
-            let (wake, count) = counts(value, timeout as u32)?;
             if wake != 1 {
                 return Err(Errno::EINVAL.into());
             }
-            let keys = (key(address)?, key(second)?);
             let alive = alive(call);
-            let compare = (address, third);
-            Ok(space.futexes().requeue_to_lock(call.thread, keys, second, count, compare, &alive)? as u64)
+            space.futexes().requeue_to_lock(call.thread, keys, to.1, count, compare, &alive)?
         }
-        _ => Err(Errno::ENOSYS.into()),
+        command => {
+            let compare = (command == libc::FUTEX_CMP_REQUEUE).then_some(compare);
+            space.futexes().requeue(call.thread, keys, (wake, count), compare)?
+        }
+    };
+    Ok(done as u64)
+}
+
+fn lock_command(call: &mut Call<'_>, arguments: &Arguments) -> SysResult {
+    let space = call.task.space();
+    let place = arguments.first(&space)?;
+    match arguments.command {
+        libc::FUTEX_UNLOCK_PI => {
+            let task = call.task.pid();
+            space.futexes().unlock(call.thread, task, place)?;
+            Ok(0)
+        }
+        libc::FUTEX_WAIT_REQUEUE_PI => {
+            let deadline = deadline(call, arguments.timeout, arguments.absolute)?;
+            let (to, what) = (arguments.second(&space)?, (arguments.value, arguments.third));
+            let result = sleeping(call, deadline, |call, sleeper| {
+                space.futexes().wait_for_lock(call.thread, sleeper, place, what, to)
+            });
+            result.map(|()| 0).map_err(|end| ended(end, Restart::Always))
+        }
+        libc::FUTEX_TRYLOCK_PI => lock(call, place, true, None),
+        command => {
+            // Only the newer call can name its clock.
+            let clock = if command == LOCK_PI2 { arguments.absolute } else { Clock::Real };
+            let deadline = deadline(call, arguments.timeout, clock)?;
+            lock(call, place, false, deadline)
+        }
     }
 }
 

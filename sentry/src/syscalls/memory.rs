@@ -48,7 +48,7 @@ fn protection(register: u64) -> Protection {
 }
 
 fn mmap(call: &mut Call<'_>, [address, length, prot, flags, fd, offset]: [u64; 6]) -> SysResult {
-    if offset % PAGE != 0 {
+    if !offset.is_multiple_of(PAGE) {
         return Err(Errno::EINVAL.into());
     }
     let flags = int(flags);

@@ -55,7 +55,7 @@ fn check_mode(mode: u64, node: bool) -> Result<(), Errno> {
 fn mbind(call: &mut Call<'_>, [address, length, mode, mask, bits, flags]: [u64; 6]) -> SysResult {
     let node = node_mask(call, mask, bits)?;
     // MPOL_MF_STRICT, MPOL_MF_MOVE, MPOL_MF_MOVE_ALL
-    if flags & !7 != 0 || address % PAGE != 0 {
+    if flags & !7 != 0 || !address.is_multiple_of(PAGE) {
         return Err(Errno::EINVAL.into());
     }
     check_mode(mode, node)?;
@@ -102,7 +102,7 @@ fn get_mempolicy(call: &mut Call<'_>, [mode, mask, bits, address, flags, _]: [u6
 }
 
 fn home_node(call: &mut Call<'_>, [address, length, node, flags, ..]: [u64; 6]) -> SysResult {
-    if flags != 0 || node != 0 || address % PAGE != 0 {
+    if flags != 0 || node != 0 || !address.is_multiple_of(PAGE) {
         return Err(Errno::EINVAL.into());
     }
     page_up(length).and_then(|length| address.checked_add(length)).ok_or(Errno::EINVAL)?;

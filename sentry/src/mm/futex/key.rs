@@ -37,7 +37,7 @@ impl Key {
     /// # Errors
     /// EINVAL (not aligned), EFAULT (not a guest's address; not mapped, where that matters).
     pub fn of(space: &AddressSpace, address: u64, private: bool) -> Result<Self, Errno> {
-        if address % 4 != 0 {
+        if !address.is_multiple_of(4) {
             return Err(Errno::EINVAL);
         }
         if address > TASK_SIZE - 4 {

@@ -299,3 +299,42 @@ fn operations_are_decoded() {
     assert!(set.compare((-2i32).cast_unsigned()) && !set.compare(0));
     assert_eq!(operation((1 << 31) | (2 << 28) | (31 << 12)).unwrap().apply(1), (1 << 31) | 1);
 }
+
+/// Waits that end at their deadline, are moved, and are woken, all at once: each wake-up that is counted reaches one who waits.
+#[test]
+fn every_wake_up_reaches_somebody() {
+    let (world, _) = World::new();
+    let thread = FlatThread::new(1 << 12);
+    let (one, other) = (world.key(WORD), world.key(OTHER));
+    let (slept, woken, over) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let (table, slept, woken, over) = (&world.table, &slept, &woken, &over);
+        let mut waits = Vec::new();
+        for task in 0..3u64 {
+            let mine = thread.another();
+            waits.push(scope.spawn(move || {
+                for turn in 0..2000 {
+                    let timeout = Some(Duration::from_micros((turn * 7 + task * 13) % 150));
+                    let place = if turn % 3 == 0 { other } else { one };
+                    let end = with_sleeper(1, timeout, |s| table.wait(&mine, s, place, 0, ANY));
+                    slept.fetch_add(usize::from(end.is_ok()), Ordering::SeqCst);
+                    assert!(matches!(end, Ok(()) | Err(Ended::Unready(Unready::TimedOut))), "{end:?}");
+                }
+            }));
+        }
+        for (from, to) in [(one, other), (other, one)] {
+            let mine = thread.another();
+            scope.spawn(move || {
+                while !over.load(Ordering::SeqCst) {
+                    table.requeue(&mine, (from.0, to.0), (0, 2), Some((from.1, 0))).unwrap();
+                    woken.fetch_add(table.wake(from.0, 1, ANY).unwrap(), Ordering::SeqCst);
+                    std::thread::yield_now();
+                }
+            });
+        }
+        waits.into_iter().for_each(|wait| wait.join().unwrap());
+        over.store(true, Ordering::SeqCst);
+    });
+    assert_eq!(slept.load(Ordering::SeqCst), woken.load(Ordering::SeqCst));
+    assert_eq!(world.table.waiting(), 0);
+}
