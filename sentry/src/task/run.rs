@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use super::signal::{Flow, SignalInfo, deliver, force_fault};
-use super::{Task, exit, lock};
+use super::{Resource, Task, exit, lock};
 use crate::call::Call;
 use crate::error::{Restart, SysError, SysResult};
 use crate::kernel::Kernel;
+use crate::mm;
 use crate::platform::{Thread, Trap};
 
 /// A panic of the sentry is a bug in what keeps guests apart: the sandbox ends, rather than go on with something half done.
@@ -58,6 +59,12 @@ fn answers(task: &Task) -> [(u64, u64); 6] {
     ]
 }
 
+/// Whether a fault is that of an area which grows down, and now has grown.
+fn grows(task: &Task, thread: &mut dyn Thread, address: u64) -> bool {
+    let stack = task.group().limits().of(Resource::Stack).soft;
+    task.space().grow(thread, address, &mm::Limits { stack, ..mm::Limits::default() })
+}
+
 /// Lets the platform change the place in the guest's code where the call came from, where that is code that nobody writes.
 fn speed_up(task: &Task, thread: &mut dyn Thread) {
     let Some(place) = thread.replaceable() else { return };
@@ -98,6 +105,7 @@ fn serve(kernel: &Arc<Kernel>, task: &Arc<Task>, mut thread: Box<dyn Thread>) ->
                     return (thread, status);
                 }
             }
+            Trap::Fault { signal: libc::SIGSEGV, address, .. } if grows(task, thread.as_mut(), address) => {}
             Trap::Fault { signal, code, address, exception } => {
                 task.set_fault((exception.0, exception.1, address));
                 force_fault(task, SignalInfo::fault(signal, code, address));
