@@ -24,7 +24,7 @@ pub struct Tree {
 impl Tree {
     /// Names of a file system, of which its root is known.
     #[must_use]
-    pub fn new(fs: Box<dyn FileSystem>) -> Arc<Dentry> {
+    pub fn of(fs: Box<dyn FileSystem>) -> Arc<Dentry> {
         let inode = fs.root();
         let tree = Arc::new(Self { fs, renames: Mutex::default(), recent: Mutex::default() });
         Dentry::new(&tree, inode, None, Vec::new())
@@ -237,13 +237,13 @@ impl Dentry {
             return Err(Errno::ENOENT);
         }
         self.inode.rename(&name, &to.inode, to_name, mode)?;
-        let (ours, mut theirs) = match (&mut second, first_is_self) {
+        let (ours, theirs) = match (&mut second, first_is_self) {
             (None, _) => (&mut *first, None),
             (Some(second), true) => (&mut *first, Some(&mut **second)),
             (Some(second), false) => (&mut **second, Some(&mut *first)),
         };
         ours.remove(&name);
-        theirs.as_deref_mut().unwrap_or(&mut *ours).insert(to_name.to_vec(), Arc::downgrade(from));
+        theirs.unwrap_or(&mut *ours).insert(to_name.to_vec(), Arc::downgrade(from));
         *lock(&from.at) = (Some(Arc::clone(to)), to_name.to_vec());
         match (target, mode) {
             (Some(target), super::RenameMode::Exchange) => {

@@ -40,6 +40,8 @@ pub mod host;
 pub mod host_io;
 mod inode;
 pub mod locks;
+#[cfg(test)]
+mod model;
 pub mod mount;
 pub mod names;
 pub mod open;

@@ -81,7 +81,7 @@ impl Overlay {
         };
         let new = NewNode { content: Content::Folder, mode: like.mode, uid: like.uid, gid: like.gid };
         let (upper, work) = (root.create(b"upper", &new)?, root.create(b"work", &new)?);
-        Ok(Tree::new(Box::new(Self::new(Box::new(memory), upper, work, lower)?)))
+        Ok(Tree::of(Box::new(Self::new(Box::new(memory), upper, work, lower)?)))
     }
 }
 
