@@ -4,6 +4,8 @@ mod attributes;
 mod control;
 mod copying;
 mod file_args;
+#[cfg(test)]
+mod file_tests;
 mod files;
 mod io;
 mod made_files;

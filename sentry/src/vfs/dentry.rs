@@ -130,8 +130,11 @@ impl Dentry {
     /// The child of that name.
     ///
     /// # Errors
-    /// ENOENT, ENOTDIR, and what the file system says.
+    /// ENAMETOOLONG, ENOENT, ENOTDIR, and what the file system says.
     pub fn lookup(self: &Arc<Self>, name: &[u8]) -> Result<Arc<Self>, Errno> {
+        if name.len() > super::NAME_MAX {
+            return Err(Errno::ENAMETOOLONG);
+        }
         if let Some(child) = read(&self.children).get(name).and_then(Weak::upgrade) {
             return Ok(child);
         }

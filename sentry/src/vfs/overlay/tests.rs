@@ -33,7 +33,7 @@ fn over(lower: &Host) -> Sentry {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn does_what_the_host_does(ops in prop::collection::vec(op(), 1..50)) {

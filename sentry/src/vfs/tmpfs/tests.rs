@@ -8,7 +8,7 @@ use crate::vfs::open::open;
 use crate::vfs::{Caller, Mount, Resolve, SeekTo, Walk};
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn does_what_the_host_does(ops in prop::collection::vec(op(), 1..60), mapped in prop::option::of(0usize..60)) {
