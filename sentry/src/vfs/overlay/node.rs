@@ -93,6 +93,7 @@ impl Node {
         lower: Vec<Arc<dyn Inode>>,
     ) -> Result<Arc<Self>, Errno> {
         let number = upper.attributes()?.inode;
+        let _one_at_a_time = lock(&self.shared.building);
         let known = lock(&self.shared.known).get(&number).and_then(Weak::upgrade);
         match known {
             Some(node) => Ok(node),
@@ -160,13 +161,13 @@ impl Node {
 
     /// A file that only lower layers have, always by the same node: a copy to the upper layer must be seen by all who hold it.
     fn of_lower(self: &Arc<Self>, name: &[u8]) -> Result<Arc<Self>, Errno> {
-        let known = lock(&self.below).get(name).and_then(Weak::upgrade);
+        let mut below = lock(&self.below);
+        let known = below.get(name).and_then(Weak::upgrade);
         if let Some(node) = known.filter(|node| node.upper().is_none()) {
             return Ok(node);
         }
         let lower = self.lower_of(name)?;
         let node = Self::build(&self.shared, Some((Arc::clone(self), name.to_vec())), None, lower)?;
-        let mut below = lock(&self.below);
         if below.len() >= 64 && below.len().is_power_of_two() {
             below.retain(|_, node| node.strong_count() > 0);
         }
