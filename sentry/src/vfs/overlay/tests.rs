@@ -72,3 +72,24 @@ fn a_folder_made_anew_shows_nothing_of_the_old_one() {
     );
     sentry.apply(&Op::Rename(at("c"), at("n"), crate::vfs::RenameMode::Replace)).unwrap();
 }
+
+#[test]
+fn many_at_once_neither_hang_nor_break_anything() {
+    use proptest::strategy::ValueTree;
+    use proptest::test_runner::TestRunner;
+    let lower = Host::new();
+    fill(&lower);
+    let before = lower.tree();
+    let sentry = over(&lower);
+    let mut runner = TestRunner::deterministic();
+    let mut some =
+        || -> Vec<Op> { (0..3000).map(|_| op().new_tree(&mut runner).unwrap().current()).collect() };
+    let work: Vec<_> = (0..4).map(|_| some()).collect();
+    std::thread::scope(|scope| {
+        for ops in &work {
+            scope.spawn(|| ops.iter().for_each(|op| drop(sentry.apply(op))));
+        }
+    });
+    sentry.tree();
+    assert_eq!(lower.tree(), before);
+}
