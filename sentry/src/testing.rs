@@ -2,8 +2,13 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::error::Errno;
-use crate::platform::{Interrupt, Memory, MemoryCall, Regs, RemoteMemory, Thread, Trap};
+use crate::call::Call;
+use crate::error::{Errno, SysResult};
+use crate::kernel::Kernel;
+use crate::platform::{Interrupt, Memory, MemoryCall, Platform, Regs, RemoteMemory, Thread, Trap};
+use crate::syscalls::{Entry, NUMBERS, table};
+use crate::task::Task;
+use crate::vfs::{FdTable, FsContext};
 
 /// Where the memory begins.
 pub const BASE: u64 = 0x1_0000;
@@ -133,5 +138,82 @@ impl Thread for FlatThread {
 
     fn remote(&self) -> Arc<dyn RemoteMemory> {
         Arc::clone(&self.memory) as Arc<dyn RemoteMemory>
+    }
+}
+
+struct NoPlatform;
+
+impl Platform for NoPlatform {
+    fn name(&self) -> &'static str {
+        "none"
+    }
+
+    fn new_address_space(&self) -> Result<Box<dyn Thread>, Errno> {
+        Ok(Box::new(FlatThread::new(0)))
+    }
+
+    fn guest_range(&self) -> std::ops::Range<u64> {
+        0..1 << 47
+    }
+}
+
+/// A task with a [`FlatThread`] whose calls are made by a test.
+pub struct Guest {
+    /// The kernel.
+    pub kernel: Arc<Kernel>,
+    /// The task.
+    pub task: Arc<Task>,
+    /// Its memory.
+    pub thread: FlatThread,
+    table: [Option<Entry>; NUMBERS],
+    used: u64,
+}
+
+impl Guest {
+    /// With so much memory, at this place in the tree of names.
+    #[must_use]
+    pub fn new(size: usize, fs: FsContext) -> Self {
+        Self::of_task(size, Task::for_test(FdTable::default(), fs))
+    }
+
+    /// Another thread for this task's files.
+    #[must_use]
+    pub fn of_task(size: usize, task: Arc<Task>) -> Self {
+        let kernel = Kernel::new(Box::new(NoPlatform));
+        Self { kernel, task, thread: FlatThread::new(size), table: table(), used: 0 }
+    }
+
+    /// Puts bytes into memory that nothing else is in; where.
+    pub fn put(&mut self, bytes: &[u8]) -> u64 {
+        let address = BASE + self.used;
+        self.used = (self.used + bytes.len() as u64).next_multiple_of(16);
+        assert_eq!(self.thread.write(address, bytes), bytes.len(), "the guest's memory is full");
+        address
+    }
+
+    /// Puts text with its 0.
+    pub fn text(&mut self, text: &str) -> u64 {
+        self.put(&[text.as_bytes(), &[0]].concat())
+    }
+
+    /// Bytes of memory.
+    #[must_use]
+    pub fn bytes(&self, address: u64, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        assert_eq!(self.thread.read(address, &mut bytes), length);
+        bytes
+    }
+
+    /// Makes a system call.
+    ///
+    /// # Errors
+    /// What the call gives; ENOSYS where there is none of that number.
+    pub fn call(&mut self, number: i64, arguments: &[u64]) -> SysResult {
+        let mut all = [0; 6];
+        all[..arguments.len()].copy_from_slice(arguments);
+        let entry = self.table.get(number.unsigned_abs() as usize).copied().flatten();
+        let entry = entry.ok_or(Errno::ENOSYS)?;
+        let mut call = Call { kernel: &self.kernel, task: &self.task, thread: &mut self.thread };
+        (entry.handler)(&mut call, all)
     }
 }

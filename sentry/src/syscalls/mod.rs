@@ -7,6 +7,8 @@ mod copying;
 mod exec;
 mod exec_rooms;
 mod file_args;
+#[cfg(test)]
+mod file_tests;
 mod files;
 mod futexes;
 mod identity;

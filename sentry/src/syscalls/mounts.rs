@@ -98,7 +98,7 @@ fn mount(call: &mut Call<'_>, [source, path, kind, flags, data, _]: [u64; 6]) ->
     let data = if data == 0 { Vec::new() } else { call.read_path(data)? };
     let options = TmpfsOptions::parse(&data, &caller)?;
     let fs = Tmpfs::with_root(options.limit, options.mode, options.uid, options.gid);
-    Mount::mount(&at, Tree::new(Box::new(fs)), mount_flags)?;
+    Mount::add(&at, Tree::of(Box::new(fs)), mount_flags)?;
     Ok(0)
 }
 

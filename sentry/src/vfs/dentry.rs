@@ -24,7 +24,7 @@ pub struct Tree {
 impl Tree {
     /// Names of a file system, of which its root is known.
     #[must_use]
-    pub fn new(fs: Box<dyn FileSystem>) -> Arc<Dentry> {
+    pub fn of(fs: Box<dyn FileSystem>) -> Arc<Dentry> {
         let inode = fs.root();
         let tree = Arc::new(Self { fs, renames: Mutex::default(), recent: Mutex::default() });
         Dentry::new(&tree, inode, None, Vec::new())
@@ -130,8 +130,11 @@ impl Dentry {
     /// The child of that name.
     ///
     /// # Errors
-    /// ENOENT, ENOTDIR, and what the file system says.
+    /// ENAMETOOLONG, ENOENT, ENOTDIR, and what the file system says.
     pub fn lookup(self: &Arc<Self>, name: &[u8]) -> Result<Arc<Self>, Errno> {
+        if name.len() > super::NAME_MAX {
+            return Err(Errno::ENAMETOOLONG);
+        }
         if let Some(child) = read(&self.children).get(name).and_then(Weak::upgrade) {
             return Ok(child);
         }
@@ -237,13 +240,13 @@ impl Dentry {
             return Err(Errno::ENOENT);
         }
         self.inode.rename(&name, &to.inode, to_name, mode)?;
-        let (ours, mut theirs) = match (&mut second, first_is_self) {
+        let (ours, theirs) = match (&mut second, first_is_self) {
             (None, _) => (&mut *first, None),
             (Some(second), true) => (&mut *first, Some(&mut **second)),
             (Some(second), false) => (&mut **second, Some(&mut *first)),
         };
         ours.remove(&name);
-        theirs.as_deref_mut().unwrap_or(&mut *ours).insert(to_name.to_vec(), Arc::downgrade(from));
+        theirs.unwrap_or(&mut *ours).insert(to_name.to_vec(), Arc::downgrade(from));
         *lock(&from.at) = (Some(Arc::clone(to)), to_name.to_vec());
         match (target, mode) {
             (Some(target), super::RenameMode::Exchange) => {

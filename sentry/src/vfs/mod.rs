@@ -19,7 +19,7 @@
 //! 3. mounts of a namespace ([`mount::Namespace`]);
 //! 4. renames of a file system, one at a time (as Linux' `s_vfs_rename_mutex`);
 //! 5. names of a folder ([`Dentry`]): where a rename has two, that of the lower address first; `overlay` calls its layers under it;
-//! 6. changes of an overlay, one at a time;
+//! 6. of an overlay: changes, one at a time; then which node a name has (`below` of a folder, `building`);
 //! 7. what a file system keeps for a folder (two at a rename: lower inode number first), then for a file: entries or contents, then
 //!    attributes, then extended attributes;
 //! 8. record locks of a file; parent and name of a dentry; contents of a pipe;
@@ -40,6 +40,8 @@ pub mod host;
 pub mod host_io;
 mod inode;
 pub mod locks;
+#[cfg(test)]
+mod model;
 pub mod mount;
 pub mod names;
 pub mod open;

@@ -228,7 +228,7 @@ impl Mount {
     ///
     /// # Errors
     /// ENOTDIR where one is a folder and the other is not; ENOENT where the place is gone; ENOSPC: too many mounts.
-    pub fn mount(place: &Place, root: Arc<Dentry>, flags: MountFlags) -> Result<Arc<Self>, Errno> {
+    pub fn add(place: &Place, root: Arc<Dentry>, flags: MountFlags) -> Result<Arc<Self>, Errno> {
         let namespace = Arc::clone(&place.mount.namespace);
         let _change = lock(&namespace.change);
         let place = place.clone().down();
@@ -249,10 +249,10 @@ impl Mount {
     /// Shows at `place` what `source` shows (`MS_BIND`), with `MS_REC` also what is mounted in it.
     ///
     /// # Errors
-    /// As [`mount`](Self::mount).
+    /// As [`add`](Self::add).
     pub fn bind(place: &Place, source: &Place, recursive: bool) -> Result<Arc<Self>, Errno> {
         let below: Vec<_> = if recursive { source.mount.children() } else { Vec::new() };
-        let mount = Self::mount(place, Arc::clone(&source.dentry), source.mount.flags())?;
+        let mount = Self::add(place, Arc::clone(&source.dentry), source.mount.flags())?;
         for child in below {
             let Some(at) = child.at().filter(|at| source.dentry.contains(&at.dentry)) else { continue };
             let at = Place { mount: Arc::clone(&mount), dentry: at.dentry };

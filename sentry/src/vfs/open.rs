@@ -26,6 +26,9 @@ pub fn open(caller: &Caller, walk: &mut Walk<'_>, flags: Flags, mode: u32) -> Re
     let creates = flags.has(libc::O_CREAT) && !flags.path();
     let (place, created) = reach(caller, walk, flags, mode, creates)?;
     let folder = place.dentry.is_folder();
+    if creates && flags.has(libc::O_EXCL) && !created {
+        return Err(Errno::EEXIST);
+    }
     if !folder && (walk.trailing || flags.has(libc::O_DIRECTORY)) {
         return Err(Errno::ENOTDIR);
     }

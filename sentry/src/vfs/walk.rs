@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bitflags::bitflags;
 
 use super::access::{self, EXECUTE};
-use super::{Caller, Dentry, FileKind, LINKS_MAX, NAME_MAX, Place};
+use super::{Caller, Dentry, FileKind, LINKS_MAX, Place};
 use crate::error::Errno;
 
 bitflags! {
@@ -111,7 +111,6 @@ impl<'a> Walk<'a> {
                 return match part.as_slice() {
                     b"." => Ok(Last::Dot),
                     b".." => Ok(Last::DotDot),
-                    name if name.len() > NAME_MAX => Err(Errno::ENAMETOOLONG),
                     _ => Ok(Last::Name(part)),
                 };
             }
@@ -172,9 +171,6 @@ impl<'a> Walk<'a> {
     /// As [`parent`](Self::parent).
     pub fn child(&self, name: &[u8]) -> Result<Place, Errno> {
         self.enterable()?;
-        if name.len() > NAME_MAX {
-            return Err(Errno::ENAMETOOLONG);
-        }
         let below = self.at.with(self.at.dentry.lookup(name)?).down();
         self.same_mount(&below)?;
         Ok(below)

@@ -1,6 +1,6 @@
 //! `epoll` (`fs/eventpoll.c` of Linux, `man 7 epoll`).
 //!
-//! Each watched file has an [`Item`] in its wait queue. A wake puts the item in the list of those that may be ready and wakes who
+//! Each watched file has an item in its wait queue. A wake puts the item in the list of those that may be ready and wakes who
 //! waits; a wait looks at each item of the list again and puts back those of level-triggered files that are.
 
 use std::collections::{BTreeMap, VecDeque};

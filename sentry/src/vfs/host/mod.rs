@@ -55,7 +55,7 @@ impl HostFs {
     /// # Errors
     /// Of the host.
     pub fn tree(tree: Box<dyn HostTree>, exclusive: bool) -> Result<Arc<Dentry>, Errno> {
-        Ok(Tree::new(Box::new(Self::new(tree, exclusive)?)))
+        Ok(Tree::of(Box::new(Self::new(tree, exclusive)?)))
     }
 }
 

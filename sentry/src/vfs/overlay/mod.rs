@@ -33,6 +33,8 @@ struct Shared {
     change: Mutex<u64>,
     /// Files that are in the upper layer, by its number; and what number those had that were copied up.
     known: Mutex<HashMap<u64, Weak<Node>>>,
+    /// Held from looking into `known` until a new node is in it.
+    building: Mutex<()>,
     origins: Mutex<HashMap<u64, u64>>,
     caller: Caller,
 }
@@ -60,6 +62,7 @@ impl Overlay {
             work,
             change: Mutex::default(),
             known: Mutex::default(),
+            building: Mutex::default(),
             origins: Mutex::default(),
             caller: Caller::root(),
         });
@@ -81,7 +84,7 @@ impl Overlay {
         };
         let new = NewNode { content: Content::Folder, mode: like.mode, uid: like.uid, gid: like.gid };
         let (upper, work) = (root.create(b"upper", &new)?, root.create(b"work", &new)?);
-        Ok(Tree::new(Box::new(Self::new(Box::new(memory), upper, work, lower)?)))
+        Ok(Tree::of(Box::new(Self::new(Box::new(memory), upper, work, lower)?)))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Files of an overlay, and what is looked at without a change.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use super::{OPAQUE, PRIVATE, Shared};
@@ -29,6 +29,8 @@ pub(super) struct Node {
     pub(super) upper: RwLock<Option<Arc<dyn Inode>>>,
     /// What it is in lower layers: one file, or all folders that are merged.
     pub(super) lower: Vec<Arc<dyn Inode>>,
+    /// Files of this folder that only lower layers have.
+    below: Mutex<HashMap<Vec<u8>, Weak<Node>>>,
     locks: FileLocks,
 }
 
@@ -74,6 +76,7 @@ impl Node {
             at: Mutex::new(at),
             upper: RwLock::new(upper),
             lower,
+            below: Mutex::default(),
             locks: FileLocks::default(),
         });
         if let Some(number) = upper_number {
@@ -90,6 +93,7 @@ impl Node {
         lower: Vec<Arc<dyn Inode>>,
     ) -> Result<Arc<Self>, Errno> {
         let number = upper.attributes()?.inode;
+        let _one_at_a_time = lock(&self.shared.building);
         let known = lock(&self.shared.known).get(&number).and_then(Weak::upgrade);
         match known {
             Some(node) => Ok(node),
@@ -146,16 +150,29 @@ impl Node {
         if upper.as_ref().is_some_and(is_whiteout) {
             return Err(Errno::ENOENT);
         }
-        let Some(upper) = upper else {
-            let lower = self.lower_of(name)?;
-            return Self::build(&self.shared, Some((Arc::clone(self), name.to_vec())), None, lower);
-        };
+        let Some(upper) = upper else { return self.of_lower(name) };
         let merges = upper.kind() == FileKind::Folder && !is_opaque(&upper);
         let mut lower = if merges { self.lower_of(name)? } else { Vec::new() };
         if lower.first().is_some_and(|lower| lower.kind() != FileKind::Folder) {
             lower.clear();
         }
         self.of_upper(name, upper, lower)
+    }
+
+    /// A file that only lower layers have, always by the same node: a copy to the upper layer must be seen by all who hold it.
+    fn of_lower(self: &Arc<Self>, name: &[u8]) -> Result<Arc<Self>, Errno> {
+        let mut below = lock(&self.below);
+        let known = below.get(name).and_then(Weak::upgrade);
+        if let Some(node) = known.filter(|node| node.upper().is_none()) {
+            return Ok(node);
+        }
+        let lower = self.lower_of(name)?;
+        let node = Self::build(&self.shared, Some((Arc::clone(self), name.to_vec())), None, lower)?;
+        if below.len() >= 64 && below.len().is_power_of_two() {
+            below.retain(|_, node| node.strong_count() > 0);
+        }
+        below.insert(name.to_vec(), Arc::downgrade(&node));
+        Ok(node)
     }
 
     fn merged(&self) -> bool {

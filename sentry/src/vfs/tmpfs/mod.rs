@@ -102,7 +102,7 @@ impl Tmpfs {
     /// An empty one, ready to be mounted.
     #[must_use]
     pub fn tree(limit: Option<u64>) -> Arc<Dentry> {
-        Tree::new(Box::new(Self::new(limit)))
+        Tree::of(Box::new(Self::new(limit)))
     }
 }
 

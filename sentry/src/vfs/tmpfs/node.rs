@@ -191,13 +191,13 @@ impl Node {
     fn rename_locked(
         &self,
         from: &mut Folder,
-        (other, mut to): (&Self, Option<&mut Folder>),
+        (other, to): (&Self, Option<&mut Folder>),
         (name, to_name): (&[u8], &[u8]),
         mode: RenameMode,
     ) -> Result<(), Errno> {
         let moved = from.entries.get(name).cloned().ok_or(Errno::ENOENT)?;
         let across = to.is_some();
-        let there = to.as_deref_mut().unwrap_or(&mut *from);
+        let there = to.unwrap_or(&mut *from);
         if there.dead {
             return Err(Errno::ENOENT);
         }
