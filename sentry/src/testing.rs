@@ -23,6 +23,19 @@ impl FlatThread {
     pub fn new(size: usize) -> Self {
         Self { memory: Arc::new(FlatMemory(Mutex::new(vec![0; size]))), regs: Regs::default(), fs_base: 0 }
     }
+
+    /// Another one with a copy of its memory.
+    #[must_use]
+    pub fn copy(&self) -> Self {
+        let copy = self.memory.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Self { memory: Arc::new(FlatMemory(Mutex::new(copy))), regs: self.regs, fs_base: self.fs_base }
+    }
+
+    /// Another one with the same memory.
+    #[must_use]
+    pub fn share(&self) -> Self {
+        Self { memory: Arc::clone(&self.memory), regs: self.regs, fs_base: self.fs_base }
+    }
 }
 
 impl FlatMemory {
@@ -110,16 +123,11 @@ impl Thread for FlatThread {
     }
 
     fn fork(&mut self) -> Result<Box<dyn Thread>, Errno> {
-        let copy = self.memory.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Ok(Box::new(Self {
-            memory: Arc::new(FlatMemory(Mutex::new(copy))),
-            regs: self.regs,
-            fs_base: self.fs_base,
-        }))
+        Ok(Box::new(self.copy()))
     }
 
     fn spawn(&mut self) -> Result<Box<dyn Thread>, Errno> {
-        Ok(Box::new(Self { memory: Arc::clone(&self.memory), regs: self.regs, fs_base: self.fs_base }))
+        Ok(Box::new(self.share()))
     }
 
     fn interrupt(&self) -> Arc<dyn Interrupt> {

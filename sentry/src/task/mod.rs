@@ -406,4 +406,5 @@ impl Task {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests;
