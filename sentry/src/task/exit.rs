@@ -22,7 +22,7 @@ pub(super) fn exit(task: &Arc<Task>, mut thread: Box<dyn Thread>, status: i32) {
     if address != 0 {
         // A bad address is the program's own affair.
         let _ = thread.write(address, &0_u32.to_le_bytes());
-        hooks::wake_futex(&task.space(), address, 1);
+        hooks::wake_futex(&task.space(), address);
     }
     drop(thread);
     task.finish_vfork();

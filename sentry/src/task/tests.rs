@@ -12,6 +12,7 @@ use crate::platform::{Memory, MemoryCall, Regs, RemoteMemory, Trap};
 use crate::task::signal::{SigAction, SignalSet};
 use crate::testing::{BASE, FlatThread};
 
+mod anything;
 mod life;
 mod signals;
 
@@ -212,15 +213,22 @@ impl Interrupt for Knock {
 
 impl Thread for Guest {
     fn resume(&mut self) -> Trap {
-        *lock(&self.regs) = self.copy;
         if !self.running {
+            *lock(&self.regs) = self.copy;
             self.running = true;
             if self.go.send(()).is_err() {
                 return Trap::Gone;
             }
         }
-        let trap = self.traps.recv().unwrap_or(Trap::Gone);
-        self.running = trap == Trap::Interrupted;
+        let mut trap = self.traps.recv().unwrap_or(Trap::Gone);
+        while trap == Trap::Interrupted {
+            // A closure cannot be stopped between its calls: its registers are its own until the next one.
+            match self.traps.recv_timeout(Duration::from_millis(50)) {
+                Ok(next) => trap = next,
+                Err(_) => return Trap::Interrupted,
+            }
+        }
+        self.running = false;
         self.copy = *lock(&self.regs);
         trap
     }
