@@ -321,7 +321,7 @@ mod tests {
         let mut thread = FlatThread::new(8192);
         let mut call = Call { kernel: &kernel, task: &task, thread: &mut thread };
         let mask = sys_sched_getaffinity(&mut call, [0, 128, BASE, 0, 0, 0]).unwrap();
-        assert!(mask >= 8 && mask % 8 == 0);
+        assert!(mask >= 8 && mask.is_multiple_of(8));
         let first = call.read_u64(BASE).unwrap();
         let lowest = first & first.wrapping_neg();
         call.write(BASE, &lowest.to_le_bytes()).unwrap();
