@@ -119,6 +119,12 @@ mod for_test {
         pub fn for_test() -> Arc<Self> {
             Self::new(Box::new(Flat))
         }
+
+        /// One with room for so many tasks.
+        #[must_use]
+        pub fn with_tasks_for_test(limit: usize) -> Arc<Self> {
+            Self::with_tasks(Box::new(Flat), crate::task::Tasks::new(limit))
+        }
     }
 
     impl Task {

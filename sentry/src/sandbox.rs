@@ -13,14 +13,14 @@ use crate::loader::{self, Identity, Opener, Program, Strings};
 use crate::mm::{self, AddressSpace};
 use crate::platform::Platform;
 use crate::syscalls::run_place;
-use crate::task::{self, Credentials, Limits, NewProcess, Task};
+use crate::task::{self, Credentials, Limits, NewProcess, Resource, Task};
 use crate::vfs::host::{HostFs, LocalTree};
 use crate::vfs::host_io::HostIo;
 use crate::vfs::overlay::Overlay;
 use crate::vfs::tmpfs::Tmpfs;
 use crate::vfs::{
-    Caller, Content, FdTable, FileSystem, Flags, FsContext, Mount, MountFlags, Place, Resolve, Walk, dev,
-    names,
+    Caller, Content, FdTable, FileSystem, Flags, FsContext, Mount, MountFlags, Place, Resolve, Tree, Walk,
+    dev, names,
 };
 
 /// Why a sandbox does not start.
@@ -117,7 +117,7 @@ impl Sandbox {
         let root = if config.writable {
             Overlay::in_memory(vec![host.root()], config.memory).map_err(mount_error("the root's changes"))?
         } else {
-            crate::vfs::Tree::new(Box::new(host))
+            Tree::of(Box::new(host))
         };
         let root = Mount::namespace(root).root_place();
         mount_memory(&root, b"/dev", 0o755, populate_dev)?;
@@ -149,6 +149,8 @@ impl Sandbox {
         let folder = self.walk(&caller, &self.root, command.folder.as_bytes());
         fs.set_cwd(folder.map_err(mount_error("the working folder"))?);
         let files = Arc::new(FdTable::default());
+        let open_files = Limits::default().of(Resource::OpenFiles).soft;
+        files.set_limit(u32::try_from(open_files).unwrap_or(u32::MAX));
         for (number, stream) in streams.into_iter().enumerate() {
             let flags = if number == 0 { Flags::READ } else { Flags(libc::O_WRONLY.cast_unsigned()) };
             let file = HostIo::open(stream, flags).map_err(mount_error("a stream"))?;
@@ -270,8 +272,8 @@ fn mount_memory(
     };
     place
         .and_then(|place| {
-            let memory = crate::vfs::Tree::new(Box::new(Tmpfs::with_root(None, mode, 0, 0)));
-            let mount = Mount::mount(&place, memory, MountFlags::default())?;
+            let memory = Tree::of(Box::new(Tmpfs::with_root(None, mode, 0, 0)));
+            let mount = Mount::add(&place, memory, MountFlags::default())?;
             fill(&mount.root_place())
         })
         .map_err(fail)

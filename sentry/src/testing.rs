@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::call::Call;
 use crate::error::{Errno, SysResult};
 use crate::kernel::Kernel;
-use crate::platform::{Interrupt, Memory, MemoryCall, Platform, Regs, RemoteMemory, Thread, Trap};
+use crate::platform::{Interrupt, Memory, MemoryCall, Regs, RemoteMemory, Thread, Trap};
 use crate::syscalls::{Entry, NUMBERS, table};
-use crate::task::Task;
+use crate::task::{Credentials, Limits, NewProcess, Task};
 use crate::vfs::{FdTable, FsContext};
 
 /// Where the memory begins.
@@ -29,9 +29,16 @@ impl FlatThread {
         Self { memory: Arc::new(FlatMemory(Mutex::new(vec![0; size]))), regs: Regs::default(), fs_base: 0 }
     }
 
-    /// A further thread of the same memory.
+    /// Another one with a copy of its memory.
     #[must_use]
-    pub fn another(&self) -> Self {
+    pub fn copy(&self) -> Self {
+        let copy = self.memory.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Self { memory: Arc::new(FlatMemory(Mutex::new(copy))), regs: self.regs, fs_base: self.fs_base }
+    }
+
+    /// Another one with the same memory.
+    #[must_use]
+    pub fn share(&self) -> Self {
         Self { memory: Arc::clone(&self.memory), regs: self.regs, fs_base: self.fs_base }
     }
 }
@@ -120,16 +127,11 @@ impl Thread for FlatThread {
     }
 
     fn fork(&mut self) -> Result<Box<dyn Thread>, Errno> {
-        let copy = self.memory.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Ok(Box::new(Self {
-            memory: Arc::new(FlatMemory(Mutex::new(copy))),
-            regs: self.regs,
-            fs_base: self.fs_base,
-        }))
+        Ok(Box::new(self.copy()))
     }
 
     fn spawn(&mut self) -> Result<Box<dyn Thread>, Errno> {
-        Ok(Box::new(self.another()))
+        Ok(Box::new(self.share()))
     }
 
     fn interrupt(&self) -> Arc<dyn Interrupt> {
@@ -138,22 +140,6 @@ impl Thread for FlatThread {
 
     fn remote(&self) -> Arc<dyn RemoteMemory> {
         Arc::clone(&self.memory) as Arc<dyn RemoteMemory>
-    }
-}
-
-struct NoPlatform;
-
-impl Platform for NoPlatform {
-    fn name(&self) -> &'static str {
-        "none"
-    }
-
-    fn new_address_space(&self) -> Result<Box<dyn Thread>, Errno> {
-        Ok(Box::new(FlatThread::new(0)))
-    }
-
-    fn guest_range(&self) -> std::ops::Range<u64> {
-        0..1 << 47
     }
 }
 
@@ -173,13 +159,25 @@ impl Guest {
     /// With so much memory, at this place in the tree of names.
     #[must_use]
     pub fn new(size: usize, fs: FsContext) -> Self {
-        Self::of_task(size, Task::for_test(FdTable::default(), fs))
+        Self::with_files(size, FdTable::default(), fs)
     }
 
-    /// Another thread for this task's files.
+    /// With these open files besides.
+    ///
+    /// # Panics
+    /// Never: a new kernel has room for a task.
     #[must_use]
-    pub fn of_task(size: usize, task: Arc<Task>) -> Self {
-        let kernel = Kernel::new(Box::new(NoPlatform));
+    #[allow(clippy::unwrap_used, reason = "of tests")]
+    pub fn with_files(size: usize, files: FdTable, fs: FsContext) -> Self {
+        let kernel = Kernel::for_test();
+        let new = NewProcess {
+            credentials: Credentials::root(),
+            limits: Limits::default(),
+            files: Arc::new(files),
+            fs: Arc::new(fs),
+            space: Arc::default(),
+        };
+        let task = kernel.new_process(new).unwrap();
         Self { kernel, task, thread: FlatThread::new(size), table: table(), used: 0 }
     }
 

@@ -78,7 +78,8 @@ fn a_shell_has_its_pipes_jobs_and_signals() {
 #[test]
 fn changes_stay_in_the_sandbox() {
     let name = format!("kata-cc-sentry-test-{}", std::process::id());
-    let script = format!("echo changed > /etc/{name} && cat /etc/{name} && rm /etc/passwd && test ! -e /etc/passwd");
+    let script =
+        format!("echo changed > /etc/{name} && cat /etc/{name} && rm /etc/passwd && test ! -e /etc/passwd");
     assert_eq!(shell(&script), "changed\n");
     assert!(!std::path::Path::new("/etc").join(&name).exists());
     assert!(std::path::Path::new("/etc/passwd").exists());
@@ -128,7 +129,10 @@ fn larger_programs_run() {
             c = sqlite3.connect('/tmp/x.db'); c.execute('create table t(a)')\n\
             c.executemany('insert into t values(?)', [(i,) for i in range(1000)]); c.commit()\n\
             print(c.execute('select sum(a) from t').fetchone())\n";
-        assert_eq!(run(&["/usr/bin/python3", "-c", script]), "[0, 1, 2, 3, 4]\nb'sub\\n'\nalarm\n(499500,)\n");
+        assert_eq!(
+            run(&["/usr/bin/python3", "-c", script]),
+            "[0, 1, 2, 3, 4]\nb'sub\\n'\nalarm\n(499500,)\n"
+        );
     }
     if std::path::Path::new("/usr/bin/gcc").exists() {
         let script = "cd /tmp; printf '#include <stdio.h>\\nint main(){puts(\"built\");}' > a.c; gcc -O1 -o a a.c && ./a";
@@ -165,7 +169,9 @@ fn stat(pid: u32) -> Option<(char, u32)> {
 }
 
 fn children_of(parent: u32) -> Vec<u32> {
-    let pids = std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let pids = std::fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     pids.filter(|pid: &u32| stat(*pid).is_some_and(|(_, of)| of == parent)).collect()
 }
 

@@ -147,7 +147,7 @@ fn record_lock(call: &mut Call<'_>, open: &OpenFile, command: i32, address: u64,
         }
         _ => return Err(Errno::EINVAL.into()),
     };
-    let process = if of_description { -1 } else { call.task.pid() };
+    let process = if of_description { -1 } else { call.task.group().pid() };
     let wanted = Record { owner, process, exclusive, start, last };
     if command == libc::F_GETLK {
         match locks.conflict(&wanted) {

@@ -30,7 +30,11 @@ pub(super) fn offset(argument: u64) -> Result<u64, Errno> {
 
 /// Who calls.
 pub(super) fn caller(call: &Call<'_>) -> Caller {
-    Caller { credentials: call.task.credentials(), process: call.task.pid(), umask: call.task.fs().umask() }
+    Caller {
+        credentials: call.task.credentials(),
+        process: call.task.group().pid(),
+        umask: call.task.fs().umask(),
+    }
 }
 
 /// An open file that is no `O_PATH`.

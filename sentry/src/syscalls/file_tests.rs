@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::{Errno, Restart, SysError};
-use crate::task::Task;
 use crate::testing::{BASE, Guest};
 use crate::vfs::{FdTable, FsContext};
 
@@ -113,7 +112,7 @@ fn a_writer_waits_until_all_is_read() {
     let files = guest.task.files().copy();
     files.close(1).unwrap();
     let reader = std::thread::spawn(move || {
-        let mut guest = Guest::of_task(1 << 20, Task::for_test(files, FsContext::default()));
+        let mut guest = Guest::with_files(1 << 20, files, FsContext::default());
         let mut all = 0;
         loop {
             match guest.call(libc::SYS_read, &[0, BASE, 70_000]).unwrap() {
@@ -168,7 +167,7 @@ fn record_locks_are_of_processes_and_go_with_any_descriptor() {
     let record = guest.put(&record);
     assert_eq!(guest.call(libc::SYS_fcntl, &[0, libc::F_SETLK as u64, record]), Ok(0));
     let files: FdTable = guest.task.files().copy();
-    let mut other = Guest::of_task(4096, Task::for_test(files, FsContext::default()));
+    let mut other = Guest::with_files(4096, files, FsContext::default());
     let theirs = other.put(&guest.bytes(record, 32));
     assert_eq!(other.call(libc::SYS_fcntl, &[0, libc::F_SETLK as u64, theirs]), errno(Errno::EAGAIN));
     assert_eq!(other.call(libc::SYS_fcntl, &[0, libc::F_GETLK as u64, theirs]), Ok(0));

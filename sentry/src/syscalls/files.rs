@@ -137,8 +137,8 @@ fn close_range(call: &mut Call<'_>, [first, last, flags, ..]: [u64; 6]) -> SysRe
         return Err(Errno::EINVAL.into());
     }
     if flags & UNSHARE != 0 && Arc::strong_count(&call.task.files()) > 2 {
-        // Shared with another task: `call.task.set_files(Arc::new(files.copy()))`.
-        return Err(Errno::EINVAL.into());
+        let own = call.task.files().copy();
+        drop(call.task.set_files(Arc::new(own)));
     }
     call.task.files().close_range(first, last, flags & CLOEXEC != 0);
     Ok(0)

@@ -48,8 +48,7 @@ enum At {
 /// Somebody writes to what nobody reads: EPIPE, and the signal.
 pub(super) fn broken_pipe(call: &mut Call<'_>, error: SysError) -> SysError {
     if error == SysError::Errno(Errno::EPIPE) {
-        // SIGPIPE: `call.task.send_signal(libc::SIGPIPE)`.
-        let _ = call;
+        call.task.send_sigpipe();
     }
     error
 }

@@ -53,7 +53,7 @@ fn change(
     new: Option<Limit>,
 ) -> Result<Limit, Errno> {
     let may_raise = call.task.credentials().capable(capability::SYS_RESOURCE);
-    group.change_limits(|limits| {
+    let old = group.change_limits(|limits| {
         let old = limits.by_number(resource).ok_or(Errno::EINVAL)?;
         if let Some(new) = new {
             if new.soft > new.hard {
@@ -65,7 +65,14 @@ fn change(
             limits.set_by_number(resource, new);
         }
         Ok(old)
-    })
+    })?;
+    if let (OPEN_FILES, Some(new)) = (resource, new) {
+        // The table of descriptors keeps its own bound. Threads that have one of their own besides the leader's are rare.
+        if let Some(leader) = call.task.tasks().find(group.pid()) {
+            leader.files().set_limit(u32::try_from(new.soft).unwrap_or(u32::MAX));
+        }
+    }
+    Ok(old)
 }
 
 fn sys_getrlimit(call: &mut Call<'_>, [resource, limit, ..]: [u64; 6]) -> SysResult {

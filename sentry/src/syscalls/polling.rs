@@ -13,21 +13,22 @@ use super::file_args::{deadline, duration, file, int, or_eintr, uint};
 use crate::call::{Call, Unready};
 use crate::error::{Errno, Restart, SysError, SysResult};
 use crate::events::{Events, WaitQueue};
+use crate::task::signal::SignalSet;
 use crate::vfs::OpenFile;
 use crate::vfs::epoll::{Change, Epoll};
 
 /// The family.
 pub(super) const CALLS: &[Entry] = &[
     Entry::full(SYS_poll, "poll", poll),
-    Entry::partial(SYS_ppoll, "ppoll", ppoll, "the signal mask"),
+    Entry::full(SYS_ppoll, "ppoll", ppoll),
     Entry::full(SYS_select, "select", select),
-    Entry::partial(SYS_pselect6, "pselect6", pselect6, "the signal mask"),
+    Entry::full(SYS_pselect6, "pselect6", pselect6),
     Entry::full(SYS_epoll_create, "epoll_create", epoll_create),
     Entry::full(SYS_epoll_create1, "epoll_create1", epoll_create1),
     Entry::full(SYS_epoll_ctl, "epoll_ctl", epoll_ctl),
     Entry::full(SYS_epoll_wait, "epoll_wait", epoll_wait),
-    Entry::partial(SYS_epoll_pwait, "epoll_pwait", epoll_pwait, "the signal mask"),
-    Entry::partial(SYS_epoll_pwait2, "epoll_pwait2", epoll_pwait2, "the signal mask"),
+    Entry::full(SYS_epoll_pwait, "epoll_pwait", epoll_pwait),
+    Entry::full(SYS_epoll_pwait2, "epoll_pwait2", epoll_pwait2),
 ];
 
 /// Waits with another signal mask.
@@ -37,14 +38,15 @@ fn with_mask(
     size: u64,
     wait: impl FnOnce(&mut Call<'_>) -> SysResult,
 ) -> SysResult {
-    if mask != 0 {
-        if size != 8 {
-            return Err(Errno::EINVAL.into());
-        }
-        // SIGNAL MASK: `call.task.with_signal_mask(mask, || wait(call))`.
-        let _ = call.read_u64(mask)?;
+    if mask == 0 {
+        return wait(call);
     }
-    wait(call)
+    if size != 8 {
+        return Err(Errno::EINVAL.into());
+    }
+    let mask = SignalSet(call.read_u64(mask)?);
+    let task = Arc::clone(call.task);
+    task.with_temporary_mask(mask, || wait(call))
 }
 
 /// A file that is looked at: `None` when the number is no open file, or is to be skipped.

@@ -4,7 +4,7 @@ use super::Entry;
 use crate::call::Call;
 use crate::error::{Errno, Restart, SysError, SysResult};
 use crate::events::Events;
-use crate::task::{CloneArgs, CpuTimes, Pid, WaitOptions, WaitTarget, Waited, clone};
+use crate::task::{CloneArgs, CpuTimes, Pid, WaitOptions, WaitTarget, Waited, clone, unshare};
 
 pub(super) const CALLS: &[Entry] = &[
     Entry::partial(libc::SYS_clone, "clone", sys_clone, "namespaces, CLONE_PIDFD"),
@@ -20,6 +20,7 @@ pub(super) const CALLS: &[Entry] = &[
     Entry::full(libc::SYS_exit_group, "exit_group", sys_exit_group),
     Entry::full(libc::SYS_wait4, "wait4", sys_wait4),
     Entry::partial(libc::SYS_waitid, "waitid", sys_waitid, "P_PIDFD"),
+    Entry::partial(libc::SYS_unshare, "unshare", sys_unshare, "namespaces"),
     Entry::full(libc::SYS_getpid, "getpid", sys_getpid),
     Entry::full(libc::SYS_gettid, "gettid", sys_gettid),
     Entry::full(libc::SYS_getppid, "getppid", sys_getppid),
@@ -113,6 +114,11 @@ fn sys_vfork(call: &mut Call<'_>, _: [u64; 6]) -> SysResult {
     let flags = CLONE_VM | CLONE_VFORK;
     let args = CloneArgs { flags, exit_signal: libc::SIGCHLD, ..CloneArgs::default() };
     clone(call, &args).and_then(number)
+}
+
+fn sys_unshare(call: &mut Call<'_>, [flags, ..]: [u64; 6]) -> SysResult {
+    unshare(call.task, flags)?;
+    Ok(0)
 }
 
 fn sys_exit(call: &mut Call<'_>, [code, ..]: [u64; 6]) -> SysResult {

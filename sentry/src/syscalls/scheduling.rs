@@ -18,6 +18,13 @@ pub(super) const CALLS: &[Entry] = &[
     Entry::partial(libc::SYS_sched_setscheduler, "sched_setscheduler", sys_sched_setscheduler, KEPT),
     Entry::partial(libc::SYS_sched_getparam, "sched_getparam", sys_sched_getparam, KEPT),
     Entry::partial(libc::SYS_sched_setparam, "sched_setparam", sys_sched_setparam, KEPT),
+    Entry::partial(
+        libc::SYS_sched_setattr,
+        "sched_setattr",
+        sys_sched_setattr,
+        "it is kept and has no effect; SCHED_DEADLINE",
+    ),
+    Entry::partial(libc::SYS_sched_getattr, "sched_getattr", sys_sched_getattr, KEPT),
     Entry::full(libc::SYS_sched_get_priority_max, "sched_get_priority_max", sys_priority_max),
     Entry::full(libc::SYS_sched_get_priority_min, "sched_get_priority_min", sys_priority_min),
     Entry::full(libc::SYS_sched_rr_get_interval, "sched_rr_get_interval", sys_rr_interval),
@@ -144,18 +151,58 @@ fn set_policy(call: &Call<'_>, pid: i32, policy: Option<i32>, address: u64) -> S
     }
     let task = find(call, pid)?;
     let priority = int(call.read_u32(address)?.into());
-    let policy = policy.unwrap_or_else(|| task.scheduling().0);
+    schedule(call, &task, policy.unwrap_or_else(|| task.scheduling().0), priority)
+}
+
+fn schedule(call: &Call<'_>, task: &Task, policy: i32, priority: i32) -> SysResult {
     if !priorities(policy & !RESET_ON_FORK)?.contains(&priority) {
         return Err(Errno::EINVAL.into());
     }
     let who = call.task.credentials();
-    let needs_privilege = priority > 0 && !who.capable(capability::SYS_NICE);
     let limit = task.group().limits().of(crate::task::Resource::RealtimePriority).soft;
-    if needs_privilege && u64::from(priority.unsigned_abs()) > limit || !may_change(&who, &task.credentials())
-    {
+    let beyond_limit = u64::from(priority.unsigned_abs()) > limit && !who.capable(capability::SYS_NICE);
+    if beyond_limit || !may_change(&who, &task.credentials()) {
         return Err(Errno::EPERM.into());
     }
     task.set_scheduling(policy, priority);
+    Ok(0)
+}
+
+/// Bytes of `struct sched_attr` in its first version.
+const ATTRIBUTES: usize = 48;
+
+fn sys_sched_setattr(call: &mut Call<'_>, [pid, address, flags, ..]: [u64; 6]) -> SysResult {
+    const RESET: u64 = 1;
+    let size = call.read_u32(address)?;
+    if flags != 0 || int(pid) < 0 || size != 0 && usize::try_from(size).is_ok_and(|size| size < ATTRIBUTES) {
+        return Err(Errno::EINVAL.into());
+    }
+    let bytes: [u8; ATTRIBUTES] = call.read_array(address)?;
+    let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    let task = find(call, int(pid))?;
+    let (policy, nice, priority) = (word(4), word(16).cast_signed(), word(20));
+    let reset = if u64::from(word(8)) & RESET == 0 { 0 } else { RESET_ON_FORK };
+    schedule(call, &task, int(policy.into()) | reset, int(priority.into()))?;
+    if policy == libc::SCHED_OTHER.unsigned_abs() && nice >= task.nice() {
+        task.set_nice(nice);
+    }
+    Ok(0)
+}
+
+fn sys_sched_getattr(call: &mut Call<'_>, [pid, address, size, flags, ..]: [u64; 6]) -> SysResult {
+    let size = usize::try_from(size & u64::from(u32::MAX)).map_err(|_| Errno::EINVAL)?;
+    if flags != 0 || !(ATTRIBUTES..=4096).contains(&size) {
+        return Err(Errno::EINVAL.into());
+    }
+    let task = find(call, int(pid))?;
+    let (policy, priority) = task.scheduling();
+    let mut bytes = [0; ATTRIBUTES];
+    bytes[..4].copy_from_slice(&(ATTRIBUTES as u32).to_le_bytes());
+    bytes[4..8].copy_from_slice(&(policy & !RESET_ON_FORK).to_le_bytes());
+    bytes[8] = u8::from(policy & RESET_ON_FORK != 0);
+    bytes[16..20].copy_from_slice(&task.nice().to_le_bytes());
+    bytes[20..24].copy_from_slice(&priority.to_le_bytes());
+    call.write(address, &bytes)?;
     Ok(0)
 }
 
@@ -258,4 +305,44 @@ fn sys_getcpu(call: &mut Call<'_>, [cpu, node, ..]: [u64; 6]) -> SysResult {
         call.write(node, &0_u32.to_le_bytes())?;
     }
     Ok(0)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::kernel::Kernel;
+    use crate::testing::{BASE, FlatThread};
+
+    #[test]
+    fn what_is_asked_for_is_told_again() {
+        let kernel = Kernel::for_test();
+        let task = Task::for_test(&kernel);
+        let mut thread = FlatThread::new(8192);
+        let mut call = Call { kernel: &kernel, task: &task, thread: &mut thread };
+        let mask = sys_sched_getaffinity(&mut call, [0, 128, BASE, 0, 0, 0]).unwrap();
+        assert!(mask >= 8 && mask.is_multiple_of(8));
+        let first = call.read_u64(BASE).unwrap();
+        let lowest = first & first.wrapping_neg();
+        call.write(BASE, &lowest.to_le_bytes()).unwrap();
+        assert_eq!(sys_sched_setaffinity(&mut call, [0, 8, BASE, 0, 0, 0]), Ok(0));
+        call.write(BASE, &[0xff; 8]).unwrap();
+        assert_eq!(sys_sched_getaffinity(&mut call, [1, 128, BASE, 0, 0, 0]), Ok(mask));
+        assert_eq!(call.read_u64(BASE), Ok(lowest));
+        call.write(BASE, &5_u32.to_le_bytes()).unwrap();
+        let rr = u64::from(libc::SCHED_RR.unsigned_abs());
+        assert_eq!(sys_sched_setscheduler(&mut call, [0, rr, BASE, 0, 0, 0]), Ok(0));
+        assert_eq!(sys_sched_getattr(&mut call, [0, BASE, 48, 0, 0, 0]), Ok(0));
+        assert_eq!((call.read_u32(BASE + 4), call.read_u32(BASE + 20)), (Ok(2), Ok(5)));
+        let minus_5 = (-5_i64).cast_unsigned();
+        assert_eq!(sys_setpriority(&mut call, [0, 0, minus_5, 0, 0, 0]), Ok(0));
+        assert_eq!(sys_getpriority(&mut call, [0, 0, 0, 0, 0, 0]), Ok(25));
+        task.set_credentials(Credentials::root().with_users(1, 1, 1));
+        assert_eq!(
+            sys_setpriority(&mut call, [0, 0, (-6_i64).cast_unsigned(), 0, 0, 0]),
+            Err(Errno::EACCES.into())
+        );
+        call.write(BASE, &5_u32.to_le_bytes()).unwrap();
+        assert_eq!(sys_sched_setscheduler(&mut call, [0, rr, BASE, 0, 0, 0]), Err(Errno::EPERM.into()));
+    }
 }

@@ -24,6 +24,12 @@ pub(super) const CALLS: &[Entry] = &[
 
 const TIMER_ABSTIME: i32 = 1;
 
+/// A setting as `struct itimerval`. What is set is never told as 0.
+fn itimerval(setting: Setting) -> Vec<u8> {
+    let least = if setting.value.is_zero() { Duration::ZERO } else { Duration::from_micros(1) };
+    [timeval(setting.interval), timeval(setting.value.max(least))].concat()
+}
+
 fn sys_alarm(call: &mut Call<'_>, [seconds, ..]: [u64; 6]) -> SysResult {
     let group = call.task.group();
     let timer = group.timers().interval(call.kernel, group, Which::Real);
@@ -37,7 +43,7 @@ fn sys_alarm(call: &mut Call<'_>, [seconds, ..]: [u64; 6]) -> SysResult {
 fn sys_getitimer(call: &mut Call<'_>, [which, address, ..]: [u64; 6]) -> SysResult {
     let which = Which::of(int(which).cast_unsigned().into())?;
     let setting = call.task.group().timers().interval_setting(which);
-    call.write(address, &[timeval(setting.interval), timeval(setting.value)].concat())?;
+    call.write(address, &itimerval(setting))?;
     Ok(0)
 }
 
@@ -54,7 +60,7 @@ fn sys_setitimer(call: &mut Call<'_>, [which, new, old, ..]: [u64; 6]) -> SysRes
     let timer = group.timers().interval(call.kernel, group, which);
     let before = timer.set(setting, false);
     if old != 0 {
-        call.write(old, &[timeval(before.interval), timeval(before.value)].concat())?;
+        call.write(old, &itimerval(before))?;
     }
     Ok(0)
 }

@@ -144,6 +144,35 @@ fn copy_parts(call: &mut Call<'_>, args: &CloneArgs) -> Result<(Box<dyn Thread>,
     Ok((thread, Parts { files, fs, space }))
 }
 
+/// Gives a task what it shared for itself (`man 2 unshare`).
+///
+/// # Errors
+/// EINVAL for what it cannot have (memory, handlers, while others use them), EPERM for namespaces.
+pub fn unshare(task: &Task, flags: u64) -> Result<(), Errno> {
+    const SYSVSEM: u64 = 0x4_0000;
+    const ALONE: u64 = flag::THREAD | flag::SIGHAND | flag::VM;
+    let known = flag::NAMESPACES | flag::NEWTIME | ALONE | flag::FS | flag::FILES | SYSVSEM;
+    if flags & !known != 0 {
+        return Err(Errno::EINVAL);
+    }
+    if flags & (flag::NAMESPACES | flag::NEWTIME) != 0 {
+        let may = task.credentials().capable(capability::SYS_ADMIN);
+        return Err(if may { Errno::EINVAL } else { Errno::EPERM });
+    }
+    if flags & ALONE != 0 && task.tasks().tree().tasks_of(task.group().pid()).len() > 1 {
+        return Err(Errno::EINVAL);
+    }
+    if flags & flag::FILES != 0 {
+        let own = hooks::fork_files(&task.files());
+        drop(task.set_files(own));
+    }
+    if flags & flag::FS != 0 {
+        let own = hooks::fork_fs(&task.fs());
+        drop(task.set_fs(own));
+    }
+    Ok(())
+}
+
 /// `RLIMIT_NPROC`, which counts tasks of the real user and does not hold root.
 fn check_process_limit(task: &Task) -> Result<(), Errno> {
     let limit = task.group().limits().of(Resource::Processes).soft;

@@ -97,7 +97,6 @@ impl Task {
         self.set_credentials(credentials);
         self.set_comm(name);
         self.set_clear_child_tid(0);
-        self.set_robust_list(0);
         self.personality.fetch_and(!PER_CLEAR_ON_EXEC, Ordering::Relaxed);
         let timers = self.group.timers().take_posix();
         drop(timers);

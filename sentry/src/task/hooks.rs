@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Task;
 use crate::error::Errno;
 use crate::mm::AddressSpace;
-use crate::mm::futex::{Key, exit_robust_list};
+use crate::mm::futex::{exit_robust_list, wake_at};
 use crate::platform::Thread;
 use crate::vfs::{FdTable, FsContext};
 
@@ -38,12 +38,9 @@ pub(super) fn fork_space(
     Ok((Arc::new(space), thread))
 }
 
-/// Wakes who waits for the word at an address of a task that ends (`CLONE_CHILD_CLEARTID`). It may be shared with another process.
+/// Wakes who waits for the word at an address of a task that ends (`CLONE_CHILD_CLEARTID`).
 pub(super) fn wake_futex(space: &AddressSpace, address: u64) {
-    if let Ok(key) = Key::of(space, address, false) {
-        // Nobody waits: nothing to do.
-        let _ = space.futexes().wake(key, 1, u32::MAX);
-    }
+    wake_at(space, address, 1);
 }
 
 /// Gives back the robust futexes of a thread that ends.

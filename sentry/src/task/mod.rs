@@ -10,7 +10,7 @@
 //! 1. the timers of a process (`ThreadGroup::timers`);
 //! 2. the tree;
 //! 3. the actions of a process (shared by processes after `CLONE_SIGHAND`);
-//! 4. a task's or a group's small locks (credentials, files, limits, CPU time, interrupt): at most one of them at a time;
+//! 4. a group's small locks (limits, time of what ended), then a task's (credentials, files, interrupt, CPU time);
 //! 5. wait queues, and in them waiters.
 //!
 //! A [`crate::events::Wake`] is called under 2 and 5, so it must not send signals nor ask for anything here.
@@ -35,7 +35,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-pub use clone::{CloneArgs, clone};
+pub use clone::{CloneArgs, clone, unshare};
 pub use credentials::{Capabilities, Credentials, capability, securebits};
 pub use group::ThreadGroup;
 pub use limits::{Limit, Limits, Resource};
@@ -82,7 +82,6 @@ pub struct Task {
     space: Mutex<Arc<AddressSpace>>,
     comm: Mutex<[u8; 16]>,
     clear_child_tid: AtomicU64,
-    robust_list: AtomicU64,
     timer_slack: AtomicU64,
     personality: AtomicU32,
     nice: AtomicI32,
@@ -129,7 +128,6 @@ impl Task {
             space: Mutex::new(parts.space),
             comm: Mutex::new([0; 16]),
             clear_child_tid: AtomicU64::new(0),
-            robust_list: AtomicU64::new(0),
             timer_slack: AtomicU64::new(TIMER_SLACK),
             personality: AtomicU32::new(0),
             nice: AtomicI32::new(0),
@@ -304,17 +302,6 @@ impl Task {
         self.clear_child_tid.store(address, Ordering::Relaxed);
     }
 
-    /// Head of its list of robust futexes (`set_robust_list`); 0 for none.
-    #[must_use]
-    pub fn robust_list(&self) -> u64 {
-        self.robust_list.load(Ordering::Relaxed)
-    }
-
-    /// Sets it.
-    pub fn set_robust_list(&self, head: u64) {
-        self.robust_list.store(head, Ordering::Relaxed);
-    }
-
     /// `PR_GET_TIMERSLACK`, in nanoseconds.
     #[must_use]
     pub fn timer_slack(&self) -> u64 {
@@ -406,4 +393,5 @@ impl Task {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests;

@@ -107,7 +107,7 @@ fn serve(kernel: &Arc<Kernel>, task: &Arc<Task>, mut thread: Box<dyn Thread>) ->
             }
             Trap::Fault { signal: libc::SIGSEGV, address, .. } if grows(task, thread.as_mut(), address) => {}
             Trap::Fault { signal, code, address, exception } => {
-                task.set_fault((exception.0, exception.1, address));
+                task.set_fault(exception, address);
                 force_fault(task, SignalInfo::fault(signal, code, address));
             }
             Trap::Interrupted => {}

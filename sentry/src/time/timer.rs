@@ -9,6 +9,9 @@ use crate::task::lock;
 /// How often CPU time is looked at, while a timer of CPU time is set: as precise as Linux with 250 ticks a second.
 const TICK: Duration = Duration::from_millis(4);
 
+/// The least between two expirations that are acted upon: those in between are counted. Who asks for a nanosecond keeps no CPU busy.
+const LEAST: Duration = Duration::from_micros(250);
+
 /// What `getitimer` and the like tell: time left and interval, both 0 where it is not set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Setting {
@@ -75,9 +78,10 @@ impl GuestTimer {
         }
     }
 
-    fn arm(&self, state: &mut State, now: Duration) {
+    /// Sets the alarm for the next expiration, but not before `least` on a clock of the wall.
+    fn arm(&self, state: &mut State, now: Duration, least: Duration) {
         let deadline = state.next.map(|next| match self.clock {
-            WeakClock::Wall { .. } => self.clocks.instant(next),
+            WeakClock::Wall { .. } => self.clocks.instant(next.max(least)),
             _ => {
                 let now_here = Instant::now();
                 let left = next.saturating_sub(now).max(TICK).min(Duration::from_secs(1 << 30));
@@ -103,7 +107,7 @@ impl GuestTimer {
         let mut state = lock(&self.state);
         let old = left(&state, now);
         (state.next, state.interval) = (next, setting.interval);
-        self.arm(&mut state, now);
+        self.arm(&mut state, now, now);
         old
     }
 
@@ -151,7 +155,7 @@ impl Expire for GuestTimer {
             let Some(next) = state.next else { return };
             let (count, next) = advance(next, state.interval, now);
             state.next = next;
-            self.arm(&mut state, now);
+            self.arm(&mut state, now, now.saturating_add(LEAST));
             count
         };
         if count > 0 {

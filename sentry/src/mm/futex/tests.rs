@@ -311,7 +311,7 @@ fn every_wake_up_reaches_somebody() {
         let (table, slept, woken, over) = (&world.table, &slept, &woken, &over);
         let mut waits = Vec::new();
         for task in 0..3u64 {
-            let mine = thread.another();
+            let mine = thread.share();
             waits.push(scope.spawn(move || {
                 for turn in 0..2000 {
                     let timeout = Some(Duration::from_micros((turn * 7 + task * 13) % 150));
@@ -323,7 +323,7 @@ fn every_wake_up_reaches_somebody() {
             }));
         }
         for (from, to) in [(one, other), (other, one)] {
-            let mine = thread.another();
+            let mine = thread.share();
             scope.spawn(move || {
                 while !over.load(Ordering::SeqCst) {
                     table.requeue(&mine, (from.0, to.0), (0, 2), Some((from.1, 0))).unwrap();

@@ -117,8 +117,13 @@ impl Task {
         let old = self.signal_mask();
         self.set_signal_mask(mask);
         let result = wait();
-        if matches!(result, Err(SysError::Interrupted(_))) {
-            self.with_state(|thread| thread.saved_mask = Some(old));
+        if matches!(result, Err(SysError::Interrupted(_) | SysError::Errno(Errno::EINTR))) {
+            let tree = &mut *self.tasks.tree();
+            if let Some(thread) = tree.threads.get_mut(&self.pid()) {
+                thread.saved_mask = Some(old);
+            }
+            // It looks up even if the signal is gone by then: the mask is to be put back.
+            self.attention.store(true, std::sync::atomic::Ordering::SeqCst);
         } else {
             self.set_signal_mask(old);
         }
@@ -190,9 +195,13 @@ impl Task {
         self.with_state(|thread| thread.parent_death = signal);
     }
 
-    /// Notes the exception, error code and address of a fault, which signal frames tell from then on.
-    pub(crate) fn set_fault(&self, fault: (u64, u64, u64)) {
-        self.with_state(|thread| thread.fault = fault);
+    /// Notes the exception and error code of a fault, and the address where a page was missing, which signal frames tell from then on.
+    pub(crate) fn set_fault(&self, (exception, error): (u64, u64), address: u64) {
+        const PAGE_FAULT: u64 = 14;
+        self.with_state(|thread| {
+            let address = if exception == PAGE_FAULT { address } else { thread.fault.2 };
+            thread.fault = (exception, error, address);
+        });
     }
 
     pub(crate) fn fault(&self) -> (u64, u64, u64) {

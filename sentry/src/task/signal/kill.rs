@@ -1,6 +1,6 @@
 //! `kill` and what is like it: who may send what to whom.
 
-use super::super::{Pid, Task, Tree};
+use super::super::{Pid, Task, ThreadGroup, Tree};
 use super::{SignalInfo, Target, is_signal};
 use crate::error::Errno;
 
@@ -73,6 +73,20 @@ impl Task {
             return Err(Errno::ESRCH);
         }
         tree.kill_one(self, Target::Thread(pid), of, signal, info)
+    }
+
+    /// `pidfd_send_signal`: to a process that is held on to, whatever became of its number.
+    ///
+    /// # Errors
+    /// As [`kill_process`](Self::kill_process).
+    pub fn kill_group(&self, group: &ThreadGroup, signal: i32, info: &SignalInfo) -> Result<(), Errno> {
+        check_signal(signal)?;
+        let mut tree = self.tasks.tree();
+        let held = tree.groups.get(&group.pid()).is_some_and(|state| std::ptr::eq(&*state.group, group));
+        if !held {
+            return Err(Errno::ESRCH);
+        }
+        tree.kill_one(self, Target::Group(group.pid()), group.pid(), signal, info)
     }
 
     /// A signal that cannot be put off: if it is blocked or ignored, the process loses its say.
