@@ -70,10 +70,9 @@ fn start(processes: &Arc<Processes>, parts: Parts, vdso: Range<u64>) -> Result<(
         .stack_size(64 << 10)
         .spawn(move || {
             let pid = zygote::start(&parts, vdso);
-            let running = pid.is_ok();
             let _ = started.send(pid.map(|pid| (pid, parts)));
-            if running {
-                reaper.reap();
+            if let Ok(group) = pid {
+                reaper.reap(group);
             }
         })
         .map_err(|_| Errno::EAGAIN)?;

@@ -195,12 +195,12 @@ impl Processes {
         }
     }
 
-    /// Waits for the end of stubs until there is none left.
-    pub(super) fn reap(&self) {
+    /// Waits for the end of stubs, which are one process group, until there is none left.
+    pub(super) fn reap(&self, group: Pid) {
         loop {
             // Looked at first and taken under the lock: no pid is killed that may already be another process.
             let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::__WALL;
-            let pid = match waitid(Id::All, flags) {
+            let pid = match waitid(Id::PGid(group), flags) {
                 Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, _, _)) => pid,
                 Ok(_) | Err(Errno::EINTR) => continue,
                 Err(_) => return,

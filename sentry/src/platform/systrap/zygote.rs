@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::unistd::{ForkResult, Pid, fork};
+use nix::unistd::{ForkResult, Pid, fork, setpgid};
 
 use super::filter;
 use super::layout::{CODE, CODE_SIZE, CONTEXTS, CONTEXTS_SIZE, INTERRUPT, at, context_address};
@@ -70,7 +70,12 @@ pub(super) fn start(parts: &Parts, vdso: Range<u64>) -> Result<Pid, Errno> {
     let prepared = prepare(parts, vdso)?;
     // SAFETY: the child makes system calls only, until it runs the stub's code.
     match unsafe { fork() }? {
-        ForkResult::Parent { child } => Ok(child),
+        ForkResult::Parent { child } => {
+            // All stubs are one process group: no terminal's signal reaches them, and who waits for them waits for nobody else. Both sides
+            // say so, whichever is first.
+            let _ = setpgid(child, child);
+            Ok(child)
+        }
         ForkResult::Child => become_stub(&prepared),
     }
 }
@@ -95,6 +100,7 @@ fn become_stub(prepared: &Prepared) -> ! {
     must!(libc::SYS_mmap, CONTEXTS, CONTEXTS_SIZE, data, fixed, prepared.contexts, 0_u64);
     must!(libc::SYS_dup2, prepared.socket, 0);
     must!(libc::SYS_close_range, 1_u32, u32::MAX, 0);
+    must!(libc::SYS_setpgid, 0, 0);
     must!(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL);
     let nothing = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
     must!(libc::SYS_setrlimit, libc::RLIMIT_CORE, &raw const nothing);
