@@ -39,13 +39,17 @@ mod folder;
 pub mod host;
 pub mod host_io;
 mod inode;
+pub mod inotify;
 pub mod locks;
 pub mod mount;
 pub mod names;
 pub mod open;
 pub mod overlay;
+pub mod pidfd;
 pub mod pipe;
+pub mod signalfd;
 mod sync;
+pub mod timerfd;
 pub mod tmpfs;
 mod walk;
 
