@@ -8,6 +8,7 @@ use crate::mm::AddressSpace;
 use crate::mm::futex::{Key, exit_robust_list};
 use crate::platform::Thread;
 use crate::vfs::pidfd::PidFd;
+pub(super) use crate::vfs::tty::{Sessions, session_ended};
 use crate::vfs::{FdTable, FsContext};
 
 /// A copy of open files, for a process that does not share them.

@@ -10,7 +10,7 @@ use super::locks::Owner;
 use super::sync::lock;
 use super::{Caller, DirEntry, Inode, MountFlags, Place, access};
 use crate::call::Call;
-use crate::error::{Errno, SysResult};
+use crate::error::{Errno, SysError, SysResult};
 use crate::events::{Events, WaitQueue};
 
 /// Flags of an open file, with the numbers of `open` (`O_*`).
@@ -92,6 +92,18 @@ pub trait File: Any + Send + Sync {
     /// Writes at the end; how much, and where the end is then.
     fn append(&self, from: &[u8]) -> Result<(usize, u64), Errno> {
         self.write(from, 0).map(|count| (count, 0))
+    }
+
+    /// A read that waits by rules of its own: a terminal's (`VMIN`, `VTIME`, job control). `None` for all others.
+    fn read_waiting(&self, call: &mut Call<'_>, to: &mut [u8], nonblocking: bool) -> Option<SysResult> {
+        let _ = (call, to, nonblocking);
+        None
+    }
+
+    /// Whether the caller may write now: a terminal has a say in that.
+    fn before_write(&self, call: &Call<'_>) -> Result<(), SysError> {
+        let _ = call;
+        Ok(())
     }
 
     /// What could be done now.

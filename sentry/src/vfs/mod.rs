@@ -51,6 +51,7 @@ pub mod signalfd;
 mod sync;
 pub mod timerfd;
 pub mod tmpfs;
+pub mod tty;
 mod walk;
 
 pub use attributes::{AttributeChange, Attributes, FileKind, Timestamp, device, device_parts};
