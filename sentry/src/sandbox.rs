@@ -18,6 +18,7 @@ use crate::vfs::host::{HostFs, LocalTree};
 use crate::vfs::host_io::HostIo;
 use crate::vfs::overlay::Overlay;
 use crate::vfs::tmpfs::Tmpfs;
+use crate::vfs::tty::{DevPts, adopt};
 use crate::vfs::{
     Caller, Content, FdTable, FileSystem, Flags, FsContext, Mount, MountFlags, Place, Resolve, Tree, Walk,
     dev, names,
@@ -121,6 +122,7 @@ impl Sandbox {
         };
         let root = Mount::namespace(root).root_place();
         mount_memory(&root, b"/dev", 0o755, populate_dev)?;
+        mount_terminals(&root)?;
         mount_memory(&root, b"/tmp", 0o1777, |_| Ok(()))?;
         Ok(Self { kernel, root })
     }
@@ -151,6 +153,7 @@ impl Sandbox {
         let files = Arc::new(FdTable::default());
         let open_files = Limits::default().of(Resource::OpenFiles).soft;
         files.set_limit(u32::try_from(open_files).unwrap_or(u32::MAX));
+        let input = streams[0].try_clone().ok();
         for (number, stream) in streams.into_iter().enumerate() {
             let flags = if number == 0 { Flags::READ } else { Flags(libc::O_WRONLY.cast_unsigned()) };
             let file = HostIo::open(stream, flags).map_err(mount_error("a stream"))?;
@@ -164,6 +167,9 @@ impl Sandbox {
         let new = NewProcess { credentials, limits, files, fs: Arc::new(fs), space: Arc::new(space) };
         let task = self.kernel.new_process(new).map_err(SandboxError::Process)?;
         task.set_comm(&name);
+        if let Some(input) = input {
+            adopt(&input, &task);
+        }
         let (kernel, served) = (Arc::clone(&self.kernel), Arc::clone(&task));
         self.kernel
             .workers
@@ -250,6 +256,20 @@ fn open_root(path: &Path) -> Result<OwnedFd, SandboxError> {
 
 fn populate_dev(place: &Place) -> Result<(), Errno> {
     dev::populate(&place.dentry)
+}
+
+/// Mounts `devpts` where `/dev` has a folder for it.
+fn mount_terminals(root: &Place) -> Result<(), SandboxError> {
+    let caller = Caller::root();
+    let walk = Walk::new(&caller, root, root, b"/dev/pts", Resolve::default());
+    match walk.and_then(|mut walk| walk.finish(true)) {
+        Ok(place) => {
+            let mounted = Mount::add(&place, DevPts::tree(), MountFlags::default());
+            mounted.map(drop).map_err(mount_error("mounting devpts"))
+        }
+        Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(()),
+        Err(errno) => Err(mount_error("mounting devpts")(errno)),
+    }
 }
 
 /// Mounts a `tmpfs` at a folder that is made where it is not there and can be.

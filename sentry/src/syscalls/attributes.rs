@@ -11,6 +11,7 @@ use super::file_args::{CWD, Target, caller, file, int, moment, place, stamp, tar
 use crate::call::Call;
 use crate::error::{Errno, SysResult};
 use crate::vfs::access::{self, WRITE};
+use crate::vfs::inotify::mask;
 use crate::vfs::{AttributeChange, Caller, FileKind, Timestamp};
 
 /// The family.
@@ -46,7 +47,7 @@ fn set_mode(caller: &Caller, target: &Target, mode: u64) -> SysResult {
         return Err(Errno::EOPNOTSUPP.into());
     }
     let change = access::chmod(caller, &target.inode.attributes()?, uint(mode))?;
-    target.inode.change(&change)?;
+    target.change(&change)?;
     Ok(0)
 }
 
@@ -76,7 +77,7 @@ fn set_owner(caller: &Caller, target: &Target, uid: u64, gid: u64) -> SysResult 
     target.writable()?;
     let wanted = |id: u64| Some(uint(id)).filter(|id| *id != u32::MAX);
     let change = access::chown(caller, &target.inode.attributes()?, wanted(uid), wanted(gid))?;
-    target.inode.change(&change)?;
+    target.change(&change)?;
     Ok(0)
 }
 
@@ -111,7 +112,7 @@ fn set_stamps(caller: &Caller, target: &Target, (stamps, now): Stamps) -> SysRes
         return Ok(0);
     }
     let change = access::utimes(caller, &target.inode.attributes()?, stamps, now)?;
-    target.inode.change(&change)?;
+    target.change(&change)?;
     Ok(0)
 }
 
@@ -210,7 +211,11 @@ fn ftruncate(call: &mut Call<'_>, [fd, size, ..]: [u64; 6]) -> SysResult {
         return Err(Errno::EINVAL.into());
     }
     let mode = access::mode_after_write(&caller(call), &file.inode().attributes()?);
-    file.inode().change(&AttributeChange { size: Some(size), mode, ..AttributeChange::default() })?;
+    Target::of_file(&file).change(&AttributeChange {
+        size: Some(size),
+        mode,
+        ..AttributeChange::default()
+    })?;
     Ok(0)
 }
 
@@ -237,6 +242,7 @@ fn fallocate(call: &mut Call<'_>, [fd, mode, offset, size, ..]: [u64; 6]) -> Sys
         return Err(Errno::EFBIG.into());
     }
     file.file().allocate(mode, offset, size)?;
+    Target::of_file(&file).tell(mask::MODIFY);
     Ok(0)
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::call::{Call, Unready};
 use crate::error::{Errno, SysError};
 use crate::events::Events;
-use crate::vfs::{Caller, Inode, OpenFile, Place, Resolve, Timestamp, Walk};
+use crate::vfs::{AttributeChange, Caller, Inode, OpenFile, Place, Resolve, Timestamp, Walk, inotify};
 
 /// Bytes that one call moves at most (`MAX_RW_COUNT`).
 pub(super) const COUNT_MAX: u64 = 0x7fff_f000;
@@ -98,6 +98,21 @@ impl Target {
     /// Of an open file.
     pub(super) fn of_file(file: &OpenFile) -> Self {
         Self { place: file.place().cloned(), inode: Arc::clone(file.inode()) }
+    }
+
+    /// Changes attributes and tells who watches.
+    pub(super) fn change(&self, change: &AttributeChange) -> Result<(), Errno> {
+        self.inode.change(change)?;
+        self.tell(inotify::attributes_changed(change));
+        Ok(())
+    }
+
+    /// Tells who watches that something of it changed.
+    pub(super) fn tell(&self, what: u32) {
+        match &self.place {
+            Some(place) => inotify::changed(&place.dentry, what),
+            None => inotify::only_changed(&self.inode, what),
+        }
     }
 
     /// EROFS where the mount allows no changes.

@@ -62,6 +62,13 @@ fn read_to(call: &mut Call<'_>, file: &OpenFile, buffer: &Buffer, at: At, nowait
     loop {
         let left = buffer.length.saturating_sub(done);
         let mut chunk = vec![0; usize::try_from(left).unwrap_or(CHUNK).min(CHUNK)];
+        let nonblocking = nowait || done > 0 || file.flags().nonblocking();
+        if let Some(result) = file.file().read_waiting(call, &mut chunk, nonblocking) {
+            let count = usize::try_from(result?).map_err(|_| Errno::EIO)?;
+            let bytes = chunk.get(..count).unwrap_or_default();
+            let moved = buffer.scatter(call, 0, bytes);
+            return if moved < count { Err(Errno::EFAULT.into()) } else { Ok(count as u64) };
+        }
         let attempt = |_: &mut Call<'_>| match at {
             At::Offset(offset) => file.read_at(&mut chunk, offset),
             _ => file.read(&mut chunk),
@@ -89,6 +96,7 @@ fn write_from(call: &mut Call<'_>, file: &OpenFile, buffer: &Buffer, at: At, now
     if !file.flags().writable() {
         return Err(Errno::EBADF.into());
     }
+    file.file().before_write(call)?;
     let (mut done, mut at) = (0u64, at);
     let caller = caller(call);
     loop {

@@ -74,7 +74,7 @@ impl Parts {
 }
 
 /// Whether `caller` may look into a task of `other` (`__ptrace_may_access`, with the real identity).
-fn may_access(caller: &Credentials, other: &Credentials) -> bool {
+pub(super) fn may_access(caller: &Credentials, other: &Credentials) -> bool {
     let same_user = [other.uid, other.euid, other.suid].iter().all(|uid| *uid == caller.uid);
     let same_group = [other.gid, other.egid, other.sgid].iter().all(|gid| *gid == caller.gid);
     let covers = other.permitted.0 & !caller.permitted.0 == 0;

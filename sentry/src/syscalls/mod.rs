@@ -27,9 +27,11 @@ mod prctl;
 mod processes;
 mod scheduling;
 mod signals;
+mod special_files;
 mod stat;
 mod system;
 mod timers;
+mod watching;
 mod xattrs;
 
 use crate::call::Call;
@@ -100,9 +102,11 @@ const FAMILIES: &[&[Entry]] = &[
     processes::CALLS,
     scheduling::CALLS,
     signals::CALLS,
+    special_files::CALLS,
     stat::CALLS,
     system::CALLS,
     timers::CALLS,
+    watching::CALLS,
     xattrs::CALLS,
 ];
 

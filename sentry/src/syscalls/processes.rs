@@ -7,19 +7,14 @@ use crate::events::Events;
 use crate::task::{CloneArgs, CpuTimes, Pid, WaitOptions, WaitTarget, Waited, clone, unshare};
 
 pub(super) const CALLS: &[Entry] = &[
-    Entry::partial(libc::SYS_clone, "clone", sys_clone, "namespaces, CLONE_PIDFD"),
-    Entry::partial(
-        libc::SYS_clone3,
-        "clone3",
-        sys_clone3,
-        "namespaces, CLONE_PIDFD, set_tid, CLONE_INTO_CGROUP",
-    ),
+    Entry::partial(libc::SYS_clone, "clone", sys_clone, "namespaces"),
+    Entry::partial(libc::SYS_clone3, "clone3", sys_clone3, "namespaces, set_tid, CLONE_INTO_CGROUP"),
     Entry::full(libc::SYS_fork, "fork", sys_fork),
     Entry::full(libc::SYS_vfork, "vfork", sys_vfork),
     Entry::full(libc::SYS_exit, "exit", sys_exit),
     Entry::full(libc::SYS_exit_group, "exit_group", sys_exit_group),
     Entry::full(libc::SYS_wait4, "wait4", sys_wait4),
-    Entry::partial(libc::SYS_waitid, "waitid", sys_waitid, "P_PIDFD"),
+    Entry::full(libc::SYS_waitid, "waitid", sys_waitid),
     Entry::partial(libc::SYS_unshare, "unshare", sys_unshare, "namespaces"),
     Entry::full(libc::SYS_getpid, "getpid", sys_getpid),
     Entry::full(libc::SYS_gettid, "gettid", sys_gettid),
@@ -59,7 +54,8 @@ fn sys_clone(call: &mut Call<'_>, [flags, stack, parent_tid, child_tid, tls, _]:
         return Err(Errno::EINVAL.into());
     }
     let exit_signal = int(flags & SIGNAL_BITS);
-    let args = CloneArgs { flags: flags & !SIGNAL_BITS, exit_signal, stack, tls, parent_tid, child_tid };
+    let flags = flags & !SIGNAL_BITS;
+    let args = CloneArgs { flags, exit_signal, stack, tls, parent_tid, pidfd: parent_tid, child_tid };
     clone(call, &args).and_then(number)
 }
 
@@ -100,6 +96,7 @@ fn sys_clone3(call: &mut Call<'_>, [address, size, ..]: [u64; 6]) -> SysResult {
         stack: stack.checked_add(stack_size).ok_or(Errno::EINVAL)?,
         tls: field(7),
         parent_tid: field(3),
+        pidfd: field(1),
         child_tid: field(2),
     };
     clone(call, &args).and_then(number)
@@ -172,20 +169,31 @@ fn sys_wait4(call: &mut Call<'_>, [pid, status, options, usage, ..]: [u64; 6]) -
 }
 
 fn sys_waitid(call: &mut Call<'_>, [kind, id, info, options, usage, _]: [u64; 6]) -> SysResult {
-    let options = WaitOptions::from_bits(int(options).cast_unsigned()).ok_or(Errno::EINVAL)?;
+    let mut options = WaitOptions::from_bits(int(options).cast_unsigned()).ok_or(Errno::EINVAL)?;
     if !options.intersects(WaitOptions::EXITED | WaitOptions::STOPPED | WaitOptions::CONTINUED) {
         return Err(Errno::EINVAL.into());
     }
     let id = int(id);
+    // A pidfd with PIDFD_NONBLOCK: EAGAIN instead of waiting.
+    let mut without_waiting = false;
     let target = match int(kind) {
         0 => WaitTarget::Any,
         1 if id > 0 => WaitTarget::Pid(id),
         2 if id == 0 => WaitTarget::Group(call.task.process_group()),
         2 if id > 0 => WaitTarget::Group(id),
-        3 => return Err(Errno::EBADF.into()),
+        3 if id < 0 => return Err(Errno::EINVAL.into()),
+        3 => {
+            let (pid, nonblocking) = super::special_files::pidfd_target(call, id)?;
+            without_waiting = nonblocking && !options.contains(WaitOptions::NO_HANG);
+            options.set(WaitOptions::NO_HANG, nonblocking || options.contains(WaitOptions::NO_HANG));
+            WaitTarget::Pid(pid)
+        }
         _ => return Err(Errno::EINVAL.into()),
     };
     let waited = wait(call, target, options)?;
+    if waited.is_none() && without_waiting {
+        return Err(Errno::EAGAIN.into());
+    }
     if let (Some(waited), true) = (&waited, usage != 0) {
         call.write(usage, &usage_bytes(&waited.times))?;
     }

@@ -10,6 +10,7 @@ use super::file_args::{CWD, Target, caller, file, target, uint};
 use crate::call::Call;
 use crate::error::{Errno, SysResult};
 use crate::vfs::access::{self, CAP_SYS_ADMIN};
+use crate::vfs::inotify::mask;
 use crate::vfs::{Caller, XattrMode};
 
 /// The family.
@@ -90,6 +91,7 @@ fn set(call: &Call<'_>, target: &Target, [_, at, from, size, flags, _]: [u64; 6]
     call.read(from, &mut value)?;
     check(&caller(call), target, &name, true)?;
     target.inode.set_xattr(&name, &value, mode)?;
+    target.tell(mask::ATTRIB);
     Ok(0)
 }
 
@@ -109,5 +111,6 @@ fn remove(call: &Call<'_>, target: &Target, [_, at, ..]: [u64; 6]) -> SysResult 
     let name = name(call, at)?;
     check(&caller(call), target, &name, true)?;
     target.inode.remove_xattr(&name)?;
+    target.tell(mask::ATTRIB);
     Ok(0)
 }

@@ -43,6 +43,8 @@ pub struct CloneArgs {
     pub tls: u64,
     /// Where the caller finds the number.
     pub parent_tid: u64,
+    /// Where the caller finds a descriptor of the new process (`CLONE_PIDFD`).
+    pub pidfd: u64,
     /// Where the new thread finds its number, and where it is cleared at its end.
     pub child_tid: u64,
 }
@@ -75,7 +77,7 @@ impl CloneArgs {
             let may = call.task.credentials().capable(capability::SYS_ADMIN);
             return Err(if may { Errno::EINVAL } else { Errno::EPERM });
         }
-        if self.has(flag::PIDFD) {
+        if self.has(flag::PIDFD) && self.has(flag::THREAD) {
             return Err(Errno::EINVAL);
         }
         Ok(())
@@ -105,6 +107,13 @@ pub fn clone(call: &mut Call<'_>, args: &CloneArgs) -> Result<Pid, SysError> {
     let started = call.kernel.clocks.monotonic();
     let task = call.task.tasks().tree().add(call.task, args, parts, started)?;
     let pid = task.pid();
+    if args.has(flag::PIDFD)
+        && let Err(errno) = give_pidfd(call, &task, args.pidfd)
+    {
+        let forgotten = call.task.tasks().tree().forget(&task);
+        drop(forgotten);
+        return Err(errno.into());
+    }
     if args.has(flag::PARENT_SETTID) {
         // As Linux: a bad address is the caller's own affair.
         let _ = call.write(args.parent_tid, &pid.to_le_bytes());
@@ -129,6 +138,16 @@ pub fn clone(call: &mut Call<'_>, args: &CloneArgs) -> Result<Pid, SysError> {
         wait_for_vfork(call.task, &vfork);
     }
     Ok(pid)
+}
+
+/// A descriptor of the new process, and its number where the caller wants it.
+fn give_pidfd(call: &Call<'_>, task: &Task, address: u64) -> Result<(), Errno> {
+    let files = call.task.files();
+    let fd = hooks::insert_pidfd(&files, task.group())?;
+    call.write(address, &fd.to_le_bytes()).inspect_err(|_| {
+        // Nobody knows its number.
+        let _ = files.close(fd);
+    })
 }
 
 fn copy_parts(call: &mut Call<'_>, args: &CloneArgs) -> Result<(Box<dyn Thread>, Parts), Errno> {

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
-use super::Task;
+use super::{Task, ThreadGroup};
 use crate::error::Errno;
 use crate::mm::AddressSpace;
 use crate::mm::futex::{exit_robust_list, wake_at};
 use crate::platform::Thread;
+use crate::vfs::pidfd::PidFd;
+pub(super) use crate::vfs::tty::{Sessions, session_ended};
 use crate::vfs::{FdTable, FsContext};
 
 /// A copy of open files, for a process that does not share them.
@@ -17,6 +19,11 @@ pub(super) fn fork_files(files: &Arc<FdTable>) -> Arc<FdTable> {
 /// No open files, for a task that ends.
 pub(super) fn no_files() -> Arc<FdTable> {
     Arc::new(FdTable::default())
+}
+
+/// A descriptor of a new process (`CLONE_PIDFD`).
+pub(super) fn insert_pidfd(files: &Arc<FdTable>, group: &Arc<ThreadGroup>) -> Result<i32, Errno> {
+    files.insert(PidFd::open(group, false), true)
 }
 
 /// Closes what an `execve` closes.

@@ -18,6 +18,7 @@
 
 mod clone;
 mod credentials;
+mod current;
 mod exec;
 mod exit;
 mod group;
@@ -37,6 +38,7 @@ use std::time::Duration;
 
 pub use clone::{CloneArgs, clone, unshare};
 pub use credentials::{Capabilities, Credentials, capability, securebits};
+pub use current::{Serving, current};
 pub use group::ThreadGroup;
 pub use limits::{Limit, Limits, Resource};
 pub use pool::Workers;

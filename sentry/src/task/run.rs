@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::signal::{Flow, SignalInfo, deliver, force_fault};
-use super::{Resource, Task, exit, lock};
+use super::{Resource, Serving, Task, exit, lock};
 use crate::call::Call;
 use crate::error::{Restart, SysError, SysResult};
 use crate::kernel::Kernel;
@@ -24,12 +24,14 @@ impl Drop for EndOnPanic {
 /// Serves a guest thread until it ended.
 pub fn run(kernel: &Arc<Kernel>, task: &Arc<Task>, mut thread: Box<dyn Thread>) {
     let guard = EndOnPanic;
+    let serving = Serving::begin(task);
     task.usage.begin();
     attach(task, thread.as_ref());
     thread.set_answers(&answers(task));
     let (thread, status) = serve(kernel, task, thread);
     *lock(&task.interrupt) = None;
     exit::exit(task, thread, status);
+    drop(serving);
     drop(guard);
 }
 

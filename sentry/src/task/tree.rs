@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use super::hooks::Sessions;
 use super::signal::{Actions, AltStack, Pending, SignalSet};
 use super::{Credentials, Pid, Task, ThreadGroup, lock};
 use crate::error::Errno;
@@ -18,6 +19,7 @@ const RESERVED: Pid = 300;
 /// Every task of a sandbox.
 pub struct Tasks {
     tree: Mutex<Tree>,
+    terminals: Sessions,
 }
 
 impl Default for Tasks {
@@ -38,7 +40,13 @@ impl Tasks {
             wrapped: false,
             limit,
         };
-        Self { tree: Mutex::new(tree) }
+        Self { tree: Mutex::new(tree), terminals: Sessions::default() }
+    }
+
+    /// Which session has which terminal.
+    #[must_use]
+    pub fn terminals(&self) -> &Sessions {
+        &self.terminals
     }
 
     /// The task of this number.

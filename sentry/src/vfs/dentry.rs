@@ -56,6 +56,9 @@ pub struct Dentry {
     unlinked: AtomicBool,
     /// Mounts on it: where this is 0, nobody has to look for them.
     pub(super) mounts: AtomicU32,
+    /// Open descriptions of it, and whether the file went with this name: for who watches it.
+    pub(super) opens: AtomicU32,
+    pub(super) gone: AtomicBool,
 }
 
 impl Dentry {
@@ -67,6 +70,8 @@ impl Dentry {
             children: RwLock::default(),
             unlinked: AtomicBool::new(false),
             mounts: AtomicU32::new(0),
+            opens: AtomicU32::new(0),
+            gone: AtomicBool::new(false),
         })
     }
 

@@ -5,11 +5,12 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use super::inotify::{self, mask};
 use super::locks::Owner;
 use super::sync::lock;
 use super::{Caller, DirEntry, Inode, MountFlags, Place, access};
 use crate::call::Call;
-use crate::error::{Errno, SysResult};
+use crate::error::{Errno, SysError, SysResult};
 use crate::events::{Events, WaitQueue};
 
 /// Flags of an open file, with the numbers of `open` (`O_*`).
@@ -91,6 +92,18 @@ pub trait File: Any + Send + Sync {
     /// Writes at the end; how much, and where the end is then.
     fn append(&self, from: &[u8]) -> Result<(usize, u64), Errno> {
         self.write(from, 0).map(|count| (count, 0))
+    }
+
+    /// A read that waits by rules of its own: a terminal's (`VMIN`, `VTIME`, job control). `None` for all others.
+    fn read_waiting(&self, call: &mut Call<'_>, to: &mut [u8], nonblocking: bool) -> Option<SysResult> {
+        let _ = (call, to, nonblocking);
+        None
+    }
+
+    /// Whether the caller may write now: a terminal has a say in that.
+    fn before_write(&self, call: &Call<'_>) -> Result<(), SysError> {
+        let _ = call;
+        Ok(())
     }
 
     /// What could be done now.
@@ -221,6 +234,9 @@ impl OpenFile {
     }
 
     fn build(place: Option<Place>, inode: Arc<dyn Inode>, file: Box<dyn File>, flags: Flags) -> Arc<Self> {
+        if let Some(place) = &place {
+            place.dentry.opens.fetch_add(1, Ordering::AcqRel);
+        }
         let once = libc::O_CREAT | libc::O_EXCL | libc::O_NOCTTY | libc::O_TRUNC | libc::O_CLOEXEC;
         Arc::new(Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
@@ -308,7 +324,9 @@ impl OpenFile {
         if !self.flags().readable() {
             return Err(Errno::EBADF);
         }
-        self.file.read(to, offset)
+        let count = self.file.read(to, offset)?;
+        self.tell(mask::ACCESS, count);
+        Ok(count)
     }
 
     /// Writes at the position, or at the end with `O_APPEND`, and moves it.
@@ -336,7 +354,9 @@ impl OpenFile {
     /// As [`write`](Self::write).
     pub fn append(&self, caller: &Caller, from: &[u8]) -> Result<(usize, u64), Errno> {
         self.before_write(caller)?;
-        self.file.append(from)
+        let done = self.file.append(from)?;
+        self.tell(mask::MODIFY, done.0);
+        Ok(done)
     }
 
     /// Writes elsewhere.
@@ -350,7 +370,16 @@ impl OpenFile {
             return Err(Errno::EFBIG);
         }
         let length = usize::try_from(room).unwrap_or(usize::MAX).min(from.len());
-        self.file.write(from.get(..length).unwrap_or(from), offset)
+        let count = self.file.write(from.get(..length).unwrap_or(from), offset)?;
+        self.tell(mask::MODIFY, count);
+        Ok(count)
+    }
+
+    /// Tells who watches it that so many bytes were moved.
+    fn tell(&self, what: u32, count: usize) {
+        if let (Some(place), true) = (&self.place, count > 0) {
+            inotify::changed(&place.dentry, what);
+        }
     }
 
     fn before_write(&self, caller: &Caller) -> Result<(), Errno> {
@@ -416,6 +445,7 @@ impl OpenFile {
         }
         let mut position = lock(&self.position);
         let start = *position;
+        self.tell(mask::ACCESS, 1);
         self.file.entries(start, &mut |entry, next| {
             let taken = visit(entry, next);
             if taken {
@@ -444,6 +474,13 @@ impl Drop for OpenFile {
     fn drop(&mut self) {
         if let Some(locks) = self.inode.locks() {
             locks.release(Owner::Description(self.id));
+        }
+        if let Some(place) = &self.place {
+            let last = place.dentry.opens.fetch_sub(1, Ordering::AcqRel) == 1;
+            let flags = self.flags();
+            if !flags.path() {
+                inotify::closed(&place.dentry, last, flags.writable());
+            }
         }
     }
 }

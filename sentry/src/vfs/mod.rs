@@ -39,6 +39,7 @@ mod folder;
 pub mod host;
 pub mod host_io;
 mod inode;
+pub mod inotify;
 pub mod locks;
 #[cfg(test)]
 mod model;
@@ -46,9 +47,13 @@ pub mod mount;
 pub mod names;
 pub mod open;
 pub mod overlay;
+pub mod pidfd;
 pub mod pipe;
+pub mod signalfd;
 mod sync;
+pub mod timerfd;
 pub mod tmpfs;
+pub mod tty;
 mod walk;
 
 pub use attributes::{AttributeChange, Attributes, FileKind, Timestamp, device, device_parts};

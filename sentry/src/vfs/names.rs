@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::access::{self, CAP_MKNOD, EXECUTE, WRITE};
+use super::inotify::{self, Removal};
 use super::sync::lock;
 use super::{Attributes, Caller, Content, Dentry, FileKind, Inode, Last, NewNode, Place, RenameMode, Walk};
 use crate::error::Errno;
@@ -70,7 +71,9 @@ pub fn create(caller: &Caller, walk: &mut Walk<'_>, content: Content<'_>, mode: 
         return Err(Errno::EPERM);
     }
     let new = new_node(caller, &folder, content, mode);
-    Ok(slot.folder.with(slot.folder.dentry.create(&slot.name, &new)?))
+    let made = slot.folder.dentry.create(&slot.name, &new)?;
+    inotify::created(&slot.folder.dentry, &slot.name, made.inode());
+    Ok(slot.folder.with(made))
 }
 
 /// `link`: a further name for `old`. `nameless` files can be given one, too, where the file system allows it.
@@ -86,7 +89,9 @@ pub fn link(caller: &Caller, old: &Place, walk: &mut Walk<'_>) -> Result<(), Err
     if old.dentry.is_folder() {
         return Err(Errno::EPERM);
     }
-    slot.folder.dentry.link(&slot.name, &old.dentry)
+    slot.folder.dentry.link(&slot.name, &old.dentry)?;
+    inotify::linked(&slot.folder.dentry, &slot.name, old.dentry.inode());
+    Ok(())
 }
 
 /// Whether `victim` may be taken out of `folder` (`may_delete`).
@@ -117,7 +122,7 @@ pub fn unlink(caller: &Caller, walk: &mut Walk<'_>) -> Result<(), Errno> {
     }
     walk.at.writable()?;
     may_delete(caller, folder, victim.inode(), false)?;
-    folder.remove(&name, &victim)
+    remove(folder, &name, &victim)
 }
 
 /// `rmdir`.
@@ -135,7 +140,16 @@ pub fn rmdir(caller: &Caller, walk: &mut Walk<'_>) -> Result<(), Errno> {
     let victim = folder.lookup(&name)?;
     walk.at.writable()?;
     may_delete(caller, folder, victim.inode(), true)?;
-    folder.remove(&name, &victim)
+    remove(folder, &name, &victim)
+}
+
+/// Takes a name away and tells who watches.
+fn remove(folder: &Arc<Dentry>, name: &[u8], victim: &Arc<Dentry>) -> Result<(), Errno> {
+    let removal = Removal::of(victim);
+    folder.remove(name, victim)?;
+    removal.done(victim);
+    inotify::deleted(folder, name, victim.inode());
+    Ok(())
 }
 
 /// `renameat2`.
@@ -189,9 +203,15 @@ pub fn rename(
         return Ok(());
     }
     may_rename(caller, (&old_folder.dentry, &old), (&new_folder.dentry, target.as_ref()), mode)?;
-    let result = old_folder.dentry.rename(&old, &new_folder.dentry, &new_name, target.as_ref(), mode);
+    let removal = target.as_ref().filter(|_| mode == RenameMode::Replace).map(Removal::of);
+    old_folder.dentry.rename(&old, &new_folder.dentry, &new_name, target.as_ref(), mode)?;
     drop(one_at_a_time);
-    result
+    let names = ((&old_folder.dentry, &*old_name), (&new_folder.dentry, &*new_name));
+    inotify::moved(&old, target.as_ref(), names, mode);
+    if let (Some(removal), Some(target)) = (removal, &target) {
+        removal.done(target);
+    }
+    Ok(())
 }
 
 fn same_file(one: &Arc<Dentry>, other: &Arc<Dentry>) -> bool {

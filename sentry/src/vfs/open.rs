@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::access::{self, EXECUTE, READ, WRITE};
 use super::folder::Folder;
+use super::inotify::{self, mask};
 use super::names::{may_create, new_node};
 use super::{
     AttributeChange, Caller, Content, File, FileKind, Flags, Last, MountFlags, OpenFile, Place, Walk, dev,
@@ -93,7 +94,9 @@ fn make(caller: &Caller, folder: &Place, name: &[u8], mode: u32) -> Result<Place
     folder.writable()?;
     let attributes = may_create(caller, &folder.dentry)?;
     let new = new_node(caller, &attributes, Content::Regular, mode);
-    Ok(folder.with(folder.dentry.create(name, &new)?))
+    let made = folder.dentry.create(name, &new)?;
+    inotify::created(&folder.dentry, name, made.inode());
+    Ok(folder.with(made))
 }
 
 /// What access opening with these flags asks for.
@@ -157,6 +160,7 @@ pub fn open_place(caller: &Caller, place: Place, flags: Flags) -> Result<Arc<Ope
             file
         }
     };
+    inotify::changed(&place.dentry, mask::OPEN);
     Ok(OpenFile::new(place, file, flags))
 }
 
@@ -167,7 +171,9 @@ pub fn open_place(caller: &Caller, place: Place, flags: Flags) -> Result<Arc<Ope
 pub fn truncate(caller: &Caller, place: &Place, size: u64) -> Result<(), Errno> {
     let inode = place.dentry.inode();
     let mode = access::mode_after_write(caller, &inode.attributes()?);
-    inode.change(&AttributeChange { size: Some(size), mode, ..AttributeChange::default() })
+    inode.change(&AttributeChange { size: Some(size), mode, ..AttributeChange::default() })?;
+    inotify::changed(&place.dentry, mask::MODIFY);
+    Ok(())
 }
 
 /// `O_TMPFILE`.

@@ -12,8 +12,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use super::sync::lock;
+use super::tty::host;
 use super::{File, FileKind, Flags, OpenFile, anon};
-use crate::error::Errno;
+use crate::call::Call;
+use crate::error::{Errno, SysResult};
 use crate::events::{Events, WaitQueue};
 
 /// What may be written at once where the host says that it would not wait (`PIPE_BUF`).
@@ -54,7 +56,8 @@ fn watch(watcher: &Watcher) {
 
 /// A descriptor of the host.
 pub struct HostIo {
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
+    terminal: bool,
     /// `None` for what is always ready, like a regular file.
     watched: Option<(u64, Arc<WaitQueue>)>,
 }
@@ -65,6 +68,16 @@ impl HostIo {
     /// # Errors
     /// Of the host.
     pub fn open(fd: OwnedFd, flags: Flags) -> Result<Arc<OpenFile>, Errno> {
+        let kind = nix::sys::stat::fstat(&fd).ok().and_then(|status| FileKind::from_mode(status.st_mode));
+        let inode = anon::of_kind("host", kind.unwrap_or(FileKind::Fifo));
+        Ok(OpenFile::nameless(inode, Box::new(Self::file(fd)?), flags))
+    }
+
+    /// As [`open`](Self::open), without a description.
+    ///
+    /// # Errors
+    /// Of the host.
+    pub(super) fn file(fd: OwnedFd) -> Result<Self, Errno> {
         let watcher = (*WATCHER)?;
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let queue = Arc::new(WaitQueue::new());
@@ -80,9 +93,8 @@ impl HostIo {
                 return Err(errno);
             }
         };
-        let kind = nix::sys::stat::fstat(&fd).ok().and_then(|status| FileKind::from_mode(status.st_mode));
-        let inode = anon::of_kind("host", kind.unwrap_or(FileKind::Fifo));
-        Ok(OpenFile::nameless(inode, Box::new(Self { fd, watched }), flags))
+        let terminal = host::is_terminal(&fd);
+        Ok(Self { fd: Arc::new(fd), terminal, watched })
     }
 
     fn poll(&self, wanted: PollFlags) -> Result<PollFlags, Errno> {
@@ -97,7 +109,7 @@ impl File for HostIo {
         if self.poll(PollFlags::POLLIN)?.is_empty() {
             return Err(Errno::EAGAIN);
         }
-        nix::unistd::read(&self.fd, to)
+        nix::unistd::read(&*self.fd, to)
     }
 
     fn write(&self, from: &[u8], _offset: u64) -> Result<usize, Errno> {
@@ -105,7 +117,7 @@ impl File for HostIo {
             return Err(Errno::EAGAIN);
         }
         let most = if self.watched.is_some() { ATOMIC } else { usize::MAX };
-        nix::unistd::write(&self.fd, from.get(..most).unwrap_or(from))
+        nix::unistd::write(&*self.fd, from.get(..most).unwrap_or(from))
     }
 
     fn ready(&self) -> Events {
@@ -125,6 +137,14 @@ impl File for HostIo {
         true
     }
 
+    fn control(&self, call: &mut Call<'_>, request: u32, argument: u64) -> SysResult {
+        if self.terminal {
+            host::control(&self.fd, call, request, argument)
+        } else {
+            Err(Errno::ENOTTY.into())
+        }
+    }
+
     fn queue(&self) -> Option<&WaitQueue> {
         self.watched.as_ref().map(|(_, queue)| &**queue)
     }
@@ -133,7 +153,7 @@ impl File for HostIo {
 impl Drop for HostIo {
     fn drop(&mut self) {
         if let (Some((number, _)), Ok(watcher)) = (&self.watched, &*WATCHER) {
-            let _ = watcher.epoll.delete(&self.fd);
+            let _ = watcher.epoll.delete(&*self.fd);
             lock(&watcher.queues).remove(number);
         }
     }
