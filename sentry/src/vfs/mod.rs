@@ -36,6 +36,7 @@ pub mod eventfd;
 mod fd_table;
 mod file;
 mod folder;
+mod generated;
 pub mod host;
 pub mod host_io;
 mod inode;
@@ -45,7 +46,9 @@ pub mod names;
 pub mod open;
 pub mod overlay;
 pub mod pipe;
+pub mod proc;
 mod sync;
+pub mod sys;
 pub mod tmpfs;
 mod walk;
 
