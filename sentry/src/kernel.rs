@@ -40,6 +40,8 @@ pub struct Kernel {
     pub workers: Workers,
     /// Names of the machine.
     pub uts: Mutex<Uts>,
+    /// What `/proc` shows the same wherever it is mounted.
+    pub(crate) proc: crate::vfs::proc::State,
     /// System calls by number.
     pub(crate) calls: Box<[Option<Entry>; NUMBERS]>,
     unknown_calls: Mutex<BTreeSet<(Vec<u8>, u64)>>,
@@ -65,6 +67,7 @@ impl Kernel {
             workers: Workers::default(),
             futexes: Arc::default(),
             uts: Mutex::default(),
+            proc: crate::vfs::proc::State::default(),
             calls: Box::new(syscalls::table()),
             unknown_calls: Mutex::default(),
         })

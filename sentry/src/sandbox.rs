@@ -17,10 +17,12 @@ use crate::task::{self, Credentials, Limits, NewProcess, Resource, Task};
 use crate::vfs::host::{HostFs, LocalTree};
 use crate::vfs::host_io::HostIo;
 use crate::vfs::overlay::Overlay;
+use crate::vfs::proc::Proc;
+use crate::vfs::sys::Sysfs;
 use crate::vfs::tmpfs::Tmpfs;
 use crate::vfs::tty::{DevPts, adopt};
 use crate::vfs::{
-    Caller, Content, FdTable, FileSystem, Flags, FsContext, Mount, MountFlags, Place, Resolve, Tree, Walk,
+    Caller, Content, Dentry, FdTable, FileSystem, Flags, FsContext, Mount, MountFlags, Place, Resolve, Tree, Walk,
     dev, names,
 };
 
@@ -124,6 +126,9 @@ impl Sandbox {
         mount_memory(&root, b"/dev", 0o755, populate_dev)?;
         mount_terminals(&root)?;
         mount_memory(&root, b"/tmp", 0o1777, |_| Ok(()))?;
+        let secure = MountFlags::NO_SUID | MountFlags::NO_DEV | MountFlags::NO_EXEC;
+        mount_at(&root, b"/proc", Proc::tree(&kernel), secure)?;
+        mount_at(&root, b"/sys", Sysfs::tree(), secure | MountFlags::READ_ONLY)?;
         Ok(Self { kernel, root })
     }
 
@@ -272,29 +277,37 @@ fn mount_terminals(root: &Place) -> Result<(), SandboxError> {
     }
 }
 
-/// Mounts a `tmpfs` at a folder that is made where it is not there and can be.
+/// Mounts a `tmpfs` and fills it.
 fn mount_memory(
     root: &Place,
     path: &[u8],
     mode: u32,
     fill: impl FnOnce(&Place) -> Result<(), Errno>,
 ) -> Result<(), SandboxError> {
+    let memory = Tree::of(Box::new(Tmpfs::with_root(None, mode, 0, 0)));
+    match mount_at(root, path, memory, MountFlags::default())? {
+        Some(mount) => fill(&mount.root_place()).map_err(mount_error("filling a mount")),
+        None => Ok(()),
+    }
+}
+
+/// Mounts a file system at a folder that is made where it is not there and can be.
+fn mount_at(
+    root: &Place,
+    path: &[u8],
+    tree: Arc<Dentry>,
+    flags: MountFlags,
+) -> Result<Option<Arc<Mount>>, SandboxError> {
     let caller = Caller::root();
     let walk = || Walk::new(&caller, root, root, path, Resolve::default());
-    let fail = mount_error("mounting memory");
+    let fail = mount_error("mounting");
     let made = walk().and_then(|mut walk| names::create(&caller, &mut walk, Content::Folder, 0o755));
     let place = match made {
         Ok(place) => Ok(place),
         Err(Errno::EEXIST) => walk().and_then(|mut walk| walk.finish(true)),
         // A root that cannot be changed and has no such folder goes without.
-        Err(Errno::EROFS) => return Ok(()),
+        Err(Errno::EROFS) => return Ok(None),
         Err(errno) => Err(errno),
     };
-    place
-        .and_then(|place| {
-            let memory = Tree::of(Box::new(Tmpfs::with_root(None, mode, 0, 0)));
-            let mount = Mount::add(&place, memory, MountFlags::default())?;
-            fill(&mount.root_place())
-        })
-        .map_err(fail)
+    place.and_then(|place| Mount::add(&place, tree, flags)).map(Some).map_err(fail)
 }

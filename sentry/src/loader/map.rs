@@ -70,6 +70,7 @@ impl Prepared {
             return Err(Errno::EFAULT);
         }
         space.set_strings(stack.places);
+        space.set_program(Some(Arc::clone(&self.program) as Arc<dyn crate::mm::MappedFile>));
         *thread.regs() = Regs { rip: start.0, rsp: stack.pointer, eflags: EFLAGS, ..Regs::default() };
         *thread.fs_base() = 0;
         Ok(())

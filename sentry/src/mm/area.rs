@@ -72,6 +72,11 @@ pub trait MappedFile: Send + Sync {
     /// Its path as seen from the root, for `/proc/PID/maps`.
     fn name(&self) -> Vec<u8>;
 
+    /// Its name, where it has one (`/proc/PID/exe`).
+    fn place(&self) -> Option<crate::vfs::Place> {
+        None
+    }
+
     /// Which file it is.
     fn identity(&self) -> FileIdentity;
 

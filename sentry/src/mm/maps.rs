@@ -1,6 +1,7 @@
 //! The text of `/proc/PID/maps` and `/proc/PID/smaps` (`fs/proc/task_mmu.c`).
 
 use std::fmt::Write as _;
+use std::ops::Range;
 
 use super::area::{Area, AreaFlags, Backing, Protection};
 use super::{AddressSpace, Layout, PAGE};
@@ -8,7 +9,67 @@ use super::{AddressSpace, Layout, PAGE};
 /// Column at which names begin.
 const NAME_COLUMN: usize = 73;
 
+/// Sizes and places of an address space, as `/proc/PID/stat`, `statm` and `status` tell them; sizes in bytes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// All areas.
+    pub total: u64,
+    /// Locked ones.
+    pub locked: u64,
+    /// Private and writable ones but the stack.
+    pub data: u64,
+    /// The first thread's stack.
+    pub stack: u64,
+    /// Code of the program.
+    pub code: u64,
+    /// Other code.
+    pub library: u64,
+    /// Where the program's code lies.
+    pub code_range: Range<u64>,
+    /// Where the program's data lies.
+    pub data_range: Range<u64>,
+    /// End of the first thread's stack.
+    pub stack_end: u64,
+    /// The heap.
+    pub heap: Range<u64>,
+}
+
 impl AddressSpace {
+    /// Sizes and places.
+    #[must_use]
+    pub fn summary(&self) -> Summary {
+        let program = self.program().map(|program| program.identity());
+        let layout = self.layout();
+        let mut summary = Summary {
+            total: layout.areas.total(),
+            locked: layout.areas.locked(),
+            heap: layout.heap.clone(),
+            ..Summary::default()
+        };
+        let add = |sum: &mut u64, area: &Area| *sum = sum.saturating_add(area.length());
+        for area in layout.areas.iter() {
+            let own = match &area.backing {
+                Backing::File { file, .. } => program.is_some() && program == Some(file.identity()),
+                _ => false,
+            };
+            if area.flags.contains(AreaFlags::MAIN_STACK) {
+                add(&mut summary.stack, area);
+                summary.stack_end = area.end;
+            } else if area.is_private_code() {
+                add(if own { &mut summary.code } else { &mut summary.library }, area);
+                if own && summary.code_range.is_empty() {
+                    summary.code_range = area.range();
+                }
+            } else if area.is_data() {
+                add(&mut summary.data, area);
+                if own && summary.data_range.is_empty() {
+                    summary.data_range = area.range();
+                }
+            }
+        }
+        summary
+    }
+
     /// `/proc/PID/maps`.
     #[must_use]
     pub fn maps(&self) -> Vec<u8> {

@@ -38,6 +38,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use area::{Area, AreaFlags, Backing, FileIdentity, MappedFile, Protection};
 pub use map::{MapRequest, Source};
+pub use maps::Summary;
 pub use random::{fill as fill_random, pages_below as random_pages};
 pub use remap::RemapRequest;
 pub use tree::Areas;
@@ -114,6 +115,7 @@ pub struct AddressSpace {
     layout: Mutex<Layout>,
     robust_lists: Mutex<BTreeMap<Pid, u64>>,
     barriers: AtomicU64,
+    program: Mutex<Option<Arc<dyn MappedFile>>>,
 }
 
 /// What the lock of an address space is for.
@@ -193,6 +195,7 @@ impl AddressSpace {
             layout: Mutex::new(layout),
             robust_lists: Mutex::default(),
             barriers: AtomicU64::new(0),
+            program: Mutex::new(None),
         }
     }
 
@@ -213,6 +216,7 @@ impl AddressSpace {
         }
         let space = Self::with_layout(copy, Some(child.remote()), Arc::clone(&self.futexes));
         space.barriers.store(self.barriers.load(Ordering::Relaxed), Ordering::Relaxed);
+        space.set_program(self.program());
         Ok((space, child))
     }
 
@@ -237,6 +241,19 @@ impl AddressSpace {
     /// Commands of `membarrier` that were registered, as its bits.
     pub(crate) fn barriers(&self) -> &AtomicU64 {
         &self.barriers
+    }
+
+    /// The file that runs in it (`/proc/PID/exe`).
+    #[must_use]
+    pub fn program(&self) -> Option<Arc<dyn MappedFile>> {
+        self.program.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Says which file runs in it. A loader does it once.
+    pub fn set_program(&self, program: Option<Arc<dyn MappedFile>>) {
+        let before =
+            std::mem::replace(&mut *self.program.lock().unwrap_or_else(PoisonError::into_inner), program);
+        drop(before);
     }
 
     /// Where the strings of the first stack lie.

@@ -207,7 +207,12 @@ pub trait Thread: Memory + Send {
 }
 
 /// Another thread's memory.
-pub trait RemoteMemory: Memory + Send + Sync {}
+pub trait RemoteMemory: Memory + Send + Sync {
+    /// Bytes of the address space that are in memory, and how many of them are files' or shared; `None` where nobody knows.
+    fn resident(&self) -> Option<(u64, u64)> {
+        None
+    }
+}
 
 /// Interrupts one guest thread.
 pub trait Interrupt: Send + Sync {

@@ -39,9 +39,19 @@ impl MappedFile for Mapped {
 
     fn name(&self) -> Vec<u8> {
         match self.0.place() {
-            Some(place) => place.path(&place.mount.root_place()).unwrap_or_default(),
+            Some(place) => {
+                let mut name = place.absolute();
+                if place.dentry.unlinked() {
+                    name.extend_from_slice(b" (deleted)");
+                }
+                name
+            }
             None => Vec::new(),
         }
+    }
+
+    fn place(&self) -> Option<Place> {
+        self.0.place().cloned()
     }
 
     fn identity(&self) -> FileIdentity {

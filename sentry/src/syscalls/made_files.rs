@@ -6,10 +6,10 @@ use super::Entry;
 use super::file_args::{caller, int, uint};
 use crate::call::Call;
 use crate::error::{Errno, SysResult};
-use crate::vfs::Flags;
 use crate::vfs::eventfd::EventFd;
 use crate::vfs::pipe::Pipe;
 use crate::vfs::tmpfs::{self, SEAL_EXEC, SEAL_SEAL};
+use crate::vfs::{AttributeChange, Flags};
 
 /// The family.
 pub(super) const CALLS: &[Entry] = &[
@@ -27,6 +27,9 @@ fn pipe2(call: &mut Call<'_>, [to, flags, ..]: [u64; 6]) -> SysResult {
     }
     let files = call.task.files();
     let ends = Pipe::pair(Flags((flags & !libc::O_CLOEXEC).cast_unsigned()))?;
+    let who = call.task.credentials();
+    let owner = AttributeChange { uid: Some(who.fsuid), gid: Some(who.fsgid), ..AttributeChange::default() };
+    ends[0].inode().change(&owner)?;
     let fds = files.insert_two(ends, flags & libc::O_CLOEXEC != 0)?;
     let mut bytes = [0; 8];
     bytes[..4].copy_from_slice(&fds[0].to_le_bytes());

@@ -12,7 +12,12 @@ use crate::vfs::{Caller, Mount, MountFlags, Resolve, Tree};
 
 /// The family.
 pub(super) const CALLS: &[Entry] = &[
-    Entry::partial(SYS_mount, "mount", mount, "file systems but tmpfs; MS_MOVE; propagation has no effect"),
+    Entry::partial(
+        SYS_mount,
+        "mount",
+        mount,
+        "file systems but tmpfs, proc and sysfs; MS_MOVE; propagation has no effect",
+    ),
     Entry::full(SYS_umount2, "umount2", umount2),
     Entry::full(SYS_pivot_root, "pivot_root", pivot_root),
 ];
@@ -92,8 +97,15 @@ fn mount(call: &mut Call<'_>, [source, path, kind, flags, data, _]: [u64; 6]) ->
     if flags & libc::MS_MOVE != 0 {
         return Err(Errno::EINVAL.into());
     }
-    if call.read_path(kind)? != b"tmpfs" {
-        return Err(Errno::ENODEV.into());
+    let made = match call.read_path(kind)?.as_slice() {
+        b"tmpfs" => None,
+        b"proc" => Some(crate::vfs::proc::Proc::tree(call.kernel)),
+        b"sysfs" => Some(crate::vfs::sys::Sysfs::tree()),
+        _ => return Err(Errno::ENODEV.into()),
+    };
+    if let Some(made) = made {
+        Mount::add(&at, made, mount_flags)?;
+        return Ok(0);
     }
     let data = if data == 0 { Vec::new() } else { call.read_path(data)? };
     let options = TmpfsOptions::parse(&data, &caller)?;

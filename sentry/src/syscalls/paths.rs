@@ -11,7 +11,6 @@ use super::file_args::{CWD, caller, file, int, place, target, uint, walk};
 use crate::call::{Call, PATH_MAX};
 use crate::error::{Errno, SysResult};
 use crate::vfs::access::{self, CAP_SYS_CHROOT, EXECUTE};
-use crate::vfs::anon::AnonInode;
 use crate::vfs::{Caller, Content, DirEntry, FileKind, Place, RenameMode, device, names};
 
 /// The family.
@@ -144,25 +143,6 @@ fn rename(call: &mut Call<'_>, [old, new, ..]: [u64; 6]) -> SysResult {
     renameat2(call, [CWD, old, CWD, new, 0, 0])
 }
 
-/// What a link that is no path shows.
-fn shown(caller: &Caller, root: &Place, link: &Place) -> Result<Vec<u8>, Errno> {
-    let inode = link.dentry.inode();
-    match inode.magic_link(caller) {
-        None => inode.readlink(caller),
-        Some(target) => {
-            let target = target?;
-            if let Some(anon) = target.dentry.inode().downcast::<AnonInode>() {
-                return Ok(anon.label().into_bytes());
-            }
-            let mut path = target.path(root).ok_or(Errno::ENOENT)?;
-            if target.dentry.unlinked() {
-                path.extend_from_slice(b" (deleted)");
-            }
-            Ok(path)
-        }
-    }
-}
-
 fn readlinkat(call: &mut Call<'_>, [dirfd, path, to, size, ..]: [u64; 6]) -> SysResult {
     let size = usize::try_from(int(size)).ok().filter(|size| *size > 0).ok_or(Errno::EINVAL)?;
     let caller = caller(call);
@@ -172,7 +152,7 @@ fn readlinkat(call: &mut Call<'_>, [dirfd, path, to, size, ..]: [u64; 6]) -> Sys
     if link.dentry.inode().kind() != FileKind::Symlink {
         return Err(if empty { Errno::ENOENT.into() } else { Errno::EINVAL.into() });
     }
-    let text = shown(&caller, &call.task.fs().root(), &link)?;
+    let text = link.dentry.inode().readlink(&caller)?;
     let part = text.get(..size).unwrap_or(&text);
     call.write(to, part)?;
     Ok(part.len() as u64)

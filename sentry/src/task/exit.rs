@@ -30,6 +30,9 @@ pub(super) fn exit(task: &Arc<Task>, mut thread: Box<dyn Thread>, status: i32) {
     drop(task.set_files(hooks::no_files()));
     task.usage.end();
     let session = task.session();
+    if task.pid() == task.group().pid() {
+        task.group().set_last_comm(task.comm());
+    }
     let remains = task.tasks().tree().remove_thread(task, status);
     if task.group().exit_status().is_some() {
         let timers = std::mem::take(&mut *task.group().timers());

@@ -23,6 +23,7 @@ pub struct ThreadGroup {
     timers: Mutex<ProcessTimers>,
     pub(super) ended_threads: Mutex<CpuTimes>,
     pub(super) ended_children: Mutex<CpuTimes>,
+    last_comm: Mutex<Vec<u8>>,
     dumpable: AtomicU32,
     oom_score_adjustment: AtomicI32,
     pub(super) subreaper: AtomicBool,
@@ -42,6 +43,7 @@ impl ThreadGroup {
             timers: Mutex::default(),
             ended_threads: Mutex::default(),
             ended_children: Mutex::default(),
+            last_comm: Mutex::default(),
             dumpable: AtomicU32::new(1),
             oom_score_adjustment: AtomicI32::new(0),
             subreaper: AtomicBool::new(false),
@@ -146,6 +148,17 @@ impl ThreadGroup {
     #[must_use]
     pub fn children_cpu_times(&self) -> CpuTimes {
         *lock(&self.ended_children)
+    }
+
+    /// Name of its first thread, once that ended: what is left to call a process by that nobody waited for.
+    #[must_use]
+    pub fn last_comm(&self) -> Vec<u8> {
+        lock(&self.last_comm).clone()
+    }
+
+    /// Its first thread ends under this name.
+    pub(super) fn set_last_comm(&self, name: Vec<u8>) {
+        *lock(&self.last_comm) = name;
     }
 
     /// `PR_GET_DUMPABLE`: 0, 1, or 2.

@@ -387,6 +387,12 @@ impl Task {
         self.usage.times()
     }
 
+    /// Whether its own code runs just now; else it is in a call, which mostly means that it waits.
+    #[must_use]
+    pub fn in_guest(&self) -> bool {
+        self.usage.in_guest()
+    }
+
     /// CPU time of this thread since it began, both kinds.
     #[must_use]
     pub fn cpu_time(&self) -> Duration {

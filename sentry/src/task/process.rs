@@ -46,6 +46,10 @@ pub struct ProcessInfo {
     pub ignored: SignalSet,
     /// Those that have a handler.
     pub handled: SignalSet,
+    /// Who its first thread is, or was.
+    pub credentials: Arc<Credentials>,
+    /// Sent to the parent at the end.
+    pub exit_signal: i32,
 }
 
 impl GroupState {
@@ -128,6 +132,8 @@ impl Tasks {
             children: state.children.iter().copied().collect(),
             ignored: with(&|handler| handler == 1),
             handled: with(&|handler| handler > 1),
+            credentials: Arc::clone(&state.credentials),
+            exit_signal: state.exit_signal,
         })
     }
 

@@ -92,6 +92,11 @@ impl Usage {
         }
     }
 
+    /// Whether guest code runs.
+    pub(super) fn in_guest(&self) -> bool {
+        lock(&self.entered).is_some()
+    }
+
     fn system(&self) -> Duration {
         match *lock(&self.host) {
             Host::None => Duration::ZERO,

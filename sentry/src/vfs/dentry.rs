@@ -140,17 +140,24 @@ impl Dentry {
         if name.len() > super::NAME_MAX {
             return Err(Errno::ENAMETOOLONG);
         }
-        if let Some(child) = read(&self.children).get(name).and_then(Weak::upgrade) {
+        let known = read(&self.children).get(name).and_then(Weak::upgrade);
+        if let Some(child) = known.filter(|child| child.inode.valid()) {
             return Ok(child);
         }
-        let child = {
+        let (child, stale) = {
             let mut children = write(&self.children);
-            if let Some(child) = children.get(name).and_then(Weak::upgrade) {
-                return Ok(child);
+            let known = children.get(name).and_then(Weak::upgrade);
+            if let Some(child) = known.as_ref().filter(|child| child.inode.valid()) {
+                return Ok(Arc::clone(child));
+            }
+            if let Some(stale) = &known {
+                stale.unlinked.store(true, Ordering::Release);
+                children.remove(name);
             }
             let inode = self.inode.lookup(name)?;
-            self.adopt(&mut children, name, inode)
+            (self.adopt(&mut children, name, inode), known)
         };
+        drop(stale);
         self.tree.remember(&child);
         Ok(child)
     }

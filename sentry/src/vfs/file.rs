@@ -169,6 +169,11 @@ pub trait File: Any + Send + Sync {
         Err(Errno::EINVAL)
     }
 
+    /// What `/proc/PID/fdinfo` tells besides position and flags: whole lines.
+    fn details(&self) -> String {
+        String::new()
+    }
+
     /// `ioctl` beyond what all files have.
     fn control(&self, call: &mut Call<'_>, request: u32, argument: u64) -> SysResult {
         let _ = (call, request, argument);
@@ -399,6 +404,12 @@ impl OpenFile {
     #[must_use]
     pub fn position(&self) -> u64 {
         *lock(&self.position)
+    }
+
+    /// Where it is, unless somebody reads or writes just now: what `/proc/PID/fdinfo` can ask for while it is read itself.
+    #[must_use]
+    pub fn position_if_free(&self) -> Option<u64> {
+        self.position.try_lock().ok().map(|position| *position)
     }
 
     /// Moves the position.

@@ -202,7 +202,13 @@ pub trait Inode: Any + Send + Sync {
         Err(Errno::EINVAL)
     }
 
-    /// Where a link leads that is no path (`/proc/self/fd/1`).
+    /// Whether it is still what its name stands for. Where it is not, the name is looked up again (Linux' `d_revalidate`). It is asked
+    /// with the folder locked, and must not ask for names.
+    fn valid(&self) -> bool {
+        true
+    }
+
+    /// Where a link leads that is no path (`/proc/self/fd/1`). Its [`readlink`](Self::readlink) tells what it shows.
     fn magic_link(&self, caller: &Caller) -> Option<Result<Place, Errno>> {
         let _ = caller;
         None

@@ -140,6 +140,20 @@ impl Place {
         Some(path)
     }
 
+    /// Its path as seen from the top of the tree of mounts.
+    #[must_use]
+    pub fn absolute(&self) -> Vec<u8> {
+        let mut top = Arc::clone(&self.mount);
+        loop {
+            let above = lock(&top.inner).at.as_ref().map(|at| Arc::clone(&at.mount));
+            match above {
+                Some(above) => top = above,
+                None => break,
+            }
+        }
+        self.path(&top.root_place()).unwrap_or_default()
+    }
+
     /// EROFS where nothing may be changed through this mount.
     ///
     /// # Errors

@@ -144,10 +144,10 @@ pub fn open_place(caller: &Caller, place: Place, flags: Flags) -> Result<Arc<Ope
     let inode = Arc::clone(place.dentry.inode());
     let file: Box<dyn File> = match inode.kind() {
         FileKind::Folder => Box::new(Folder::new(Arc::clone(&place.dentry))),
-        FileKind::Fifo => {
-            let pipe = inode.fifo().ok_or(Errno::ENXIO)?;
-            Box::new(pipe.open(flags)?)
-        }
+        FileKind::Fifo => match inode.fifo() {
+            Some(pipe) => Box::new(pipe.open(flags)?),
+            None => Arc::clone(&inode).open(flags, caller)?,
+        },
         FileKind::CharDevice => match dev::open(inode.attributes()?.rdev, flags) {
             Err(Errno::ENXIO) => Arc::clone(&inode).open(flags, caller)?,
             opened => opened?,

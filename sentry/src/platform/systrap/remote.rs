@@ -68,4 +68,14 @@ impl Memory for StubMemory {
     }
 }
 
-impl RemoteMemory for StubMemory {}
+impl RemoteMemory for StubMemory {
+    fn resident(&self) -> Option<(u64, u64)> {
+        if self.0.is_dead() {
+            return None;
+        }
+        let text = std::fs::read_to_string(format!("/proc/{}/statm", self.0.pid())).ok()?;
+        let mut pages = text.split(' ').skip(1).map(|word| word.trim().parse::<u64>().ok());
+        let mut bytes = || pages.next().flatten().map(|pages| pages.saturating_mul(PAGE as u64));
+        Some((bytes()?, bytes()?))
+    }
+}

@@ -29,6 +29,10 @@ impl EventFd {
 }
 
 impl File for EventFd {
+    fn details(&self) -> String {
+        format!("eventfd-count: {:16x}\n", *lock(&self.count))
+    }
+
     fn read(&self, to: &mut [u8], _offset: u64) -> Result<usize, Errno> {
         let Some(to) = to.get_mut(..8) else { return Err(Errno::EINVAL) };
         let value = {

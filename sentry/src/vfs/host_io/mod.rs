@@ -55,7 +55,10 @@ fn watch(watcher: &Watcher) {
 }
 
 /// A descriptor of the host.
-pub struct HostIo {
+#[derive(Clone)]
+pub struct HostIo(Arc<Descriptor>);
+
+struct Descriptor {
     fd: Arc<OwnedFd>,
     terminal: bool,
     /// `None` for what is always ready, like a regular file.
@@ -69,8 +72,11 @@ impl HostIo {
     /// Of the host.
     pub fn open(fd: OwnedFd, flags: Flags) -> Result<Arc<OpenFile>, Errno> {
         let kind = nix::sys::stat::fstat(&fd).ok().and_then(|status| FileKind::from_mode(status.st_mode));
-        let inode = anon::of_kind("host", kind.unwrap_or(FileKind::Fifo));
-        Ok(OpenFile::nameless(inode, Box::new(Self::file(fd)?), flags))
+        let file = Self::file(fd)?;
+        let again = file.clone();
+        let reopen = Box::new(move |_| Ok(Box::new(again.clone()) as Box<dyn File>));
+        let inode = anon::of_host(kind.unwrap_or(FileKind::Fifo), reopen);
+        Ok(OpenFile::nameless(inode, Box::new(file), flags))
     }
 
     /// As [`open`](Self::open), without a description.
@@ -94,11 +100,11 @@ impl HostIo {
             }
         };
         let terminal = host::is_terminal(&fd);
-        Ok(Self { fd: Arc::new(fd), terminal, watched })
+        Ok(Self(Arc::new(Descriptor { fd: Arc::new(fd), terminal, watched })))
     }
 
     fn poll(&self, wanted: PollFlags) -> Result<PollFlags, Errno> {
-        let mut fds = [PollFd::new(self.fd.as_fd(), wanted)];
+        let mut fds = [PollFd::new(self.0.fd.as_fd(), wanted)];
         poll(&mut fds, PollTimeout::ZERO)?;
         Ok(fds[0].revents().unwrap_or(PollFlags::empty()))
     }
@@ -109,15 +115,15 @@ impl File for HostIo {
         if self.poll(PollFlags::POLLIN)?.is_empty() {
             return Err(Errno::EAGAIN);
         }
-        nix::unistd::read(&*self.fd, to)
+        nix::unistd::read(&*self.0.fd, to)
     }
 
     fn write(&self, from: &[u8], _offset: u64) -> Result<usize, Errno> {
         if self.poll(PollFlags::POLLOUT)?.is_empty() {
             return Err(Errno::EAGAIN);
         }
-        let most = if self.watched.is_some() { ATOMIC } else { usize::MAX };
-        nix::unistd::write(&*self.fd, from.get(..most).unwrap_or(from))
+        let most = if self.0.watched.is_some() { ATOMIC } else { usize::MAX };
+        nix::unistd::write(&*self.0.fd, from.get(..most).unwrap_or(from))
     }
 
     fn ready(&self) -> Events {
@@ -138,19 +144,19 @@ impl File for HostIo {
     }
 
     fn control(&self, call: &mut Call<'_>, request: u32, argument: u64) -> SysResult {
-        if self.terminal {
-            host::control(&self.fd, call, request, argument)
+        if self.0.terminal {
+            host::control(&self.0.fd, call, request, argument)
         } else {
             Err(Errno::ENOTTY.into())
         }
     }
 
     fn queue(&self) -> Option<&WaitQueue> {
-        self.watched.as_ref().map(|(_, queue)| &**queue)
+        self.0.watched.as_ref().map(|(_, queue)| &**queue)
     }
 }
 
-impl Drop for HostIo {
+impl Drop for Descriptor {
     fn drop(&mut self) {
         if let (Some((number, _)), Ok(watcher)) = (&self.watched, &*WATCHER) {
             let _ = watcher.epoll.delete(&*self.fd);

@@ -59,7 +59,8 @@ impl Pipe {
     /// # Errors
     /// None today.
     pub fn pair(flags: Flags) -> Result<[Arc<OpenFile>; 2], Errno> {
-        let (pipe, inode) = (Self::new(), anon::inode("pipe"));
+        let pipe = Self::new();
+        let inode = anon::of_pipe(&pipe);
         let end = |access: i32| -> Result<Arc<OpenFile>, Errno> {
             let flags = Flags(flags.0 & !3 | access.cast_unsigned());
             let file = PipeFile::new(&pipe, flags);
