@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
+use crate::net::Net;
 use crate::platform::Platform;
 use crate::syscalls::{self, Entry, NUMBERS};
 use crate::task::{Tasks, Workers, lock};
@@ -45,6 +46,8 @@ pub struct Kernel {
     /// System calls by number.
     pub(crate) calls: Box<[Option<Entry>; NUMBERS]>,
     unknown_calls: Mutex<BTreeSet<(Vec<u8>, u64)>>,
+    /// Sockets, addresses, names.
+    pub net: Arc<Net>,
     /// Who waits for words of guest memory.
     pub futexes: Arc<crate::mm::futex::Table>,
 }
@@ -66,6 +69,7 @@ impl Kernel {
             timers: Timers::default(),
             workers: Workers::default(),
             futexes: Arc::default(),
+            net: Net::new(),
             uts: Mutex::default(),
             proc: crate::vfs::proc::State::default(),
             calls: Box::new(syscalls::table()),

@@ -11,6 +11,7 @@
 //! | [`mm`] | what lies where in an address space: areas, `brk`, `mmap` |
 //! | [`task`] | processes, threads, signals, credentials, waiting for children |
 //! | [`vfs`] | mounts, names, open files; one folder for each file system |
+//! | [`net`] | sockets, and the sandbox's own network |
 //! | [`loader`] | programs: ELF, scripts, the first stack |
 //! | [`time`] | clocks and timers |
 //! | [`sandbox`] | a sandbox from outside: root, first process, end |
@@ -24,6 +25,7 @@ pub mod events;
 pub mod kernel;
 pub mod loader;
 pub mod mm;
+pub mod net;
 pub mod platform;
 mod random;
 pub mod sandbox;

@@ -22,8 +22,8 @@ use crate::vfs::sys::Sysfs;
 use crate::vfs::tmpfs::Tmpfs;
 use crate::vfs::tty::{DevPts, adopt};
 use crate::vfs::{
-    Caller, Content, Dentry, FdTable, FileSystem, Flags, FsContext, Mount, MountFlags, Place, Resolve, Tree, Walk,
-    dev, names,
+    Caller, Content, Dentry, FdTable, FileSystem, Flags, FsContext, Mount, MountFlags, Place, Resolve, Tree,
+    Walk, dev, names,
 };
 
 /// Why a sandbox does not start.

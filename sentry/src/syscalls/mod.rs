@@ -27,6 +27,7 @@ mod prctl;
 mod processes;
 mod scheduling;
 mod signals;
+mod sockets;
 mod special_files;
 mod stat;
 mod system;
@@ -103,6 +104,7 @@ const FAMILIES: &[&[Entry]] = &[
     scheduling::CALLS,
     signals::CALLS,
     special_files::CALLS,
+    sockets::CALLS,
     stat::CALLS,
     system::CALLS,
     timers::CALLS,
