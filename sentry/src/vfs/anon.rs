@@ -121,11 +121,10 @@ impl Inode for AnonInode {
         Ok(())
     }
 
-    fn fifo(&self) -> Option<Arc<Pipe>> {
-        self.pipe.clone()
-    }
-
     fn open(self: Arc<Self>, flags: Flags, _caller: &Caller) -> Result<Box<dyn File>, Errno> {
+        if let Some(pipe) = &self.pipe {
+            return Ok(Box::new(pipe.reopen(flags)));
+        }
         self.reopen.as_ref().map_or(Err(Errno::ENXIO), |reopen| reopen(flags))
     }
 }

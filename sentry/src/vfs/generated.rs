@@ -20,10 +20,10 @@ pub(super) trait Source: Send + Sync + 'static {
     /// The text.
     fn read(&self) -> Result<Vec<u8>, Errno>;
 
-    /// Takes what is written.
+    /// Takes what is written; EIO where nothing can be (`proc_reg_write`).
     fn write(&self, from: &[u8]) -> Result<(), Errno> {
         let _ = from;
-        Err(Errno::EINVAL)
+        Err(Errno::EIO)
     }
 }
 

@@ -80,6 +80,14 @@ impl Pipe {
         }
         Ok(PipeFile::new(self, flags))
     }
+
+    /// A further end of a pipe without a name (`/proc/self/fd`): nobody waits for the other end, which may have gone for good
+    /// (`fifo_open` in `fs/pipe.c`).
+    pub(super) fn reopen(self: &Arc<Self>, flags: Flags) -> PipeFile {
+        let mut file = PipeFile::new(self, flags);
+        file.opened = (u64::MAX, u64::MAX);
+        file
+    }
 }
 
 /// An end of a pipe, or both.

@@ -4,9 +4,10 @@ use std::fmt::Write as _;
 use std::sync::{Arc, LazyLock};
 
 use super::super::anon::{self, AnonInode};
-use super::super::{Attributes, Caller, FileKind, Inode, OpenFile, Place, Timestamp};
+use super::super::{Attributes, Caller, File, FileKind, Flags, Inode, OpenFile, Place, Timestamp};
 use super::process::View;
-use crate::error::Errno;
+use crate::call::Call;
+use crate::error::{Errno, SysResult};
 use crate::kernel::Kernel;
 
 /// A kind of namespaces.
@@ -66,19 +67,38 @@ impl Inode for NamespaceInode {
         })
     }
 
-    fn open(
-        self: Arc<Self>,
-        flags: super::super::Flags,
-        _caller: &Caller,
-    ) -> Result<Box<dyn super::super::File>, Errno> {
-        if flags.writable() { Err(Errno::EPERM) } else { Ok(Box::new(NamespaceFile)) }
+    fn open(self: Arc<Self>, flags: Flags, _caller: &Caller) -> Result<Box<dyn File>, Errno> {
+        if flags.writable() { Err(Errno::EPERM) } else { Ok(Box::new(NamespaceFile(self.0))) }
     }
 }
 
-/// An open namespace: nothing can be done with it, as nothing can be entered.
-struct NamespaceFile;
+/// An open namespace. It cannot be entered; what it is can be asked (`man 2 ioctl_nsfs`).
+struct NamespaceFile(&'static Namespace);
 
-impl super::super::File for NamespaceFile {}
+/// Those above a namespace: EPERM, as they are out of sight.
+const NS_GET_USERNS: u32 = 0xb701;
+const NS_GET_PARENT: u32 = 0xb702;
+/// Its flag of `clone`.
+const NS_GET_NSTYPE: u32 = 0xb703;
+
+impl File for NamespaceFile {
+    fn control(&self, _call: &mut Call<'_>, request: u32, _argument: u64) -> SysResult {
+        match request {
+            NS_GET_USERNS | NS_GET_PARENT => Err(Errno::EPERM.into()),
+            NS_GET_NSTYPE => Ok(match self.0.kind {
+                "cgroup" => 0x200_0000,
+                "ipc" => 0x800_0000,
+                "mnt" => 0x2_0000,
+                "net" => 0x4000_0000,
+                "pid" => 0x2000_0000,
+                "time" => 0x80,
+                "user" => 0x1000_0000,
+                _ => 0x400_0000,
+            }),
+            _ => Err(Errno::ENOTTY.into()),
+        }
+    }
+}
 
 /// Where `ns/…` leads.
 pub(super) fn namespace(index: usize) -> Result<Place, Errno> {

@@ -80,7 +80,7 @@ impl Setting {
                 let valid =
                     |word: &&str| word.parse::<i64>().is_ok_and(|number| (least..=most).contains(&number));
                 let wanted = self.value.split_whitespace().count();
-                if words.is_empty() || words.len() > wanted || !words.iter().all(|word| valid(word)) {
+                if words.is_empty() || words.len() > wanted || !words.iter().all(valid) {
                     return Err(Errno::EINVAL);
                 }
                 // Numbers behind the last that was written stay what they were.

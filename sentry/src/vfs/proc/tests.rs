@@ -102,7 +102,8 @@ fn host(path: &str) -> String {
 
 /// Keys of lines with a colon.
 fn keys(text: &str) -> BTreeSet<String> {
-    text.lines().filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned())).collect()
+    let lines = text.lines().filter(|line| !line.ends_with("[rollup]"));
+    lines.filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned())).collect()
 }
 
 #[test]
