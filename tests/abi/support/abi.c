@@ -4,7 +4,7 @@
 #include <grp.h>
 #include <stdarg.h>
 
-enum { GROUP_LIMIT = 60000, CHILD_LIMIT = 10000 };
+enum { GROUP_LIMIT = 20000, CHILD_LIMIT = 8000 };
 
 static const char *group_name = "main";
 /* The name of the last check, where the parent sees it too. */
