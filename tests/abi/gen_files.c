@@ -11,6 +11,7 @@ KIND(fcntl_commands, V(F_GETFD), V(F_SETFD), V(F_GETFL), V(F_SETFL), V(F_GETOWN)
 KIND(fcntl_values, {"0", 0}, {"1", 1}, {"O_NONBLOCK", O_NONBLOCK}, {"-1", -1});
 KIND(fallocate_modes, {"0", 0}, V(FALLOC_FL_KEEP_SIZE), V(FALLOC_FL_PUNCH_HOLE), {"PUNCH|KEEP", 3}, {"COLLAPSE", 8}, {"ZERO", 16},
      {"INSERT", 32}, {"-1", -1});
+KIND(space, {"16", 16}, {"0", 0}, {"4096", 4096}, {"-1", -1}, {"LONG_MIN", LONG_MIN});
 KIND(flock_operations, V(LOCK_SH), V(LOCK_EX), V(LOCK_UN), V(LOCK_SH | LOCK_NB), V(LOCK_EX | LOCK_NB), {"0", 0}, {"-1", -1}, {"3", 3});
 KIND(ioctls, {"FIONREAD", 0x541b}, {"FIONBIO", 0x5421}, {"FIOCLEX", 0x5451}, {"FIOASYNC", 0x5452}, {"TCGETS", 0x5401},
      {"TIOCGWINSZ", 0x5413}, {"FIGETBSZ", 2}, {"0", 0}, {"-1", -1});
@@ -53,7 +54,7 @@ static void data_calls(void) {
                                         {"pwritev2", SYS_pwritev2, 40, BY_VALUE, {&FD, &IOV, &IOVCOUNT, &OFFSET, &none, &rw_flags}},
                                         {"lseek", SYS_lseek, 45, BY_VALUE, {&FD, &OFFSET, &whence}},
                                         {"ftruncate", SYS_ftruncate, 30, 0, {&FD, &OFFSET}},
-                                        {"fallocate", SYS_fallocate, 45, 0, {&FD, &fallocate_modes, &OFFSET, &LENGTH}},
+                                        {"fallocate", SYS_fallocate, 45, 0, {&FD, &fallocate_modes, &OFFSET, &space}},
                                         {"fsync", SYS_fsync, 16, 0, {&FD}},
                                         {"fdatasync", SYS_fdatasync, 16, 0, {&FD}},
                                         {"sync_file_range", SYS_sync_file_range, 30, 0, {&FD, &OFFSET, &LENGTH, &sync_flags}},

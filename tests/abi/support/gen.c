@@ -170,6 +170,12 @@ MADE(LENGTH_AT, {"16", 0}, {"NULL", 0}, {"8", 0}, {"0", 0}, {"-1", 0}, {"200", 0
     return number == 6 ? (long)readonly : (long)&lengths[number];
 }
 
+static char *sixteen_before_hole(int protection) {
+    char *pages = mmap(NULL, 17 * PAGE, protection, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    munmap(pages + 16 * PAGE, PAGE);
+    return pages;
+}
+
 /* What a call finds: an empty root with one thing of each sort. */
 static void prepare(void) {
     mkdir("fresh", 0777);
@@ -182,10 +188,11 @@ static void prepare(void) {
     dup2(open("fifo", O_RDWR), 150), close(3); /* so that nobody waits for the other end */
     symlink("file", "link"), symlink("loop", "loop"), symlink("absent", "dangling");
     setpgid(0, 0);
-    edge = page_before_hole();
-    good = mmap(NULL, 16 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    sixteen_pages = mmap(NULL, 16 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    readonly = mmap(NULL, 16 * PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    good = sixteen_before_hole(PROT_READ | PROT_WRITE);
+    sixteen_pages = sixteen_before_hole(PROT_READ | PROT_WRITE);
+    readonly = sixteen_before_hole(PROT_READ);
+    edge = mmap(NULL, 40 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    munmap(edge + PAGE, 39 * PAGE);
 }
 
 static void one(const struct call *call, const int *picked) {
