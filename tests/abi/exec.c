@@ -7,6 +7,8 @@
 
 static char *self = "/proc/self/exe";
 
+static void nothing(int signal) { (void)signal; }
+
 /* Runs a program to its end. */
 static void ran(const char *name, const char *path, char **arguments, char **environment) {
     pid_t child = fork();
@@ -36,7 +38,7 @@ static void argument_checks(void) {
     CHILD("state") {
         int kept = open("/dev/null", O_RDONLY), closed = open("/dev/null", O_RDONLY | O_CLOEXEC);
         dup2(kept, 50), dup3(closed, 51, O_CLOEXEC);
-        signal(SIGUSR1, SIG_IGN), signal(SIGUSR2, (void (*)(int))copy_self);
+        signal(SIGUSR1, SIG_IGN), signal(SIGUSR2, nothing);
         sigset_t set;
         sigemptyset(&set), sigaddset(&set, SIGTERM);
         sigprocmask(SIG_BLOCK, &set, NULL);
@@ -143,7 +145,7 @@ static void script_checks(void) {
     const struct {
         const char *name, *line;
     } scripts[] = {{"argument", "#!./show --show\n"}, {"no-argument", "#!./show\n"}, {"spaces", "#!  ./show   --show   \n"},
-                   {"two-arguments", "#!./show --show two\n"}, {"tab", "#!\t./show\t--show\n"}, {"absent", "#!./absent\n"}, {"nothing", "#!\n"},
+                   {"two-arguments", "#!./show --show two\n"}, {"tab", "#!\t./show\t--show\n"}, {"absent", "#!./missing\n"}, {"nothing", "#!\n"},
                    {"blanks", "#!   \n"}, {"directory", "#!/\n"}, {"no-newline", "#!./show --show"}, {"carriage", "#!./show\r\n"}, {"loop", "#!./loop\n"}};
     for (unsigned i = 0; i < sizeof scripts / sizeof *scripts; i++) {
         make_file(scripts[i].name, scripts[i].line, 0755);
@@ -274,7 +276,7 @@ int main(int argc, char **argv) {
     char text[2000] = "";
     for (int i = 0; i < argc; i++) snprintf(text + strlen(text), 600, "[%.500s]", argv[i]);
     for (int i = 0; environ[i]; i++) snprintf(text + strlen(text), 100, "{%s}", environ[i]);
-    const char *name = argv[2] ? argv[2] : "none";
+    const char *name = !strncmp(argv[argc - 1], "./", 2) ? argv[argc - 1] : argv[2] ? argv[2] : "none";
     say(strncmp(name, "./", 2) ? name : name + 2, "%s", text);
     return 0;
 }

@@ -150,7 +150,7 @@ static void futex_checks(void) {
     val("cmp-requeue-none", futex(word, FUTEX_CMP_REQUEUE, 1, (void *)1L, other, 0));
     val("wake-op", futex(word, FUTEX_WAKE_OP, 1, (void *)1L, other, FUTEX_OP(FUTEX_OP_ADD, 5, FUTEX_OP_CMP_EQ, 0)));
     val("wake-op-did", *other);
-    ok("wake-op-bad", futex(word, FUTEX_WAKE_OP, 1, (void *)1L, other, FUTEX_OP(9, 5, FUTEX_OP_CMP_EQ, 0)));
+    ok("wake-op-bad", futex(word, FUTEX_WAKE_OP, 1, (void *)1L, other, FUTEX_OP(7, 5, FUTEX_OP_CMP_EQ, 0)));
     ok("lock-pi", futex(&private, FUTEX_LOCK_PI, 0, NULL, NULL, 0));
     yes("lock-pi-word", private == (uint32_t)gettid());
     ok("lock-pi-again", futex(&private, FUTEX_LOCK_PI, 0, NULL, NULL, 0));
