@@ -227,7 +227,7 @@ static void posix_lock_checks(void) {
     ok("deadlock", fcntl(fd, F_SETLKW, &lock));
     lock = lock_of(F_UNLCK, 0, 0);
     fcntl(fd, F_SETLK, &lock);
-    status("waiter", await(other, 5000));
+    status("waiter", await(other, 20000));
 }
 
 static void ofd_lock_checks(void) {

@@ -86,7 +86,7 @@ static void poll_checks(void) {
         _exit(0);
     }
     for (int i = 0; i < 3; i++) settle(child), kill(child, SIGUSR1), pause_ms(20);
-    status("interrupted-end", await(child, 5000));
+    status("interrupted-end", await(child, 20000));
     sigset_t block, none;
     sigemptyset(&none), sigemptyset(&block), sigaddset(&block, SIGUSR2);
     signal(SIGUSR2, nothing);
@@ -213,7 +213,7 @@ static void epoll_checks(void) {
         _exit(0);
     }
     settle(child), gate_open(&go);
-    status("blocked-end", await(child, 5000));
+    status("blocked-end", await(child, 20000));
 }
 
 static void eventfd_checks(void) {
@@ -273,7 +273,7 @@ static void timerfd_checks(void) {
     ok("set-soon", timerfd_settime(t, 0, &soon, &old));
     say("set-old", "%ld %s", (long)old.it_interval.tv_sec, old.it_value.tv_sec >= 900 ? "far" : "near");
     struct pollfd one = {t, POLLIN, 0};
-    val("poll", poll(&one, 1, 5000));
+    val("poll", poll(&one, 1, 20000));
     val("read-short", read(t, &count, 4));
     val("read", read(t, &count, 8));
     val("read-count", (long)count);
@@ -289,7 +289,7 @@ static void timerfd_checks(void) {
     val("disarmed-read", read(t, &count, 8));
     struct itimerspec past = {{0, 0}, {1, 0}};
     timerfd_settime(t, TFD_TIMER_ABSTIME, &past, NULL);
-    poll(&one, 1, 5000);
+    poll(&one, 1, 20000);
     val("past-read", read(t, &count, 8));
     val("write", write(t, &count, 8));
     int r = timerfd_create(CLOCK_REALTIME, 0);

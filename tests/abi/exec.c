@@ -17,7 +17,7 @@ static void ran(const char *name, const char *path, char **arguments, char **env
         ok(name, -1);
         _exit(0);
     }
-    int s = await(child, 5000);
+    int s = await(child, 20000);
     if (s) status(name, s);
 }
 
@@ -129,7 +129,7 @@ static void error_checks(void) {
             ok(tries[i].name, -1);
             _exit(0);
         }
-        int s = await(child, 5000);
+        int s = await(child, 20000);
         if (s) status(tries[i].name, s);
     }
     CHILD("nofollow") {

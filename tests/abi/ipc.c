@@ -96,7 +96,7 @@ static void sem_checks(void) {
     settle(child);
     val("getncnt", semctl(id, 2, GETNCNT));
     semop1(id, 2, 1, 0);
-    status("waiter", await(child, 5000));
+    status("waiter", await(child, 20000));
     struct timespec brief = {0, 1000000};
     struct sembuf one = {2, -1, 0};
     ok("timed", semtimedop(id, &one, 1, &brief));
@@ -107,7 +107,7 @@ static void sem_checks(void) {
     }
     settle(child);
     ok("rmid", semctl(id, 0, IPC_RMID));
-    status("waiter-removed", await(child, 5000));
+    status("waiter-removed", await(child, 20000));
     ok("gone", semop1(id, 0, 1, 0));
     ok("nsems-0", semget(IPC_PRIVATE, 0, IPC_CREAT | 0600));
     ok("nsems-negative", semget(IPC_PRIVATE, -1, IPC_CREAT | 0600));
@@ -146,7 +146,7 @@ static void msg_checks(void) {
     }
     settle(child);
     ok("rmid", msgctl(id, IPC_RMID, NULL));
-    status("waiter", await(child, 5000));
+    status("waiter", await(child, 20000));
     ok("gone", msgsnd(id, &m, 1, 0));
 }
 
@@ -252,7 +252,7 @@ static void tty_checks(void) {
     while (read(master, text, sizeof text) > 0) {}
     write(master, "r", 1);
     struct pollfd one = {slave, POLLIN | POLLOUT, 0};
-    poll(&one, 1, 5000);
+    poll(&one, 1, 20000);
     val("raw-read", read(slave, text, sizeof text));
     val("raw-no-echo", read(master, text, sizeof text));
     ok("tcsetpgrp-no-tty", tcsetpgrp(slave, getpgrp()));

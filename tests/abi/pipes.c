@@ -31,7 +31,7 @@ static void pipe_checks(void) {
     ok("shrink-full", fcntl(p[1], F_SETPIPE_SZ, 4096));
     while (read(p[0], text, sizeof text) > 0) {}
     val("shrink", fcntl(p[1], F_SETPIPE_SZ, 4096));
-    val("shrink-rounds", fcntl(p[1], F_SETPIPE_SZ, 5000));
+    val("shrink-rounds", fcntl(p[1], F_SETPIPE_SZ, 20000));
     val("shrink-0", fcntl(p[1], F_SETPIPE_SZ, 0));
     val("grow", fcntl(p[1], F_SETPIPE_SZ, 1 << 20));
     CHILD("user-grow") {
@@ -90,7 +90,7 @@ static void pipe_checks(void) {
     }
     settle(child);
     write(p[1], "hello", 5);
-    status("blocked-reader", await(child, 5000));
+    status("blocked-reader", await(child, 20000));
     child = fork();
     if (!child) {
         close(p[1]);
@@ -99,19 +99,19 @@ static void pipe_checks(void) {
     }
     settle(child);
     close(p[1]);
-    status("blocked-eof-reader", await(child, 5000));
+    status("blocked-eof-reader", await(child, 20000));
     pipe(p);
     child = fork();
     if (!child) {
         for (total = 0; total < 70000; total += got)
-            if ((got = write(p[1], big, 5000)) < 0) break;
+            if ((got = write(p[1], big, 20000)) < 0) break;
         val("blocked-write-total", total);
         _exit(0);
     }
     settle(child);
     for (total = 0; total < 70000; total += got) got = read(p[0], text, sizeof text);
     val("blocked-writer-read", total);
-    status("blocked-writer", await(child, 5000));
+    status("blocked-writer", await(child, 20000));
     pipe(p);
     child = fork();
     if (!child) {
@@ -123,7 +123,7 @@ static void pipe_checks(void) {
     }
     settle(child);
     close(p[0]);
-    status("reader-goes", await(child, 5000));
+    status("reader-goes", await(child, 20000));
     val("packet-pipe", pipe2(p, O_DIRECT));
     write(p[1], "one", 3), write(p[1], "three", 5);
     val("packet-1", read(p[0], text, 100));
@@ -168,7 +168,7 @@ static void fifo_checks(void) {
     settle(child);
     r = (int)ok("open-meets", open("f", O_RDONLY));
     val("open-meets-read", read(r, text, 10));
-    status("open-writer", await(child, 5000));
+    status("open-writer", await(child, 20000));
     val("open-meets-eof", read(r, text, 10));
     struct sigaction action = {.sa_handler = note};
     sigaction(SIGALRM, &action, NULL);
@@ -181,7 +181,7 @@ static void fifo_checks(void) {
     }
     settle(child);
     kill(child, SIGALRM);
-    status("open-interrupted-end", await(child, 5000));
+    status("open-interrupted-end", await(child, 20000));
     ok("dev-fd", open("/proc/self/fd/0", O_RDONLY));
 }
 

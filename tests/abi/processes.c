@@ -194,7 +194,7 @@ static void wait_checks(void) {
     fcntl(pidfd, F_SETFL, O_NONBLOCK);
     wait_line("pidfd-nonblock", P_PIDFD, (id_t)pidfd, WEXITED, child);
     ok("pidfd-signal", (long)syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0));
-    val("pidfd-poll-dead", poll(&one, 1, 5000));
+    val("pidfd-poll-dead", poll(&one, 1, 20000));
     say("pidfd-revents", "%#x", one.revents);
     wait_line("pidfd-wait", P_PIDFD, (id_t)pidfd, WEXITED, child);
     ok("pidfd-open-absent", (long)syscall(SYS_pidfd_open, 0x3fffffff, 0));

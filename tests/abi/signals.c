@@ -316,7 +316,7 @@ static void interrupted(enum waiting what, bool restart) {
         *word = 1;
         syscall(SYS_futex, word, FUTEX_WAKE, 1, NULL, NULL, 0);
     }
-    int s_ = await(child, 5000);
+    int s_ = await(child, 20000);
     if (s_) status(name, s_);
 }
 

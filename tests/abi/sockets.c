@@ -269,7 +269,7 @@ static void tcp_checks(void) {
     struct linger linger = {1, 0};
     ok("linger", setsockopt(c, SOL_SOCKET, SO_LINGER, &linger, sizeof linger));
     close(c);
-    one = (struct pollfd){a, POLLIN, 0}, poll(&one, 1, 5000);
+    one = (struct pollfd){a, POLLIN, 0}, poll(&one, 1, 20000);
     say("reset-poll", "%#x", one.revents);
     val("reset-recv", recv(a, text, 10, 0));
     val("reset-recv-again", recv(a, text, 10, 0));
@@ -278,7 +278,7 @@ static void tcp_checks(void) {
     struct sockaddr_in closed = loopback(htons(9));
     ok("refused", connect(socket(AF_INET, SOCK_STREAM, 0), (struct sockaddr *)&closed, sizeof closed));
     ok("nonblock", connect(n, (struct sockaddr *)&address, sizeof address));
-    one = (struct pollfd){n, POLLOUT, 0}, poll(&one, 1, 5000);
+    one = (struct pollfd){n, POLLOUT, 0}, poll(&one, 1, 20000);
     length = sizeof error, getsockopt(n, SOL_SOCKET, SO_ERROR, &error, &length);
     val("nonblock-error", error);
     ok("unspec-disconnect", connect(n, &(struct sockaddr){.sa_family = AF_UNSPEC}, sizeof(struct sockaddr)));
@@ -339,7 +339,7 @@ static void udp_checks(void) {
     connect(c, (struct sockaddr *)&closed, sizeof closed);
     val("closed-send", send(c, "x", 1, 0));
     struct pollfd one = {c, POLLIN, 0};
-    poll(&one, 1, 5000);
+    poll(&one, 1, 20000);
     say("closed-poll", "%#x", one.revents);
     val("closed-recv", recv(c, text, 1, MSG_DONTWAIT));
     closed.sin_addr.s_addr = INADDR_BROADCAST;

@@ -174,7 +174,7 @@ static void futex_checks(void) {
     for (int i = 0; i < 3; i++) {
         char name[16];
         snprintf(name, sizeof name, "waiter-%d", i);
-        status(name, await(children[i], 5000));
+        status(name, await(children[i], 20000));
     }
     children[0] = fork();
     if (!children[0]) {
@@ -184,14 +184,14 @@ static void futex_checks(void) {
     settle(children[0]);
     val("wake-bitset-other", futex(word, FUTEX_WAKE_BITSET, 5, NULL, NULL, 1));
     val("wake-bitset-shared", futex(word, FUTEX_WAKE_BITSET, 5, NULL, NULL, 4));
-    status("bitset-waiter", await(children[0], 5000));
+    status("bitset-waiter", await(children[0], 20000));
     /* a private operation does not meet a shared wait */
     children[0] = fork();
     if (!children[0]) _exit(futex(word, FUTEX_WAIT, 0, NULL, NULL, 0) == 0 ? 0 : 1);
     settle(children[0]);
     val("private-wake-of-shared", futex(word, FUTEX_WAKE_PRIVATE, 5, NULL, NULL, 0));
     val("shared-wake", futex(word, FUTEX_WAKE, 5, NULL, NULL, 0));
-    status("shared-waiter", await(children[0], 5000));
+    status("shared-waiter", await(children[0], 20000));
     struct {
         uint64_t value, address;
         uint32_t flags, reserved;

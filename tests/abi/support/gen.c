@@ -8,7 +8,7 @@
 #include <sys/timerfd.h>
 #include <sys/un.h>
 
-enum { CALL_LIMIT = 4000 };
+enum { CALL_LIMIT = 10000 };
 
 /* The last 64 bytes before an unmapped page. */
 static char *edge;
