@@ -31,7 +31,7 @@ static void pipe_checks(void) {
     ok("shrink-full", fcntl(p[1], F_SETPIPE_SZ, 4096));
     while (read(p[0], text, sizeof text) > 0) {}
     val("shrink", fcntl(p[1], F_SETPIPE_SZ, 4096));
-    val("shrink-rounds", fcntl(p[1], F_SETPIPE_SZ, 20000));
+    val("shrink-rounds", fcntl(p[1], F_SETPIPE_SZ, 5000));
     val("shrink-0", fcntl(p[1], F_SETPIPE_SZ, 0));
     val("grow", fcntl(p[1], F_SETPIPE_SZ, 1 << 20));
     CHILD("user-grow") {
@@ -104,7 +104,7 @@ static void pipe_checks(void) {
     child = fork();
     if (!child) {
         for (total = 0; total < 70000; total += got)
-            if ((got = write(p[1], big, 20000)) < 0) break;
+            if ((got = write(p[1], big, 5000)) < 0) break;
         val("blocked-write-total", total);
         _exit(0);
     }
