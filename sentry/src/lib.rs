@@ -11,6 +11,7 @@
 //! | [`mm`] | what lies where in an address space: areas, `brk`, `mmap` |
 //! | [`task`] | processes, threads, signals, credentials, waiting for children |
 //! | [`vfs`] | mounts, names, open files; one folder for each file system |
+//! | [`ipc`] | System V semaphores, messages, shared memory |
 //! | [`loader`] | programs: ELF, scripts, the first stack |
 //! | [`time`] | clocks and timers |
 //! | [`sandbox`] | a sandbox from outside: root, first process, end |
@@ -21,6 +22,7 @@
 pub mod call;
 pub mod error;
 pub mod events;
+pub mod ipc;
 pub mod kernel;
 pub mod loader;
 pub mod mm;

@@ -17,6 +17,7 @@ mod memory;
 mod memory_policy;
 mod memory_remote;
 mod mounts;
+mod mqueues;
 pub mod names;
 mod page;
 mod paths;
@@ -28,6 +29,7 @@ mod signals;
 mod special_files;
 mod stat;
 mod system;
+mod sysv;
 mod timers;
 mod watching;
 mod xattrs;
@@ -94,6 +96,7 @@ const FAMILIES: &[&[Entry]] = &[
     memory_policy::CALLS,
     memory_remote::CALLS,
     mounts::CALLS,
+    mqueues::CALLS,
     paths::CALLS,
     polling::CALLS,
     prctl::CALLS,
@@ -103,6 +106,7 @@ const FAMILIES: &[&[Entry]] = &[
     special_files::CALLS,
     stat::CALLS,
     system::CALLS,
+    sysv::CALLS,
     timers::CALLS,
     watching::CALLS,
     xattrs::CALLS,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::{Task, ThreadGroup};
 use crate::error::Errno;
+pub(super) use crate::ipc::Ipc;
 use crate::mm::AddressSpace;
 use crate::mm::futex::{Key, exit_robust_list};
 use crate::platform::Thread;
