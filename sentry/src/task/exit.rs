@@ -28,6 +28,8 @@ pub(super) fn exit(task: &Arc<Task>, mut thread: Box<dyn Thread>, status: i32) {
     task.finish_vfork();
     // Files are closed before anybody hears of the end: a parent may count on it.
     drop(task.set_files(hooks::no_files()));
+    // And its memory goes: segments that it mapped are counted.
+    drop(task.set_space(hooks::no_space()));
     task.usage.end();
     let session = task.session();
     if task.tasks().tree().is_last(task) {
