@@ -12,6 +12,7 @@
 //! | [`task`] | processes, threads, signals, credentials, waiting for children |
 //! | [`vfs`] | mounts, names, open files; one folder for each file system |
 //! | [`net`] | sockets, and the sandbox's own network |
+//! | [`ipc`] | System V semaphores, messages, shared memory |
 //! | [`loader`] | programs: ELF, scripts, the first stack |
 //! | [`time`] | clocks and timers |
 //! | [`sandbox`] | a sandbox from outside: root, first process, end |
@@ -22,6 +23,7 @@
 pub mod call;
 pub mod error;
 pub mod events;
+pub mod ipc;
 pub mod kernel;
 pub mod loader;
 pub mod mm;

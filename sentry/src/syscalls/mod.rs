@@ -19,6 +19,7 @@ mod memory;
 mod memory_policy;
 mod memory_remote;
 mod mounts;
+mod mqueues;
 pub mod names;
 mod page;
 mod paths;
@@ -31,6 +32,7 @@ mod sockets;
 mod special_files;
 mod stat;
 mod system;
+mod sysv;
 mod timers;
 mod watching;
 mod xattrs;
@@ -97,6 +99,7 @@ const FAMILIES: &[&[Entry]] = &[
     memory_policy::CALLS,
     memory_remote::CALLS,
     mounts::CALLS,
+    mqueues::CALLS,
     paths::CALLS,
     polling::CALLS,
     prctl::CALLS,
@@ -107,6 +110,7 @@ const FAMILIES: &[&[Entry]] = &[
     sockets::CALLS,
     stat::CALLS,
     system::CALLS,
+    sysv::CALLS,
     timers::CALLS,
     watching::CALLS,
     xattrs::CALLS,

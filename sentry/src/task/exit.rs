@@ -28,15 +28,22 @@ pub(super) fn exit(task: &Arc<Task>, mut thread: Box<dyn Thread>, status: i32) {
     task.finish_vfork();
     // Files are closed before anybody hears of the end: a parent may count on it.
     drop(task.set_files(hooks::no_files()));
+    // And its memory goes: segments that it mapped are counted.
+    drop(task.set_space(hooks::no_space()));
     task.usage.end();
     let session = task.session();
     if task.pid() == task.group().pid() {
         task.group().set_last_comm(task.comm());
     }
+    if task.tasks().tree().is_last(task) {
+        // Undone before anybody hears of the end, too.
+        task.tasks().ipc().process_ended(task.group().pid());
+    }
     let remains = task.tasks().tree().remove_thread(task, status);
     if task.group().exit_status().is_some() {
         let timers = std::mem::take(&mut *task.group().timers());
         drop(timers);
+        task.tasks().ipc().process_ended(task.group().pid());
         if session == task.group().pid() {
             hooks::session_ended(task.tasks(), session);
         }
@@ -52,6 +59,11 @@ impl Task {
 }
 
 impl Tree {
+    /// Whether no other thread of its process is left.
+    fn is_last(&self, task: &Task) -> bool {
+        self.groups.get(&task.group().pid()).is_none_or(|state| state.threads.len() <= 1)
+    }
+
     fn remove_thread(&mut self, task: &Task, status: i32) -> Remains {
         let mut remains = Remains::default();
         let (pid, group) = (task.pid(), task.group().pid());

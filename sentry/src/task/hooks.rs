@@ -1,9 +1,10 @@
 //! What other rooms do for tasks: the one place where `task` calls into `vfs` and `mm`.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use super::{Task, ThreadGroup};
 use crate::error::Errno;
+pub(super) use crate::ipc::Ipc;
 use crate::mm::AddressSpace;
 use crate::mm::futex::{exit_robust_list, wake_at};
 use crate::platform::Thread;
@@ -24,6 +25,12 @@ pub(super) fn no_files() -> Arc<FdTable> {
 /// A descriptor of a new process (`CLONE_PIDFD`).
 pub(super) fn insert_pidfd(files: &Arc<FdTable>, group: &Arc<ThreadGroup>) -> Result<i32, Errno> {
     files.insert(PidFd::open(group, false), true)
+}
+
+/// No memory, for a task that ends.
+pub(super) fn no_space() -> Arc<AddressSpace> {
+    static NONE: LazyLock<Arc<AddressSpace>> = LazyLock::new(Arc::default);
+    Arc::clone(&NONE)
 }
 
 /// Closes what an `execve` closes.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::hooks::Sessions;
+use super::hooks::{Ipc, Sessions};
 use super::signal::{Actions, AltStack, Pending, SignalSet};
 use super::{Credentials, Pid, Task, ThreadGroup, lock};
 use crate::error::Errno;
@@ -20,6 +20,7 @@ const RESERVED: Pid = 300;
 pub struct Tasks {
     tree: Mutex<Tree>,
     terminals: Sessions,
+    ipc: Ipc,
 }
 
 impl Default for Tasks {
@@ -40,7 +41,13 @@ impl Tasks {
             wrapped: false,
             limit,
         };
-        Self { tree: Mutex::new(tree), terminals: Sessions::default() }
+        Self { tree: Mutex::new(tree), terminals: Sessions::default(), ipc: Ipc::default() }
+    }
+
+    /// Its System V IPC.
+    #[must_use]
+    pub fn ipc(&self) -> &Ipc {
+        &self.ipc
     }
 
     /// Which session has which terminal.

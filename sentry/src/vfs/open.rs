@@ -39,9 +39,11 @@ pub fn open(caller: &Caller, walk: &mut Walk<'_>, flags: Flags, mode: u32) -> Re
     if folder && creates {
         return Err(Errno::EISDIR);
     }
-    if !created {
-        may_open(caller, &place, flags)?;
+    if created {
+        // What is new is empty: nothing is cut off, and nobody told so.
+        return open_place(caller, place, Flags(flags.0 & !libc::O_TRUNC.cast_unsigned()));
     }
+    may_open(caller, &place, flags)?;
     open_place(caller, place, flags)
 }
 

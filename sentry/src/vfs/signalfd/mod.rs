@@ -27,8 +27,11 @@ pub struct SignalFd {
     wanted: Mutex<SignalSet>,
     queue: Arc<WaitQueue>,
     /// Processes that have looked at it: after a `fork` there is more than one.
-    bridges: Mutex<BTreeMap<Pid, (Weak<ThreadGroup>, Arc<dyn Wake>)>>,
+    bridges: Mutex<BTreeMap<Pid, Listener>>,
 }
+
+/// A process and what hears of its signals.
+type Listener = (Weak<ThreadGroup>, Arc<dyn Wake>);
 
 impl SignalFd {
     /// For these signals.

@@ -22,11 +22,11 @@ const PENDING: usize = 16_384;
 
 /// Bits of a packet (`TIOCPKT`).
 pub(super) mod packet {
-    pub const FLUSH_READ: u8 = 1;
-    pub const STOP: u8 = 4;
-    pub const START: u8 = 8;
-    pub const NO_STOP: u8 = 16;
-    pub const DO_STOP: u8 = 32;
+    pub(crate) const FLUSH_READ: u8 = 1;
+    pub(crate) const STOP: u8 = 4;
+    pub(crate) const START: u8 = 8;
+    pub(crate) const NO_STOP: u8 = 16;
+    pub(crate) const DO_STOP: u8 = 32;
 }
 
 /// Owner and permissions of the slave.

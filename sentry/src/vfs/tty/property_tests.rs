@@ -102,10 +102,12 @@ fn settings() -> impl Strategy<Value = Termios> {
         | flag::IEXTEN;
     (any::<u32>(), any::<u32>(), any::<u32>(), any::<bool>(), 0..4u8).prop_map(
         move |(a, b, c, tabs, lines)| {
-            let mut termios = Termios::default();
-            termios.input = a & i;
-            termios.output = b & o | if tabs { flag::XTABS } else { 0 };
-            termios.local = c & l | flag::NOFLSH | if lines > 0 { flag::ICANON } else { 0 };
+            let mut termios = Termios {
+                input: a & i,
+                output: b & o | if tabs { flag::XTABS } else { 0 },
+                local: c & l | flag::NOFLSH | if lines > 0 { flag::ICANON } else { 0 },
+                ..Termios::default()
+            };
             termios.chars[super::termios::place::EOL] = b'|';
             termios.chars[super::termios::place::EOL2] = 255;
             termios

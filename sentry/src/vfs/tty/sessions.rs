@@ -87,7 +87,7 @@ pub fn session_ended(tasks: &Tasks, session: Pid) {
 }
 
 /// A terminal hangs up (`tty_signal_session_leader`): the leader of its session hears of it, which has no terminal from then on.
-pub fn hang_up(tasks: &Tasks, terminal: &Terminal) {
+pub(super) fn hang_up(tasks: &Tasks, terminal: &Terminal) {
     let Some((session, _)) = tasks.terminals().of(terminal) else { return };
     let leader = tasks.find_group(session);
     tasks.terminals().forget(session);
@@ -103,7 +103,7 @@ pub fn hang_up(tasks: &Tasks, terminal: &Terminal) {
 ///
 /// # Errors
 /// EIO where it would not; else the call is made again after the signal.
-pub fn check(task: &Task, terminal: &Terminal, signal: i32) -> Result<(), SysError> {
+pub(super) fn check(task: &Task, terminal: &Terminal, signal: i32) -> Result<(), SysError> {
     let tasks = task.tasks();
     let (session, pgid) = (task.session(), task.process_group());
     match tasks.terminals().of(terminal) {
@@ -124,7 +124,7 @@ pub fn check(task: &Task, terminal: &Terminal, signal: i32) -> Result<(), SysErr
 ///
 /// # Errors
 /// EPERM.
-pub fn take(task: &Task, terminal: &Terminal, steal: bool, readable: bool) -> Result<(), Errno> {
+pub(super) fn take(task: &Task, terminal: &Terminal, steal: bool, readable: bool) -> Result<(), Errno> {
     let tasks = task.tasks();
     let (session, pgid) = (task.session(), task.process_group());
     let owner = tasks.terminals().of(terminal);
@@ -146,7 +146,7 @@ pub fn take(task: &Task, terminal: &Terminal, steal: bool, readable: bool) -> Re
 ///
 /// # Errors
 /// ENOTTY where it is not its terminal.
-pub fn give_up(task: &Task, terminal: &Terminal) -> Result<(), Errno> {
+pub(super) fn give_up(task: &Task, terminal: &Terminal) -> Result<(), Errno> {
     let (tasks, session) = (task.tasks(), task.session());
     if !tasks.terminals().terminal(session).is_some_and(|own| own.same(terminal)) {
         return Err(Errno::ENOTTY);
@@ -165,7 +165,7 @@ pub fn give_up(task: &Task, terminal: &Terminal) -> Result<(), Errno> {
 ///
 /// # Errors
 /// ENOTTY where it is not the task's terminal, unless `any`.
-pub fn owner(task: &Task, terminal: &Terminal, any: bool) -> Result<(Pid, Pid), Errno> {
+pub(super) fn owner(task: &Task, terminal: &Terminal, any: bool) -> Result<(Pid, Pid), Errno> {
     let owner = task.tasks().terminals().of(terminal);
     match owner {
         Some(owner) if any || owner.0 == task.session() => Ok(owner),
@@ -178,7 +178,7 @@ pub fn owner(task: &Task, terminal: &Terminal, any: bool) -> Result<(Pid, Pid), 
 ///
 /// # Errors
 /// ENOTTY, EINVAL, ESRCH, EPERM, and what [`check`] says.
-pub fn set_foreground(task: &Task, terminal: &Terminal, pgid: Pid) -> Result<(), SysError> {
+pub(super) fn set_foreground(task: &Task, terminal: &Terminal, pgid: Pid) -> Result<(), SysError> {
     check(task, terminal, libc::SIGTTOU)?;
     let session = task.session();
     owner(task, terminal, false)?;

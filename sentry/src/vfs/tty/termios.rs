@@ -2,83 +2,83 @@
 
 /// Flags that the line discipline looks at.
 #[allow(missing_docs, reason = "names as the manual has them")]
-pub mod flag {
+pub(super) mod flag {
     // c_iflag
-    pub const ISTRIP: u32 = 0o40;
-    pub const INLCR: u32 = 0o100;
-    pub const IGNCR: u32 = 0o200;
-    pub const ICRNL: u32 = 0o400;
-    pub const IUCLC: u32 = 0o1000;
-    pub const PARMRK: u32 = 0o10;
-    pub const IXON: u32 = 0o2000;
-    pub const IXANY: u32 = 0o4000;
-    pub const IUTF8: u32 = 0o40000;
+    pub(crate) const ISTRIP: u32 = 0o40;
+    pub(crate) const INLCR: u32 = 0o100;
+    pub(crate) const IGNCR: u32 = 0o200;
+    pub(crate) const ICRNL: u32 = 0o400;
+    pub(crate) const IUCLC: u32 = 0o1000;
+    pub(crate) const PARMRK: u32 = 0o10;
+    pub(crate) const IXON: u32 = 0o2000;
+    pub(crate) const IXANY: u32 = 0o4000;
+    pub(crate) const IUTF8: u32 = 0o40000;
     // c_oflag
-    pub const OPOST: u32 = 0o1;
-    pub const OLCUC: u32 = 0o2;
-    pub const ONLCR: u32 = 0o4;
-    pub const OCRNL: u32 = 0o10;
-    pub const ONOCR: u32 = 0o20;
-    pub const ONLRET: u32 = 0o40;
-    pub const XTABS: u32 = 0o14000;
+    pub(crate) const OPOST: u32 = 0o1;
+    pub(crate) const OLCUC: u32 = 0o2;
+    pub(crate) const ONLCR: u32 = 0o4;
+    pub(crate) const OCRNL: u32 = 0o10;
+    pub(crate) const ONOCR: u32 = 0o20;
+    pub(crate) const ONLRET: u32 = 0o40;
+    pub(crate) const XTABS: u32 = 0o14000;
     // c_cflag
-    pub const CSIZE: u32 = 0o60;
-    pub const CS8: u32 = 0o60;
-    pub const CREAD: u32 = 0o200;
-    pub const PARENB: u32 = 0o400;
+    pub(crate) const CSIZE: u32 = 0o60;
+    pub(crate) const CS8: u32 = 0o60;
+    pub(crate) const CREAD: u32 = 0o200;
+    pub(crate) const PARENB: u32 = 0o400;
     // c_lflag
-    pub const ISIG: u32 = 0o1;
-    pub const ICANON: u32 = 0o2;
-    pub const ECHO: u32 = 0o10;
-    pub const ECHOE: u32 = 0o20;
-    pub const ECHOK: u32 = 0o40;
-    pub const ECHONL: u32 = 0o100;
-    pub const NOFLSH: u32 = 0o200;
-    pub const TOSTOP: u32 = 0o400;
-    pub const ECHOCTL: u32 = 0o1000;
-    pub const ECHOPRT: u32 = 0o2000;
-    pub const ECHOKE: u32 = 0o4000;
-    pub const IEXTEN: u32 = 0o100000;
-    pub const EXTPROC: u32 = 0o200000;
+    pub(crate) const ISIG: u32 = 0o1;
+    pub(crate) const ICANON: u32 = 0o2;
+    pub(crate) const ECHO: u32 = 0o10;
+    pub(crate) const ECHOE: u32 = 0o20;
+    pub(crate) const ECHOK: u32 = 0o40;
+    pub(crate) const ECHONL: u32 = 0o100;
+    pub(crate) const NOFLSH: u32 = 0o200;
+    pub(crate) const TOSTOP: u32 = 0o400;
+    pub(crate) const ECHOCTL: u32 = 0o1000;
+    pub(crate) const ECHOPRT: u32 = 0o2000;
+    pub(crate) const ECHOKE: u32 = 0o4000;
+    pub(crate) const IEXTEN: u32 = 0o100000;
+    pub(crate) const EXTPROC: u32 = 0o200000;
 }
 
 /// Places in `c_cc`.
 #[allow(missing_docs, reason = "names as the manual has them")]
-pub mod place {
-    pub const INTR: usize = 0;
-    pub const QUIT: usize = 1;
-    pub const ERASE: usize = 2;
-    pub const KILL: usize = 3;
-    pub const EOF: usize = 4;
-    pub const TIME: usize = 5;
-    pub const MIN: usize = 6;
-    pub const START: usize = 8;
-    pub const STOP: usize = 9;
-    pub const SUSP: usize = 10;
-    pub const EOL: usize = 11;
-    pub const REPRINT: usize = 12;
-    pub const WERASE: usize = 14;
-    pub const LNEXT: usize = 15;
-    pub const EOL2: usize = 16;
+pub(super) mod place {
+    pub(crate) const INTR: usize = 0;
+    pub(crate) const QUIT: usize = 1;
+    pub(crate) const ERASE: usize = 2;
+    pub(crate) const KILL: usize = 3;
+    pub(crate) const EOF: usize = 4;
+    pub(crate) const TIME: usize = 5;
+    pub(crate) const MIN: usize = 6;
+    pub(crate) const START: usize = 8;
+    pub(crate) const STOP: usize = 9;
+    pub(crate) const SUSP: usize = 10;
+    pub(crate) const EOL: usize = 11;
+    pub(crate) const REPRINT: usize = 12;
+    pub(crate) const WERASE: usize = 14;
+    pub(crate) const LNEXT: usize = 15;
+    pub(crate) const EOL2: usize = 16;
 }
 
 /// Settings of a terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Termios {
+pub(super) struct Termios {
     /// `c_iflag`.
-    pub input: u32,
+    pub(super) input: u32,
     /// `c_oflag`.
-    pub output: u32,
+    pub(super) output: u32,
     /// `c_cflag`.
-    pub control: u32,
+    pub(super) control: u32,
     /// `c_lflag`.
-    pub local: u32,
+    pub(super) local: u32,
     /// `c_line`.
-    pub line: u8,
+    pub(super) line: u8,
     /// `c_cc`.
-    pub chars: [u8; 19],
+    pub(super) chars: [u8; 19],
     /// `c_ispeed`, `c_ospeed`.
-    pub speeds: [u32; 2],
+    pub(super) speeds: [u32; 2],
 }
 
 impl Default for Termios {
@@ -99,13 +99,13 @@ impl Default for Termios {
 
 impl Termios {
     /// Bytes of `struct termios`.
-    pub const SIZE: usize = 36;
+    pub(crate) const SIZE: usize = 36;
     /// Bytes of `struct termios2`.
-    pub const SIZE2: usize = 44;
+    pub(crate) const SIZE2: usize = 44;
 
     /// As `struct termios2`, of which `struct termios` is the beginning.
     #[must_use]
-    pub fn to_bytes(&self) -> [u8; Self::SIZE2] {
+    pub(super) fn to_bytes(self) -> [u8; Self::SIZE2] {
         let mut bytes = [0; Self::SIZE2];
         let flags =
             [self.input, self.output, self.control, self.local].into_iter().flat_map(u32::to_le_bytes);
@@ -119,7 +119,7 @@ impl Termios {
 
     /// Out of `struct termios2`.
     #[must_use]
-    pub fn from_bytes(bytes: &[u8; Self::SIZE2]) -> Self {
+    pub(super) fn from_bytes(bytes: &[u8; Self::SIZE2]) -> Self {
         let word = |at: usize| {
             let mut four = [0; 4];
             four.copy_from_slice(&bytes[at..at + 4]);
@@ -140,37 +140,37 @@ impl Termios {
 
     /// Whether a flag of `c_iflag` is set.
     #[must_use]
-    pub fn i(&self, flag: u32) -> bool {
+    pub(super) fn i(&self, flag: u32) -> bool {
         self.input & flag != 0
     }
 
     /// Whether a flag of `c_oflag` is set.
     #[must_use]
-    pub fn o(&self, flag: u32) -> bool {
+    pub(super) fn o(&self, flag: u32) -> bool {
         self.output & flag != 0
     }
 
     /// Whether a flag of `c_lflag` is set.
     #[must_use]
-    pub fn l(&self, flag: u32) -> bool {
+    pub(super) fn l(&self, flag: u32) -> bool {
         self.local & flag != 0
     }
 
     /// Whether `byte` is the character at a place of `c_cc`; 0 there is none.
     #[must_use]
-    pub fn is(&self, place: usize, byte: u8) -> bool {
+    pub(super) fn is(&self, place: usize, byte: u8) -> bool {
         byte != 0 && self.chars.get(place) == Some(&byte)
     }
 
     /// `VMIN` and `VTIME`.
     #[must_use]
-    pub fn minimum_and_time(&self) -> (usize, u8) {
+    pub(super) fn minimum_and_time(&self) -> (usize, u8) {
         (usize::from(self.chars[place::MIN]), self.chars[place::TIME])
     }
 
     /// As a pty keeps it: 8 bits without parity.
     #[must_use]
-    pub fn of_pty(mut self) -> Self {
+    pub(super) fn of_pty(mut self) -> Self {
         self.control = self.control & !(flag::CSIZE | flag::PARENB) | flag::CS8 | flag::CREAD;
         self
     }
