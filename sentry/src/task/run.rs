@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::signal::{Flow, SignalInfo, deliver, force_fault};
 use super::{Resource, Serving, Task, exit, lock};
 use crate::call::Call;
-use crate::error::{Restart, SysError, SysResult};
+use crate::error::{Errno, Restart, SysError, SysResult};
 use crate::kernel::Kernel;
 use crate::mm;
 use crate::platform::{Thread, Trap};
@@ -73,9 +73,15 @@ fn speed_up(task: &Task, thread: &mut dyn Thread) {
     let space = task.space();
     let Some(area) = space.area_at(place) else { return };
     let code = area.is_private_code() && area.range().contains(&place.saturating_add(16));
-    if code && thread.replace(area.protection.bits().cast_signed()).is_err() {
-        tracing::warn!("a page of a guest's code could not be given back its protection");
-        task.exit_group(libc::SIGKILL);
+    let replaced = if code { thread.replace(area.protection.bits().cast_signed()) } else { Ok(()) };
+    match replaced {
+        Ok(()) => {}
+        // The stub is gone already: another thread ended the process.
+        Err(Errno::EFAULT) => task.exit_group(libc::SIGKILL),
+        Err(errno) => {
+            tracing::warn!(%errno, "a page of a guest's code could not be given back its protection");
+            task.exit_group(libc::SIGKILL);
+        }
     }
 }
 
@@ -131,7 +137,7 @@ pub(super) fn carry_out(
         Some(entry) => (entry.handler)(&mut Call { kernel, task, thread }, arguments),
         None => {
             kernel.note_unknown_call(&task.comm(), number);
-            Err(SysError::Errno(crate::error::Errno::ENOSYS))
+            Err(SysError::Errno(Errno::ENOSYS))
         }
     }
 }
