@@ -225,6 +225,13 @@ fn ioctl(call: &mut Call<'_>, [fd, request, argument, ..]: [u64; 6]) -> SysResul
             let Flags(flags) = open.flags();
             open.set_flags(if on { flags | wait } else { flags & !wait });
         }
+        // Kept and shown, as by `fcntl(F_SETFL)`; no signal is sent.
+        libc::FIOASYNC => {
+            let on = call.read_u32(argument)? != 0;
+            let told = libc::O_ASYNC.cast_unsigned();
+            let Flags(flags) = open.flags();
+            open.set_flags(if on { flags | told } else { flags & !told });
+        }
         libc::FIONREAD if open.inode().kind() == crate::vfs::FileKind::Regular && open.file().seekable() => {
             let left = open.inode().attributes()?.size.saturating_sub(open.position());
             call.write(argument, &i32::try_from(left).unwrap_or(i32::MAX).to_le_bytes())?;
