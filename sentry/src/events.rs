@@ -1,0 +1,173 @@
+//! Waiting: what a file or a child can become, who waits for it, and how a thread of the sentry sleeps.
+//!
+//! A [`WaitQueue`] belongs to whatever can become ready. Who waits puts a [`Wake`] in it, looks whether it is ready already, and sleeps. A
+//! guest thread has one [`Waiter`] of its own for all it waits for, signals included.
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::time::Instant;
+
+use bitflags::bitflags;
+
+bitflags! {
+    /// Readiness of a file, with the numbers of `poll` and `epoll` (`include/uapi/asm-generic/poll.h`).
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+    pub struct Events: u32 {
+        /// Something can be read.
+        const IN = 0x001;
+        /// Urgent data.
+        const PRI = 0x002;
+        /// Something can be written.
+        const OUT = 0x004;
+        /// An error is to be fetched.
+        const ERR = 0x008;
+        /// The other end is gone.
+        const HUP = 0x010;
+        /// Not an open file.
+        const NVAL = 0x020;
+        /// As `IN`.
+        const RDNORM = 0x040;
+        /// As `OUT`.
+        const WRNORM = 0x100;
+        /// The other end writes no more.
+        const RDHUP = 0x2000;
+        /// Of the kernel itself: something about a task changed (a child, a stop, a signal).
+        const CHANGED = 1 << 20;
+    }
+}
+
+/// Whoever is told that something may have become ready. It is called with the queue locked: it must not wait, nor change that queue.
+pub trait Wake: Send + Sync {
+    /// Of these events something may have come.
+    fn wake(&self, events: Events);
+}
+
+/// Those who wait for one thing. It holds them weakly: who is gone is forgotten at the next notification.
+#[derive(Default)]
+pub struct WaitQueue {
+    entries: Mutex<Vec<(Events, Weak<dyn Wake>)>>,
+}
+
+impl WaitQueue {
+    /// With nobody in it.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { entries: Mutex::new(Vec::new()) }
+    }
+
+    /// Tells `who` of these events until it is dropped or [removed](Self::remove). ERR and HUP are always told.
+    pub fn add(&self, events: Events, who: &Arc<dyn Wake>) {
+        let events = events | Events::ERR | Events::HUP;
+        self.lock().push((events, Arc::downgrade(who)));
+    }
+
+    /// Takes `who` out again.
+    pub fn remove(&self, who: &Arc<dyn Wake>) {
+        let who = Arc::as_ptr(who).cast::<()>();
+        self.lock().retain(|(_, entry)| entry.as_ptr().cast::<()>() != who);
+    }
+
+    /// Tells all who wait for any of these events.
+    pub fn notify(&self, events: Events) {
+        self.lock().retain(|(wanted, entry)| {
+            let Some(entry) = entry.upgrade() else { return false };
+            if wanted.intersects(events) {
+                entry.wake(events);
+            }
+            true
+        });
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(Events, Weak<dyn Wake>)>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A thread's own event: set by whoever has news for it, cleared when it goes to look.
+#[derive(Default)]
+pub struct Waiter {
+    set: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Waiter {
+    /// Nothing has happened yet.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// Forgets what happened so far. Called before a condition is looked at: what happens after is then not missed.
+    pub fn clear(&self) {
+        *self.set.lock().unwrap_or_else(PoisonError::into_inner) = false;
+    }
+
+    /// Sleeps until something happens, or the deadline. `false` when it was the deadline.
+    pub fn wait(&self, deadline: Option<Instant>) -> bool {
+        let mut set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
+        while !*set {
+            match deadline {
+                None => set = self.changed.wait(set).unwrap_or_else(PoisonError::into_inner),
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return false;
+                    }
+                    set = self.changed.wait_timeout(set, left).unwrap_or_else(PoisonError::into_inner).0;
+                }
+            }
+        }
+        true
+    }
+
+    /// Something happened.
+    pub fn set(&self) {
+        *self.set.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.changed.notify_all();
+    }
+}
+
+impl Wake for Waiter {
+    fn wake(&self, _events: Events) {
+        self.set();
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn what_happens_before_the_wait_is_not_missed() {
+        let queue = WaitQueue::new();
+        let waiter = Waiter::new();
+        let wake: Arc<dyn Wake> = waiter.clone();
+        queue.add(Events::IN, &wake);
+        waiter.clear();
+        queue.notify(Events::IN);
+        assert!(waiter.wait(Some(Instant::now())));
+        waiter.clear();
+        queue.notify(Events::OUT);
+        assert!(!waiter.wait(Some(Instant::now() + Duration::from_millis(1))));
+        queue.notify(Events::HUP);
+        assert!(waiter.wait(None));
+        queue.remove(&wake);
+        waiter.clear();
+        queue.notify(Events::IN);
+        assert!(!waiter.wait(Some(Instant::now())));
+    }
+
+    #[test]
+    fn a_sleeping_thread_is_woken() {
+        let queue = Arc::new(WaitQueue::new());
+        let waiter = Waiter::new();
+        let wake: Arc<dyn Wake> = waiter.clone();
+        queue.add(Events::IN, &wake);
+        let other = Arc::clone(&queue);
+        let thread = std::thread::spawn(move || other.notify(Events::IN));
+        assert!(waiter.wait(None));
+        thread.join().unwrap();
+    }
+}

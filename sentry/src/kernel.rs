@@ -1,0 +1,155 @@
+//! The kernel of one sandbox: what all its tasks share.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+
+use crate::net::Net;
+use crate::platform::Platform;
+use crate::syscalls::{self, Entry, NUMBERS};
+use crate::task::{Tasks, Workers, lock};
+use crate::time::{Clocks, Timers};
+
+/// Programs and calls that are noted as unknown; more are not told apart.
+const NOTED: usize = 4096;
+
+/// Names of the machine (`man 2 uname`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Uts {
+    /// `nodename`: up to 64 bytes.
+    pub host: Vec<u8>,
+    /// `domainname`: up to 64 bytes.
+    pub domain: Vec<u8>,
+}
+
+impl Default for Uts {
+    fn default() -> Self {
+        Self { host: b"localhost".to_vec(), domain: b"(none)".to_vec() }
+    }
+}
+
+/// The kernel of one sandbox.
+pub struct Kernel {
+    /// How guest code runs.
+    pub platform: Box<dyn Platform>,
+    /// Every task.
+    pub tasks: Arc<Tasks>,
+    /// What time it is.
+    pub clocks: Clocks,
+    /// Everything that goes off at a time.
+    pub timers: Timers,
+    /// Threads that serve guest threads.
+    pub workers: Workers,
+    /// Names of the machine.
+    pub uts: Mutex<Uts>,
+    /// What `/proc` shows the same wherever it is mounted.
+    pub(crate) proc: crate::vfs::proc::State,
+    /// System calls by number.
+    pub(crate) calls: Box<[Option<Entry>; NUMBERS]>,
+    unknown_calls: Mutex<BTreeSet<(Vec<u8>, u64)>>,
+    /// Sockets, addresses, names.
+    pub net: Arc<Net>,
+    /// Who waits for words of guest memory.
+    pub futexes: Arc<crate::mm::futex::Table>,
+}
+
+impl Kernel {
+    /// With no task yet.
+    #[must_use]
+    pub fn new(platform: Box<dyn Platform>) -> Arc<Self> {
+        Self::with_tasks(platform, Tasks::default())
+    }
+
+    /// With this room for tasks.
+    #[must_use]
+    pub fn with_tasks(platform: Box<dyn Platform>, tasks: Tasks) -> Arc<Self> {
+        Arc::new(Self {
+            platform,
+            tasks: Arc::new(tasks),
+            clocks: Clocks::new(),
+            timers: Timers::default(),
+            workers: Workers::default(),
+            futexes: Arc::default(),
+            net: Net::new(),
+            uts: Mutex::default(),
+            proc: crate::vfs::proc::State::default(),
+            calls: Box::new(syscalls::table()),
+            unknown_calls: Mutex::default(),
+        })
+    }
+
+    /// Says, once for each program and call, that a call is not there.
+    pub(crate) fn note_unknown_call(&self, program: &[u8], number: u64) {
+        let fresh = {
+            let mut noted = lock(&self.unknown_calls);
+            noted.len() < NOTED && noted.insert((program.to_vec(), number))
+        };
+        if fresh {
+            let program = String::from_utf8_lossy(program);
+            let name = syscalls::names::name(number).unwrap_or("?");
+            tracing::info!(%program, number, name, "system call that is not there");
+        }
+    }
+}
+
+mod for_test {
+    use std::ops::Range;
+    use std::sync::Arc;
+
+    use super::Kernel;
+    use crate::error::Errno;
+    use crate::platform::{Platform, Thread};
+    use crate::task::{Credentials, Limits, NewProcess, Task};
+    use crate::testing::{BASE, FlatThread};
+
+    /// Guests without code.
+    struct Flat;
+
+    const SIZE: usize = 1 << 20;
+
+    impl Platform for Flat {
+        fn name(&self) -> &'static str {
+            "flat"
+        }
+
+        fn new_address_space(&self) -> Result<Box<dyn Thread>, Errno> {
+            Ok(Box::new(FlatThread::new(SIZE)))
+        }
+
+        fn guest_range(&self) -> Range<u64> {
+            BASE..BASE + SIZE as u64
+        }
+    }
+
+    impl Kernel {
+        /// A kernel whose guests have no code, for tests and fuzzing.
+        #[must_use]
+        pub fn for_test() -> Arc<Self> {
+            Self::new(Box::new(Flat))
+        }
+
+        /// One with room for so many tasks.
+        #[must_use]
+        pub fn with_tasks_for_test(limit: usize) -> Arc<Self> {
+            Self::with_tasks(Box::new(Flat), crate::task::Tasks::new(limit))
+        }
+    }
+
+    impl Task {
+        /// A process of root without files, for tests and fuzzing; the first one of a kernel is number 1. It is not run.
+        ///
+        /// # Panics
+        /// When the kernel has as many tasks as it may.
+        #[must_use]
+        #[allow(clippy::unwrap_used, reason = "of tests")]
+        pub fn for_test(kernel: &Kernel) -> Arc<Self> {
+            let new = NewProcess {
+                credentials: Credentials::root(),
+                limits: Limits::default(),
+                files: Arc::default(),
+                fs: Arc::default(),
+                space: Arc::default(),
+            };
+            kernel.new_process(new).unwrap()
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! Puts a prepared program into an empty address space (`load_elf_binary`).
+
+use std::sync::Arc;
+
+use super::elf::{Image, Segment};
+use super::stack::{self, Contents};
+use super::{Prepared, Program, host};
+use crate::error::Errno;
+use crate::mm::{
+    AddressSpace, Limits, MapRequest, MappedFile, PAGE, Protection, Source, fill_random, page_down, page_up,
+    random_pages,
+};
+use crate::platform::{Regs, Thread};
+
+/// Room above the program within which the heap begins (`arch_randomize_brk`).
+const HEAP_ROOM: u64 = 32 << 20;
+/// `eflags` of a new program: the bit that is always set, and interrupts.
+const EFLAGS: u64 = 0x202;
+
+/// Who runs the program, for the auxiliary vector.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Identity {
+    /// Real user.
+    pub uid: u32,
+    /// Effective user.
+    pub euid: u32,
+    /// Real group.
+    pub gid: u32,
+    /// Effective group.
+    pub egid: u32,
+    /// `AT_SECURE`: it may do more than who started it.
+    pub secure: bool,
+    /// `AT_SYSINFO_EHDR`: the vDSO of the platform.
+    pub vdso: Option<u64>,
+}
+
+impl Prepared {
+    /// Maps the program with its interpreter and its stack, and sets the registers of `thread`, whose address space `space` is. All of it
+    /// is empty before.
+    ///
+    /// # Errors
+    /// ENOMEM, EINVAL, EFAULT: the address space is of no use then.
+    pub fn load(
+        &self,
+        space: &AddressSpace,
+        thread: &mut dyn Thread,
+        limits: &Limits,
+        identity: &Identity,
+    ) -> Result<(), Errno> {
+        let top = space.map_stack(thread, self.image.executable_stack, limits)?;
+        let bias = place_program(space, &self.image)?;
+        map_image(space, thread, &self.program, &self.image, bias, limits)?;
+        set_heap(space, &self.image, bias)?;
+        let entry = self.image.entry.checked_add(bias).ok_or(Errno::EINVAL)?;
+        let mut start = (entry, 0);
+        if let Some((file, image)) = &self.interpreter {
+            let bias = place_interpreter(space, image)?;
+            map_image(space, thread, file, image, bias, limits)?;
+            start = (image.entry.checked_add(bias).ok_or(Errno::EINVAL)?, bias);
+        }
+        if start.0 >= crate::mm::TASK_SIZE {
+            return Err(Errno::EINVAL);
+        }
+        let mut random = [0; stack::RANDOM_BYTES];
+        fill_random(&mut random)?;
+        let auxiliary = self.auxiliary(bias, start.1, entry, identity);
+        let contents = Contents { strings: &self.strings, name: &self.name, random, auxiliary: &auxiliary };
+        let stack = stack::build(top, &contents)?;
+        if thread.write(stack.pointer, &stack.bytes) != stack.bytes.len() {
+            return Err(Errno::EFAULT);
+        }
+        space.set_strings(stack.places);
+        space.set_program(Some(Arc::clone(&self.program) as Arc<dyn crate::mm::MappedFile>));
+        *thread.regs() = Regs { rip: start.0, rsp: stack.pointer, eflags: EFLAGS, ..Regs::default() };
+        *thread.fs_base() = 0;
+        Ok(())
+    }
+
+    fn auxiliary(&self, bias: u64, base: u64, entry: u64, identity: &Identity) -> Vec<(u64, u64)> {
+        let (table, entries) = self.image.table;
+        let table = if table == 0 { 0 } else { table.saturating_add(bias) };
+        let mut auxiliary = vec![
+            // A signal frame has the processor's whole state.
+            (libc::AT_MINSIGSTKSZ, host::auxiliary(libc::AT_MINSIGSTKSZ)),
+            (libc::AT_HWCAP, host::auxiliary(libc::AT_HWCAP)),
+            (libc::AT_PAGESZ, PAGE),
+            (libc::AT_CLKTCK, 100),
+            (libc::AT_PHDR, table),
+            (libc::AT_PHENT, super::elf::PROGRAM_HEADER_BYTES as u64),
+            (libc::AT_PHNUM, u64::from(entries)),
+            (libc::AT_BASE, base),
+            (libc::AT_FLAGS, 0),
+            (libc::AT_ENTRY, entry),
+            (libc::AT_UID, u64::from(identity.uid)),
+            (libc::AT_EUID, u64::from(identity.euid)),
+            (libc::AT_GID, u64::from(identity.gid)),
+            (libc::AT_EGID, u64::from(identity.egid)),
+            (libc::AT_SECURE, u64::from(identity.secure)),
+            // Instructions that set fs and gs are not told of: the platform keeps those.
+            (libc::AT_HWCAP2, 0),
+        ];
+        auxiliary.extend(identity.vdso.map(|header| (libc::AT_SYSINFO_EHDR, header)));
+        auxiliary
+    }
+}
+
+/// How far a program is moved: to two thirds of the room and a random number of pages more (`ELF_ET_DYN_BASE`), or not at all.
+fn place_program(space: &AddressSpace, image: &Image) -> Result<u64, Errno> {
+    let pages = image.pages();
+    let range = space.range();
+    if !image.moves {
+        let inside = range.start <= pages.start && pages.end <= range.end;
+        return if inside { Ok(0) } else { Err(Errno::ENOMEM) };
+    }
+    let length = pages.end - pages.start;
+    let room = range.end - range.start;
+    let base =
+        range.start.saturating_add(room / 3 * 2).saturating_add(random_pages((room / 64).min(1 << 40)));
+    let start = align_up(base, image.alignment).ok_or(Errno::ENOMEM)?;
+    let end = start.checked_add(length).filter(|end| *end <= range.end).ok_or(Errno::ENOMEM)?;
+    debug_assert!(end >= start);
+    Ok(start.wrapping_sub(page_down(pages.start) & !(image.alignment - 1)))
+}
+
+/// An interpreter goes where `mmap` puts it.
+fn place_interpreter(space: &AddressSpace, image: &Image) -> Result<u64, Errno> {
+    if !image.moves {
+        return place_program(space, image);
+    }
+    let pages = image.pages();
+    let first = pages.start & !(image.alignment - 1);
+    let length = (pages.end - first).checked_add(image.alignment - PAGE).ok_or(Errno::ENOMEM)?;
+    let start = align_up(space.free_place(length)?, image.alignment).ok_or(Errno::ENOMEM)?;
+    Ok(start.wrapping_sub(first))
+}
+
+fn align_up(address: u64, alignment: u64) -> Option<u64> {
+    Some(address.checked_add(alignment - 1)? & !(alignment - 1))
+}
+
+fn set_heap(space: &AddressSpace, image: &Image, bias: u64) -> Result<(), Errno> {
+    let end = bias.wrapping_add(image.pages().end);
+    let data = image.segments.iter().filter(|segment| segment.protection.contains(Protection::WRITE));
+    let data = data.fold(0u64, |sum, segment| sum.saturating_add(segment.memory_bytes));
+    let start = end.checked_add(random_pages(HEAP_ROOM)).ok_or(Errno::ENOMEM)?;
+    space.start_heap(start, data);
+    Ok(())
+}
+
+fn map_image(
+    space: &AddressSpace,
+    thread: &mut dyn Thread,
+    file: &Arc<dyn Program>,
+    image: &Image,
+    bias: u64,
+    limits: &Limits,
+) -> Result<(), Errno> {
+    for segment in &image.segments {
+        map_segment(space, thread, file, segment, bias, limits)?;
+    }
+    Ok(())
+}
+
+/// One segment: its pages of the file, zeros in what the file does not have of the last of them, and memory behind.
+fn map_segment(
+    space: &AddressSpace,
+    thread: &mut dyn Thread,
+    file: &Arc<dyn Program>,
+    segment: &Segment,
+    bias: u64,
+    limits: &Limits,
+) -> Result<(), Errno> {
+    // A bias may be "negative": the sum is what counts, and that lies among the guest's addresses or is refused.
+    let address = segment.address.wrapping_add(bias);
+    let file_end = address.checked_add(segment.file_bytes).ok_or(Errno::ENOMEM)?;
+    let end = address.checked_add(segment.memory_bytes).and_then(page_up).ok_or(Errno::ENOMEM)?;
+    let start = page_down(address);
+    let mut map = |range: std::ops::Range<u64>, source| {
+        let flags = libc::MAP_PRIVATE | libc::MAP_FIXED;
+        let length = range.end - range.start;
+        let protection = segment.protection;
+        space.map(thread, &MapRequest { address: range.start, length, protection, flags, source }, limits)
+    };
+    let mut next = start;
+    if segment.file_bytes > 0 {
+        next = page_up(file_end).ok_or(Errno::ENOMEM)?;
+        let offset = page_down(segment.offset);
+        let mapped: Arc<dyn MappedFile> = Arc::<dyn Program>::clone(file);
+        map(start..next, Source::File(mapped, offset))?;
+    }
+    if next < end {
+        map(next..end, Source::Anonymous)?;
+    }
+    let rest = next.saturating_sub(file_end);
+    if segment.memory_bytes > segment.file_bytes && segment.file_bytes > 0 && rest > 0 {
+        let zeros = [0; PAGE as usize];
+        // Where it cannot be written nobody relies on it: Linux leaves it as well.
+        let written = thread.write(file_end, &zeros[..rest as usize]);
+        if written as u64 != rest && segment.protection.contains(Protection::WRITE) {
+            return Err(Errno::EFAULT);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,175 @@
+//! Sockets (`man 7 socket`): UNIX domain, the sandbox's own Internet addresses, netlink.
+//!
+//! | part | what it is |
+//! |---|---|
+//! | [`Net`] | what all sockets of a sandbox share: names, ports, limits |
+//! | [`Socket`], [`SocketFile`] | what a socket of some family does; its open file |
+//! | [`Common`] | what every socket has: type, options, pending error, who waits |
+//! | `buffer`, `messages` | a stream's bytes; datagrams that wait to be received |
+//! | [`unix`], [`inet`], [`netlink`] | families |
+//! | `message`, `control` | `msghdr` and control messages between guest memory and the above |
+//! | [`interfaces`] | `SIOCGIF*` |
+//! | [`proc`] | texts of `/proc/net` |
+//!
+//! **The short path.** A connection between two sockets of the sandbox has no packets and no TCP machine: it is two queues of bytes. What is
+//! sent is copied once, out of the sender's memory, and once more into the receiver's. What has another destination than the
+//! sandbox' own addresses goes by [`inet::Route`]; today that leads nowhere (ENETUNREACH).
+//!
+//! **Nothing here waits**, as in [`crate::vfs`]: EAGAIN, and system calls wait in `syscalls::sockets` on [`Common::queue`].
+//!
+//! **Limits.** Sockets of a kernel: [`SOCKETS`]. Bytes in all queues: [`QUEUED`]. Descriptors in flight: [`IN_FLIGHT`]. A socket that is in its
+//! own queue, or two in each other's, are never received nor closed: Linux collects them (`net/unix/garbage.c`), here they count as in
+//! flight until the sandbox ends, so that [`IN_FLIGHT`] bounds them.
+//!
+//! **Locks**, each taken before those below it:
+//!
+//! 1. name of a UNIX socket (held while its file is made: locks of [`crate::vfs`] come after it);
+//! 2. state of a socket, one at a time: who connects says so in its own state, lets go of it, and then looks at the listener's;
+//! 3. addresses or peer of a socket, one at a time;
+//! 4. `reader` of a byte queue, `writer` of a byte queue (never both by one thread);
+//! 5. contents of a queue (one at a time), guest memory being copied under it only for small writes;
+//! 6. options of a socket; names, ports and the list of sockets in [`Net`] (moments: nothing is called under them);
+//! 7. a wait queue.
+//!
+//! Descriptors that were in flight are dropped with no lock held, one after the other and never nested ([`control::Rights`]).
+
+pub(crate) mod address;
+pub(crate) mod buffer;
+pub(crate) mod common;
+pub(crate) mod control;
+pub mod inet;
+pub mod interfaces;
+pub(crate) mod message;
+pub(crate) mod messages;
+pub mod netlink;
+pub(crate) mod options;
+pub(crate) mod pair;
+pub mod proc;
+mod socket;
+pub mod unix;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+
+pub use common::{Common, Identity};
+pub use socket::SocketFile;
+pub(crate) use socket::{Context, Outgoing, Receive, Socket, create, create_pair, option, set_option};
+
+/// Sockets that a kernel can have.
+pub const SOCKETS: usize = 262_144;
+/// Bytes of memory that all queues of a kernel take.
+pub const QUEUED: usize = 1 << 30;
+/// Descriptors of a kernel that are in flight.
+pub const IN_FLIGHT: usize = 16_384;
+/// Longest backlog (`net.core.somaxconn`).
+pub const BACKLOG: usize = 4096;
+
+/// Locks, without poison.
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Counts what there is a limit for.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    used: AtomicUsize,
+    limit: usize,
+}
+
+impl Budget {
+    pub(crate) const fn new(limit: usize) -> Self {
+        Self { used: AtomicUsize::new(0), limit }
+    }
+
+    /// Takes some, if it is there.
+    pub(crate) fn take(&self, amount: usize) -> bool {
+        let fits = |used: usize| used.checked_add(amount).filter(|sum| *sum <= self.limit);
+        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok()
+    }
+
+    /// Gives back what was taken.
+    pub(crate) fn give(&self, amount: usize) {
+        let less = |used: usize| Some(used.saturating_sub(amount));
+        let _ = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+    }
+
+    pub(crate) fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+}
+
+/// What all sockets of a sandbox share.
+pub struct Net {
+    pub(crate) sockets: Budget,
+    pub(crate) bytes: Arc<Budget>,
+    pub(crate) flight: Arc<Budget>,
+    pub(crate) unix: unix::Names,
+    pub(crate) inet: inet::Ports,
+    pub(crate) netlink: netlink::Ports,
+    addresses: RwLock<Vec<IpAddr>>,
+    all: Mutex<BTreeMap<u64, Weak<dyn Socket>>>,
+}
+
+impl Net {
+    /// With loopback alone.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            sockets: Budget::new(SOCKETS),
+            bytes: Arc::new(Budget::new(QUEUED)),
+            flight: Arc::new(Budget::new(IN_FLIGHT)),
+            unix: unix::Names::default(),
+            inet: inet::Ports::default(),
+            netlink: netlink::Ports::default(),
+            addresses: RwLock::default(),
+            all: Mutex::default(),
+        })
+    }
+
+    /// Addresses of the sandbox besides 127.0.0.0/8 and ::1: those of its pod.
+    pub fn set_addresses(&self, addresses: Vec<IpAddr>) {
+        *self.addresses.write().unwrap_or_else(PoisonError::into_inner) = addresses;
+    }
+
+    /// Those addresses.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        self.addresses.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether an address is one of the sandbox'.
+    #[must_use]
+    pub fn is_own(&self, address: IpAddr) -> bool {
+        match address.to_canonical() {
+            address if address.is_loopback() => true,
+            address => {
+                let addresses = self.addresses.read().unwrap_or_else(PoisonError::into_inner);
+                addresses.contains(&address)
+            }
+        }
+    }
+
+    /// Every socket, in the order of making.
+    pub(crate) fn all(&self) -> Vec<Arc<dyn Socket>> {
+        lock(&self.all).values().filter_map(Weak::upgrade).collect()
+    }
+
+    pub(crate) fn register(&self, socket: &Arc<dyn Socket>) {
+        lock(&self.all).insert(socket.common().id(), Arc::downgrade(socket));
+    }
+
+    pub(crate) fn forget(&self, id: u64) {
+        let gone = lock(&self.all).remove(&id);
+        drop(gone);
+    }
+}
+
+/// A signal that the caller writes where nobody reads (`man 7 pipe`): SIGPIPE, to the thread itself. The one place where sockets send it.
+pub(crate) fn send_sigpipe(call: &mut crate::call::Call<'_>) {
+    call.task.send_sigpipe();
+}
+
+#[cfg(test)]
+mod host_tests;

@@ -1,0 +1,242 @@
+//! How guest code runs and traps. One trait for all platforms; what is above it does not know which one it is.
+//!
+//! **The bargain.** A guest address space is a host process of its own, the *stub*, whose filter of system calls lets through only calls
+//! that can touch nothing but that process' own memory (`mmap`, `munmap`, `mprotect`, `mremap`, `madvise`, and what threads need). So the
+//! sentry may let the stub make such calls for it although guest code in the same address space could make them, too, or spoil
+//! them: whatever comes out, it concerns that guest program alone. For the same reason **nothing that is read from a stub's memory is ever
+//! trusted**, registers included: they are numbers that a guest chose.
+//!
+//! The host does what it is good at: page tables, copy-on-write at `fork`, page cache of mapped files. What an address means is kept in
+//! [`crate::mm`].
+
+pub mod systrap;
+
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use crate::error::Errno;
+
+/// Registers of a guest thread, in the order of `gregset_t` (`REG_R8` first), so that a signal frame's can be copied as they are.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "names of registers")]
+pub struct Regs {
+    pub r8: u64,
+    pub r9: u64,
+    pub r10: u64,
+    pub r11: u64,
+    pub r12: u64,
+    pub r13: u64,
+    pub r14: u64,
+    pub r15: u64,
+    pub rdi: u64,
+    pub rsi: u64,
+    pub rbp: u64,
+    pub rbx: u64,
+    pub rdx: u64,
+    pub rax: u64,
+    pub rcx: u64,
+    pub rsp: u64,
+    pub rip: u64,
+    pub eflags: u64,
+}
+
+impl Regs {
+    /// Arguments of a system call, first to sixth.
+    #[must_use]
+    pub fn arguments(&self) -> [u64; 6] {
+        [self.rdi, self.rsi, self.rdx, self.r10, self.r8, self.r9]
+    }
+}
+
+/// Why a guest thread stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trap {
+    /// It makes a system call. `rip` is behind the instruction; `rax` holds the number.
+    Syscall {
+        /// Number of the call.
+        number: u64,
+    },
+    /// Its code did what no code may: a signal of the guest's kernel.
+    Fault {
+        /// SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP.
+        signal: i32,
+        /// `si_code`.
+        code: i32,
+        /// `si_addr`.
+        address: u64,
+        /// Number of the exception and its error code, as a signal frame tells them.
+        exception: (u64, u64),
+    },
+    /// Somebody called [`Interrupt::interrupt`].
+    Interrupted,
+    /// The stub is gone: the guest destroyed it, or the host did (memory).
+    Gone,
+}
+
+/// A change of a guest's memory.
+#[derive(Debug)]
+pub enum MemoryCall<'a> {
+    /// `mmap` at exactly this address, in place of what is there.
+    Map {
+        /// First byte.
+        address: u64,
+        /// Bytes.
+        length: u64,
+        /// `PROT_*`.
+        protection: i32,
+        /// Of `MAP_SHARED`, `MAP_PRIVATE`, `MAP_NORESERVE`, `MAP_GROWSDOWN`, `MAP_STACK`; what has to do with place and file is added.
+        flags: i32,
+        /// A host file, and where in it; `None` for memory of its own.
+        file: Option<(BorrowedFd<'a>, u64)>,
+    },
+    /// `munmap`.
+    Unmap {
+        /// First byte.
+        address: u64,
+        /// Bytes.
+        length: u64,
+    },
+    /// `mprotect`.
+    Protect {
+        /// First byte.
+        address: u64,
+        /// Bytes.
+        length: u64,
+        /// `PROT_*`.
+        protection: i32,
+    },
+    /// `mremap` to exactly `new_address`.
+    Move {
+        /// First byte.
+        address: u64,
+        /// Bytes.
+        length: u64,
+        /// Where to; the same for growth in place.
+        new_address: u64,
+        /// Bytes there.
+        new_length: u64,
+        /// `MREMAP_DONTUNMAP`.
+        keep: bool,
+    },
+    /// `madvise`.
+    Advise {
+        /// First byte.
+        address: u64,
+        /// Bytes.
+        length: u64,
+        /// `MADV_*`; of these only those that change the caller's pages alone.
+        advice: i32,
+    },
+}
+
+/// Most calls that a platform answers by itself.
+pub const ANSWERS: usize = 8;
+
+/// Reading and writing a guest's memory. Both stop at the first byte that cannot be had and tell how many came before it.
+pub trait Memory {
+    /// Copies out of the guest; the number of bytes that could be read from the start.
+    fn read(&self, address: u64, to: &mut [u8]) -> usize;
+
+    /// Copies into the guest; the number of bytes that could be written from the start.
+    fn write(&self, address: u64, from: &[u8]) -> usize;
+}
+
+/// A guest thread, owned by the sentry's thread that serves it.
+pub trait Thread: Memory + Send {
+    /// Lets guest code run until it traps.
+    fn resume(&mut self) -> Trap;
+
+    /// Registers, as they were at the trap and as they will be at the next [`resume`](Self::resume).
+    fn regs(&mut self) -> &mut Regs;
+
+    /// Base of `fs` (thread-local storage).
+    fn fs_base(&mut self) -> &mut u64;
+
+    /// Vector state in the form of XSAVE, as a signal frame holds it; empty when it cannot be had.
+    fn vector_state(&mut self) -> Result<Vec<u8>, Errno>;
+
+    /// Sets vector state: bytes that a guest may have chosen. What is no valid state is refused (EINVAL).
+    fn set_vector_state(&mut self, state: &[u8]) -> Result<(), Errno>;
+
+    /// What calls give this thread that depend on nothing but itself (`getpid`, `getuid`…), by number, from now on: the platform may answer
+    /// them by itself. At most [`ANSWERS`] numbers; a number that was not given before is not answered.
+    fn set_answers(&mut self, answers: &[(u64, u64)]) {
+        let _ = answers;
+    }
+
+    /// Changes this thread's address space. For [`MemoryCall::Map`] and [`MemoryCall::Move`] the address.
+    ///
+    /// # Errors
+    /// What the host says: ENOMEM above all. EFAULT where the stub is gone.
+    fn change_memory(&mut self, call: &MemoryCall<'_>) -> Result<u64, Errno>;
+
+    /// Compares and swaps 32 bits of the guest's memory, atomically against guest code. What was there before.
+    ///
+    /// # Errors
+    /// EFAULT.
+    fn compare_exchange(&mut self, address: u64, expected: u32, new: u32) -> Result<u32, Errno>;
+
+    /// A new address space that is a copy of this one (`fork`), with one thread, whose registers are this one's.
+    fn fork(&mut self) -> Result<Box<dyn Thread>, Errno>;
+
+    /// A further thread in this address space, with this one's registers.
+    fn spawn(&mut self) -> Result<Box<dyn Thread>, Errno>;
+
+    /// Where a platform can make the calls of one place in the guest's code cheaper by changing that code: asked after a call that trapped.
+    /// The address of the code, when it is time. The caller sees whether the code may be changed (a private mapping that the guest
+    /// cannot write) and calls [`replace`](Self::replace) before it resumes.
+    fn replaceable(&mut self) -> Option<u64> {
+        None
+    }
+
+    /// Changes the code that [`replaceable`](Self::replaceable) told, in a page with this protection (`PROT_*`).
+    ///
+    /// # Errors
+    /// When the host could not change the page's protection: the guest may have lost its code, and should end.
+    fn replace(&mut self, protection: i32) -> Result<(), Errno> {
+        let _ = protection;
+        Ok(())
+    }
+
+    /// What interrupts this thread from elsewhere.
+    fn interrupt(&self) -> Arc<dyn Interrupt>;
+
+    /// The memory of this address space for other threads of the sentry; it reads nothing once the address space is gone.
+    fn remote(&self) -> Arc<dyn RemoteMemory>;
+}
+
+/// Another thread's memory.
+pub trait RemoteMemory: Memory + Send + Sync {
+    /// Bytes of the address space that are in memory, and how many of them are files' or shared; `None` where nobody knows.
+    fn resident(&self) -> Option<(u64, u64)> {
+        None
+    }
+}
+
+/// Interrupts one guest thread.
+pub trait Interrupt: Send + Sync {
+    /// If the guest runs, it stops with [`Trap::Interrupted`]; if it does not, its next [`Thread::resume`] may end so at once.
+    fn interrupt(&self);
+}
+
+/// Makes address spaces.
+pub trait Platform: Send + Sync {
+    /// Its name: `systrap`, `ptrace`, `kvm`.
+    fn name(&self) -> &'static str;
+
+    /// An empty address space with one thread, all registers 0.
+    ///
+    /// # Errors
+    /// What the host says when no process can be made.
+    fn new_address_space(&self) -> Result<Box<dyn Thread>, Errno>;
+
+    /// Addresses that guests may use: from the lowest to the first that is not.
+    fn guest_range(&self) -> std::ops::Range<u64>;
+
+    /// Where every address space has the ELF header of a vDSO (`AT_SYSINFO_EHDR`), outside of [`guest_range`](Self::guest_range). Its clocks are
+    /// the host's.
+    fn vdso(&self) -> Option<u64> {
+        None
+    }
+}

@@ -1,0 +1,157 @@
+//! The sentry's view of one context: memory that it shares with a stub.
+//!
+//! The other side may write any byte at any time, so every access is of a word by an atomic, or of bytes by a copy that nothing is assumed of.
+
+use std::os::fd::BorrowedFd;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+
+use super::layout::{CONTEXT_SIZE, at};
+use crate::error::Errno;
+use crate::platform::Regs;
+
+/// One context, mapped.
+pub(super) struct Context {
+    base: NonNull<u8>,
+}
+
+// SAFETY: the memory is shared with another process anyhow; all access is by atomics and raw copies.
+unsafe impl Send for Context {}
+// SAFETY: as above.
+unsafe impl Sync for Context {}
+
+impl Context {
+    /// Maps the context at `slot` of the file with an address space's contexts.
+    pub(super) fn map(file: BorrowedFd<'_>, slot: usize) -> Result<Self, Errno> {
+        let size = std::num::NonZeroUsize::new(CONTEXT_SIZE).ok_or(Errno::EINVAL)?;
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let offset = i64::try_from(slot * CONTEXT_SIZE).map_err(|_| Errno::EINVAL)?;
+        // SAFETY: a new mapping at a place that the kernel chooses.
+        let base = unsafe { mmap(None, size, protection, MapFlags::MAP_SHARED, file, offset) }?;
+        Ok(Self { base: base.cast() })
+    }
+
+    fn word32(&self, offset: usize) -> &AtomicU32 {
+        debug_assert!(offset + 4 <= CONTEXT_SIZE && offset.is_multiple_of(4));
+        // SAFETY: inside the mapping, aligned; the mapping lives as long as `self`, and others write it as a whole word or not at all for us.
+        unsafe { AtomicU32::from_ptr(self.base.as_ptr().add(offset).cast()) }
+    }
+
+    /// A 32-bit word.
+    pub(super) fn u32_at(&self, offset: usize) -> &AtomicU32 {
+        self.word32(offset)
+    }
+
+    fn word64(&self, offset: usize) -> &AtomicU64 {
+        debug_assert!(offset + 8 <= CONTEXT_SIZE && offset.is_multiple_of(8));
+        // SAFETY: as `word32`.
+        unsafe { AtomicU64::from_ptr(self.base.as_ptr().add(offset).cast()) }
+    }
+
+    /// A 64-bit word.
+    pub(super) fn load(&self, offset: usize) -> u64 {
+        self.word64(offset).load(Ordering::Relaxed)
+    }
+
+    /// Sets a 64-bit word.
+    pub(super) fn store(&self, offset: usize, value: u64) {
+        self.word64(offset).store(value, Ordering::Relaxed);
+    }
+
+    /// Registers.
+    pub(super) fn regs(&self) -> Regs {
+        let r = |n: usize| self.load(at::REGS + 8 * n);
+        Regs {
+            r8: r(0),
+            r9: r(1),
+            r10: r(2),
+            r11: r(3),
+            r12: r(4),
+            r13: r(5),
+            r14: r(6),
+            r15: r(7),
+            rdi: r(8),
+            rsi: r(9),
+            rbp: r(10),
+            rbx: r(11),
+            rdx: r(12),
+            rax: r(13),
+            rcx: r(14),
+            rsp: r(15),
+            rip: r(16),
+            eflags: r(17),
+        }
+    }
+
+    /// Sets registers.
+    pub(super) fn set_regs(&self, regs: &Regs) {
+        let all = [
+            regs.r8,
+            regs.r9,
+            regs.r10,
+            regs.r11,
+            regs.r12,
+            regs.r13,
+            regs.r14,
+            regs.r15,
+            regs.rdi,
+            regs.rsi,
+            regs.rbp,
+            regs.rbx,
+            regs.rdx,
+            regs.rax,
+            regs.rcx,
+            regs.rsp,
+            regs.rip,
+            regs.eflags,
+        ];
+        for (n, value) in all.iter().enumerate() {
+            self.store(at::REGS + 8 * n, *value);
+        }
+    }
+
+    /// Copies bytes out. The range must lie inside.
+    pub(super) fn read(&self, offset: usize, to: &mut [u8]) {
+        assert!(offset + to.len() <= CONTEXT_SIZE);
+        // SAFETY: inside the mapping by the assertion; the two do not overlap. Bytes may change meanwhile: any bytes are valid.
+        unsafe { std::ptr::copy_nonoverlapping(self.base.as_ptr().add(offset), to.as_mut_ptr(), to.len()) }
+    }
+
+    /// Copies bytes in. The range must lie inside.
+    pub(super) fn write(&self, offset: usize, from: &[u8]) {
+        assert!(offset + from.len() <= CONTEXT_SIZE);
+        // SAFETY: as `read`.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), self.base.as_ptr().add(offset), from.len()) }
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: this mapping was made by `map`, and nothing refers to it any more.
+        let _ = unsafe { munmap(self.base.cast(), CONTEXT_SIZE) };
+    }
+}
+
+/// Sleeps as long as `word` is `expected`, or until woken.
+pub(super) fn futex_wait(word: &AtomicU32, expected: u32) {
+    // SAFETY: the address is of a word that lives through the call. What comes back does not matter: the caller looks again.
+    unsafe {
+        libc::syscall(
+            libc::SYS_futex,
+            word.as_ptr(),
+            libc::FUTEX_WAIT,
+            expected,
+            std::ptr::null::<libc::timespec>(),
+        );
+    }
+}
+
+/// Wakes all who sleep on `word`.
+pub(super) fn futex_wake(word: &AtomicU32) {
+    // SAFETY: as `futex_wait`.
+    unsafe {
+        libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX);
+    }
+}

@@ -1,0 +1,254 @@
+//! The filter of a stub's system calls (`man 2 seccomp`).
+//!
+//! Whatever is not made by the stub's own code is a call of the guest's: SIGSYS. What the stub's code makes is let through when it can touch
+//! nothing but the calling process: guest code can jump to the stub's `syscall` instructions with registers of its choice, so this
+//! list, and not the code, is what confines a guest.
+
+use libc::{
+    BPF_ABS, BPF_JEQ, BPF_JGE, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_RET, BPF_W, SECCOMP_RET_ALLOW,
+    SECCOMP_RET_KILL_PROCESS, SECCOMP_RET_TRAP, sock_filter,
+};
+
+use super::layout::{CODE, CODE_SIZE};
+
+/// Flags of the `clone` that makes a thread.
+pub(super) const SPAWN_FLAGS: u64 = (libc::CLONE_VM
+    | libc::CLONE_FS
+    | libc::CLONE_FILES
+    | libc::CLONE_SIGHAND
+    | libc::CLONE_THREAD
+    | libc::CLONE_SYSVSEM
+    | libc::CLONE_CHILD_CLEARTID) as u64;
+
+/// Flags of the `clone` that makes a process: the sentry's child, as the one that makes it is.
+pub(super) const FORK_FLAGS: u64 = libc::CLONE_PARENT as u64 | libc::SIGCHLD as u64;
+
+const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
+
+// Offsets in `struct seccomp_data`.
+const NUMBER: u32 = 0;
+const ARCH: u32 = 4;
+const IP_LOW: u32 = 8;
+const IP_HIGH: u32 = 12;
+
+const fn argument_low(index: u32) -> u32 {
+    16 + 8 * index
+}
+
+const fn argument_high(index: u32) -> u32 {
+    20 + 8 * index
+}
+
+/// What is asked of one argument.
+enum Check {
+    /// All 64 bits are this.
+    Is(u64),
+    /// The low 32 bits are one of these, the high ones 0.
+    OneOf(&'static [u32]),
+    /// None but these of the low 32 bits, the high ones 0.
+    Within(u32),
+}
+
+/// A call and what is asked of its arguments; without any it is let through as it is.
+struct Rule(libc::c_long, &'static [(u32, Check)]);
+
+const PROTECTION: u32 = (libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC | libc::PROT_GROWSDOWN) as u32;
+
+/// No huge pages of the host's pool, nothing locked, no device of synchronous writes.
+const MAP_FLAGS: u32 = (libc::MAP_SHARED
+    | libc::MAP_PRIVATE
+    | libc::MAP_FIXED
+    | libc::MAP_FIXED_NOREPLACE
+    | libc::MAP_ANONYMOUS
+    | libc::MAP_NORESERVE
+    | libc::MAP_GROWSDOWN
+    | libc::MAP_STACK
+    | libc::MAP_POPULATE) as u32;
+
+/// Advice that changes the caller's own pages: NORMAL to DONTNEED (0-4), FREE, REMOVE, DONTFORK, DOFORK, HUGEPAGE, NOHUGEPAGE, DONTDUMP,
+/// DODUMP, WIPEONFORK, KEEPONFORK, COLD, PAGEOUT, POPULATE_READ, POPULATE_WRITE (`include/uapi/asm-generic/mman-common.h`).
+const ADVICE: &[u32] = &[0, 1, 2, 3, 4, 8, 9, 10, 11, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23];
+
+const RULES: &[Rule] = &[
+    // FUTEX_WAIT and FUTEX_WAKE
+    Rule(libc::SYS_futex, &[(1, Check::OneOf(&[0, 1]))]),
+    Rule(libc::SYS_rt_sigreturn, &[]),
+    Rule(libc::SYS_mmap, &[(2, Check::Within(PROTECTION)), (3, Check::Within(MAP_FLAGS))]),
+    Rule(libc::SYS_munmap, &[]),
+    Rule(libc::SYS_mprotect, &[(2, Check::Within(PROTECTION))]),
+    Rule(libc::SYS_madvise, &[(2, Check::OneOf(ADVICE))]),
+    Rule(libc::SYS_mremap, &[]),
+    // Of the one socket that it has: the other end is the sentry's.
+    Rule(libc::SYS_recvmsg, &[(2, Check::Is((libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC) as u64))]),
+    Rule(libc::SYS_close, &[]),
+    Rule(libc::SYS_clone, &[(0, Check::OneOf(&[SPAWN_FLAGS as u32, FORK_FLAGS as u32]))]),
+    Rule(
+        libc::SYS_prctl,
+        &[(0, Check::Is(libc::PR_SET_PDEATHSIG as u64)), (1, Check::Is(libc::SIGKILL as u64))],
+    ),
+    Rule(libc::SYS_rt_sigprocmask, &[]),
+    Rule(libc::SYS_sigaltstack, &[]),
+    Rule(libc::SYS_exit, &[]),
+    Rule(libc::SYS_exit_group, &[]),
+];
+
+fn statement(code: u32, k: u32) -> sock_filter {
+    sock_filter { code: code as u16, jt: 0, jf: 0, k }
+}
+
+fn jump(code: u32, k: u32, jt: u8, jf: u8) -> sock_filter {
+    sock_filter { code: (BPF_JMP | code | BPF_K) as u16, jt, jf, k }
+}
+
+fn load(offset: u32) -> sock_filter {
+    statement(BPF_LD | BPF_W | BPF_ABS, offset)
+}
+
+fn ret(action: u32) -> sock_filter {
+    statement(BPF_RET | BPF_K, action)
+}
+
+/// Falls through when the check holds, and returns TRAP when it does not.
+fn check(index: u32, check: &Check, program: &mut Vec<sock_filter>) {
+    let high = match check {
+        Check::Is(value) => (value >> 32) as u32,
+        Check::OneOf(_) | Check::Within(_) => 0,
+    };
+    program.extend([load(argument_high(index)), jump(BPF_JEQ, high, 1, 0), ret(SECCOMP_RET_TRAP)]);
+    program.push(load(argument_low(index)));
+    match check {
+        Check::Is(value) => program.push(jump(BPF_JEQ, *value as u32, 1, 0)),
+        Check::Within(bits) => program.push(jump(BPF_JSET, !bits, 0, 1)),
+        Check::OneOf(values) => {
+            for (n, value) in values.iter().enumerate() {
+                // Over the comparisons that are left and the return.
+                let left = values.len() - n;
+                program.push(jump(BPF_JEQ, *value, left as u8, 0));
+            }
+        }
+    }
+    program.push(ret(SECCOMP_RET_TRAP));
+}
+
+/// The filter as a program for `SECCOMP_SET_MODE_FILTER`.
+pub(super) fn program() -> Vec<sock_filter> {
+    const { assert!(CODE as u32 == 0, "the low half of the code's addresses begins at 0") };
+    let mut program = vec![
+        load(ARCH),
+        jump(BPF_JEQ, AUDIT_ARCH_X86_64, 1, 0),
+        ret(SECCOMP_RET_KILL_PROCESS),
+        load(IP_HIGH),
+        jump(BPF_JEQ, (CODE >> 32) as u32, 1, 0),
+        ret(SECCOMP_RET_TRAP),
+        load(IP_LOW),
+        jump(BPF_JGE, CODE_SIZE as u32, 0, 1),
+        ret(SECCOMP_RET_TRAP),
+    ];
+    for Rule(number, checks) in RULES {
+        let mut body = Vec::new();
+        for (index, wanted) in *checks {
+            check(*index, wanted, &mut body);
+        }
+        body.push(ret(SECCOMP_RET_ALLOW));
+        program.push(load(NUMBER));
+        program.push(jump(BPF_JEQ, *number as u32, 0, body.len() as u8));
+        program.append(&mut body);
+    }
+    program.push(ret(SECCOMP_RET_TRAP));
+    program
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs a filter as the kernel does.
+    fn run(program: &[sock_filter], number: i64, ip: u64, arguments: [u64; 6]) -> u32 {
+        let mut data = [0_u32; 16];
+        data[0] = number as u32;
+        data[1] = AUDIT_ARCH_X86_64;
+        data[2] = ip as u32;
+        data[3] = (ip >> 32) as u32;
+        for (n, argument) in arguments.iter().enumerate() {
+            data[4 + 2 * n] = *argument as u32;
+            data[5 + 2 * n] = (argument >> 32) as u32;
+        }
+        let (mut pc, mut a) = (0, 0);
+        loop {
+            let one = program[pc];
+            pc += 1;
+            match u32::from(one.code) {
+                code if code == BPF_LD | BPF_W | BPF_ABS => a = data[one.k as usize / 4],
+                code if code == BPF_RET | BPF_K => return one.k,
+                code => {
+                    let holds = match code & 0xf0 {
+                        BPF_JEQ => a == one.k,
+                        BPF_JGE => a >= one.k,
+                        BPF_JSET => a & one.k != 0,
+                        other => panic!("{other:#x}"),
+                    };
+                    pc += usize::from(if holds { one.jt } else { one.jf });
+                }
+            }
+        }
+    }
+
+    const STUB: u64 = CODE + 0x123;
+    const GUEST: u64 = 0x40_1000;
+
+    #[test]
+    fn a_guests_calls_trap_whatever_they_are() {
+        let program = program();
+        for number in 0..500 {
+            for ip in [0, GUEST, CODE - 1, CODE + CODE_SIZE, CODE + (1 << 32), 0x123] {
+                assert_eq!(run(&program, number, ip, [0; 6]), SECCOMP_RET_TRAP, "{number} {ip:#x}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_stubs_own_are_let_through_by_their_arguments() {
+        let program = program();
+        let anonymous = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED) as u64;
+        let receive = (libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC) as u64;
+        for (number, arguments) in [
+            (libc::SYS_futex, [1, 0, 2, 0, 0, 0]),
+            (libc::SYS_futex, [1, 1, 1, 0, 0, 0]),
+            (libc::SYS_mmap, [0x1000, 0x1000, 7, anonymous, u64::MAX, 0]),
+            (libc::SYS_munmap, [0, 1, 0, 0, 0, 0]),
+            (libc::SYS_madvise, [0, 0, 23, 0, 0, 0]),
+            (libc::SYS_recvmsg, [3, 0, receive, 0, 0, 0]),
+            (libc::SYS_clone, [SPAWN_FLAGS, 0, 0, 0, 0, 0]),
+            (libc::SYS_clone, [FORK_FLAGS, 0, 0, 0, 0, 0]),
+            (libc::SYS_prctl, [1, 9, 0, 0, 0, 0]),
+        ] {
+            assert_eq!(run(&program, number, STUB, arguments), SECCOMP_RET_ALLOW, "{number} {arguments:x?}");
+        }
+    }
+
+    #[test]
+    fn what_reaches_beyond_the_process_is_refused_to_the_stub_too() {
+        let program = program();
+        let huge = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB) as u64;
+        for (number, arguments) in [
+            (libc::SYS_futex, [1, 128, 2, 0, 0, 0]),
+            (libc::SYS_futex, [1, 1 << 32, 2, 0, 0, 0]),
+            (libc::SYS_mmap, [0x1000, 0x1000, 7, huge, u64::MAX, 0]),
+            (libc::SYS_mprotect, [0, 0, 8, 0, 0, 0]),
+            (libc::SYS_madvise, [0, 0, 100, 0, 0, 0]),
+            (libc::SYS_madvise, [0, 0, 12, 0, 0, 0]),
+            (libc::SYS_recvmsg, [3, 0, 0, 0, 0, 0]),
+            (libc::SYS_clone, [libc::SIGCHLD as u64, 0, 0, 0, 0, 0]),
+            (libc::SYS_clone, [SPAWN_FLAGS | 1 << 40, 0, 0, 0, 0, 0]),
+            (libc::SYS_clone, [SPAWN_FLAGS | libc::CLONE_NEWUSER as u64, 0, 0, 0, 0, 0]),
+            (libc::SYS_prctl, [1, 15, 0, 0, 0, 0]),
+            (libc::SYS_prctl, [4, 9, 0, 0, 0, 0]),
+            (libc::SYS_openat, [0; 6]),
+            (libc::SYS_sendmsg, [0; 6]),
+            (libc::SYS_process_vm_readv, [0; 6]),
+            (libc::SYS_ptrace, [0; 6]),
+        ] {
+            assert_eq!(run(&program, number, STUB, arguments), SECCOMP_RET_TRAP, "{number} {arguments:x?}");
+        }
+    }
+}

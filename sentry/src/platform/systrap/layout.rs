@@ -1,0 +1,143 @@
+//! Where the stub's own memory lies in every guest address space, and what is where in a *context*: the memory that one guest thread
+//! shares with the sentry's thread that serves it.
+//!
+//! Guest code can write all of a context. What is read from it is checked, or hurts nobody but that guest.
+
+/// First byte of the stub's code. Lower than the mmap area of any host process and higher than where programs are loaded, so that nothing
+/// of the sentry lies there when the first stub is made from it.
+pub(super) const CODE: u64 = 0x6000_0000_0000;
+
+/// Bytes of the stub's code.
+pub(super) const CODE_SIZE: u64 = 0x1000;
+
+/// First context.
+pub(super) const CONTEXTS: u64 = CODE + 0x10_0000;
+
+/// Bytes of one context. Contexts are aligned to it: the signal handler finds its own by rounding its stack pointer down.
+pub(super) const CONTEXT_SIZE: usize = 0x1_0000;
+
+/// Most threads of one address space.
+pub(super) const MAX_THREADS: usize = 4096;
+
+/// Bytes of all contexts of an address space. Only what is used takes memory.
+pub(super) const CONTEXTS_SIZE: usize = CONTEXT_SIZE * MAX_THREADS;
+
+/// First byte behind all that is the stub's.
+pub(super) const END: u64 = CONTEXTS + CONTEXTS_SIZE as u64;
+
+/// First address that no process has (`TASK_SIZE` with four levels of page tables).
+pub(super) const TASK_SIZE: u64 = 0x7fff_ffff_f000;
+
+/// Address of a context in every guest.
+pub(super) fn context_address(slot: usize) -> u64 {
+    CONTEXTS + (slot * CONTEXT_SIZE) as u64
+}
+
+/// Offsets in a context. Words that both sides spin on have a cache line of their own.
+pub(super) mod at {
+    /// Whose turn it is: see [`super::state`]. 32 bits, a futex.
+    pub(crate) const STATE: usize = 0x000;
+    /// Not 0 while the stub sleeps, or is about to.
+    pub(crate) const STUB_SLEEPS: usize = 0x040;
+    /// Not 0 while the sentry sleeps, or is about to.
+    pub(crate) const SENTRY_SLEEPS: usize = 0x080;
+    /// Set by the stub's signal handler when an interrupt came while the stub itself ran.
+    pub(crate) const INTERRUPTED: usize = 0x084;
+    /// How often the stub looks at the state before it sleeps.
+    pub(crate) const SPIN: usize = 0x088;
+    /// What the stub is to do: see [`super::op`].
+    pub(crate) const OP: usize = 0x0c0;
+    /// Arguments of it: a system call's number and six arguments.
+    pub(crate) const ARGUMENTS: usize = 0x0c8;
+    /// Result of it.
+    pub(crate) const RESULT: usize = 0x100;
+    /// Why the stub gave the turn away: see [`super::kind`].
+    pub(crate) const KIND: usize = 0x108;
+    /// `siginfo`: number, code, address.
+    pub(crate) const SIGNAL: usize = 0x110;
+    /// `si_code`.
+    pub(crate) const CODE: usize = 0x118;
+    /// `si_addr`.
+    pub(crate) const ADDRESS: usize = 0x120;
+    /// Error code of the exception.
+    pub(crate) const ERROR: usize = 0x128;
+    /// Number of the exception.
+    pub(crate) const EXCEPTION: usize = 0x130;
+    /// Address of the `ucontext` where the guest stopped by a signal; else 0.
+    pub(crate) const FRAME: usize = 0x138;
+    /// Base of `fs`.
+    pub(crate) const FS_BASE: usize = 0x140;
+    /// Eight bytes of 0: a signal mask.
+    pub(crate) const NO_SIGNALS: usize = 0x148;
+    /// A `stack_t` that names this context's signal stack.
+    pub(crate) const STACK_T: usize = 0x150;
+    /// 18 registers, see [`crate::platform::Regs`].
+    pub(crate) const REGS: usize = 0x180;
+    /// Values of calls that are answered without a hand-over.
+    pub(crate) const ANSWERS: usize = 0x240;
+    /// Arguments of the `mmap` of [`super::op::MAP_FILE`]: address, length, protection, flags, offset.
+    pub(crate) const MAP_ARGUMENTS: usize = 0x280;
+    /// A stack of a few words grows down from here.
+    pub(crate) const SCRATCH_STACK: usize = 0x400;
+    /// XSAVE area.
+    pub(crate) const VECTOR: usize = 0x1000;
+    /// Bytes of it.
+    pub(crate) const VECTOR_SIZE: usize = 0x3000;
+    /// Signal stack.
+    pub(crate) const SIGNAL_STACK: usize = 0x4000;
+    /// Bytes of it.
+    pub(crate) const SIGNAL_STACK_SIZE: usize = 0x4000;
+    /// Bytes that are copied between the guest's memory and the sentry.
+    pub(crate) const WINDOW: usize = 0x8000;
+    /// Bytes of it.
+    pub(crate) const WINDOW_SIZE: usize = 0x8000;
+    /// In the window, where files are received: control data of the message.
+    pub(crate) const CONTROL: usize = 128;
+    /// Where in that the descriptors are (behind `struct cmsghdr`).
+    pub(crate) const DESCRIPTORS: usize = CONTROL + 16;
+}
+
+/// Whose turn it is.
+pub(super) mod state {
+    /// The stub's thread is gone: the host's kernel clears the word when it ends.
+    pub(crate) const DEAD: u32 = 0;
+    /// The stub's: it runs the guest, or does what it was asked.
+    pub(crate) const STUB: u32 = 1;
+    /// The sentry's.
+    pub(crate) const SENTRY: u32 = 2;
+}
+
+/// What the stub can be asked.
+pub(super) mod op {
+    /// Run the guest with the registers of the context.
+    pub(crate) const RESUME: u64 = 1;
+    /// Make a system call of the host.
+    pub(crate) const CALL: u64 = 2;
+    /// Copy bytes: to, from, length. The result is how many are left.
+    pub(crate) const COPY: u64 = 3;
+    /// Compare and swap 32 bits: address, expected, new. The result is what was there, or -1.
+    pub(crate) const COMPARE_EXCHANGE: u64 = 4;
+    /// Save vector registers to the context.
+    pub(crate) const SAVE_VECTOR: u64 = 5;
+    /// Load them from it. The result is 0, or -1 when they are no valid state.
+    pub(crate) const LOAD_VECTOR: u64 = 6;
+    /// `clone` of a thread: flags, -, -, place of the word that is cleared at its end, -, its context.
+    pub(crate) const SPAWN: u64 = 7;
+    /// Receives a file and maps it: socket, message header, flags; the rest is at [`super::at::MAP_ARGUMENTS`]. The result is `mmap`'s.
+    pub(crate) const MAP_FILE: u64 = 9;
+    /// `clone` of a process: flags, descriptor of the new contexts, descriptor that is closed.
+    pub(crate) const FORK: u64 = 8;
+}
+
+/// Why the stub gave the turn away.
+pub(super) mod kind {
+    /// What it was asked is done.
+    pub(crate) const DONE: u64 = 1;
+    /// The guest stopped by a signal.
+    pub(crate) const SIGNAL: u64 = 2;
+    /// It was interrupted before the guest ran.
+    pub(crate) const INTERRUPTED: u64 = 3;
+}
+
+/// The host's signal by which a running guest thread is interrupted. Guests never see signals of the host.
+pub(super) const INTERRUPT: i32 = libc::SIGURG;

@@ -1,0 +1,101 @@
+//! Guest code in stub processes under seccomp, which trap by SIGSYS and pass their turn over shared memory.
+//!
+//! One host thread of a stub for each guest thread, and one of the sentry that serves it: they take turns, by a word that both look at for a
+//! while before they sleep on it ([`thread`]). Nothing runs when nothing happens. The stub's code ([`stub_code`]) does what the sentry asks of it,
+//! such as `mmap`; its filter ([`filter`]) sees to it that neither it nor guest code can do anything to others. Address spaces are
+//! copies of a first stub ([`zygote`]) or, at `fork`, of each other: the host's kernel does copy-on-write.
+//!
+//! `unsafe` is in [`context`] (shared memory), [`stub_code`] (the assembler's symbols), [`zygote`] (`fork`) and one `tgkill` in [`thread`].
+
+mod context;
+mod filter;
+mod layout;
+mod patch;
+mod remote;
+mod replace;
+mod stub;
+mod stub_code;
+mod thread;
+mod vdso;
+mod zygote;
+
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use context::Context;
+use nix::unistd::Pid;
+use patch::Patches;
+use stub::{Parts, Processes};
+use thread::{Place, StubThread};
+use vdso::Vdso;
+
+use crate::error::Errno;
+use crate::platform::{Platform, Thread};
+
+/// Lowest address that a guest may use: above the table of replaced call sites.
+const LOWEST: u64 = patch::SLOTS + patch::SLOTS_SIZE;
+
+/// The platform. As long as it lives, one stub waits to be copied.
+pub struct Systrap {
+    first: Mutex<StubThread>,
+    vdso: Vdso,
+}
+
+impl Systrap {
+    /// Makes the first stub. The sentry's address space must not have been filled up to where the stub lies (0x600000000000), which no
+    /// program of Linux does.
+    ///
+    /// # Errors
+    /// What the host says: no processes left, seccomp or memfd not there.
+    pub fn new() -> Result<Self, Errno> {
+        let parts = Parts::new()?;
+        thread::prepare(&Context::map(parts.contexts.as_fd(), 0)?, 0);
+        let processes = Arc::new(Processes::default());
+        let vdso = Vdso::of_host()?;
+        let (pid, parts) = start(&processes, parts, vdso.range.clone())?;
+        let (stub, context) = processes.adopt(pid, parts, 0, Patches::default())?;
+        let first = StubThread::begin(&processes, Place { stub, slot: 0, context }, pid, 0)?;
+        Ok(Self { first: Mutex::new(first), vdso })
+    }
+}
+
+/// Makes the first stub from a thread of its own, which then waits for the end of stubs: the host ends a stub together with the thread that
+/// made it (`PR_SET_PDEATHSIG`), and so this one lives as long as the sentry.
+fn start(processes: &Arc<Processes>, parts: Parts, vdso: Range<u64>) -> Result<(Pid, Parts), Errno> {
+    let reaper = Arc::clone(processes);
+    let (started, first) = std::sync::mpsc::channel();
+    std::thread::Builder::new()
+        .name("stubs".to_owned())
+        .stack_size(64 << 10)
+        .spawn(move || {
+            let pid = zygote::start(&parts, vdso);
+            let _ = started.send(pid.map(|pid| (pid, parts)));
+            if let Ok(group) = pid {
+                reaper.reap(group);
+            }
+        })
+        .map_err(|_| Errno::EAGAIN)?;
+    first.recv().map_err(|_| Errno::EAGAIN)?
+}
+
+impl Platform for Systrap {
+    fn name(&self) -> &'static str {
+        "systrap"
+    }
+
+    fn new_address_space(&self) -> Result<Box<dyn Thread>, Errno> {
+        self.first.lock().unwrap_or_else(PoisonError::into_inner).fork()
+    }
+
+    fn guest_range(&self) -> Range<u64> {
+        LOWEST..layout::CODE
+    }
+
+    fn vdso(&self) -> Option<u64> {
+        Some(self.vdso.header)
+    }
+}
+
+#[cfg(test)]
+mod tests;

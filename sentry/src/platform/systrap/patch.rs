@@ -1,0 +1,153 @@
+//! Call sites that are replaced by a jump into the stub, so that a call takes no trap.
+//!
+//! Most calls of programs are `mov $number, %eax; syscall`: seven bytes, as long as `jmp *slot`, an indirect jump through a word at an address
+//! of 32 bits. Each site has a *slot* of its own in a table that lies low in the guest's memory; the word leads to the code behind
+//! it, which puts number and return address where `syscall` would, and enters the stub.
+//!
+//! **When a site may be replaced.** Its page must be private (a shared one would change the file) and not writable (code that is being made or
+//! changed is let alone), and it has been met [`HITS`] times. Where other threads may run through it, it is changed in steps that each of them
+//! may meet, and only when its beginning lies in one quadword. Code that jumps between the two instructions, or is restarted there after a
+//! signal, meets a byte that is no instruction (`SLOTS >> 16`): the fault is taken for the call that it was. Code that reads itself sees the
+//! change.
+
+use std::collections::HashMap;
+
+use super::layout::{CODE, at};
+use super::stub_code::StubCode;
+
+/// Where the table lies.
+pub(super) const SLOTS: u64 = 0x6_0000;
+/// Bytes of the table.
+pub(super) const SLOTS_SIZE: u64 = 0x1_0000;
+/// Bytes of a slot: the word (8), `movabs $return, %rcx` (10), `mov $number, %eax` (5), `jmp *entry(%rip)` (6); or, for a call that is answered
+/// from the context, the word, `movabs $return, %rcx`, `mov %gs:answer, %rax` (9), `jmp *%rcx` (2).
+const SLOT_SIZE: u64 = 32;
+/// The first slot's place is the address of the stub's entry.
+const ENTRY: u64 = SLOTS;
+/// How often a call must be met before its site is replaced.
+pub(super) const HITS: u32 = 4;
+/// Most sites whose calls are counted.
+const COUNTED: usize = 4096;
+/// Bytes of a site.
+pub(super) const SITE_SIZE: usize = 7;
+
+/// The sites of one address space.
+#[derive(Clone, Default)]
+pub(super) struct Patches {
+    hits: HashMap<u64, u32>,
+    sites: HashMap<u64, ()>,
+}
+
+/// What has to be written to replace a site.
+pub(super) struct Patch {
+    /// Where the slot lies.
+    pub(super) slot: u64,
+    /// Its bytes.
+    pub(super) slot_bytes: Vec<u8>,
+    /// The site's new bytes.
+    pub(super) site_bytes: [u8; SITE_SIZE],
+    /// Whether the table is not there yet: then this goes to its beginning.
+    pub(super) table_bytes: Option<[u8; 8]>,
+}
+
+/// The number in `mov $number, %eax; syscall`.
+pub(super) fn number(site: [u8; SITE_SIZE]) -> Option<u32> {
+    match site {
+        [0xb8, a, b, c, d, 0x0f, 0x05] => Some(u32::from_le_bytes([a, b, c, d])),
+        _ => None,
+    }
+}
+
+impl Patches {
+    /// A call trapped behind the site at this address; whether it is time to replace it.
+    pub(super) fn met(&mut self, site: u64) -> bool {
+        if self.hits.len() >= COUNTED && !self.hits.contains_key(&site) {
+            return false;
+        }
+        let hits = self.hits.entry(site).or_default();
+        *hits = hits.saturating_add(1);
+        // Asked again ever more rarely: it may not have been possible the first time.
+        *hits >= HITS && hits.is_power_of_two()
+    }
+
+    /// Plans the replacement; `None` when the table is full. `answer` is where the context has the call's value, if it has.
+    pub(super) fn plan(&self, site: u64, number: u32, answer: Option<usize>) -> Option<Patch> {
+        let index = self.sites.len() as u64 + 1;
+        let slot = SLOTS + index * SLOT_SIZE;
+        if slot + SLOT_SIZE > SLOTS + SLOTS_SIZE {
+            return None;
+        }
+        let mut slot_bytes = (slot + 8).to_le_bytes().to_vec();
+        slot_bytes.extend([0x48, 0xb9]);
+        slot_bytes.extend((site + SITE_SIZE as u64).to_le_bytes());
+        if let Some(answer) = answer {
+            slot_bytes.extend([0x65, 0x48, 0x8b, 0x04, 0x25]);
+            slot_bytes.extend(u32::try_from(answer).ok()?.to_le_bytes());
+            slot_bytes.extend([0xff, 0xe1]);
+        } else {
+            slot_bytes.push(0xb8);
+            slot_bytes.extend(number.to_le_bytes());
+            slot_bytes.extend([0xff, 0x25]);
+            let behind = slot + slot_bytes.len() as u64 + 4;
+            let distance = i32::try_from(ENTRY.cast_signed() - behind.cast_signed()).ok()?;
+            slot_bytes.extend(distance.to_le_bytes());
+        }
+        let [a, b, c, d] = u32::try_from(slot).ok()?.to_le_bytes();
+        let entry = CODE + StubCode::linked().entry;
+        Some(Patch {
+            slot,
+            slot_bytes,
+            site_bytes: [0xff, 0x24, 0x25, a, b, c, d],
+            table_bytes: self.sites.is_empty().then(|| entry.to_le_bytes()),
+        })
+    }
+
+    /// The site has been replaced.
+    pub(super) fn done(&mut self, site: u64) {
+        self.sites.insert(site, ());
+    }
+
+    /// Whether code that faults at this address is a replaced site, entered where its `syscall` was.
+    pub(super) fn entered_inside(&self, address: u64) -> bool {
+        address.checked_sub(5).is_some_and(|site| self.sites.contains_key(&site))
+    }
+}
+
+const _: () = {
+    // What stands where `syscall` was must be no instruction: 0x06 is none in 64-bit mode.
+    assert!(SLOTS >> 16 == 6 && SLOTS_SIZE <= 0x1_0000);
+    assert!(at::REGS.is_multiple_of(8));
+};
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_number_and_a_call_are_a_site() {
+        assert_eq!(number([0xb8, 39, 0, 0, 0, 0x0f, 0x05]), Some(39));
+        assert_eq!(number([0xb8, 39, 0, 0, 0, 0x0f, 0x34]), None);
+        assert_eq!(number([0x48, 39, 0, 0, 0, 0x0f, 0x05]), None);
+    }
+
+    #[test]
+    fn a_site_is_due_ever_more_rarely_and_slots_end() {
+        let mut patches = Patches::default();
+        let due: Vec<u32> = (1..100).filter(|_| patches.met(0x40_0000)).collect();
+        assert_eq!(due, [4, 8, 16, 32, 64]);
+        let mut planned = 0;
+        while let Some(patch) =
+            patches.plan(0x40_0000 + planned, 1, (planned % 32 == 0).then_some(at::ANSWERS))
+        {
+            assert_eq!(patch.table_bytes.is_some(), planned == 0);
+            assert!(patch.slot_bytes.len() as u64 <= SLOT_SIZE);
+            patches.done(0x40_0000 + planned);
+            planned += 16;
+        }
+        assert_eq!(planned / 16, SLOTS_SIZE / SLOT_SIZE - 1);
+        assert!(patches.entered_inside(0x40_0005));
+        assert!(!patches.entered_inside(0x40_0006));
+        assert!(!patches.entered_inside(3));
+    }
+}

@@ -1,0 +1,160 @@
+//! The first stub: a copy of the sentry that lets go of everything. All others are copies of it.
+//!
+//! Between `fork` and the jump into the stub's code only calls to the kernel are made: the sentry may have other threads, whose locks
+//! the copy would wait for without end.
+
+use std::io::Write;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::unistd::{ForkResult, Pid, fork, setpgid};
+
+use super::filter;
+use super::layout::{CODE, CODE_SIZE, CONTEXTS, CONTEXTS_SIZE, INTERRUPT, at, context_address};
+use super::stub::Parts;
+use super::stub_code::StubCode;
+use crate::error::Errno;
+
+/// `struct sigaction` as the kernel takes it.
+#[repr(C)]
+struct KernelSigaction {
+    handler: u64,
+    flags: u64,
+    restorer: u64,
+    mask: u64,
+}
+
+const SA_RESTORER: u64 = 0x0400_0000;
+
+/// Signals by which guest code traps.
+const TRAPS: [i32; 7] =
+    [libc::SIGSYS, libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGTRAP, libc::SIGILL, INTERRUPT];
+
+/// Not blocked while a handler runs: the stub's own code may meet them when it does what it was asked.
+const IN_HANDLER: [i32; 3] = [libc::SIGSYS, libc::SIGSEGV, libc::SIGBUS];
+
+/// All that the copy needs, made before it is.
+struct Prepared {
+    code: OwnedFd,
+    start: u64,
+    action: KernelSigaction,
+    filter: Vec<libc::sock_filter>,
+    contexts: i32,
+    socket: i32,
+    vdso: Range<u64>,
+}
+
+fn prepare(parts: &Parts, vdso: Range<u64>) -> Result<Prepared, Errno> {
+    let stub = StubCode::linked();
+    assert!(stub.bytes.len() as u64 <= CODE_SIZE, "the stub's code is {} bytes", stub.bytes.len());
+    let code = memfd_create(c"stub", MFdFlags::MFD_CLOEXEC)?;
+    let mut file = std::fs::File::from(code);
+    file.write_all(stub.bytes).map_err(|_| Errno::ENOMEM)?;
+    file.set_len(CODE_SIZE).map_err(|_| Errno::ENOMEM)?;
+    let mask = IN_HANDLER.iter().fold(u64::MAX, |mask, signal| mask & !(1 << (signal - 1)));
+    let flags = (libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER) as u64 | SA_RESTORER;
+    Ok(Prepared {
+        code: file.into(),
+        start: CODE + stub.start,
+        action: KernelSigaction { handler: CODE + stub.handler, flags, restorer: CODE + stub.restorer, mask },
+        filter: filter::program(),
+        contexts: parts.contexts.as_raw_fd(),
+        socket: parts.its_socket.as_raw_fd(),
+        vdso,
+    })
+}
+
+/// Makes the first stub, which keeps the host's vDSO and its data. It gives the turn away in context 0 when it is ready.
+pub(super) fn start(parts: &Parts, vdso: Range<u64>) -> Result<Pid, Errno> {
+    let prepared = prepare(parts, vdso)?;
+    // SAFETY: the child makes system calls only, until it runs the stub's code.
+    match unsafe { fork() }? {
+        ForkResult::Parent { child } => {
+            // All stubs are one process group: no terminal's signal reaches them, and who waits for them waits for nobody else. Both sides
+            // say so, whichever is first.
+            let _ = setpgid(child, child);
+            Ok(child)
+        }
+        ForkResult::Child => become_stub(&prepared),
+    }
+}
+
+/// A system call that must succeed.
+macro_rules! must {
+    ($($argument:expr),+ $(,)?) => {
+        // SAFETY: this process has one thread and nothing left to protect; each call is explained where it is made.
+        if unsafe { libc::syscall($($argument),+) } == -1 {
+            // SAFETY: ends this process.
+            unsafe { libc::_exit(1) }
+        }
+    };
+}
+
+fn become_stub(prepared: &Prepared) -> ! {
+    // No name of its own file is left after this: nothing of the sentry's files must stay open.
+    let fixed = libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE;
+    let code = libc::PROT_READ | libc::PROT_EXEC;
+    must!(libc::SYS_mmap, CODE, CODE_SIZE, code, fixed, prepared.code.as_raw_fd(), 0_u64);
+    let data = libc::PROT_READ | libc::PROT_WRITE;
+    must!(libc::SYS_mmap, CONTEXTS, CONTEXTS_SIZE, data, fixed, prepared.contexts, 0_u64);
+    must!(libc::SYS_dup2, prepared.socket, 0);
+    must!(libc::SYS_close_range, 1_u32, u32::MAX, 0);
+    must!(libc::SYS_setpgid, 0, 0);
+    must!(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+    let nothing = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    must!(libc::SYS_setrlimit, libc::RLIMIT_CORE, &raw const nothing);
+    unregister_rseq();
+    let none = 0_u64;
+    must!(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const none, 0_u64, 8_u64);
+    let stack = libc::stack_t {
+        ss_sp: std::ptr::without_provenance_mut((context_address(0) as usize) + at::SIGNAL_STACK),
+        ss_flags: 0,
+        ss_size: at::SIGNAL_STACK_SIZE,
+    };
+    must!(libc::SYS_sigaltstack, &raw const stack, 0_u64);
+    for signal in TRAPS {
+        must!(libc::SYS_rt_sigaction, signal, &raw const prepared.action, 0_u64, 8_u64);
+    }
+    must!(libc::SYS_prctl, libc::PR_SET_NO_NEW_PRIVS, 1_u64, 0_u64, 0_u64, 0_u64);
+    let program = libc::sock_fprog {
+        len: u16::try_from(prepared.filter.len()).unwrap_or(0),
+        filter: prepared.filter.as_ptr().cast_mut(),
+    };
+    must!(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0_u64, &raw const program);
+    // SAFETY: the stub's code is mapped there; it needs its context in rbx and nothing else, and does not come back.
+    unsafe {
+        core::arch::asm!(
+            "mov rbx, rdi",
+            "jmp rsi",
+            in("rdi") context_address(0),
+            in("rsi") prepared.start,
+            in("r12") prepared.vdso.start,
+            in("r13") prepared.vdso.end,
+            options(noreturn)
+        )
+    }
+}
+
+unsafe extern "C" {
+    /// Where the C library's registration lies, from the thread pointer.
+    static __rseq_offset: isize;
+    /// 0 when there is none.
+    static __rseq_size: u32;
+}
+
+/// The kernel would write to the C library's area of restartable sequences after it is unmapped, and kill the process.
+fn unregister_rseq() {
+    const UNREGISTER: u64 = 1;
+    const SIGNATURE: u64 = 0x5305_3053;
+    const SIZE: u64 = 32;
+    // SAFETY: both are constants after the start of the program.
+    let (offset, size) = unsafe { (__rseq_offset, __rseq_size) };
+    if size == 0 {
+        return;
+    }
+    let pointer: usize;
+    // SAFETY: reads the thread pointer, which lies at fs:0.
+    unsafe { core::arch::asm!("mov {}, fs:0", out(reg) pointer, options(nostack, readonly)) };
+    must!(libc::SYS_rseq, pointer.wrapping_add_signed(offset), SIZE, UNREGISTER, SIGNATURE);
+}

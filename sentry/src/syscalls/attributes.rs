@@ -1,0 +1,292 @@
+//! Changing what is known about files: `chmod`, `chown`, `utimensat`, sizes; the umask; what becomes of buffers.
+
+use libc::{
+    SYS_chmod, SYS_chown, SYS_fadvise64, SYS_fallocate, SYS_fchmod, SYS_fchmodat, SYS_fchmodat2, SYS_fchown,
+    SYS_fchownat, SYS_fdatasync, SYS_fsync, SYS_ftruncate, SYS_futimesat, SYS_lchown, SYS_readahead,
+    SYS_sync, SYS_sync_file_range, SYS_syncfs, SYS_truncate, SYS_umask, SYS_utime, SYS_utimensat, SYS_utimes,
+};
+
+use super::Entry;
+use super::file_args::{CWD, Target, caller, file, int, moment, place, stamp, target, uint};
+use crate::call::Call;
+use crate::error::{Errno, SysResult};
+use crate::vfs::access::{self, WRITE};
+use crate::vfs::inotify::mask;
+use crate::vfs::{AttributeChange, Caller, FileKind, Timestamp};
+
+/// The family.
+pub(super) const CALLS: &[Entry] = &[
+    Entry::full(SYS_chmod, "chmod", chmod),
+    Entry::full(SYS_fchmod, "fchmod", fchmod),
+    Entry::full(SYS_fchmodat, "fchmodat", fchmodat),
+    Entry::full(SYS_fchmodat2, "fchmodat2", fchmodat2),
+    Entry::full(SYS_chown, "chown", chown),
+    Entry::full(SYS_lchown, "lchown", lchown),
+    Entry::full(SYS_fchown, "fchown", fchown),
+    Entry::full(SYS_fchownat, "fchownat", fchownat),
+    Entry::full(SYS_utime, "utime", utime),
+    Entry::full(SYS_utimes, "utimes", utimes),
+    Entry::full(SYS_futimesat, "futimesat", futimesat),
+    Entry::full(SYS_utimensat, "utimensat", utimensat),
+    Entry::full(SYS_truncate, "truncate", truncate),
+    Entry::full(SYS_ftruncate, "ftruncate", ftruncate),
+    Entry::partial(SYS_fallocate, "fallocate", fallocate, "COLLAPSE_RANGE, ZERO_RANGE, INSERT_RANGE"),
+    Entry::full(SYS_umask, "umask", umask),
+    Entry::full(SYS_fsync, "fsync", fsync),
+    Entry::full(SYS_fdatasync, "fdatasync", fsync),
+    Entry::full(SYS_sync, "sync", |_, _| Ok(0)),
+    Entry::full(SYS_syncfs, "syncfs", syncfs),
+    Entry::full(SYS_sync_file_range, "sync_file_range", sync_file_range),
+    Entry::full(SYS_fadvise64, "fadvise64", fadvise64),
+    Entry::full(SYS_readahead, "readahead", readahead),
+];
+
+fn set_mode(caller: &Caller, target: &Target, mode: u64) -> SysResult {
+    target.writable()?;
+    if target.inode.kind() == FileKind::Symlink {
+        return Err(Errno::EOPNOTSUPP.into());
+    }
+    let change = access::chmod(caller, &target.inode.attributes()?, uint(mode))?;
+    target.change(&change)?;
+    Ok(0)
+}
+
+fn chmod(call: &mut Call<'_>, [path, mode, ..]: [u64; 6]) -> SysResult {
+    let caller = caller(call);
+    set_mode(&caller, &target(call, &caller, CWD, path, 0)?, mode)
+}
+
+fn fchmod(call: &mut Call<'_>, [fd, mode, ..]: [u64; 6]) -> SysResult {
+    set_mode(&caller(call), &Target::of_file(&*file(call, fd)?), mode)
+}
+
+fn fchmodat(call: &mut Call<'_>, [dirfd, path, mode, ..]: [u64; 6]) -> SysResult {
+    let caller = caller(call);
+    set_mode(&caller, &target(call, &caller, dirfd, path, 0)?, mode)
+}
+
+fn fchmodat2(call: &mut Call<'_>, [dirfd, path, mode, flags, ..]: [u64; 6]) -> SysResult {
+    if int(flags) & !(libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH) != 0 {
+        return Err(Errno::EINVAL.into());
+    }
+    let caller = caller(call);
+    set_mode(&caller, &target(call, &caller, dirfd, path, int(flags))?, mode)
+}
+
+fn set_owner(caller: &Caller, target: &Target, uid: u64, gid: u64) -> SysResult {
+    target.writable()?;
+    let wanted = |id: u64| Some(uint(id)).filter(|id| *id != u32::MAX);
+    let change = access::chown(caller, &target.inode.attributes()?, wanted(uid), wanted(gid))?;
+    target.change(&change)?;
+    Ok(0)
+}
+
+fn chown(call: &mut Call<'_>, [path, uid, gid, ..]: [u64; 6]) -> SysResult {
+    let caller = caller(call);
+    set_owner(&caller, &target(call, &caller, CWD, path, 0)?, uid, gid)
+}
+
+fn lchown(call: &mut Call<'_>, [path, uid, gid, ..]: [u64; 6]) -> SysResult {
+    let caller = caller(call);
+    set_owner(&caller, &target(call, &caller, CWD, path, libc::AT_SYMLINK_NOFOLLOW)?, uid, gid)
+}
+
+fn fchown(call: &mut Call<'_>, [fd, uid, gid, ..]: [u64; 6]) -> SysResult {
+    set_owner(&caller(call), &Target::of_file(&*file(call, fd)?), uid, gid)
+}
+
+fn fchownat(call: &mut Call<'_>, [dirfd, path, uid, gid, flags, _]: [u64; 6]) -> SysResult {
+    if int(flags) & !(libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH) != 0 {
+        return Err(Errno::EINVAL.into());
+    }
+    let caller = caller(call);
+    set_owner(&caller, &target(call, &caller, dirfd, path, int(flags))?, uid, gid)
+}
+
+/// Stamps: `None` for "leave it"; and whether both are the present.
+type Stamps = ([Option<Timestamp>; 2], bool);
+
+fn set_stamps(caller: &Caller, target: &Target, (stamps, now): Stamps) -> SysResult {
+    target.writable()?;
+    if stamps == [None, None] {
+        return Ok(0);
+    }
+    let change = access::utimes(caller, &target.inode.attributes()?, stamps, now)?;
+    target.change(&change)?;
+    Ok(0)
+}
+
+fn present() -> Stamps {
+    ([Some(Timestamp::now()); 2], true)
+}
+
+fn utime(call: &mut Call<'_>, [path, times, ..]: [u64; 6]) -> SysResult {
+    let stamps = if times == 0 {
+        present()
+    } else {
+        let (accessed, modified) = (call.read_u64(times)?, call.read_u64(times.wrapping_add(8))?);
+        ([Some(stamp(accessed.cast_signed(), 0)?), Some(stamp(modified.cast_signed(), 0)?)], false)
+    };
+    let caller = caller(call);
+    set_stamps(&caller, &target(call, &caller, CWD, path, 0)?, stamps)
+}
+
+fn futimesat(call: &mut Call<'_>, [dirfd, path, times, ..]: [u64; 6]) -> SysResult {
+    let stamps = if times == 0 {
+        present()
+    } else {
+        let mut stamps = [None; 2];
+        for (place, address) in stamps.iter_mut().zip([times, times.wrapping_add(16)]) {
+            let (seconds, microseconds) = moment(call, address)?;
+            *place = Some(stamp(seconds, microseconds.checked_mul(1000).ok_or(Errno::EINVAL)?)?);
+        }
+        (stamps, false)
+    };
+    let caller = caller(call);
+    let target = if path == 0 {
+        Target::of_file(&*file(call, dirfd)?)
+    } else {
+        target(call, &caller, dirfd, path, 0)?
+    };
+    set_stamps(&caller, &target, stamps)
+}
+
+fn utimes(call: &mut Call<'_>, [path, times, ..]: [u64; 6]) -> SysResult {
+    futimesat(call, [CWD, path, times, 0, 0, 0])
+}
+
+fn utimensat(call: &mut Call<'_>, [dirfd, path, times, flags, ..]: [u64; 6]) -> SysResult {
+    if int(flags) & !(libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH) != 0 {
+        return Err(Errno::EINVAL.into());
+    }
+    let stamps = if times == 0 { present() } else { explicit_stamps(call, times)? };
+    let caller = caller(call);
+    let target = if path == 0 {
+        Target::of_file(&*file(call, dirfd)?)
+    } else {
+        target(call, &caller, dirfd, path, int(flags))?
+    };
+    set_stamps(&caller, &target, stamps)
+}
+
+fn explicit_stamps(call: &Call<'_>, times: u64) -> Result<Stamps, Errno> {
+    let (mut stamps, mut nows) = ([None; 2], 0);
+    for (place, address) in stamps.iter_mut().zip([times, times.wrapping_add(16)]) {
+        let (seconds, nanoseconds) = moment(call, address)?;
+        *place = match nanoseconds {
+            libc::UTIME_NOW => {
+                nows += 1;
+                Some(Timestamp::now())
+            }
+            libc::UTIME_OMIT => None,
+            _ => Some(stamp(seconds, nanoseconds)?),
+        };
+    }
+    Ok((stamps, nows == 2))
+}
+
+fn length(argument: u64) -> Result<u64, Errno> {
+    if argument.cast_signed() < 0 { Err(Errno::EINVAL) } else { Ok(argument) }
+}
+
+fn truncate(call: &mut Call<'_>, [path, size, ..]: [u64; 6]) -> SysResult {
+    let size = length(size)?;
+    let caller = caller(call);
+    let place = place(call, &caller, path)?;
+    match place.dentry.inode().kind() {
+        FileKind::Folder => return Err(Errno::EISDIR.into()),
+        FileKind::Regular => {}
+        _ => return Err(Errno::EINVAL.into()),
+    }
+    place.writable()?;
+    access::check(&caller, &place.dentry.inode().attributes()?, WRITE)?;
+    crate::vfs::open::truncate(&caller, &place, size)?;
+    Ok(0)
+}
+
+fn ftruncate(call: &mut Call<'_>, [fd, size, ..]: [u64; 6]) -> SysResult {
+    let size = length(size)?;
+    let file = file(call, fd)?;
+    if file.inode().kind() != FileKind::Regular || !file.flags().writable() || !file.file().seekable() {
+        return Err(Errno::EINVAL.into());
+    }
+    let mode = access::mode_after_write(&caller(call), &file.inode().attributes()?);
+    Target::of_file(&file).change(&AttributeChange {
+        size: Some(size),
+        mode,
+        ..AttributeChange::default()
+    })?;
+    Ok(0)
+}
+
+fn fallocate(call: &mut Call<'_>, [fd, mode, offset, size, ..]: [u64; 6]) -> SysResult {
+    let file = file(call, fd)?;
+    if offset.cast_signed() < 0 || size.cast_signed() <= 0 {
+        return Err(Errno::EINVAL.into());
+    }
+    let mode = int(mode);
+    let known = libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE;
+    if mode & !known != 0 || mode == libc::FALLOC_FL_PUNCH_HOLE {
+        return Err(Errno::EOPNOTSUPP.into());
+    }
+    if !file.flags().writable() {
+        return Err(Errno::EBADF.into());
+    }
+    match file.inode().kind() {
+        FileKind::Regular => {}
+        FileKind::Fifo => return Err(Errno::ESPIPE.into()),
+        FileKind::Folder => return Err(Errno::EISDIR.into()),
+        _ => return Err(Errno::ENODEV.into()),
+    }
+    if offset.checked_add(size).is_none_or(|end| end.cast_signed() < 0) {
+        return Err(Errno::EFBIG.into());
+    }
+    file.file().allocate(mode, offset, size)?;
+    Target::of_file(&file).tell(mask::MODIFY);
+    Ok(0)
+}
+
+fn umask(call: &mut Call<'_>, [mask, ..]: [u64; 6]) -> SysResult {
+    Ok(u64::from(call.task.fs().set_umask(uint(mask))))
+}
+
+fn fsync(call: &mut Call<'_>, [fd, ..]: [u64; 6]) -> SysResult {
+    file(call, fd)?.file().sync()?;
+    Ok(0)
+}
+
+fn syncfs(call: &mut Call<'_>, [fd, ..]: [u64; 6]) -> SysResult {
+    file(call, fd)?;
+    Ok(0)
+}
+
+fn sync_file_range(call: &mut Call<'_>, [fd, offset, size, flags, ..]: [u64; 6]) -> SysResult {
+    let file = file(call, fd)?;
+    let end = offset.cast_signed().checked_add(size.cast_signed());
+    if uint(flags) & !7 != 0 || offset.cast_signed() < 0 || end.is_none_or(|end| end < 0) {
+        return Err(Errno::EINVAL.into());
+    }
+    if !file.file().seekable() {
+        return Err(Errno::ESPIPE.into());
+    }
+    Ok(0)
+}
+
+fn fadvise64(call: &mut Call<'_>, [fd, _, size, advice, ..]: [u64; 6]) -> SysResult {
+    let file = file(call, fd)?;
+    if file.inode().kind() == FileKind::Fifo {
+        return Err(Errno::ESPIPE.into());
+    }
+    if size.cast_signed() < 0 || !(0..=5).contains(&int(advice)) {
+        return Err(Errno::EINVAL.into());
+    }
+    Ok(0)
+}
+
+fn readahead(call: &mut Call<'_>, [fd, ..]: [u64; 6]) -> SysResult {
+    let file = file(call, fd)?;
+    if !file.flags().readable() {
+        return Err(Errno::EBADF.into());
+    }
+    if file.inode().kind() != FileKind::Regular { Err(Errno::EINVAL.into()) } else { Ok(0) }
+}

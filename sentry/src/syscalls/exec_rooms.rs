@@ -1,0 +1,170 @@
+//! What `execve` and `mmap` need of other rooms: the one place where these families call into `task` and `vfs`.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use crate::call::Call;
+use crate::error::{Errno, SysError};
+use crate::loader::Program;
+use crate::mm::{AddressSpace, FileIdentity, Limits, MappedFile};
+use crate::platform::Thread;
+use crate::task::{Credentials, Resource, Task};
+use crate::vfs::access::{self, EXECUTE};
+use crate::vfs::open::open_place;
+use crate::vfs::{Caller, FileKind, Flags, MountFlags, OpenFile, Place, Resolve, Walk, device_parts};
+
+/// `CAP_IPC_LOCK`.
+const CAP_IPC_LOCK: u32 = 14;
+
+/// What the caller may have of memory.
+pub(super) fn limits(call: &Call<'_>) -> Limits {
+    let limits = call.task.group().limits();
+    let of = |resource| limits.of(resource).soft;
+    Limits {
+        address_space: of(Resource::AddressSpace),
+        data: of(Resource::Data),
+        stack: of(Resource::Stack),
+        locked: of(Resource::LockedMemory),
+        may_lock: call.task.credentials().capable(CAP_IPC_LOCK),
+    }
+}
+
+/// An open file that is mapped or run.
+pub(crate) struct Mapped(Arc<OpenFile>);
+
+impl MappedFile for Mapped {
+    fn host_file(&self) -> Result<(Arc<OwnedFd>, u64), Errno> {
+        self.0.file().host_file()
+    }
+
+    fn name(&self) -> Vec<u8> {
+        match self.0.place() {
+            Some(place) => {
+                let mut name = place.absolute();
+                if place.dentry.unlinked() {
+                    name.extend_from_slice(b" (deleted)");
+                }
+                name
+            }
+            None => Vec::new(),
+        }
+    }
+
+    fn place(&self) -> Option<Place> {
+        self.0.place().cloned()
+    }
+
+    fn identity(&self) -> FileIdentity {
+        let attributes = self.0.inode().attributes().ok();
+        let (major, minor) = attributes.map_or((0, 0), |attributes| device_parts(attributes.device));
+        FileIdentity { major, minor, inode: attributes.map_or(0, |attributes| attributes.inode) }
+    }
+
+    fn readable(&self) -> bool {
+        self.0.flags().readable()
+    }
+
+    fn writable(&self) -> bool {
+        self.0.flags().writable()
+    }
+
+    fn executable(&self) -> bool {
+        !self.0.mount_flags().contains(MountFlags::NO_EXEC)
+    }
+}
+
+impl Program for Mapped {
+    fn read_at(&self, to: &mut [u8], offset: u64) -> Result<usize, Errno> {
+        self.0.file().read(to, offset)
+    }
+
+    fn set_ids(&self) -> (Option<u32>, Option<u32>) {
+        let Ok(attributes) = self.0.inode().attributes() else { return (None, None) };
+        if self.0.mount_flags().contains(MountFlags::NO_SUID) {
+            return (None, None);
+        }
+        let user = attributes.mode & libc::S_ISUID != 0;
+        // Without the group's x it asks for mandatory locking, of old.
+        let group = attributes.mode & (libc::S_ISGID | libc::S_IXGRP) == libc::S_ISGID | libc::S_IXGRP;
+        (user.then_some(attributes.uid), group.then_some(attributes.gid))
+    }
+}
+
+/// What an open file of the caller shows when it is mapped.
+pub(super) fn mapped_file(call: &Call<'_>, fd: i32) -> Result<Arc<dyn MappedFile>, Errno> {
+    Ok(Arc::new(Mapped(call.task.files().get(fd)?)))
+}
+
+/// Who walks for a task.
+pub(crate) fn caller(task: &Task) -> Caller {
+    Caller { credentials: task.credentials(), process: task.group().pid(), umask: task.fs().umask() }
+}
+
+/// Opens a file to run it.
+pub(super) fn open_program(
+    call: &Call<'_>,
+    directory: i32,
+    path: &[u8],
+    flags: i32,
+) -> Result<Arc<dyn Program>, Errno> {
+    let caller = caller(call.task);
+    if path.is_empty() {
+        let file = call.task.files().find(directory)?;
+        let place = file.place().cloned();
+        return match place {
+            Some(place) => run_place(&caller, place),
+            None => Ok(Arc::new(Mapped(file))),
+        };
+    }
+    let fs = call.task.fs();
+    let start = if directory == libc::AT_FDCWD || path.starts_with(b"/") {
+        fs.cwd()
+    } else {
+        call.task.files().find(directory)?.place().cloned().ok_or(Errno::ENOTDIR)?
+    };
+    let follow = flags & libc::AT_SYMLINK_NOFOLLOW == 0;
+    let place = Walk::new(&caller, &fs.root(), &start, path, Resolve::default())?.finish(follow)?;
+    if place.dentry.inode().kind() == FileKind::Symlink {
+        return Err(Errno::ELOOP);
+    }
+    run_place(&caller, place)
+}
+
+/// Opens a program that a walk has led to (`do_open_execat` in `fs/exec.c`).
+pub(crate) fn run_place(caller: &Caller, place: Place) -> Result<Arc<dyn Program>, Errno> {
+    let attributes = place.dentry.inode().attributes()?;
+    if attributes.kind != FileKind::Regular || place.mount.flags().contains(MountFlags::NO_EXEC) {
+        return Err(Errno::EACCES);
+    }
+    access::check(caller, &attributes, EXECUTE)?;
+    Ok(Arc::new(Mapped(open_place(caller, place, Flags::READ)?)))
+}
+
+/// Whether a descriptor is closed by `execve`.
+pub(super) fn closes_at_exec(call: &Call<'_>, fd: i32) -> bool {
+    call.task.files().is_close_on_exec(fd).unwrap_or(true)
+}
+
+/// Who the task is once it runs that program.
+pub(super) fn credentials_after(call: &Call<'_>, program: &dyn Program) -> Credentials {
+    let (user, group) = program.set_ids();
+    call.task.credentials().after_exec(user, group)
+}
+
+/// Ends the other threads of the process.
+pub(super) fn begin(call: &Call<'_>) -> Result<(), SysError> {
+    call.task.begin_exec()
+}
+
+/// Puts the task on its new program.
+pub(super) fn finish(
+    call: &Call<'_>,
+    space: AddressSpace,
+    thread: Box<dyn Thread>,
+    comm: &[u8],
+    credentials: Credentials,
+) {
+    drop(call.task.set_space(Arc::new(space)));
+    call.task.replace_thread(thread);
+    call.task.finish_exec(comm, credentials);
+}

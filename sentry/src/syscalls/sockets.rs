@@ -1,0 +1,266 @@
+//! System calls of sockets (`man 2 socket` and those that it names): arguments in guest memory, descriptors, and waiting.
+
+mod transfer;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Entry;
+use crate::call::{Call, Unready};
+use crate::error::{Errno, SysError, SysResult};
+use crate::events::Events;
+use crate::net::address::{ADDRESS_MAX, Address};
+use crate::net::{Context, Socket, SocketFile, create, create_pair, option, set_option};
+use crate::vfs::{Caller, OpenFile};
+
+/// Longest value of an option that is read.
+const OPTION_MAX: usize = 64 * 1024;
+
+/// All calls of this family.
+pub(super) const CALLS: &[Entry] = &[
+    Entry::partial(libc::SYS_socket, "socket", socket, "AF_PACKET, AF_VSOCK, AF_ALG; raw sockets"),
+    Entry::full(libc::SYS_socketpair, "socketpair", socketpair),
+    Entry::full(libc::SYS_bind, "bind", bind),
+    Entry::full(libc::SYS_listen, "listen", listen),
+    Entry::full(libc::SYS_accept, "accept", accept),
+    Entry::full(libc::SYS_accept4, "accept4", accept4),
+    Entry::partial(libc::SYS_connect, "connect", connect, "addresses that are not the sandbox' own"),
+    Entry::full(libc::SYS_getsockname, "getsockname", getsockname),
+    Entry::full(libc::SYS_getpeername, "getpeername", getpeername),
+    Entry::full(libc::SYS_shutdown, "shutdown", shutdown),
+    Entry::partial(libc::SYS_setsockopt, "setsockopt", setsockopt, "filters, multicast sources, pidfds"),
+    Entry::partial(libc::SYS_getsockopt, "getsockopt", getsockopt, "filters, multicast sources, pidfds"),
+    Entry::full(libc::SYS_sendto, "sendto", transfer::sendto),
+    Entry::full(libc::SYS_recvfrom, "recvfrom", transfer::recvfrom),
+    Entry::full(libc::SYS_sendmsg, "sendmsg", transfer::sendmsg),
+    Entry::partial(libc::SYS_recvmsg, "recvmsg", transfer::recvmsg, "MSG_ERRQUEUE is always empty"),
+    Entry::full(libc::SYS_sendmmsg, "sendmmsg", transfer::sendmmsg),
+    Entry::full(libc::SYS_recvmmsg, "recvmmsg", transfer::recvmmsg),
+];
+
+/// An argument that is an `int`.
+fn int(argument: u64) -> i32 {
+    let [a, b, c, d, ..] = argument.to_le_bytes();
+    i32::from_le_bytes([a, b, c, d])
+}
+
+fn context(call: &Call<'_>) -> Context {
+    let fs = call.task.fs();
+    Context {
+        net: Arc::clone(&call.kernel.net),
+        caller: Caller {
+            credentials: call.task.credentials(),
+            process: call.task.group().pid(),
+            umask: fs.umask(),
+        },
+        root: fs.root(),
+        cwd: fs.cwd(),
+    }
+}
+
+/// A descriptor that is a socket.
+struct Target {
+    file: Arc<OpenFile>,
+    socket: Arc<dyn Socket>,
+}
+
+impl Target {
+    /// EBADF; ENOTSOCK.
+    fn find(call: &Call<'_>, fd: u64) -> Result<Self, Errno> {
+        let file = call.task.files().get(int(fd))?;
+        let socket = Arc::clone(file.downcast::<SocketFile>().ok_or(Errno::ENOTSOCK)?.socket());
+        Ok(Self { file, socket })
+    }
+
+    fn nonblocking(&self) -> bool {
+        self.file.flags().nonblocking()
+    }
+}
+
+/// Waits on a socket, and perhaps on another that is in its way. The deadline is EAGAIN; a signal restarts the call unless there is a
+/// deadline (`sock_intr_errno`).
+fn wait<T>(
+    call: &mut Call<'_>,
+    target: &Target,
+    obstacle: Option<&Address>,
+    (events, timeout): (Events, Option<Duration>),
+    mut attempt: impl FnMut(&mut Call<'_>) -> Option<T>,
+) -> Result<T, SysError> {
+    if let Some(value) = attempt(call) {
+        return Ok(value);
+    }
+    let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    let other =
+        if events.contains(Events::OUT) { target.socket.obstacle(&context(call), obstacle) } else { None };
+    let own = target.socket.common();
+    let mut queues = vec![(own.queue(), events | Events::RDHUP)];
+    queues.extend(other.iter().map(|other| (other.queue(), Events::OUT | Events::HUP)));
+    call.block(&queues, deadline, attempt).map_err(|unready| match unready {
+        Unready::Interrupted if timeout.is_some() => Errno::EINTR.into(),
+        unready => unready.into(),
+    })
+}
+
+/// An address argument.
+fn read_address(call: &Call<'_>, domain: i32, address: u64, length: u64) -> Result<Address, Errno> {
+    let length = usize::try_from(int(length)).map_err(|_| Errno::EINVAL)?;
+    if length > ADDRESS_MAX {
+        return Err(Errno::EINVAL);
+    }
+    let mut bytes = [0; ADDRESS_MAX];
+    let bytes = bytes.get_mut(..length).ok_or(Errno::EINVAL)?;
+    call.read(address, bytes)?;
+    Address::parse(domain, bytes)
+}
+
+/// Tells an address: as much as there is room for, and how long it is (`move_addr_to_user`).
+fn write_address(call: &Call<'_>, address: u64, length: u64, told: &[u8]) -> Result<(), Errno> {
+    let room = call.read_u32(length)?.cast_signed();
+    let room = usize::try_from(room).map_err(|_| Errno::EINVAL)?;
+    call.write(address, told.get(..room).unwrap_or(told))?;
+    call.write(length, &u32::try_from(told.len()).unwrap_or(0).to_le_bytes())
+}
+
+/// The kind of a socket and its flags: close on exec, non-blocking.
+fn kind_and_flags(argument: u64) -> Result<(i32, bool, bool), Errno> {
+    let kind = int(argument);
+    let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    if kind & !(0xf | flags) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    Ok((kind & 0xf, kind & libc::SOCK_CLOEXEC != 0, kind & libc::SOCK_NONBLOCK != 0))
+}
+
+fn socket(call: &mut Call<'_>, [domain, kind, protocol, ..]: [u64; 6]) -> SysResult {
+    let (kind, on_exec, nonblocking) = kind_and_flags(kind)?;
+    let socket = create(&context(call), [int(domain), kind, int(protocol)])?;
+    let fd = call.task.files().insert(SocketFile::open(socket, nonblocking), on_exec)?;
+    Ok(fd.unsigned_abs().into())
+}
+
+fn socketpair(call: &mut Call<'_>, [domain, kind, protocol, to, ..]: [u64; 6]) -> SysResult {
+    let (kind, on_exec, nonblocking) = kind_and_flags(kind)?;
+    let pair = create_pair(&context(call), [int(domain), kind, int(protocol)])?;
+    let files = call.task.files();
+    let fds = files.insert_two(pair.map(|socket| SocketFile::open(socket, nonblocking)), on_exec)?;
+    if let Err(errno) = call.write(to, &fds.map(i32::to_le_bytes).concat()) {
+        for fd in fds {
+            files.close(fd)?;
+        }
+        return Err(errno.into());
+    }
+    Ok(0)
+}
+
+fn bind(call: &mut Call<'_>, [fd, address, length, ..]: [u64; 6]) -> SysResult {
+    let target = Target::find(call, fd)?;
+    let address = read_address(call, target.socket.common().domain, address, length)?;
+    target.socket.bind(&context(call), &address)?;
+    Ok(0)
+}
+
+fn listen(call: &mut Call<'_>, [fd, backlog, ..]: [u64; 6]) -> SysResult {
+    Target::find(call, fd)?.socket.listen(&context(call), int(backlog))?;
+    Ok(0)
+}
+
+fn connect(call: &mut Call<'_>, [fd, address, length, ..]: [u64; 6]) -> SysResult {
+    let target = Target::find(call, fd)?;
+    let address = read_address(call, target.socket.common().domain, address, length)?;
+    let [_, timeout] = target.socket.common().timeouts();
+    let context = context(call);
+    let how = (Events::OUT, timeout);
+    match target.socket.connect(&context, &address) {
+        Ok(()) => Ok(0),
+        Err(errno) if target.nonblocking() => Err(errno.into()),
+        Err(Errno::EINPROGRESS | Errno::EALREADY) => {
+            let result = wait(call, &target, None, how, |_| target.socket.connected());
+            match result {
+                Ok(result) => Ok(result.map(|()| 0)?),
+                Err(SysError::Errno(Errno::EAGAIN)) => Err(Errno::EINPROGRESS.into()),
+                Err(error) => Err(error),
+            }
+        }
+        Err(Errno::EAGAIN) => {
+            let result = wait(call, &target, Some(&address), how, |_| {
+                Some(target.socket.connect(&context, &address)).filter(|result| *result != Err(Errno::EAGAIN))
+            });
+            Ok(result?.map(|()| 0)?)
+        }
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+fn accept(call: &mut Call<'_>, [fd, address, length, ..]: [u64; 6]) -> SysResult {
+    accept4(call, [fd, address, length, 0, 0, 0])
+}
+
+fn accept4(call: &mut Call<'_>, [fd, address, length, flags, ..]: [u64; 6]) -> SysResult {
+    let flags = int(flags);
+    if flags & !(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) != 0 {
+        return Err(Errno::EINVAL.into());
+    }
+    let target = Target::find(call, fd)?;
+    let [timeout, _] = target.socket.common().timeouts();
+    let nonblocking = target.nonblocking();
+    let accepted = wait(call, &target, None, (Events::IN, timeout), |_| match target.socket.accept() {
+        Err(Errno::EAGAIN) if !nonblocking => None,
+        result => Some(result),
+    })??;
+    let peer = accepted.peer();
+    let file = SocketFile::open(accepted, flags & libc::SOCK_NONBLOCK != 0);
+    if address != 0 {
+        let peer = peer.map_err(|_| Errno::ECONNABORTED)?;
+        write_address(call, address, length, &peer.bytes())?;
+    }
+    let fd = call.task.files().insert(file, flags & libc::SOCK_CLOEXEC != 0)?;
+    Ok(fd.unsigned_abs().into())
+}
+
+fn getsockname(call: &mut Call<'_>, [fd, address, length, ..]: [u64; 6]) -> SysResult {
+    let told = Target::find(call, fd)?.socket.local()?;
+    write_address(call, address, length, &told.bytes())?;
+    Ok(0)
+}
+
+fn getpeername(call: &mut Call<'_>, [fd, address, length, ..]: [u64; 6]) -> SysResult {
+    let told = Target::find(call, fd)?.socket.peer()?;
+    write_address(call, address, length, &told.bytes())?;
+    Ok(0)
+}
+
+fn shutdown(call: &mut Call<'_>, [fd, how, ..]: [u64; 6]) -> SysResult {
+    let target = Target::find(call, fd)?;
+    let how = int(how);
+    if !(libc::SHUT_RD..=libc::SHUT_RDWR).contains(&how) {
+        return Err(Errno::EINVAL.into());
+    }
+    target.socket.shutdown(how)?;
+    Ok(0)
+}
+
+fn setsockopt(call: &mut Call<'_>, [fd, level, name, value, length, _]: [u64; 6]) -> SysResult {
+    let length = usize::try_from(int(length)).map_err(|_| Errno::EINVAL)?;
+    let target = Target::find(call, fd)?;
+    if length > OPTION_MAX {
+        return Err(Errno::EINVAL.into());
+    }
+    let mut bytes = vec![0; length];
+    call.read(value, &mut bytes)?;
+    set_option(target.socket.as_ref(), &context(call), [int(level), int(name)], &bytes)?;
+    Ok(0)
+}
+
+fn getsockopt(call: &mut Call<'_>, [fd, level, name, value, length, _]: [u64; 6]) -> SysResult {
+    let target = Target::find(call, fd)?;
+    let room = call.read_u32(length)?.cast_signed();
+    let room = usize::try_from(room).map_err(|_| Errno::EINVAL)?;
+    let told = option(target.socket.as_ref(), int(level), int(name), room)?;
+    let told = told.get(..room).unwrap_or(&told);
+    call.write(value, told)?;
+    call.write(length, &u32::try_from(told.len()).unwrap_or(0).to_le_bytes())?;
+    Ok(0)
+}
+
+#[cfg(test)]
+mod tests;

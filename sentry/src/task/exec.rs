@@ -1,0 +1,154 @@
+//! What `execve` does to a task (`begin_new_exec` in `fs/exec.c`, `cap_bprm_creds_from_file` in `security/commoncap.c`).
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+
+use super::signal::AltStack;
+use super::{Capabilities, Credentials, Pid, Task, Tree, hooks, lock, securebits};
+use crate::error::{Restart, SysError};
+
+impl Credentials {
+    /// Who a task is after it began a program. `set_uid` and `set_gid`: owner of a file with such a bit, where the mount allows them.
+    /// Capabilities of files are not known.
+    #[must_use]
+    pub fn after_exec(&self, set_uid: Option<u32>, set_gid: Option<u32>) -> Self {
+        let mut new = self.clone();
+        if !self.no_new_privileges {
+            new.euid = set_uid.unwrap_or(new.euid);
+            new.egid = set_gid.unwrap_or(new.egid);
+        }
+        let changed = new.euid != self.euid || new.egid != self.egid;
+        if changed {
+            new.ambient = Capabilities::default();
+        }
+        new.permitted = new.ambient;
+        new.effective = new.ambient;
+        let root_counts = new.securebits & securebits::NO_ROOT == 0;
+        if root_counts && (new.euid == 0 || new.uid == 0) {
+            new.permitted = Capabilities(new.inheritable.0 | new.bounding.0);
+            if self.no_new_privileges {
+                new.permitted.0 &= self.permitted.0;
+            }
+            new.effective = if new.euid == 0 { new.permitted } else { new.ambient };
+        }
+        (new.suid, new.fsuid) = (new.euid, new.euid);
+        (new.sgid, new.fsgid) = (new.egid, new.egid);
+        new.securebits &= !securebits::KEEP_CAPS;
+        new
+    }
+}
+
+impl Task {
+    /// The point of no return of `execve`: ends all other threads of the process and takes over its number. Afterwards nobody else uses
+    /// what belongs to the process.
+    ///
+    /// # Errors
+    /// The process ends, or another thread does the same: the caller gives this on as it is.
+    pub fn begin_exec(&self) -> Result<(), SysError> {
+        let group = self.group.pid();
+        if !self.tasks.tree().claim_exec(group, self.pid()) {
+            return Err(SysError::Interrupted(Restart::Always));
+        }
+        loop {
+            self.waiter.clear();
+            let mut tree = self.tasks.tree();
+            let Some(state) = tree.groups.get_mut(&group) else {
+                return Err(SysError::Interrupted(Restart::Always));
+            };
+            if state.exiting.is_some() {
+                state.execs = None;
+                return Err(SysError::Interrupted(Restart::Always));
+            }
+            if state.threads.as_slice() == [self.pid()] {
+                state.execs = None;
+                tree.become_leader(self, group);
+                tree.settle(self);
+                return Ok(());
+            }
+            drop(tree);
+            self.waiter.wait(None);
+        }
+    }
+
+    /// The rest, once the new program is in place ([`set_space`](Self::set_space), [`replace_thread`](Self::replace_thread)): handlers and
+    /// the other stack are gone, files are closed that are to be, the credentials are the new ones, a caller of `vfork` goes on.
+    pub fn finish_exec(&self, name: &[u8], credentials: Credentials) {
+        {
+            let mut tree = self.tasks.tree();
+            let privileged = {
+                let old = self.credentials();
+                old.euid != credentials.euid || old.egid != credentials.egid
+            };
+            if let Some(state) = tree.groups.get_mut(&self.group.pid()) {
+                let mut actions = lock(&state.actions).clone();
+                actions.reset_for_exec();
+                state.actions = Arc::new(Mutex::new(actions));
+                state.execed = true;
+            }
+            if let Some(thread) = tree.threads.get_mut(&self.pid()) {
+                thread.stack = AltStack::default();
+                thread.fault = (0, 0, 0);
+                if privileged {
+                    thread.parent_death = 0;
+                }
+            }
+            self.group.set_dumpable(u32::from(!privileged));
+        }
+        self.set_credentials(credentials);
+        self.set_comm(name);
+        self.set_clear_child_tid(0);
+        self.personality.fetch_and(!PER_CLEAR_ON_EXEC, Ordering::Relaxed);
+        let timers = self.group.timers().take_posix();
+        drop(timers);
+        let files = self.files();
+        if Arc::strong_count(&files) > 2 {
+            // This one, the task's, and somebody else's: a process has its files alone from now on.
+            let own = hooks::fork_files(&files);
+            drop(self.set_files(own));
+        }
+        drop(files);
+        hooks::close_on_exec(&self.files());
+        self.finish_vfork();
+    }
+}
+
+/// `READ_IMPLIES_EXEC`, which a program does not hand on.
+const PER_CLEAR_ON_EXEC: u32 = 0x40_0000;
+
+impl Tree {
+    fn claim_exec(&mut self, group: Pid, by: Pid) -> bool {
+        let Some(state) = self.groups.get_mut(&group) else { return false };
+        if state.exiting.is_some() || state.execs.is_some() {
+            return false;
+        }
+        state.execs = Some(by);
+        for task in self.tasks_of(group) {
+            if task.pid() != by {
+                task.poke();
+            }
+        }
+        true
+    }
+
+    /// The one thread left has the number of its process from now on.
+    fn become_leader(&mut self, task: &Task, group: Pid) {
+        let old = task.pid();
+        if old == group {
+            return;
+        }
+        if let Some(thread) = self.threads.remove(&old) {
+            self.threads.insert(group, thread);
+        }
+        task.pid.store(group, Ordering::Relaxed);
+        let Some(state) = self.groups.get_mut(&group) else { return };
+        state.threads = vec![group];
+        state.credentials = task.credentials();
+        for child in state.children.clone() {
+            if let Some(child) = self.groups.get_mut(&child)
+                && child.parent_thread == old
+            {
+                child.parent_thread = group;
+            }
+        }
+    }
+}

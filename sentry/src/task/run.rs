@@ -1,0 +1,164 @@
+//! The life of a task: the main function of the sentry's thread that serves a guest thread.
+
+use std::sync::Arc;
+
+use super::signal::{Flow, SignalInfo, deliver, force_fault};
+use super::{Resource, Serving, Task, exit, lock};
+use crate::call::Call;
+use crate::error::{Errno, Restart, SysError, SysResult};
+use crate::kernel::Kernel;
+use crate::mm;
+use crate::platform::{Thread, Trap};
+
+/// A panic of the sentry is a bug in what keeps guests apart: the sandbox ends, rather than go on with something half done.
+struct EndOnPanic;
+
+impl Drop for EndOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
+/// Serves a guest thread until it ended.
+pub fn run(kernel: &Arc<Kernel>, task: &Arc<Task>, mut thread: Box<dyn Thread>) {
+    let guard = EndOnPanic;
+    let serving = Serving::begin(task);
+    task.usage.begin();
+    attach(task, thread.as_ref());
+    thread.set_answers(&answers(task));
+    let (thread, status) = serve(kernel, task, thread);
+    *lock(&task.interrupt) = None;
+    exit::exit(task, thread, status);
+    drop(serving);
+    drop(guard);
+}
+
+/// Calls after which others give another value.
+const CHANGES_ANSWERS: [i64; 8] = [
+    libc::SYS_execve,
+    libc::SYS_execveat,
+    libc::SYS_setuid,
+    libc::SYS_setgid,
+    libc::SYS_setreuid,
+    libc::SYS_setregid,
+    libc::SYS_setresuid,
+    libc::SYS_setresgid,
+];
+
+/// What calls give that depend on the task alone.
+fn answers(task: &Task) -> [(u64, u64); 6] {
+    let who = task.credentials();
+    let value = |number: i64, value: u32| (number.unsigned_abs(), u64::from(value));
+    [
+        value(libc::SYS_getpid, task.group().pid().cast_unsigned()),
+        value(libc::SYS_gettid, task.pid().cast_unsigned()),
+        value(libc::SYS_getuid, who.uid),
+        value(libc::SYS_geteuid, who.euid),
+        value(libc::SYS_getgid, who.gid),
+        value(libc::SYS_getegid, who.egid),
+    ]
+}
+
+/// Whether a fault is that of an area which grows down, and now has grown.
+fn grows(task: &Task, thread: &mut dyn Thread, address: u64) -> bool {
+    let stack = task.group().limits().of(Resource::Stack).soft;
+    task.space().grow(thread, address, &mm::Limits { stack, ..mm::Limits::default() })
+}
+
+/// Lets the platform change the place in the guest's code where the call came from, where that is code that nobody writes.
+fn speed_up(task: &Task, thread: &mut dyn Thread) {
+    let Some(place) = thread.replaceable() else { return };
+    let space = task.space();
+    let Some(area) = space.area_at(place) else { return };
+    let code = area.is_private_code() && area.range().contains(&place.saturating_add(16));
+    let replaced = if code { thread.replace(area.protection.bits().cast_signed()) } else { Ok(()) };
+    match replaced {
+        Ok(()) => {}
+        // The stub is gone already: another thread ended the process.
+        Err(Errno::EFAULT) => task.exit_group(libc::SIGKILL),
+        Err(errno) => {
+            tracing::warn!(%errno, "a page of a guest's code could not be given back its protection");
+            task.exit_group(libc::SIGKILL);
+        }
+    }
+}
+
+fn attach(task: &Task, thread: &dyn Thread) {
+    *lock(&task.interrupt) = Some(thread.interrupt());
+}
+
+fn serve(kernel: &Arc<Kernel>, task: &Arc<Task>, mut thread: Box<dyn Thread>) -> (Box<dyn Thread>, i32) {
+    loop {
+        if task.signal_pending() && deliver(task, thread.as_mut(), None) == Flow::Exit {
+            return (thread, 0);
+        }
+        task.usage.enter();
+        let trap = thread.resume();
+        task.usage.leave();
+        match trap {
+            Trap::Syscall { number } => {
+                let result = carry_out(kernel, task, thread.as_mut(), number);
+                if let Some(next) = lock(&task.next_thread).take() {
+                    attach(task, next.as_ref());
+                    thread = next;
+                } else {
+                    speed_up(task, thread.as_mut());
+                }
+                if CHANGES_ANSWERS.contains(&number.cast_signed()) {
+                    thread.set_answers(&answers(task));
+                }
+                if let Some(status) = finish_call(task, thread.as_mut(), number, result) {
+                    return (thread, status);
+                }
+            }
+            Trap::Fault { signal: libc::SIGSEGV, address, .. } if grows(task, thread.as_mut(), address) => {}
+            Trap::Fault { signal, code, address, exception } => {
+                task.set_fault(exception, address);
+                force_fault(task, SignalInfo::fault(signal, code, address));
+            }
+            Trap::Interrupted => {}
+            Trap::Gone => task.exit_group(libc::SIGKILL),
+        }
+    }
+}
+
+/// Makes the call that the registers say.
+pub(super) fn carry_out(
+    kernel: &Arc<Kernel>,
+    task: &Arc<Task>,
+    thread: &mut dyn Thread,
+    number: u64,
+) -> SysResult {
+    let arguments = thread.regs().arguments();
+    let entry = usize::try_from(number).ok().and_then(|number| kernel.calls.get(number)).copied().flatten();
+    match entry {
+        Some(entry) => (entry.handler)(&mut Call { kernel, task, thread }, arguments),
+        None => {
+            kernel.note_unknown_call(&task.comm(), number);
+            Err(SysError::Errno(Errno::ENOSYS))
+        }
+    }
+}
+
+/// Puts what came of a call into the registers. The status, where the thread ends.
+fn finish_call(task: &Arc<Task>, thread: &mut dyn Thread, number: u64, result: SysResult) -> Option<i32> {
+    match result {
+        Ok(value) => thread.regs().rax = value,
+        Err(SysError::Errno(errno)) => {
+            thread.regs().rax = (-i64::from(errno as i32)).cast_unsigned();
+        }
+        Err(SysError::Interrupted(rule)) => return interrupted(task, thread, rule, number),
+        Err(SysError::RegistersSet) => {}
+        Err(SysError::Exit) => return Some(task.exit_status()),
+    }
+    None
+}
+
+fn interrupted(task: &Arc<Task>, thread: &mut dyn Thread, rule: Restart, number: u64) -> Option<i32> {
+    match deliver(task, thread, Some((rule, number))) {
+        Flow::Exit => Some(0),
+        Flow::GoOn => None,
+    }
+}

@@ -1,0 +1,113 @@
+//! `kill` and what is like it: who may send what to whom.
+
+use super::super::{Pid, Task, ThreadGroup, Tree};
+use super::{SignalInfo, Target, is_signal};
+use crate::error::Errno;
+
+fn check_signal(signal: i32) -> Result<(), Errno> {
+    if signal == 0 || is_signal(signal) { Ok(()) } else { Err(Errno::EINVAL) }
+}
+
+impl Task {
+    /// `kill` (`man 2 kill`): to a process, to a group (0, or negative), to all but the first process and the caller's (-1). Signal 0 asks
+    /// whether it may.
+    ///
+    /// # Errors
+    /// EINVAL for no signal, ESRCH, EPERM.
+    pub fn kill(&self, pid: Pid, signal: i32, info: &SignalInfo) -> Result<(), Errno> {
+        check_signal(signal)?;
+        let own = self.group.pid();
+        let mut tree = self.tasks.tree();
+        let targets = match pid {
+            i32::MIN => return Err(Errno::ESRCH),
+            -1 => {
+                let all = tree.groups.keys().copied();
+                all.filter(|group| *group > 1 && *group != own).collect::<Vec<_>>()
+            }
+            0 => {
+                let pgid = tree.groups.get(&own).map_or(0, |state| state.pgid);
+                tree.members(pgid)
+            }
+            pid if pid < 0 => tree.members(-pid),
+            pid => vec![tree.threads.get(&pid).map_or(pid, |thread| thread.group)],
+        };
+        let mut result = Err(Errno::ESRCH);
+        for target in targets {
+            let sent = tree.kill_one(self, Target::Group(target), target, signal, info);
+            // One that could be reached is enough; with -1, those that may not be reached do not count.
+            match sent {
+                Ok(()) => result = Ok(()),
+                Err(errno) if result.is_err() => result = Err(errno),
+                Err(_) => {}
+            }
+        }
+        if pid == -1 && result == Err(Errno::EPERM) { Ok(()) } else { result }
+    }
+
+    /// `rt_sigqueueinfo`: to one process.
+    ///
+    /// # Errors
+    /// As [`kill`](Self::kill), and EAGAIN when too many are queued.
+    pub fn kill_process(&self, pid: Pid, signal: i32, info: &SignalInfo) -> Result<(), Errno> {
+        if pid <= 0 {
+            return Err(Errno::ESRCH);
+        }
+        self.kill(pid, signal, info)
+    }
+
+    /// `tgkill`, and `tkill` without `group`: to one thread.
+    ///
+    /// # Errors
+    /// As [`kill_process`](Self::kill_process); ESRCH also where the thread is of another process.
+    pub fn kill_thread(
+        &self,
+        group: Option<Pid>,
+        pid: Pid,
+        signal: i32,
+        info: &SignalInfo,
+    ) -> Result<(), Errno> {
+        check_signal(signal)?;
+        let mut tree = self.tasks.tree();
+        let of = tree.threads.get(&pid).map(|thread| thread.group).ok_or(Errno::ESRCH)?;
+        if group.is_some_and(|group| group != of) {
+            return Err(Errno::ESRCH);
+        }
+        tree.kill_one(self, Target::Thread(pid), of, signal, info)
+    }
+
+    /// `pidfd_send_signal`: to a process that is held on to, whatever became of its number.
+    ///
+    /// # Errors
+    /// As [`kill_process`](Self::kill_process).
+    pub fn kill_group(&self, group: &ThreadGroup, signal: i32, info: &SignalInfo) -> Result<(), Errno> {
+        check_signal(signal)?;
+        let mut tree = self.tasks.tree();
+        let held = tree.groups.get(&group.pid()).is_some_and(|state| std::ptr::eq(&*state.group, group));
+        if !held {
+            return Err(Errno::ESRCH);
+        }
+        tree.kill_one(self, Target::Group(group.pid()), group.pid(), signal, info)
+    }
+
+    /// A signal that cannot be put off: if it is blocked or ignored, the process loses its say.
+    pub fn force_signal(&self, info: SignalInfo) {
+        super::force_fault(self, info);
+    }
+}
+
+impl Tree {
+    fn kill_one(
+        &mut self,
+        sender: &Task,
+        target: Target,
+        group: Pid,
+        signal: i32,
+        info: &SignalInfo,
+    ) -> Result<(), Errno> {
+        let handle = self.groups.get(&group).map(|state| state.group.clone()).ok_or(Errno::ESRCH)?;
+        if !self.may_signal(sender.group.pid(), &sender.credentials(), &handle, signal) {
+            return Err(Errno::EPERM);
+        }
+        if signal == 0 { Ok(()) } else { self.send(target, info.clone(), false) }
+    }
+}

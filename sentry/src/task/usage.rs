@@ -1,0 +1,139 @@
+//! CPU time of a task.
+//!
+//! User time is the time that guest code was let run. System time is what the host says of the sentry's thread that serves the task:
+//! it is asked for only when somebody wants to know, so calls do not pay for it.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::time::{ClockId, clock_gettime};
+
+use super::lock;
+
+/// User and system time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CpuTimes {
+    /// In guest code.
+    pub user: Duration,
+    /// In the kernel.
+    pub system: Duration,
+}
+
+impl CpuTimes {
+    /// Both.
+    #[must_use]
+    pub fn total(&self) -> Duration {
+        self.user.saturating_add(self.system)
+    }
+
+    /// With another's.
+    #[must_use]
+    pub fn plus(&self, other: &Self) -> Self {
+        Self { user: self.user.saturating_add(other.user), system: self.system.saturating_add(other.system) }
+    }
+}
+
+/// What a task has used.
+#[derive(Default)]
+pub struct Usage {
+    user: AtomicU64,
+    entered: Mutex<Option<Instant>>,
+    host: Mutex<Host>,
+}
+
+#[derive(Default, Clone, Copy)]
+enum Host {
+    /// No thread serves it yet.
+    #[default]
+    None,
+    /// The host's clock of the thread that does, and what it showed at the beginning.
+    Running(ClockId, Duration),
+    /// It ended.
+    Ended(Duration),
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn read(clock: ClockId) -> Duration {
+    clock_gettime(clock).map(Duration::from).unwrap_or_default()
+}
+
+/// The clock of CPU time of the calling host thread, as other threads can read it (`include/linux/posix-timers.h`: the complement of
+/// the thread's number, then 4 for a thread and 2 for what the scheduler counts).
+fn clock_of_this_thread() -> ClockId {
+    ClockId::from_raw((!nix::unistd::gettid().as_raw() << 3) | 6)
+}
+
+impl Usage {
+    /// The calling host thread serves the task from now on.
+    pub(super) fn begin(&self) {
+        let clock = clock_of_this_thread();
+        *lock(&self.host) = Host::Running(clock, read(clock));
+    }
+
+    /// It does so no longer.
+    pub(super) fn end(&self) {
+        let system = self.system();
+        *lock(&self.host) = Host::Ended(system);
+    }
+
+    /// Guest code runs from now on.
+    pub(super) fn enter(&self) {
+        *lock(&self.entered) = Some(Instant::now());
+    }
+
+    /// It does so no longer.
+    pub(super) fn leave(&self) {
+        if let Some(entered) = lock(&self.entered).take() {
+            self.user.fetch_add(nanoseconds(entered.elapsed()), Ordering::Relaxed);
+        }
+    }
+
+    /// Whether guest code runs.
+    pub(super) fn in_guest(&self) -> bool {
+        lock(&self.entered).is_some()
+    }
+
+    fn system(&self) -> Duration {
+        match *lock(&self.host) {
+            Host::None => Duration::ZERO,
+            Host::Running(clock, start) => read(clock).saturating_sub(start),
+            Host::Ended(system) => system,
+        }
+    }
+
+    /// What was used so far.
+    #[must_use]
+    pub fn times(&self) -> CpuTimes {
+        let running = lock(&self.entered).map_or(Duration::ZERO, |entered| entered.elapsed());
+        let user = Duration::from_nanos(self.user.load(Ordering::Relaxed)).saturating_add(running);
+        CpuTimes { user, system: self.system() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_kinds_of_time_are_counted_and_stay_after_the_end() {
+        let usage = Usage::default();
+        assert_eq!(usage.times(), CpuTimes::default());
+        usage.begin();
+        usage.enter();
+        std::thread::sleep(Duration::from_millis(2));
+        assert!(usage.times().user >= Duration::from_millis(2));
+        usage.leave();
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_millis(20) {
+            std::hint::spin_loop();
+        }
+        usage.end();
+        let times = usage.times();
+        assert!(times.system > Duration::ZERO && times.user < Duration::from_secs(1), "{times:?}");
+        assert_eq!(usage.times(), times);
+    }
+}
