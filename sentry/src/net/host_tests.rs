@@ -12,6 +12,9 @@ use super::*;
 use crate::error::Errno;
 use crate::vfs::{Caller, FsContext};
 
+/// Two ends of ours, two of the host's.
+type Pairs = ([Option<Arc<dyn Socket>>; 2], [Option<OwnedFd>; 2], Context);
+
 #[derive(Debug, Clone)]
 enum Operation {
     Send(bool, usize),
@@ -133,7 +136,7 @@ fn theirs(ends: &mut [Option<OwnedFd>; 2], step: usize, operation: &Operation) -
 fn unix_pairs(
     kind: i32,
     host_kind: SockType,
-) -> ([Option<Arc<dyn Socket>>; 2], [Option<OwnedFd>; 2], Context) {
+) -> Pairs {
     let context = context(&Net::new());
     let pair = create_pair(&context, [libc::AF_UNIX, kind, 0]).unwrap();
     let (one, other) =
@@ -141,7 +144,7 @@ fn unix_pairs(
     (pair.map(Some), [Some(one), Some(other)], context)
 }
 
-fn tcp_pairs() -> ([Option<Arc<dyn Socket>>; 2], [Option<OwnedFd>; 2], Context) {
+fn tcp_pairs() -> Pairs {
     let context = context(&Net::new());
     let pair = super::inet::tests::tcp_pair(&context);
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -154,7 +157,7 @@ fn tcp_pairs() -> ([Option<Arc<dyn Socket>>; 2], [Option<OwnedFd>; 2], Context) 
 }
 
 fn compare(
-    (mut own, mut host, context): ([Option<Arc<dyn Socket>>; 2], [Option<OwnedFd>; 2], Context),
+    (mut own, mut host, context): Pairs,
     operations: &[Operation],
 ) {
     for (step, operation) in operations.iter().enumerate() {

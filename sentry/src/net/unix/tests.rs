@@ -8,7 +8,6 @@ use super::super::socket::{Receive, SocketFile, create, create_pair};
 use super::super::{Identity, Net};
 use super::*;
 use crate::events::Events;
-use crate::vfs::File;
 
 fn unix(context: &Context, kind: i32) -> Arc<dyn Socket> {
     create(context, [libc::AF_UNIX, kind, 0]).unwrap()

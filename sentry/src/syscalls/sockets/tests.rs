@@ -64,7 +64,7 @@ fn descriptors_come_with_messages() {
     with_call(|call| {
         let [one, other] = pair(call, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC);
         header(call, 3, 24);
-        let control = [20u64.to_le_bytes(), [1, 0, 0, 0, 1, 0, 0, 0], (one as u64).to_le_bytes()].concat();
+        let control = [20u64.to_le_bytes(), [1, 0, 0, 0, 1, 0, 0, 0], one.to_le_bytes()].concat();
         call.write(CONTROL, &control).unwrap();
         assert_eq!(transfer::sendmsg(call, [one, HEADER, 0, 0, 0, 0]), Ok(3));
         assert_eq!(transfer::sendmsg(call, [one, HEADER, 0, 0, 0, 0]), Ok(3));
