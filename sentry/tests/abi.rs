@@ -173,7 +173,8 @@ fn answers(place: &str, family: &str) -> anyhow::Result<Answers> {
 /// The families that must agree, whenever tests run.
 fn held(text: &str) -> anyhow::Result<Vec<String>> {
     let table: toml::Table = text.parse()?;
-    let names = table.get("held").and_then(toml::Value::as_array).context("expectations.toml holds no family")?;
+    let names =
+        table.get("held").and_then(toml::Value::as_array).context("expectations.toml holds no family")?;
     Ok(names.iter().filter_map(|name| name.as_str().map(str::to_owned)).collect())
 }
 
@@ -232,11 +233,7 @@ fn programs_cannot_tell_the_sentry_from_this_kernel() -> anyhow::Result<()> {
     ensure!(built.status.success(), "cannot build: {}", String::from_utf8_lossy(&built.stderr));
 
     // what is known of the sentry is not true of this kernel
-    let known = if host_only {
-        Vec::new()
-    } else {
-        expectations(&text)?
-    };
+    let known = if host_only { Vec::new() } else { expectations(&text)? };
     let mut used = BTreeSet::new();
     let (mut faults, mut checks) = (Vec::new(), 0);
     println!("{:<16}{:>8}{:>8}{:>11}{:>9}", "family", "checks", "equal", "differing", "missing");

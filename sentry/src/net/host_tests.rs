@@ -133,10 +133,7 @@ fn theirs(ends: &mut [Option<OwnedFd>; 2], step: usize, operation: &Operation) -
     })
 }
 
-fn unix_pairs(
-    kind: i32,
-    host_kind: SockType,
-) -> Pairs {
+fn unix_pairs(kind: i32, host_kind: SockType) -> Pairs {
     let context = context(&Net::new());
     let pair = create_pair(&context, [libc::AF_UNIX, kind, 0]).unwrap();
     let (one, other) =
@@ -156,10 +153,7 @@ fn tcp_pairs() -> Pairs {
     (pair.map(Some), [Some(client.into()), Some(server.into())], context)
 }
 
-fn compare(
-    (mut own, mut host, context): Pairs,
-    operations: &[Operation],
-) {
+fn compare((mut own, mut host, context): Pairs, operations: &[Operation]) {
     for (step, operation) in operations.iter().enumerate() {
         let here = ours(&context, &mut own, step, operation);
         let there = theirs(&mut host, step, operation);
@@ -169,8 +163,13 @@ fn compare(
     assert_eq!((context.net.bytes.used(), context.net.flight.used()), (0, 0));
 }
 
+/// Without [`Operation::Close`].
+fn open_operation() -> impl Strategy<Value = Operation> {
+    operation().prop_filter("nobody closes", |operation| !matches!(operation, Operation::Close(_)))
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 3000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
 
     #[test]
     fn unix_streams(operations in proptest::collection::vec(operation(), 0..30)) {
@@ -187,8 +186,9 @@ proptest! {
         compare(unix_pairs(libc::SOCK_DGRAM, SockType::Datagram), &operations);
     }
 
+    /// Without closing: what a second RST leaves behind depends on when the host's kernel sends it.
     #[test]
-    fn tcp_connections(operations in proptest::collection::vec(operation(), 0..30)) {
+    fn tcp_connections(operations in proptest::collection::vec(open_operation(), 0..30)) {
         compare(tcp_pairs(), &operations);
     }
 }
