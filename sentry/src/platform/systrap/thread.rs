@@ -23,6 +23,11 @@ const STUB_SPIN: std::ops::Range<u64> = 30..1000;
 /// Flags that a guest may set: CF, PF, AF, ZF, SF, DF, OF, AC, ID.
 const FLAGS: u64 = 0x1 | 0x4 | 0x10 | 0x40 | 0x80 | 0x400 | 0x800 | 0x4_0000 | 0x20_0000;
 
+/// A copy by the stub that takes longer than the host's kernel needs for one says that the stub has to wait for a processor...
+const SLOW_COPY: Duration = Duration::from_micros(4);
+/// ...and so many copies are then made by the host's kernel.
+const SLOW_COPIES: u32 = 256;
+
 /// A guest thread. It owns the turn whenever one of its methods is called.
 pub(super) struct StubThread {
     processes: Arc<Processes>,
@@ -39,6 +44,8 @@ pub(super) struct StubThread {
     pub(super) answers: Vec<u64>,
     spin: std::cell::Cell<Duration>,
     spins: bool,
+    /// Copies that the stub is not asked for, since it was slow.
+    slow_copies: std::cell::Cell<u32>,
 }
 
 /// Interrupts a stub's thread.
@@ -111,6 +118,7 @@ impl StubThread {
             answers: Vec::new(),
             spin: std::cell::Cell::new(SPIN.end),
             spins,
+            slow_copies: std::cell::Cell::new(0),
         };
         thread.context.store(at::SPIN, if spins { STUB_SPIN.end } else { 0 });
         if thread.wait() { Ok(thread) } else { Err(Errno::EAGAIN) }
@@ -332,31 +340,46 @@ fn result(value: u64) -> Result<u64, Errno> {
 
 impl Memory for StubThread {
     fn read(&self, address: u64, to: &mut [u8]) -> usize {
-        let small =
-            to.len() <= at::WINDOW_SIZE && self.context.u32_at(at::STUB_SLEEPS).load(Ordering::Relaxed) == 0;
-        if !small {
+        if !self.copies(address, to.len()) {
             return self.memory.read(address, to);
         }
-        if to.is_empty() || address.checked_add(to.len() as u64).is_none_or(|end| end > CODE) {
-            return if to.is_empty() { 0 } else { self.memory.read(address, to) };
-        }
         let window = context_address(self.slot) + at::WINDOW as u64;
-        let Ok(left) = self.ask(op::COPY, &[window, address, to.len() as u64]) else { return 0 };
-        let copied = to.len().saturating_sub(usize::try_from(left).unwrap_or(usize::MAX));
+        let copied = self.copy(window, address, to.len());
         self.context.read(at::WINDOW, &mut to[..copied]);
         copied
     }
 
     fn write(&self, address: u64, from: &[u8]) -> usize {
-        let small = from.len() <= at::WINDOW_SIZE
-            && self.context.u32_at(at::STUB_SLEEPS).load(Ordering::Relaxed) == 0;
-        if from.is_empty() || !small || address.checked_add(from.len() as u64).is_none_or(|end| end > CODE) {
+        if !self.copies(address, from.len()) {
             return self.memory.write(address, from);
         }
         let window = context_address(self.slot) + at::WINDOW as u64;
         self.context.write(at::WINDOW, from);
-        let Ok(left) = self.ask(op::COPY, &[address, window, from.len() as u64]) else { return 0 };
-        from.len().saturating_sub(usize::try_from(left).unwrap_or(usize::MAX))
+        self.copy(address, window, from.len())
+    }
+}
+
+impl StubThread {
+    /// Whether the stub is to copy these bytes, and not the host's kernel: it is quicker as long as it is awake and has a processor.
+    fn copies(&self, address: u64, length: usize) -> bool {
+        let slow = self.slow_copies.get();
+        if slow > 0 {
+            self.slow_copies.set(slow - 1);
+            return false;
+        }
+        let inside = address.checked_add(length as u64).is_some_and(|end| end <= CODE);
+        let awake = self.context.u32_at(at::STUB_SLEEPS).load(Ordering::Relaxed) == 0;
+        self.spins && inside && awake && (1..=at::WINDOW_SIZE).contains(&length)
+    }
+
+    /// Has the stub copy bytes; how many it could.
+    fn copy(&self, to: u64, from: u64, length: usize) -> usize {
+        let begin = Instant::now();
+        let Ok(left) = self.ask(op::COPY, &[to, from, length as u64]) else { return 0 };
+        if begin.elapsed() > SLOW_COPY {
+            self.slow_copies.set(SLOW_COPIES);
+        }
+        length.saturating_sub(usize::try_from(left).unwrap_or(usize::MAX))
     }
 }
 
