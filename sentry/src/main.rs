@@ -122,6 +122,7 @@ fn run(arguments: Do) -> anyhow::Result<u8> {
 
 /// What the sentry's process does.
 fn serve(arguments: Do, defence: &Defence) -> anyhow::Result<u8> {
+    let root = defence.keep_root(open_root(&arguments.rootfs)?)?;
     let platform =
         Systrap::new().context("cannot start the systrap platform: the host refuses a stub process")?;
     let config = Config {
@@ -129,7 +130,6 @@ fn serve(arguments: Do, defence: &Defence) -> anyhow::Result<u8> {
         memory: arguments.memory.map(|mib| mib << 20),
         hostname: arguments.hostname,
     };
-    let root = defence.keep_root(open_root(&arguments.rootfs)?)?;
     let sandbox = Sandbox::new(Box::new(platform), root, &config)?;
     let mut environment = arguments.env;
     if environment.is_empty() {

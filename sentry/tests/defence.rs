@@ -235,8 +235,8 @@ fn without_a_defence_it_is_said() {
 /// What the host says of the machine and of stubs still arrives.
 #[test]
 fn the_guest_sees_the_machine() {
-    let script = "grep -c ^processor /proc/cpuinfo; awk '/MemTotal/ {print $2 > 1000}' /proc/meminfo; \
-                  awk '{print $2 > 10}' /proc/self/statm; mkdir /tmp/s && mount -t sysfs none /tmp/s && \
+    let script = "grep -c ^processor /proc/cpuinfo; awk '/MemTotal/ {print ($2 > 1000)}' /proc/meminfo; \
+                  awk '{print ($2 > 10)}' /proc/self/statm; mkdir /tmp/s && mount -t sysfs none /tmp/s && \
                   cat /tmp/s/devices/system/cpu/online /sys/devices/system/cpu/cpu0/topology/core_id";
     let output = output(&[], &["/bin/bash", "-c", script]);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -103,7 +103,8 @@ impl Defence {
         Ok(())
     }
 
-    /// The container's root as a tree of mounts of its own, which stays when all others go, and which nothing can change.
+    /// The container's root as a tree of mounts of its own, which stays when all others go, and which nothing can change. Names of
+    /// the host are not looked up by a working folder after this, and no stub was made before.
     ///
     /// # Errors
     /// A step that the host refuses.
@@ -111,6 +112,8 @@ impl Defence {
         if !self.own_mounts {
             return Ok(root);
         }
+        // Stubs are made after this; a working folder that is not the root would stay theirs when the root becomes empty.
+        self.strength.judge(rooms::leave_folder())?;
         match rooms::detach(&root) {
             Ok(own) => Ok(own),
             Err(refused) => self.strength.judge(Err(refused)).map(|_| root),

@@ -125,6 +125,11 @@ fn own_tree(root: &OwnedFd) -> Result<OwnedFd, Errno> {
     Ok(tree)
 }
 
+/// The working folder is the root.
+pub(super) fn leave_folder() -> Result<(), Refused> {
+    chdir(c"/").map_err(refused("the root as working folder"))
+}
+
 /// Puts an empty folder in the place of everything (`man 2 pivot_root`, "pivot_root(".", ".")"). Stubs, which run already, get it too.
 pub(super) fn empty_root() -> Result<(), Refused> {
     // A folder that is there everywhere, and which nobody needs any more.
