@@ -157,7 +157,7 @@ pub(super) const CALLS: &[HostCall] = &[
         "DONTNEED, FREE, HUGEPAGE",
         "stacks of threads that ended; the heap",
     ),
-    any(libc::SYS_membarrier, "the guest's own; caches of file tables"),
+    any(libc::SYS_membarrier, "`membarrier` of a guest"),
     only(libc::SYS_clone, &[(0, Is(THREAD_FLAGS))], "a thread", "threads that serve guest threads"),
     HostCall {
         number: libc::SYS_clone3,

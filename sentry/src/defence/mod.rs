@@ -94,6 +94,7 @@ impl Defence {
 
     /// The part that the new process does first.
     fn settle(&self) -> Result<(), Refused> {
+        privileges::plain_panics();
         self.strength.judge(privileges::close_inherited())?;
         if self.own_mounts {
             self.strength.judge(rooms::make_private())?;

@@ -80,3 +80,11 @@ pub(super) fn settle_heap() {
         };
     }
 }
+
+/// A panic says where it was and nothing more: to name callers the standard library would open the program's own file.
+pub(super) fn plain_panics() {
+    for name in ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE"] {
+        // SAFETY: this process has one thread.
+        unsafe { std::env::remove_var(name) };
+    }
+}
