@@ -15,12 +15,15 @@
 //! | [`ipc`] | System V semaphores, messages, shared memory |
 //! | [`loader`] | programs: ELF, scripts, the first stack |
 //! | [`time`] | clocks and timers |
+//! | [`defence`] | what the sentry gives up before a guest runs: namespaces, capabilities, host calls |
 //! | [`sandbox`] | a sandbox from outside: root, first process, end |
 //! | [`syscalls`] | the table of system calls, a file for each family |
 //!
 //! What blocks where, and which lock is taken before which, stands in the documentation of each room.
 
+mod bpf;
 pub mod call;
+pub mod defence;
 pub mod error;
 pub mod events;
 pub mod ipc;
@@ -28,6 +31,7 @@ pub mod kernel;
 pub mod loader;
 pub mod mm;
 pub mod net;
+mod outside;
 pub mod platform;
 mod random;
 pub mod sandbox;

@@ -1,5 +1,7 @@
 //! `kata-cc-sentry`: runs programs on the user-space kernel.
 
+mod attempt;
+
 use std::io::IsTerminal;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -7,8 +9,9 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use kata_cc_sentry::defence::{self, Defence, Side, Strength};
 use kata_cc_sentry::platform::systrap::Systrap;
-use kata_cc_sentry::sandbox::{Command, Config, DEFAULT_PATH, Sandbox, SandboxError};
+use kata_cc_sentry::sandbox::{Command, Config, DEFAULT_PATH, Sandbox, SandboxError, open_root};
 use kata_cc_sentry::syscalls;
 
 /// A user-space kernel: programs of a container run on it instead of on the host's.
@@ -28,6 +31,8 @@ enum Verb {
     Do(Do),
     /// Print the table of system calls as Markdown.
     Syscalls,
+    /// Print the table of calls that the sentry itself makes of the host, as Markdown.
+    HostCalls,
 }
 
 #[derive(clap::Args)]
@@ -53,6 +58,15 @@ struct Do {
     /// Name of the machine.
     #[arg(long, default_value = "sandbox")]
     hostname: String,
+    /// Go on where the host refuses a part of the sentry's defence, with a warning.
+    #[arg(long)]
+    allow_weak: bool,
+    /// For debugging: no namespaces, no filter, all privileges of who runs this.
+    #[arg(long, conflicts_with = "allow_weak")]
+    no_defence: bool,
+    /// For tests: the sentry makes this call of the host instead of running the program.
+    #[arg(long, hide = true, value_name = "CALL")]
+    try_call: Option<String>,
     /// The program and its arguments.
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
@@ -79,6 +93,10 @@ fn main() -> ExitCode {
             print!("{}", syscalls::markdown());
             Ok(0)
         }
+        Verb::HostCalls => {
+            print!("{}", defence::markdown());
+            Ok(0)
+        }
     };
     match result {
         Ok(code) => ExitCode::from(code),
@@ -91,15 +109,28 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Do) -> anyhow::Result<u8> {
+    let strength = match (arguments.no_defence, arguments.allow_weak) {
+        (true, _) => Strength::Off,
+        (false, true) => Strength::Weak,
+        (false, false) => Strength::Full,
+    };
+    match Defence::begin(strength).context("cannot defend the sentry")? {
+        Side::Outer(code) => Ok(code),
+        Side::Sentry(defence) => serve(arguments, &defence),
+    }
+}
+
+/// What the sentry's process does.
+fn serve(arguments: Do, defence: &Defence) -> anyhow::Result<u8> {
+    let root = defence.keep_root(open_root(&arguments.rootfs)?)?;
     let platform =
         Systrap::new().context("cannot start the systrap platform: the host refuses a stub process")?;
     let config = Config {
-        root: arguments.rootfs,
         writable: !arguments.read_only,
         memory: arguments.memory.map(|mib| mib << 20),
         hostname: arguments.hostname,
     };
-    let sandbox = Sandbox::new(Box::new(platform), &config)?;
+    let sandbox = Sandbox::new(Box::new(platform), root, &config)?;
     let mut environment = arguments.env;
     if environment.is_empty() {
         environment = vec![format!("PATH={DEFAULT_PATH}"), "HOME=/root".to_owned()];
@@ -107,7 +138,13 @@ fn run(arguments: Do) -> anyhow::Result<u8> {
     }
     let command =
         Command { arguments: arguments.command, environment, folder: arguments.cwd, user: arguments.user };
-    let task = sandbox.start(&command, streams()?)?;
+    let streams = streams()?;
+    defence.enter().context("cannot defend the sentry")?;
+    if let Some(call) = arguments.try_call {
+        attempt::forbidden_call(&call)?;
+        return Ok(0);
+    }
+    let task = sandbox.start(&command, streams)?;
     let status = task.group().wait_exited(None).context("the first process has no status")?;
     Ok(match status & 0x7f {
         0 => ((status >> 8) & 0xff) as u8,

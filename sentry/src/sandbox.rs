@@ -73,8 +73,6 @@ impl SandboxError {
 /// What a sandbox is like.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Folder of the host that becomes `/`.
-    pub root: PathBuf,
     /// Whether `/` can be changed. What changes lies in memory and is gone with the sandbox.
     pub writable: bool,
     /// Most bytes of such changes.
@@ -107,14 +105,13 @@ fn mount_error(what: &'static str) -> impl FnOnce(Errno) -> SandboxError {
 }
 
 impl Sandbox {
-    /// With its mounts and without a process.
+    /// With its mounts and without a process. `root` is the folder of the host that becomes `/` ([`open_root`]).
     ///
     /// # Errors
     /// See [`SandboxError`].
-    pub fn new(platform: Box<dyn Platform>, config: &Config) -> Result<Self, SandboxError> {
+    pub fn new(platform: Box<dyn Platform>, root: OwnedFd, config: &Config) -> Result<Self, SandboxError> {
         let kernel = Kernel::new(platform);
         task::lock(&kernel.uts).host = config.hostname.clone().into_bytes();
-        let root = open_root(&config.root)?;
         let tree = Box::new(LocalTree::new(root));
         let host = HostFs::new(tree, true).map_err(mount_error("reading the root"))?;
         let root = if config.writable {
@@ -249,7 +246,11 @@ impl FromOutside<'_> {
 /// Where programs are looked for when nobody says where.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-fn open_root(path: &Path) -> Result<OwnedFd, SandboxError> {
+/// Opens the folder of the host that becomes a container's root.
+///
+/// # Errors
+/// It cannot be opened, or is none.
+pub fn open_root(path: &Path) -> Result<OwnedFd, SandboxError> {
     let fail = |error| SandboxError::Root { path: path.to_owned(), error };
     let file = File::open(path).map_err(fail)?;
     let metadata = file.metadata().map_err(fail)?;

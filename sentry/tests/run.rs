@@ -151,13 +151,17 @@ fn nothing_is_left_when_the_sentry_is_killed() {
     let mut line = [0; 6];
     std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut line).unwrap();
     assert_eq!(&line, b"ready\n");
-    let stubs = children_of(child.id());
+    // The command waits for the sentry, whose children the stubs are.
+    let mut ours = children_of(child.id());
+    assert_eq!(ours.len(), 1, "{ours:?}");
+    let stubs = children_of(ours[0]);
     assert!(!stubs.is_empty());
+    ours.extend(stubs);
     child.kill().unwrap();
     child.wait().unwrap();
     let begin = Instant::now();
-    while stubs.iter().any(|pid| is_running(*pid)) {
-        assert!(begin.elapsed() < Duration::from_secs(10), "{stubs:?} outlive the sentry");
+    while ours.iter().any(|pid| is_running(*pid)) {
+        assert!(begin.elapsed() < Duration::from_secs(10), "{ours:?} outlive the sentry");
         std::thread::sleep(Duration::from_millis(10));
     }
 }

@@ -4,12 +4,10 @@
 //! nothing but the calling process: guest code can jump to the stub's `syscall` instructions with registers of its choice, so this
 //! list, and not the code, is what confines a guest.
 
-use libc::{
-    BPF_ABS, BPF_JEQ, BPF_JGE, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_RET, BPF_W, SECCOMP_RET_ALLOW,
-    SECCOMP_RET_KILL_PROCESS, SECCOMP_RET_TRAP, sock_filter,
-};
+use libc::{BPF_JEQ, BPF_JGE, SECCOMP_RET_ALLOW, SECCOMP_RET_KILL_PROCESS, SECCOMP_RET_TRAP, sock_filter};
 
 use super::layout::{CODE, CODE_SIZE};
+use crate::bpf::{ARCH, AUDIT_ARCH_X86_64, Check, IP_HIGH, IP_LOW, jump, load, ret, rule};
 
 /// Flags of the `clone` that makes a thread.
 pub(super) const SPAWN_FLAGS: u64 = (libc::CLONE_VM
@@ -22,32 +20,6 @@ pub(super) const SPAWN_FLAGS: u64 = (libc::CLONE_VM
 
 /// Flags of the `clone` that makes a process: the sentry's child, as the one that makes it is.
 pub(super) const FORK_FLAGS: u64 = libc::CLONE_PARENT as u64 | libc::SIGCHLD as u64;
-
-const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
-
-// Offsets in `struct seccomp_data`.
-const NUMBER: u32 = 0;
-const ARCH: u32 = 4;
-const IP_LOW: u32 = 8;
-const IP_HIGH: u32 = 12;
-
-const fn argument_low(index: u32) -> u32 {
-    16 + 8 * index
-}
-
-const fn argument_high(index: u32) -> u32 {
-    20 + 8 * index
-}
-
-/// What is asked of one argument.
-enum Check {
-    /// All 64 bits are this.
-    Is(u64),
-    /// The low 32 bits are one of these, the high ones 0.
-    OneOf(&'static [u32]),
-    /// None but these of the low 32 bits, the high ones 0.
-    Within(u32),
-}
 
 /// A call and what is asked of its arguments; without any it is let through as it is.
 struct Rule(libc::c_long, &'static [(u32, Check)]);
@@ -92,44 +64,6 @@ const RULES: &[Rule] = &[
     Rule(libc::SYS_exit_group, &[]),
 ];
 
-fn statement(code: u32, k: u32) -> sock_filter {
-    sock_filter { code: code as u16, jt: 0, jf: 0, k }
-}
-
-fn jump(code: u32, k: u32, jt: u8, jf: u8) -> sock_filter {
-    sock_filter { code: (BPF_JMP | code | BPF_K) as u16, jt, jf, k }
-}
-
-fn load(offset: u32) -> sock_filter {
-    statement(BPF_LD | BPF_W | BPF_ABS, offset)
-}
-
-fn ret(action: u32) -> sock_filter {
-    statement(BPF_RET | BPF_K, action)
-}
-
-/// Falls through when the check holds, and returns TRAP when it does not.
-fn check(index: u32, check: &Check, program: &mut Vec<sock_filter>) {
-    let high = match check {
-        Check::Is(value) => (value >> 32) as u32,
-        Check::OneOf(_) | Check::Within(_) => 0,
-    };
-    program.extend([load(argument_high(index)), jump(BPF_JEQ, high, 1, 0), ret(SECCOMP_RET_TRAP)]);
-    program.push(load(argument_low(index)));
-    match check {
-        Check::Is(value) => program.push(jump(BPF_JEQ, *value as u32, 1, 0)),
-        Check::Within(bits) => program.push(jump(BPF_JSET, !bits, 0, 1)),
-        Check::OneOf(values) => {
-            for (n, value) in values.iter().enumerate() {
-                // Over the comparisons that are left and the return.
-                let left = values.len() - n;
-                program.push(jump(BPF_JEQ, *value, left as u8, 0));
-            }
-        }
-    }
-    program.push(ret(SECCOMP_RET_TRAP));
-}
-
 /// The filter as a program for `SECCOMP_SET_MODE_FILTER`.
 pub(super) fn program() -> Vec<sock_filter> {
     const { assert!(CODE as u32 == 0, "the low half of the code's addresses begins at 0") };
@@ -145,14 +79,7 @@ pub(super) fn program() -> Vec<sock_filter> {
         ret(SECCOMP_RET_TRAP),
     ];
     for Rule(number, checks) in RULES {
-        let mut body = Vec::new();
-        for (index, wanted) in *checks {
-            check(*index, wanted, &mut body);
-        }
-        body.push(ret(SECCOMP_RET_ALLOW));
-        program.push(load(NUMBER));
-        program.push(jump(BPF_JEQ, *number as u32, 0, body.len() as u8));
-        program.append(&mut body);
+        rule(*number, checks, SECCOMP_RET_ALLOW, SECCOMP_RET_TRAP, &mut program);
     }
     program.push(ret(SECCOMP_RET_TRAP));
     program
@@ -161,37 +88,7 @@ pub(super) fn program() -> Vec<sock_filter> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Runs a filter as the kernel does.
-    fn run(program: &[sock_filter], number: i64, ip: u64, arguments: [u64; 6]) -> u32 {
-        let mut data = [0_u32; 16];
-        data[0] = number as u32;
-        data[1] = AUDIT_ARCH_X86_64;
-        data[2] = ip as u32;
-        data[3] = (ip >> 32) as u32;
-        for (n, argument) in arguments.iter().enumerate() {
-            data[4 + 2 * n] = *argument as u32;
-            data[5 + 2 * n] = (argument >> 32) as u32;
-        }
-        let (mut pc, mut a) = (0, 0);
-        loop {
-            let one = program[pc];
-            pc += 1;
-            match u32::from(one.code) {
-                code if code == BPF_LD | BPF_W | BPF_ABS => a = data[one.k as usize / 4],
-                code if code == BPF_RET | BPF_K => return one.k,
-                code => {
-                    let holds = match code & 0xf0 {
-                        BPF_JEQ => a == one.k,
-                        BPF_JGE => a >= one.k,
-                        BPF_JSET => a & one.k != 0,
-                        other => panic!("{other:#x}"),
-                    };
-                    pc += usize::from(if holds { one.jt } else { one.jf });
-                }
-            }
-        }
-    }
+    use crate::bpf::run;
 
     const STUB: u64 = CODE + 0x123;
     const GUEST: u64 = 0x40_1000;

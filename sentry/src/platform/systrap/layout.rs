@@ -140,4 +140,4 @@ pub(super) mod kind {
 }
 
 /// The host's signal by which a running guest thread is interrupted. Guests never see signals of the host.
-pub(super) const INTERRUPT: i32 = libc::SIGURG;
+pub(crate) const INTERRUPT: i32 = libc::SIGURG;

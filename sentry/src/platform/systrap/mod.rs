@@ -19,6 +19,8 @@ mod thread;
 mod vdso;
 mod zygote;
 
+pub(crate) use layout::INTERRUPT;
+
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -69,7 +71,9 @@ fn start(processes: &Arc<Processes>, parts: Parts, vdso: Range<u64>) -> Result<(
         .name("stubs".to_owned())
         .stack_size(64 << 10)
         .spawn(move || {
-            let pid = zygote::start(&parts, vdso);
+            // Here and not later: capabilities are a thread's own, and stubs have those of the thread that makes the first.
+            let dropped = crate::defence::drop_privileges().map_err(|refused| refused.errno);
+            let pid = dropped.and_then(|()| zygote::start(&parts, vdso));
             let _ = started.send(pid.map(|pid| (pid, parts)));
             if let Ok(group) = pid {
                 reaper.reap(group);

@@ -73,7 +73,7 @@ impl RemoteMemory for StubMemory {
         if self.0.is_dead() {
             return None;
         }
-        let text = std::fs::read_to_string(format!("/proc/{}/statm", self.0.pid())).ok()?;
+        let text = crate::outside::memory_of(self.0.pid())?;
         let mut pages = text.split(' ').skip(1).map(|word| word.trim().parse::<u64>().ok());
         let mut bytes = || pages.next().flatten().map(|pages| pages.saturating_mul(PAGE as u64));
         Some((bytes()?, bytes()?))

@@ -97,7 +97,7 @@ impl StubThread {
         socket: u64,
     ) -> Result<Self, Errno> {
         let Place { stub, slot, context } = place;
-        let spins = std::thread::available_parallelism().is_ok_and(|n| n.get() > 1);
+        let spins = crate::outside::cpus() > 1;
         let interrupt = StubInterrupt {
             stub: Arc::clone(&stub),
             thread,

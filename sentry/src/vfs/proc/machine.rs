@@ -37,7 +37,7 @@ const SLABINFO: &str = "slabinfo - version: 2.1\n# name            <active_objs>
 
 /// The host's, without CPUs that are not the sandbox's. It is read once: on machines with many CPUs it takes long.
 static CPUINFO: LazyLock<Vec<u8>> = LazyLock::new(|| {
-    let host = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let host = crate::outside::cpuinfo().unwrap_or_default();
     let text = cpuinfo(&host, cpus());
     if text.is_empty() { plain_cpuinfo(cpus()) } else { text }.into_bytes()
 });
@@ -67,7 +67,7 @@ fn plain_cpuinfo(cpus: &[usize]) -> String {
 
 /// Keys and values in kB of the host's `meminfo`.
 fn host_memory() -> BTreeMap<String, u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let text = crate::outside::meminfo().unwrap_or_default();
     let line = |line: &str| {
         let (key, value) = line.split_once(':')?;
         Some((key.to_owned(), value.split_whitespace().next()?.parse().ok()?))

@@ -27,7 +27,7 @@ const CACHE: [&str; 10] = [
 
 /// A file of the host about its CPUs.
 fn host(path: &str) -> Option<String> {
-    std::fs::read_to_string(format!("/sys/{CPU}/{path}")).ok()
+    crate::outside::cpu_file(path)
 }
 
 /// Numbers that a text like `0-3,8` names, as far as the sandbox has them.

@@ -1,0 +1,234 @@
+//! The host calls of the sentry, once guests run: what each is needed for, and what its arguments must be.
+
+use std::fmt::Write as _;
+
+use libc::c_long;
+
+use super::rooms::{CPUS, PROCESSES};
+use crate::bpf::Check::{self, Is, Natural, OneOf, Within};
+use crate::platform::systrap::INTERRUPT;
+use crate::syscalls::names;
+
+/// A call and what is asked of its arguments, by their place.
+pub(super) struct HostCall {
+    pub(super) number: c_long,
+    pub(super) checks: &'static [(u32, Check)],
+    /// It is answered with this error and not made.
+    pub(super) error: Option<i32>,
+    arguments: &'static str,
+    why: &'static str,
+}
+
+const fn any(number: c_long, why: &'static str) -> HostCall {
+    HostCall { number, checks: &[], error: None, arguments: "", why }
+}
+
+const fn only(
+    number: c_long,
+    checks: &'static [(u32, Check)],
+    arguments: &'static str,
+    why: &'static str,
+) -> HostCall {
+    HostCall { number, checks, error: None, arguments, why }
+}
+
+const PROTECTION: u32 = (libc::PROT_READ | libc::PROT_WRITE) as u32;
+
+const MAP_FLAGS: u32 = (libc::MAP_SHARED
+    | libc::MAP_PRIVATE
+    | libc::MAP_FIXED
+    | libc::MAP_ANONYMOUS
+    | libc::MAP_NORESERVE
+    | libc::MAP_STACK) as u32;
+
+/// Flags of the C library's threads (glibc's `sysdeps/unix/sysv/linux/createthread.c`, musl's `pthread_create.c`).
+pub(super) const THREAD_FLAGS: u64 = (libc::CLONE_VM
+    | libc::CLONE_FS
+    | libc::CLONE_FILES
+    | libc::CLONE_SIGHAND
+    | libc::CLONE_THREAD
+    | libc::CLONE_SYSVSEM
+    | libc::CLONE_SETTLS
+    | libc::CLONE_PARENT_SETTID
+    | libc::CLONE_CHILD_CLEARTID) as u64;
+
+const TERMINAL: &[u32] = &[
+    libc::TCGETS as u32,
+    libc::TCSETS as u32,
+    libc::TCSETSW as u32,
+    libc::TCSETSF as u32,
+    libc::TIOCGWINSZ as u32,
+    libc::TIOCSWINSZ as u32,
+];
+
+const FCNTL: &[u32] = &[
+    libc::F_GETFD as u32,
+    libc::F_SETFD as u32,
+    libc::F_GETFL as u32,
+    libc::F_DUPFD_CLOEXEC as u32,
+    libc::F_ADD_SEALS as u32,
+];
+
+/// WAIT, WAKE, and the private WAIT_BITSET, with either clock, that the standard library waits by.
+const FUTEX: &[u32] = &[0, 1, 128, 129, 9 | 128, 9 | 128 | 256];
+
+const MEMORY_FILE: u32 = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | libc::MFD_NOEXEC_SEAL;
+
+const SOCKET: u64 = (libc::SOCK_DGRAM | libc::SOCK_CLOEXEC) as u64;
+
+const READ_ONLY: u64 = (libc::O_RDONLY | libc::O_CLOEXEC) as u64;
+
+/// Those that are made most come first, as the filter looks at one after the other.
+pub(super) const CALLS: &[HostCall] = &[
+    only(libc::SYS_futex, &[(1, OneOf(FUTEX))], "WAIT, WAKE, WAIT_BITSET", "turns with stubs; locks"),
+    only(libc::SYS_process_vm_readv, &[(0, Natural), (5, Is(0))], "one process", "reading a guest's memory"),
+    only(libc::SYS_process_vm_writev, &[(0, Natural), (5, Is(0))], "one process", "writing a guest's memory"),
+    any(libc::SYS_read, "the standard streams; pipes"),
+    any(libc::SYS_write, "the standard streams; what it logs"),
+    any(libc::SYS_pread64, "files of the root, and in memory"),
+    any(libc::SYS_pwrite64, "files in memory"),
+    any(libc::SYS_poll, "whether a stream would wait"),
+    any(libc::SYS_epoll_wait, "news of the standard streams"),
+    any(libc::SYS_epoll_ctl, "news of the standard streams"),
+    only(
+        libc::SYS_epoll_create1,
+        &[(0, Is(libc::EPOLL_CLOEXEC as u64))],
+        "CLOEXEC",
+        "the same, at the start",
+    ),
+    only(
+        libc::SYS_openat2,
+        &[(0, Natural)],
+        "below a descriptor",
+        "files of the root (RESOLVE_BENEATH, which lies in memory)",
+    ),
+    only(
+        libc::SYS_openat,
+        &[(0, OneOf(&[PROCESSES as u32, CPUS as u32])), (2, Is(READ_ONLY))],
+        "below descriptors 3 and 4, to read",
+        "memory that a stub uses; what CPUs are like",
+    ),
+    any(libc::SYS_close, "files that are not used any more"),
+    only(
+        libc::SYS_newfstatat,
+        &[(0, Natural), (3, Is(libc::AT_EMPTY_PATH as u64))],
+        "of a descriptor",
+        "attributes of files of the root",
+    ),
+    any(libc::SYS_fstat, "the same"),
+    any(libc::SYS_fstatfs, "size of the root"),
+    only(libc::SYS_readlinkat, &[(0, Natural)], "below a descriptor", "links of the root"),
+    any(libc::SYS_getdents64, "folders of the root"),
+    any(libc::SYS_lseek, "holes of files"),
+    only(
+        libc::SYS_fcntl,
+        &[(1, OneOf(FCNTL))],
+        "GETFD, SETFD, GETFL, DUPFD_CLOEXEC, ADD_SEALS",
+        "copies of descriptors",
+    ),
+    only(
+        libc::SYS_ioctl,
+        &[(1, OneOf(TERMINAL))],
+        "settings and size of a terminal",
+        "a terminal as standard stream",
+    ),
+    only(
+        libc::SYS_memfd_create,
+        &[(1, Within(MEMORY_FILE))],
+        "CLOEXEC, seals",
+        "contexts of stubs; files in memory",
+    ),
+    any(libc::SYS_ftruncate, "their sizes"),
+    any(libc::SYS_fallocate, "holes in them"),
+    any(libc::SYS_fdatasync, "`msync` of a file"),
+    only(
+        libc::SYS_mmap,
+        &[(2, Within(PROTECTION)), (3, Within(MAP_FLAGS))],
+        "nothing executable",
+        "contexts of stubs; the heap; stacks of threads",
+    ),
+    only(libc::SYS_mprotect, &[(2, Within(PROTECTION))], "nothing executable", "the heap; stacks of threads"),
+    any(libc::SYS_munmap, "contexts of stubs; the heap"),
+    any(libc::SYS_mremap, "the heap"),
+    any(libc::SYS_brk, "the heap"),
+    only(
+        libc::SYS_madvise,
+        &[(2, OneOf(&[libc::MADV_DONTNEED as u32, libc::MADV_FREE as u32, libc::MADV_HUGEPAGE as u32]))],
+        "DONTNEED, FREE, HUGEPAGE",
+        "stacks of threads that ended; the heap",
+    ),
+    any(libc::SYS_membarrier, "`membarrier` of a guest"),
+    only(libc::SYS_clone, &[(0, Is(THREAD_FLAGS))], "a thread", "threads that serve guest threads"),
+    HostCall {
+        number: libc::SYS_clone3,
+        checks: &[],
+        error: Some(libc::ENOSYS),
+        arguments: "always ENOSYS",
+        why: "its flags lie in memory; the C library takes `clone` then",
+    },
+    any(libc::SYS_set_robust_list, "the C library's start of a thread"),
+    any(libc::SYS_rseq, "the C library's start of a thread"),
+    any(libc::SYS_gettid, "a thread's own clock; locks"),
+    any(libc::SYS_getpid, "`abort`"),
+    any(libc::SYS_sched_getaffinity, "which CPUs there are"),
+    any(libc::SYS_sched_yield, "waiting for a moment"),
+    any(libc::SYS_getcpu, "`getcpu` of a guest"),
+    only(libc::SYS_prctl, &[(0, OneOf(&[libc::PR_SET_NAME as u32]))], "SET_NAME", "names of threads"),
+    any(libc::SYS_exit, "end of a thread"),
+    any(libc::SYS_exit_group, "end of the sandbox"),
+    only(
+        libc::SYS_kill,
+        &[(0, Natural), (1, Is(libc::SIGKILL as u64))],
+        "SIGKILL, one process",
+        "end of a stub; there are no others in its namespace",
+    ),
+    only(
+        libc::SYS_tgkill,
+        &[(0, Natural), (2, OneOf(&[INTERRUPT as u32, libc::SIGABRT as u32]))],
+        "SIGURG, SIGABRT",
+        "interrupting a guest thread; `abort`",
+    ),
+    any(libc::SYS_waitid, "end of stubs"),
+    any(libc::SYS_wait4, "end of stubs"),
+    only(
+        libc::SYS_socketpair,
+        &[(0, Is(libc::AF_UNIX as u64)), (1, Is(SOCKET))],
+        "AF_UNIX, SOCK_DGRAM",
+        "the way of files to a new stub",
+    ),
+    only(
+        libc::SYS_sendmsg,
+        &[(2, Is((libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) as u64))],
+        "DONTWAIT, NOSIGNAL",
+        "files that a stub maps",
+    ),
+    any(libc::SYS_getrandom, "random bytes; seeds of hash tables"),
+    any(libc::SYS_clock_gettime, "clocks of threads, and those that the vDSO does not have"),
+    any(libc::SYS_sysinfo, "memory and load of the machine"),
+    any(libc::SYS_rt_sigaction, "`abort`; the end of a thread that ran out of stack"),
+    any(libc::SYS_rt_sigprocmask, "making a thread; `abort`"),
+    any(libc::SYS_rt_sigreturn, "end of a handler of signals"),
+    any(libc::SYS_sigaltstack, "the standard library's threads"),
+    any(libc::SYS_restart_syscall, "waiting that a stop of the process interrupted"),
+];
+
+/// How many calls there are.
+#[must_use]
+pub fn count() -> usize {
+    CALLS.len()
+}
+
+/// The name of a call of the host.
+pub(super) fn name(number: c_long) -> &'static str {
+    u64::try_from(number).ok().and_then(names::name).unwrap_or("?")
+}
+
+/// The table for the documentation.
+#[must_use]
+pub fn markdown() -> String {
+    let mut text = "| call | arguments | why |\n|---|---|---|\n".to_owned();
+    for call in CALLS {
+        let _ = writeln!(text, "| `{}` | {} | {} |", name(call.number), call.arguments, call.why);
+    }
+    text
+}
