@@ -122,11 +122,12 @@ mod tests {
         let mut slots = Slots::default();
         assert_eq!((slots.put(b"one", 2, false), slots.put(b"two", 2, false)), (3, 3));
         assert_eq!((slots.used(), slots.bytes()), (1, 6));
-        assert_eq!((slots.put(b"three", 2, true), slots.put(b"x", 2, true)), (5, 0));
-        let mut to = [0; 8];
-        assert_eq!((slots.peek(&mut to), slots.take(&mut to)), (8, 8));
-        assert_eq!(&to, b"onetwoth");
-        assert_eq!((slots.is_empty(), slots.take(&mut to)), (true, 0));
+        let mut packets = Slots::default();
+        let mut put = |text| packets.put(text, 2, true);
+        assert_eq!((put(b"three"), put(b"x"), put(b"y")), (5, 1, 0));
+        let mut to = [0; 4];
+        assert_eq!((packets.peek(&mut to), packets.take(&mut to)), (4, 4));
+        assert_eq!((&to, packets.take(&mut to.clone()), packets.is_empty()), (b"thre", 1, true));
     }
 
     #[test]
