@@ -12,7 +12,7 @@ use crate::call::Call;
 use crate::error::{Errno, SysResult};
 use crate::vfs::access::{self, WRITE};
 use crate::vfs::inotify::mask;
-use crate::vfs::{AttributeChange, Caller, FileKind, Timestamp};
+use crate::vfs::{AttributeChange, Caller, FileKind, Timestamp, WriteAccess};
 
 /// The family.
 pub(super) const CALLS: &[Entry] = &[
@@ -131,6 +131,23 @@ fn utime(call: &mut Call<'_>, [path, times, ..]: [u64; 6]) -> SysResult {
     set_stamps(&caller, &target(call, &caller, CWD, path, 0)?, stamps)
 }
 
+/// The file whose stamps are set: with no path at all that of a descriptor, which must not be `AT_FDCWD` (`do_utimes`).
+fn stamped(call: &Call<'_>, caller: &Caller, dirfd: u64, path: u64, flags: i32) -> Result<Target, Errno> {
+    if path != 0 || int(dirfd) == libc::AT_FDCWD {
+        return target(
+            call,
+            caller,
+            dirfd,
+            path,
+            if path == 0 { flags & !libc::AT_EMPTY_PATH } else { flags },
+        );
+    }
+    if flags != 0 {
+        return Err(Errno::EINVAL);
+    }
+    Ok(Target::of_file(&*file(call, dirfd)?))
+}
+
 fn futimesat(call: &mut Call<'_>, [dirfd, path, times, ..]: [u64; 6]) -> SysResult {
     let stamps = if times == 0 {
         present()
@@ -143,46 +160,41 @@ fn futimesat(call: &mut Call<'_>, [dirfd, path, times, ..]: [u64; 6]) -> SysResu
         (stamps, false)
     };
     let caller = caller(call);
-    let target = if path == 0 {
-        Target::of_file(&*file(call, dirfd)?)
-    } else {
-        target(call, &caller, dirfd, path, 0)?
-    };
-    set_stamps(&caller, &target, stamps)
+    set_stamps(&caller, &stamped(call, &caller, dirfd, path, 0)?, stamps)
 }
 
 fn utimes(call: &mut Call<'_>, [path, times, ..]: [u64; 6]) -> SysResult {
     futimesat(call, [CWD, path, times, 0, 0, 0])
 }
 
+/// Where both stamps are to stay, nothing is looked at; whether the others are ones is found out after the path.
 fn utimensat(call: &mut Call<'_>, [dirfd, path, times, flags, ..]: [u64; 6]) -> SysResult {
+    let moments = if times == 0 {
+        None
+    } else {
+        let moments = [moment(call, times)?, moment(call, times.wrapping_add(16))?];
+        if moments.iter().all(|(_, nanoseconds)| *nanoseconds == libc::UTIME_OMIT) {
+            return Ok(0);
+        }
+        Some(moments)
+    };
     if int(flags) & !(libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH) != 0 {
         return Err(Errno::EINVAL.into());
     }
-    let stamps = if times == 0 { present() } else { explicit_stamps(call, times)? };
     let caller = caller(call);
-    let target = if path == 0 {
-        Target::of_file(&*file(call, dirfd)?)
-    } else {
-        target(call, &caller, dirfd, path, int(flags))?
-    };
+    let target = stamped(call, &caller, dirfd, path, int(flags))?;
+    let stamps = moments.map_or_else(|| Ok(present()), explicit_stamps)?;
     set_stamps(&caller, &target, stamps)
 }
 
-fn explicit_stamps(call: &Call<'_>, times: u64) -> Result<Stamps, Errno> {
-    let (mut stamps, mut nows) = ([None; 2], 0);
-    for (place, address) in stamps.iter_mut().zip([times, times.wrapping_add(16)]) {
-        let (seconds, nanoseconds) = moment(call, address)?;
-        *place = match nanoseconds {
-            libc::UTIME_NOW => {
-                nows += 1;
-                Some(Timestamp::now())
-            }
-            libc::UTIME_OMIT => None,
-            _ => Some(stamp(seconds, nanoseconds)?),
-        };
-    }
-    Ok((stamps, nows == 2))
+fn explicit_stamps(moments: [(i64, i64); 2]) -> Result<Stamps, Errno> {
+    let one = |(seconds, nanoseconds)| match nanoseconds {
+        libc::UTIME_NOW => Ok(Some(Timestamp::now())),
+        libc::UTIME_OMIT => Ok(None),
+        _ => stamp(seconds, nanoseconds).map(Some),
+    };
+    let now = moments.iter().all(|(_, nanoseconds)| *nanoseconds == libc::UTIME_NOW);
+    Ok(([one(moments[0])?, one(moments[1])?], now))
 }
 
 fn length(argument: u64) -> Result<u64, Errno> {
@@ -200,6 +212,7 @@ fn truncate(call: &mut Call<'_>, [path, size, ..]: [u64; 6]) -> SysResult {
     }
     place.writable()?;
     access::check(&caller, &place.dentry.inode().attributes()?, WRITE)?;
+    let _writes = WriteAccess::write(place.dentry.inode())?;
     crate::vfs::open::truncate(&caller, &place, size)?;
     Ok(0)
 }
@@ -233,7 +246,7 @@ fn fallocate(call: &mut Call<'_>, [fd, mode, offset, size, ..]: [u64; 6]) -> Sys
         return Err(Errno::EBADF.into());
     }
     match file.inode().kind() {
-        FileKind::Regular => {}
+        FileKind::Regular if !file.inode().anonymous() => {}
         FileKind::Fifo => return Err(Errno::ESPIPE.into()),
         FileKind::Folder => return Err(Errno::EISDIR.into()),
         _ => return Err(Errno::ENODEV.into()),
@@ -283,10 +296,11 @@ fn fadvise64(call: &mut Call<'_>, [fd, _, size, advice, ..]: [u64; 6]) -> SysRes
     Ok(0)
 }
 
-fn readahead(call: &mut Call<'_>, [fd, ..]: [u64; 6]) -> SysResult {
+fn readahead(call: &mut Call<'_>, [fd, _, count, ..]: [u64; 6]) -> SysResult {
     let file = file(call, fd)?;
     if !file.flags().readable() {
         return Err(Errno::EBADF.into());
     }
-    if file.inode().kind() != FileKind::Regular { Err(Errno::EINVAL.into()) } else { Ok(0) }
+    let regular = file.inode().kind() == FileKind::Regular && !file.inode().anonymous();
+    if !regular || count.cast_signed() < 0 { Err(Errno::EINVAL.into()) } else { Ok(0) }
 }

@@ -4,22 +4,25 @@ use libc::{SYS_fcntl, SYS_flock, SYS_ioctl};
 
 use super::Entry;
 use super::file_args::{file, int, uint};
+use super::file_owner::{self as owner, F_GETOWN_EX, F_GETSIG, F_SETOWN_EX, F_SETSIG};
 use crate::call::Call;
 use crate::error::{Errno, SysError, SysResult};
 use crate::events::Events;
 use crate::vfs::locks::{FileLocks, Owner, Record};
 use crate::vfs::pipe::PipeFile;
-use crate::vfs::{Flags, OpenFile};
+use crate::vfs::{FileKind, Flags, OpenFile};
 
 /// The family.
 pub(super) const CALLS: &[Entry] = &[
-    Entry::partial(SYS_fcntl, "fcntl", fcntl, "F_SETSIG, F_SETLEASE, F_NOTIFY"),
+    Entry::partial(SYS_fcntl, "fcntl", fcntl, "F_SETLEASE, F_NOTIFY, F_SET_RW_HINT; the signal of O_ASYNC"),
     Entry::full(SYS_flock, "flock", flock),
     Entry::full(SYS_ioctl, "ioctl", ioctl),
 ];
 
-/// Which signal tells of readiness: 0 for SIGIO.
-const F_GETSIG: i32 = 11;
+/// How long what is written will live: nobody ever said (`RWH_WRITE_LIFE_NOT_SET`).
+const F_GET_RW_HINT: i32 = 1035;
+/// Bytes of a block (`include/uapi/linux/fs.h`).
+const FIGETBSZ: u64 = 2;
 
 fn fcntl(call: &mut Call<'_>, [fd, command, argument, ..]: [u64; 6]) -> SysResult {
     let files = call.task.files();
@@ -35,12 +38,17 @@ fn fcntl(call: &mut Call<'_>, [fd, command, argument, ..]: [u64; 6]) -> SysResul
             files.set_close_on_exec(int(fd), argument & 1 != 0)?;
             Ok(0)
         }
-        // What a 64-bit open always has (`force_o_largefile`).
-        libc::F_GETFL if open.flags().path() => Ok(u64::from(open.flags().0)),
-        libc::F_GETFL => Ok(u64::from(open.flags().0 | 0o100_000)),
+        libc::F_GETFL => Ok(u64::from(open.flags().0 | large(&open))),
         _ if open.flags().path() => Err(Errno::EBADF.into()),
         _ => of_file(call, &open, int(command), argument),
     }
+}
+
+/// `O_LARGEFILE`, which a 64-bit open always has (`force_o_largefile`), and what was never opened by a name has not.
+fn large(open: &OpenFile) -> u32 {
+    let made =
+        open.place().is_none() && (open.inode().kind() != FileKind::Regular || open.inode().anonymous());
+    if made || open.flags().path() { 0 } else { 0o100_000 }
 }
 
 fn of_file(call: &mut Call<'_>, open: &OpenFile, command: i32, argument: u64) -> SysResult {
@@ -67,12 +75,13 @@ fn of_file(call: &mut Call<'_>, open: &OpenFile, command: i32, argument: u64) ->
             open.file().add_seals(uint(argument))?;
             Ok(0)
         }
-        libc::F_GETOWN => Ok(i64::from(open.signal_owner()).cast_unsigned()),
-        libc::F_SETOWN => {
-            open.set_signal_owner(int(argument));
+        libc::F_GETOWN | libc::F_SETOWN | F_GETOWN_EX | F_SETOWN_EX | F_GETSIG | F_SETSIG => {
+            owner::fcntl(call, open, command, argument)
+        }
+        F_GET_RW_HINT => {
+            call.write(argument, &0u64.to_le_bytes())?;
             Ok(0)
         }
-        F_GETSIG => Ok(0),
         libc::F_GETLEASE => Ok(libc::F_UNLCK as u64),
         _ => Err(Errno::EINVAL.into()),
     }
@@ -185,20 +194,27 @@ fn set_record(call: &mut Call<'_>, locks: &FileLocks, wanted: Record, waits: boo
     Ok(0)
 }
 
+/// Mandatory locks, which are no more: asking for them does nothing (`fs/locks.c`).
+const LOCK_MAND: i32 = 32;
+
 fn flock(call: &mut Call<'_>, [fd, operation, ..]: [u64; 6]) -> SysResult {
+    let operation = int(operation);
+    if operation & LOCK_MAND != 0 {
+        return Ok(0);
+    }
+    let exclusive = match operation & !libc::LOCK_NB {
+        libc::LOCK_SH => Some(false),
+        libc::LOCK_EX => Some(true),
+        libc::LOCK_UN => None,
+        _ => return Err(Errno::EINVAL.into()),
+    };
     let open = file(call, fd)?;
     let owner = Owner::Description(open.id());
-    let operation = int(operation);
-    let exclusive = match operation & !libc::LOCK_NB {
-        libc::LOCK_SH => false,
-        libc::LOCK_EX => true,
-        libc::LOCK_UN => {
-            if let Some(locks) = open.inode().locks() {
-                locks.unlock_whole(owner);
-            }
-            return Ok(0);
+    let Some(exclusive) = exclusive else {
+        if let Some(locks) = open.inode().locks() {
+            locks.unlock_whole(owner);
         }
-        _ => return Err(Errno::EINVAL.into()),
+        return Ok(0);
     };
     let locks = open.inode().locks().ok_or(Errno::ENOLCK)?;
     match locks.lock_whole(owner, exclusive) {
@@ -213,6 +229,17 @@ fn flock(call: &mut Call<'_>, [fd, operation, ..]: [u64; 6]) -> SysResult {
     Ok(0)
 }
 
+/// `O_ASYNC`: not for what is always ready (`ioctl_fioasync`).
+fn set_async(open: &OpenFile, on: bool) -> Result<(), Errno> {
+    let Flags(flags) = open.flags();
+    let bit = libc::O_ASYNC.cast_unsigned();
+    if (flags & bit != 0) != on {
+        open.file().queue().ok_or(Errno::ENOTTY)?;
+        open.set_flags(flags ^ bit);
+    }
+    Ok(())
+}
+
 fn ioctl(call: &mut Call<'_>, [fd, request, argument, ..]: [u64; 6]) -> SysResult {
     let open = file(call, fd)?;
     let request = uint(request);
@@ -225,14 +252,12 @@ fn ioctl(call: &mut Call<'_>, [fd, request, argument, ..]: [u64; 6]) -> SysResul
             let Flags(flags) = open.flags();
             open.set_flags(if on { flags | wait } else { flags & !wait });
         }
-        // Kept and shown, as by `fcntl(F_SETFL)`; no signal is sent.
-        libc::FIOASYNC => {
-            let on = call.read_u32(argument)? != 0;
-            let told = libc::O_ASYNC.cast_unsigned();
-            let Flags(flags) = open.flags();
-            open.set_flags(if on { flags | told } else { flags & !told });
+        FIGETBSZ => {
+            let size = i32::try_from(open.inode().attributes()?.block_size).unwrap_or(i32::MAX);
+            call.write(argument, &size.to_le_bytes())?;
         }
-        libc::FIONREAD if open.inode().kind() == crate::vfs::FileKind::Regular && open.file().seekable() => {
+        libc::FIOASYNC => set_async(&open, call.read_u32(argument)? != 0)?,
+        libc::FIONREAD if open.inode().kind() == FileKind::Regular && open.file().seekable() => {
             let left = open.inode().attributes()?.size.saturating_sub(open.position());
             call.write(argument, &i32::try_from(left).unwrap_or(i32::MAX).to_le_bytes())?;
         }

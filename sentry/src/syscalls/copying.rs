@@ -4,7 +4,7 @@ use libc::{SYS_copy_file_range, SYS_sendfile, SYS_splice, SYS_tee, SYS_vmsplice}
 
 use super::Entry;
 use super::file_args::{Buffer, COUNT_MAX, caller, file, offset, uint, wait};
-use super::io::broken_pipe;
+use super::io::{broken_pipe, verify_range};
 use crate::call::Call;
 use crate::error::{Errno, SysError, SysResult};
 use crate::events::Events;
@@ -157,17 +157,33 @@ fn store(call: &Call<'_>, address: u64, side: &Side<'_>) -> Result<(), Errno> {
     }
 }
 
+/// Whether bytes can go from or to it without a buffer of the guest: not what folders and `eventfd` and its like give (`splice_read` and
+/// `splice_write` in `struct file_operations`).
+fn splices(file: &OpenFile) -> bool {
+    file.inode().kind() != FileKind::Folder && !file.inode().anonymous()
+}
+
+/// `do_sendfile`, in its order. What is read must have positions (`splice_direct_to_actor`) unless it goes to a pipe.
 fn sendfile(call: &mut Call<'_>, [out, input, at, count, ..]: [u64; 6]) -> SysResult {
-    let (from, to) = (file(call, input)?, file(call, out)?);
-    let place = guest_offset(call, at)?;
-    if !from.flags().readable() || !to.flags().writable() {
+    let place = if at == 0 { None } else { Some(call.read_u64(at)?) };
+    let from = file(call, input)?;
+    if !from.flags().readable() {
         return Err(Errno::EBADF.into());
-    }
-    if to.flags().has(libc::O_APPEND) || from.inode().kind() == FileKind::Folder {
-        return Err(Errno::EINVAL.into());
     }
     if place.is_some() && !from.file().seekable() {
         return Err(Errno::ESPIPE.into());
+    }
+    let place = place.map(offset).transpose()?;
+    verify_range(&from, place, count)?;
+    let to = file(call, out)?;
+    if !to.flags().writable() {
+        return Err(Errno::EBADF.into());
+    }
+    verify_range(&to, None, count)?;
+    let piped = to.downcast::<PipeFile>().is_some();
+    let possible = splices(&from) && splices(&to) && from.downcast::<PipeFile>().is_none();
+    if !possible || !piped && (to.flags().has(libc::O_APPEND) || !from.file().seekable()) {
+        return Err(Errno::EINVAL.into());
     }
     let mut from = Side { file: &from, at: place };
     let result = copy(call, &mut from, &mut Side { file: &to, at: None }, count.min(COUNT_MAX), false);
@@ -176,17 +192,17 @@ fn sendfile(call: &mut Call<'_>, [out, input, at, count, ..]: [u64; 6]) -> SysRe
 }
 
 fn copy_file_range(call: &mut Call<'_>, [input, in_at, out, out_at, count, flags]: [u64; 6]) -> SysResult {
+    let (from, to) = (file(call, input)?, file(call, out)?);
+    let (in_place, out_place) = (guest_offset(call, in_at)?, guest_offset(call, out_at)?);
     if flags != 0 {
         return Err(Errno::EINVAL.into());
     }
-    let (from, to) = (file(call, input)?, file(call, out)?);
-    let (in_place, out_place) = (guest_offset(call, in_at)?, guest_offset(call, out_at)?);
-    for side in [&from, &to] {
-        match side.inode().kind() {
-            FileKind::Regular => {}
-            FileKind::Folder => return Err(Errno::EISDIR.into()),
-            _ => return Err(Errno::EINVAL.into()),
-        }
+    let sides = [&from, &to];
+    if sides.iter().any(|side| side.inode().kind() == FileKind::Folder) {
+        return Err(Errno::EISDIR.into());
+    }
+    if sides.iter().any(|side| side.inode().kind() != FileKind::Regular || side.inode().anonymous()) {
+        return Err(Errno::EINVAL.into());
     }
     if !from.flags().readable() || !to.flags().writable() || to.flags().has(libc::O_APPEND) {
         return Err(Errno::EBADF.into());
@@ -208,34 +224,46 @@ fn copy_file_range(call: &mut Call<'_>, [input, in_at, out, out_at, count, flags
 
 fn splice(call: &mut Call<'_>, [input, in_at, out, out_at, count, flags]: [u64; 6]) -> SysResult {
     let flags = uint(flags);
-    if flags & !SPLICE_F_KNOWN != 0 {
-        return Err(Errno::EINVAL.into());
-    }
     if count == 0 {
         return Ok(0);
     }
+    if flags & !SPLICE_F_KNOWN != 0 {
+        return Err(Errno::EINVAL.into());
+    }
     let (from, to) = (file(call, input)?, file(call, out)?);
     let pipes = (from.downcast::<PipeFile>(), to.downcast::<PipeFile>());
+    if pipes.0.is_some() && in_at != 0 || pipes.1.is_some() && out_at != 0 {
+        return Err(Errno::ESPIPE.into());
+    }
+    let place = |at| if at == 0 { Ok(None) } else { call.read_u64(at).map(Some) };
+    let places = (place(in_at)?, place(out_at)?);
+    if !from.flags().readable() || !to.flags().writable() {
+        return Err(Errno::EBADF.into());
+    }
     match pipes {
         (None, None) => return Err(Errno::EINVAL.into()),
         (Some(one), Some(other)) if one.same(other) => return Err(Errno::EINVAL.into()),
+        (Some(_), None) => splice_side(&to, places.1, count, to.flags().has(libc::O_APPEND))?,
+        (None, Some(_)) => splice_side(&from, places.0, count, false)?,
         _ => {}
     }
-    for (pipe, at, side) in [(pipes.0.is_some(), in_at, &from), (pipes.1.is_some(), out_at, &to)] {
-        if at != 0 && (pipe || !side.file().seekable()) {
-            return Err(Errno::ESPIPE.into());
-        }
-    }
-    if to.flags().has(libc::O_APPEND) && pipes.1.is_none() {
-        return Err(Errno::EINVAL.into());
-    }
-    let mut from = Side { file: &from, at: guest_offset(call, in_at)? };
-    let mut to = Side { file: &to, at: guest_offset(call, out_at)? };
+    let mut from = Side { file: &from, at: places.0 };
+    let mut to = Side { file: &to, at: places.1 };
     let nonblocking = flags & SPLICE_F_NONBLOCK != 0;
     let result = copy(call, &mut from, &mut to, count.min(COUNT_MAX), nonblocking);
     store(call, in_at, &from)?;
     store(call, out_at, &to)?;
     result
+}
+
+/// What `do_splice` asks of the side that is no pipe.
+fn splice_side(file: &OpenFile, at: Option<u64>, count: u64, appends: bool) -> Result<(), Errno> {
+    if at.is_some() && !file.file().seekable() || appends {
+        return Err(Errno::EINVAL);
+    }
+    let at = at.map(offset).transpose()?;
+    verify_range(file, at, count)?;
+    if splices(file) { Ok(()) } else { Err(Errno::EINVAL) }
 }
 
 fn tee(call: &mut Call<'_>, [input, out, count, flags, ..]: [u64; 6]) -> SysResult {
@@ -273,8 +301,14 @@ fn vmsplice(call: &mut Call<'_>, [fd, parts, count, flags, ..]: [u64; 6]) -> Sys
         return Err(Errno::EINVAL.into());
     }
     let open = file(call, fd)?;
-    let pipe = open.downcast::<PipeFile>().ok_or(Errno::EBADF)?;
+    if !open.flags().writable() && !open.flags().readable() {
+        return Err(Errno::EBADF.into());
+    }
     let buffer = Buffer::vector(call, parts, count)?;
+    if buffer.length == 0 {
+        return Ok(0);
+    }
+    let pipe = open.downcast::<PipeFile>().ok_or(Errno::EBADF)?;
     let nonblocking = flags & SPLICE_F_NONBLOCK != 0;
     let caller = caller(call);
     if !open.flags().writable() {
@@ -282,9 +316,6 @@ fn vmsplice(call: &mut Call<'_>, [fd, parts, count, flags, ..]: [u64; 6]) -> Sys
         let count = wait(call, &open, Events::IN | Events::RDNORM, nonblocking, |_| open.read(&mut chunk))?;
         let moved = buffer.scatter(call, 0, chunk.get(..count).unwrap_or_default());
         return if moved == 0 && count > 0 { Err(Errno::EFAULT.into()) } else { Ok(moved as u64) };
-    }
-    if buffer.length == 0 {
-        return Ok(0);
     }
     let room = wait_for_room(call, &open, pipe, nonblocking).map_err(|error| broken_pipe(call, error))?;
     let chunk = buffer.gather(call, 0, room.min(CHUNK));

@@ -11,7 +11,9 @@ use crate::platform::Thread;
 use crate::task::{Credentials, Resource, Task};
 use crate::vfs::access::{self, EXECUTE};
 use crate::vfs::open::open_place;
-use crate::vfs::{Caller, FileKind, Flags, MountFlags, OpenFile, Place, Resolve, Walk, device_parts};
+use crate::vfs::{
+    Caller, FileKind, Flags, MountFlags, OpenFile, Place, Resolve, Walk, WriteAccess, device_parts,
+};
 
 /// `CAP_IPC_LOCK`.
 const CAP_IPC_LOCK: u32 = 14;
@@ -30,7 +32,10 @@ pub(super) fn limits(call: &Call<'_>) -> Limits {
 }
 
 /// An open file that is mapped or run.
-pub(crate) struct Mapped(Arc<OpenFile>);
+pub(crate) struct Mapped(
+    Arc<OpenFile>,
+    #[expect(dead_code, reason = "nobody writes what runs")] Option<WriteAccess>,
+);
 
 impl MappedFile for Mapped {
     fn host_file(&self) -> Result<(Arc<OwnedFd>, u64), Errno> {
@@ -92,7 +97,7 @@ impl Program for Mapped {
 
 /// What an open file of the caller shows when it is mapped.
 pub(super) fn mapped_file(call: &Call<'_>, fd: i32) -> Result<Arc<dyn MappedFile>, Errno> {
-    Ok(Arc::new(Mapped(call.task.files().get(fd)?)))
+    Ok(Arc::new(Mapped(call.task.files().get(fd)?, None)))
 }
 
 /// Who walks for a task.
@@ -113,7 +118,7 @@ pub(super) fn open_program(
         let place = file.place().cloned();
         return match place {
             Some(place) => run_place(&caller, place),
-            None => Ok(Arc::new(Mapped(file))),
+            None => Ok(Arc::new(Mapped(file, None))),
         };
     }
     let fs = call.task.fs();
@@ -137,7 +142,8 @@ pub(crate) fn run_place(caller: &Caller, place: Place) -> Result<Arc<dyn Program
         return Err(Errno::EACCES);
     }
     access::check(caller, &attributes, EXECUTE)?;
-    Ok(Arc::new(Mapped(open_place(caller, place, Flags::READ)?)))
+    let denied = WriteAccess::deny(place.dentry.inode())?;
+    Ok(Arc::new(Mapped(open_place(caller, place, Flags::READ)?, denied)))
 }
 
 /// Whether a descriptor is closed by `execve`.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crate::call::{Call, Unready};
 use crate::error::{Errno, SysError};
 use crate::events::Events;
+use crate::mm::TASK_SIZE;
 use crate::vfs::{AttributeChange, Caller, Inode, OpenFile, Place, Resolve, Timestamp, Walk, inotify};
 
 /// Bytes that one call moves at most (`MAX_RW_COUNT`).
@@ -169,6 +170,11 @@ pub(super) fn wait<T>(
     Ok(result??)
 }
 
+/// EFAULT where the range ends beyond what a process can have (`access_ok`).
+fn accessible(address: u64, length: u64) -> Result<(), Errno> {
+    address.checked_add(length).filter(|end| *end <= TASK_SIZE).map(drop).ok_or(Errno::EFAULT)
+}
+
 /// A buffer of a guest, in parts.
 pub(super) struct Buffer {
     parts: Vec<(u64, u64)>,
@@ -179,14 +185,12 @@ pub(super) struct Buffer {
 impl Buffer {
     /// In one part.
     pub(super) fn one(address: u64, length: u64) -> Result<Self, Errno> {
-        if length.cast_signed() < 0 {
-            return Err(Errno::EINVAL);
-        }
+        accessible(address, length)?;
         let length = length.min(COUNT_MAX);
         Ok(Self { parts: vec![(address, length)], length })
     }
 
-    /// Of a `struct iovec` array.
+    /// Of a `struct iovec` array (`__import_iovec` in `lib/iov_iter.c`: a single part is cut before it is looked at, several after that).
     pub(super) fn vector(call: &Call<'_>, address: u64, count: u64) -> Result<Self, Errno> {
         let count = count & 0xffff_ffff;
         if count > PARTS_MAX {
@@ -195,12 +199,15 @@ impl Buffer {
         let mut bytes = vec![0; (count as usize).saturating_mul(16)];
         call.read(address, &mut bytes)?;
         let (mut parts, mut length) = (Vec::new(), 0u64);
-        for part in bytes.as_chunks::<8>().0.as_chunks::<2>().0 {
+        let given = bytes.as_chunks::<8>().0.as_chunks::<2>().0;
+        if given.iter().any(|[_, size]| u64::from_le_bytes(*size).cast_signed() < 0) {
+            return Err(Errno::EINVAL);
+        }
+        for part in given {
             let [start, size] = part.map(u64::from_le_bytes);
-            if size.cast_signed() < 0 {
-                return Err(Errno::EINVAL);
-            }
-            let size = size.min(COUNT_MAX.saturating_sub(length));
+            let clipped = size.min(COUNT_MAX.saturating_sub(length));
+            accessible(start, if count == 1 { clipped } else { size })?;
+            let size = clipped;
             length = length.saturating_add(size);
             parts.push((start, size));
         }

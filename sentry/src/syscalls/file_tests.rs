@@ -248,3 +248,66 @@ fn attributes_with_names() {
     assert_eq!(guest.call(libc::SYS_removexattr, &[path, name]), Ok(0));
     assert_eq!(guest.call(libc::SYS_getxattr, &[path, name, 0, 0]), errno(Errno::ENODATA));
 }
+
+#[test]
+fn what_the_guest_has_no_memory_for_is_read_again() {
+    let mut guest = guest();
+    let (path, text, ends) = (guest.text("/file"), guest.put(b"abc"), guest.put(&[0; 8]));
+    let flags = (libc::O_CREAT | libc::O_RDWR) as u64;
+    assert_eq!(guest.call(libc::SYS_open, &[path, flags, 0o666]), Ok(0));
+    assert_eq!(guest.call(libc::SYS_pwrite64, &[0, text, 3, 0]), Ok(3));
+    assert_eq!(guest.call(libc::SYS_read, &[0, 8, 3]), errno(Errno::EFAULT));
+    assert_eq!(guest.call(libc::SYS_lseek, &[0, 0, 1]), Ok(0));
+    assert_eq!(guest.call(libc::SYS_pipe2, &[ends, 0]), Ok(0));
+    assert_eq!(guest.call(libc::SYS_write, &[2, text, 3]), Ok(3));
+    assert_eq!(guest.call(libc::SYS_read, &[1, 8, 2]), errno(Errno::EFAULT));
+    assert_eq!(guest.call(libc::SYS_read, &[1, text, 10]), Ok(3));
+}
+
+#[test]
+fn ranges_are_checked_in_the_order_of_linux() {
+    let mut guest = guest();
+    let (path, text) = (guest.text("/file"), guest.put(b"abc"));
+    let flags = (libc::O_CREAT | libc::O_RDWR) as u64;
+    assert_eq!(guest.call(libc::SYS_open, &[path, flags, 0o666]), Ok(0));
+    let (most, minus) = (i64::MAX.cast_unsigned(), u64::MAX);
+    assert_eq!(guest.call(libc::SYS_read, &[0, text, minus]), errno(Errno::EFAULT));
+    assert_eq!(guest.call(libc::SYS_pread64, &[0, text, 1, most]), errno(Errno::EINVAL));
+    assert_eq!(guest.call(libc::SYS_pwrite64, &[0, text, 1, most]), errno(Errno::EINVAL));
+    assert_eq!(guest.call(libc::SYS_pwrite64, &[0, text, 1, minus]), errno(Errno::EINVAL));
+    assert_eq!(guest.call(libc::SYS_lseek, &[0, most, 0]), Ok(most));
+    assert_eq!(guest.call(libc::SYS_lseek, &[0, 1, 1]), errno(Errno::EINVAL));
+    let huge = [text, most, text, most].map(u64::to_le_bytes).concat();
+    let huge = guest.put(&huge);
+    assert_eq!(guest.call(libc::SYS_writev, &[0, huge, 2]), errno(Errno::EFAULT));
+    assert_eq!(guest.call(libc::SYS_writev, &[0, huge, 0]), Ok(0));
+}
+
+#[test]
+fn a_rename_can_leave_a_whiteout() {
+    let mut guest = guest();
+    let (old, new, status) = (guest.text("/old"), guest.text("/new"), guest.put(&[0; 256]));
+    assert_eq!(guest.call(libc::SYS_mkdir, &[old, 0o755]), Ok(0));
+    let rename = |flags: u32| [CWD, old, CWD, new, u64::from(flags)];
+    let (whiteout, exchange) = (libc::RENAME_WHITEOUT, libc::RENAME_EXCHANGE);
+    assert_eq!(guest.call(libc::SYS_renameat2, &rename(whiteout | exchange)), errno(Errno::EINVAL));
+    assert_eq!(guest.call(libc::SYS_renameat2, &rename(whiteout)), Ok(0));
+    assert_eq!(guest.call(libc::SYS_stat, &[old, status]), Ok(0));
+    assert_eq!(guest.bytes(status + 24, 4), 0o020_000u32.to_le_bytes());
+    assert_eq!(guest.bytes(status + 40, 8), [0; 8]);
+    assert_eq!(guest.call(libc::SYS_rmdir, &[new]), Ok(0));
+}
+
+#[test]
+fn a_file_without_a_name_may_never_get_one() {
+    let mut guest = guest();
+    let (folder, name, empty) = (guest.text("/"), guest.text("/name"), guest.text(""));
+    let flags = (libc::O_TMPFILE | libc::O_RDWR) as u64;
+    assert_eq!(guest.call(libc::SYS_open, &[folder, flags | libc::O_EXCL as u64, 0o600]), Ok(0));
+    assert_eq!(guest.call(libc::SYS_open, &[folder, flags, 0o600]), Ok(1));
+    let link = |fd| [fd, empty, CWD, name, libc::AT_EMPTY_PATH as u64];
+    assert_eq!(guest.call(libc::SYS_linkat, &link(0)), errno(Errno::ENOENT));
+    assert_eq!(guest.call(libc::SYS_linkat, &link(1)), Ok(0));
+    let alone = (libc::O_TMPFILE & !libc::O_DIRECTORY | libc::O_RDWR) as u64;
+    assert_eq!(guest.call(libc::SYS_open, &[folder, alone, 0o600]), errno(Errno::EINVAL));
+}

@@ -52,6 +52,9 @@ const OPEN_FLAGS: i32 = libc::O_RDONLY
     | libc::O_PATH
     | libc::O_TMPFILE;
 
+/// `__O_SYNC`, which is `O_SYNC` without `O_DSYNC`.
+const SYNC: u32 = (libc::O_SYNC & !libc::O_DSYNC).cast_unsigned();
+
 fn do_open(call: &mut Call<'_>, dirfd: u64, path: u64, flags: u32, mode: u32, resolve: Resolve) -> SysResult {
     let path = call.read_path(path)?;
     let caller = caller(call);
@@ -59,7 +62,8 @@ fn do_open(call: &mut Call<'_>, dirfd: u64, path: u64, flags: u32, mode: u32, re
         let kept = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
         Flags(flags & kept.cast_unsigned())
     } else {
-        Flags(flags)
+        // Who waits for all that is known of a file waits for its contents (`build_open_flags`).
+        Flags(if flags & SYNC != 0 { flags | libc::O_DSYNC.cast_unsigned() } else { flags })
     };
     if resolve.contains(Resolve::CACHED) {
         return Err(Errno::EAGAIN.into());

@@ -1,5 +1,7 @@
 //! Reading and writing: `read`, `write` and their kin.
 
+use std::sync::Arc;
+
 use libc::{
     SYS_pread64, SYS_preadv, SYS_preadv2, SYS_pwrite64, SYS_pwritev, SYS_pwritev2, SYS_read, SYS_readv,
     SYS_write, SYS_writev,
@@ -10,7 +12,7 @@ use super::file_args::{Buffer, caller, file, offset, uint, wait};
 use crate::call::Call;
 use crate::error::{Errno, SysError, SysResult};
 use crate::events::Events;
-use crate::vfs::OpenFile;
+use crate::vfs::{FileKind, OpenFile};
 
 /// The family.
 pub(super) const CALLS: &[Entry] = &[
@@ -31,8 +33,9 @@ const CHUNK: usize = 256 * 1024;
 
 const RWF_NOWAIT: u32 = 8;
 const RWF_APPEND: u32 = 16;
-/// `RWF_HIPRI`, `RWF_DSYNC`, `RWF_SYNC`, `RWF_NOWAIT`, `RWF_APPEND`.
-const RWF_KNOWN: u32 = 0x1f;
+const RWF_NOAPPEND: u32 = 32;
+/// `RWF_HIPRI`, `RWF_DSYNC`, `RWF_SYNC`, `RWF_NOWAIT`, `RWF_APPEND`, `RWF_NOAPPEND`.
+const RWF_KNOWN: u32 = 0x3f;
 
 /// Where a transfer takes place.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -53,10 +56,43 @@ pub(super) fn broken_pipe(call: &mut Call<'_>, error: SysError) -> SysError {
     error
 }
 
-fn read_to(call: &mut Call<'_>, file: &OpenFile, buffer: &Buffer, at: At, nowait: bool) -> SysResult {
-    if !file.flags().readable() {
-        return Err(Errno::EBADF.into());
+/// EBADF for what is not open for reading, EINVAL for what has no way to read: before the buffer is looked at (`vfs_read`).
+fn may_read(file: &OpenFile) -> Result<(), Errno> {
+    match file.file().transfers() {
+        _ if !file.flags().readable() => Err(Errno::EBADF),
+        (false, _) => Err(Errno::EINVAL),
+        _ => Ok(()),
     }
+}
+
+/// The same for writing.
+fn may_write(file: &OpenFile) -> Result<(), Errno> {
+    match file.file().transfers() {
+        _ if !file.flags().writable() => Err(Errno::EBADF),
+        (_, false) => Err(Errno::EINVAL),
+        _ => Ok(()),
+    }
+}
+
+/// EINVAL where bytes would lie beyond what an offset can be (`rw_verify_area`).
+pub(super) fn verify_range(file: &OpenFile, at: Option<u64>, length: u64) -> Result<(), Errno> {
+    let start = match at {
+        Some(offset) => offset,
+        None if file.file().seekable() => file.position(),
+        None => 0,
+    };
+    let end = start.checked_add(length).filter(|end| i64::try_from(*end).is_ok());
+    end.map(drop).ok_or(Errno::EINVAL)
+}
+
+fn verify_place(file: &OpenFile, at: At, length: u64) -> Result<(), Errno> {
+    let offset = if let At::Offset(offset) = at { Some(offset) } else { None };
+    verify_range(file, offset, length)
+}
+
+fn read_to(call: &mut Call<'_>, file: &OpenFile, buffer: &Buffer, at: At, nowait: bool) -> SysResult {
+    may_read(file)?;
+    verify_place(file, at, buffer.length)?;
     let (mut done, mut at) = (0u64, at);
     let repeats = file.file().seekable() || file.file().stream();
     loop {
@@ -79,6 +115,9 @@ fn read_to(call: &mut Call<'_>, file: &OpenFile, buffer: &Buffer, at: At, nowait
             Err(error) => return if done > 0 { Ok(done) } else { Err(error) },
         };
         let moved = buffer.scatter(call, done, chunk.get(..count).unwrap_or_default());
+        if let (At::Position, Some(rest)) = (at, chunk.get(moved..count).filter(|rest| !rest.is_empty())) {
+            file.put_back(rest);
+        }
         done = done.saturating_add(moved as u64);
         if let At::Offset(offset) = &mut at {
             *offset = offset.saturating_add(moved as u64);
@@ -93,9 +132,8 @@ fn read_to(call: &mut Call<'_>, file: &OpenFile, buffer: &Buffer, at: At, nowait
 }
 
 fn write_from(call: &mut Call<'_>, file: &OpenFile, buffer: &Buffer, at: At, nowait: bool) -> SysResult {
-    if !file.flags().writable() {
-        return Err(Errno::EBADF.into());
-    }
+    may_write(file)?;
+    verify_place(file, at, buffer.length)?;
     file.file().before_write(call)?;
     let (mut done, mut at) = (0u64, at);
     let caller = caller(call);
@@ -130,24 +168,58 @@ fn write_from(call: &mut Call<'_>, file: &OpenFile, buffer: &Buffer, at: At, now
 
 fn read(call: &mut Call<'_>, [fd, address, length, ..]: [u64; 6]) -> SysResult {
     let file = file(call, fd)?;
+    may_read(&file)?;
     read_to(call, &file, &Buffer::one(address, length)?, At::Position, false)
 }
 
 fn write(call: &mut Call<'_>, [fd, address, length, ..]: [u64; 6]) -> SysResult {
     let file = file(call, fd)?;
+    may_write(&file)?;
     write_from(call, &file, &Buffer::one(address, length)?, At::Position, false)
+}
+
+/// `vfs_readv`: nothing is asked of the file for a buffer of no bytes, and flags that a file lacks are only found out with one.
+fn read_vector(call: &mut Call<'_>, file: &OpenFile, vector: (u64, u64), at: At, flags: u32) -> SysResult {
+    may_read(file)?;
+    let buffer = Buffer::vector(call, vector.0, vector.1)?;
+    if buffer.length == 0 {
+        return Ok(0);
+    }
+    verify_place(file, at, buffer.length)?;
+    check_flags(file, flags)?;
+    read_to(call, file, &buffer, at, flags & RWF_NOWAIT != 0)
+}
+
+/// `vfs_writev`.
+fn write_vector(call: &mut Call<'_>, file: &OpenFile, vector: (u64, u64), at: At, flags: u32) -> SysResult {
+    may_write(file)?;
+    let buffer = Buffer::vector(call, vector.0, vector.1)?;
+    if buffer.length == 0 {
+        return Ok(0);
+    }
+    verify_place(file, at, buffer.length)?;
+    check_flags(file, flags)?;
+    write_from(call, file, &buffer, at, flags & RWF_NOWAIT != 0)
+}
+
+/// EOPNOTSUPP for flags that are not known, and for `RWF_NOWAIT` where the bytes of a file may have to be waited for
+/// (`kiocb_set_rw_flags`).
+fn check_flags(file: &OpenFile, flags: u32) -> Result<(), Errno> {
+    let regular = file.inode().kind() == FileKind::Regular && file.file().seekable();
+    if flags & !RWF_KNOWN != 0 || flags & RWF_NOWAIT != 0 && regular {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    if flags & (RWF_APPEND | RWF_NOAPPEND) == RWF_APPEND | RWF_NOAPPEND { Err(Errno::EINVAL) } else { Ok(()) }
 }
 
 fn readv(call: &mut Call<'_>, [fd, address, count, ..]: [u64; 6]) -> SysResult {
     let file = file(call, fd)?;
-    let buffer = Buffer::vector(call, address, count)?;
-    read_to(call, &file, &buffer, At::Position, false)
+    read_vector(call, &file, (address, count), At::Position, 0)
 }
 
 fn writev(call: &mut Call<'_>, [fd, address, count, ..]: [u64; 6]) -> SysResult {
     let file = file(call, fd)?;
-    let buffer = Buffer::vector(call, address, count)?;
-    write_from(call, &file, &buffer, At::Position, false)
+    write_vector(call, &file, (address, count), At::Position, 0)
 }
 
 /// ESPIPE where there are no positions.
@@ -164,6 +236,7 @@ fn pread64(call: &mut Call<'_>, [fd, address, length, at, ..]: [u64; 6]) -> SysR
     let at = offset(at)?;
     let file = file(call, fd)?;
     positional(&file)?;
+    may_read(&file)?;
     read_to(call, &file, &Buffer::one(address, length)?, At::Offset(at), false)
 }
 
@@ -171,58 +244,49 @@ fn pwrite64(call: &mut Call<'_>, [fd, address, length, at, ..]: [u64; 6]) -> Sys
     let at = offset(at)?;
     let file = file(call, fd)?;
     positional(&file)?;
-    let place = write_place(&file, at);
-    write_from(call, &file, &Buffer::one(address, length)?, place, false)
+    may_write(&file)?;
+    let buffer = Buffer::one(address, length)?;
+    verify_range(&file, Some(at), buffer.length)?;
+    write_from(call, &file, &buffer, write_place(&file, at), false)
 }
 
 fn preadv(call: &mut Call<'_>, [fd, address, count, at, ..]: [u64; 6]) -> SysResult {
     let at = offset(at)?;
     let file = file(call, fd)?;
     positional(&file)?;
-    let buffer = Buffer::vector(call, address, count)?;
-    read_to(call, &file, &buffer, At::Offset(at), false)
+    read_vector(call, &file, (address, count), At::Offset(at), 0)
 }
 
 fn pwritev(call: &mut Call<'_>, [fd, address, count, at, ..]: [u64; 6]) -> SysResult {
     let at = offset(at)?;
     let file = file(call, fd)?;
     positional(&file)?;
-    let buffer = Buffer::vector(call, address, count)?;
-    let place = write_place(&file, at);
-    write_from(call, &file, &buffer, place, false)
+    write_vector(call, &file, (address, count), write_place(&file, at), 0)
 }
 
-/// The place of `preadv2` and `pwritev2`: -1 stands for the position.
-fn place_or_position(file: &OpenFile, at: u64) -> Result<At, Errno> {
+/// The file and the place of `preadv2` and `pwritev2`: -1 stands for the position.
+fn file_and_place(call: &Call<'_>, fd: u64, at: u64) -> Result<(Arc<OpenFile>, At), Errno> {
     if at == u64::MAX {
-        return Ok(At::Position);
+        return Ok((file(call, fd)?, At::Position));
     }
-    positional(file)?;
-    Ok(At::Offset(offset(at)?))
+    let at = offset(at)?;
+    let file = file(call, fd)?;
+    positional(&file)?;
+    Ok((file, At::Offset(at)))
 }
 
+/// `RWF_APPEND` means nothing here.
 fn preadv2(call: &mut Call<'_>, [fd, address, count, at, _, flags]: [u64; 6]) -> SysResult {
-    let file = file(call, fd)?;
-    let place = place_or_position(&file, at)?;
-    let flags = uint(flags);
-    if flags & !RWF_KNOWN != 0 || flags & RWF_APPEND != 0 {
-        return Err(Errno::EOPNOTSUPP.into());
-    }
-    let buffer = Buffer::vector(call, address, count)?;
-    read_to(call, &file, &buffer, place, flags & RWF_NOWAIT != 0)
+    let (file, place) = file_and_place(call, fd, at)?;
+    read_vector(call, &file, (address, count), place, uint(flags))
 }
 
 fn pwritev2(call: &mut Call<'_>, [fd, address, count, at, _, flags]: [u64; 6]) -> SysResult {
-    let file = file(call, fd)?;
-    let mut place = place_or_position(&file, at)?;
+    let (file, mut place) = file_and_place(call, fd, at)?;
     let flags = uint(flags);
-    if flags & !RWF_KNOWN != 0 {
-        return Err(Errno::EOPNOTSUPP.into());
-    }
-    let appends = flags & RWF_APPEND != 0 || file.flags().has(libc::O_APPEND);
+    let appends = flags & RWF_APPEND != 0 || file.flags().has(libc::O_APPEND) && flags & RWF_NOAPPEND == 0;
     if appends && matches!(place, At::Offset(_)) {
         place = At::End;
     }
-    let buffer = Buffer::vector(call, address, count)?;
-    write_from(call, &file, &buffer, place, flags & RWF_NOWAIT != 0)
+    write_vector(call, &file, (address, count), place, flags)
 }

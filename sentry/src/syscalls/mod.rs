@@ -7,6 +7,7 @@ mod copying;
 mod exec;
 mod exec_rooms;
 mod file_args;
+mod file_owner;
 #[cfg(test)]
 mod file_tests;
 mod files;

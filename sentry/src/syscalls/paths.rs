@@ -28,7 +28,7 @@ pub(super) const CALLS: &[Entry] = &[
     Entry::full(SYS_unlinkat, "unlinkat", unlinkat),
     Entry::full(SYS_rename, "rename", rename),
     Entry::full(SYS_renameat, "renameat", renameat),
-    Entry::partial(SYS_renameat2, "renameat2", renameat2, "RENAME_WHITEOUT"),
+    Entry::full(SYS_renameat2, "renameat2", renameat2),
     Entry::full(SYS_readlink, "readlink", readlink),
     Entry::full(SYS_readlinkat, "readlinkat", readlinkat),
     Entry::full(SYS_getdents, "getdents", getdents),
@@ -122,16 +122,19 @@ fn rmdir(call: &mut Call<'_>, [path, ..]: [u64; 6]) -> SysResult {
 }
 
 fn renameat2(call: &mut Call<'_>, [old_dirfd, old, new_dirfd, new, flags, _]: [u64; 6]) -> SysResult {
-    let mode = match uint(flags) {
+    let whiteout = uint(flags) & libc::RENAME_WHITEOUT != 0;
+    let mode = match uint(flags) & !libc::RENAME_WHITEOUT {
         0 => RenameMode::Replace,
         libc::RENAME_NOREPLACE => RenameMode::Keep,
-        libc::RENAME_EXCHANGE => RenameMode::Exchange,
+        libc::RENAME_EXCHANGE if !whiteout => RenameMode::Exchange,
         _ => return Err(Errno::EINVAL.into()),
     };
     let caller = caller(call);
     let mut from = walk(call, &caller, old_dirfd, old)?;
+    // The way to the old name is gone before the new one is looked at (`do_renameat2`).
+    let last = from.parent()?;
     let mut to = walk(call, &caller, new_dirfd, new)?;
-    names::rename(&caller, &mut from, &mut to, mode)?;
+    names::rename_last(&caller, (&mut from, last), &mut to, mode, whiteout)?;
     Ok(0)
 }
 
@@ -159,6 +162,9 @@ fn readlinkat(call: &mut Call<'_>, [dirfd, path, to, size, ..]: [u64; 6]) -> Sys
 }
 
 fn readlink(call: &mut Call<'_>, [path, to, size, ..]: [u64; 6]) -> SysResult {
+    if int(size) <= 0 {
+        return Err(Errno::EINVAL.into());
+    }
     if call.read_path(path)?.is_empty() {
         return Err(Errno::ENOENT.into());
     }

@@ -17,6 +17,13 @@ pub(super) const CALLS: &[Entry] = &[
 ];
 
 const PR_SET_MM: i32 = 35;
+const PR_SET_MM_MAP_SIZE: i32 = 15;
+/// Bytes of `struct prctl_mm_map`: eleven addresses, one of the vector, its size and a descriptor.
+const MM_MAP_SIZE: u32 = 104;
+const PR_GET_TSC: i32 = 25;
+const PR_SET_TSC: i32 = 26;
+/// The time stamp counter can be read: it always can.
+const PR_TSC_ENABLE: i32 = 1;
 const PR_SET_SECUREBITS: i32 = 28;
 const PR_GET_SECUREBITS: i32 = 27;
 
@@ -72,6 +79,9 @@ fn sys_prctl(call: &mut Call<'_>, [option, a, b, c, d, _]: [u64; 6]) -> SysResul
         libc::PR_MCE_KILL_GET => return Ok(2),
         libc::PR_GET_SECCOMP => return Ok(0),
         libc::PR_SET_PTRACER => {}
+        PR_GET_TSC => call.write(a, &PR_TSC_ENABLE.to_le_bytes())?,
+        PR_SET_TSC if int(a) == PR_TSC_ENABLE => {}
+        PR_SET_MM if int(a) == PR_SET_MM_MAP_SIZE && d == 0 => call.write(b, &MM_MAP_SIZE.to_le_bytes())?,
         PR_SET_MM => return Err(Errno::EPERM.into()),
         option => return of_credentials(call, option, [a, b, c, d]),
     }

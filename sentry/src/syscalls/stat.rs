@@ -95,6 +95,10 @@ fn fstat(call: &mut Call<'_>, [fd, to, ..]: [u64; 6]) -> SysResult {
 
 fn newfstatat(call: &mut Call<'_>, [dirfd, path, to, flags, ..]: [u64; 6]) -> SysResult {
     let flags = int(flags);
+    // Without a path it is `fstat`, and other flags are not looked at (`vfs_fstatat`).
+    if path == 0 && flags & libc::AT_EMPTY_PATH != 0 && int(dirfd) >= 0 {
+        return fstat(call, [dirfd, to, 0, 0, 0, 0]);
+    }
     if flags & !(libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW | libc::AT_NO_AUTOMOUNT) != 0 {
         return Err(Errno::EINVAL.into());
     }

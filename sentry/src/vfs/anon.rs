@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 
+use super::locks::FileLocks;
 use super::pipe::Pipe;
 use super::sync::lock;
 use super::tmpfs::Tmpfs;
@@ -27,6 +28,7 @@ pub struct AnonInode {
     made: Timestamp,
     pipe: Option<Arc<Pipe>>,
     reopen: Option<Reopen>,
+    locks: FileLocks,
 }
 
 impl AnonInode {
@@ -39,6 +41,7 @@ impl AnonInode {
             made: Timestamp::now(),
             pipe: None,
             reopen: None,
+            locks: FileLocks::default(),
         }
     }
 
@@ -114,11 +117,22 @@ impl Inode for AnonInode {
     }
 
     fn change(&self, change: &AttributeChange) -> Result<(), Errno> {
+        if self.anonymous() {
+            return Err(Errno::EOPNOTSUPP);
+        }
         let mut meta = lock(&self.meta);
         meta.0 = change.mode.unwrap_or(meta.0);
         meta.1 = change.uid.unwrap_or(meta.1);
         meta.2 = change.gid.unwrap_or(meta.2);
         Ok(())
+    }
+
+    fn anonymous(&self) -> bool {
+        self.kind == FileKind::Regular && self.reopen.is_none()
+    }
+
+    fn locks(&self) -> Option<&FileLocks> {
+        Some(&self.locks)
     }
 
     fn open(self: Arc<Self>, flags: Flags, _caller: &Caller) -> Result<Box<dyn File>, Errno> {

@@ -59,6 +59,8 @@ pub struct Dentry {
     /// Open descriptions of it, and whether the file went with this name: for who watches it.
     pub(super) opens: AtomicU32,
     pub(super) gone: AtomicBool,
+    /// Never gets a name (`O_TMPFILE` with `O_EXCL`).
+    unlinkable: AtomicBool,
 }
 
 impl Dentry {
@@ -72,6 +74,7 @@ impl Dentry {
             mounts: AtomicU32::new(0),
             opens: AtomicU32::new(0),
             gone: AtomicBool::new(false),
+            unlinkable: AtomicBool::new(false),
         })
     }
 
@@ -81,6 +84,17 @@ impl Dentry {
         let dentry = Self::new(&self.tree, inode, Some(Arc::clone(self)), name);
         dentry.unlinked.store(true, Ordering::Release);
         dentry
+    }
+
+    /// Whether the file without a name never gets one.
+    #[must_use]
+    pub fn unlinkable(&self) -> bool {
+        self.unlinkable.load(Ordering::Acquire)
+    }
+
+    /// Lets it never have a name.
+    pub(super) fn forbid_links(&self) {
+        self.unlinkable.store(true, Ordering::Release);
     }
 
     /// The file.

@@ -3,12 +3,12 @@
 use std::any::Any;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use super::inotify::{self, mask};
 use super::locks::Owner;
 use super::sync::lock;
-use super::{Caller, DirEntry, Inode, MountFlags, Place, access};
+use super::{Caller, DirEntry, FileKind, Inode, MountFlags, Place, WriteAccess, access};
 use crate::call::Call;
 use crate::error::{Errno, SysError, SysResult};
 use crate::events::{Events, WaitQueue};
@@ -94,6 +94,21 @@ pub trait File: Any + Send + Sync {
         self.write(from, 0).map(|count| (count, 0))
     }
 
+    /// Whether it has a way to read and one to write at all, whatever it was opened for (`FMODE_CAN_READ`, `FMODE_CAN_WRITE`).
+    fn transfers(&self) -> (bool, bool) {
+        (true, true)
+    }
+
+    /// Takes back what was read and could not be given to the guest, where it has no positions.
+    fn put_back(&self, bytes: &[u8]) {
+        let _ = bytes;
+    }
+
+    /// The flags of its description changed (`F_SETFL`).
+    fn flags_changed(&self, flags: Flags) {
+        let _ = flags;
+    }
+
     /// A read that waits by rules of its own: a terminal's (`VMIN`, `VTIME`, job control). `None` for all others.
     fn read_waiting(&self, call: &mut Call<'_>, to: &mut [u8], nonblocking: bool) -> Option<SysResult> {
         let _ = (call, to, nonblocking);
@@ -123,6 +138,11 @@ pub trait File: Any + Send + Sync {
 
     /// Whether it has positions.
     fn seekable(&self) -> bool {
+        false
+    }
+
+    /// Whether `lseek` on it does nothing and tells 0 (`noop_llseek`, `null_lseek`).
+    fn ignores_seek(&self) -> bool {
         false
     }
 
@@ -208,7 +228,21 @@ pub struct OpenFile {
     file: Box<dyn File>,
     flags: AtomicU32,
     position: Mutex<u64>,
-    signal_owner: AtomicU32,
+    /// Kind and number (`F_SETOWN_EX`), and the signal instead of SIGIO (`F_SETSIG`).
+    signal_owner: Mutex<(SignalOwner, u32)>,
+    /// That it is written, for who would run it.
+    writes: OnceLock<WriteAccess>,
+}
+
+/// Who is told when a file is ready (`struct f_owner_ex` of `fcntl`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SignalOwner {
+    /// A thread.
+    Thread(i32),
+    /// A process; 0 for nobody.
+    Process(i32),
+    /// A process group.
+    Group(i32),
 }
 
 impl OpenFile {
@@ -250,8 +284,14 @@ impl OpenFile {
             file,
             flags: AtomicU32::new(flags.0 & !once.cast_unsigned()),
             position: Mutex::new(0),
-            signal_owner: AtomicU32::new(0),
+            signal_owner: Mutex::new((SignalOwner::Process(0), 0)),
+            writes: OnceLock::new(),
         })
+    }
+
+    /// Lets nobody run the file as long as it is open.
+    pub(super) fn keep(&self, writes: WriteAccess) {
+        let _ = self.writes.set(writes);
     }
 
     /// A number that no other description has.
@@ -293,18 +333,35 @@ impl OpenFile {
     /// Changes those of [`Flags::SETTABLE`].
     pub fn set_flags(&self, flags: u32) {
         let fixed = self.flags.load(Ordering::Relaxed) & !Flags::SETTABLE;
-        self.flags.store(fixed | flags & Flags::SETTABLE, Ordering::Relaxed);
+        let flags = fixed | flags & Flags::SETTABLE;
+        self.flags.store(flags, Ordering::Relaxed);
+        self.file.flags_changed(Flags(flags));
     }
 
-    /// `F_GETOWN`: who gets SIGIO.
+    /// `F_GETOWN_EX` and `F_GETSIG`: who gets which signal, 0 for SIGIO.
     #[must_use]
-    pub fn signal_owner(&self) -> i32 {
-        self.signal_owner.load(Ordering::Relaxed).cast_signed()
+    pub fn signal_owner(&self) -> (SignalOwner, u32) {
+        *lock(&self.signal_owner)
     }
 
-    /// `F_SETOWN`.
-    pub fn set_signal_owner(&self, owner: i32) {
-        self.signal_owner.store(owner.cast_unsigned(), Ordering::Relaxed);
+    /// `F_SETOWN_EX`.
+    pub fn set_signal_owner(&self, owner: SignalOwner) {
+        lock(&self.signal_owner).0 = owner;
+    }
+
+    /// `F_SETSIG`.
+    pub fn set_owner_signal(&self, signal: u32) {
+        lock(&self.signal_owner).1 = signal;
+    }
+
+    /// Takes back what was read at the position and could not be given to the guest.
+    pub fn put_back(&self, bytes: &[u8]) {
+        if self.file.seekable() {
+            let mut position = lock(&self.position);
+            *position = position.saturating_sub(bytes.len() as u64);
+        } else {
+            self.file.put_back(bytes);
+        }
     }
 
     /// Reads at the position and moves it.
@@ -415,18 +472,21 @@ impl OpenFile {
     /// Moves the position.
     ///
     /// # Errors
-    /// ESPIPE without positions; EINVAL before the beginning; ENXIO behind the end for data and holes; EOVERFLOW.
+    /// ESPIPE without positions; EINVAL before the beginning and beyond what a file can have; ENXIO behind the end for data and holes.
     pub fn seek(&self, to: SeekTo, offset: i64) -> Result<u64, Errno> {
         if self.flags().path() {
             return Err(Errno::EBADF);
+        }
+        if self.file.ignores_seek() {
+            return Ok(0);
         }
         if !self.file.seekable() {
             return Err(Errno::ESPIPE);
         }
         let mut position = lock(&self.position);
         let from = |base: u64| {
-            let base = i64::try_from(base).map_err(|_| Errno::EOVERFLOW)?;
-            let sum = base.checked_add(offset).ok_or(Errno::EOVERFLOW)?;
+            let base = i64::try_from(base).map_err(|_| Errno::EINVAL)?;
+            let sum = base.checked_add(offset).ok_or(Errno::EINVAL)?;
             u64::try_from(sum).map_err(|_| Errno::EINVAL)
         };
         let size = || self.inode.attributes().map(|attributes| attributes.size);
@@ -434,6 +494,9 @@ impl OpenFile {
             SeekTo::Start => from(0)?,
             SeekTo::Current => from(*position)?,
             SeekTo::End => from(size()?)?,
+            SeekTo::Data | SeekTo::Hole if self.inode.kind() == FileKind::Folder => {
+                return Err(Errno::EINVAL);
+            }
             SeekTo::Data | SeekTo::Hole => {
                 let (offset, size) = (u64::try_from(offset).map_err(|_| Errno::ENXIO)?, size()?);
                 if offset >= size {

@@ -220,6 +220,12 @@ pub trait Inode: Any + Send + Sync {
         Err(Errno::ENXIO)
     }
 
+    /// Whether it is the inode of an `eventfd`, `epoll` or the like: no regular file, although it has no other kind
+    /// (`IS_ANON_FILE`, `fs/anon_inodes.c`).
+    fn anonymous(&self) -> bool {
+        false
+    }
+
     /// The pipe behind a FIFO.
     fn fifo(&self) -> Option<Arc<Pipe>> {
         None

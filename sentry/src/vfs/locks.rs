@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{LazyLock, Mutex};
 
 use super::sync::lock;
+use super::write_access::Writers;
 use crate::error::Errno;
 use crate::events::{Events, WaitQueue};
 use crate::task::Pid;
@@ -50,6 +51,8 @@ impl Record {
 pub struct FileLocks {
     state: Mutex<State>,
     queue: WaitQueue,
+    /// Who writes or runs it, which keeps each other out as locks do.
+    pub(super) writers: Writers,
 }
 
 #[derive(Default)]

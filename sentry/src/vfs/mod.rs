@@ -58,15 +58,17 @@ pub mod timerfd;
 pub mod tmpfs;
 pub mod tty;
 mod walk;
+mod write_access;
 
 pub use attributes::{AttributeChange, Attributes, FileKind, Timestamp, device, device_parts};
 pub use context::{Caller, FsContext};
 pub use dentry::{Dentry, Tree};
 pub use fd_table::FdTable;
-pub use file::{File, Flags, OpenFile, SeekTo};
+pub use file::{File, Flags, OpenFile, SeekTo, SignalOwner};
 pub use inode::{Content, DirEntry, FileSystem, FsStatus, Inode, NewNode, RenameMode, XattrMode};
 pub use mount::{Mount, MountFlags, Place};
 pub use walk::{Last, Resolve, Walk};
+pub use write_access::WriteAccess;
 
 /// Longest name of a file (`NAME_MAX`).
 pub const NAME_MAX: usize = 255;

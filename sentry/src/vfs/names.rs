@@ -76,6 +76,17 @@ pub fn create(caller: &Caller, walk: &mut Walk<'_>, content: Content<'_>, mode: 
     Ok(slot.folder.with(made))
 }
 
+/// Nobody links what is somebody else's and not theirs to write, or a program that runs as another user (`may_linkat` with
+/// `fs.protected_hardlinks` = 1; `man 5 proc_sys_fs`).
+fn may_link(caller: &Caller, old: &Place) -> Result<(), Errno> {
+    let file = old.dentry.inode().attributes()?;
+    let runs_as_other = file.mode & 0o4000 != 0 || file.mode & 0o2010 == 0o2010;
+    let safe = file.kind == FileKind::Regular
+        && !runs_as_other
+        && access::check(caller, &file, access::READ | WRITE).is_ok();
+    if safe || access::owner(caller, &file) { Ok(()) } else { Err(Errno::EPERM) }
+}
+
 /// `link`: a further name for `old`. `nameless` files can be given one, too, where the file system allows it.
 ///
 /// # Errors
@@ -85,9 +96,13 @@ pub fn link(caller: &Caller, old: &Place, walk: &mut Walk<'_>) -> Result<(), Err
     if !Arc::ptr_eq(&slot.folder.mount, &old.mount) {
         return Err(Errno::EXDEV);
     }
+    may_link(caller, old)?;
     may_create(caller, &slot.folder.dentry)?;
     if old.dentry.is_folder() {
         return Err(Errno::EPERM);
+    }
+    if old.dentry.unlinkable() {
+        return Err(Errno::ENOENT);
     }
     slot.folder.dentry.link(&slot.name, &old.dentry)?;
     inotify::linked(&slot.folder.dentry, &slot.name, old.dentry.inode());
@@ -162,7 +177,22 @@ pub fn rename(
     to: &mut Walk<'_>,
     mode: RenameMode,
 ) -> Result<(), Errno> {
-    let old_last = from.parent()?;
+    let last = from.parent()?;
+    rename_last(caller, (from, last), to, mode, false)
+}
+
+/// The same, where the walk to the old name already stands in its folder. `whiteout` leaves there what an overlay takes for a name that
+/// is gone (`RENAME_WHITEOUT`).
+///
+/// # Errors
+/// As the manual page of `renameat2` says.
+pub fn rename_last(
+    caller: &Caller,
+    (from, old_last): (&mut Walk<'_>, Last),
+    to: &mut Walk<'_>,
+    mode: RenameMode,
+    whiteout: bool,
+) -> Result<(), Errno> {
     let new_last = to.parent()?;
     let (old_folder, new_folder) = (from.at.clone(), to.at.clone());
     if !Arc::ptr_eq(&old_folder.mount, &new_folder.mount) {
@@ -205,6 +235,11 @@ pub fn rename(
     may_rename(caller, (&old_folder.dentry, &old), (&new_folder.dentry, target.as_ref()), mode)?;
     let removal = target.as_ref().filter(|_| mode == RenameMode::Replace).map(Removal::of);
     old_folder.dentry.rename(&old, &new_folder.dentry, &new_name, target.as_ref(), mode)?;
+    if whiteout {
+        let content = Content::CharDevice(0);
+        let folder = old_folder.dentry.inode().attributes()?;
+        old_folder.dentry.create(&old_name, &new_node(caller, &folder, content, 0))?;
+    }
     drop(one_at_a_time);
     let names = ((&old_folder.dentry, &*old_name), (&new_folder.dentry, &*new_name));
     inotify::moved(&old, target.as_ref(), names, mode);

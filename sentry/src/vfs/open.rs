@@ -7,7 +7,8 @@ use super::folder::Folder;
 use super::inotify::{self, mask};
 use super::names::{may_create, new_node};
 use super::{
-    AttributeChange, Caller, Content, File, FileKind, Flags, Last, MountFlags, OpenFile, Place, Walk, dev,
+    AttributeChange, Caller, Content, File, FileKind, Flags, Last, MountFlags, OpenFile, Place, Walk,
+    WriteAccess, dev,
 };
 use crate::error::Errno;
 
@@ -18,6 +19,10 @@ use crate::error::Errno;
 /// # Errors
 /// As the manual page says.
 pub fn open(caller: &Caller, walk: &mut Walk<'_>, flags: Flags, mode: u32) -> Result<Arc<OpenFile>, Errno> {
+    let by_itself = libc::O_TMPFILE & !libc::O_DIRECTORY;
+    if flags.has(by_itself) && (!flags.has(libc::O_DIRECTORY) || flags.has(libc::O_CREAT)) {
+        return Err(Errno::EINVAL);
+    }
     if flags.has(libc::O_TMPFILE) {
         return temporary(caller, walk, flags, mode);
     }
@@ -144,6 +149,7 @@ fn may_open(caller: &Caller, place: &Place, flags: Flags) -> Result<(), Errno> {
 /// ENXIO where nothing is behind a device or socket; what the file system says.
 pub fn open_place(caller: &Caller, place: Place, flags: Flags) -> Result<Arc<OpenFile>, Errno> {
     let inode = Arc::clone(place.dentry.inode());
+    let writes = if flags.writable() { WriteAccess::write(&inode)? } else { None };
     let file: Box<dyn File> = match inode.kind() {
         FileKind::Folder => Box::new(Folder::new(Arc::clone(&place.dentry))),
         FileKind::Fifo => match inode.fifo() {
@@ -163,7 +169,11 @@ pub fn open_place(caller: &Caller, place: Place, flags: Flags) -> Result<Arc<Ope
         }
     };
     inotify::changed(&place.dentry, mask::OPEN);
-    Ok(OpenFile::new(place, file, flags))
+    let open = OpenFile::new(place, file, flags);
+    if let Some(writes) = writes {
+        open.keep(writes);
+    }
+    Ok(open)
 }
 
 /// Sets the size of a file, as its owner may; set-id bits go as at a write.
@@ -194,6 +204,9 @@ fn temporary(caller: &Caller, walk: &mut Walk<'_>, flags: Flags, mode: u32) -> R
     let inode = folder.dentry.inode().temporary(&new)?;
     let name = format!("#{}", inode.attributes()?.inode).into_bytes();
     let place = folder.with(folder.dentry.nameless(Arc::clone(&inode), name));
+    if flags.has(libc::O_EXCL) {
+        place.dentry.forbid_links();
+    }
     let kept = Flags(flags.0 & !(libc::O_TMPFILE & !libc::O_DIRECTORY).cast_unsigned());
     let file = inode.open(kept, caller)?;
     Ok(OpenFile::new(place, file, kept))

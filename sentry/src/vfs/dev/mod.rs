@@ -46,6 +46,10 @@ impl File for Device {
         true
     }
 
+    fn ignores_seek(&self) -> bool {
+        true
+    }
+
     fn host_file(&self) -> Result<(Arc<OwnedFd>, u64), Errno> {
         match self {
             Self::Zero => {

@@ -11,7 +11,8 @@ use bitflags::bitflags;
 
 use super::sync::lock;
 use super::{File, Flags, OpenFile};
-use crate::error::Errno;
+use crate::call::Call;
+use crate::error::{Errno, SysResult};
 use crate::events::{Events, WaitQueue, Wake};
 
 /// How deep an `epoll` may be in others (`EP_MAX_NESTS`).
@@ -244,6 +245,19 @@ impl Epoll {
 }
 
 impl File for Epoll {
+    fn transfers(&self) -> (bool, bool) {
+        (false, false)
+    }
+
+    fn ignores_seek(&self) -> bool {
+        true
+    }
+
+    /// It has requests of its own, none of which is known: EINVAL, not ENOTTY (`ep_eventpoll_ioctl`).
+    fn control(&self, _call: &mut Call<'_>, _request: u32, _argument: u64) -> SysResult {
+        Err(Errno::EINVAL.into())
+    }
+
     fn ready(&self) -> Events {
         let items: Vec<_> = lock(&self.core.ready).iter().cloned().collect();
         if items.iter().any(|item| item.now().is_some()) {

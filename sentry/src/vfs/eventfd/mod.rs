@@ -29,6 +29,10 @@ impl EventFd {
 }
 
 impl File for EventFd {
+    fn ignores_seek(&self) -> bool {
+        true
+    }
+
     fn details(&self) -> String {
         format!("eventfd-count: {:16x}\n", *lock(&self.count))
     }
@@ -51,8 +55,8 @@ impl File for EventFd {
     }
 
     fn write(&self, from: &[u8], _offset: u64) -> Result<usize, Errno> {
-        let bytes = from.first_chunk::<8>().ok_or(Errno::EINVAL)?;
-        let value = u64::from_ne_bytes(*bytes);
+        let bytes = <[u8; 8]>::try_from(from).map_err(|_| Errno::EINVAL)?;
+        let value = u64::from_ne_bytes(bytes);
         if value > MAX {
             return Err(Errno::EINVAL);
         }

@@ -208,6 +208,10 @@ impl Inotify {
 }
 
 impl File for Inotify {
+    fn ignores_seek(&self) -> bool {
+        true
+    }
+
     fn read(&self, to: &mut [u8], _offset: u64) -> Result<usize, Errno> {
         let mut state = lock(&self.core.state);
         let mut done = 0usize;

@@ -29,6 +29,10 @@ impl PidFd {
 }
 
 impl File for PidFd {
+    fn transfers(&self) -> (bool, bool) {
+        (false, false)
+    }
+
     fn read(&self, _to: &mut [u8], _offset: u64) -> Result<usize, Errno> {
         Err(Errno::EINVAL)
     }

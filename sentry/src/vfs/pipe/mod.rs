@@ -1,8 +1,11 @@
 //! Pipes, with and without a name (`fs/pipe.c` of Linux, `man 7 pipe`).
 
-use std::collections::VecDeque;
+mod slots;
+
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use self::slots::Slots;
 use super::sync::lock;
 use super::{File, Flags, Inode, OpenFile, anon};
 use crate::error::Errno;
@@ -22,7 +25,7 @@ pub struct Pipe {
 }
 
 struct State {
-    bytes: VecDeque<u8>,
+    slots: Slots,
     capacity: usize,
     readers: u32,
     writers: u32,
@@ -31,17 +34,9 @@ struct State {
 }
 
 impl State {
+    /// Bytes that can be written however they come: whole buffers.
     fn room(&self) -> usize {
-        self.capacity.saturating_sub(self.bytes.len())
-    }
-
-    fn peek(&self, to: &mut [u8]) -> usize {
-        let count = to.len().min(self.bytes.len());
-        let (first, second) = self.bytes.as_slices();
-        for (place, byte) in to.iter_mut().zip(first.iter().chain(second)) {
-            *place = *byte;
-        }
-        count
+        (self.capacity / ATOMIC).saturating_sub(self.slots.used()).saturating_mul(ATOMIC)
     }
 }
 
@@ -50,7 +45,7 @@ impl Pipe {
     #[must_use]
     pub fn new() -> Arc<Self> {
         let state =
-            State { bytes: VecDeque::new(), capacity: CAPACITY, readers: 0, writers: 0, opened: (0, 0) };
+            State { slots: Slots::default(), capacity: CAPACITY, readers: 0, writers: 0, opened: (0, 0) };
         Arc::new(Self { state: Mutex::new(state), queue: WaitQueue::new() })
     }
 
@@ -95,6 +90,8 @@ pub struct PipeFile {
     pipe: Arc<Pipe>,
     reads: bool,
     writes: bool,
+    /// Whether what is written stays together (`O_DIRECT`).
+    packets: AtomicBool,
     /// How often it had been opened when this was.
     opened: (u64, u64),
 }
@@ -110,7 +107,8 @@ impl PipeFile {
         state.opened.1 = state.opened.1.saturating_add(u64::from(writes));
         drop(state);
         pipe.queue.notify(Events::IN | Events::OUT | Events::CHANGED);
-        Self { pipe: Arc::clone(pipe), reads, writes, opened }
+        let packets = AtomicBool::new(flags.has(libc::O_DIRECT));
+        Self { pipe: Arc::clone(pipe), reads, writes, packets, opened }
     }
 
     /// Whether the other end is there, or was there since this end was opened: what opening a FIFO waits for.
@@ -133,13 +131,13 @@ impl PipeFile {
     /// EAGAIN where there is nothing.
     pub fn peek(&self, to: &mut [u8]) -> Result<usize, Errno> {
         let state = lock(&self.pipe.state);
-        if state.bytes.is_empty() && state.writers > 0 {
+        if state.slots.is_empty() && state.writers > 0 {
             return Err(Errno::EAGAIN);
         }
-        Ok(state.peek(to))
+        Ok(state.slots.peek(to))
     }
 
-    /// Bytes that can be written without waiting.
+    /// Bytes that can be written without waiting, however they come.
     #[must_use]
     pub fn room(&self) -> usize {
         lock(&self.pipe.state).room()
@@ -161,7 +159,7 @@ impl PipeFile {
         }
         let capacity = wanted.max(ATOMIC).next_power_of_two();
         let mut state = lock(&self.pipe.state);
-        if state.bytes.len() > capacity {
+        if state.slots.used() > capacity / ATOMIC {
             return Err(Errno::EBUSY);
         }
         state.capacity = capacity;
@@ -177,34 +175,40 @@ impl File for PipeFile {
             return Ok(0);
         }
         let mut state = lock(&self.pipe.state);
-        if state.bytes.is_empty() {
+        if state.slots.is_empty() {
             return if state.writers == 0 { Ok(0) } else { Err(Errno::EAGAIN) };
         }
-        let count = state.peek(to);
-        state.bytes.drain(..count);
-        if state.bytes.is_empty() && state.bytes.capacity() > CAPACITY {
-            state.bytes.shrink_to(CAPACITY);
-        }
+        let count = state.slots.take(to);
         drop(state);
         self.pipe.queue.notify(Events::OUT | Events::WRNORM);
         Ok(count)
     }
 
+    fn put_back(&self, bytes: &[u8]) {
+        let packet = self.packets.load(Ordering::Relaxed);
+        lock(&self.pipe.state).slots.put_back(bytes, packet);
+        self.pipe.queue.notify(Events::IN | Events::RDNORM);
+    }
+
+    fn flags_changed(&self, flags: Flags) {
+        self.packets.store(flags.has(libc::O_DIRECT), Ordering::Relaxed);
+    }
+
+    /// Writes of up to a page go as a whole or not at all, others as far as there is room. Nothing can always be written.
     fn write(&self, from: &[u8], _offset: u64) -> Result<usize, Errno> {
+        if from.is_empty() {
+            return Ok(0);
+        }
         let mut state = lock(&self.pipe.state);
         if state.readers == 0 {
             return Err(Errno::EPIPE);
         }
-        if from.is_empty() {
-            return Ok(0);
-        }
-        let room = state.room();
-        if room == 0 || (from.len() <= ATOMIC && from.len() > room) {
+        let most = state.capacity / ATOMIC;
+        let count = state.slots.put(from, most, self.packets.load(Ordering::Relaxed));
+        drop(state);
+        if count == 0 {
             return Err(Errno::EAGAIN);
         }
-        let count = room.min(from.len());
-        state.bytes.extend(from.iter().take(count));
-        drop(state);
         self.pipe.queue.notify(Events::IN | Events::RDNORM);
         Ok(count)
     }
@@ -213,7 +217,7 @@ impl File for PipeFile {
         let state = lock(&self.pipe.state);
         let mut ready = Events::empty();
         if self.reads {
-            if !state.bytes.is_empty() {
+            if !state.slots.is_empty() {
                 ready |= Events::IN | Events::RDNORM;
             }
             // A FIFO that nobody has written to yet is not hung up.
@@ -222,7 +226,7 @@ impl File for PipeFile {
             }
         }
         if self.writes {
-            if state.room() >= ATOMIC {
+            if state.room() > 0 {
                 ready |= Events::OUT | Events::WRNORM;
             }
             if state.readers == 0 {
@@ -241,7 +245,7 @@ impl File for PipeFile {
     }
 
     fn available(&self) -> Result<u64, Errno> {
-        Ok(lock(&self.pipe.state).bytes.len() as u64)
+        Ok(lock(&self.pipe.state).slots.bytes() as u64)
     }
 }
 
@@ -251,7 +255,7 @@ impl Drop for PipeFile {
         state.readers = state.readers.saturating_sub(u32::from(self.reads));
         state.writers = state.writers.saturating_sub(u32::from(self.writes));
         if state.readers == 0 && state.writers == 0 {
-            state.bytes = VecDeque::new();
+            state.slots = Slots::default();
         }
         drop(state);
         self.pipe.queue.notify(Events::HUP | Events::ERR | Events::IN | Events::OUT | Events::CHANGED);
@@ -274,7 +278,8 @@ mod tests {
         assert_eq!(reader.read(&mut [0; 4095]), Ok(4095));
         assert!(!writer.file().ready().contains(Events::OUT));
         assert_eq!(writer.write(&root, &[2; 4096]), Err(Errno::EAGAIN));
-        assert_eq!(writer.write(&root, &[2; 4097]), Ok(4095));
+        assert_eq!(reader.read(&mut [0; 1]), Ok(1));
+        assert_eq!(writer.write(&root, &[2; 4097]), Ok(4096));
         assert_eq!(reader.file().available(), Ok(65_536));
     }
 
@@ -290,6 +295,7 @@ mod tests {
         let [reader, writer] = Pipe::pair(Flags::default()).unwrap();
         drop(reader);
         assert_eq!(writer.write(&root, b"x"), Err(Errno::EPIPE));
+        assert_eq!(writer.write(&root, b""), Ok(0));
         assert!(writer.file().ready().contains(Events::ERR));
     }
 

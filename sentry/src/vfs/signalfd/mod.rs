@@ -68,6 +68,14 @@ impl SignalFd {
 }
 
 impl File for SignalFd {
+    fn transfers(&self) -> (bool, bool) {
+        (true, false)
+    }
+
+    fn ignores_seek(&self) -> bool {
+        true
+    }
+
     fn read(&self, to: &mut [u8], _offset: u64) -> Result<usize, Errno> {
         if to.len() < RECORD {
             return Err(Errno::EINVAL);

@@ -29,6 +29,14 @@ impl TimerFile {
 }
 
 impl File for TimerFile {
+    fn transfers(&self) -> (bool, bool) {
+        (true, false)
+    }
+
+    fn ignores_seek(&self) -> bool {
+        true
+    }
+
     fn read(&self, to: &mut [u8], _offset: u64) -> Result<usize, Errno> {
         let to = to.get_mut(..8).ok_or(Errno::EINVAL)?;
         let count = self.timer.take().ok_or(Errno::EAGAIN)?;
