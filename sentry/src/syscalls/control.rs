@@ -35,8 +35,8 @@ fn fcntl(call: &mut Call<'_>, [fd, command, argument, ..]: [u64; 6]) -> SysResul
             files.set_close_on_exec(int(fd), argument & 1 != 0)?;
             Ok(0)
         }
-        // What a 64-bit open always has (`force_o_largefile`).
-        libc::F_GETFL if open.flags().path() => Ok(u64::from(open.flags().0)),
+        // What a 64-bit open always has (`force_o_largefile`), and what is made without being opened has not.
+        libc::F_GETFL if open.flags().path() || open.place().is_none() => Ok(u64::from(open.flags().0)),
         libc::F_GETFL => Ok(u64::from(open.flags().0 | 0o100_000)),
         _ if open.flags().path() => Err(Errno::EBADF.into()),
         _ => of_file(call, &open, int(command), argument),

@@ -126,6 +126,11 @@ pub trait File: Any + Send + Sync {
         false
     }
 
+    /// Whether it has none and does not mind to be told one (`noop_llseek`).
+    fn ignores_seeks(&self) -> bool {
+        false
+    }
+
     /// The next data, or hole, at or after a position below `size`.
     fn seek_data(&self, offset: u64, hole: bool, size: u64) -> Result<u64, Errno> {
         Ok(if hole { size } else { offset })
@@ -421,7 +426,7 @@ impl OpenFile {
             return Err(Errno::EBADF);
         }
         if !self.file.seekable() {
-            return Err(Errno::ESPIPE);
+            return if self.file.ignores_seeks() { Ok(0) } else { Err(Errno::ESPIPE) };
         }
         let mut position = lock(&self.position);
         let from = |base: u64| {

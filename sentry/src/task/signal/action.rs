@@ -169,7 +169,8 @@ pub struct AltStack {
 
 impl std::default::Default for AltStack {
     fn default() -> Self {
-        Self { address: 0, size: 0, flags: SS_DISABLE }
+        // As Linux' first process has it, and with it all that never set one: no flag, although what is told is `SS_DISABLE`.
+        Self { address: 0, size: 0, flags: 0 }
     }
 }
 
@@ -226,7 +227,13 @@ impl AltStack {
         if self.in_use(rsp) {
             return Err(Errno::EPERM);
         }
-        match flags & !SS_AUTODISARM {
+        let mode = flags & !SS_AUTODISARM;
+        if matches!(mode, 0 | SS_ONSTACK | SS_DISABLE)
+            && (self.address, self.size, self.flags) == (address, size, flags)
+        {
+            return Ok(*self);
+        }
+        match mode {
             SS_DISABLE => Ok(Self { address: 0, size: 0, flags }),
             0 | SS_ONSTACK if size < SMALLEST => Err(Errno::ENOMEM),
             0 | SS_ONSTACK => Ok(Self { address, size, flags }),

@@ -29,6 +29,10 @@ impl EventFd {
 }
 
 impl File for EventFd {
+    fn ignores_seeks(&self) -> bool {
+        true
+    }
+
     fn details(&self) -> String {
         format!("eventfd-count: {:16x}\n", *lock(&self.count))
     }
