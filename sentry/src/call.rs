@@ -58,6 +58,16 @@ impl Call<'_> {
         if self.thread.write(address, from) == from.len() { Ok(()) } else { Err(Errno::EFAULT) }
     }
 
+    /// Whether a range lies in a program's half of the addresses (`access_ok`): what Linux asks of a buffer before anything else, also of
+    /// one without bytes.
+    ///
+    /// # Errors
+    /// EFAULT.
+    pub fn check_range(&self, address: u64, length: u64) -> Result<(), Errno> {
+        const END: u64 = 0x7fff_ffff_f000;
+        address.checked_add(length).filter(|end| *end <= END).map(|_| ()).ok_or(Errno::EFAULT)
+    }
+
     /// A fixed number of bytes.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 //! A [`WaitQueue`] belongs to whatever can become ready. Who waits puts a [`Wake`] in it, looks whether it is ready already, and sleeps. A
 //! guest thread has one [`Waiter`] of its own for all it waits for, signals included.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::Instant;
 
@@ -28,6 +29,8 @@ bitflags! {
         const RDNORM = 0x040;
         /// As `OUT`.
         const WRNORM = 0x100;
+        /// As `OUT`, for data of priority: told by sockets of unix alone.
+        const WRBAND = 0x200;
         /// The other end writes no more.
         const RDHUP = 0x2000;
         /// Of the kernel itself: something about a task changed (a child, a stop, a signal).
@@ -86,6 +89,7 @@ impl WaitQueue {
 #[derive(Default)]
 pub struct Waiter {
     set: Mutex<bool>,
+    sleeps: AtomicBool,
     changed: Condvar,
 }
 
@@ -103,6 +107,19 @@ impl Waiter {
 
     /// Sleeps until something happens, or the deadline. `false` when it was the deadline.
     pub fn wait(&self, deadline: Option<Instant>) -> bool {
+        self.sleeps.store(true, Ordering::Relaxed);
+        let happened = self.sleep(deadline);
+        self.sleeps.store(false, Ordering::Relaxed);
+        happened
+    }
+
+    /// Whether somebody sleeps in [`wait`](Self::wait).
+    #[must_use]
+    pub fn sleeps(&self) -> bool {
+        self.sleeps.load(Ordering::Relaxed)
+    }
+
+    fn sleep(&self, deadline: Option<Instant>) -> bool {
         let mut set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
         while !*set {
             match deadline {

@@ -144,8 +144,12 @@ impl AddressSpace {
         if !address.is_multiple_of(PAGE) {
             return Err(Errno::EINVAL);
         }
-        let end = page_up(length).and_then(|length| address.checked_add(length)).ok_or(Errno::ENOMEM)?;
+        // A length that is rounded up past the last is none.
+        let end = address.checked_add(page_up(length).unwrap_or(0)).ok_or(Errno::ENOMEM)?;
         let range = address..end;
+        if range.is_empty() {
+            return Ok((Vec::new(), true));
+        }
         let layout = self.layout();
         let mut files = Vec::new();
         for area in layout.areas.touching(&range) {

@@ -25,6 +25,9 @@ impl AddressSpace {
             return Err(Errno::EPERM);
         }
         let range = whole_pages(address, length)?;
+        if range.is_empty() {
+            return Ok(());
+        }
         let already: u64 = layout
             .areas
             .touching(&range)
@@ -48,6 +51,9 @@ impl AddressSpace {
     /// ENOMEM (a gap), EINVAL.
     pub fn unlock(&self, address: u64, length: u64) -> Result<(), Errno> {
         let range = whole_pages(address, length)?;
+        if range.is_empty() {
+            return Ok(());
+        }
         let end = self.layout().mark(&range, false)?;
         if end < range.end { Err(Errno::ENOMEM) } else { Ok(()) }
     }
@@ -95,10 +101,11 @@ fn main_stack(area: &Area) -> bool {
     area.flags.contains(AreaFlags::MAIN_STACK)
 }
 
-/// All pages that a byte of the range is in.
+/// All pages that a byte of the range is in. As in Linux a length that is rounded up past the last is none (`do_mlock`).
 pub(super) fn whole_pages(address: u64, length: u64) -> Result<Range<u64>, Errno> {
-    let end = address.checked_add(length).and_then(page_up).ok_or(Errno::EINVAL)?;
-    Ok(page_down(address)..end)
+    let start = page_down(address);
+    let length = page_up(length.wrapping_add(address - start)).unwrap_or(0);
+    Ok(start..start.checked_add(length).ok_or(Errno::EINVAL)?)
 }
 
 impl Layout {

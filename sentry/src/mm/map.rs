@@ -59,17 +59,24 @@ impl AddressSpace {
             return Err(Errno::EINVAL);
         }
         let length = page_up(request.length).ok_or(Errno::ENOMEM)?;
-        if let Source::File(_, offset) = &request.source {
+        if layout.areas.count() > MAX_AREAS {
+            return Err(Errno::ENOMEM);
+        }
+        let address = layout.place(request, length)?;
+        if let Source::File(_, offset) = &request.source
+            && offset.checked_add(length).is_none()
+        {
+            return Err(Errno::EOVERFLOW);
+        }
+        let flags = area_flags(request, &layout)?;
+        if let Source::File(file, offset) = &request.source {
+            // What cannot be mapped says so, wherever in it that would be.
+            file.host_file()?;
             offset
                 .checked_add(length)
                 .filter(|end| *end <= i64::MAX.unsigned_abs())
                 .ok_or(Errno::EOVERFLOW)?;
         }
-        if layout.areas.count() > MAX_AREAS {
-            return Err(Errno::ENOMEM);
-        }
-        let address = layout.place(request, length)?;
-        let flags = area_flags(request, &layout)?;
         if flags.contains(AreaFlags::LOCKED) {
             layout.check_lock(length, request.flags & libc::MAP_LOCKED != 0, limits)?;
         }

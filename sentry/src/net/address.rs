@@ -79,6 +79,12 @@ impl Address {
     }
 
     fn inet(domain: i32, found: i32, bytes: &[u8]) -> Result<Self, Errno> {
+        // The length is looked at before the family.
+        let least = if domain == libc::AF_INET6 { 24 } else { 16 };
+        let of_other = found != libc::AF_UNSPEC && !(domain == libc::AF_INET6 && found == libc::AF_INET);
+        if of_other && bytes.len() < least {
+            return Err(Errno::EINVAL);
+        }
         match found {
             libc::AF_UNSPEC => Ok(Self::Unspecified),
             libc::AF_INET => {

@@ -30,6 +30,18 @@ impl Cursor {
         Self { parts: vec![(address, length)], at: 0, left: length }
     }
 
+    /// Parts whose lengths are known to be no more than a call moves.
+    pub(crate) fn of_parts(parts: &[(u64, u64)]) -> Self {
+        let mut cursor = Self::default();
+        for (address, length) in parts {
+            let length = usize::try_from(*length).unwrap_or(usize::MAX);
+            let length = length.min(BYTES_MAX.saturating_sub(cursor.left));
+            cursor.left = cursor.left.saturating_add(length);
+            cursor.parts.push((*address, length));
+        }
+        cursor
+    }
+
     /// Parts as a `struct iovec` array has them.
     ///
     /// # Errors

@@ -77,8 +77,11 @@ fn inet(net: &Net, domain: i32, protocol: i32) -> Vec<u8> {
         "local_address rem_address  "
     };
     let tail = if protocol == libc::IPPROTO_TCP { "" } else { " ref pointer drops" };
-    let mut text =
-        format!("  sl  {column} st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode{tail}\n");
+    // Tables of datagrams of IPv4 are one column further to the right (`udp4_seq_show`).
+    let lead = if wide || protocol == libc::IPPROTO_TCP { "" } else { " " };
+    let mut text = format!(
+        "{lead}  sl  {column} st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode{tail}\n"
+    );
     let fits = |socket: &dyn Socket| {
         let common = socket.common();
         common.domain == domain && common.protocol == protocol
@@ -90,7 +93,7 @@ fn inet(net: &Net, domain: i32, protocol: i32) -> Vec<u8> {
         let (local, peer) = (description.local.as_ref(), description.peer.as_ref());
         let _ = writeln!(
             text,
-            "{number:4}: {} {} {:02X} {:08X}:{:08X} 00:00000000 00000000 {:5}        0 {} 2 0000000000000000 {}",
+            "{lead}{number:4}: {} {} {:02X} {:08X}:{:08X} 00:00000000 00000000 {:5}        0 {} 2 0000000000000000 {}",
             inet_address(local, wide),
             inet_address(peer, wide),
             description.state,

@@ -181,6 +181,15 @@ impl dyn Socket {
     }
 }
 
+/// EAFNOSUPPORT for no family (`AF_MAX`), then EINVAL for no type (`SOCK_MAX`).
+fn check_kind(domain: i32, kind: i32) -> Result<(), Errno> {
+    match (domain, kind) {
+        (0..=45, 0..=10) => Ok(()),
+        (0..=45, _) => Err(Errno::EINVAL),
+        _ => Err(Errno::EAFNOSUPPORT),
+    }
+}
+
 /// A new socket (`man 2 socket`).
 ///
 /// # Errors
@@ -189,9 +198,7 @@ pub(crate) fn create(
     context: &Context,
     [domain, kind, protocol]: [i32; 3],
 ) -> Result<Arc<dyn Socket>, Errno> {
-    if !(0..=10).contains(&kind) {
-        return Err(Errno::EINVAL);
-    }
+    check_kind(domain, kind)?;
     let socket = match domain {
         libc::AF_UNIX => unix::create(context, kind, protocol)?,
         libc::AF_INET | libc::AF_INET6 => inet::create(context, [domain, kind, protocol])?,
@@ -216,6 +223,7 @@ pub(crate) fn create_pair(
         one.close();
         return Err(Errno::EOPNOTSUPP);
     }
+    check_kind(domain, kind)?;
     let pair = unix::create_pair(context, kind, protocol)?;
     pair.iter().for_each(|socket| context.net.register(socket));
     Ok(pair)

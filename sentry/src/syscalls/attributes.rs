@@ -8,6 +8,7 @@ use libc::{
 
 use super::Entry;
 use super::file_args::{CWD, Target, caller, file, int, moment, place, stamp, target, uint};
+use super::limits::may_have_size;
 use crate::call::Call;
 use crate::error::{Errno, SysResult};
 use crate::vfs::access::{self, WRITE};
@@ -211,7 +212,11 @@ fn truncate(call: &mut Call<'_>, [path, size, ..]: [u64; 6]) -> SysResult {
         _ => return Err(Errno::EINVAL.into()),
     }
     place.writable()?;
-    access::check(&caller, &place.dentry.inode().attributes()?, WRITE)?;
+    let attributes = place.dentry.inode().attributes()?;
+    access::check(&caller, &attributes, WRITE)?;
+    if size > attributes.size {
+        may_have_size(call, size)?;
+    }
     let _writes = WriteAccess::write(place.dentry.inode())?;
     crate::vfs::open::truncate(&caller, &place, size)?;
     Ok(0)
@@ -223,7 +228,11 @@ fn ftruncate(call: &mut Call<'_>, [fd, size, ..]: [u64; 6]) -> SysResult {
     if file.inode().kind() != FileKind::Regular || !file.flags().writable() || !file.file().seekable() {
         return Err(Errno::EINVAL.into());
     }
-    let mode = access::mode_after_write(&caller(call), &file.inode().attributes()?);
+    let attributes = file.inode().attributes()?;
+    if size > attributes.size {
+        may_have_size(call, size)?;
+    }
+    let mode = access::mode_after_write(&caller(call), &attributes);
     Target::of_file(&file).change(&AttributeChange {
         size: Some(size),
         mode,
@@ -253,6 +262,9 @@ fn fallocate(call: &mut Call<'_>, [fd, mode, offset, size, ..]: [u64; 6]) -> Sys
     }
     if offset.checked_add(size).is_none_or(|end| end.cast_signed() < 0) {
         return Err(Errno::EFBIG.into());
+    }
+    if mode & libc::FALLOC_FL_PUNCH_HOLE == 0 {
+        may_have_size(call, offset.saturating_add(size))?;
     }
     file.file().allocate(mode, offset, size)?;
     Target::of_file(&file).tell(mask::MODIFY);

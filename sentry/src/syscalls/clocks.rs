@@ -174,12 +174,16 @@ fn sys_nanosleep(call: &mut Call<'_>, [time, left_to, ..]: [u64; 6]) -> SysResul
 
 fn sys_clock_nanosleep(call: &mut Call<'_>, [clock, flags, time, left_to, ..]: [u64; 6]) -> SysResult {
     let number = int(clock);
+    if number < 0 {
+        // Whose clock of CPU time it is is looked up after the time was read.
+        read_timespec(call, time)?;
+    }
     let clock = Clock::of(call.task, number)?;
     match number {
-        libc::CLOCK_THREAD_CPUTIME_ID => return Err(Errno::EINVAL.into()),
-        libc::CLOCK_MONOTONIC_RAW | libc::CLOCK_REALTIME_COARSE | libc::CLOCK_MONOTONIC_COARSE => {
-            return Err(Errno::EOPNOTSUPP.into());
-        }
+        libc::CLOCK_THREAD_CPUTIME_ID
+        | libc::CLOCK_MONOTONIC_RAW
+        | libc::CLOCK_REALTIME_COARSE
+        | libc::CLOCK_MONOTONIC_COARSE => return Err(Errno::EOPNOTSUPP.into()),
         _ => {}
     }
     let time = read_timespec(call, time)?;

@@ -70,7 +70,9 @@ fn copy(
         let room = match to.file.downcast::<PipeFile>() {
             Some(pipe) => match wait_for_room(call, to.file, pipe, nonblocking || done > 0) {
                 Ok(room) => room,
-                Err(error) => return if done > 0 { Ok(done) } else { Err(broken_pipe(call, error)) },
+                Err(error) => {
+                    return if done > 0 { Ok(done) } else { Err(broken_pipe(call, to.file, error)) };
+                }
             },
             None => CHUNK,
         };
@@ -90,7 +92,7 @@ fn copy(
         done = done.saturating_add(written as u64);
         if let Some(error) = error {
             give_back(from, count - written);
-            return if done > 0 { Ok(done) } else { Err(broken_pipe(call, error)) };
+            return if done > 0 { Ok(done) } else { Err(broken_pipe(call, to.file, error)) };
         }
         if count < left {
             break;
@@ -284,14 +286,14 @@ fn tee(call: &mut Call<'_>, [input, out, count, flags, ..]: [u64; 6]) -> SysResu
         return Err(Errno::EINVAL.into());
     }
     let nonblocking = flags & SPLICE_F_NONBLOCK != 0;
-    let room = wait_for_room(call, &to, other, nonblocking).map_err(|error| broken_pipe(call, error))?;
+    let room = wait_for_room(call, &to, other, nonblocking).map_err(|error| broken_pipe(call, &to, error))?;
     let most = usize::try_from(count).unwrap_or(CHUNK).min(CHUNK).min(room);
     let mut chunk = vec![0; most];
     let count = wait(call, &from, Events::IN | Events::RDNORM, nonblocking, |_| one.peek(&mut chunk))?;
     chunk.truncate(count);
     let caller = caller(call);
     let result = wait(call, &to, Events::OUT | Events::WRNORM, nonblocking, |_| to.write(&caller, &chunk));
-    result.map(|count| count as u64).map_err(|error| broken_pipe(call, error))
+    result.map(|count| count as u64).map_err(|error| broken_pipe(call, &to, error))
 }
 
 /// The pages of a guest are copied, whichever way they go: what `SPLICE_F_GIFT` allows a kernel to do, none has to.
@@ -317,12 +319,13 @@ fn vmsplice(call: &mut Call<'_>, [fd, parts, count, flags, ..]: [u64; 6]) -> Sys
         let moved = buffer.scatter(call, 0, chunk.get(..count).unwrap_or_default());
         return if moved == 0 && count > 0 { Err(Errno::EFAULT.into()) } else { Ok(moved as u64) };
     }
-    let room = wait_for_room(call, &open, pipe, nonblocking).map_err(|error| broken_pipe(call, error))?;
+    let room =
+        wait_for_room(call, &open, pipe, nonblocking).map_err(|error| broken_pipe(call, &open, error))?;
     let chunk = buffer.gather(call, 0, room.min(CHUNK));
     if chunk.is_empty() {
         return Err(Errno::EFAULT.into());
     }
     let result =
         wait(call, &open, Events::OUT | Events::WRNORM, nonblocking, |_| open.write(&caller, &chunk));
-    result.map(|count| count as u64).map_err(|error| broken_pipe(call, error))
+    result.map(|count| count as u64).map_err(|error| broken_pipe(call, &open, error))
 }

@@ -214,6 +214,11 @@ impl Buffer {
         Ok(Self { parts, length })
     }
 
+    /// Its parts: address and length.
+    pub(super) fn parts(&self) -> &[(u64, u64)] {
+        &self.parts
+    }
+
     /// Runs over parts from `skip` on: `visit` gets the address and the range of `length` bytes that lies there, and tells how much it did.
     fn each(
         &self,

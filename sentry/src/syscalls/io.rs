@@ -9,9 +9,12 @@ use libc::{
 
 use super::Entry;
 use super::file_args::{Buffer, caller, file, offset, uint, wait};
+use super::limits::within_file_size;
+use super::sockets;
 use crate::call::Call;
 use crate::error::{Errno, SysError, SysResult};
 use crate::events::Events;
+use crate::net::SocketFile;
 use crate::vfs::{FileKind, OpenFile};
 
 /// The family.
@@ -48,9 +51,10 @@ enum At {
     End,
 }
 
-/// Somebody writes to what nobody reads: EPIPE, and the signal.
-pub(super) fn broken_pipe(call: &mut Call<'_>, error: SysError) -> SysError {
-    if error == SysError::Errno(Errno::EPIPE) {
+/// Somebody writes to what nobody reads: EPIPE, and the signal, which not all sockets send.
+pub(super) fn broken_pipe(call: &mut Call<'_>, file: &OpenFile, error: SysError) -> SysError {
+    let signals = file.downcast::<SocketFile>().is_none_or(SocketFile::has_sigpipe);
+    if signals && error == SysError::Errno(Errno::EPIPE) {
         call.task.send_sigpipe();
     }
     error
@@ -90,8 +94,23 @@ fn verify_place(file: &OpenFile, at: At, length: u64) -> Result<(), Errno> {
     verify_range(file, offset, length)
 }
 
-fn read_to(call: &mut Call<'_>, file: &OpenFile, buffer: &Buffer, at: At, nowait: bool) -> SysResult {
+/// How much of `length` bytes `RLIMIT_FSIZE` lets a write put into a regular file (`generic_write_check_limits`).
+fn room_for(call: &Call<'_>, file: &OpenFile, at: At, length: u64) -> Result<u64, Errno> {
+    if file.inode().kind() != FileKind::Regular || !file.file().seekable() || length == 0 {
+        return Ok(length);
+    }
+    within_file_size(call, length, || match at {
+        At::Offset(offset) => Ok(offset),
+        At::Position if !file.flags().has(libc::O_APPEND) => Ok(file.position()),
+        _ => file.inode().attributes().map(|attributes| attributes.size),
+    })
+}
+
+fn read_to(call: &mut Call<'_>, file: &Arc<OpenFile>, buffer: &Buffer, at: At, nowait: bool) -> SysResult {
     may_read(file)?;
+    if let Some(target) = sockets::Target::of(file) {
+        return sockets::read(call, &target, buffer.parts(), nowait);
+    }
     verify_place(file, at, buffer.length)?;
     let (mut done, mut at) = (0u64, at);
     let repeats = file.file().seekable() || file.file().stream();
@@ -131,14 +150,22 @@ fn read_to(call: &mut Call<'_>, file: &OpenFile, buffer: &Buffer, at: At, nowait
     }
 }
 
-fn write_from(call: &mut Call<'_>, file: &OpenFile, buffer: &Buffer, at: At, nowait: bool) -> SysResult {
+fn write_from(call: &mut Call<'_>, file: &Arc<OpenFile>, buffer: &Buffer, at: At, nowait: bool) -> SysResult {
     may_write(file)?;
+    if let Some(target) = sockets::Target::of(file) {
+        return sockets::write(call, &target, buffer.parts(), nowait);
+    }
     verify_place(file, at, buffer.length)?;
     file.file().before_write(call)?;
     let (mut done, mut at) = (0u64, at);
     let caller = caller(call);
     loop {
-        let chunk = buffer.gather(call, done, CHUNK);
+        let most = match room_for(call, file, at, buffer.length.saturating_sub(done)) {
+            Ok(room) => usize::try_from(room).unwrap_or(CHUNK).min(CHUNK),
+            Err(_) if done > 0 => return Ok(done),
+            Err(error) => return Err(error.into()),
+        };
+        let chunk = buffer.gather(call, done, most);
         if chunk.is_empty() && done < buffer.length {
             return if done > 0 { Ok(done) } else { Err(Errno::EFAULT.into()) };
         }
@@ -150,7 +177,7 @@ fn write_from(call: &mut Call<'_>, file: &OpenFile, buffer: &Buffer, at: At, now
         let count = match wait(call, file, Events::OUT | Events::WRNORM, nowait, attempt) {
             Ok(count) => count,
             Err(error) => {
-                let error = broken_pipe(call, error);
+                let error = broken_pipe(call, file, error);
                 return if done > 0 { Ok(done) } else { Err(error) };
             }
         };
@@ -158,7 +185,7 @@ fn write_from(call: &mut Call<'_>, file: &OpenFile, buffer: &Buffer, at: At, now
         if let At::Offset(offset) = &mut at {
             *offset = offset.saturating_add(count as u64);
         }
-        let short = count < chunk.len() && !file.file().stream();
+        let short = count < most.min(chunk.len()) && !file.file().stream();
         let whole = file.file().seekable() || file.file().stream();
         if done >= buffer.length || short || !whole || count == 0 {
             return Ok(done);
@@ -179,7 +206,13 @@ fn write(call: &mut Call<'_>, [fd, address, length, ..]: [u64; 6]) -> SysResult 
 }
 
 /// `vfs_readv`: nothing is asked of the file for a buffer of no bytes, and flags that a file lacks are only found out with one.
-fn read_vector(call: &mut Call<'_>, file: &OpenFile, vector: (u64, u64), at: At, flags: u32) -> SysResult {
+fn read_vector(
+    call: &mut Call<'_>,
+    file: &Arc<OpenFile>,
+    vector: (u64, u64),
+    at: At,
+    flags: u32,
+) -> SysResult {
     may_read(file)?;
     let buffer = Buffer::vector(call, vector.0, vector.1)?;
     if buffer.length == 0 {
@@ -191,7 +224,13 @@ fn read_vector(call: &mut Call<'_>, file: &OpenFile, vector: (u64, u64), at: At,
 }
 
 /// `vfs_writev`.
-fn write_vector(call: &mut Call<'_>, file: &OpenFile, vector: (u64, u64), at: At, flags: u32) -> SysResult {
+fn write_vector(
+    call: &mut Call<'_>,
+    file: &Arc<OpenFile>,
+    vector: (u64, u64),
+    at: At,
+    flags: u32,
+) -> SysResult {
     may_write(file)?;
     let buffer = Buffer::vector(call, vector.0, vector.1)?;
     if buffer.length == 0 {

@@ -1,29 +1,25 @@
 //! Limits and what was used.
 
+use std::sync::Arc;
+
 use super::Entry;
 use super::processes::{int, usage_bytes};
 use crate::call::Call;
 use crate::error::{Errno, SysResult};
-use crate::task::{Credentials, Limit, capability};
+use crate::task::signal::SignalInfo;
+use crate::task::watch_cpu_limit;
+use crate::task::{Credentials, Limit, Resource, ThreadGroup, capability};
 
 pub(super) const CALLS: &[Entry] = &[
     Entry::full(libc::SYS_getrlimit, "getrlimit", sys_getrlimit),
-    Entry::partial(
-        libc::SYS_setrlimit,
-        "setrlimit",
-        sys_setrlimit,
-        "RLIMIT_CPU is kept and does not end anything",
-    ),
-    Entry::partial(
-        libc::SYS_prlimit64,
-        "prlimit64",
-        sys_prlimit64,
-        "RLIMIT_CPU is kept and does not end anything",
-    ),
+    Entry::full(libc::SYS_setrlimit, "setrlimit", sys_setrlimit),
+    Entry::full(libc::SYS_prlimit64, "prlimit64", sys_prlimit64),
     Entry::partial(libc::SYS_getrusage, "getrusage", sys_getrusage, "all but the times is 0"),
     Entry::full(libc::SYS_times, "times", sys_times),
 ];
 
+/// `RLIMIT_CPU`.
+const CPU: u64 = 0;
 /// `RLIMIT_NOFILE`, and the highest that `fs.nr_open` lets it be.
 const OPEN_FILES: u64 = 7;
 const MOST_OPEN_FILES: u64 = 1 << 20;
@@ -48,7 +44,7 @@ fn read_limit(call: &Call<'_>, address: u64) -> Result<Limit, Errno> {
 /// Reads one limit of a process and sets it (`do_prlimit` in `kernel/sys.c`). What it was before.
 fn change(
     call: &Call<'_>,
-    group: &crate::task::ThreadGroup,
+    group: &Arc<ThreadGroup>,
     resource: u64,
     new: Option<Limit>,
 ) -> Result<Limit, Errno> {
@@ -66,6 +62,9 @@ fn change(
         }
         Ok(old)
     })?;
+    if let (CPU, Some(_)) = (resource, new) {
+        watch_cpu_limit(call.kernel, group);
+    }
     if let (OPEN_FILES, Some(new)) = (resource, new) {
         // The table of descriptors keeps its own bound. Threads that have one of their own besides the leader's are rare.
         if let Some(leader) = call.task.tasks().find(group.pid()) {
@@ -73,6 +72,40 @@ fn change(
         }
     }
     Ok(old)
+}
+
+/// How much of `length` bytes a file may take from where they begin, by `RLIMIT_FSIZE`; asked for where there is such a limit only.
+///
+/// # Errors
+/// EFBIG, with a SIGXFSZ, where it may take none.
+pub(super) fn within_file_size(
+    call: &Call<'_>,
+    length: u64,
+    start: impl FnOnce() -> Result<u64, Errno>,
+) -> Result<u64, Errno> {
+    let limit = call.task.group().limits().of(Resource::FileSize).soft;
+    if limit == u64::MAX {
+        return Ok(length);
+    }
+    let room = limit.saturating_sub(start()?);
+    if room == 0 && length > 0 {
+        // A thread that is about to end needs no signal.
+        let info = SignalInfo::user(libc::SIGXFSZ, call.task.group().pid(), call.task.credentials().uid);
+        let _ = call.task.send_signal(info);
+        return Err(Errno::EFBIG);
+    }
+    Ok(length.min(room))
+}
+
+/// Whether a file may become so large (`inode_newsize_ok`).
+///
+/// # Errors
+/// EFBIG, with a SIGXFSZ.
+pub(super) fn may_have_size(call: &Call<'_>, size: u64) -> Result<(), Errno> {
+    match size.checked_sub(1) {
+        Some(last) => within_file_size(call, 1, || Ok(last)).map(|_| ()),
+        None => Ok(()),
+    }
 }
 
 fn sys_getrlimit(call: &mut Call<'_>, [resource, limit, ..]: [u64; 6]) -> SysResult {

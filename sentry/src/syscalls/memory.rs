@@ -81,6 +81,12 @@ fn mprotect(call: &mut Call<'_>, [address, length, prot, ..]: [u64; 6]) -> SysRe
     let prot_int = int(prot);
     let grows = prot_int & (libc::PROT_GROWSDOWN | libc::PROT_GROWSUP);
     let known = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC | PROT_SEM;
+    if grows == libc::PROT_GROWSDOWN | libc::PROT_GROWSUP || !address.is_multiple_of(PAGE) {
+        return Err(Errno::EINVAL.into());
+    }
+    if length == 0 {
+        return Ok(0);
+    }
     if prot_int & !(known | grows) != 0 || prot >> 32 != 0 {
         return Err(Errno::EINVAL.into());
     }
@@ -113,6 +119,10 @@ fn madvise(call: &mut Call<'_>, [address, length, advice, ..]: [u64; 6]) -> SysR
 }
 
 fn mincore(call: &mut Call<'_>, [address, length, vector, ..]: [u64; 6]) -> SysResult {
+    if address.is_multiple_of(PAGE) {
+        call.check_range(address, length).map_err(|_| Errno::ENOMEM)?;
+        call.check_range(vector, length.div_ceil(PAGE))?;
+    }
     let pages = call.task.space().resident(address, length)?;
     let ones = [1; 4096];
     let mut done = 0;
@@ -190,14 +200,15 @@ fn membarrier(call: &mut Call<'_>, [command, flags, ..]: [u64; 6]) -> SysResult 
     const GET_REGISTRATIONS: i32 = 1 << 9;
     let space = call.task.space();
     let registered = u64::from(REGISTER_PRIVATE.unsigned_abs());
-    if flags != 0 || !(barrier::available() || int(command) == QUERY) {
+    if !barrier::available() {
+        // As of a kernel without CONFIG_MEMBARRIER.
+        return Err(Errno::ENOSYS.into());
+    }
+    if flags != 0 {
         return Err(Errno::EINVAL.into());
     }
     match int(command) {
-        QUERY if barrier::available() => {
-            Ok(u64::from((GLOBAL | PRIVATE | REGISTER_PRIVATE | GET_REGISTRATIONS).unsigned_abs()))
-        }
-        QUERY => Ok(0),
+        QUERY => Ok(u64::from((GLOBAL | PRIVATE | REGISTER_PRIVATE | GET_REGISTRATIONS).unsigned_abs())),
         REGISTER_PRIVATE => {
             space.barriers().fetch_or(registered, Ordering::SeqCst);
             Ok(0)

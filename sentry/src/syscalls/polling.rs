@@ -89,6 +89,7 @@ fn do_poll(call: &mut Call<'_>, address: u64, count: u64, until: Option<Instant>
         return Err(Errno::EINVAL.into());
     }
     let mut bytes = vec![0; (count as usize).saturating_mul(8)];
+    call.check_range(address, u64::from(count).saturating_mul(8))?;
     call.read(address, &mut bytes)?;
     let mut watched = Vec::with_capacity(count as usize);
     let mut wrong = Vec::with_capacity(count as usize);
@@ -279,8 +280,12 @@ fn epoll_ctl(call: &mut Call<'_>, [epoll, operation, fd, event, ..]: [u64; 6]) -
 const EVENTS_MAX: usize = 65_536;
 
 fn do_epoll_wait(call: &mut Call<'_>, [fd, to, most, ..]: [u64; 6], until: Option<Instant>) -> SysResult {
-    let most = usize::try_from(int(most)).ok().filter(|most| *most > 0).ok_or(Errno::EINVAL)?;
     let open = file(call, fd)?;
+    let most = int(most);
+    // EP_MAX_EVENTS: as many as an `int` can count the bytes of.
+    let most = usize::try_from(most).ok().filter(|most| (1..=i32::MAX as usize / 12).contains(most));
+    let most = most.ok_or(Errno::EINVAL)?;
+    call.check_range(to, (most as u64).saturating_mul(12))?;
     let epoll = open.downcast::<Epoll>().ok_or(Errno::EINVAL)?;
     let queue = open.file().queue().ok_or(Errno::EINVAL)?;
     let collect = |_: &mut Call<'_>| {

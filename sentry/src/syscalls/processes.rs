@@ -169,6 +169,19 @@ fn sys_wait4(call: &mut Call<'_>, [pid, status, options, usage, ..]: [u64; 6]) -
 }
 
 fn sys_waitid(call: &mut Call<'_>, [kind, id, info, options, usage, _]: [u64; 6]) -> SysResult {
+    let waited = wait_by_kind(call, kind, id, options);
+    if let (Ok(Some(waited)), true) = (&waited, usage != 0) {
+        call.write(usage, &usage_bytes(&waited.times))?;
+    }
+    if info != 0 {
+        // Also where there was an error.
+        call.write(info, &wait_info(waited.as_ref().ok().and_then(Option::as_ref)))?;
+    }
+    waited.map(|_| 0)
+}
+
+/// `waitid` without what it tells (`kernel_waitid`).
+fn wait_by_kind(call: &mut Call<'_>, kind: u64, id: u64, options: u64) -> Result<Option<Waited>, SysError> {
     let mut options = WaitOptions::from_bits(int(options).cast_unsigned()).ok_or(Errno::EINVAL)?;
     if !options.intersects(WaitOptions::EXITED | WaitOptions::STOPPED | WaitOptions::CONTINUED) {
         return Err(Errno::EINVAL.into());
@@ -194,13 +207,7 @@ fn sys_waitid(call: &mut Call<'_>, [kind, id, info, options, usage, _]: [u64; 6]
     if waited.is_none() && without_waiting {
         return Err(Errno::EAGAIN.into());
     }
-    if let (Some(waited), true) = (&waited, usage != 0) {
-        call.write(usage, &usage_bytes(&waited.times))?;
-    }
-    if info != 0 {
-        call.write(info, &wait_info(waited.as_ref()))?;
-    }
-    Ok(0)
+    Ok(waited)
 }
 
 /// What `waitid` writes of `siginfo_t`.

@@ -46,6 +46,8 @@ pub(super) const CALLS: &[Entry] = &[
 ];
 
 const KEPT: &str = "it is kept and has no effect";
+/// `SCHED_DEADLINE` and `SCHED_EXT`, which nobody gets here, have a range of priorities, too: 0 alone.
+const WITHOUT_PRIORITY: [i32; 2] = [libc::SCHED_DEADLINE, 7];
 /// `SCHED_RESET_ON_FORK`.
 const RESET_ON_FORK: i32 = 0x4000_0000;
 
@@ -124,13 +126,12 @@ fn priorities(policy: i32) -> Result<std::ops::RangeInclusive<i32>, Errno> {
 }
 
 fn sys_priority_max(_: &mut Call<'_>, [policy, ..]: [u64; 6]) -> SysResult {
-    // SCHED_DEADLINE has priorities, too: none but 0.
-    let most = if int(policy) == libc::SCHED_DEADLINE { 0 } else { *priorities(int(policy))?.end() };
+    let most = if WITHOUT_PRIORITY.contains(&int(policy)) { 0 } else { *priorities(int(policy))?.end() };
     Ok(u64::from(most.unsigned_abs()))
 }
 
 fn sys_priority_min(_: &mut Call<'_>, [policy, ..]: [u64; 6]) -> SysResult {
-    let least = if int(policy) == libc::SCHED_DEADLINE { 0 } else { *priorities(int(policy))?.start() };
+    let least = if WITHOUT_PRIORITY.contains(&int(policy)) { 0 } else { *priorities(int(policy))?.start() };
     Ok(u64::from(least.unsigned_abs()))
 }
 
@@ -149,8 +150,8 @@ fn set_policy(call: &Call<'_>, pid: i32, policy: Option<i32>, address: u64) -> S
     if address == 0 {
         return Err(Errno::EINVAL.into());
     }
+    let priority = if pid < 0 { 0 } else { int(call.read_u32(address)?.into()) };
     let task = find(call, pid)?;
-    let priority = int(call.read_u32(address)?.into());
     schedule(call, &task, policy.unwrap_or_else(|| task.scheduling().0), priority)
 }
 

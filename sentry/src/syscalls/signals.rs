@@ -118,29 +118,32 @@ fn interrupted_wait() -> SysError {
     SysError::Errno(Errno::EINTR)
 }
 
-/// A program's `siginfo_t`, which may not pass for the kernel's or for `tgkill`'s unless it is for itself.
-fn read_info(call: &Call<'_>, signal: i32, address: u64, to: Pid) -> Result<SignalInfo, Errno> {
-    let info = SignalInfo::from_bytes(signal.max(1), &call.read_array(address)?).ok_or(Errno::EINVAL)?;
+/// A program's `siginfo_t`.
+fn read_info(call: &Call<'_>, signal: i32, address: u64) -> Result<SignalInfo, Errno> {
+    SignalInfo::from_bytes(signal.max(1), &call.read_array(address)?).ok_or(Errno::EINVAL)
+}
+
+/// What a program sends may not pass for the kernel's or for `tgkill`'s unless it is for itself.
+fn check_honest(call: &Call<'_>, info: &SignalInfo, to: Pid) -> Result<(), Errno> {
     let forged = info.code >= 0 || info.code == crate::task::signal::SI_TKILL;
-    if forged && to != call.task.group().pid() {
-        return Err(Errno::EPERM);
-    }
-    Ok(info)
+    if forged && to != call.task.pid() { Err(Errno::EPERM) } else { Ok(()) }
 }
 
 fn sys_rt_sigqueueinfo(call: &mut Call<'_>, [pid, signal, info, ..]: [u64; 6]) -> SysResult {
     let (pid, signal) = (int(pid), int(signal));
-    let info = read_info(call, signal, info, pid)?;
+    let info = read_info(call, signal, info)?;
+    check_honest(call, &info, pid)?;
     call.task.kill_process(pid, signal, &info)?;
     Ok(0)
 }
 
 fn sys_rt_tgsigqueueinfo(call: &mut Call<'_>, [group, pid, signal, info, ..]: [u64; 6]) -> SysResult {
     let (group, pid, signal) = (int(group), int(pid), int(signal));
+    let info = read_info(call, signal, info)?;
     if group <= 0 || pid <= 0 {
         return Err(Errno::EINVAL.into());
     }
-    let info = read_info(call, signal, info, group)?;
+    check_honest(call, &info, pid)?;
     call.task.kill_thread(Some(group), pid, signal, &info)?;
     Ok(0)
 }

@@ -58,8 +58,10 @@ fn context(call: &Call<'_>) -> Context {
     }
 }
 
+pub(super) use transfer::{read, write};
+
 /// A descriptor that is a socket.
-struct Target {
+pub(super) struct Target {
     file: Arc<OpenFile>,
     socket: Arc<dyn Socket>,
 }
@@ -67,9 +69,13 @@ struct Target {
 impl Target {
     /// EBADF; ENOTSOCK.
     fn find(call: &Call<'_>, fd: u64) -> Result<Self, Errno> {
-        let file = call.task.files().get(int(fd))?;
-        let socket = Arc::clone(file.downcast::<SocketFile>().ok_or(Errno::ENOTSOCK)?.socket());
-        Ok(Self { file, socket })
+        Self::of(&call.task.files().get(int(fd))?).ok_or(Errno::ENOTSOCK)
+    }
+
+    /// `None` where the file is no socket.
+    pub(super) fn of(file: &Arc<OpenFile>) -> Option<Self> {
+        let socket = Arc::clone(file.downcast::<SocketFile>()?.socket());
+        Some(Self { file: Arc::clone(file), socket })
     }
 
     fn nonblocking(&self) -> bool {
@@ -101,16 +107,20 @@ fn wait<T>(
     })
 }
 
-/// An address argument.
-fn read_address(call: &Call<'_>, domain: i32, address: u64, length: u64) -> Result<Address, Errno> {
+/// An address argument, which is read whatever becomes of it (`move_addr_to_kernel`).
+fn read_address_bytes(call: &Call<'_>, address: u64, length: u64) -> Result<Vec<u8>, Errno> {
     let length = usize::try_from(int(length)).map_err(|_| Errno::EINVAL)?;
     if length > ADDRESS_MAX {
         return Err(Errno::EINVAL);
     }
-    let mut bytes = [0; ADDRESS_MAX];
-    let bytes = bytes.get_mut(..length).ok_or(Errno::EINVAL)?;
-    call.read(address, bytes)?;
-    Address::parse(domain, bytes)
+    let mut bytes = vec![0; length];
+    call.read(address, &mut bytes)?;
+    Ok(bytes)
+}
+
+/// An address argument of a call that needs one.
+fn read_address(call: &Call<'_>, domain: i32, address: u64, length: u64) -> Result<Address, Errno> {
+    Address::parse(domain, &read_address_bytes(call, address, length)?)
 }
 
 /// Tells an address: as much as there is room for, and how long it is (`move_addr_to_user`).
@@ -140,6 +150,8 @@ fn socket(call: &mut Call<'_>, [domain, kind, protocol, ..]: [u64; 6]) -> SysRes
 
 fn socketpair(call: &mut Call<'_>, [domain, kind, protocol, to, ..]: [u64; 6]) -> SysResult {
     let (kind, on_exec, nonblocking) = kind_and_flags(kind)?;
+    // Linux tells the numbers before there are any sockets.
+    call.write(to, &[0; 8])?;
     let pair = create_pair(&context(call), [int(domain), kind, int(protocol)])?;
     let files = call.task.files();
     let fds = files.insert_two(pair.map(|socket| SocketFile::open(socket, nonblocking)), on_exec)?;
@@ -197,6 +209,7 @@ fn accept(call: &mut Call<'_>, [fd, address, length, ..]: [u64; 6]) -> SysResult
 
 fn accept4(call: &mut Call<'_>, [fd, address, length, flags, ..]: [u64; 6]) -> SysResult {
     let flags = int(flags);
+    call.task.files().get(int(fd))?;
     if flags & !(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) != 0 {
         return Err(Errno::EINVAL.into());
     }
@@ -240,19 +253,49 @@ fn shutdown(call: &mut Call<'_>, [fd, how, ..]: [u64; 6]) -> SysResult {
 }
 
 fn setsockopt(call: &mut Call<'_>, [fd, level, name, value, length, _]: [u64; 6]) -> SysResult {
-    let length = usize::try_from(int(length)).map_err(|_| Errno::EINVAL)?;
     let target = Target::find(call, fd)?;
-    if length > OPTION_MAX {
+    let length = usize::try_from(int(length)).map_err(|_| Errno::EINVAL)?;
+    let (level, name) = (int(level), int(name));
+    check_level(&target, level, Errno::ENOPROTOOPT)?;
+    let short = level == libc::SOL_SOCKET && name != libc::SO_BINDTODEVICE && length < 4;
+    if length > OPTION_MAX || short {
         return Err(Errno::EINVAL.into());
     }
     let mut bytes = vec![0; length];
-    call.read(value, &mut bytes)?;
-    set_option(target.socket.as_ref(), &context(call), [int(level), int(name)], &bytes)?;
+    // An option reads as much as it needs of what is said to be there: most of them an `int`.
+    let there = call.thread.read(value, &mut bytes);
+    if there < length.min(4) {
+        return Err(Errno::EFAULT.into());
+    }
+    bytes.truncate(there);
+    set_option(target.socket.as_ref(), &context(call), [level, name], &bytes)?;
     Ok(0)
+}
+
+/// The error of a level that a socket has no options of, before any argument is looked at; `other` is what IPv4 says (`do_ip_getsockopt`,
+/// `ip_setsockopt`, `ipv6_setsockopt`; sockets of unix have no options at all).
+fn check_level(target: &Target, level: i32, other: Errno) -> Result<(), Errno> {
+    let common = target.socket.common();
+    let wide = common.domain == libc::AF_INET6;
+    let known = match level {
+        libc::IPPROTO_TCP => common.kind == libc::SOCK_STREAM,
+        libc::IPPROTO_UDP => common.kind == libc::SOCK_DGRAM,
+        libc::IPPROTO_IPV6 | libc::IPPROTO_ICMPV6 => wide,
+        libc::IPPROTO_IP | libc::IPPROTO_ICMP | libc::IPPROTO_RAW => true,
+        _ => false,
+    };
+    match common.domain {
+        _ if level == libc::SOL_SOCKET => Ok(()),
+        libc::AF_UNIX => Err(Errno::EOPNOTSUPP),
+        libc::AF_INET if !known => Err(other),
+        libc::AF_INET6 if !known => Err(Errno::ENOPROTOOPT),
+        _ => Ok(()),
+    }
 }
 
 fn getsockopt(call: &mut Call<'_>, [fd, level, name, value, length, _]: [u64; 6]) -> SysResult {
     let target = Target::find(call, fd)?;
+    check_level(&target, int(level), Errno::EOPNOTSUPP)?;
     let room = call.read_u32(length)?.cast_signed();
     let room = usize::try_from(room).map_err(|_| Errno::EINVAL)?;
     let told = option(target.socket.as_ref(), int(level), int(name), room)?;

@@ -136,7 +136,8 @@ fn check_there(call: &Call<'_>, group: &Arc<ThreadGroup>) -> Result<(), Errno> {
 }
 
 fn pidfd_send_signal(call: &mut Call<'_>, [fd, signal, info, flags, ..]: [u64; 6]) -> SysResult {
-    if uint(flags) != 0 {
+    // PIDFD_SIGNAL_THREAD, PIDFD_SIGNAL_THREAD_GROUP, PIDFD_SIGNAL_PROCESS_GROUP: one of them at most.
+    if uint(flags) & !7 != 0 || uint(flags).count_ones() > 1 {
         return Err(Errno::EINVAL.into());
     }
     let (group, _) = process(call, int(fd))?;
@@ -157,7 +158,11 @@ fn pidfd_send_signal(call: &mut Call<'_>, [fd, signal, info, flags, ..]: [u64; 6
         info
     };
     check_there(call, &group)?;
-    call.task.kill_process(group.pid(), signal, &info)?;
+    match uint(flags) {
+        1 => call.task.kill_thread(None, group.pid(), signal, &info)?,
+        4 => call.task.kill(-call.task.group_and_session(group.pid())?.0, signal, &info)?,
+        _ => call.task.kill_process(group.pid(), signal, &info)?,
+    }
     Ok(0)
 }
 

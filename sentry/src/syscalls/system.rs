@@ -95,6 +95,7 @@ fn sys_getrandom(call: &mut Call<'_>, [address, length, flags, ..]: [u64; 6]) ->
         return Err(Errno::EINVAL.into());
     }
     let length = length.min(MOST);
+    call.check_range(address, length)?;
     let mut done = 0;
     let mut part = [0; 4096];
     while done < length {

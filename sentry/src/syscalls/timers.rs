@@ -48,7 +48,6 @@ fn sys_getitimer(call: &mut Call<'_>, [which, address, ..]: [u64; 6]) -> SysResu
 }
 
 fn sys_setitimer(call: &mut Call<'_>, [which, new, old, ..]: [u64; 6]) -> SysResult {
-    let which = Which::of(int(which).cast_unsigned().into())?;
     let setting = if new == 0 {
         Setting::default()
     } else {
@@ -56,6 +55,7 @@ fn sys_setitimer(call: &mut Call<'_>, [which, new, old, ..]: [u64; 6]) -> SysRes
         let value = read_timeval(call, new.checked_add(16).ok_or(Errno::EFAULT)?)?;
         Setting { value, interval }
     };
+    let which = Which::of(int(which).cast_unsigned().into())?;
     let group = call.task.group();
     let timer = group.timers().interval(call.kernel, group, which);
     let before = timer.set(setting, false);
@@ -99,6 +99,10 @@ fn read_event(call: &Call<'_>, address: u64) -> Result<Event, Errno> {
 
 fn sys_timer_create(call: &mut Call<'_>, [clock, event, id, ..]: [u64; 6]) -> SysResult {
     let number = int(clock);
+    if number < 0 {
+        // A number is told before it is looked whose clock of CPU time that is.
+        call.write(id, &[0; 4])?;
+    }
     let clock = Clock::of(call.task, number)?;
     match number {
         libc::CLOCK_MONOTONIC_RAW | libc::CLOCK_REALTIME_COARSE | libc::CLOCK_MONOTONIC_COARSE => {
@@ -135,6 +139,9 @@ fn sys_timer_create(call: &mut Call<'_>, [clock, event, id, ..]: [u64; 6]) -> Sy
 }
 
 fn sys_timer_settime(call: &mut Call<'_>, [id, flags, new, old, ..]: [u64; 6]) -> SysResult {
+    if new == 0 {
+        return Err(Errno::EINVAL.into());
+    }
     let interval = read_timespec(call, new)?;
     let value = read_timespec(call, new.checked_add(16).ok_or(Errno::EFAULT)?)?;
     let timer = call.task.group().timers().posix(int(id))?;

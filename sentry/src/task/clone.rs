@@ -107,6 +107,11 @@ pub fn clone(call: &mut Call<'_>, args: &CloneArgs) -> Result<Pid, SysError> {
     let started = call.kernel.clocks.monotonic();
     let task = call.task.tasks().tree().add(call.task, args, parts, started)?;
     let pid = task.pid();
+    if !args.has(flag::THREAD)
+        && task.group().limits().of(super::Resource::Cpu).soft != super::limits::INFINITY
+    {
+        super::watch_cpu_limit(call.kernel, task.group());
+    }
     if args.has(flag::PIDFD)
         && let Err(errno) = give_pidfd(call, &task, args.pidfd)
     {

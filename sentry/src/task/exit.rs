@@ -70,15 +70,18 @@ impl Tree {
         remains.threads.extend(self.threads.remove(&pid));
         let Some(state) = self.groups.get_mut(&group) else { return remains };
         state.threads.retain(|thread| *thread != pid);
-        if pid == group {
+        let last = state.threads.is_empty();
+        if last {
+            // The process ends as its last thread does (`synchronize_group_exit`).
             state.leader_status = status;
+        }
+        if pid == group {
             state.credentials = task.credentials();
         }
         {
             let mut ended = lock(&task.group().ended_threads);
             *ended = ended.plus(&task.cpu_times());
         }
-        let last = state.threads.is_empty();
         let execs = state.execs;
         if let Some(by) = execs.and_then(|by| self.threads.get(&by)) {
             by.task.waiter().set();

@@ -17,6 +17,7 @@
 //! The timer thread's own lock is a leaf: it fires with no lock held.
 
 mod clone;
+mod cpu_limit;
 mod credentials;
 mod current;
 mod exec;
@@ -37,6 +38,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 pub use clone::{CloneArgs, clone, unshare};
+pub(crate) use cpu_limit::watch_cpu_limit;
 pub use credentials::{Capabilities, Credentials, capability, securebits};
 pub use current::{Serving, current};
 pub use group::ThreadGroup;

@@ -89,7 +89,8 @@ impl Tree {
             if !is_meant(state, task, target, options) {
                 continue;
             }
-            any = true;
+            // One that ended is none to wait for, unless its end is (`wait_consider_task`).
+            any |= state.zombie.is_none() || options.contains(WaitOptions::EXITED);
             if let Some(waited) = news(state, options) {
                 if waited.code <= libc::CLD_DUMPED && !options.contains(WaitOptions::NO_WAIT) {
                     let mut sum = lock(&task.group().ended_children);

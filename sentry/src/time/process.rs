@@ -45,6 +45,8 @@ pub struct ProcessTimers {
     intervals: BTreeMap<Which, Arc<GuestTimer>>,
     posix: BTreeMap<i32, PosixTimer>,
     last: i32,
+    /// Of `RLIMIT_CPU`.
+    cpu_limit: Option<Arc<GuestTimer>>,
 }
 
 /// A timer of `timer_create`.
@@ -82,6 +84,25 @@ impl ProcessTimers {
             GuestTimer::new(&kernel.timers, kernel.clocks, &clock, send)
         };
         Arc::clone(self.intervals.entry(which).or_insert_with(make))
+    }
+
+    /// The timer of `RLIMIT_CPU`, made when there is such a limit first.
+    pub(crate) fn cpu_limit(
+        &mut self,
+        (timers, clocks): (&Timers, Clocks),
+        group: &Arc<ThreadGroup>,
+        on_second: impl Fn(&ThreadGroup) + Send + Sync + 'static,
+    ) -> Arc<GuestTimer> {
+        let make = || {
+            let held = Arc::downgrade(group);
+            let expired = Box::new(move |_count| {
+                if let Some(group) = held.upgrade() {
+                    on_second(&group);
+                }
+            });
+            GuestTimer::new(timers, clocks, &Clock::Process(Arc::clone(group), Cpu::Both), expired)
+        };
+        Arc::clone(self.cpu_limit.get_or_insert_with(make))
     }
 
     /// `setitimer`'s timer if it was ever set: what `getitimer` asks.

@@ -131,6 +131,8 @@ pub(super) fn set(
     }
     let number = match (level, name) {
         pair if FLAGS.contains(&pair) => i32::from(number != 0),
+        // The bits of congestion are TCP's own (`INET_ECN_MASK`).
+        (IP, libc::IP_TOS) if common.kind == libc::SOCK_STREAM => number & 0xfc,
         (IP, libc::IP_TOS) => number & 0xff,
         _ if number == -1 && range.start() == &-1 => *default,
         _ => number,

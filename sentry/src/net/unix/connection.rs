@@ -375,7 +375,9 @@ impl Socket for Connection {
 
     fn receive(&self, sink: &mut dyn Sink, how: Receive) -> Result<Received, Errno> {
         if how.has(libc::MSG_OOB) {
-            return Err(Errno::EOPNOTSUPP);
+            // A stream that nobody sends urgent data to has none.
+            let stream = self.common.kind == libc::SOCK_STREAM;
+            return Err(if stream { Errno::EINVAL } else { Errno::EOPNOTSUPP });
         }
         match self.link() {
             Some(Link::Stream(end)) => self.receive_stream(&end, sink, how),
@@ -422,10 +424,10 @@ impl Socket for Connection {
                     ready |= Events::IN | Events::RDNORM;
                 }
                 if writable {
-                    ready |= Events::OUT | Events::WRNORM;
+                    ready |= Events::OUT | Events::WRNORM | Events::WRBAND;
                 }
             }
-            _ => ready |= Events::HUP | Events::OUT | Events::WRNORM,
+            _ => ready |= Events::HUP | Events::OUT | Events::WRNORM | Events::WRBAND,
         }
         ready
     }

@@ -247,7 +247,7 @@ impl Socket for Datagrams {
         }
         let peer = lock(&self.peer).as_ref().and_then(Weak::upgrade);
         if peer.is_none_or(|peer| peer.inbox.fits(self.room(&peer))) {
-            ready |= Events::OUT | Events::WRNORM;
+            ready |= Events::OUT | Events::WRNORM | Events::WRBAND;
         }
         ready
     }
@@ -278,12 +278,12 @@ impl Socket for Datagrams {
         let unread = self.inbox.clear(true) > 0;
         let peer = lock(&self.peer).take().and_then(|peer| peer.upgrade());
         if let Some(peer) = peer {
-            peer.common.notify(Events::OUT | Events::WRNORM | Events::HUP);
+            peer.common.notify(Events::OUT | Events::WRNORM | Events::WRBAND | Events::HUP);
             let _ = unread;
         }
         let senders = std::mem::take(&mut *lock(&self.senders));
         for sender in senders.iter().filter_map(Weak::upgrade) {
-            sender.notify(Events::OUT | Events::WRNORM);
+            sender.notify(Events::OUT | Events::WRNORM | Events::WRBAND);
         }
         self.common.notify(Events::OUT | Events::HUP | Events::IN);
     }

@@ -584,6 +584,10 @@ impl Drop for StubThread {
     fn drop(&mut self) {
         if self.stub.leave() {
             self.stub.kill();
+        } else if self.interrupt.thread == self.stub.pid() && !self.stub.is_dead() {
+            // The host forgets the memory of a process whose first thread has ended (`mm_access`), and the process may well go on: that
+            // thread waits for a turn, in its context, until the last one ends all.
+            return;
         } else if self.has_turn() {
             let exit = [libc::SYS_exit.unsigned_abs(), 0];
             // No answer: the thread ends, and the host's kernel clears its state. Only then another may have its context.

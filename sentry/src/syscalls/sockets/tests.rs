@@ -60,6 +60,40 @@ fn sends_and_receives() {
 }
 
 #[test]
+fn plain_reads_and_writes_are_one_message_and_wait_no_longer_than_they_may() {
+    with_call(|call| {
+        let [one, other] = pair(call, libc::SOCK_DGRAM);
+        let target = |call: &Call<'_>, fd| Target::find(call, fd).unwrap();
+        call.write(DATA, b"hello").unwrap();
+        let (from, to) = (target(call, one), target(call, other));
+        assert_eq!(write(call, &from, &[(DATA, 2), (DATA + 2, 3)], false), Ok(5));
+        assert_eq!(read(call, &to, &[(DATA + 64, 0)], false), Ok(0));
+        assert_eq!(read(call, &to, &[(DATA + 64, 1), (DATA + 128, 9)], false), Ok(5));
+        assert_eq!(&call.read_array::<4>(DATA + 128).unwrap(), b"ello");
+        assert_eq!(read(call, &to, &[(DATA, 9)], true), errno(Errno::EAGAIN));
+        call.write(DATA, &[0u64.to_le_bytes(), 1000u64.to_le_bytes()].concat()).unwrap();
+        let [level, name] = [libc::SOL_SOCKET, libc::SO_RCVTIMEO].map(|number| number.unsigned_abs().into());
+        assert_eq!(setsockopt(call, [other, level, name, DATA, 16, 0]), Ok(0));
+        assert_eq!(read(call, &to, &[(DATA, 9)], false), errno(Errno::EAGAIN));
+    });
+}
+
+#[test]
+fn errors_come_in_the_order_of_linux() {
+    with_call(|call| {
+        let [one, _] = pair(call, libc::SOCK_STREAM);
+        let kernel = 0xffff_8000_0000_1000;
+        assert_eq!(transfer::sendto(call, [99, kernel, 5, 0, 0, 0]), errno(Errno::EFAULT));
+        assert_eq!(transfer::sendto(call, [one, DATA, 5, 0, NAME, 200]), errno(Errno::EINVAL));
+        assert_eq!(transfer::sendto(call, [one, DATA, 5, 0, NAME, 0]), Ok(5));
+        assert_eq!(transfer::sendto(call, [one, DATA, 5, 0, NAME, 16]), errno(Errno::EISCONN));
+        assert_eq!(getsockopt(call, [one, 6, 1, 8, 8, 0]), errno(Errno::EOPNOTSUPP));
+        assert_eq!(socket(call, [99, 15, 0, 0, 0, 0]), errno(Errno::EAFNOSUPPORT));
+        assert_eq!(socketpair(call, [99, 1, 0, 8, 0, 0]), errno(Errno::EFAULT));
+    });
+}
+
+#[test]
 fn descriptors_come_with_messages() {
     with_call(|call| {
         let [one, other] = pair(call, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC);

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Target, context, int, read_address, wait, write_address};
+use super::super::file_args::COUNT_MAX;
+use super::{Target, context, int, read_address_bytes, wait, write_address};
 use crate::call::Call;
 use crate::error::{Errno, SysError, SysResult};
 use crate::events::Events;
@@ -27,17 +28,57 @@ struct Sending {
     flags: i32,
 }
 
-/// An address to send to, as far as the socket cares: one with a connection does not look at it.
-fn to_address(
-    target: &Target,
-    parse: impl FnOnce(i32) -> Result<Address, Errno>,
-) -> Result<Option<Address>, Errno> {
+/// An address to send to, as far as the socket cares: one with a connection does not look at what it says. Without bytes it is none.
+fn to_address(call: &Call<'_>, target: &Target, address: u64, length: u64) -> Result<Option<Address>, Errno> {
+    let bytes = read_address_bytes(call, address, length)?;
     let common = target.socket.common();
     match (common.domain, common.kind) {
+        _ if bytes.is_empty() => Ok(None),
         (libc::AF_UNIX, libc::SOCK_STREAM) => Ok(Some(Address::Unspecified)),
         (_, libc::SOCK_STREAM | libc::SOCK_SEQPACKET) => Ok(None),
-        (domain, _) => parse(domain).map(Some),
+        (domain, _) => Address::parse(domain, &bytes).map(Some),
     }
+}
+
+/// The bytes of `sendto` and `recvfrom`, which are looked at before the descriptor is (`import_ubuf`).
+fn bytes_at(call: &Call<'_>, address: u64, length: u64) -> Result<Cursor, Errno> {
+    call.check_range(address, length.min(COUNT_MAX))?;
+    Ok(Cursor::one(address, length))
+}
+
+/// `write` and `writev`: one message of all parts.
+pub(in crate::syscalls) fn write(
+    call: &mut Call<'_>,
+    target: &Target,
+    parts: &[(u64, u64)],
+    nowait: bool,
+) -> SysResult {
+    let context = context(call);
+    let sending = Sending {
+        cursor: Cursor::of_parts(parts),
+        address: None,
+        rights: None,
+        sender: context.identity(),
+        controls: Vec::new(),
+        flags: if nowait { libc::MSG_DONTWAIT } else { 0 },
+    };
+    send(call, target, &context, sending)
+}
+
+/// `read` and `readv`: one message into all parts. Without room nothing is asked of the socket (`sock_read_iter`). Descriptors that come
+/// with the bytes are closed: there is nobody to get them.
+pub(in crate::syscalls) fn read(
+    call: &mut Call<'_>,
+    target: &Target,
+    parts: &[(u64, u64)],
+    nowait: bool,
+) -> SysResult {
+    let mut cursor = Cursor::of_parts(parts);
+    if cursor.left() == 0 {
+        return Ok(0);
+    }
+    let flags = if nowait { libc::MSG_DONTWAIT } else { 0 };
+    Ok(receive(call, target, &mut cursor, flags)?.count as u64)
 }
 
 /// Sends all, or what can be sent, and SIGPIPE where that is due.
@@ -90,15 +131,12 @@ fn send(call: &mut Call<'_>, target: &Target, context: &Context, mut sending: Se
 }
 
 pub(super) fn sendto(call: &mut Call<'_>, [fd, from, length, flags, address, size]: [u64; 6]) -> SysResult {
+    let cursor = bytes_at(call, from, length)?;
     let target = Target::find(call, fd)?;
-    let address = if address == 0 {
-        None
-    } else {
-        to_address(&target, |domain| read_address(call, domain, address, size))?
-    };
+    let address = if address == 0 { None } else { to_address(call, &target, address, size)? };
     let context = context(call);
     let sending = Sending {
-        cursor: Cursor::one(from, length),
+        cursor,
         address,
         rights: None,
         sender: context.identity(),
@@ -150,8 +188,7 @@ fn send_message(call: &mut Call<'_>, target: &Target, at: u64, flags: i32) -> Sy
     let address = if header.name == 0 || header.name_length == 0 {
         None
     } else {
-        let length = u64::from(header.name_length).min(ADDRESS_MAX as u64);
-        to_address(target, |domain| read_address(call, domain, header.name, length))?
+        to_address(call, target, header.name, u64::from(header.name_length).min(ADDRESS_MAX as u64))?
     };
     let context = context(call);
     let Attached { rights, sender, controls } = read_control(call, &context, &header)?;
@@ -251,9 +288,9 @@ fn length(target: &Target, received: &Received, flags: i32) -> u64 {
 }
 
 pub(super) fn recvfrom(call: &mut Call<'_>, [fd, to, length_, flags, address, size]: [u64; 6]) -> SysResult {
+    let mut cursor = bytes_at(call, to, length_)?;
     let target = Target::find(call, fd)?;
     let flags = int(flags);
-    let mut cursor = Cursor::one(to, length_);
     let received = receive(call, &target, &mut cursor, flags)?;
     if address != 0 {
         let told = received.from.as_ref().map(Address::bytes).unwrap_or_default();

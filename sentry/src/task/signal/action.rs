@@ -157,7 +157,7 @@ pub const SS_AUTODISARM: u32 = 1 << 31;
 const SMALLEST: u64 = 2048;
 
 /// A thread's other stack (`man 2 sigaltstack`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct AltStack {
     /// Lowest byte.
     pub address: u64,
@@ -165,12 +165,6 @@ pub struct AltStack {
     pub size: u64,
     /// `SS_DISABLE`, `SS_AUTODISARM`.
     pub flags: u32,
-}
-
-impl std::default::Default for AltStack {
-    fn default() -> Self {
-        Self { address: 0, size: 0, flags: SS_DISABLE }
-    }
 }
 
 impl AltStack {
@@ -226,7 +220,13 @@ impl AltStack {
         if self.in_use(rsp) {
             return Err(Errno::EPERM);
         }
-        match flags & !SS_AUTODISARM {
+        let mode = flags & !SS_AUTODISARM;
+        if matches!(mode, 0 | SS_ONSTACK | SS_DISABLE)
+            && (self.address, self.size, self.flags) == (address, size, flags)
+        {
+            return Ok(*self);
+        }
+        match mode {
             SS_DISABLE => Ok(Self { address: 0, size: 0, flags }),
             0 | SS_ONSTACK if size < SMALLEST => Err(Errno::ENOMEM),
             0 | SS_ONSTACK => Ok(Self { address, size, flags }),

@@ -15,7 +15,6 @@ impl Task {
     /// # Errors
     /// EINVAL for no signal, ESRCH, EPERM.
     pub fn kill(&self, pid: Pid, signal: i32, info: &SignalInfo) -> Result<(), Errno> {
-        check_signal(signal)?;
         let own = self.group.pid();
         let mut tree = self.tasks.tree();
         let targets = match pid {
@@ -66,7 +65,6 @@ impl Task {
         signal: i32,
         info: &SignalInfo,
     ) -> Result<(), Errno> {
-        check_signal(signal)?;
         let mut tree = self.tasks.tree();
         let of = tree.threads.get(&pid).map(|thread| thread.group).ok_or(Errno::ESRCH)?;
         if group.is_some_and(|group| group != of) {
@@ -80,7 +78,6 @@ impl Task {
     /// # Errors
     /// As [`kill_process`](Self::kill_process).
     pub fn kill_group(&self, group: &ThreadGroup, signal: i32, info: &SignalInfo) -> Result<(), Errno> {
-        check_signal(signal)?;
         let mut tree = self.tasks.tree();
         let held = tree.groups.get(&group.pid()).is_some_and(|state| std::ptr::eq(&*state.group, group));
         if !held {
@@ -105,6 +102,8 @@ impl Tree {
         info: &SignalInfo,
     ) -> Result<(), Errno> {
         let handle = self.groups.get(&group).map(|state| state.group.clone()).ok_or(Errno::ESRCH)?;
+        // As Linux, which looks at the number once it knows for whom it is (`check_kill_permission`).
+        check_signal(signal)?;
         if !self.may_signal(sender.group.pid(), &sender.credentials(), &handle, signal) {
             return Err(Errno::EPERM);
         }

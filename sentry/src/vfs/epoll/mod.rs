@@ -18,6 +18,9 @@ use crate::events::{Events, WaitQueue, Wake};
 /// How deep an `epoll` may be in others (`EP_MAX_NESTS`).
 const NESTING_MAX: u32 = 4;
 
+/// What goes with `EPOLLEXCLUSIVE` (`EPOLLEXCLUSIVE_OK_BITS`): IN, OUT, ERR, HUP, and the modes but `EPOLLONESHOT`.
+const EXCLUSIVE_OK: u32 = 0x1d | 1 << 28 | 1 << 29 | 1 << 31;
+
 bitflags! {
     /// How a file is watched (`include/uapi/linux/eventpoll.h`).
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -150,6 +153,9 @@ impl Epoll {
 
     fn add(&self, key: (i32, u64), file: &Arc<OpenFile>, events: u32, data: u64) -> Result<(), Errno> {
         let watch = Self::watch(events, data);
+        if watch.mode.contains(Mode::EXCLUSIVE) && events & !EXCLUSIVE_OK != 0 {
+            return Err(Errno::EINVAL);
+        }
         let nesting = file.downcast::<Self>().map(|other| (lock(&NESTING), other));
         if let Some((_, other)) = &nesting {
             if watch.mode.contains(Mode::EXCLUSIVE) || Arc::ptr_eq(&other.core, &self.core) {

@@ -188,8 +188,9 @@ impl Inode for Root {
         }
     }
 
-    fn create(&self, _name: &[u8], new: &NewNode<'_>) -> Result<Arc<dyn Inode>, Errno> {
-        Err(generated::cannot_create(new))
+    fn create(&self, _name: &[u8], _new: &NewNode<'_>) -> Result<Arc<dyn Inode>, Errno> {
+        // Not even a name that is free is found here (`proc_lookup`).
+        Err(Errno::ENOENT)
     }
 
     fn unlink(&self, _name: &[u8]) -> Result<(), Errno> {

@@ -1,18 +1,13 @@
 //! `net`: what there is of it in a sandbox that has one loopback device (`net/**/proc.c`; `man 5 proc_pid_net`).
 
 use super::SystemText;
+use crate::net::proc;
 
 const DEV: &str = "Inter-|   Receive                                                |  Transmit\n face |bytes    packets \
     errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed\n    lo:       0       0    \
     0    0    0     0          0         0        0       0    0    0    0     0       0          0\n";
-const TCP: &str = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode                                                     \n";
-const TCP6: &str = "  sl  local_address                         remote_address                        st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n";
 const UDP: &str = "   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops             \n";
 const UDP6: &str = "  sl  local_address                         remote_address                        st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops\n";
-const UNIX: &str = "Num       RefCount Protocol Flags    Type St Inode Path\n";
-const NETLINK: &str =
-    "sk               Eth Pid        Groups   Rmem     Wmem     Dump  Locks    Drops    Inode\n";
-const PACKET: &str = "sk               RefCnt Type Proto  Iface R Rmem   User   Inode\n";
 const ROUTE: &str = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT                                                       \n";
 const ARP: &str = "IP address       HW type     Flags       HW address            Mask     Device\n";
 const PTYPE: &str =
@@ -57,8 +52,6 @@ const SNMP6: [&str; 14] = [
     "Udp6InErrors",
     "Udp6OutDatagrams",
 ];
-const SOCKSTAT: &str = "sockets: used 0\nTCP: inuse 0 orphan 0 tw 0 alloc 0 mem 0\nUDP: inuse 0 mem 0\nUDPLITE: inuse 0\nRAW: inuse \
-    0\nFRAG: inuse 0 memory 0\n";
 const SOCKSTAT6: &str =
     "TCP6: inuse 0\nUDP6: inuse 0\nUDPLITE6: inuse 0\nRAW6: inuse 0\nFRAG6: inuse 0 memory 0\n";
 const IF_INET6: &str = "00000000000000000000000000000001 01 80 10 80       lo\n";
@@ -71,7 +64,7 @@ const FIB_TRIE: &str = "Main:\n  +-- 0.0.0.0/0 3 0 5\n     +-- 127.0.0.0/8 2 0 2
     127.0.0.0\n              /8 host LOCAL\n           |-- 127.0.0.1\n              /32 host LOCAL\n        |-- 127.255.255.255\n           \
     /32 link BROADCAST\n";
 
-/// Path, mode, text. Open sockets are not listed.
+/// Path, mode, text.
 pub(super) static FILES: &[(&str, u32, SystemText)] = &[
     ("net/anycast6", 0o444, |_| Vec::new()),
     ("net/arp", 0o444, |_| ARP.into()),
@@ -85,28 +78,28 @@ pub(super) static FILES: &[(&str, u32, SystemText)] = &[
     ("net/igmp6", 0o444, |_| IGMP6.into()),
     ("net/ipv6_route", 0o444, |_| IPV6_ROUTE.into()),
     ("net/mcfilter", 0o444, |_| Vec::new()),
-    ("net/netlink", 0o444, |_| NETLINK.into()),
+    ("net/netlink", 0o444, |kernel| proc::netlink(&kernel.net)),
     ("net/netstat", 0o444, |_| NETSTAT.into()),
-    ("net/packet", 0o444, |_| PACKET.into()),
+    ("net/packet", 0o444, |kernel| proc::packet(&kernel.net)),
     ("net/protocols", 0o444, |_| PROTOCOLS.into()),
     ("net/psched", 0o444, |_| b"000003e8 00000040 000f4240 3b9aca00\n".to_vec()),
     ("net/ptype", 0o444, |_| PTYPE.into()),
-    ("net/raw", 0o444, |_| UDP.into()),
+    ("net/raw", 0o444, |kernel| proc::raw(&kernel.net)),
     ("net/raw6", 0o444, |_| UDP6.into()),
     ("net/route", 0o444, |_| ROUTE.into()),
     ("net/rt_cache", 0o444, |_| Vec::new()),
     ("net/snmp", 0o444, |_| SNMP.into()),
     ("net/snmp6", 0o444, |_| SNMP6.map(|key| format!("{key:<32}\t0\n")).concat().into_bytes()),
-    ("net/sockstat", 0o444, |_| SOCKSTAT.into()),
+    ("net/sockstat", 0o444, |kernel| proc::sockstat(&kernel.net)),
     ("net/sockstat6", 0o444, |_| SOCKSTAT6.into()),
     ("net/softnet_stat", 0o444, |_| softnet()),
-    ("net/tcp", 0o444, |_| TCP.into()),
-    ("net/tcp6", 0o444, |_| TCP6.into()),
-    ("net/udp", 0o444, |_| UDP.into()),
-    ("net/udp6", 0o444, |_| UDP6.into()),
+    ("net/tcp", 0o444, |kernel| proc::tcp(&kernel.net)),
+    ("net/tcp6", 0o444, |kernel| proc::tcp6(&kernel.net)),
+    ("net/udp", 0o444, |kernel| proc::udp(&kernel.net)),
+    ("net/udp6", 0o444, |kernel| proc::udp6(&kernel.net)),
     ("net/udplite", 0o444, |_| UDP.into()),
     ("net/udplite6", 0o444, |_| UDP6.into()),
-    ("net/unix", 0o444, |_| UNIX.into()),
+    ("net/unix", 0o444, |kernel| proc::unix(&kernel.net)),
     ("net/wireless", 0o444, |_| WIRELESS.into()),
 ];
 

@@ -27,8 +27,9 @@ fn state(view: &View, caller: &Caller, info: &ProcessInfo) -> char {
     match (&view.task, info.state) {
         (None, _) => 'Z',
         (Some(_), other) if other != 'R' => other,
-        (Some(task), _) if task.in_guest() || task.pid() == caller.process => 'R',
-        _ => 'S',
+        // A call that goes on runs; so does a task that has not begun yet.
+        (Some(task), _) if task.waiter().sleeps() && task.pid() != caller.process => 'S',
+        _ => 'R',
     }
 }
 

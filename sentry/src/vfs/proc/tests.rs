@@ -279,8 +279,8 @@ fn what_can_be_written() {
     assert_eq!(machine.write(&root, "/proc/sys/net/ipv4/tcp_rmem", "1 2"), Ok(3));
     assert_eq!(machine.text("/proc/sys/net/ipv4/tcp_rmem"), "1\t2\t6291456\n");
     let create = libc::O_CREAT | libc::O_WRONLY;
-    assert_eq!(machine.open(&root, "/proc/new", create).err(), Some(Errno::EACCES));
-    assert_eq!(machine.open(&root, "/proc/self/new", create).err(), Some(Errno::EACCES));
+    assert_eq!(machine.open(&root, "/proc/new", create).err(), Some(Errno::ENOENT));
+    assert_eq!(machine.open(&root, "/proc/self/new", create).err(), Some(Errno::ENOENT));
 }
 
 #[test]

@@ -147,7 +147,8 @@ pub const SEAL_EXEC: u32 = 0x20;
 pub fn memfd(mode: u32, uid: u32, gid: u32, seals: u32) -> Result<Arc<OpenFile>, Errno> {
     let new = NewNode { content: Content::Regular, mode, uid, gid };
     let node = Node::nameless(&MEMFDS, &new, seals)?;
-    let flags = Flags((libc::O_RDWR | libc::O_LARGEFILE).cast_unsigned());
+    // O_LARGEFILE, which the C library says is 0.
+    let flags = Flags(libc::O_RDWR.cast_unsigned() | 0o100_000);
     let file = Box::new(node::Opened::new(&node, true));
     Ok(OpenFile::nameless(node, file, flags))
 }
