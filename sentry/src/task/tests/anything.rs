@@ -23,8 +23,8 @@ fn argument() -> impl Strategy<Value = u64> {
     ]
 }
 
-/// `sigsuspend` may block the signal that is to end it.
-const ENDLESS: [i64; 1] = [libc::SYS_rt_sigsuspend];
+/// `sigsuspend` may block the signal that is to end it; `fallocate` takes as much of the machine's memory as files in memory may have.
+const ENDLESS: [i64; 2] = [libc::SYS_rt_sigsuspend, libc::SYS_fallocate];
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]

@@ -13,6 +13,8 @@ use std::sync::{Arc, LazyLock};
 
 pub use node::Node;
 
+use nix::unistd::{SysconfVar, sysconf};
+
 use super::{Content, Dentry, FileSystem, Flags, FsStatus, Inode, NewNode, OpenFile, Tree};
 use crate::error::Errno;
 
@@ -38,10 +40,11 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    /// `None`: half of the machine's memory, as Linux has it.
     fn new(limit: Option<u64>) -> Arc<Self> {
         Arc::new(Self {
             device: next_device(),
-            limit: limit.unwrap_or(u64::MAX),
+            limit: limit.unwrap_or(*HALF_OF_MEMORY),
             used: AtomicU64::new(0),
             nodes: AtomicU64::new(0),
             next: AtomicU64::new(1),
@@ -84,7 +87,7 @@ pub struct Tmpfs {
 }
 
 impl Tmpfs {
-    /// An empty one, of at most `limit` bytes, whose root everybody can use as `/tmp`.
+    /// An empty one, of at most `limit` bytes (half of the machine's memory without one), whose root everybody can use as `/tmp`.
     #[must_use]
     pub fn new(limit: Option<u64>) -> Self {
         Self::with_root(limit, 0o1777, 0, 0)
@@ -116,10 +119,8 @@ impl FileSystem for Tmpfs {
     }
 
     fn status(&self) -> Result<FsStatus, Errno> {
-        let (blocks, used) = match self.shared.limit {
-            u64::MAX => (0, 0),
-            limit => (limit / PAGE, self.shared.used.load(Ordering::Acquire).div_ceil(PAGE)),
-        };
+        let blocks = self.shared.limit / PAGE;
+        let used = self.shared.used.load(Ordering::Acquire).div_ceil(PAGE);
         let files = self.shared.most_nodes();
         Ok(FsStatus {
             magic: 0x0102_1994,
@@ -131,6 +132,12 @@ impl FileSystem for Tmpfs {
         })
     }
 }
+
+/// Half of the machine's memory. It is asked for when the first file system is made: later the sentry may not ask any more.
+static HALF_OF_MEMORY: LazyLock<u64> = LazyLock::new(|| {
+    let pages = sysconf(SysconfVar::_PHYS_PAGES).ok().flatten().and_then(|pages| u64::try_from(pages).ok());
+    pages.map_or(1 << 30, |pages| pages.saturating_mul(PAGE) / 2)
+});
 
 /// What files of `memfd_create` share.
 static MEMFDS: LazyLock<Arc<Shared>> = LazyLock::new(|| Shared::new(None));
