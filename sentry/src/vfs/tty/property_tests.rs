@@ -80,16 +80,9 @@ impl Host {
     }
 }
 
+/// Without IXON: what is out before a STOP depends on when the host's kernel passes echoes on.
 fn settings() -> impl Strategy<Value = Termios> {
-    let i = flag::ISTRIP
-        | flag::INLCR
-        | flag::IGNCR
-        | flag::ICRNL
-        | flag::IUCLC
-        | flag::PARMRK
-        | flag::IXON
-        | flag::IXANY
-        | flag::IUTF8;
+    let i = flag::ISTRIP | flag::INLCR | flag::IGNCR | flag::ICRNL | flag::IUCLC | flag::PARMRK | flag::IUTF8;
     let o = flag::OPOST | flag::OLCUC | flag::ONLCR | flag::OCRNL | flag::ONOCR | flag::ONLRET;
     let l = flag::ISIG
         | flag::ECHO
