@@ -78,7 +78,21 @@ pub(super) fn settle_heap() {
         unsafe {
             libc::mallopt(libc::M_ARENA_MAX, libc::c_int::try_from(arenas).unwrap_or(libc::c_int::MAX))
         };
+        shrink_a_heap();
     }
+}
+
+/// The first time that a thread's heap shrinks the C library reads `vm.overcommit_memory` (`check_may_shrink_heap`), and remembers it: it
+/// does so now, while it can.
+#[cfg(target_env = "gnu")]
+fn shrink_a_heap() {
+    const PIECES: usize = 64;
+    // Below what gets a mapping of its own, all together above what is given back (`M_MMAP_THRESHOLD`, `M_TRIM_THRESHOLD`: 128 KiB).
+    const PIECE: usize = 64 << 10;
+    let shrinks = || drop(std::hint::black_box(vec![vec![1_u8; PIECE]; PIECES]));
+    // What comes of it does not matter: at worst the library reads the file later, and the sentry says so and ends.
+    let _ =
+        std::thread::Builder::new().name("heap".to_owned()).spawn(shrinks).map(std::thread::JoinHandle::join);
 }
 
 /// A panic says where it was and nothing more: to name callers the standard library would open the program's own file.
