@@ -35,6 +35,7 @@ mod outside;
 pub mod platform;
 mod random;
 pub mod sandbox;
+mod sync;
 pub mod syscalls;
 pub mod task;
 pub mod testing;

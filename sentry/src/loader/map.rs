@@ -7,8 +7,7 @@ use super::stack::{self, Contents};
 use super::{Prepared, Program, host};
 use crate::error::Errno;
 use crate::mm::{
-    AddressSpace, Limits, MapRequest, MappedFile, PAGE, Protection, Source, fill_random, page_down, page_up,
-    random_pages,
+    AddressSpace, Limits, MapRequest, MappedFile, PAGE, Protection, Source, page_down, page_up, random_pages,
 };
 use crate::platform::{Regs, Thread};
 
@@ -62,7 +61,7 @@ impl Prepared {
             return Err(Errno::EINVAL);
         }
         let mut random = [0; stack::RANDOM_BYTES];
-        fill_random(&mut random)?;
+        crate::random::fill(&mut random)?;
         let auxiliary = self.auxiliary(bias, start.1, entry, identity);
         let contents = Contents { strings: &self.strings, name: &self.name, random, auxiliary: &auxiliary };
         let stack = stack::build(top, &contents)?;

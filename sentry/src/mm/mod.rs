@@ -39,7 +39,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub use area::{Area, AreaFlags, Backing, FileIdentity, MappedFile, Protection};
 pub use map::{MapRequest, Source};
 pub use maps::Summary;
-pub use random::{fill as fill_random, pages_below as random_pages};
+pub use random::pages_below as random_pages;
 pub use remap::RemapRequest;
 pub use tree::Areas;
 

@@ -51,7 +51,10 @@ pub mod unix;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, RwLock, Weak};
+
+pub(crate) use crate::sync::lock;
+use crate::sync::{read, write};
 
 pub use common::{Common, Identity};
 pub use socket::SocketFile;
@@ -65,11 +68,6 @@ pub const QUEUED: usize = 1 << 30;
 pub const IN_FLIGHT: usize = 16_384;
 /// Longest backlog (`net.core.somaxconn`).
 pub const BACKLOG: usize = 4096;
-
-/// Locks, without poison.
-pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Counts what there is a limit for.
 #[derive(Debug)]
@@ -130,13 +128,13 @@ impl Net {
 
     /// Addresses of the sandbox besides 127.0.0.0/8 and ::1: those of its pod.
     pub fn set_addresses(&self, addresses: Vec<IpAddr>) {
-        *self.addresses.write().unwrap_or_else(PoisonError::into_inner) = addresses;
+        *write(&self.addresses) = addresses;
     }
 
     /// Those addresses.
     #[must_use]
     pub fn addresses(&self) -> Vec<IpAddr> {
-        self.addresses.read().unwrap_or_else(PoisonError::into_inner).clone()
+        read(&self.addresses).clone()
     }
 
     /// Whether an address is one of the sandbox'.
@@ -145,7 +143,7 @@ impl Net {
         match address.to_canonical() {
             address if address.is_loopback() => true,
             address => {
-                let addresses = self.addresses.read().unwrap_or_else(PoisonError::into_inner);
+                let addresses = read(&self.addresses);
                 addresses.contains(&address)
             }
         }

@@ -42,6 +42,41 @@ pub struct Regs {
 }
 
 impl Regs {
+    /// How many there are.
+    pub const COUNT: usize = 18;
+
+    /// All, in their order.
+    #[must_use]
+    pub fn to_array(&self) -> [u64; Self::COUNT] {
+        [
+            self.r8,
+            self.r9,
+            self.r10,
+            self.r11,
+            self.r12,
+            self.r13,
+            self.r14,
+            self.r15,
+            self.rdi,
+            self.rsi,
+            self.rbp,
+            self.rbx,
+            self.rdx,
+            self.rax,
+            self.rcx,
+            self.rsp,
+            self.rip,
+            self.eflags,
+        ]
+    }
+
+    /// From all, in their order.
+    #[must_use]
+    pub fn from_array(all: [u64; Self::COUNT]) -> Self {
+        let [r8, r9, r10, r11, r12, r13, r14, r15, rdi, rsi, rbp, rbx, rdx, rax, rcx, rsp, rip, eflags] = all;
+        Self { r8, r9, r10, r11, r12, r13, r14, r15, rdi, rsi, rbp, rbx, rdx, rax, rcx, rsp, rip, eflags }
+    }
+
     /// Arguments of a system call, first to sixth.
     #[must_use]
     pub fn arguments(&self) -> [u64; 6] {

@@ -8,7 +8,7 @@ use crate::error::{Errno, SysError};
 use crate::loader::Program;
 use crate::mm::{AddressSpace, FileIdentity, Limits, MappedFile};
 use crate::platform::Thread;
-use crate::task::{Credentials, Resource, Task};
+use crate::task::{Credentials, Resource};
 use crate::vfs::access::{self, EXECUTE};
 use crate::vfs::open::open_place;
 use crate::vfs::{
@@ -100,11 +100,6 @@ pub(super) fn mapped_file(call: &Call<'_>, fd: i32) -> Result<Arc<dyn MappedFile
     Ok(Arc::new(Mapped(call.task.files().get(fd)?, None)))
 }
 
-/// Who walks for a task.
-pub(crate) fn caller(task: &Task) -> Caller {
-    Caller { credentials: task.credentials(), process: task.group().pid(), umask: task.fs().umask() }
-}
-
 /// Opens a file to run it.
 pub(super) fn open_program(
     call: &Call<'_>,
@@ -112,7 +107,7 @@ pub(super) fn open_program(
     path: &[u8],
     flags: i32,
 ) -> Result<Arc<dyn Program>, Errno> {
-    let caller = caller(call.task);
+    let caller = Caller::of(call.task);
     if path.is_empty() {
         let file = call.task.files().find(directory)?;
         let place = file.place().cloned();

@@ -31,11 +31,7 @@ pub(super) fn offset(argument: u64) -> Result<u64, Errno> {
 
 /// Who calls.
 pub(super) fn caller(call: &Call<'_>) -> Caller {
-    Caller {
-        credentials: call.task.credentials(),
-        process: call.task.group().pid(),
-        umask: call.task.fs().umask(),
-    }
+    Caller::of(call.task)
 }
 
 /// An open file that is no `O_PATH`.

@@ -205,7 +205,24 @@ fn write(call: &mut Call<'_>, [fd, address, length, ..]: [u64; 6]) -> SysResult 
     write_from(call, &file, &Buffer::one(address, length)?, At::Position, false)
 }
 
-/// `vfs_readv`: nothing is asked of the file for a buffer of no bytes, and flags that a file lacks are only found out with one.
+/// The buffer of a vector. `None` for one of no bytes: nothing more is asked of the file then, and flags that it lacks are not found out.
+fn vector_buffer(
+    call: &Call<'_>,
+    file: &OpenFile,
+    vector: (u64, u64),
+    at: At,
+    flags: u32,
+) -> Result<Option<Buffer>, Errno> {
+    let buffer = Buffer::vector(call, vector.0, vector.1)?;
+    if buffer.length == 0 {
+        return Ok(None);
+    }
+    verify_place(file, at, buffer.length)?;
+    check_flags(file, flags)?;
+    Ok(Some(buffer))
+}
+
+/// `vfs_readv`.
 fn read_vector(
     call: &mut Call<'_>,
     file: &Arc<OpenFile>,
@@ -214,12 +231,7 @@ fn read_vector(
     flags: u32,
 ) -> SysResult {
     may_read(file)?;
-    let buffer = Buffer::vector(call, vector.0, vector.1)?;
-    if buffer.length == 0 {
-        return Ok(0);
-    }
-    verify_place(file, at, buffer.length)?;
-    check_flags(file, flags)?;
+    let Some(buffer) = vector_buffer(call, file, vector, at, flags)? else { return Ok(0) };
     read_to(call, file, &buffer, at, flags & RWF_NOWAIT != 0)
 }
 
@@ -232,12 +244,7 @@ fn write_vector(
     flags: u32,
 ) -> SysResult {
     may_write(file)?;
-    let buffer = Buffer::vector(call, vector.0, vector.1)?;
-    if buffer.length == 0 {
-        return Ok(0);
-    }
-    verify_place(file, at, buffer.length)?;
-    check_flags(file, flags)?;
+    let Some(buffer) = vector_buffer(call, file, vector, at, flags)? else { return Ok(0) };
     write_from(call, file, &buffer, at, flags & RWF_NOWAIT != 0)
 }
 

@@ -34,7 +34,9 @@ mod usage;
 mod wait;
 
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
+
+pub(crate) use crate::sync::lock;
 use std::time::Duration;
 
 pub use clone::{CloneArgs, clone, unshare};
@@ -63,11 +65,6 @@ pub type Pid = i32;
 
 /// What an interrupted call does when it goes on (`restart_syscall`).
 pub type RestartBlock = Box<dyn FnOnce(&mut Call<'_>) -> SysResult + Send>;
-
-/// Locks, also after a thread ended badly: a bug of the sentry ends the sandbox anyway.
-pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// A thread of a guest process.
 pub struct Task {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use super::sync::lock;
 use super::tmpfs::Tmpfs;
 use super::{Mount, Place};
-use crate::task::{Credentials, Pid};
+use crate::task::{Credentials, Pid, Task};
 
 /// Who asks for something: what access to files is decided by.
 #[derive(Debug, Clone)]
@@ -19,6 +19,12 @@ pub struct Caller {
 }
 
 impl Caller {
+    /// A task.
+    #[must_use]
+    pub fn of(task: &Task) -> Self {
+        Self { credentials: task.credentials(), process: task.group().pid(), umask: task.fs().umask() }
+    }
+
     /// Root with every capability, as process 1.
     #[must_use]
     pub fn root() -> Self {

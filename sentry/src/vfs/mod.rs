@@ -52,7 +52,6 @@ pub mod pidfd;
 pub mod pipe;
 pub mod proc;
 pub mod signalfd;
-mod sync;
 pub mod sys;
 pub mod timerfd;
 pub mod tmpfs;
@@ -68,6 +67,8 @@ pub use file::{File, Flags, OpenFile, SeekTo, SignalOwner};
 pub use inode::{Content, DirEntry, FileSystem, FsStatus, Inode, NewNode, RenameMode, XattrMode};
 pub use mount::{Mount, MountFlags, Place};
 pub use walk::{Last, Resolve, Walk};
+
+use crate::sync;
 pub use write_access::WriteAccess;
 
 /// Longest name of a file (`NAME_MAX`).

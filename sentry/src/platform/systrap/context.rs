@@ -62,52 +62,12 @@ impl Context {
 
     /// Registers.
     pub(super) fn regs(&self) -> Regs {
-        let r = |n: usize| self.load(at::REGS + 8 * n);
-        Regs {
-            r8: r(0),
-            r9: r(1),
-            r10: r(2),
-            r11: r(3),
-            r12: r(4),
-            r13: r(5),
-            r14: r(6),
-            r15: r(7),
-            rdi: r(8),
-            rsi: r(9),
-            rbp: r(10),
-            rbx: r(11),
-            rdx: r(12),
-            rax: r(13),
-            rcx: r(14),
-            rsp: r(15),
-            rip: r(16),
-            eflags: r(17),
-        }
+        Regs::from_array(std::array::from_fn(|n| self.load(at::REGS + 8 * n)))
     }
 
     /// Sets registers.
     pub(super) fn set_regs(&self, regs: &Regs) {
-        let all = [
-            regs.r8,
-            regs.r9,
-            regs.r10,
-            regs.r11,
-            regs.r12,
-            regs.r13,
-            regs.r14,
-            regs.r15,
-            regs.rdi,
-            regs.rsi,
-            regs.rbp,
-            regs.rbx,
-            regs.rdx,
-            regs.rax,
-            regs.rcx,
-            regs.rsp,
-            regs.rip,
-            regs.eflags,
-        ];
-        for (n, value) in all.iter().enumerate() {
+        for (n, value) in regs.to_array().iter().enumerate() {
             self.store(at::REGS + 8 * n, *value);
         }
     }

@@ -8,6 +8,7 @@
 //! `unsafe` is in [`context`] (shared memory), [`stub_code`] (the assembler's symbols), [`zygote`] (`fork`) and one `tgkill` in [`thread`].
 
 mod context;
+mod copy;
 mod filter;
 mod layout;
 mod patch;

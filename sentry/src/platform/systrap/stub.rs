@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{Signal, kill};
@@ -16,6 +16,7 @@ use super::context::{Context, futex_wake};
 use super::layout::{CONTEXTS_SIZE, MAX_THREADS, at, state};
 use super::patch::Patches;
 use crate::error::Errno;
+use crate::sync::lock;
 
 /// What a new stub is given, and the sentry keeps.
 pub(super) struct Parts {
@@ -54,10 +55,6 @@ pub(super) struct Stub {
     patches: Mutex<Patches>,
     replacing: Mutex<()>,
     processes: Weak<Processes>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Stub {

@@ -13,7 +13,7 @@ use super::layout::{CODE, INTERRUPT, at, context_address, kind, op, state};
 use super::remote::StubMemory;
 use super::stub::{Parts, Processes, Stub};
 use crate::error::Errno;
-use crate::platform::{ANSWERS, Interrupt, Memory, MemoryCall, Regs, RemoteMemory, Thread, Trap};
+use crate::platform::{ANSWERS, Interrupt, MemoryCall, Regs, RemoteMemory, Thread, Trap};
 
 /// Longest and shortest time to spin for the other side.
 const SPIN: std::ops::Range<Duration> = Duration::from_micros(1)..Duration::from_micros(20);
@@ -23,29 +23,24 @@ const STUB_SPIN: std::ops::Range<u64> = 30..1000;
 /// Flags that a guest may set: CF, PF, AF, ZF, SF, DF, OF, AC, ID.
 const FLAGS: u64 = 0x1 | 0x4 | 0x10 | 0x40 | 0x80 | 0x400 | 0x800 | 0x4_0000 | 0x20_0000;
 
-/// A copy by the stub that takes longer than the host's kernel needs for one says that the stub has to wait for a processor...
-const SLOW_COPY: Duration = Duration::from_micros(4);
-/// ...and so many copies are then made by the host's kernel.
-const SLOW_COPIES: u32 = 256;
-
 /// A guest thread. It owns the turn whenever one of its methods is called.
 pub(super) struct StubThread {
     processes: Arc<Processes>,
     pub(super) stub: Arc<Stub>,
-    slot: usize,
+    pub(super) slot: usize,
     pub(super) context: Arc<Context>,
     pub(super) regs: Regs,
     fs_base: u64,
     /// Its descriptor of the socket by which files come.
     socket: u64,
     interrupt: Arc<StubInterrupt>,
-    memory: Arc<StubMemory>,
+    pub(super) memory: Arc<StubMemory>,
     /// Numbers of the calls that the context has answers for.
     pub(super) answers: Vec<u64>,
     spin: std::cell::Cell<Duration>,
-    spins: bool,
+    pub(super) spins: bool,
     /// Copies that the stub is not asked for, since it was slow.
-    slow_copies: std::cell::Cell<u32>,
+    pub(super) slow_copies: std::cell::Cell<u32>,
 }
 
 /// Interrupts a stub's thread.
@@ -174,7 +169,7 @@ impl StubThread {
     }
 
     /// Asks the stub for something other than to run the guest. What it says is whatever the guest wants it to be.
-    fn ask(&self, what: u64, arguments: &[u64]) -> Result<u64, Errno> {
+    pub(super) fn ask(&self, what: u64, arguments: &[u64]) -> Result<u64, Errno> {
         if !self.has_turn() {
             return Err(Errno::EFAULT);
         }
@@ -278,9 +273,9 @@ impl StubThread {
         child.regs = self.regs;
         child.fs_base = self.fs_base;
         // The same numbers at the same places: replaced call sites read them there. The values are the caller's until others are set.
-        let answers: Vec<_> = self.answers.iter().enumerate().collect();
+        let value = |n: usize| self.context.load(at::ANSWERS + 8 * n);
         let answers: Vec<_> =
-            answers.iter().map(|(n, number)| (**number, self.context.load(at::ANSWERS + 8 * n))).collect();
+            self.answers.iter().enumerate().map(|(n, number)| (*number, value(n))).collect();
         child.set_answers(&answers);
         if self.context.load(at::FRAME) != 0 {
             let state = self.vector_state()?;
@@ -335,51 +330,6 @@ fn result(value: u64) -> Result<u64, Errno> {
     match value.cast_signed() {
         error @ -4095..=-1 => Err(Errno::from_raw(i32::try_from(-error).unwrap_or(libc::EIO))),
         _ => Ok(value),
-    }
-}
-
-impl Memory for StubThread {
-    fn read(&self, address: u64, to: &mut [u8]) -> usize {
-        if !self.copies(address, to.len()) {
-            return self.memory.read(address, to);
-        }
-        let window = context_address(self.slot) + at::WINDOW as u64;
-        let copied = self.copy(window, address, to.len());
-        self.context.read(at::WINDOW, &mut to[..copied]);
-        copied
-    }
-
-    fn write(&self, address: u64, from: &[u8]) -> usize {
-        if !self.copies(address, from.len()) {
-            return self.memory.write(address, from);
-        }
-        let window = context_address(self.slot) + at::WINDOW as u64;
-        self.context.write(at::WINDOW, from);
-        self.copy(address, window, from.len())
-    }
-}
-
-impl StubThread {
-    /// Whether the stub is to copy these bytes, and not the host's kernel: it is quicker as long as it is awake and has a processor.
-    fn copies(&self, address: u64, length: usize) -> bool {
-        let slow = self.slow_copies.get();
-        if slow > 0 {
-            self.slow_copies.set(slow - 1);
-            return false;
-        }
-        let inside = address.checked_add(length as u64).is_some_and(|end| end <= CODE);
-        let awake = self.context.u32_at(at::STUB_SLEEPS).load(Ordering::Relaxed) == 0;
-        self.spins && inside && awake && (1..=at::WINDOW_SIZE).contains(&length)
-    }
-
-    /// Has the stub copy bytes; how many it could.
-    fn copy(&self, to: u64, from: u64, length: usize) -> usize {
-        let begin = Instant::now();
-        let Ok(left) = self.ask(op::COPY, &[to, from, length as u64]) else { return 0 };
-        if begin.elapsed() > SLOW_COPY {
-            self.slow_copies.set(SLOW_COPIES);
-        }
-        length.saturating_sub(usize::try_from(left).unwrap_or(usize::MAX))
     }
 }
 

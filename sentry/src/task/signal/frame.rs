@@ -137,7 +137,7 @@ fn frame_bytes(regs: &Regs, frame: &Frame<'_>, vector: u64) -> [u8; FRAME] {
     put(0, &frame.action.restorer.to_le_bytes());
     put(UCONTEXT, &(with_vector | UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS).to_le_bytes());
     put(STACK, &frame.stack.to_bytes(frame.stack.flags));
-    for (at, value) in registers(regs).into_iter().enumerate() {
+    for (at, value) in regs.to_array().into_iter().enumerate() {
         put(MCONTEXT + at * 8, &value.to_le_bytes());
     }
     put(MCONTEXT + 144, &USER_CS.to_le_bytes());
@@ -151,30 +151,6 @@ fn frame_bytes(regs: &Regs, frame: &Frame<'_>, vector: u64) -> [u8; FRAME] {
     put(MASK, &frame.mask.0.to_le_bytes());
     put(INFO, &frame.info.to_bytes());
     bytes
-}
-
-/// In the order of `struct sigcontext_64`.
-fn registers(regs: &Regs) -> [u64; 18] {
-    [
-        regs.r8,
-        regs.r9,
-        regs.r10,
-        regs.r11,
-        regs.r12,
-        regs.r13,
-        regs.r14,
-        regs.r15,
-        regs.rdi,
-        regs.rsi,
-        regs.rbp,
-        regs.rbx,
-        regs.rdx,
-        regs.rax,
-        regs.rcx,
-        regs.rsp,
-        regs.rip,
-        regs.eflags,
-    ]
 }
 
 fn four(bytes: &[u8], at: usize) -> u32 {
@@ -245,27 +221,9 @@ pub fn pop_frame(thread: &mut dyn Thread) -> Result<(SignalSet, [u8; AltStack::S
 }
 
 fn restore_registers(regs: &mut Regs, bytes: &[u8; FRAME]) {
-    let value = |at: usize| eight(bytes, MCONTEXT + at * 8);
-    *regs = Regs {
-        r8: value(0),
-        r9: value(1),
-        r10: value(2),
-        r11: value(3),
-        r12: value(4),
-        r13: value(5),
-        r14: value(6),
-        r15: value(7),
-        rdi: value(8),
-        rsi: value(9),
-        rbp: value(10),
-        rbx: value(11),
-        rdx: value(12),
-        rax: value(13),
-        rcx: value(14),
-        rsp: value(15),
-        rip: value(16),
-        eflags: regs.eflags & !SETTABLE_FLAGS | value(17) & SETTABLE_FLAGS,
-    };
+    let restored = Regs::from_array(std::array::from_fn(|at| eight(bytes, MCONTEXT + at * 8)));
+    let eflags = regs.eflags & !SETTABLE_FLAGS | restored.eflags & SETTABLE_FLAGS;
+    *regs = Regs { eflags, ..restored };
 }
 
 fn restore_vector(thread: &mut dyn Thread, place: u64) -> Result<(), Errno> {

@@ -1,7 +1,5 @@
 //! Devices that the sentry has itself. A device file of whatever file system is one of these or nothing: the host's are never opened.
 
-mod random;
-
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -26,7 +24,7 @@ impl File for Device {
         match self {
             Self::Null => return Ok(0),
             Self::Zero | Self::Full => to.fill(0),
-            Self::Random => random::fill(to)?,
+            Self::Random => crate::random::fill(to)?,
         }
         Ok(to.len())
     }
@@ -82,7 +80,7 @@ pub fn open(rdev: u64, flags: Flags) -> Result<Box<dyn File>, Errno> {
 /// # Errors
 /// Of the host.
 pub fn random(to: &mut [u8]) -> Result<(), Errno> {
-    random::fill(to)
+    crate::random::fill(to)
 }
 
 /// Makes in a folder what a container finds in `/dev` (`config-linux.md` of the OCI runtime specification, "Default Devices").
