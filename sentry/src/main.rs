@@ -1,6 +1,7 @@
 //! `kata-cc-sentry`: runs programs on the user-space kernel.
 
 mod attempt;
+mod platforms;
 mod volume;
 
 use std::io::IsTerminal;
@@ -13,7 +14,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use kata_cc_sentry::defence::{self, Defence, Helper, Side, Strength};
 use kata_cc_sentry::gofer::{self, Client, Export, Gofer};
-use kata_cc_sentry::platform::systrap::Systrap;
+use kata_cc_sentry::platform::Kind;
 use kata_cc_sentry::sandbox::{Changes, Command, Config, DEFAULT_PATH, Sandbox, SandboxError};
 use kata_cc_sentry::syscalls;
 use kata_cc_sentry::vfs::erofs::Erofs;
@@ -36,6 +37,8 @@ enum Verb {
     /// Exits as the program does; 128 and the number of the signal that ended it; 127 when there is no such program, 126 when it cannot be
     /// run, 125 when the sandbox cannot be started.
     Do(Box<Do>),
+    /// Say which platforms run here, and why others do not.
+    Platforms(Platforms),
     /// Print the table of system calls as Markdown.
     Syscalls,
     /// Print the table of calls that the sentry itself makes of the host, as Markdown.
@@ -76,6 +79,9 @@ struct Do {
     /// Name of the machine.
     #[arg(long, default_value = "sandbox")]
     hostname: String,
+    /// How guest code runs.
+    #[arg(long, value_enum, default_value_t)]
+    platform: Kind,
     /// Go on where the host refuses a part of the sentry's defence, with a warning.
     #[arg(long)]
     allow_weak: bool,
@@ -94,6 +100,13 @@ struct Do {
 enum OverlayMode {
     Memory,
     None,
+}
+
+#[derive(clap::Args)]
+struct Platforms {
+    /// As JSON: a list of name, available, reason.
+    #[arg(long)]
+    json: bool,
 }
 
 fn user(text: &str) -> Result<(u32, u32), String> {
@@ -116,6 +129,10 @@ fn main() -> ExitCode {
         .init();
     let result = match arguments.command {
         Verb::Do(arguments) => run(*arguments),
+        Verb::Platforms(arguments) => {
+            platforms::print(arguments.json);
+            Ok(0)
+        }
         Verb::Syscalls => {
             print!("{}", syscalls::markdown());
             Ok(0)
@@ -196,8 +213,9 @@ fn root(
 
 /// What the sentry's process does.
 fn serve(arguments: Do, defence: &Defence, kept: Vec<OwnedFd>) -> anyhow::Result<u8> {
-    let platform =
-        Systrap::new().context("cannot start the systrap platform: the host refuses a stub process")?;
+    let platform = arguments.platform.start().with_context(|| {
+        format!("cannot start the {} platform: the host refuses a stub process", arguments.platform)
+    })?;
     let mut kept = kept.into_iter();
     let image = if arguments.erofs.is_some() { kept.next() } else { None };
     let client = kept.next().map(Client::connect).transpose()?;
@@ -205,7 +223,7 @@ fn serve(arguments: Do, defence: &Defence, kept: Vec<OwnedFd>) -> anyhow::Result
     let direct = arguments.read_only || arguments.overlay == OverlayMode::None;
     let changes = if direct { Changes::Direct } else { Changes::InMemory(memory) };
     let config = Config { changes, hostname: arguments.hostname.clone() };
-    let sandbox = Sandbox::new(Box::new(platform), root(&arguments, image, client.as_ref())?, &config)?;
+    let sandbox = Sandbox::new(platform, root(&arguments, image, client.as_ref())?, &config)?;
     let first = u32::from(arguments.erofs.is_none());
     for (export, volume) in (first..).zip(&arguments.volume) {
         let client = Arc::clone(client.as_ref().context("the way to the gofer is lost")?);
@@ -222,7 +240,7 @@ fn serve(arguments: Do, defence: &Defence, kept: Vec<OwnedFd>) -> anyhow::Result
     let command =
         Command { arguments: arguments.command, environment, folder: arguments.cwd, user: arguments.user };
     let streams = streams()?;
-    defence.enter().context("cannot defend the sentry")?;
+    defence.enter(arguments.platform).context("cannot defend the sentry")?;
     if let Some(call) = arguments.try_call {
         attempt::forbidden_call(&call)?;
         return Ok(0);

@@ -195,7 +195,8 @@ impl Sandbox {
         let process = self
             .load(command, &caller, &fs)
             .map_err(|(program, errno)| SandboxError::Program { program, errno })?;
-        let (space, thread, name) = process;
+        let (space, mut thread, name) = process;
+        thread.release();
         let limits = Limits::default();
         let new = NewProcess { credentials, limits, files, fs: Arc::new(fs), space: Arc::new(space) };
         let task = self.kernel.new_process(new).map_err(SandboxError::Process)?;

@@ -10,9 +10,10 @@ use libc::{
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 use super::Refused;
-use super::calls::{CALLS, HostCall, name};
+use super::calls::{self, HostCall, name};
 use crate::bpf::{ARCH, AUDIT_ARCH_X86_64, NUMBER, jump, load, ret, rule};
 use crate::error::Errno;
+use crate::platform::Kind;
 
 /// Calls that change the machine: nothing of the sentry's runs after them, not even to say so.
 const DEADLY: &[c_long] = &[
@@ -59,8 +60,8 @@ fn program_of<'a>(calls: impl IntoIterator<Item = &'a HostCall>) -> Vec<sock_fil
     program
 }
 
-fn program() -> Vec<sock_filter> {
-    program_of(CALLS)
+fn program(platform: Kind) -> Vec<sock_filter> {
+    program_of(calls::of(platform))
 }
 
 /// Says which call it was, with what only a handler of signals may use, and ends the process.
@@ -101,8 +102,8 @@ fn decimal(mut number: u64, to: &mut [u8; 20]) -> &[u8] {
 }
 
 /// Puts all threads of the sentry under its filter.
-pub(super) fn install() -> Result<(), Refused> {
-    install_program(&program())
+pub(super) fn install(platform: Kind) -> Result<(), Refused> {
+    install_program(&program(platform))
 }
 
 /// Puts all threads of a gofer under one that lets these calls through.
@@ -133,27 +134,40 @@ fn install_program(filter: &[sock_filter]) -> Result<(), Refused> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::calls::{THREAD_FLAGS, count};
+    use super::super::calls::{CALLS, THREAD_FLAGS, count};
     use super::*;
     use crate::bpf::{run, run_on};
 
     fn answer(number: c_long, arguments: [u64; 6]) -> u32 {
-        run(&program(), number, 0x1234, arguments)
+        run(&program(Kind::Systrap), number, 0x1234, arguments)
     }
 
     #[test]
     fn the_list_is_short_and_names_each_once() {
-        assert!(count() <= 60, "{} calls", count());
         let numbers: std::collections::BTreeSet<_> = CALLS.iter().map(|call| call.number).collect();
-        assert_eq!(numbers.len(), count());
+        assert_eq!(numbers.len(), CALLS.len());
         assert!(DEADLY.iter().all(|number| !numbers.contains(number)));
-        assert!(program().len() <= 4096, "BPF_MAXINSNS");
+        for platform in Kind::ALL {
+            assert!(count(platform) <= 60, "{platform}: {} calls", count(platform));
+            assert!(program(platform).len() <= 4096, "BPF_MAXINSNS");
+        }
+    }
+
+    #[test]
+    fn what_one_platform_makes_the_others_may_not() {
+        for (request, admitted) in [(libc::PTRACE_SYSEMU, true), (libc::PTRACE_POKEDATA, false)] {
+            let arguments = [u64::from(request), 7, 0, 0, 0, 0];
+            let expected = if admitted { SECCOMP_RET_ALLOW } else { SECCOMP_RET_TRAP };
+            let answer = run(&program(Kind::Ptrace), libc::SYS_ptrace, 0x1234, arguments);
+            assert_eq!(answer, expected, "{request}");
+        }
+        assert_eq!(answer(libc::SYS_ptrace, [31, 7, 0, 0, 0, 0]), SECCOMP_RET_TRAP);
     }
 
     #[test]
     fn what_is_not_in_the_table_traps() {
         for number in 0..600 {
-            if !CALLS.iter().any(|call| call.number == number) && !DEADLY.contains(&number) {
+            if !calls::of(Kind::Systrap).any(|call| call.number == number) && !DEADLY.contains(&number) {
                 assert_eq!(answer(number, [0; 6]), SECCOMP_RET_TRAP, "{}", name(number));
             }
         }
@@ -162,7 +176,10 @@ mod tests {
         }
         assert_eq!(answer(i64::from(X32) + libc::SYS_read, [0; 6]), SECCOMP_RET_KILL_PROCESS);
         const I386: u32 = 0x4000_0003;
-        assert_eq!(run_on(I386, &program(), libc::SYS_read, 0, [0; 6]), SECCOMP_RET_KILL_PROCESS);
+        assert_eq!(
+            run_on(I386, &program(Kind::Systrap), libc::SYS_read, 0, [0; 6]),
+            SECCOMP_RET_KILL_PROCESS
+        );
     }
 
     #[test]

@@ -23,6 +23,7 @@ pub use calls::{count, markdown};
 pub use privileges::drop_privileges;
 
 use crate::error::Errno;
+use crate::platform::Kind;
 
 /// How much of it has to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,7 +121,7 @@ impl Defence {
     ///
     /// # Errors
     /// A step that the host refuses.
-    pub fn enter(&self) -> Result<(), Refused> {
+    pub fn enter(&self, platform: Kind) -> Result<(), Refused> {
         if self.strength == Strength::Off {
             return Ok(());
         }
@@ -130,7 +131,7 @@ impl Defence {
         }
         self.strength.judge(drop_privileges())?;
         self.strength.judge(privileges::hide_memory())?;
-        self.strength.judge(filter::install())?;
+        self.strength.judge(filter::install(platform))?;
         Ok(())
     }
 }
