@@ -77,7 +77,8 @@ fn sys_prctl(call: &mut Call<'_>, [option, a, b, c, d, _]: [u64; 6]) -> SysResul
         libc::PR_GET_TIMING => return Ok(0),
         libc::PR_SET_TIMING if a == 0 => {}
         libc::PR_MCE_KILL_GET => return Ok(2),
-        libc::PR_GET_SECCOMP => return Ok(0),
+        libc::PR_GET_SECCOMP => return Ok(super::seccomp::mode(call)),
+        libc::PR_SET_SECCOMP => return super::seccomp::by_prctl(call, a, b),
         libc::PR_SET_PTRACER => {}
         PR_GET_TSC => call.write(a, &PR_TSC_ENABLE.to_le_bytes())?,
         PR_SET_TSC if int(a) == PR_TSC_ENABLE => {}
