@@ -4,20 +4,22 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kata_cc_sentry::container::{Container, ContainerConfig, Process, Source, Space};
+use kata_cc_sentry::gofer::{self, Client};
 use kata_cc_sentry::platform::systrap::Systrap;
-use kata_cc_sentry::sandbox::{DEFAULT_PATH, Sandbox, open_root};
+use kata_cc_sentry::sandbox::{DEFAULT_PATH, Sandbox};
 use kata_cc_sentry::task::{Limits, Task};
-use kata_cc_sentry::vfs::host::{HostFs, LocalTree};
+use kata_cc_sentry::vfs::host::{HostFs, Sharing};
 use kata_cc_sentry::vfs::overlay::Overlay;
 use kata_cc_sentry::vfs::{Dentry, FileSystem, MountFlags};
 
 fn root() -> Arc<Dentry> {
-    let host = HostFs::new(Box::new(LocalTree::new(open_root(Path::new("/")).unwrap())), true).unwrap();
+    let folder = File::open("/").unwrap().into();
+    let client = Client::connect(gofer::within(folder, false).unwrap()).unwrap();
+    let host = HostFs::new(client, 0, false, Sharing::Exclusive).unwrap();
     Overlay::in_memory(vec![host.root()], None).unwrap()
 }
 
@@ -121,8 +123,7 @@ fn containers_have_processes_names_and_mounts_of_their_own() {
 fn all_end_with_the_first_process() {
     let sandbox = Sandbox::empty(Box::new(Systrap::new().unwrap()), "pod");
     let container = container(&sandbox, "one", ContainerConfig::default());
-    let mut init = Running::start(&container, "(setsid sleep 100 &) ; echo up; read line < /tmp/go; exit 4");
-    exec(&container, "mkfifo /tmp/go 2>/dev/null; true");
+    let mut init = Running::start(&container, "mkfifo /tmp/go; (setsid sleep 100 &); echo up; read line < /tmp/go");
     init.line();
     let mut beside = Running::start(&container, "echo ready; exec sleep 100");
     beside.line();

@@ -7,12 +7,7 @@ use crate::error::{Errno, SysResult};
 use crate::task::{Credentials, TIMER_SLACK, capability, securebits};
 
 pub(super) const CALLS: &[Entry] = &[
-    Entry::partial(
-        libc::SYS_prctl,
-        "prctl",
-        sys_prctl,
-        "seccomp, speculation, tagged addresses, timing by TSC",
-    ),
+    Entry::partial(libc::SYS_prctl, "prctl", sys_prctl, "speculation, tagged addresses, timing by TSC"),
     Entry::partial(libc::SYS_personality, "personality", sys_personality, "it is kept and has no effect"),
 ];
 
