@@ -29,6 +29,7 @@ pub mod namespaces;
 mod pool;
 mod process;
 mod run;
+pub mod seccomp;
 pub mod signal;
 mod tree;
 mod usage;
@@ -82,6 +83,8 @@ pub struct Task {
     credentials: Mutex<Arc<Credentials>>,
     namespaces: Mutex<Arc<Namespaces>>,
     stale_answers: AtomicBool,
+    filters: Mutex<seccomp::Filters>,
+    filtered: AtomicBool,
     files: Mutex<Arc<FdTable>>,
     fs: Mutex<Arc<FsContext>>,
     space: Mutex<Arc<AddressSpace>>,
@@ -131,6 +134,8 @@ impl Task {
             credentials: Mutex::new(credentials),
             namespaces: Mutex::new(parts.namespaces),
             stale_answers: AtomicBool::new(false),
+            filters: Mutex::default(),
+            filtered: AtomicBool::new(false),
             files: Mutex::new(parts.files),
             fs: Mutex::new(parts.fs),
             space: Mutex::new(parts.space),
@@ -151,6 +156,7 @@ impl Task {
     /// What `fork` and `clone` hand on besides what they are told about.
     fn inherit(&self, from: &Self) {
         *lock(&self.comm) = *lock(&from.comm);
+        self.set_filters(from.filters());
         *lock(&self.scheduling) = *lock(&from.scheduling);
         let affinity = lock(&from.affinity).clone();
         *lock(&self.affinity) = affinity;

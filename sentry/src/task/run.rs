@@ -27,7 +27,7 @@ pub fn run(kernel: &Arc<Kernel>, task: &Arc<Task>, mut thread: Box<dyn Thread>) 
     let serving = Serving::begin(task);
     task.usage.begin();
     attach(task, thread.as_ref());
-    thread.set_answers(&answers(task));
+    set_answers(task, thread.as_mut());
     let (thread, status) = serve(kernel, task, thread);
     *lock(&task.interrupt) = None;
     exit::exit(task, thread, status);
@@ -61,6 +61,16 @@ fn answers(task: &Task) -> [(u64, u64); 6] {
         value(libc::SYS_getgid, who.user_ns.shown_gid(who.gid)),
         value(libc::SYS_getegid, who.user_ns.shown_gid(who.egid)),
     ]
+}
+
+/// Tells the platform which calls it may answer: none of a task whose calls are judged.
+fn set_answers(task: &Task, thread: &mut dyn Thread) {
+    if !task.is_filtered() {
+        thread.set_answers(&answers(task));
+    } else if thread.stop_answering().is_err() {
+        // Calls would pass by the filter.
+        task.exit_group(libc::SIGKILL);
+    }
 }
 
 /// Whether a fault is that of an area which grows down, and now has grown.
@@ -98,7 +108,7 @@ fn serve(kernel: &Arc<Kernel>, task: &Arc<Task>, mut thread: Box<dyn Thread>) ->
                 return (thread, 0);
             }
             if task.take_stale_answers() {
-                thread.set_answers(&answers(task));
+                set_answers(task, thread.as_mut());
             }
         }
         task.usage.enter();
@@ -114,7 +124,7 @@ fn serve(kernel: &Arc<Kernel>, task: &Arc<Task>, mut thread: Box<dyn Thread>) ->
                     speed_up(task, thread.as_mut());
                 }
                 if CHANGES_ANSWERS.contains(&number.cast_signed()) {
-                    thread.set_answers(&answers(task));
+                    set_answers(task, thread.as_mut());
                 }
                 if let Some(status) = finish_call(task, thread.as_mut(), number, result) {
                     return (thread, status);
@@ -138,6 +148,11 @@ pub(super) fn carry_out(
     thread: &mut dyn Thread,
     number: u64,
 ) -> SysResult {
+    if task.is_filtered()
+        && let Some(refused) = super::seccomp::refuse(task, thread.regs(), number)
+    {
+        return Err(refused);
+    }
     let arguments = thread.regs().arguments();
     let entry = usize::try_from(number).ok().and_then(|number| kernel.calls.get(number)).copied().flatten();
     match entry {

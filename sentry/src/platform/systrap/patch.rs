@@ -36,6 +36,12 @@ pub(super) const SITE_SIZE: usize = 7;
 pub(super) struct Patches {
     hits: HashMap<u64, u32>,
     sites: HashMap<u64, ()>,
+    /// Slots in use.
+    slots: u64,
+    /// Those that answer by themselves: where they lie, for which site, which call.
+    answering: Vec<(u64, u64, u32)>,
+    /// Nothing is answered any more.
+    silent: bool,
 }
 
 /// What has to be written to replace a site.
@@ -48,6 +54,9 @@ pub(super) struct Patch {
     pub(super) site_bytes: [u8; SITE_SIZE],
     /// Whether the table is not there yet: then this goes to its beginning.
     pub(super) table_bytes: Option<[u8; 8]>,
+    /// Whether the call is answered without the sentry.
+    pub(super) answers: bool,
+    number: u32,
 }
 
 /// The number in `mov $number, %eax; syscall`.
@@ -72,7 +81,8 @@ impl Patches {
 
     /// Plans the replacement; `None` when the table is full. `answer` is where the context has the call's value, if it has.
     pub(super) fn plan(&self, site: u64, number: u32, answer: Option<usize>) -> Option<Patch> {
-        let index = self.sites.len() as u64 + 1;
+        let answer = answer.filter(|_| !self.silent);
+        let index = self.slots + 1;
         let slot = SLOTS + index * SLOT_SIZE;
         if slot + SLOT_SIZE > SLOTS + SLOTS_SIZE {
             return None;
@@ -98,13 +108,32 @@ impl Patches {
             slot,
             slot_bytes,
             site_bytes: [0xff, 0x24, 0x25, a, b, c, d],
-            table_bytes: self.sites.is_empty().then(|| entry.to_le_bytes()),
+            table_bytes: (self.slots == 0).then(|| entry.to_le_bytes()),
+            answers: answer.is_some(),
+            number,
         })
     }
 
-    /// The site has been replaced.
-    pub(super) fn done(&mut self, site: u64) {
+    /// The site has been replaced as planned.
+    pub(super) fn done(&mut self, site: u64, plan: &Patch) {
         self.sites.insert(site, ());
+        self.slots += 1;
+        if plan.answers {
+            self.answering.push((plan.slot, site, plan.number));
+        }
+    }
+
+    /// Nothing is to be answered any more: the slots that still do, each with one that does not. `None` when the table is full.
+    pub(super) fn silence(&mut self) -> Option<Vec<(u64, Patch)>> {
+        self.silent = true;
+        let mut plans = Vec::new();
+        for (slot, site, number) in self.answering.clone() {
+            let plan = self.plan(site, number, None)?;
+            self.slots += 1;
+            plans.push((slot, plan));
+        }
+        self.answering.clear();
+        Some(plans)
     }
 
     /// Whether code that faults at this address is a replaced site, entered where its `syscall` was.
@@ -132,6 +161,22 @@ mod tests {
     }
 
     #[test]
+    fn what_answers_can_be_silenced() {
+        let mut patches = Patches::default();
+        for (site, answer) in [(0x1000, Some(at::ANSWERS)), (0x2000, None), (0x3000, Some(at::ANSWERS))] {
+            let plan = patches.plan(site, 39, answer).unwrap();
+            assert_eq!(plan.answers, answer.is_some());
+            patches.done(site, &plan);
+        }
+        let plans = patches.silence().unwrap();
+        let moved: Vec<_> = plans.iter().map(|(old, plan)| (*old, plan.slot, plan.answers)).collect();
+        let slot = |n: u64| SLOTS + n * SLOT_SIZE;
+        assert_eq!(moved, [(slot(1), slot(4), false), (slot(3), slot(5), false)]);
+        assert!(patches.silence().unwrap().is_empty());
+        assert!(!patches.plan(0x4000, 39, Some(at::ANSWERS)).unwrap().answers);
+    }
+
+    #[test]
     fn a_site_is_due_ever_more_rarely_and_slots_end() {
         let mut patches = Patches::default();
         let due: Vec<u32> = (1..100).filter(|_| patches.met(0x40_0000)).collect();
@@ -142,7 +187,7 @@ mod tests {
         {
             assert_eq!(patch.table_bytes.is_some(), planned == 0);
             assert!(patch.slot_bytes.len() as u64 <= SLOT_SIZE);
-            patches.done(0x40_0000 + planned);
+            patches.done(0x40_0000 + planned, &patch);
             planned += 16;
         }
         assert_eq!(planned / 16, SLOTS_SIZE / SLOT_SIZE - 1);

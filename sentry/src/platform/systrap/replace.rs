@@ -50,8 +50,31 @@ impl StubThread {
         };
         self.protect(page, length, protection)?;
         if written {
-            self.stub.patches().done(site);
+            self.stub.patches().done(site, &plan);
         }
+        drop(lock);
+        Ok(())
+    }
+
+    /// Lets no call of this address space be answered without the sentry any more. Words of slots change one by one, each at once, so that
+    /// other threads may run through them.
+    pub(super) fn silence(&mut self) -> Result<(), Errno> {
+        let stub = Arc::clone(&self.stub);
+        let lock = stub.replacing();
+        let plans = self.stub.patches().silence().ok_or(Errno::ENOMEM)?;
+        if plans.is_empty() {
+            return Ok(());
+        }
+        self.protect(SLOTS, SLOTS_SIZE, WRITABLE)?;
+        for (slot, plan) in &plans {
+            if self.write(plan.slot, &plan.slot_bytes) != plan.slot_bytes.len() {
+                return Err(Errno::EFAULT);
+            }
+            // All of the table lies below 4 GiB: the upper half of a word stays 0.
+            let low = |address: u64| u32::try_from(address).map_err(|_| Errno::EFAULT);
+            self.swap(*slot, low(slot + 8)?, low(plan.slot + 8)?)?;
+        }
+        self.protect(SLOTS, SLOTS_SIZE, libc::PROT_READ | libc::PROT_EXEC)?;
         drop(lock);
         Ok(())
     }

@@ -437,6 +437,10 @@ impl Thread for StubThread {
         }
     }
 
+    fn stop_answering(&mut self) -> Result<(), Errno> {
+        self.silence()
+    }
+
     fn set_answers(&mut self, answers: &[(u64, u64)]) {
         for (number, value) in answers {
             let known = self.answers.iter().position(|answered| answered == number);
