@@ -2,6 +2,7 @@
 
 mod attempt;
 mod monitor;
+mod platforms;
 
 use std::io::IsTerminal;
 use std::os::fd::{AsFd, OwnedFd};
@@ -11,7 +12,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use kata_cc_sentry::defence::{self, Defence, Side, Strength};
-use kata_cc_sentry::platform::systrap::Systrap;
+use kata_cc_sentry::platform::Kind;
 use kata_cc_sentry::sandbox::{Command, Config, DEFAULT_PATH, Sandbox, SandboxError, open_root};
 use kata_cc_sentry::syscalls;
 
@@ -34,6 +35,8 @@ enum Verb {
     ///
     /// Ends with 0 when it is asked to (DestroySandbox, SIGTERM), 125 when it cannot start, 70 when the sentry is lost.
     Serve(monitor::Serve),
+    /// Say which platforms run here, and why others do not.
+    Platforms(Platforms),
     /// Print the table of system calls as Markdown.
     Syscalls,
     /// Print the table of calls that the sentry itself makes of the host, as Markdown.
@@ -63,6 +66,9 @@ struct Do {
     /// Name of the machine.
     #[arg(long, default_value = "sandbox")]
     hostname: String,
+    /// How guest code runs.
+    #[arg(long, value_enum, default_value_t)]
+    platform: Kind,
     /// Go on where the host refuses a part of the sentry's defence, with a warning.
     #[arg(long)]
     allow_weak: bool,
@@ -75,6 +81,13 @@ struct Do {
     /// The program and its arguments.
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
+}
+
+#[derive(clap::Args)]
+struct Platforms {
+    /// As JSON: a list of name, available, reason.
+    #[arg(long)]
+    json: bool,
 }
 
 fn user(text: &str) -> Result<(u32, u32), String> {
@@ -95,6 +108,10 @@ fn main() -> ExitCode {
     let result = match arguments.command {
         Verb::Do(arguments) => run(arguments),
         Verb::Serve(options) => monitor::run(options),
+        Verb::Platforms(arguments) => {
+            platforms::print(arguments.json);
+            Ok(0)
+        }
         Verb::Syscalls => {
             print!("{}", syscalls::markdown());
             Ok(0)
@@ -129,14 +146,15 @@ fn run(arguments: Do) -> anyhow::Result<u8> {
 /// What the sentry's process does.
 fn serve(arguments: Do, defence: &Defence) -> anyhow::Result<u8> {
     let root = defence.keep_root(open_root(&arguments.rootfs)?)?;
-    let platform =
-        Systrap::new().context("cannot start the systrap platform: the host refuses a stub process")?;
+    let platform = arguments.platform.start().with_context(|| {
+        format!("cannot start the {} platform: the host refuses a stub process", arguments.platform)
+    })?;
     let config = Config {
         writable: !arguments.read_only,
         memory: arguments.memory.map(|mib| mib << 20),
         hostname: arguments.hostname,
     };
-    let sandbox = Sandbox::new(Box::new(platform), root, &config)?;
+    let sandbox = Sandbox::new(platform, root, &config)?;
     let mut environment = arguments.env;
     if environment.is_empty() {
         environment = vec![format!("PATH={DEFAULT_PATH}"), "HOME=/root".to_owned()];
@@ -145,7 +163,7 @@ fn serve(arguments: Do, defence: &Defence) -> anyhow::Result<u8> {
     let command =
         Command { arguments: arguments.command, environment, folder: arguments.cwd, user: arguments.user };
     let streams = streams()?;
-    defence.enter().context("cannot defend the sentry")?;
+    defence.enter(arguments.platform).context("cannot defend the sentry")?;
     if let Some(call) = arguments.try_call {
         attempt::forbidden_call(&call)?;
         return Ok(0);

@@ -195,3 +195,34 @@ fn the_documentation_lists_the_calls_that_are_there() {
         "docs/sentry-syscalls.md is not what `kata-cc-sentry syscalls` prints: write it anew"
     );
 }
+
+/// The same programs where each call stops the stub for its tracer.
+#[test]
+fn programs_run_by_ptrace() {
+    for script in [
+        "echo one | tr a-z A-Z",
+        "for n in 1 2 3; do /bin/true & done; wait; echo done",
+        "trap 'echo caught' USR1; kill -USR1 $$; sh -c 'kill -9 $$'; echo $?",
+        "python3 -c 'import threading; [threading.Thread(target=print, args=(n,)).start() for n in range(3)]' | sort",
+        "vfork_of_sh=$(sh -c 'exec 3</etc/passwd; head -c 4 <&3'); echo $vfork_of_sh",
+    ] {
+        let output = sentry(&["--platform", "ptrace"], &["sh", "-c", script]);
+        let native = Command::new("sh").args(["-c", script]).output().unwrap();
+        assert_eq!(
+            (output.status.code(), String::from_utf8_lossy(&output.stdout)),
+            (native.status.code(), String::from_utf8_lossy(&native.stdout)),
+            "{script}: {output:?}"
+        );
+    }
+}
+
+#[test]
+fn platforms_are_told() {
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_kata-cc-sentry")).args(["platforms", "--json"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    for name in ["systrap", "ptrace"] {
+        let row = format!("{{\"name\":\"{name}\",\"available\":true,\"reason\":null}}");
+        assert!(text.contains(&row), "{text}");
+    }
+}

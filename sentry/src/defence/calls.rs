@@ -6,6 +6,7 @@ use libc::c_long;
 
 use super::rooms::{CONTROL, CPUS, PROCESSES};
 use crate::bpf::Check::{self, Is, Natural, OneOf, Within};
+use crate::platform::Kind;
 use crate::platform::systrap::INTERRUPT;
 use crate::syscalls::names;
 
@@ -15,12 +16,14 @@ pub(super) struct HostCall {
     pub(super) checks: &'static [(u32, Check)],
     /// It is answered with this error and not made.
     pub(super) error: Option<i32>,
+    /// Where only one platform makes it.
+    platform: Option<Kind>,
     arguments: &'static str,
     why: &'static str,
 }
 
 const fn any(number: c_long, why: &'static str) -> HostCall {
-    HostCall { number, checks: &[], error: None, arguments: "", why }
+    HostCall { number, checks: &[], error: None, platform: None, arguments: "", why }
 }
 
 const fn only(
@@ -29,7 +32,7 @@ const fn only(
     arguments: &'static str,
     why: &'static str,
 ) -> HostCall {
-    HostCall { number, checks, error: None, arguments, why }
+    HostCall { number, checks, error: None, platform: None, arguments, why }
 }
 
 const PROTECTION: u32 = (libc::PROT_READ | libc::PROT_WRITE) as u32;
@@ -77,6 +80,20 @@ const MEMORY_FILE: u32 = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | libc::MFD
 const SOCKET: u64 = (libc::SOCK_DGRAM | libc::SOCK_CLOEXEC) as u64;
 
 const READ_ONLY: u64 = (libc::O_RDONLY | libc::O_CLOEXEC) as u64;
+
+/// What a tracer asks of stubs (`include/uapi/linux/ptrace.h`).
+const TRACING: &[u32] = &[
+    libc::PTRACE_SEIZE,
+    libc::PTRACE_INTERRUPT,
+    libc::PTRACE_CONT,
+    libc::PTRACE_SYSEMU,
+    libc::PTRACE_GETREGS,
+    libc::PTRACE_SETREGS,
+    libc::PTRACE_GETREGSET,
+    libc::PTRACE_SETREGSET,
+    libc::PTRACE_GETSIGINFO,
+    libc::PTRACE_DETACH,
+];
 
 /// Those that are made most come first, as the filter looks at one after the other.
 pub(super) const CALLS: &[HostCall] = &[
@@ -163,6 +180,7 @@ pub(super) const CALLS: &[HostCall] = &[
         number: libc::SYS_clone3,
         checks: &[],
         error: Some(libc::ENOSYS),
+        platform: None,
         arguments: "always ENOSYS",
         why: "its flags lie in memory; the C library takes `clone` then",
     },
@@ -208,6 +226,14 @@ pub(super) const CALLS: &[HostCall] = &[
         "descriptor 5, CMSG_CLOEXEC",
         "what the monitor asks, with files and streams of containers",
     ),
+    HostCall {
+        number: libc::SYS_ptrace,
+        checks: &[(0, OneOf(TRACING)), (1, Natural)],
+        error: None,
+        platform: Some(Kind::Ptrace),
+        arguments: "starting, stopping, registers of one process; with `--platform ptrace` only",
+        why: "running guest code",
+    },
     any(libc::SYS_getrandom, "random bytes; seeds of hash tables"),
     any(libc::SYS_clock_gettime, "clocks of threads, and those that the vDSO does not have"),
     any(libc::SYS_sysinfo, "memory and load of the machine"),
@@ -218,10 +244,15 @@ pub(super) const CALLS: &[HostCall] = &[
     any(libc::SYS_restart_syscall, "waiting that a stop of the process interrupted"),
 ];
 
-/// How many calls there are.
+/// Those that the sentry makes with a platform.
+pub(super) fn of(platform: Kind) -> impl Iterator<Item = &'static HostCall> {
+    CALLS.iter().filter(move |call| call.platform.is_none_or(|only| only == platform))
+}
+
+/// How many calls there are with a platform.
 #[must_use]
-pub fn count() -> usize {
-    CALLS.len()
+pub fn count(platform: Kind) -> usize {
+    of(platform).count()
 }
 
 /// The name of a call of the host.

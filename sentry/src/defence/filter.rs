@@ -8,9 +8,10 @@ use libc::{
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 use super::Refused;
-use super::calls::{CALLS, name};
+use super::calls::{self, name};
 use crate::bpf::{ARCH, AUDIT_ARCH_X86_64, NUMBER, jump, load, ret, rule};
 use crate::error::Errno;
+use crate::platform::Kind;
 
 /// Calls that change the machine: nothing of the sentry's runs after them, not even to say so.
 const DEADLY: &[c_long] = &[
@@ -30,7 +31,7 @@ const X32: u32 = 0x4000_0000;
 /// Exit code when a call was not in the table: as shells show SIGSYS.
 const FORBIDDEN: c_int = 128 + libc::SIGSYS;
 
-fn program() -> Vec<sock_filter> {
+fn program(platform: Kind) -> Vec<sock_filter> {
     let mut program = vec![
         load(ARCH),
         jump(BPF_JEQ, AUDIT_ARCH_X86_64, 1, 0),
@@ -39,7 +40,7 @@ fn program() -> Vec<sock_filter> {
         jump(BPF_JGE, X32, 0, 1),
         ret(SECCOMP_RET_KILL_PROCESS),
     ];
-    for call in CALLS {
+    for call in calls::of(platform) {
         let admitted = match call.error {
             Some(errno) => SECCOMP_RET_ERRNO | errno.cast_unsigned(),
             None => SECCOMP_RET_ALLOW,
@@ -87,14 +88,14 @@ fn decimal(mut number: u64, to: &mut [u8; 20]) -> &[u8] {
 }
 
 /// Puts all threads under the filter.
-pub(super) fn install() -> Result<(), Refused> {
+pub(super) fn install(platform: Kind) -> Result<(), Refused> {
     let way_out = "the host's kernel must have CONFIG_SECCOMP_FILTER";
     let refused = |errno| Refused { step: "the filter of host calls", errno, way_out };
     let flags = SaFlags::SA_SIGINFO | SaFlags::SA_ONSTACK;
     let action = SigAction::new(SigHandler::SigAction(forbidden), flags, SigSet::all());
     // SAFETY: the handler makes two calls to the kernel and touches nothing else.
     unsafe { sigaction(Signal::SIGSYS, &action) }.map_err(refused)?;
-    let filter = program();
+    let filter = program(platform);
     let length = u16::try_from(filter.len()).map_err(|_| refused(Errno::E2BIG))?;
     let program = libc::sock_fprog { len: length, filter: filter.as_ptr().cast_mut() };
     let flags = libc::SECCOMP_FILTER_FLAG_TSYNC;
@@ -110,27 +111,40 @@ pub(super) fn install() -> Result<(), Refused> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::calls::{THREAD_FLAGS, count};
+    use super::super::calls::{CALLS, THREAD_FLAGS, count};
     use super::*;
     use crate::bpf::{run, run_on};
 
     fn answer(number: c_long, arguments: [u64; 6]) -> u32 {
-        run(&program(), number, 0x1234, arguments)
+        run(&program(Kind::Systrap), number, 0x1234, arguments)
     }
 
     #[test]
     fn the_list_is_short_and_names_each_once() {
-        assert!(count() <= 60, "{} calls", count());
         let numbers: std::collections::BTreeSet<_> = CALLS.iter().map(|call| call.number).collect();
-        assert_eq!(numbers.len(), count());
+        assert_eq!(numbers.len(), CALLS.len());
         assert!(DEADLY.iter().all(|number| !numbers.contains(number)));
-        assert!(program().len() <= 4096, "BPF_MAXINSNS");
+        for platform in Kind::ALL {
+            assert!(count(platform) <= 60, "{platform}: {} calls", count(platform));
+            assert!(program(platform).len() <= 4096, "BPF_MAXINSNS");
+        }
+    }
+
+    #[test]
+    fn what_one_platform_makes_the_others_may_not() {
+        for (request, admitted) in [(libc::PTRACE_SYSEMU, true), (libc::PTRACE_POKEDATA, false)] {
+            let arguments = [u64::from(request), 7, 0, 0, 0, 0];
+            let expected = if admitted { SECCOMP_RET_ALLOW } else { SECCOMP_RET_TRAP };
+            let answer = run(&program(Kind::Ptrace), libc::SYS_ptrace, 0x1234, arguments);
+            assert_eq!(answer, expected, "{request}");
+        }
+        assert_eq!(answer(libc::SYS_ptrace, [31, 7, 0, 0, 0, 0]), SECCOMP_RET_TRAP);
     }
 
     #[test]
     fn what_is_not_in_the_table_traps() {
         for number in 0..600 {
-            if !CALLS.iter().any(|call| call.number == number) && !DEADLY.contains(&number) {
+            if !calls::of(Kind::Systrap).any(|call| call.number == number) && !DEADLY.contains(&number) {
                 assert_eq!(answer(number, [0; 6]), SECCOMP_RET_TRAP, "{}", name(number));
             }
         }
@@ -139,7 +153,10 @@ mod tests {
         }
         assert_eq!(answer(i64::from(X32) + libc::SYS_read, [0; 6]), SECCOMP_RET_KILL_PROCESS);
         const I386: u32 = 0x4000_0003;
-        assert_eq!(run_on(I386, &program(), libc::SYS_read, 0, [0; 6]), SECCOMP_RET_KILL_PROCESS);
+        assert_eq!(
+            run_on(I386, &program(Kind::Systrap), libc::SYS_read, 0, [0; 6]),
+            SECCOMP_RET_KILL_PROCESS
+        );
     }
 
     #[test]

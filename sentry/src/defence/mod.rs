@@ -25,6 +25,7 @@ pub use inner::SentryProcess;
 pub use privileges::drop_privileges;
 
 use crate::error::Errno;
+use crate::platform::Kind;
 
 /// How much of it has to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -173,7 +174,7 @@ impl Defence {
     ///
     /// # Errors
     /// A step that the host refuses.
-    pub fn enter(&self) -> Result<(), Refused> {
+    pub fn enter(&self, platform: Kind) -> Result<(), Refused> {
         if self.strength == Strength::Off {
             return Ok(());
         }
@@ -183,7 +184,7 @@ impl Defence {
         }
         self.strength.judge(drop_privileges())?;
         self.strength.judge(privileges::hide_memory())?;
-        self.strength.judge(filter::install())?;
+        self.strength.judge(filter::install(platform))?;
         Ok(())
     }
 }

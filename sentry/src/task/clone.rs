@@ -134,6 +134,7 @@ pub fn clone(call: &mut Call<'_>, args: &CloneArgs) -> Result<Pid, SysError> {
         .then(|| Arc::new(Vfork { done: AtomicBool::new(false), waiter: Arc::clone(call.task.waiter()) }));
     lock(&task.vfork).clone_from(&vfork);
     let (kernel, served) = (Arc::clone(call.kernel), Arc::clone(&task));
+    thread.release();
     if let Err(errno) = call.kernel.workers.run(Box::new(move || super::run(&kernel, &served, thread))) {
         let forgotten = call.task.tasks().tree().forget(&task);
         drop(forgotten);
