@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, Weak};
 
-use super::failure::{failed, invalid};
+use super::failure::{failed, failure, invalid};
 use super::passed::Passed;
-use crate::control::message::{ContainerPlan, DevicePlan, Failure, MountKind, MountPlan};
+use crate::container::{Container, ContainerConfig, Space};
+use crate::control::message::{ContainerPlan, DevicePlan, Failure, FailureKind, MountKind, MountPlan};
 use crate::error::Errno;
 use crate::kernel::Kernel;
 use crate::sync::lock;
@@ -47,22 +48,37 @@ impl SharedMemory {
 }
 
 /// A container's tree in the making.
-pub(super) struct Root<'a> {
+struct Root<'a> {
+    container: &'a Container,
     kernel: &'a Arc<Kernel>,
     shared: &'a SharedMemory,
     place: Place,
     caller: Caller,
 }
 
-/// Builds the whole tree.
+/// Makes a container with all that is mounted in it.
 pub(super) fn build(
     kernel: &Arc<Kernel>,
     shared: &SharedMemory,
     plan: &ContainerPlan,
     passed: &mut Passed,
-) -> Result<Place, Failure> {
-    let place = open_root(plan, passed.take(plan.root)?)?;
-    let root = Root { kernel, shared, place, caller: Caller::root() };
+) -> Result<Arc<Container>, Failure> {
+    let config = ContainerConfig {
+        hostname: None,
+        processes: if plan.own_processes { Space::Own } else { Space::Sandbox },
+        names: Space::Sandbox,
+        ipc: Space::Sandbox,
+        network: Space::Sandbox,
+    };
+    let container = Container::new(kernel, open_root(plan, passed)?, &config);
+    let container = container.map_err(|error| failure(FailureKind::Failed, &error.to_string()))?;
+    let root = Root {
+        container: &container,
+        kernel,
+        shared,
+        place: container.root(),
+        caller: Caller::root(),
+    };
     for mount in &plan.mounts {
         root.mount(mount, passed).map_err(|failure| failure.about(&format!("mount {}", mount.at)))?;
     }
@@ -80,7 +96,8 @@ pub(super) fn build(
         let mount = &root.place.mount;
         mount.set_flags(mount.flags() | MountFlags::READ_ONLY);
     }
-    Ok(root.place)
+    drop(root);
+    Ok(container)
 }
 
 /// A tree of the host that is reached by this descriptor.
@@ -88,7 +105,8 @@ fn host_folder(folder: OwnedFd, exclusive: bool) -> Result<HostFs, Errno> {
     HostFs::new(Box::new(LocalTree::new(folder)), exclusive)
 }
 
-fn open_root(plan: &ContainerPlan, folder: OwnedFd) -> Result<Place, Failure> {
+fn open_root(plan: &ContainerPlan, passed: &mut Passed) -> Result<Arc<Dentry>, Failure> {
+    let folder = passed.take(plan.root)?;
     let host = host_folder(folder, true).map_err(|errno| failed("the root", errno))?;
     let tree = match plan.overlay {
         Some(limit) => Overlay::in_memory(vec![host.root()], limit)
@@ -100,7 +118,7 @@ fn open_root(plan: &ContainerPlan, folder: OwnedFd) -> Result<Place, Failure> {
             ));
         }
     };
-    Ok(Mount::namespace(tree).root_place())
+    Ok(tree)
 }
 
 impl Root<'_> {
@@ -113,7 +131,7 @@ impl Root<'_> {
     }
 
     /// A folder of this path, which is made with those above it where it is not there.
-    pub(super) fn folder(&self, path: &str) -> Result<Place, Errno> {
+    fn folder(&self, path: &str) -> Result<Place, Errno> {
         make_folders(&self.caller, &self.place, path)
     }
 
@@ -164,7 +182,9 @@ impl Root<'_> {
                     None => make(),
                 }
             }
-            MountKind::Proc => Proc::tree(self.kernel),
+            MountKind::Proc => {
+                Proc::of_namespace(self.kernel, &self.container.namespaces().pids_for_children)
+            }
             MountKind::Sys => Sysfs::tree(),
             MountKind::Terminals => DevPts::tree(),
             MountKind::Empty => empty(),

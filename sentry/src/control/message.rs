@@ -94,6 +94,8 @@ pub struct ContainerPlan {
     pub settings: Vec<(String, String)>,
     /// Most tasks.
     pub tasks: Option<u64>,
+    /// Whether its processes are numbered by themselves, or with those of the sandbox.
+    pub own_processes: bool,
     /// The first process.
     pub process: ProcessPlan,
 }

@@ -138,6 +138,7 @@ pub(crate) fn container(
         read_only_paths: paths("linux.readonlyPaths", &spec.Linux.get_or_default().ReadonlyPaths)?,
         settings: settings(spec)?,
         tasks: tasks(spec.Linux.get_or_default().Resources.get_or_default()),
+        own_processes: !request.sandbox_pidns,
         process: process(first, around.process, options.umask, streams)?,
     };
     let host = Some(spec.Hostname.clone()).filter(|name| !name.is_empty());

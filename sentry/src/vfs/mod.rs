@@ -46,6 +46,7 @@ pub mod locks;
 mod model;
 pub mod mount;
 pub mod names;
+pub mod nsfs;
 pub mod open;
 pub mod overlay;
 pub mod pidfd;
