@@ -16,6 +16,7 @@
 //! | [`loader`] | programs: ELF, scripts, the first stack |
 //! | [`time`] | clocks and timers |
 //! | [`defence`] | what the sentry gives up before a guest runs: namespaces, capabilities, host calls |
+//! | [`gofer`] | the process that holds the host's files for it |
 //! | [`sandbox`] | a sandbox from outside: root, first process, end |
 //! | [`container`] | containers of a sandbox: namespaces, mounts, processes from outside |
 //! | [`containers`] | several containers in one sandbox, as a monitor asks for them |
@@ -32,6 +33,7 @@ pub mod control;
 pub mod defence;
 pub mod error;
 pub mod events;
+pub mod gofer;
 pub mod ipc;
 pub mod kernel;
 mod launch;

@@ -1,8 +1,6 @@
 //! A sandbox from outside: its root, its first process, its end.
 
-use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -13,8 +11,7 @@ use crate::kernel::Kernel;
 pub use crate::launch::DEFAULT_PATH;
 use crate::platform::Platform;
 use crate::start::{self, Process};
-use crate::task::{self, Task};
-use crate::vfs::host::{HostFs, LocalTree};
+use crate::task::Task;
 use crate::vfs::mount::MountNamespace;
 use crate::vfs::overlay::Overlay;
 use crate::vfs::proc::Proc;
@@ -22,19 +19,19 @@ use crate::vfs::sys::Sysfs;
 use crate::vfs::tmpfs::Tmpfs;
 use crate::vfs::tty::DevPts;
 use crate::vfs::{
-    Caller, Content, Dentry, FileSystem, Mount, MountFlags, Place, Resolve, Tree, Walk, dev, names,
+    Caller, Content, Dentry, FileKind, FileSystem, Mount, MountFlags, Place, Resolve, Tree, Walk, dev, names,
 };
 
 /// Why a sandbox does not start.
 #[derive(Debug, Error)]
 pub enum SandboxError {
-    /// The folder with the root cannot be had.
-    #[error("root {path}: {error}")]
-    Root {
-        /// The folder.
-        path: PathBuf,
-        /// What the host says.
-        error: std::io::Error,
+    /// A place of the sandbox cannot be had.
+    #[error("{}: {errno}", path.escape_ascii())]
+    Place {
+        /// Where it is to be.
+        path: Vec<u8>,
+        /// Why it cannot be.
+        errno: Errno,
     },
     /// Something of the root's tree of mounts.
     #[error("{what}: {errno}")]
@@ -72,13 +69,20 @@ impl SandboxError {
     }
 }
 
+/// What becomes of changes to a sandbox's root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Changes {
+    /// They lie in memory, of at most so many bytes, and are gone with the sandbox.
+    InMemory(Option<u64>),
+    /// The root's own file system has them, where it allows any.
+    Direct,
+}
+
 /// What a sandbox is like.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Whether `/` can be changed. What changes lies in memory and is gone with the sandbox.
-    pub writable: bool,
-    /// Most bytes of such changes.
-    pub memory: Option<u64>,
+    /// What becomes of changes to `/`.
+    pub changes: Changes,
     /// Name of the machine.
     pub hostname: String,
 }
@@ -109,19 +113,22 @@ pub(crate) fn mount_error(what: &'static str) -> impl FnOnce(Errno) -> SandboxEr
 }
 
 impl Sandbox {
-    /// With its mounts and without a process. `root` is the folder of the host that becomes `/` ([`open_root`]).
+    /// With its mounts and without a process. `root` becomes `/`.
     ///
     /// # Errors
     /// See [`SandboxError`].
-    pub fn new(platform: Box<dyn Platform>, root: OwnedFd, config: &Config) -> Result<Self, SandboxError> {
+    pub fn new(
+        platform: Box<dyn Platform>,
+        root: Box<dyn FileSystem>,
+        config: &Config,
+    ) -> Result<Self, SandboxError> {
         let kernel = Kernel::new(platform);
         kernel.set_host_name(config.hostname.as_bytes());
-        let tree = Box::new(LocalTree::new(root));
-        let host = HostFs::new(tree, true).map_err(mount_error("reading the root"))?;
-        let root = if config.writable {
-            Overlay::in_memory(vec![host.root()], config.memory).map_err(mount_error("the root's changes"))?
-        } else {
-            Tree::of(Box::new(host))
+        let root = match config.changes {
+            Changes::InMemory(limit) => {
+                Overlay::in_memory(vec![root.root()], limit).map_err(mount_error("the root's changes"))?
+            }
+            Changes::Direct => Tree::of(root),
         };
         let mounts = MountNamespace::new(root);
         let root = mounts.root_place();
@@ -161,6 +168,31 @@ impl Sandbox {
         &self.kernel
     }
 
+    /// Mounts a file system at a path, which is made where it is not there.
+    ///
+    /// # Errors
+    /// See [`SandboxError`].
+    pub fn mount(&self, path: &[u8], tree: Arc<Dentry>, flags: MountFlags) -> Result<(), SandboxError> {
+        let fail = |errno| SandboxError::Place { path: path.to_vec(), errno };
+        let caller = Caller::root();
+        let folder = tree.is_folder();
+        let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
+        for end in ends.skip(1).chain([path.len()]) {
+            let part = path.get(..end).unwrap_or(path);
+            let content = if folder || end < path.len() { Content::Folder } else { Content::Regular };
+            let mode = if content.kind() == FileKind::Folder { 0o755 } else { 0o644 };
+            let mut walk =
+                Walk::new(&caller, &self.root, &self.root, part, Resolve::default()).map_err(fail)?;
+            match names::create(&caller, &mut walk, content, mode) {
+                Ok(_) | Err(Errno::EEXIST) => {}
+                Err(errno) => return Err(fail(errno)),
+            }
+        }
+        let walk = Walk::new(&caller, &self.root, &self.root, path, Resolve::default());
+        let place = walk.and_then(|mut walk| walk.finish(true)).map_err(fail)?;
+        Mount::add(&place, tree, flags).map(drop).map_err(fail)
+    }
+
     /// Starts a process with these descriptors of the host as 0, 1 and 2.
     ///
     /// # Errors
@@ -169,20 +201,6 @@ impl Sandbox {
         let place = start::Room { kernel: &self.kernel, root: &self.root, namespaces: None, container: 0 };
         place.start(&Process::from(command), streams)
     }
-}
-
-/// Opens the folder of the host that becomes a container's root.
-///
-/// # Errors
-/// It cannot be opened, or is none.
-pub fn open_root(path: &Path) -> Result<OwnedFd, SandboxError> {
-    let fail = |error| SandboxError::Root { path: path.to_owned(), error };
-    let file = File::open(path).map_err(fail)?;
-    let metadata = file.metadata().map_err(fail)?;
-    if !metadata.is_dir() {
-        return Err(fail(std::io::Error::from(std::io::ErrorKind::NotADirectory)));
-    }
-    Ok(file.into())
 }
 
 pub(crate) fn populate_dev(place: &Place) -> Result<(), Errno> {

@@ -132,7 +132,6 @@ pub(crate) fn run(options: Serve) -> anyhow::Result<u8> {
 
 /// What the sentry's process does.
 fn sentry(defence: &Defence, control: OwnedFd, options: &Serve) -> anyhow::Result<u8> {
-    defence.leave_folder()?;
     let platform = options.platform.start().with_context(|| {
         format!("cannot start the {} platform: the host refuses a stub process", options.platform)
     })?;
@@ -173,6 +172,7 @@ async fn monitor(
         strength,
         memory: options.memory.map(|mib| mib << 20),
         destroyed: tokio::sync::Notify::new(),
+        gofers: std::sync::Mutex::default(),
         followed: tokio::sync::Mutex::default(),
     });
     let begun = tokio::time::timeout(STARTS, monitor.name(Some(options.hostname.clone()), None)).await;
@@ -182,6 +182,7 @@ async fn monitor(
     ready.tell();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let (mut hangup, mut resized) = (signal(SignalKind::hangup())?, signal(SignalKind::window_change())?);
+    let mut children = signal(SignalKind::child())?;
     let until = until(options.until.clone(), &monitor);
     tokio::pin!(until);
     let mut sweep = tokio::time::interval(SWEEP);
@@ -193,6 +194,7 @@ async fn monitor(
             // A terminal of the host hung up: who has it hears of it another way.
             _ = hangup.recv() => {}
             _ = resized.recv() => monitor.size_changed().await,
+            _ = children.recv() => monitor.children_ended().await,
             Some(number) = ended.recv() => monitor.leave_terminal(number).await,
             code = &mut until => break End::Container(code),
             reason = link.ended() => {

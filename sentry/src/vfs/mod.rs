@@ -32,6 +32,7 @@ mod context;
 mod dentry;
 pub mod dev;
 pub mod epoll;
+pub mod erofs;
 pub mod eventfd;
 mod fd_table;
 mod file;
