@@ -19,6 +19,8 @@
 //! | [`gofer`] | the process that holds the host's files for it |
 //! | [`sandbox`] | a sandbox from outside: root, first process, end |
 //! | [`container`] | containers of a sandbox: namespaces, mounts, processes from outside |
+//! | [`containers`] | several containers in one sandbox, as a monitor asks for them |
+//! | [`control`] | what the monitor asks and the sentry tells: messages, and the socket between them |
 //! | [`syscalls`] | the table of system calls, a file for each family |
 //!
 //! What blocks where, and which lock is taken before which, stands in the documentation of each room.
@@ -26,12 +28,15 @@
 mod bpf;
 pub mod call;
 pub mod container;
+pub mod containers;
+pub mod control;
 pub mod defence;
 pub mod error;
 pub mod events;
 pub mod gofer;
 pub mod ipc;
 pub mod kernel;
+mod launch;
 pub mod loader;
 pub mod mm;
 pub mod net;
