@@ -193,7 +193,12 @@ fn simulated_tee(config: &NodeConfig) -> Finding {
 fn sentry(config: &NodeConfig) -> Finding {
     const CHECK: &str = "sentry";
     if let Availability::Missing(reason) = config.ability().sentry {
-        return lacking(CHECK, State::Missing, reason, "install kata-cc-sentry, or name it by `sentry` in the node's configuration");
+        return lacking(
+            CHECK,
+            State::Missing,
+            reason,
+            "install kata-cc-sentry, or name it by `sentry` in the node's configuration",
+        );
     }
     let program = config.sentry();
     let mut command = Command::new(&program);
@@ -205,7 +210,10 @@ fn sentry(config: &NodeConfig) -> Finding {
         Ok(output) => {
             let said = String::from_utf8_lossy(&output.stderr);
             let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
-            (format!("{}: {}", output.status, crate::output::printable(last)), "the message names the step that this host forbids, and what to change")
+            (
+                format!("{}: {}", output.status, crate::output::printable(last)),
+                "the message names the step that this host forbids, and what to change",
+            )
         }
         Err(error) => (format!("{}: {error}", program.display()), "install kata-cc-sentry of this release"),
     };
@@ -386,13 +394,21 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("sentry");
         let finding = || sentry(&read(&format!("sentry = {program:?}\n")).unwrap());
-        assert!(finding().state == State::Missing && finding().seen.contains("there is no"), "{:?}", finding());
+        assert!(
+            finding().state == State::Missing && finding().seen.contains("there is no"),
+            "{:?}",
+            finding()
+        );
         let script = |text: &str| {
             std::fs::write(&program, format!("#!/bin/sh\n{text}\n")).unwrap();
             std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
         };
         script("echo one >&2; echo 'a step: EPERM' >&2; exit 125");
-        assert!(finding().state == State::Missing && finding().seen.ends_with("a step: EPERM"), "{:?}", finding());
+        assert!(
+            finding().state == State::Missing && finding().seen.ends_with("a step: EPERM"),
+            "{:?}",
+            finding()
+        );
         script("test \"$1 $2 $3 $4\" = 'do --read-only -- /bin/true'");
         assert_eq!(finding().state, State::Ok, "{:?}", finding());
     }

@@ -34,7 +34,7 @@ pub(crate) fn start(
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .kill_on_drop(true);
-    process::enter(&mut command, netns, doors)?;
+    process::enter(&mut command, netns, doors, true)?;
     let child = spawn_from_lasting_thread(command)?;
     let pid = child.id().unwrap_or_default();
     Ok(Monitor { child, pid, start: process::start_time(pid).unwrap_or_default(), exit_reason })

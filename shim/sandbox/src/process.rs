@@ -15,29 +15,36 @@ pub(crate) enum Netns<'a> {
     Of(&'a Path),
     /// A new and empty one.
     New,
+    /// Ours.
+    Inherited,
 }
 
 /// Make `command` start in a network namespace, in a session of its own, and in the control groups whose
-/// `cgroup.procs` are `doors`: before it has taken any memory, which stays charged to where it was taken (cgroups(7)). It is killed when the thread that
-/// started it ends (prctl(2), `PR_SET_PDEATHSIG`).
+/// `cgroup.procs` are `doors`: before it has taken any memory, which stays charged to where it was taken (cgroups(7)). With `bound` it is killed when the
+/// thread that started it ends (prctl(2), `PR_SET_PDEATHSIG`).
 pub(crate) fn enter(
     command: &mut Command,
     netns: Netns<'_>,
     doors: Vec<std::fs::File>,
+    bound: bool,
 ) -> std::io::Result<()> {
     let fd: Option<OwnedFd> = match netns {
         Netns::Of(path) => Some(std::fs::File::open(path)?.into()),
-        Netns::New => None,
+        Netns::New | Netns::Inherited => None,
     };
+    let new = matches!(netns, Netns::New);
     let hook = move || {
         for door in &doors {
             nix::unistd::write(door, b"0")?;
         }
         match &fd {
             Some(fd) => nix::sched::setns(fd, nix::sched::CloneFlags::CLONE_NEWNET)?,
-            None => nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?,
+            None if new => nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?,
+            None => {}
         }
-        nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
+        if bound {
+            nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
+        }
         // A signal for the terminal's group is not for the monitor.
         nix::unistd::setsid().map(drop).map_err(std::io::Error::from)
     };
