@@ -17,17 +17,22 @@
 //! | [`time`] | clocks and timers |
 //! | [`defence`] | what the sentry gives up before a guest runs: namespaces, capabilities, host calls |
 //! | [`sandbox`] | a sandbox from outside: root, first process, end |
+//! | [`containers`] | several containers in one sandbox, as a monitor asks for them |
+//! | [`control`] | what the monitor asks and the sentry tells: messages, and the socket between them |
 //! | [`syscalls`] | the table of system calls, a file for each family |
 //!
 //! What blocks where, and which lock is taken before which, stands in the documentation of each room.
 
 mod bpf;
 pub mod call;
+pub mod containers;
+pub mod control;
 pub mod defence;
 pub mod error;
 pub mod events;
 pub mod ipc;
 pub mod kernel;
+mod launch;
 pub mod loader;
 pub mod mm;
 pub mod net;

@@ -1,6 +1,7 @@
 //! `kata-cc-sentry`: runs programs on the user-space kernel.
 
 mod attempt;
+mod monitor;
 
 use std::io::IsTerminal;
 use std::os::fd::{AsFd, OwnedFd};
@@ -29,6 +30,10 @@ enum Verb {
     /// Exits as the program does; 128 and the number of the signal that ended it; 127 when there is no such program, 126 when it cannot be
     /// run, 125 when the sandbox cannot be started.
     Do(Do),
+    /// Be a sandbox whose containers are made and driven by the agent API.
+    ///
+    /// Ends with 0 when it is asked to (DestroySandbox, SIGTERM), 125 when it cannot start, 70 when the sentry is lost.
+    Serve(monitor::Serve),
     /// Print the table of system calls as Markdown.
     Syscalls,
     /// Print the table of calls that the sentry itself makes of the host, as Markdown.
@@ -89,6 +94,7 @@ fn main() -> ExitCode {
         .init();
     let result = match arguments.command {
         Verb::Do(arguments) => run(arguments),
+        Verb::Serve(options) => monitor::run(options),
         Verb::Syscalls => {
             print!("{}", syscalls::markdown());
             Ok(0)

@@ -9,10 +9,9 @@ use thiserror::Error;
 
 use crate::error::Errno;
 use crate::kernel::Kernel;
-use crate::loader::{self, Identity, Opener, Program, Strings};
-use crate::mm::{self, AddressSpace};
+pub use crate::launch::DEFAULT_PATH;
+use crate::launch::{self, Launch, Loaded};
 use crate::platform::Platform;
-use crate::syscalls::run_place;
 use crate::task::{self, Credentials, Limits, NewProcess, Resource, Task};
 use crate::vfs::host::{HostFs, LocalTree};
 use crate::vfs::host_io::HostIo;
@@ -161,90 +160,27 @@ impl Sandbox {
             let file = HostIo::open(stream, flags).map_err(mount_error("a stream"))?;
             files.insert(file, false).map_err(mount_error("a stream"))?;
         }
-        let process = self
-            .load(command, &caller, &fs)
-            .map_err(|(program, errno)| SandboxError::Program { program, errno })?;
-        let (space, thread, name) = process;
         let limits = Limits::default();
+        let launch = Launch { kernel: &self.kernel, credentials: &credentials, fs: &fs, limits: &limits };
+        let loaded = launch.load(&command.arguments, &command.environment).map_err(|errno| {
+            let program = command.arguments.first().cloned().unwrap_or_default();
+            SandboxError::Program { program, errno }
+        })?;
+        let Loaded { space, thread, credentials, name } = loaded;
         let new = NewProcess { credentials, limits, files, fs: Arc::new(fs), space: Arc::new(space) };
         let task = self.kernel.new_process(new).map_err(SandboxError::Process)?;
         task.set_comm(&name);
         if let Some(input) = input {
             adopt(&input, &task);
         }
-        let (kernel, served) = (Arc::clone(&self.kernel), Arc::clone(&task));
-        self.kernel
-            .workers
-            .run(Box::new(move || task::run(&kernel, &served, thread)))
-            .map_err(SandboxError::Process)?;
+        launch::run(&self.kernel, &task, thread).map_err(SandboxError::Process)?;
         Ok(task)
     }
 
     fn walk(&self, caller: &Caller, start: &Place, path: &[u8]) -> Result<Place, Errno> {
         Walk::new(caller, &self.root, start, path, Resolve::default())?.finish(true)
     }
-
-    /// Puts the program into an address space of its own.
-    fn load(&self, command: &Command, caller: &Caller, fs: &FsContext) -> Result<Loaded, (String, Errno)> {
-        let name = command.arguments.first().cloned().unwrap_or_default();
-        let fail = |errno| (name.clone(), errno);
-        let opener = FromOutside { sandbox: self, caller, fs };
-        let (path, program) = opener.find(command, &name).map_err(fail)?;
-        let bytes = |texts: &[String]| texts.iter().map(|text| text.clone().into_bytes()).collect();
-        let strings =
-            Strings { arguments: bytes(&command.arguments), environment: bytes(&command.environment) };
-        let limits = mm::Limits::default();
-        let prepared =
-            loader::prepare(&opener, program, path.as_bytes(), true, strings, limits.stack).map_err(fail)?;
-        let platform = &self.kernel.platform;
-        let mut thread = platform.new_address_space().map_err(fail)?;
-        let futexes = Arc::clone(&self.kernel.futexes);
-        let space = AddressSpace::new(platform.guest_range(), limits.stack, Some(thread.remote()), futexes);
-        let (uid, gid) = command.user;
-        let identity = Identity { uid, euid: uid, gid, egid: gid, secure: false, vdso: platform.vdso() };
-        prepared.load(&space, thread.as_mut(), &limits, &identity).map_err(fail)?;
-        let base = path.rsplit('/').next().unwrap_or(&path).as_bytes().to_vec();
-        Ok((space, thread, base))
-    }
 }
-
-type Loaded = (AddressSpace, Box<dyn crate::platform::Thread>, Vec<u8>);
-
-/// Opens programs for the first process.
-struct FromOutside<'a> {
-    sandbox: &'a Sandbox,
-    caller: &'a Caller,
-    fs: &'a FsContext,
-}
-
-impl Opener for FromOutside<'_> {
-    fn open_program(&self, path: &[u8]) -> Result<Arc<dyn Program>, Errno> {
-        run_place(self.caller, self.sandbox.walk(self.caller, &self.fs.cwd(), path)?)
-    }
-}
-
-impl FromOutside<'_> {
-    /// The program and its path, along `PATH` as a shell does it: what is found and may not be run counts last.
-    fn find(&self, command: &Command, name: &str) -> Result<(String, Arc<dyn Program>), Errno> {
-        if name.contains('/') {
-            return Ok((name.to_owned(), self.open_program(name.as_bytes())?));
-        }
-        let path = command.environment.iter().find_map(|entry| entry.strip_prefix("PATH="));
-        let mut worst = Errno::ENOENT;
-        for folder in path.unwrap_or(DEFAULT_PATH).split(':') {
-            let path = format!("{folder}/{name}");
-            match self.open_program(path.as_bytes()) {
-                Ok(program) => return Ok((path, program)),
-                Err(Errno::EACCES) => worst = Errno::EACCES,
-                Err(_) => {}
-            }
-        }
-        Err(worst)
-    }
-}
-
-/// Where programs are looked for when nobody says where.
-pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Opens the folder of the host that becomes a container's root.
 ///

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use libc::c_long;
 
-use super::rooms::{CPUS, PROCESSES};
+use super::rooms::{CONTROL, CPUS, PROCESSES};
 use crate::bpf::Check::{self, Is, Natural, OneOf, Within};
 use crate::platform::systrap::INTERRUPT;
 use crate::syscalls::names;
@@ -201,6 +201,12 @@ pub(super) const CALLS: &[HostCall] = &[
         &[(2, Is((libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) as u64))],
         "DONTWAIT, NOSIGNAL",
         "files that a stub maps",
+    ),
+    only(
+        libc::SYS_recvmsg,
+        &[(0, Is(CONTROL as u64)), (2, Is(libc::MSG_CMSG_CLOEXEC as u64))],
+        "descriptor 5, CMSG_CLOEXEC",
+        "what the monitor asks, with files and streams of containers",
     ),
     any(libc::SYS_getrandom, "random bytes; seeds of hash tables"),
     any(libc::SYS_clock_gettime, "clocks of threads, and those that the vDSO does not have"),

@@ -1,7 +1,8 @@
 //! What the sentry gives up before a guest runs, so that who takes it over from inside has little in hand.
 //!
 //! 1. [`Defence::begin`]: the command forks a process that is the sentry proper, in namespaces of its own ([`namespaces`], [`inner`]). It is
-//!    number 1 of its namespace of processes: the host ends every stub with it, and it ends with the command that waits for it.
+//!    number 1 of its namespace of processes: the host ends every stub with it, and it ends with the command that waits for it. With
+//!    [`Defence::begin_served`] that command stays in the host's namespaces as the *monitor*, and a socket leads from one to the other.
 //! 2. The first stub is made by a thread without capabilities ([`drop_privileges`]), and is not under the sentry's filter but under its own.
 //! 3. [`Defence::enter`]: the root becomes empty ([`rooms`]), capabilities go ([`privileges`]), and all threads come under a filter
 //!    ([`filter`]) that knows the calls of a table ([`calls`]).
@@ -15,11 +16,12 @@ mod namespaces;
 mod privileges;
 mod rooms;
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use thiserror::Error;
 
 pub use calls::{count, markdown};
+pub use inner::SentryProcess;
 pub use privileges::drop_privileges;
 
 use crate::error::Errno;
@@ -64,6 +66,15 @@ pub enum Side {
     Sentry(Defence),
 }
 
+/// Who goes on after [`Defence::begin_served`].
+#[derive(Debug)]
+pub enum Served {
+    /// The process that opens files and answers clients, with its end of the socket.
+    Monitor(SentryProcess, OwnedFd),
+    /// The sentry, with its end.
+    Sentry(Defence, OwnedFd),
+}
+
 impl Strength {
     /// Whether to go on after a step.
     fn judge(self, step: Result<(), Refused>) -> Result<bool, Refused> {
@@ -78,6 +89,14 @@ impl Strength {
     }
 }
 
+/// The tree of mounts at a folder as one of its own, which can only be read: what the monitor gives to the sentry.
+///
+/// # Errors
+/// The host refuses it.
+pub fn read_only_tree(folder: &OwnedFd) -> Result<OwnedFd, Refused> {
+    rooms::detach(folder)
+}
+
 impl Defence {
     /// Goes on in a process of its own. The caller has one thread and has opened nothing that it needs later.
     ///
@@ -88,19 +107,49 @@ impl Defence {
             tracing::warn!("the defence is off: whoever breaks out of a guest has what this process has");
             return Ok(Side::Sentry(Self { strength, own_mounts: false }));
         }
-        let own_mounts = namespaces::leave(strength)?;
-        inner::fork(Self { strength, own_mounts })
+        namespaces::leave_processes(strength)?;
+        inner::fork(strength)
     }
 
-    /// The part that the new process does first.
-    fn settle(&self) -> Result<(), Refused> {
+    /// Goes on in two processes, the second of which is the sentry. The caller has one thread and has opened nothing that it needs later in
+    /// the second.
+    ///
+    /// # Errors
+    /// A step that the host refuses.
+    pub fn begin_served(strength: Strength) -> Result<Served, Refused> {
+        if strength == Strength::Off {
+            tracing::warn!("the defence is off: whoever breaks out of a guest has what this process has");
+        } else if namespaces::leave_processes(strength)? {
+            strength.judge(namespaces::follow_mounts())?;
+        }
+        inner::fork_served(strength)
+    }
+
+    /// The part that the new process does first. `control`: a descriptor that it keeps, under the number that it has then.
+    fn settle(strength: Strength, control: Option<OwnedFd>) -> Result<(Self, Option<OwnedFd>), Refused> {
         privileges::plain_panics();
-        self.strength.judge(privileges::close_inherited())?;
-        if self.own_mounts {
-            self.strength.judge(rooms::make_private())?;
+        if strength == Strength::Off {
+            return Ok((Self { strength, own_mounts: false }, control));
+        }
+        let own_mounts = namespaces::leave(strength)?;
+        let control = control.map(|control| rooms::renumber(control, rooms::CONTROL)).transpose()?;
+        strength.judge(privileges::close_inherited(control.as_ref().map(AsRawFd::as_raw_fd)))?;
+        if own_mounts {
+            strength.judge(rooms::make_private())?;
         }
         crate::outside::hold(rooms::processes()?, rooms::cpus()?);
-        self.strength.judge(privileges::limit())?;
+        strength.judge(privileges::limit())?;
+        Ok((Self { strength, own_mounts }, control))
+    }
+
+    /// Leaves the working folder that it was started in: a stub would keep it when the root becomes empty. No stub was made before.
+    ///
+    /// # Errors
+    /// A step that the host refuses.
+    pub fn leave_folder(&self) -> Result<(), Refused> {
+        if self.own_mounts {
+            self.strength.judge(rooms::leave_folder())?;
+        }
         Ok(())
     }
 
@@ -113,8 +162,7 @@ impl Defence {
         if !self.own_mounts {
             return Ok(root);
         }
-        // Stubs are made after this; a working folder that is not the root would stay theirs when the root becomes empty.
-        self.strength.judge(rooms::leave_folder())?;
+        self.leave_folder()?;
         match rooms::detach(&root) {
             Ok(own) => Ok(own),
             Err(refused) => self.strength.judge(Err(refused)).map(|_| root),

@@ -1,5 +1,7 @@
 //! Capabilities, descriptors and limits of the sentry's process.
 
+use std::os::fd::RawFd;
+
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::Refused;
@@ -33,6 +35,15 @@ fn prctl(step: &'static str, option: i32, arguments: [u64; 2]) -> Result<(), Ref
 /// # Errors
 /// A step that the host refuses.
 pub fn drop_privileges() -> Result<(), Refused> {
+    keep_capabilities(&[])
+}
+
+/// `CAP_DAC_OVERRIDE`, `CAP_DAC_READ_SEARCH`, `CAP_SYS_ADMIN` (`include/uapi/linux/capability.h`): to find files of containers whoever
+/// owns them, and to copy trees of mounts.
+pub(super) const OF_MONITOR: [u32; 3] = [1, 2, 21];
+
+/// As [`drop_privileges`], but these stay in force where they are.
+pub(super) fn keep_capabilities(kept: &[u32]) -> Result<(), Refused> {
     for capability in 0..CAPABILITIES {
         // Those that the host does not know, or that this thread may not take out: without any in its sets, and without new ones by a
         // program, it has none either way.
@@ -41,17 +52,30 @@ pub fn drop_privileges() -> Result<(), Refused> {
     let clear = libc::PR_CAP_AMBIENT_CLEAR_ALL as u64;
     prctl("ambient capabilities", libc::PR_CAP_AMBIENT, [clear, 0])?;
     let header = Header { version: VERSION, pid: 0 };
-    let none = [0_u32; 6];
-    // SAFETY: both structures are as the version says, and live during the call.
-    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) };
+    // Effective, permitted, inheritable; then the upper halves.
+    let mut sets = [0_u32; 6];
+    if !kept.is_empty() {
+        // SAFETY: both structures are as the version says, and live during the call.
+        let result = unsafe { libc::syscall(libc::SYS_capget, &raw const header, sets.as_mut_ptr()) };
+        check("capabilities", result)?;
+        let mask = kept.iter().filter(|number| **number < 32).fold(0, |mask, number| mask | 1 << number);
+        sets = [sets[1] & mask, sets[1] & mask, 0, 0, 0, 0];
+    }
+    // SAFETY: as above.
+    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, sets.as_ptr()) };
     check("no capabilities", result)?;
     prctl("no new privileges", libc::PR_SET_NO_NEW_PRIVS, [1, 0])
 }
 
-/// Closes all descriptors but the standard streams: at its start a program has none of its own.
-pub(super) fn close_inherited() -> Result<(), Refused> {
-    // SAFETY: nothing in this process holds a descriptor above 2 yet.
-    check("no inherited descriptors", unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) })
+/// Closes all descriptors but the standard streams and `kept`: at its start a program has no others.
+pub(super) fn close_inherited(kept: Option<RawFd>) -> Result<(), Refused> {
+    let close = |first: RawFd, last: RawFd| {
+        // SAFETY: nothing in this process holds a descriptor of these numbers.
+        check("no inherited descriptors", unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) })
+    };
+    let Some(kept) = kept else { return close(3, RawFd::MAX) };
+    close(3, kept - 1)?;
+    close(kept + 1, RawFd::MAX)
 }
 
 /// No dump of memory is written when it ends, and it may hold as many files as it is allowed to ask for.

@@ -12,10 +12,11 @@ use nix::unistd::{chdir, pivot_root};
 use super::Refused;
 use crate::error::Errno;
 
-/// The numbers of the descriptors under which processes and CPUs are found. They are the first that the sentry opens, and the filter relies
-/// on them.
+/// The numbers of the descriptors under which processes and CPUs are found, and of the socket that leads to the monitor. They are the first
+/// that the sentry has, and the filter relies on them.
 pub(super) const PROCESSES: RawFd = 3;
 pub(super) const CPUS: RawFd = 4;
+pub(super) const CONTROL: RawFd = 5;
 
 const WAY_OUT: &str = "is it confined by a container or AppArmor? give --allow-weak to go on without";
 
@@ -27,6 +28,12 @@ fn refused(step: &'static str) -> impl Fn(Errno) -> Refused {
 pub(super) fn make_private() -> Result<(), Refused> {
     let none: Option<&CStr> = None;
     mount(none, c"/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).map_err(refused("private mounts"))
+}
+
+/// What is mounted from now on is seen by nobody else; what the host mounts appears here.
+pub(super) fn follow_host() -> Result<(), Refused> {
+    let none: Option<&CStr> = None;
+    mount(none, c"/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none).map_err(refused("mounts that follow"))
 }
 
 /// A `proc` of its own processes, without anything else that a `proc` has; where the host has none for it, an empty file in its place.
@@ -48,10 +55,15 @@ fn put(tree: Result<OwnedFd, Errno>, number: RawFd) -> Result<OwnedFd, Refused> 
             memfd_create(c"nothing", MFdFlags::MFD_CLOEXEC).map_err(refused("a file in memory"))?
         }
     };
+    renumber(fd, number)
+}
+
+/// Gives a descriptor a number that nobody in this process has: everything was closed before, and what was opened since has others.
+pub(super) fn renumber(fd: OwnedFd, number: RawFd) -> Result<OwnedFd, Refused> {
     if fd.as_raw_fd() == number {
         return Ok(fd);
     }
-    // SAFETY: the number is nobody's: everything was closed before, and what was opened since has other numbers.
+    // SAFETY: the number is nobody's, as the caller sees to.
     let copy = unsafe { libc::dup3(fd.as_raw_fd(), number, libc::O_CLOEXEC) };
     Errno::result(copy).map_err(refused("a descriptor"))?;
     // SAFETY: it was made here.

@@ -17,6 +17,7 @@
 //! The timer thread's own lock is a leaf: it fires with no lock held.
 
 mod clone;
+mod control_group;
 mod cpu_limit;
 mod credentials;
 mod current;
@@ -40,6 +41,7 @@ pub(crate) use crate::sync::lock;
 use std::time::Duration;
 
 pub use clone::{CloneArgs, clone, unshare};
+pub use control_group::ControlGroup;
 pub(crate) use cpu_limit::watch_cpu_limit;
 pub use credentials::{Capabilities, Credentials, capability, securebits};
 pub use current::{Serving, current};
@@ -92,6 +94,7 @@ pub struct Task {
     no_huge_pages: AtomicBool,
     exit_status: AtomicI32,
     usage: Usage,
+    control_group: Mutex<Arc<ControlGroup>>,
 }
 
 /// Default slack of a timer, in nanoseconds.
@@ -138,6 +141,7 @@ impl Task {
             no_huge_pages: AtomicBool::new(false),
             exit_status: AtomicI32::new(0),
             usage: Usage::default(),
+            control_group: Mutex::default(),
         }
     }
 
@@ -145,6 +149,7 @@ impl Task {
     fn inherit(&self, from: &Self) {
         *lock(&self.comm) = *lock(&from.comm);
         *lock(&self.scheduling) = *lock(&from.scheduling);
+        self.set_control_group(from.control_group());
         let affinity = lock(&from.affinity).clone();
         *lock(&self.affinity) = affinity;
         self.timer_slack.store(from.timer_slack(), Ordering::Relaxed);
@@ -194,10 +199,27 @@ impl Task {
     fn poke(&self) {
         self.attention.store(true, Ordering::SeqCst);
         self.waiter.set();
+        self.interrupt();
+    }
+
+    /// Brings it out of guest code.
+    fn interrupt(&self) {
         let interrupt = lock(&self.interrupt).clone();
         if let Some(interrupt) = interrupt {
             interrupt.interrupt();
         }
+    }
+
+    /// What it has in common with the other tasks of its container.
+    #[must_use]
+    pub fn control_group(&self) -> Arc<ControlGroup> {
+        Arc::clone(&lock(&self.control_group))
+    }
+
+    /// Puts it into one. It was not run yet.
+    pub fn set_control_group(&self, group: Arc<ControlGroup>) {
+        let before = std::mem::replace(&mut *lock(&self.control_group), group);
+        drop(before);
     }
 
     /// Who it is. A change puts another one in place.

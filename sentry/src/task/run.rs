@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::signal::{Flow, SignalInfo, deliver, force_fault};
-use super::{Resource, Serving, Task, exit, lock};
+use super::{ControlGroup, Resource, Serving, Task, exit, lock};
 use crate::call::Call;
 use crate::error::{Errno, Restart, SysError, SysResult};
 use crate::kernel::Kernel;
@@ -89,9 +89,29 @@ fn attach(task: &Task, thread: &dyn Thread) {
     *lock(&task.interrupt) = Some(thread.interrupt());
 }
 
+/// Waits while its container is frozen. What there is to deliver is delivered before, and guest code runs after.
+fn stand_still(task: &Arc<Task>, thread: &mut dyn Thread, group: &ControlGroup) -> Flow {
+    loop {
+        if task.signal_pending() && deliver(task, thread, None) == Flow::Exit {
+            return Flow::Exit;
+        }
+        task.waiter().clear();
+        if !group.frozen() {
+            return Flow::GoOn;
+        }
+        if !task.signal_pending() {
+            task.waiter().wait(None);
+        }
+    }
+}
+
 fn serve(kernel: &Arc<Kernel>, task: &Arc<Task>, mut thread: Box<dyn Thread>) -> (Box<dyn Thread>, i32) {
+    let group = task.control_group();
     loop {
         if task.signal_pending() && deliver(task, thread.as_mut(), None) == Flow::Exit {
+            return (thread, 0);
+        }
+        if group.frozen() && stand_still(task, thread.as_mut(), &group) == Flow::Exit {
             return (thread, 0);
         }
         task.usage.enter();

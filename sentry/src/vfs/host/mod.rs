@@ -1,5 +1,6 @@
 //! A read-only view of a folder of the host: the container's root as its image has it.
 
+mod single;
 mod tree;
 
 use std::ffi::CString;
@@ -12,6 +13,7 @@ use nix::sys::stat::{FileStat, fstat};
 use nix::sys::uio::pread;
 use nix::unistd::{Whence, lseek};
 
+pub use single::SingleFile;
 pub use tree::{HostTree, LocalTree};
 
 use super::locks::FileLocks;
@@ -98,13 +100,13 @@ struct Node {
     locks: FileLocks,
 }
 
-fn attributes(shared: &Shared, status: &FileStat) -> Result<Attributes, Errno> {
+fn attributes(device: u64, status: &FileStat) -> Result<Attributes, Errno> {
     let stamp = |seconds: i64, nanoseconds: i64| Timestamp {
         seconds,
         nanoseconds: u32::try_from(nanoseconds).unwrap_or(0),
     };
     Ok(Attributes {
-        device: shared.device,
+        device,
         inode: status.st_ino,
         kind: FileKind::from_mode(status.st_mode).ok_or(Errno::EIO)?,
         mode: status.st_mode & 0o7777,
@@ -128,7 +130,7 @@ impl Node {
         fd: OwnedFd,
         found: Option<(Arc<OwnedFd>, CString)>,
     ) -> Result<Arc<Self>, Errno> {
-        let first = attributes(shared, &fstat(&fd)?)?;
+        let first = attributes(shared.device, &fstat(&fd)?)?;
         Ok(Arc::new(Self {
             shared: Arc::clone(shared),
             fd: Arc::new(fd),
@@ -159,7 +161,7 @@ impl Inode for Node {
     }
 
     fn attributes(&self) -> Result<Attributes, Errno> {
-        if self.shared.exclusive { Ok(self.first) } else { attributes(&self.shared, &fstat(&self.fd)?) }
+        if self.shared.exclusive { Ok(self.first) } else { attributes(self.shared.device, &fstat(&self.fd)?) }
     }
 
     fn lookup(&self, name: &[u8]) -> Result<Arc<dyn Inode>, Errno> {
