@@ -79,6 +79,9 @@ pub fn start(plan: &Plan<'_>) -> Result<Child, OciError> {
     let mut command = Command::new(&program);
     command.args(["serve", "--agent-socket", AGENT_SOCKET, "--streams-socket", STREAMS_SOCKET]);
     command.args(["--id", plan.container, "--until", plan.container]);
+    // Engines look at the process itself. What a terminal's program said last is still on its way.
+    let terminal = plan.spec["process"]["terminal"] == true;
+    command.args(["--linger", if terminal { "100" } else { "0" }]);
     command.arg("--ready-fd").arg(entry.kept().to_string());
     if plan.weak {
         command.arg("--allow-weak");

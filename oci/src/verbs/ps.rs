@@ -45,7 +45,10 @@ pub(super) fn processes(agent: &mut Agent, container: &str) -> Result<Vec<Value>
 fn row(process: &Value) -> [String; 6] {
     let number = |name: &str| process[name].as_u64().unwrap_or_default();
     let words = process["args"].as_array().into_iter().flatten().filter_map(Value::as_str);
-    let line = words.collect::<Vec<_>>().join(" ");
+    let mut line = words.collect::<Vec<_>>().join(" ");
+    if line.is_empty() {
+        line = format!("[{}]", process["name"].as_str().unwrap_or("?"));
+    }
     // What a program calls itself must not move the user's cursor.
     let line: String = line.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
     let seconds = number("cpu_ns") / 1_000_000_000;
@@ -63,6 +66,6 @@ mod tests {
     fn a_row_shows_a_process() {
         let process = json!({"pid": 2, "ppid": 1, "uid": 0, "args": ["sh", "-c", "\u{1b}x"], "cpu_ns": 61_000_000_000u64, "state": "S"});
         assert_eq!(row(&process), ["0", "2", "1", "S", "00:01:01", "sh -c ?x"]);
-        assert_eq!(row(&json!({}))[5], "");
+        assert_eq!(row(&json!({"name": "x"}))[5], "[x]");
     }
 }
