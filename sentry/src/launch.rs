@@ -59,6 +59,7 @@ impl Launch<'_> {
             vdso: platform.vdso(),
         };
         prepared.load(&space, thread.as_mut(), &limits, &identity)?;
+        thread.release();
         let name = path.rsplit('/').next().unwrap_or(&path).as_bytes().to_vec();
         Ok(Loaded { space, thread, credentials, name })
     }

@@ -16,7 +16,9 @@
 //! | [`loader`] | programs: ELF, scripts, the first stack |
 //! | [`time`] | clocks and timers |
 //! | [`defence`] | what the sentry gives up before a guest runs: namespaces, capabilities, host calls |
+//! | [`gofer`] | the process that holds the host's files for it |
 //! | [`sandbox`] | a sandbox from outside: root, first process, end |
+//! | [`container`] | containers of a sandbox: namespaces, mounts, processes from outside |
 //! | [`containers`] | several containers in one sandbox, as a monitor asks for them |
 //! | [`control`] | what the monitor asks and the sentry tells: messages, and the socket between them |
 //! | [`syscalls`] | the table of system calls, a file for each family |
@@ -25,11 +27,13 @@
 
 mod bpf;
 pub mod call;
+pub mod container;
 pub mod containers;
 pub mod control;
 pub mod defence;
 pub mod error;
 pub mod events;
+pub mod gofer;
 pub mod ipc;
 pub mod kernel;
 mod launch;
@@ -40,6 +44,7 @@ mod outside;
 pub mod platform;
 mod random;
 pub mod sandbox;
+pub(crate) mod start;
 mod sync;
 pub mod syscalls;
 pub mod task;

@@ -1,40 +1,37 @@
 //! A sandbox from outside: its root, its first process, its end.
 
-use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use thiserror::Error;
 
+use crate::container::{Container, ContainerConfig};
 use crate::error::Errno;
 use crate::kernel::Kernel;
 pub use crate::launch::DEFAULT_PATH;
-use crate::launch::{self, Launch, Loaded};
 use crate::platform::Platform;
-use crate::task::{self, Credentials, Limits, NewProcess, Resource, Task};
-use crate::vfs::host::{HostFs, LocalTree};
-use crate::vfs::host_io::HostIo;
+use crate::start::{self, Process};
+use crate::task::Task;
+use crate::vfs::mount::MountNamespace;
 use crate::vfs::overlay::Overlay;
 use crate::vfs::proc::Proc;
 use crate::vfs::sys::Sysfs;
 use crate::vfs::tmpfs::Tmpfs;
-use crate::vfs::tty::{DevPts, adopt};
+use crate::vfs::tty::DevPts;
 use crate::vfs::{
-    Caller, Content, Dentry, FdTable, FileSystem, Flags, FsContext, Mount, MountFlags, Place, Resolve, Tree,
-    Walk, dev, names,
+    Caller, Content, Dentry, FileKind, FileSystem, Mount, MountFlags, Place, Resolve, Tree, Walk, dev, names,
 };
 
 /// Why a sandbox does not start.
 #[derive(Debug, Error)]
 pub enum SandboxError {
-    /// The folder with the root cannot be had.
-    #[error("root {path}: {error}")]
-    Root {
-        /// The folder.
-        path: PathBuf,
-        /// What the host says.
-        error: std::io::Error,
+    /// A place of the sandbox cannot be had.
+    #[error("{}: {errno}", path.escape_ascii())]
+    Place {
+        /// Where it is to be.
+        path: Vec<u8>,
+        /// Why it cannot be.
+        errno: Errno,
     },
     /// Something of the root's tree of mounts.
     #[error("{what}: {errno}")]
@@ -52,6 +49,9 @@ pub enum SandboxError {
         /// Why.
         errno: Errno,
     },
+    /// A container's namespaces cannot be made.
+    #[error("namespaces of a container: {0}")]
+    Namespace(Errno),
     /// The platform gives no address space, or the host no thread.
     #[error("cannot start a process: {0}")]
     Process(Errno),
@@ -69,13 +69,20 @@ impl SandboxError {
     }
 }
 
+/// What becomes of changes to a sandbox's root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Changes {
+    /// They lie in memory, of at most so many bytes, and are gone with the sandbox.
+    InMemory(Option<u64>),
+    /// The root's own file system has them, where it allows any.
+    Direct,
+}
+
 /// What a sandbox is like.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Whether `/` can be changed. What changes lies in memory and is gone with the sandbox.
-    pub writable: bool,
-    /// Most bytes of such changes.
-    pub memory: Option<u64>,
+    /// What becomes of changes to `/`.
+    pub changes: Changes,
     /// Name of the machine.
     pub hostname: String,
 }
@@ -97,35 +104,62 @@ pub struct Command {
 pub struct Sandbox {
     kernel: Arc<Kernel>,
     root: Place,
+    /// Held, as mounts of a namespace are taken apart with it.
+    _mounts: Arc<MountNamespace>,
 }
 
-fn mount_error(what: &'static str) -> impl FnOnce(Errno) -> SandboxError {
+pub(crate) fn mount_error(what: &'static str) -> impl FnOnce(Errno) -> SandboxError {
     move |errno| SandboxError::Mount { what, errno }
 }
 
 impl Sandbox {
-    /// With its mounts and without a process. `root` is the folder of the host that becomes `/` ([`open_root`]).
+    /// With its mounts and without a process. `root` becomes `/`.
     ///
     /// # Errors
     /// See [`SandboxError`].
-    pub fn new(platform: Box<dyn Platform>, root: OwnedFd, config: &Config) -> Result<Self, SandboxError> {
+    pub fn new(
+        platform: Box<dyn Platform>,
+        root: Box<dyn FileSystem>,
+        config: &Config,
+    ) -> Result<Self, SandboxError> {
         let kernel = Kernel::new(platform);
-        task::lock(&kernel.uts).host = config.hostname.clone().into_bytes();
-        let tree = Box::new(LocalTree::new(root));
-        let host = HostFs::new(tree, true).map_err(mount_error("reading the root"))?;
-        let root = if config.writable {
-            Overlay::in_memory(vec![host.root()], config.memory).map_err(mount_error("the root's changes"))?
-        } else {
-            Tree::of(Box::new(host))
+        kernel.set_host_name(config.hostname.as_bytes());
+        let root = match config.changes {
+            Changes::InMemory(limit) => {
+                Overlay::in_memory(vec![root.root()], limit).map_err(mount_error("the root's changes"))?
+            }
+            Changes::Direct => Tree::of(root),
         };
-        let root = Mount::namespace(root).root_place();
+        let mounts = MountNamespace::new(root);
+        let root = mounts.root_place();
         mount_memory(&root, b"/dev", 0o755, populate_dev)?;
         mount_terminals(&root)?;
         mount_memory(&root, b"/tmp", 0o1777, |_| Ok(()))?;
         let secure = MountFlags::NO_SUID | MountFlags::NO_DEV | MountFlags::NO_EXEC;
         mount_at(&root, b"/proc", Proc::tree(&kernel), secure)?;
         mount_at(&root, b"/sys", Sysfs::tree(), secure | MountFlags::READ_ONLY)?;
-        Ok(Self { kernel, root })
+        Ok(Self { kernel, root, _mounts: mounts })
+    }
+
+    /// Without a root of its own: its processes are those of its [containers](Container).
+    #[must_use]
+    pub fn empty(platform: Box<dyn Platform>, hostname: &str) -> Self {
+        let kernel = Kernel::new(platform);
+        kernel.set_host_name(hostname.as_bytes());
+        let mounts = Arc::clone(&kernel.tasks.first_namespaces().mounts);
+        Self { root: mounts.root_place(), kernel, _mounts: mounts }
+    }
+
+    /// A container whose `/` is this tree of files.
+    ///
+    /// # Errors
+    /// [`SandboxError::Namespace`]: there are too many.
+    pub fn container(
+        &self,
+        root: Arc<Dentry>,
+        config: &ContainerConfig,
+    ) -> Result<Arc<Container>, SandboxError> {
+        Container::new(&self.kernel, root, config)
     }
 
     /// The kernel.
@@ -134,69 +168,42 @@ impl Sandbox {
         &self.kernel
     }
 
+    /// Mounts a file system at a path, which is made where it is not there.
+    ///
+    /// # Errors
+    /// See [`SandboxError`].
+    pub fn mount(&self, path: &[u8], tree: Arc<Dentry>, flags: MountFlags) -> Result<(), SandboxError> {
+        let fail = |errno| SandboxError::Place { path: path.to_vec(), errno };
+        let caller = Caller::root();
+        let folder = tree.is_folder();
+        let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
+        for end in ends.skip(1).chain([path.len()]) {
+            let part = path.get(..end).unwrap_or(path);
+            let content = if folder || end < path.len() { Content::Folder } else { Content::Regular };
+            let mode = if content.kind() == FileKind::Folder { 0o755 } else { 0o644 };
+            let mut walk =
+                Walk::new(&caller, &self.root, &self.root, part, Resolve::default()).map_err(fail)?;
+            match names::create(&caller, &mut walk, content, mode) {
+                Ok(_) | Err(Errno::EEXIST) => {}
+                Err(errno) => return Err(fail(errno)),
+            }
+        }
+        let walk = Walk::new(&caller, &self.root, &self.root, path, Resolve::default());
+        let place = walk.and_then(|mut walk| walk.finish(true)).map_err(fail)?;
+        Mount::add(&place, tree, flags).map(drop).map_err(fail)
+    }
+
     /// Starts a process with these descriptors of the host as 0, 1 and 2.
     ///
     /// # Errors
     /// See [`SandboxError`].
     pub fn start(&self, command: &Command, streams: [OwnedFd; 3]) -> Result<Arc<Task>, SandboxError> {
-        let mut credentials = Credentials::root();
-        let (uid, gid) = command.user;
-        (credentials.uid, credentials.euid, credentials.suid, credentials.fsuid) = (uid, uid, uid, uid);
-        (credentials.gid, credentials.egid, credentials.sgid, credentials.fsgid) = (gid, gid, gid, gid);
-        if uid != 0 {
-            credentials.effective = task::Capabilities::default();
-            credentials.permitted = task::Capabilities::default();
-        }
-        let caller = Caller { credentials: Arc::new(credentials.clone()), process: 1, umask: 0o022 };
-        let fs = FsContext::new(self.root.clone());
-        let folder = self.walk(&caller, &self.root, command.folder.as_bytes());
-        fs.set_cwd(folder.map_err(mount_error("the working folder"))?);
-        let files = Arc::new(FdTable::default());
-        let open_files = Limits::default().of(Resource::OpenFiles).soft;
-        files.set_limit(u32::try_from(open_files).unwrap_or(u32::MAX));
-        let input = streams[0].try_clone().ok();
-        for (number, stream) in streams.into_iter().enumerate() {
-            let flags = if number == 0 { Flags::READ } else { Flags(libc::O_WRONLY.cast_unsigned()) };
-            let file = HostIo::open(stream, flags).map_err(mount_error("a stream"))?;
-            files.insert(file, false).map_err(mount_error("a stream"))?;
-        }
-        let limits = Limits::default();
-        let launch = Launch { kernel: &self.kernel, credentials: &credentials, fs: &fs, limits: &limits };
-        let loaded = launch.load(&command.arguments, &command.environment).map_err(|errno| {
-            let program = command.arguments.first().cloned().unwrap_or_default();
-            SandboxError::Program { program, errno }
-        })?;
-        let Loaded { space, thread, credentials, name } = loaded;
-        let new = NewProcess { credentials, limits, files, fs: Arc::new(fs), space: Arc::new(space) };
-        let task = self.kernel.new_process(new).map_err(SandboxError::Process)?;
-        task.set_comm(&name);
-        if let Some(input) = input {
-            adopt(&input, &task);
-        }
-        launch::run(&self.kernel, &task, thread).map_err(SandboxError::Process)?;
-        Ok(task)
-    }
-
-    fn walk(&self, caller: &Caller, start: &Place, path: &[u8]) -> Result<Place, Errno> {
-        Walk::new(caller, &self.root, start, path, Resolve::default())?.finish(true)
+        let place = start::Room { kernel: &self.kernel, root: &self.root, namespaces: None, container: 0 };
+        place.start(&Process::from(command), streams)
     }
 }
 
-/// Opens the folder of the host that becomes a container's root.
-///
-/// # Errors
-/// It cannot be opened, or is none.
-pub fn open_root(path: &Path) -> Result<OwnedFd, SandboxError> {
-    let fail = |error| SandboxError::Root { path: path.to_owned(), error };
-    let file = File::open(path).map_err(fail)?;
-    let metadata = file.metadata().map_err(fail)?;
-    if !metadata.is_dir() {
-        return Err(fail(std::io::Error::from(std::io::ErrorKind::NotADirectory)));
-    }
-    Ok(file.into())
-}
-
-fn populate_dev(place: &Place) -> Result<(), Errno> {
+pub(crate) fn populate_dev(place: &Place) -> Result<(), Errno> {
     dev::populate(&place.dentry)
 }
 
@@ -229,7 +236,7 @@ fn mount_memory(
 }
 
 /// Mounts a file system at a folder that is made where it is not there and can be.
-fn mount_at(
+pub(crate) fn mount_at(
     root: &Place,
     path: &[u8],
     tree: Arc<Dentry>,

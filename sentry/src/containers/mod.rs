@@ -19,6 +19,7 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::container::Container;
 use crate::control::message::{
     Answer, Ask, ContainerNumber, ContainerPlan, Failure, FailureKind, ProcessNumber, ProcessPlan,
 };
@@ -27,7 +28,6 @@ use crate::events::{Events, Waiter, Wake};
 use crate::kernel::Kernel;
 use crate::sync::lock;
 use crate::task::{ControlGroup, ThreadGroup};
-use crate::vfs::Place;
 use failure::{failed, failure, invalid};
 pub use passed::Passed;
 use process::{Inside, Prepared};
@@ -60,12 +60,12 @@ pub struct Containers {
 
 #[derive(Default)]
 struct State {
-    containers: BTreeMap<ContainerNumber, Container>,
+    containers: BTreeMap<ContainerNumber, Entry>,
     processes: BTreeMap<ProcessNumber, Process>,
 }
 
-struct Container {
-    root: Place,
+struct Entry {
+    container: Arc<Container>,
     group: Arc<ControlGroup>,
     first: ProcessNumber,
     /// Until it is started.
@@ -110,7 +110,8 @@ impl Containers {
     pub fn carry_out(&self, ask: Ask, passed: Passed) -> Result<Answer, Failure> {
         match ask {
             Ask::Names { host, domain } => {
-                let mut uts = lock(&self.kernel.uts);
+                let names = &self.kernel.tasks.first_namespaces().names;
+                let mut uts = lock(names.uts());
                 uts.host = host.map_or_else(|| uts.host.clone(), String::into_bytes);
                 uts.domain = domain.map_or_else(|| uts.domain.clone(), String::into_bytes);
                 Ok(Answer::Done)
@@ -132,12 +133,15 @@ impl Containers {
             Ask::Usage(container) => Ok(Answer::Usage(usage::of(&self.kernel, &self.group(container)?))),
             Ask::Processes(container) => {
                 let group = self.group(container)?;
+                let inner = lock(&self.state).containers.get(&container).map(|found| Arc::clone(&found.container));
+                let inner = inner.ok_or_else(no_container)?;
                 let known: BTreeMap<_, _> = {
                     let state = lock(&self.state);
                     let processes = state.processes.iter();
                     processes.map(|(number, process)| (process.group.pid(), *number)).collect()
                 };
-                Ok(Answer::Processes(usage::processes(&self.kernel, &group, &known)))
+                let seen_by = &inner.namespaces().pids_for_children;
+                Ok(Answer::Processes(usage::processes(&self.kernel, &group, seen_by, &known)))
             }
             Ask::Resize(process, size) => {
                 let terminal = self.process(process, |process| process.terminal.clone())?;
@@ -171,18 +175,20 @@ impl Containers {
                 return Err(failure(FailureKind::Full, "the sandbox has as many containers as it may"));
             }
         }
-        let root = root::build(&self.kernel, &self.shared, plan, &mut passed)?;
+        let container = root::build(&self.kernel, &self.shared, plan, &mut passed)?;
         let group = Arc::new(ControlGroup::default());
         group.set_most(plan.tasks);
-        let inside = Inside { kernel: &self.kernel, root: &root, group: &group, first: true };
+        let root = container.root();
+        let inside =
+            Inside { kernel: &self.kernel, container: &container, root: &root, group: &group, first: true };
         let prepared = process::prepare(&inside, &plan.process, &mut passed)?;
-        let pid = prepared.task.group().pid();
+        let pid = prepared.task.own_number();
         if let Err(failure) = self.adopt(plan.number, plan.process.number, &prepared) {
             prepared.forget(&self.kernel);
             return Err(failure);
         }
-        let container = Container { root, group, first: plan.process.number, waiting: Some(prepared) };
-        lock(&self.state).containers.insert(plan.number, container);
+        let entry = Entry { container, group, first: plan.process.number, waiting: Some(prepared) };
+        lock(&self.state).containers.insert(plan.number, entry);
         Ok(Answer::Process(pid))
     }
 
@@ -234,18 +240,20 @@ impl Containers {
         plan: &ProcessPlan,
         mut passed: Passed,
     ) -> Result<Answer, Failure> {
-        let (root, group) = {
+        let (inner, group) = {
             let state = lock(&self.state);
             let found = state.containers.get(&container).ok_or_else(no_container)?;
             let first = state.processes.get(&found.first);
             if first.is_none_or(|first| first.group.exit_status().is_some()) {
                 return Err(invalid("the container's first process has ended"));
             }
-            (found.root.clone(), Arc::clone(&found.group))
+            (Arc::clone(&found.container), Arc::clone(&found.group))
         };
-        let inside = Inside { kernel: &self.kernel, root: &root, group: &group, first: false };
+        let root = inner.root();
+        let inside =
+            Inside { kernel: &self.kernel, container: &inner, root: &root, group: &group, first: false };
         let prepared = process::prepare(&inside, plan, &mut passed)?;
-        let pid = prepared.task.group().pid();
+        let pid = prepared.task.own_number();
         if let Err(failure) = self.adopt(container, plan.number, &prepared) {
             prepared.forget(&self.kernel);
             return Err(failure);

@@ -7,6 +7,7 @@ use super::failure::{failed, failure, invalid};
 use super::passed::Passed;
 use super::root::{make_folders, terminals};
 use super::terminal::Terminal;
+use crate::container::Container;
 use crate::control::message::{Failure, FailureKind, ProcessPlan, StreamPlan};
 use crate::error::Errno;
 use crate::kernel::Kernel;
@@ -33,7 +34,9 @@ pub(super) struct Prepared {
 fn credentials(plan: &ProcessPlan) -> Credentials {
     let known = |set: u64| Capabilities(set & Capabilities::ALL.0);
     let (uid, gid) = (plan.uid, plan.gid);
-    let sets = &plan.capabilities;
+    let (sets, mut groups) = (&plan.capabilities, plan.groups.clone());
+    // As `setgroups` leaves them.
+    groups.sort_unstable();
     Credentials {
         uid,
         euid: uid,
@@ -43,14 +46,14 @@ fn credentials(plan: &ProcessPlan) -> Credentials {
         egid: gid,
         sgid: gid,
         fsgid: gid,
-        groups: plan.groups.clone(),
+        groups,
         effective: known(sets.effective),
         permitted: known(sets.permitted),
         inheritable: known(sets.inheritable),
         bounding: known(sets.bounding),
         ambient: known(sets.ambient),
         no_new_privileges: plan.no_new_privileges,
-        securebits: 0,
+        ..Credentials::root()
     }
 }
 
@@ -65,6 +68,8 @@ fn limits(plan: &ProcessPlan) -> Limits {
 /// Where a process is started.
 pub(super) struct Inside<'a> {
     pub(super) kernel: &'a Arc<Kernel>,
+    pub(super) container: &'a Container,
+    /// Its `/`.
     pub(super) root: &'a Place,
     pub(super) group: &'a Arc<ControlGroup>,
     /// Whether it is the first one of its container, whose terminal is `/dev/console`.
@@ -88,9 +93,18 @@ pub(super) fn prepare(
     let Loaded { space, thread, credentials, name } = loaded.map_err(|errno| cannot_run(plan, errno))?;
     let files = Arc::new(FdTable::default());
     files.set_limit(u32::try_from(limits.of(Resource::OpenFiles).soft).unwrap_or(u32::MAX));
-    let new = NewProcess { credentials, limits, files, fs: Arc::new(fs), space: Arc::new(space) };
+    let new = NewProcess {
+        credentials,
+        limits,
+        files,
+        fs: Arc::new(fs),
+        space: Arc::new(space),
+        namespaces: Some(Arc::clone(inside.container.namespaces())),
+        container: inside.container.number(),
+    };
     let task = kernel.new_process(new).map_err(|errno| match errno {
         Errno::EAGAIN => failure(FailureKind::Full, "the sandbox has as many tasks as it may"),
+        Errno::ENOMEM => invalid("the container's first process has ended"),
         errno => failed("a process", errno),
     })?;
     task.set_comm(&name);

@@ -3,28 +3,26 @@
 //! Paths are walked in the container's own tree: a symbolic link of an image leads to somewhere in the image.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, Weak};
 
-use super::failure::{failed, invalid};
+use super::failure::{failed, failure, invalid};
 use super::passed::Passed;
-use crate::control::message::{ContainerPlan, DevicePlan, Failure, MountKind, MountPlan};
+use crate::container::{Container, ContainerConfig, Space};
+use crate::control::message::{ContainerPlan, DevicePlan, Failure, FailureKind, MountKind, MountPlan};
 use crate::error::Errno;
+use crate::gofer::Client;
 use crate::kernel::Kernel;
 use crate::sync::lock;
-use crate::vfs::host::{HostFs, LocalTree, SingleFile};
+use crate::vfs::host::{HostFs, Sharing};
 use crate::vfs::overlay::Overlay;
 use crate::vfs::proc::Proc;
 use crate::vfs::sys::Sysfs;
 use crate::vfs::tmpfs::Tmpfs;
 use crate::vfs::tty::DevPts;
 use crate::vfs::{
-    Caller, Content, Dentry, FileSystem, Flags, Mount, MountFlags, NewNode, Place, Resolve, Tree, Walk, dev,
+    Caller, Content, Dentry, FileKind, FileSystem, Flags, Mount, MountFlags, NewNode, Place, Resolve, Tree, Walk, dev,
     device, names,
 };
-
-/// Bytes of a file that are copied into memory at most.
-const COPY_MAX: usize = 4 << 20;
 
 /// Memory that containers share by a name.
 #[derive(Default)]
@@ -47,24 +45,42 @@ impl SharedMemory {
 }
 
 /// A container's tree in the making.
-pub(super) struct Root<'a> {
+struct Root<'a> {
+    container: &'a Container,
+    client: &'a Arc<Client>,
     kernel: &'a Arc<Kernel>,
     shared: &'a SharedMemory,
     place: Place,
     caller: Caller,
 }
 
-/// Builds the whole tree.
+/// Makes a container with all that is mounted in it.
 pub(super) fn build(
     kernel: &Arc<Kernel>,
     shared: &SharedMemory,
     plan: &ContainerPlan,
     passed: &mut Passed,
-) -> Result<Place, Failure> {
-    let place = open_root(plan, passed.take(plan.root)?)?;
-    let root = Root { kernel, shared, place, caller: Caller::root() };
+) -> Result<Arc<Container>, Failure> {
+    let client = connect(plan, passed)?;
+    let config = ContainerConfig {
+        hostname: None,
+        processes: if plan.own_processes { Space::Own } else { Space::Sandbox },
+        names: Space::Sandbox,
+        ipc: Space::Sandbox,
+        network: Space::Sandbox,
+    };
+    let container = Container::new(kernel, open_root(plan, &client)?, &config);
+    let container = container.map_err(|error| failure(FailureKind::Failed, &error.to_string()))?;
+    let root = Root {
+        container: &container,
+        client: &client,
+        kernel,
+        shared,
+        place: container.root(),
+        caller: Caller::root(),
+    };
     for mount in &plan.mounts {
-        root.mount(mount, passed).map_err(|failure| failure.about(&format!("mount {}", mount.at)))?;
+        root.mount(mount).map_err(|failure| failure.about(&format!("mount {}", mount.at)))?;
     }
     root.devices(&plan.devices)?;
     for path in &plan.masked {
@@ -80,27 +96,28 @@ pub(super) fn build(
         let mount = &root.place.mount;
         mount.set_flags(mount.flags() | MountFlags::READ_ONLY);
     }
-    Ok(root.place)
+    drop(root);
+    Ok(container)
 }
 
-/// A tree of the host that is reached by this descriptor.
-fn host_folder(folder: OwnedFd, exclusive: bool) -> Result<HostFs, Errno> {
-    HostFs::new(Box::new(LocalTree::new(folder)), exclusive)
+/// The way to the files of a container.
+fn connect(plan: &ContainerPlan, passed: &mut Passed) -> Result<Arc<Client>, Failure> {
+    let connected = Client::connect(passed.take(plan.files)?);
+    connected.map_err(|error| failure(FailureKind::Failed, &format!("the gofer: {error}")))
 }
 
-fn open_root(plan: &ContainerPlan, folder: OwnedFd) -> Result<Place, Failure> {
-    let host = host_folder(folder, true).map_err(|errno| failed("the root", errno))?;
-    let tree = match plan.overlay {
+fn open_root(plan: &ContainerPlan, client: &Arc<Client>) -> Result<Arc<Dentry>, Failure> {
+    let direct = plan.overlay.is_none() && !plan.read_only;
+    let host = HostFs::new(Arc::clone(client), 0, direct, Sharing::Exclusive);
+    let host = host.map_err(|errno| failed("the root", errno))?;
+    if host.root().kind() != FileKind::Folder {
+        return Err(invalid("root.path: it is no folder"));
+    }
+    match plan.overlay {
         Some(limit) => Overlay::in_memory(vec![host.root()], limit)
-            .map_err(|errno| failed("memory for changes of the root", errno))?,
-        None if plan.read_only => Tree::of(Box::new(host)),
-        None => {
-            return Err(invalid(
-                "the root is to be changed on the host, which the sentry cannot do yet: set root.readonly, or leave changes in memory",
-            ));
-        }
-    };
-    Ok(Mount::namespace(tree).root_place())
+            .map_err(|errno| failed("memory for changes of the root", errno)),
+        None => Ok(Tree::of(Box::new(host))),
+    }
 }
 
 impl Root<'_> {
@@ -113,7 +130,7 @@ impl Root<'_> {
     }
 
     /// A folder of this path, which is made with those above it where it is not there.
-    pub(super) fn folder(&self, path: &str) -> Result<Place, Errno> {
+    fn folder(&self, path: &str) -> Result<Place, Errno> {
         make_folders(&self.caller, &self.place, path)
     }
 
@@ -135,28 +152,21 @@ impl Root<'_> {
         }
     }
 
-    fn mount(&self, plan: &MountPlan, passed: &mut Passed) -> Result<(), Failure> {
+    fn mount(&self, plan: &MountPlan) -> Result<(), Failure> {
         let fail = |errno| failed("", errno);
-        let tree = self.tree(&plan.kind, passed)?;
-        let folder = tree.inode().kind() == crate::vfs::FileKind::Folder;
+        let tree = self.tree(&plan.kind)?;
+        let folder = tree.is_folder();
         let place = self.mount_point(&plan.at, folder).map_err(|errno| failed("its place", errno))?;
         let flags = MountFlags::from_bits_truncate(plan.flags);
         Mount::add(&place, tree, flags).map(drop).map_err(fail)
     }
 
-    fn tree(&self, kind: &MountKind, passed: &mut Passed) -> Result<Arc<Dentry>, Failure> {
+    fn tree(&self, kind: &MountKind) -> Result<Arc<Dentry>, Failure> {
         let fail = |errno| failed("what is mounted", errno);
         Ok(match kind {
-            MountKind::Folder { from, memory } => {
-                let host = host_folder(passed.take(*from)?, false).map_err(fail)?;
-                if *memory {
-                    Overlay::in_memory(vec![host.root()], None).map_err(fail)?
-                } else {
-                    Tree::of(Box::new(host))
-                }
+            MountKind::Host { export, writable } => {
+                HostFs::tree(Arc::clone(self.client), *export, *writable, Sharing::Shared).map_err(fail)?
             }
-            MountKind::File { from, memory: false } => SingleFile::tree(passed.take(*from)?).map_err(fail)?,
-            MountKind::File { from, memory: true } => copy(passed.take(*from)?)?,
             MountKind::Memory { limit, mode, uid, gid, shared } => {
                 let make = || Tree::of(Box::new(Tmpfs::with_root(*limit, *mode, *uid, *gid)));
                 match shared {
@@ -164,7 +174,9 @@ impl Root<'_> {
                     None => make(),
                 }
             }
-            MountKind::Proc => Proc::tree(self.kernel),
+            MountKind::Proc => {
+                Proc::of_namespace(self.kernel, &self.container.namespaces().pids_for_children)
+            }
             MountKind::Sys => Sysfs::tree(),
             MountKind::Terminals => DevPts::tree(),
             MountKind::Empty => empty(),
@@ -273,36 +285,6 @@ fn null() -> Result<Arc<Dentry>, Errno> {
     let memory = Tree::of(Box::new(Tmpfs::with_root(None, 0o755, 0, 0)));
     let content = Content::CharDevice(device(1, 3));
     memory.create(b"null", &NewNode { content, mode: 0o666, uid: 0, gid: 0 })
-}
-
-/// A copy of a file of the host in memory.
-fn copy(file: OwnedFd) -> Result<Arc<Dentry>, Failure> {
-    let single = SingleFile::tree(file).map_err(|errno| failed("the file", errno))?;
-    let write = || -> Result<Arc<Dentry>, Errno> {
-        let like = single.inode().attributes()?;
-        let size = usize::try_from(like.size).ok().filter(|size| *size <= COPY_MAX).ok_or(Errno::EFBIG)?;
-        let from = Arc::clone(single.inode()).open(Flags::READ, &Caller::root())?;
-        let memory = Tree::of(Box::new(Tmpfs::with_root(None, 0o755, 0, 0)));
-        let new = NewNode { content: Content::Regular, mode: like.mode, uid: like.uid, gid: like.gid };
-        let made = memory.create(b"file", &new)?;
-        let to = Arc::clone(Dentry::inode(&made)).open(Flags::READ_WRITE, &Caller::root())?;
-        let mut bytes = vec![0; size];
-        let (mut at, mut done) = (0, 0);
-        while let Some(room) = bytes.get_mut(at..).filter(|room| !room.is_empty()) {
-            match from.read(room, at as u64)? {
-                0 => break,
-                count => at += count,
-            }
-        }
-        while let Some(rest) = bytes.get(done..at).filter(|rest| !rest.is_empty()) {
-            done += to.write(rest, done as u64)?;
-        }
-        Ok(made)
-    };
-    write().map_err(|errno| match errno {
-        Errno::EFBIG => invalid("the file is larger than 4 MiB and cannot be a copy in memory"),
-        errno => failed("copying the file", errno),
-    })
 }
 
 /// Whether an inode is the root of a `devpts`.

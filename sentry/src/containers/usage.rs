@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::control::message::{ProcessEntry, ProcessNumber, Usage};
 use crate::kernel::Kernel;
-use crate::task::{ControlGroup, Pid};
+use crate::task::{ControlGroup, Pid, PidNamespace};
 
 /// Processes that are told at most.
 const LISTED: usize = 4096;
@@ -35,6 +35,7 @@ pub(super) fn of(kernel: &Arc<Kernel>, group: &Arc<ControlGroup>) -> Usage {
 pub(super) fn processes(
     kernel: &Arc<Kernel>,
     group: &Arc<ControlGroup>,
+    seen_by: &PidNamespace,
     known: &BTreeMap<Pid, ProcessNumber>,
 ) -> Vec<ProcessEntry> {
     let groups = group.processes(&kernel.tasks).into_iter().take(LISTED);
@@ -46,8 +47,8 @@ pub(super) fn processes(
         let state = if info.state == 'R' && !running { 'S' } else { info.state };
         let name = task.map_or_else(|| group.last_comm(), |task| task.comm());
         Some(ProcessEntry {
-            pid,
-            parent: info.parent,
+            pid: seen_by.shown(pid),
+            parent: seen_by.shown(info.parent),
             uid: info.credentials.uid,
             state,
             started: nanoseconds(group.started()),

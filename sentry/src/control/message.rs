@@ -76,8 +76,8 @@ pub struct Size {
 pub struct ContainerPlan {
     /// What it is called from now on.
     pub number: ContainerNumber,
-    /// The folder that becomes its root.
-    pub root: Descriptor,
+    /// The way to the gofer that holds its files. Its first export becomes the root.
+    pub files: Descriptor,
     /// Whether the root cannot be changed.
     pub read_only: bool,
     /// Whether changes stay in memory, and most bytes of them. `None`: the host's folder itself.
@@ -94,6 +94,8 @@ pub struct ContainerPlan {
     pub settings: Vec<(String, String)>,
     /// Most tasks.
     pub tasks: Option<u64>,
+    /// Whether its processes are numbered by themselves, or with those of the sandbox.
+    pub own_processes: bool,
     /// The first process.
     pub process: ProcessPlan,
 }
@@ -112,19 +114,12 @@ pub struct MountPlan {
 /// What is mounted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MountKind {
-    /// A folder of the host. `memory`: changes of it stay in memory.
-    Folder {
-        /// The folder.
-        from: Descriptor,
-        /// Whether changes of it stay in memory.
-        memory: bool,
-    },
-    /// A file of the host, open for reading. `memory`: a copy of it in memory.
-    File {
-        /// The file.
-        from: Descriptor,
-        /// Whether it is a copy in memory that can be changed.
-        memory: bool,
+    /// A folder or file of the host.
+    Host {
+        /// Which of what the gofer exports.
+        export: u32,
+        /// Whether it can be changed.
+        writable: bool,
     },
     /// A file system in memory.
     Memory {

@@ -2,13 +2,16 @@
 
 use std::os::fd::OwnedFd;
 
+use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::Signal;
+use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::stat::Mode;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, pipe};
 
-use super::{Defence, Refused, Served, Side, Strength, drop_privileges, privileges};
+use super::{Defence, Helper, Refused, Served, Side, Strength, drop_privileges, namespaces, privileges};
 use crate::error::Errno;
 
 fn refused(errno: Errno) -> Refused {
@@ -24,12 +27,14 @@ pub struct SentryProcess {
 }
 
 /// Makes the process. The one that called waits for its end and comes back with how it was.
-pub(super) fn fork(strength: Strength) -> Result<Side, Refused> {
+pub(super) fn fork(strength: Strength, mut kept: Vec<OwnedFd>, helpers: &[Helper]) -> Result<Side, Refused> {
+    namespaces::leave_processes(strength)?;
     match split()? {
-        None => Defence::settle(strength, None).map(|(defence, _)| Side::Sentry(defence)),
+        None => Ok(Side::Sentry(Defence::settle(strength, &mut kept)?, kept)),
         Some(sentry) => {
+            drop(kept);
             let _ = drop_privileges();
-            let code = sentry.wait().map_err(refused)?;
+            let code = wait(sentry.pid, helpers).map_err(refused)?;
             Ok(Side::Outer(code))
         }
     }
@@ -37,19 +42,28 @@ pub(super) fn fork(strength: Strength) -> Result<Side, Refused> {
 
 /// Makes the process, and a socket between the two.
 pub(super) fn fork_served(strength: Strength) -> Result<Served, Refused> {
-    let flags = SockFlag::SOCK_CLOEXEC;
-    let pair = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).map_err(refused)?;
-    let (ours, theirs) = pair;
+    let pair = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC);
+    let (ours, theirs) = pair.map_err(refused)?;
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    let own_processes = open(c"/proc/self/ns/pid_for_children", flags, Mode::empty());
+    if strength != Strength::Off && namespaces::leave_processes(strength)? {
+        strength.judge(namespaces::follow_mounts())?;
+    }
     match split()? {
         None => {
-            drop(ours);
-            match Defence::settle(strength, Some(theirs))? {
-                (defence, Some(control)) => Ok(Served::Sentry(defence, control)),
-                (_, None) => Err(refused(Errno::EBADF)),
-            }
+            // Its number is another's once all is closed.
+            drop((ours, own_processes));
+            let mut kept = vec![theirs];
+            let defence = Defence::settle(strength, &mut kept)?;
+            let control = kept.pop().ok_or_else(|| refused(Errno::EBADF))?;
+            Ok(Served::Sentry(defence, control))
         }
         Some(sentry) => {
             drop(theirs);
+            // Other processes that this one makes are none of the sentry's. Who is not root cannot go back: theirs end with the sentry.
+            if let Ok(own) = own_processes {
+                let _ = setns(own, CloneFlags::CLONE_NEWPID);
+            }
             if strength != Strength::Off {
                 strength.judge(privileges::keep_capabilities(&privileges::OF_MONITOR))?;
             }
@@ -85,16 +99,10 @@ fn follow(alive: OwnedFd) -> Result<(), Refused> {
 }
 
 impl SentryProcess {
-    /// Its number.
-    #[must_use]
-    pub fn pid(&self) -> u32 {
-        self.pid.as_raw().cast_unsigned()
-    }
-
     /// Ends it, if it has not ended.
     pub fn kill(&self) {
         // It is a child that was not waited for: the number is its own.
-        let _ = nix::sys::signal::kill(self.pid, Signal::SIGKILL);
+        let _ = kill(self.pid, Signal::SIGKILL);
     }
 
     /// Waits for its end: its exit code, or 128 and the number of the signal that ended it, which is said.
@@ -105,13 +113,57 @@ impl SentryProcess {
         loop {
             match waitpid(self.pid, None) {
                 Ok(WaitStatus::Exited(_, code)) => return Ok(u8::try_from(code).unwrap_or(u8::MAX)),
-                Ok(WaitStatus::Signaled(_, signal, _)) => {
-                    eprintln!("kata-cc-sentry: the sentry was ended by {signal}");
-                    return Ok(128_u8.saturating_add(u8::try_from(signal as i32).unwrap_or(0)));
-                }
+                Ok(WaitStatus::Signaled(_, signal, _)) => return Ok(ended_by(signal)),
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno),
             }
         }
+    }
+}
+
+fn ended_by(signal: Signal) -> u8 {
+    eprintln!("kata-cc-sentry: the sentry was ended by {signal}");
+    128_u8.saturating_add(u8::try_from(signal as i32).unwrap_or(0))
+}
+
+/// Exit code when a process ended without which there is no sandbox.
+const BROKEN: u8 = 125;
+
+/// Waits for the end of the sentry, and ends it when a helper of its has ended.
+fn wait(child: Pid, helpers: &[Helper]) -> Result<u8, Errno> {
+    let mut broken = false;
+    loop {
+        let status = match waitpid(None, None) {
+            Err(Errno::EINTR) => continue,
+            status => status?,
+        };
+        let pid = status.pid();
+        if pid != Some(child) {
+            let helper = helpers
+                .iter()
+                .find(|helper| pid.is_some_and(|pid| pid.as_raw().unsigned_abs() == helper.pid));
+            if let Some(how) = ending(&status)
+                && let Some(helper) = helper
+            {
+                eprintln!("kata-cc-sentry: {} {how}: the sandbox is ended", helper.what);
+                broken = true;
+                let _ = kill(child, Signal::SIGKILL);
+            }
+            continue;
+        }
+        match status {
+            WaitStatus::Exited(_, code) => return Ok(u8::try_from(code).unwrap_or(u8::MAX)),
+            WaitStatus::Signaled(..) if broken => return Ok(BROKEN),
+            WaitStatus::Signaled(_, signal, _) => return Ok(ended_by(signal)),
+            _ => {}
+        }
+    }
+}
+
+fn ending(status: &WaitStatus) -> Option<String> {
+    match status {
+        WaitStatus::Exited(_, code) => Some(format!("ended with {code}")),
+        WaitStatus::Signaled(_, signal, _) => Some(format!("was ended by {signal}")),
+        _ => None,
     }
 }

@@ -9,14 +9,14 @@
 //!
 //! A step that the host refuses is an error which names it, or a warning with [`Strength::Weak`].
 
-mod calls;
-mod filter;
+pub(crate) mod calls;
+pub(crate) mod filter;
 mod inner;
-mod namespaces;
-mod privileges;
-mod rooms;
+pub(crate) mod namespaces;
+pub(crate) mod privileges;
+pub(crate) mod rooms;
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use thiserror::Error;
 
@@ -25,6 +25,7 @@ pub use inner::SentryProcess;
 pub use privileges::drop_privileges;
 
 use crate::error::Errno;
+use crate::platform::Kind;
 
 /// How much of it has to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +50,15 @@ pub struct Refused {
     pub way_out: &'static str,
 }
 
+/// A process that the sentry relies on.
+#[derive(Debug, Clone, Copy)]
+pub struct Helper {
+    /// Its number.
+    pub pid: u32,
+    /// What it is, for the message when it ends.
+    pub what: &'static str,
+}
+
 /// The sentry's defence, between its two halves.
 #[derive(Debug)]
 pub struct Defence {
@@ -62,8 +72,8 @@ pub struct Defence {
 pub enum Side {
     /// The process that waited for the sentry, which ended like this.
     Outer(u8),
-    /// The sentry.
-    Sentry(Defence),
+    /// The sentry, with the descriptors that it was to keep.
+    Sentry(Defence, Vec<OwnedFd>),
 }
 
 /// Who goes on after [`Defence::begin_served`].
@@ -77,7 +87,7 @@ pub enum Served {
 
 impl Strength {
     /// Whether to go on after a step.
-    fn judge(self, step: Result<(), Refused>) -> Result<bool, Refused> {
+    pub(crate) fn judge(self, step: Result<(), Refused>) -> Result<bool, Refused> {
         match step {
             Ok(()) => Ok(true),
             Err(refused) if self == Self::Full => Err(refused),
@@ -89,26 +99,18 @@ impl Strength {
     }
 }
 
-/// The tree of mounts at a folder as one of its own, which can only be read: what the monitor gives to the sentry.
-///
-/// # Errors
-/// The host refuses it.
-pub fn read_only_tree(folder: &OwnedFd) -> Result<OwnedFd, Refused> {
-    rooms::detach(folder)
-}
-
 impl Defence {
-    /// Goes on in a process of its own. The caller has one thread and has opened nothing that it needs later.
+    /// Goes on in a process of its own. The caller has one thread and has opened nothing that it needs later but what is `kept` for the
+    /// sentry. `helpers` are processes of the caller without which the sentry is of no use: when one ends, the sentry is ended.
     ///
     /// # Errors
     /// A step that the host refuses.
-    pub fn begin(strength: Strength) -> Result<Side, Refused> {
+    pub fn begin(strength: Strength, kept: Vec<OwnedFd>, helpers: &[Helper]) -> Result<Side, Refused> {
         if strength == Strength::Off {
             tracing::warn!("the defence is off: whoever breaks out of a guest has what this process has");
-            return Ok(Side::Sentry(Self { strength, own_mounts: false }));
+            return Ok(Side::Sentry(Self { strength, own_mounts: false }, kept));
         }
-        namespaces::leave_processes(strength)?;
-        inner::fork(strength)
+        inner::fork(strength, kept, helpers)
     }
 
     /// Goes on in two processes, the second of which is the sentry. The caller has one thread and has opened nothing that it needs later in
@@ -119,61 +121,33 @@ impl Defence {
     pub fn begin_served(strength: Strength) -> Result<Served, Refused> {
         if strength == Strength::Off {
             tracing::warn!("the defence is off: whoever breaks out of a guest has what this process has");
-        } else if namespaces::leave_processes(strength)? {
-            strength.judge(namespaces::follow_mounts())?;
         }
         inner::fork_served(strength)
     }
 
-    /// The part that the new process does first. `control`: a descriptor that it keeps, under the number that it has then.
-    fn settle(strength: Strength, control: Option<OwnedFd>) -> Result<(Self, Option<OwnedFd>), Refused> {
+    /// The part that the new process does first. It keeps some descriptors.
+    fn settle(strength: Strength, kept: &mut [OwnedFd]) -> Result<Self, Refused> {
         privileges::plain_panics();
         if strength == Strength::Off {
-            return Ok((Self { strength, own_mounts: false }, control));
+            return Ok(Self { strength, own_mounts: false });
         }
-        let own_mounts = namespaces::leave(strength)?;
-        let control = control.map(|control| rooms::renumber(control, rooms::CONTROL)).transpose()?;
-        strength.judge(privileges::close_inherited(control.as_ref().map(AsRawFd::as_raw_fd)))?;
+        let own_mounts = namespaces::leave(strength, false)?;
+        strength.judge(privileges::close_inherited(kept))?;
         if own_mounts {
             strength.judge(rooms::make_private())?;
         }
         crate::outside::hold(rooms::processes()?, rooms::cpus()?);
+        // Stubs are made after this; a working folder that is not the root would stay theirs when the root becomes empty.
+        strength.judge(rooms::leave_folder())?;
         strength.judge(privileges::limit())?;
-        Ok((Self { strength, own_mounts }, control))
-    }
-
-    /// Leaves the working folder that it was started in: a stub would keep it when the root becomes empty. No stub was made before.
-    ///
-    /// # Errors
-    /// A step that the host refuses.
-    pub fn leave_folder(&self) -> Result<(), Refused> {
-        if self.own_mounts {
-            self.strength.judge(rooms::leave_folder())?;
-        }
-        Ok(())
-    }
-
-    /// The container's root as a tree of mounts of its own, which stays when all others go, and which nothing can change. Names of
-    /// the host are not looked up by a working folder after this, and no stub was made before.
-    ///
-    /// # Errors
-    /// A step that the host refuses.
-    pub fn keep_root(&self, root: OwnedFd) -> Result<OwnedFd, Refused> {
-        if !self.own_mounts {
-            return Ok(root);
-        }
-        self.leave_folder()?;
-        match rooms::detach(&root) {
-            Ok(own) => Ok(own),
-            Err(refused) => self.strength.judge(Err(refused)).map(|_| root),
-        }
+        Ok(Self { strength, own_mounts })
     }
 
     /// Gives up everything else. All files were opened, the platform was started, and no guest runs.
     ///
     /// # Errors
     /// A step that the host refuses.
-    pub fn enter(&self) -> Result<(), Refused> {
+    pub fn enter(&self, platform: Kind) -> Result<(), Refused> {
         if self.strength == Strength::Off {
             return Ok(());
         }
@@ -183,7 +157,7 @@ impl Defence {
         }
         self.strength.judge(drop_privileges())?;
         self.strength.judge(privileges::hide_memory())?;
-        self.strength.judge(filter::install())?;
+        self.strength.judge(filter::install(platform))?;
         Ok(())
     }
 }

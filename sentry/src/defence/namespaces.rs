@@ -39,8 +39,13 @@ pub(super) fn follow_mounts() -> Result<(), Refused> {
     super::rooms::follow_host()
 }
 
-/// Leaves the host's others, and says whether the tree of mounts is its own.
-pub(super) fn leave(strength: Strength) -> Result<bool, Refused> {
+/// Leaves the host's others but that of processes, with `users` that of users, too, unless it is root; and says whether the tree of mounts is
+/// its own.
+pub(crate) fn leave(strength: Strength, users: bool) -> Result<bool, Refused> {
+    let (uid, gid) = (geteuid(), getegid());
+    if users && !(uid.is_root() && unshare(CloneFlags::CLONE_NEWCGROUP).is_ok()) {
+        strength.judge(leave_users(uid, gid))?;
+    }
     let mut own_mounts = false;
     for (step, flag) in NAMESPACES {
         let left = unshare(flag).map_err(|errno| Refused { step, errno, way_out: WAY_OUT });

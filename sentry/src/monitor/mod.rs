@@ -40,7 +40,7 @@ use kata_cc_agent_protocol::health_ttrpc::{Health, create_health};
 use kata_cc_sentry::control::{self, message::ProcessNumber};
 use kata_cc_sentry::defence::{Defence, SentryProcess, Served, Strength};
 use kata_cc_sentry::kernel::Kernel;
-use kata_cc_sentry::platform::systrap::Systrap;
+use kata_cc_sentry::platform::Kind;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use ttrpc::r#async::Server;
@@ -85,6 +85,9 @@ pub(crate) struct Serve {
     /// Milliseconds for which its end may still be asked for, where nobody did; 0 where everybody looks at this process instead.
     #[arg(long, value_name = "MS", default_value_t = 2000, requires = "until")]
     linger: u64,
+    /// How guest code runs.
+    #[arg(long, value_enum, default_value_t)]
+    platform: Kind,
     /// Go on where the host refuses a part of the sentry's defence, with a warning.
     #[arg(long)]
     allow_weak: bool,
@@ -113,7 +116,7 @@ pub(crate) fn run(options: Serve) -> anyhow::Result<u8> {
                 // It closed all that it was started with, and so this one's number may be another's.
                 _ => ready.forget(),
             }
-            sentry(&defence, control, &options.hostname)
+            sentry(&defence, control, &options)
         }
         Served::Monitor(sentry, control) => {
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -129,15 +132,15 @@ pub(crate) fn run(options: Serve) -> anyhow::Result<u8> {
 }
 
 /// What the sentry's process does.
-fn sentry(defence: &Defence, control: OwnedFd, hostname: &str) -> anyhow::Result<u8> {
-    defence.leave_folder()?;
-    let platform =
-        Systrap::new().context("cannot start the systrap platform: the host refuses a stub process")?;
-    let kernel = Kernel::new(Box::new(platform));
-    kernel.set_host_name(hostname.as_bytes());
+fn sentry(defence: &Defence, control: OwnedFd, options: &Serve) -> anyhow::Result<u8> {
+    let platform = options.platform.start().with_context(|| {
+        format!("cannot start the {} platform: the host refuses a stub process", options.platform)
+    })?;
+    let kernel = Kernel::new(platform);
+    kernel.set_host_name(options.hostname.as_bytes());
     // It looks at the machine's memory, once, and cannot do so later.
     drop(kata_cc_sentry::vfs::tmpfs::Tmpfs::new(None));
-    defence.enter().context("cannot defend the sentry")?;
+    defence.enter(options.platform).context("cannot defend the sentry")?;
     control::serve(&kernel, control).context("the monitor is lost")?;
     Ok(0)
 }
@@ -170,6 +173,7 @@ async fn monitor(
         strength,
         memory: options.memory.map(|mib| mib << 20),
         destroyed: tokio::sync::Notify::new(),
+        gofers: std::sync::Mutex::default(),
         followed: tokio::sync::Mutex::default(),
     });
     let begun = tokio::time::timeout(STARTS, monitor.name(Some(options.hostname.clone()), None)).await;
@@ -180,6 +184,7 @@ async fn monitor(
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let (mut hangup, mut resized) = (signal(SignalKind::hangup())?, signal(SignalKind::window_change())?);
     let linger = Duration::from_millis(options.linger);
+    let mut children = signal(SignalKind::child())?;
     let until = until(options.until.clone(), linger, &monitor);
     tokio::pin!(until);
     let mut sweep = tokio::time::interval(SWEEP);
@@ -191,6 +196,7 @@ async fn monitor(
             // A terminal of the host hung up: who has it hears of it another way.
             _ = hangup.recv() => {}
             _ = resized.recv() => monitor.size_changed().await,
+            _ = children.recv() => monitor.children_ended().await,
             Some(number) = ended.recv() => monitor.leave_terminal(number).await,
             code = &mut until => break End::Container(code),
             reason = link.ended() => {

@@ -14,12 +14,11 @@ use kata_cc_agent_protocol::{agent, oci};
 use kata_cc_sentry::control::message::{
     ContainerNumber, ContainerPlan, Descriptor, DevicePlan, ProcessNumber,
 };
-use kata_cc_sentry::defence::Strength;
 use thiserror::Error;
 
 pub(crate) use process::{Streams, process};
 
-use super::open::{OpenError, Opened, source};
+use super::open::{Exports, OpenError};
 
 /// What annotations of this tier begin with.
 const ANNOTATION: &str = "dev.kata-cc.sentry.";
@@ -66,17 +65,23 @@ pub(super) fn invalid<T>(field: impl Into<String>, why: impl Into<String>) -> Re
 pub(crate) struct Descriptors(Vec<OwnedFd>);
 
 impl Descriptors {
-    /// Most mounts of the host, so that streams have room, too.
-    const MAX: usize = 240;
+    /// Streams, and the way to the gofer.
+    const MAX: usize = 8;
 
     /// Puts a descriptor among those of a request.
     pub(crate) fn add(&mut self, descriptor: OwnedFd) -> Result<Descriptor, SpecError> {
-        let place = u8::try_from(self.0.len()).ok().filter(|place| usize::from(*place) < Self::MAX);
-        let Some(place) = place else {
-            return invalid("mounts", format!("more than {} files of the host", Self::MAX));
-        };
+        let place = self.place()?;
         self.0.push(descriptor);
-        Ok(Descriptor(place))
+        Ok(place)
+    }
+
+    /// The place of the one that is added next.
+    pub(crate) fn place(&self) -> Result<Descriptor, SpecError> {
+        let place = u8::try_from(self.0.len()).ok().filter(|place| usize::from(*place) < Self::MAX);
+        place.map_or_else(
+            || invalid("descriptors", format!("more than {} of them", Self::MAX)),
+            |place| Ok(Descriptor(place)),
+        )
     }
 
     /// All of them.
@@ -89,7 +94,6 @@ impl Descriptors {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Options {
     overlay: bool,
-    writable_volumes_in_memory: bool,
     seccomp_required: bool,
     /// For the first process, and others that do not say.
     pub(crate) umask: u32,
@@ -101,12 +105,15 @@ pub(crate) struct Around {
     pub(crate) process: ProcessNumber,
     /// Most bytes of changes that stay in memory.
     pub(crate) memory: Option<u64>,
-    pub(crate) strength: Strength,
+    /// Where its files will come from.
+    pub(crate) files: Descriptor,
 }
 
 /// A container to be made.
 pub(crate) struct Planned {
     pub(crate) plan: ContainerPlan,
+    /// What its gofer is to export.
+    pub(crate) exports: Exports,
     pub(crate) options: Options,
     /// Names of the machine.
     pub(crate) host: Option<String>,
@@ -118,7 +125,6 @@ pub(crate) fn container(
     request: &agent::CreateContainerRequest,
     around: &Around,
     streams: &Streams,
-    descriptors: &mut Descriptors,
 ) -> Result<Planned, SpecError> {
     refuse_of_machines(request)?;
     let Some(spec) = request.OCI.as_ref() else { return invalid("OCI", "is missing") };
@@ -127,17 +133,20 @@ pub(crate) fn container(
     refuse_unsupported(spec, &options)?;
     let root = spec.Root.get_or_default();
     let Some(first) = spec.Process.as_ref() else { return invalid("process", "is missing") };
+    let mut exports = Exports::default();
+    add_root(root, options.overlay, &mut exports)?;
     let plan = ContainerPlan {
         number: around.container,
-        root: open_root(&root.Path, around.strength, descriptors)?,
+        files: around.files,
         read_only: root.Readonly,
         overlay: options.overlay.then_some(around.memory),
-        mounts: mounts::plan(spec, &options, around.strength, descriptors)?,
+        mounts: mounts::plan(spec, &mut exports)?,
         devices: devices(spec)?,
         masked: paths("linux.maskedPaths", &spec.Linux.get_or_default().MaskedPaths)?,
         read_only_paths: paths("linux.readonlyPaths", &spec.Linux.get_or_default().ReadonlyPaths)?,
         settings: settings(spec)?,
         tasks: tasks(spec.Linux.get_or_default().Resources.get_or_default()),
+        own_processes: !request.sandbox_pidns,
         process: process(first, around.process, options.umask, streams)?,
     };
     let host = Some(spec.Hostname.clone()).filter(|name| !name.is_empty());
@@ -146,7 +155,7 @@ pub(crate) fn container(
             return invalid(field, "is longer than 64 bytes, or no name");
         }
     }
-    Ok(Planned { plan, options, host, domain })
+    Ok(Planned { plan, exports, options, host, domain })
 }
 
 /// Most tasks that resources ask for.
@@ -173,7 +182,7 @@ fn refuse_of_machines(request: &agent::CreateContainerRequest) -> Result<(), Spe
 
 fn options(spec: &oci::Spec) -> Result<Options, SpecError> {
     let mut options =
-        Options { overlay: true, writable_volumes_in_memory: false, seccomp_required: false, umask: 0o022 };
+        Options { overlay: true,  seccomp_required: false, umask: 0o022 };
     for (name, value) in &spec.Annotations {
         let Some(name) = name.strip_prefix(ANNOTATION) else { continue };
         let field = || format!("annotation {ANNOTATION}{name}");
@@ -186,7 +195,6 @@ fn options(spec: &oci::Spec) -> Result<Options, SpecError> {
         };
         match name {
             "overlay" => options.overlay = one_of(["memory", "none"])? == 0,
-            "volumes" => options.writable_volumes_in_memory = one_of(["refuse", "memory"])? == 1,
             "seccomp" => options.seccomp_required = one_of(["ignore", "require"])? == 1,
             "umask" => match u32::from_str_radix(value, 8) {
                 Ok(umask) if umask <= 0o777 => options.umask = umask,
@@ -242,11 +250,13 @@ fn refuse_unsupported(spec: &oci::Spec, options: &Options) -> Result<(), SpecErr
     Ok(())
 }
 
-fn open_root(path: &str, strength: Strength, descriptors: &mut Descriptors) -> Result<Descriptor, SpecError> {
+/// The root, which is the first export.
+fn add_root(root: &oci::Root, overlay: bool, exports: &mut Exports) -> Result<(), SpecError> {
     let field = || "root.path".to_owned();
-    match source(path, strength).map_err(|error| SpecError::Host { field: field(), error })? {
-        Opened::Folder(folder) => descriptors.add(folder),
-        Opened::File(_) => invalid(field(), format!("{path} is no folder")),
+    let added = exports.add(&root.Path, !overlay && !root.Readonly);
+    match added.map_err(|error| SpecError::Host { field: field(), error })? {
+        (_, true) => Ok(()),
+        (_, false) => invalid(field(), format!("{} is no folder", root.Path)),
     }
 }
 

@@ -1,13 +1,15 @@
 //! What calls on containers and processes do.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kata_cc_agent_protocol::agent as api;
 use kata_cc_sentry::control::message::{
     Answer, Ask, ContainerNumber, Descriptor, FailureKind, ProcessNumber, Size, Usage,
 };
 use kata_cc_sentry::defence::Strength;
+use kata_cc_sentry::gofer;
 use thiserror::Error;
 use tokio::sync::Notify;
 
@@ -73,6 +75,8 @@ pub(crate) struct Monitor {
     pub(crate) memory: Option<u64>,
     /// Rung by DestroySandbox.
     pub(crate) destroyed: Notify,
+    /// Processes that hold files of containers.
+    pub(crate) gofers: Mutex<Vec<Gofer>>,
     /// The terminal of the host that this process has as its own, and whose size it is.
     pub(crate) followed: tokio::sync::Mutex<Option<(OwnedFd, ProcessNumber)>>,
 }
@@ -85,7 +89,58 @@ struct Connected {
     slave: Option<OwnedFd>,
 }
 
+/// A process that holds a container's files. It ends with the last use of them.
+pub(crate) struct Gofer {
+    /// `None`: nobody needs it any more.
+    container: Option<String>,
+    child: std::process::Child,
+}
+
+impl Gofer {
+    /// Its container is gone, if it is that one. Whether it is still to be waited for.
+    fn leave(&mut self, container: &str) -> bool {
+        if self.container.as_deref() == Some(container) {
+            self.container = None;
+        }
+        !self.has_ended()
+    }
+
+    fn has_ended(&mut self) -> bool {
+        // One that cannot be waited for is none of ours any more.
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+}
+
 impl Monitor {
+    fn gofers(&self) -> MutexGuard<'_, Vec<Gofer>> {
+        self.gofers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts a process that holds the files of a container: the way to it.
+    fn start_gofer(&self, container: &str, exports: &[gofer::Export]) -> Result<OwnedFd, WorkError> {
+        let started = gofer::spawn(Path::new("/proc/self/exe"), exports, self.strength);
+        let started = started.map_err(host("starting the gofer, which holds the container's files"))?;
+        self.gofers().push(Gofer { container: Some(container.to_owned()), child: started.child });
+        Ok(started.socket)
+    }
+
+    /// A process of this one ended. A container without its files is of no use.
+    pub(crate) async fn children_ended(&self) {
+        let mut lost = Vec::new();
+        self.gofers().retain_mut(|gofer| {
+            let ended = gofer.has_ended();
+            if ended {
+                lost.extend(gofer.container.take());
+            }
+            !ended
+        });
+        for id in lost {
+            tracing::error!(container = id, "the gofer, which holds the container's files, has ended: so does the container");
+            // One that is gone needs no end.
+            let _ = self.signal(&id, "", libc::SIGKILL).await;
+        }
+    }
+
     /// Names the machine.
     pub(crate) async fn name(&self, host: Option<String>, domain: Option<String>) -> Result<(), WorkError> {
         if host.is_some() || domain.is_some() {
@@ -99,14 +154,17 @@ impl Monitor {
         let id = request.container_id.as_str();
         super::table::check_id(id)?;
         let (container, number) = (ContainerNumber(self.table.number()), ProcessNumber(self.table.number()));
-        let around = Around { container, process: number, memory: self.memory, strength: self.strength };
+        
         let terminal = request.OCI.get_or_default().Process.get_or_default().Terminal;
         let mut descriptors = Descriptors::default();
         let connected = connect(self.parked.take(id, ""), terminal, &mut descriptors)?;
-        let planned = spec::container(request, &around, &connected.plan, &mut descriptors)?;
+        let files = descriptors.place()?;
+        let around = Around { container, process: number, memory: self.memory, files };
+        let planned = spec::container(request, &around, &connected.plan)?;
         let process = Process::new(number, "", terminal, connected.pipes);
         self.table.add(id, container, process)?;
         let made = async {
+            descriptors.add(self.start_gofer(id, planned.exports.as_slice())?)?;
             self.name(planned.host, planned.domain).await?;
             let ask = Ask::Create(Box::new(planned.plan));
             match self.link.ask(ask, descriptors.into_inner()).await? {
@@ -121,6 +179,7 @@ impl Monitor {
                 Ok(())
             }
             Err(error) => {
+                self.gofers().retain_mut(|gofer| gofer.leave(id));
                 self.table.give_up(id);
                 Err(error)
             }
@@ -203,6 +262,7 @@ impl Monitor {
         let container = self.table.container(id)?;
         self.done(Ask::Remove(container.number)).await?;
         self.table.remove(id);
+        self.gofers().retain_mut(|gofer| gofer.leave(id));
         Ok(())
     }
 

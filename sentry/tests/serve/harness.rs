@@ -259,3 +259,38 @@ pub(crate) fn code_of<T>(called: Called<T>) -> ttrpc::Code {
         Err(other) => panic!("{other}"),
     }
 }
+
+impl Sandbox {
+    pub(crate) fn resize(&self, id: &str, exec: &str, rows: u32, columns: u32) -> Called<()> {
+        let mut request = api::TtyWinResizeRequest::new();
+        (request.container_id, request.exec_id) = (id.to_owned(), exec.to_owned());
+        (request.row, request.column) = (rows, columns);
+        self.call(self.client.tty_win_resize(context(), &request)).map(drop)
+    }
+
+    pub(crate) fn call_stats(&self, id: &str) -> Called<api::StatsContainerResponse> {
+        let request = api::StatsContainerRequest { container_id: id.to_owned(), ..Default::default() };
+        self.call(self.client.stats_container(context(), &request))
+    }
+
+    pub(crate) fn stats(&self, id: &str) -> api::StatsContainerResponse {
+        self.call_stats(id).unwrap()
+    }
+
+    /// Holds a container, or lets it go on.
+    pub(crate) fn pause(&self, id: &str, paused: bool) -> Called<()> {
+        if paused {
+            let request = api::PauseContainerRequest { container_id: id.to_owned(), ..Default::default() };
+            return self.call(self.client.pause_container(context(), &request)).map(drop);
+        }
+        let request = api::ResumeContainerRequest { container_id: id.to_owned(), ..Default::default() };
+        self.call(self.client.resume_container(context(), &request)).map(drop)
+    }
+
+    /// Processes of a container as JSON.
+    pub(crate) fn processes(&self, id: &str) -> String {
+        let mut request = api::GetDiagnosticDataRequest::new();
+        (request.log_type, request.container_id) = ("processes".to_owned(), id.to_owned());
+        self.call(self.client.get_diagnostic_data(context(), &request)).unwrap().data
+    }
+}

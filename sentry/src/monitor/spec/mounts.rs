@@ -2,20 +2,9 @@
 
 use kata_cc_agent_protocol::oci;
 use kata_cc_sentry::control::message::{MountKind, MountPlan};
-use kata_cc_sentry::defence::Strength;
 
-use super::{Descriptors, Options, SpecError, invalid, unsupported};
-use crate::monitor::open::{Opened, source};
-
-/// Files that whoever runs a container writes for it; a copy is as good, although they are mounted writable.
-const OF_CONTAINER: [&str; 6] = [
-    "/etc/hosts",
-    "/etc/hostname",
-    "/etc/resolv.conf",
-    "/etc/machine-id",
-    "/dev/termination-log",
-    "/run/.containerenv",
-];
+use super::{SpecError, invalid, unsupported};
+use crate::monitor::open::Exports;
 
 /// Size of `/dev/shm` where nobody says another.
 const SHM: u64 = 64 << 20;
@@ -68,12 +57,7 @@ struct Parsed {
 }
 
 /// All mounts, in their order.
-pub(super) fn plan(
-    spec: &oci::Spec,
-    options: &Options,
-    strength: Strength,
-    descriptors: &mut Descriptors,
-) -> Result<Vec<MountPlan>, SpecError> {
+pub(super) fn plan(spec: &oci::Spec, exports: &mut Exports) -> Result<Vec<MountPlan>, SpecError> {
     let mut plans = Vec::new();
     for mount in &spec.Mounts {
         let field = format!("mounts {}", mount.destination);
@@ -82,7 +66,7 @@ pub(super) fn plan(
         }
         let parsed = parse(&field, mount)?;
         let kind = if parsed.bind || mount.type_ == "bind" {
-            bind(&field, mount, &parsed, options, strength, descriptors)?
+            bind(&field, mount, &parsed, exports)?
         } else {
             made(&field, mount, &parsed)?
         };
@@ -186,9 +170,7 @@ fn bind(
     field: &str,
     mount: &oci::Mount,
     parsed: &Parsed,
-    options: &Options,
-    strength: Strength,
-    descriptors: &mut Descriptors,
+    exports: &mut Exports,
 ) -> Result<MountKind, SpecError> {
     if let Some((name, _)) = parsed.data.first() {
         return unsupported(field, format!("option {name:?} has no effect on a bind mount"));
@@ -199,22 +181,9 @@ fn bind(
         let shared = Some(mount.source.clone());
         return Ok(MountKind::Memory { limit: Some(SHM), mode: 0o1777, uid: 0, gid: 0, shared });
     }
-    let memory = !read_only && (options.writable_volumes_in_memory || OF_CONTAINER.contains(&at));
-    if !read_only && !memory {
-        return unsupported(
-            field,
-            format!(
-                "the sentry cannot write to files of the host yet, and {} is mounted writable; mount it with \"ro\", or let changes stay in \
-                 memory and be lost with the annotation dev.kata-cc.sentry.volumes=memory",
-                mount.source
-            ),
-        );
-    }
-    let opened = source(&mount.source, strength);
-    match opened.map_err(|error| SpecError::Host { field: field.to_owned(), error })? {
-        Opened::Folder(folder) => Ok(MountKind::Folder { from: descriptors.add(folder)?, memory }),
-        Opened::File(file) => Ok(MountKind::File { from: descriptors.add(file)?, memory }),
-    }
+    let added = exports.add(&mount.source, !read_only);
+    let (export, _) = added.map_err(|error| SpecError::Host { field: field.to_owned(), error })?;
+    Ok(MountKind::Host { export, writable: !read_only })
 }
 
 #[cfg(test)]
@@ -222,30 +191,27 @@ fn bind(
 mod tests {
     use super::*;
 
-    const OPTIONS: Options =
-        Options { overlay: true, writable_volumes_in_memory: false, seccomp_required: false, umask: 0o022 };
-
-    fn one(kind: &str, source: &str, at: &str, given: &str, options: &Options) -> Result<MountPlan, String> {
+    fn one(kind: &str, source: &str, at: &str, given: &str) -> Result<MountPlan, String> {
         let mut spec = oci::Spec::new();
         let mut mount = oci::Mount::new();
         (mount.type_, mount.source, mount.destination) = (kind.into(), source.into(), at.into());
         mount.options = given.split(',').map(str::to_owned).collect();
         spec.Mounts.push(mount);
-        let planned = plan(&spec, options, Strength::Off, &mut Descriptors::default());
+        let planned = plan(&spec, &mut Exports::default());
         planned.map(|mut all| all.remove(0)).map_err(|error| error.to_string())
     }
 
     #[test]
     fn what_the_sentry_makes_has_its_options() {
         let tmpfs =
-            one("tmpfs", "tmpfs", "/dev", "nosuid,strictatime,mode=755,size=65536k", &OPTIONS).unwrap();
+            one("tmpfs", "tmpfs", "/dev", "nosuid,strictatime,mode=755,size=65536k").unwrap();
         assert_eq!(tmpfs.flags, NO_SUID);
         let expected = MountKind::Memory { limit: Some(64 << 20), mode: 0o755, uid: 0, gid: 0, shared: None };
         assert_eq!(tmpfs.kind, expected);
-        assert_eq!(one("proc", "proc", "/proc", "nosuid,noexec,nodev", &OPTIONS).unwrap().flags, 14);
-        let pts = one("devpts", "devpts", "/dev/pts", "newinstance,ptmxmode=0666,mode=0620,gid=5", &OPTIONS);
+        assert_eq!(one("proc", "proc", "/proc", "nosuid,noexec,nodev").unwrap().flags, 14);
+        let pts = one("devpts", "devpts", "/dev/pts", "newinstance,ptmxmode=0666,mode=0620,gid=5");
         assert_eq!(pts.unwrap().kind, MountKind::Terminals);
-        let cgroup = one("cgroup2", "cgroup", "/sys/fs/cgroup", "nosuid", &OPTIONS).unwrap();
+        let cgroup = one("cgroup2", "cgroup", "/sys/fs/cgroup", "nosuid").unwrap();
         assert_eq!((cgroup.kind, cgroup.flags & READ_ONLY), (MountKind::Empty, READ_ONLY));
     }
 
@@ -259,33 +225,23 @@ mod tests {
             ("tmpfs", "tmp", "", "absolute"),
             ("proc", "/proc", "hidepid=2", "\"hidepid\""),
             ("bind", "/x", "ro,idmap", "\"idmap\""),
-            ("bind", "/data", "rbind,rw", "cannot write"),
+            ("bind", "/x", "uid=1", "\"uid\""),
         ] {
-            let error = one(kind, "/tmp", at, options, &OPTIONS).unwrap_err();
+            let error = one(kind, "/tmp", at, options).unwrap_err();
             assert!(error.contains(named) && error.contains(at), "{kind} {options}: {error}");
         }
     }
 
     #[test]
-    fn bind_mounts_are_of_the_host_or_in_memory() {
+    fn bind_mounts_are_of_the_host() {
         let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("hosts");
-        std::fs::write(&file, b"x").unwrap();
-        let (folder, file) = (folder.path().to_str().unwrap(), file.to_str().unwrap());
-        let kind = |source, at, given, options| one("bind", source, at, given, options).unwrap().kind;
-        assert!(matches!(
-            kind(folder, "/data", "rbind,ro", &OPTIONS),
-            MountKind::Folder { memory: false, .. }
-        ));
-        assert!(matches!(
-            kind(file, "/etc/hosts", "rbind,rw", &OPTIONS),
-            MountKind::File { memory: true, .. }
-        ));
-        let shm = kind("/somewhere/shm", "/dev/shm", "rbind", &OPTIONS);
+        let folder = folder.path().to_str().unwrap();
+        let kind = |source, at, given| one("bind", source, at, given).unwrap().kind;
+        assert_eq!(kind(folder, "/data", "rbind,ro"), MountKind::Host { export: 0, writable: false });
+        assert_eq!(kind(folder, "/data", "rbind"), MountKind::Host { export: 0, writable: true });
+        let shm = kind("/somewhere/shm", "/dev/shm", "rbind");
         assert!(matches!(shm, MountKind::Memory { shared: Some(name), .. } if name == "/somewhere/shm"));
-        let lost = Options { writable_volumes_in_memory: true, ..OPTIONS };
-        assert!(matches!(kind(folder, "/data", "rbind", &lost), MountKind::Folder { memory: true, .. }));
-        let missing = one("bind", "/no/such/file", "/data", "ro", &OPTIONS).unwrap_err();
-        assert!(missing.contains("/no/such/file") && missing.contains("ENOENT"), "{missing}");
+        let missing = one("bind", "/no/such/file", "/data", "ro").unwrap_err();
+        assert!(missing.contains("/no/such/file") && missing.contains("No such file"), "{missing}");
     }
 }
