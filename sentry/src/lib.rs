@@ -12,6 +12,7 @@
 //! | [`task`] | processes, threads, signals, credentials, waiting for children |
 //! | [`vfs`] | mounts, names, open files; one folder for each file system |
 //! | [`net`] | sockets, and the sandbox's own network |
+//! | [`link`] | takes the pod's interface over, before the defence |
 //! | [`ipc`] | System V semaphores, messages, shared memory |
 //! | [`loader`] | programs: ELF, scripts, the first stack |
 //! | [`time`] | clocks and timers |
@@ -28,6 +29,7 @@ pub mod error;
 pub mod events;
 pub mod ipc;
 pub mod kernel;
+pub mod link;
 pub mod loader;
 pub mod mm;
 pub mod net;

@@ -3,13 +3,14 @@
 mod attempt;
 
 use std::io::IsTerminal;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use kata_cc_sentry::defence::{self, Defence, Side, Strength};
+use kata_cc_sentry::link::{self, Network, Opened};
 use kata_cc_sentry::platform::systrap::Systrap;
 use kata_cc_sentry::sandbox::{Command, Config, DEFAULT_PATH, Sandbox, SandboxError, open_root};
 use kata_cc_sentry::syscalls;
@@ -58,6 +59,10 @@ struct Do {
     /// Name of the machine.
     #[arg(long, default_value = "sandbox")]
     hostname: String,
+    /// Network besides loopback: `none`; `host-veth=INTERFACE` takes over an interface with its addresses and routes, out of the network
+    /// namespace `netns=PATH` or the caller's own; `tap=NAME,address=IP/BITS,gateway=IP` (also `mac=`, `mtu=`, `netns=`).
+    #[arg(long, default_value = "none", value_name = "NETWORK")]
+    network: Network,
     /// Go on where the host refuses a part of the sentry's defence, with a warning.
     #[arg(long)]
     allow_weak: bool,
@@ -114,14 +119,16 @@ fn run(arguments: Do) -> anyhow::Result<u8> {
         (false, true) => Strength::Weak,
         (false, false) => Strength::Full,
     };
-    match Defence::begin(strength).context("cannot defend the sentry")? {
+    let opened = link::open(&arguments.network).context("cannot take the network over")?;
+    let keep: Vec<_> = opened.iter().map(|opened| opened.fd.as_raw_fd()).collect();
+    match Defence::begin(strength, &keep).context("cannot defend the sentry")? {
         Side::Outer(code) => Ok(code),
-        Side::Sentry(defence) => serve(arguments, &defence),
+        Side::Sentry(defence) => serve(arguments, &defence, opened),
     }
 }
 
 /// What the sentry's process does.
-fn serve(arguments: Do, defence: &Defence) -> anyhow::Result<u8> {
+fn serve(arguments: Do, defence: &Defence, opened: Option<Opened>) -> anyhow::Result<u8> {
     let root = defence.keep_root(open_root(&arguments.rootfs)?)?;
     let platform =
         Systrap::new().context("cannot start the systrap platform: the host refuses a stub process")?;
@@ -140,6 +147,10 @@ fn serve(arguments: Do, defence: &Defence) -> anyhow::Result<u8> {
         Command { arguments: arguments.command, environment, folder: arguments.cwd, user: arguments.user };
     let streams = streams()?;
     defence.enter().context("cannot defend the sentry")?;
+    if let Some(Opened { config, fd }) = opened {
+        // Its thread is made after the defence, as all that serve guests are: so it has no privileges either.
+        sandbox.kernel().net.attach(config, fd).context("cannot attach the network")?;
+    }
     if let Some(call) = arguments.try_call {
         attempt::forbidden_call(&call)?;
         return Ok(0);

@@ -1,6 +1,6 @@
 //! The sentry is a process of its own, made by the command and as long as it: signals that end the command end the sentry too.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
@@ -15,14 +15,14 @@ fn refused(errno: Errno) -> Refused {
 }
 
 /// Makes the process. The one that called waits for its end and comes back with how it was.
-pub(super) fn fork(defence: Defence) -> Result<Side, Refused> {
+pub(super) fn fork(defence: Defence, keep: &[RawFd]) -> Result<Side, Refused> {
     let (reader, writer) = pipe().map_err(refused)?;
     // SAFETY: the caller has one thread: nothing is half done that the copy would wait for.
     match unsafe { nix::unistd::fork() }.map_err(refused)? {
         ForkResult::Child => {
             drop(writer);
             follow(reader)?;
-            defence.settle()?;
+            defence.settle(keep)?;
             Ok(Side::Sentry(defence))
         }
         ForkResult::Parent { child } => {

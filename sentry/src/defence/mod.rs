@@ -15,7 +15,7 @@ mod namespaces;
 mod privileges;
 mod rooms;
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 
 use thiserror::Error;
 
@@ -23,6 +23,9 @@ pub use calls::{count, markdown};
 pub use privileges::drop_privileges;
 
 use crate::error::Errno;
+
+/// Numbers of descriptors below it are the defence's own.
+pub const KEPT: RawFd = 64;
 
 /// How much of it has to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,23 +82,24 @@ impl Strength {
 }
 
 impl Defence {
-    /// Goes on in a process of its own. The caller has one thread and has opened nothing that it needs later.
+    /// Goes on in a process of its own. The caller has one thread, and needs nothing of what it has opened later but `keep`: descriptors
+    /// with numbers from [`KEPT`] on.
     ///
     /// # Errors
     /// A step that the host refuses.
-    pub fn begin(strength: Strength) -> Result<Side, Refused> {
+    pub fn begin(strength: Strength, keep: &[RawFd]) -> Result<Side, Refused> {
         if strength == Strength::Off {
             tracing::warn!("the defence is off: whoever breaks out of a guest has what this process has");
             return Ok(Side::Sentry(Self { strength, own_mounts: false }));
         }
         let own_mounts = namespaces::leave(strength)?;
-        inner::fork(Self { strength, own_mounts })
+        inner::fork(Self { strength, own_mounts }, keep)
     }
 
     /// The part that the new process does first.
-    fn settle(&self) -> Result<(), Refused> {
+    fn settle(&self, keep: &[RawFd]) -> Result<(), Refused> {
         privileges::plain_panics();
-        self.strength.judge(privileges::close_inherited())?;
+        self.strength.judge(privileges::close_inherited(keep))?;
         if self.own_mounts {
             self.strength.judge(rooms::make_private())?;
         }

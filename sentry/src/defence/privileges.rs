@@ -1,5 +1,7 @@
 //! Capabilities, descriptors and limits of the sentry's process.
 
+use std::os::fd::RawFd;
+
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::Refused;
@@ -48,10 +50,21 @@ pub fn drop_privileges() -> Result<(), Refused> {
     prctl("no new privileges", libc::PR_SET_NO_NEW_PRIVS, [1, 0])
 }
 
-/// Closes all descriptors but the standard streams: at its start a program has none of its own.
-pub(super) fn close_inherited() -> Result<(), Refused> {
-    // SAFETY: nothing in this process holds a descriptor above 2 yet.
-    check("no inherited descriptors", unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) })
+/// Closes all descriptors but the standard streams and these: at its start a program has no others of its own.
+pub(super) fn close_inherited(keep: &[RawFd]) -> Result<(), Refused> {
+    let mut kept: Vec<u32> = keep.iter().filter_map(|fd| u32::try_from(*fd).ok()).collect();
+    kept.sort_unstable();
+    let mut first = 3;
+    for end in kept.into_iter().map(Some).chain([None]) {
+        let last = end.map_or(u32::MAX, |end| end.saturating_sub(1));
+        if first <= last {
+            // SAFETY: nothing in this process holds a descriptor above 2 yet, but those that are kept.
+            let closed = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+            check("no inherited descriptors", closed)?;
+        }
+        first = end.map_or(u32::MAX, |end| end.saturating_add(1));
+    }
+    Ok(())
 }
 
 /// No dump of memory is written when it ends, and it may hold as many files as it is allowed to ask for.
