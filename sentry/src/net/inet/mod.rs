@@ -8,6 +8,7 @@
 mod echo;
 mod options;
 mod ports;
+mod raw;
 mod tcp;
 mod udp;
 
@@ -17,6 +18,7 @@ use std::sync::Arc;
 pub(crate) use echo::arrives as echo_arrives;
 pub(crate) use options::{header_of, settings};
 pub(crate) use ports::{Claim, Ports};
+pub(crate) use raw::Packet as RawPacket;
 pub(crate) use tcp::Tcp;
 pub(crate) use udp::{Arrival, arrives as udp_arrives, fails as udp_fails};
 
@@ -196,8 +198,10 @@ pub(crate) fn create(
         (libc::SOCK_DGRAM, libc::IPPROTO_ICMPV6) if domain == libc::AF_INET6 => {
             echo::Echo::new(net, [domain, kind, protocol], owner)?
         }
+        (libc::SOCK_RAW, 0 | 256..) => return Err(Errno::EPROTONOSUPPORT),
         (libc::SOCK_RAW, _) if !context.capable(CAP_NET_RAW) => return Err(Errno::EPERM),
-        (libc::SOCK_STREAM | libc::SOCK_DGRAM | libc::SOCK_RAW, _) => return Err(Errno::EPROTONOSUPPORT),
+        (libc::SOCK_RAW, _) => raw::Raw::new(net, [domain, kind, protocol], owner)?,
+        (libc::SOCK_STREAM | libc::SOCK_DGRAM, _) => return Err(Errno::EPROTONOSUPPORT),
         _ => return Err(Errno::ESOCKTNOSUPPORT),
     })
 }

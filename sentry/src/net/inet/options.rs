@@ -22,6 +22,7 @@ const UDP: i32 = libc::IPPROTO_UDP;
 const KNOWN: &[Known] = &[
     Known(IP, libc::IP_TOS, 0, ANY),
     Known(IP, libc::IP_TTL, 64, -1..=255),
+    Known(IP, libc::IP_HDRINCL, 0, ANY),
     Known(IP, libc::IP_RECVOPTS, 0, ANY),
     Known(IP, libc::IP_RETOPTS, 0, ANY),
     Known(IP, libc::IP_PKTINFO, 0, ANY),
@@ -76,6 +77,7 @@ const KNOWN: &[Known] = &[
 
 /// What is a flag, told as 0 or 1.
 const FLAGS: &[(i32, i32)] = &[
+    (IP, libc::IP_HDRINCL),
     (IP, libc::IP_PKTINFO),
     (IP, libc::IP_RECVERR),
     (IP, libc::IP_RECVTTL),
@@ -93,6 +95,7 @@ fn fits(common: &Common, level: i32) -> bool {
     match level {
         IP => true,
         IPV6 => common.domain == libc::AF_INET6,
+        _ if common.kind == libc::SOCK_RAW => false,
         TCP => common.kind == libc::SOCK_STREAM,
         UDP => common.kind == libc::SOCK_DGRAM && common.protocol == libc::IPPROTO_UDP,
         _ => false,
@@ -117,6 +120,7 @@ pub(super) fn set(
         return Err(Errno::ENOPROTOOPT);
     }
     match (level, name) {
+        (IP, libc::IP_HDRINCL) if common.kind != libc::SOCK_RAW => return Err(Errno::ENOPROTOOPT),
         (IP, libc::IP_TRANSPARENT) | (IPV6, libc::IPV6_TRANSPARENT) => {
             return if context.capable(CAP_NET_ADMIN) { Ok(()) } else { Err(Errno::EPERM) };
         }

@@ -97,6 +97,7 @@ pub(crate) struct Ports {
     pub(crate) tcp: Table,
     pub(crate) udp: Table,
     pub(crate) echo: Table,
+    pub(crate) raw: super::raw::RawSockets,
     /// Groups that sockets are members of, and how many of them.
     groups: Mutex<BTreeMap<IpAddr, usize>>,
 }

@@ -91,7 +91,7 @@ impl Stack {
         }
         match header[0] {
             // Who asks all of a network is not answered (`net.ipv4.icmp_echo_ignore_broadcasts`).
-            8 if !incoming.to_all => self.echo(incoming, 0),
+            8 if !incoming.to_all => self.echo(incoming),
             0 => {
                 echo_arrives(net, incoming.bytes, incoming.from, incoming.to);
                 Some(())
@@ -106,18 +106,10 @@ impl Stack {
     }
 
     /// Answers an echo request.
-    fn echo(&self, incoming: &Incoming<'_>, reply: u8) -> Option<()> {
-        let mut bytes = incoming.bytes.to_vec();
-        *bytes.first_mut()? = reply;
-        bytes.get_mut(2..4)?.fill(0);
-        if incoming.to.is_ipv6() {
-            let from = self.answer_from(incoming)?;
-            seal6(from, incoming.from, &mut bytes);
-            return self.answer(from, incoming, IpProtocol::Icmpv6, &bytes);
-        }
-        let sum = frame::plain_checksum(&bytes);
-        bytes.get_mut(2..4)?.copy_from_slice(&sum.to_be_bytes());
-        self.answer(incoming.to, incoming, IpProtocol::Icmp, &bytes)
+    fn echo(&self, incoming: &Incoming<'_>) -> Option<()> {
+        let from = self.answer_from(incoming)?;
+        let bytes = echo_answer(incoming.protocol, (from, incoming.from), incoming.bytes)?;
+        self.answer(from, incoming, incoming.protocol, &bytes)
     }
 
     fn answer_from(&self, incoming: &Incoming<'_>) -> Option<IpAddr> {
@@ -145,7 +137,7 @@ impl Stack {
             return None;
         }
         match header[0] {
-            128 => self.echo(incoming, 129),
+            128 => self.echo(incoming),
             129 => {
                 echo_arrives(net, incoming.bytes, incoming.from, incoming.to);
                 Some(())
@@ -352,6 +344,29 @@ impl Stack {
             self.tell_group(link, group, joins);
         }
     }
+}
+
+/// The answer to an echo request, from an address to another; `None` where it is no request.
+pub(crate) fn echo_answer(
+    protocol: IpProtocol,
+    (from, to): (IpAddr, IpAddr),
+    request: &[u8],
+) -> Option<Vec<u8>> {
+    let kind = match (protocol, request.first()?) {
+        (IpProtocol::Icmp, 8) => 0,
+        (IpProtocol::Icmpv6, 128) => 129,
+        _ => return None,
+    };
+    let mut bytes = request.to_vec();
+    *bytes.first_mut()? = kind;
+    bytes.get_mut(2..4)?.fill(0);
+    if protocol == IpProtocol::Icmpv6 {
+        seal6(from, to, &mut bytes);
+    } else {
+        let sum = frame::plain_checksum(&bytes);
+        bytes.get_mut(2..4)?.copy_from_slice(&sum.to_be_bytes());
+    }
+    Some(bytes)
 }
 
 /// Header of a packet that is quoted: from, to, protocol, what comes after.

@@ -12,8 +12,8 @@ use smoltcp::wire::{
 use super::device::Frame;
 use super::interface::Counters;
 use super::tcp::segment;
-use super::{Interface, Stack, frame};
-use crate::net::inet::{Arrival, udp_arrives};
+use super::{Datagram, Interface, Stack, frame};
+use crate::net::inet::{Arrival, RawPacket, udp_arrives};
 use crate::net::{Net, lock};
 
 /// Headers between that of IPv6 and what it carries, at most.
@@ -36,6 +36,21 @@ pub(super) struct Incoming<'a> {
     pub(super) bytes: &'a [u8],
     /// With its header, as far as it came in one.
     pub(super) whole: &'a [u8],
+}
+
+impl Incoming<'_> {
+    /// As if we sent it.
+    fn as_datagram(&self) -> Datagram<'_> {
+        Datagram {
+            from: self.from,
+            to: self.to,
+            protocol: self.protocol,
+            hops: Some(self.hops),
+            class: self.class,
+            whole: None,
+            bytes: self.bytes,
+        }
+    }
 }
 
 impl Stack {
@@ -122,6 +137,8 @@ impl Stack {
         let put = lock(&self.fragments).add(key, offset, more, packet.payload(), Instant::now());
         if let Some(bytes) = put {
             (incoming.bytes, incoming.trusted, incoming.datagrams) = (&bytes, false, 0);
+            let whole = incoming.as_datagram().whole_packet();
+            incoming.whole = &whole;
             self.deliver(incoming)?;
         }
         Some(())
@@ -158,6 +175,8 @@ impl Stack {
             (incoming.bytes, incoming.trusted, incoming.datagrams) = (&bytes, false, 0);
             incoming.protocol = next;
             if skip_extensions(&mut incoming)?.is_none() {
+                let whole = incoming.as_datagram().whole_packet();
+                incoming.whole = &whole;
                 self.deliver(incoming)?;
             }
         }
@@ -180,12 +199,20 @@ impl Stack {
 
     fn deliver(self: &Arc<Self>, incoming: Incoming<'_>) -> Option<()> {
         let net = self.net.upgrade()?;
+        let wanted = net.inet.raw.deliver(RawPacket {
+            from: incoming.from,
+            to: incoming.to,
+            protocol: u8::from(incoming.protocol),
+            whole: incoming.whole,
+            payload: incoming.bytes,
+        });
         match incoming.protocol {
             IpProtocol::Tcp => self.tcp(&net, &incoming),
             IpProtocol::Udp => self.udp(&net, &incoming),
             IpProtocol::Icmp => self.icmp4(&net, &incoming),
             IpProtocol::Icmpv6 => self.icmp6(&net, &incoming),
             IpProtocol::Igmp => self.group_query(&net, &incoming),
+            _ if wanted => Some(()),
             _ => {
                 self.unknown_protocol(&incoming);
                 None

@@ -50,6 +50,7 @@ use std::sync::{Arc, Mutex, RwLock, Weak};
 use std::time::Instant;
 
 pub use config::{ConfigError, LinkConfig, NeighbourConfig, Prefix, RouteConfig};
+pub(crate) use icmp::echo_answer;
 pub use interface::{Counters, Interface};
 pub(crate) use output::{Datagram, udp_header};
 pub(crate) use route::Path;

@@ -28,6 +28,20 @@ pub(crate) struct Datagram<'a> {
     pub(crate) bytes: &'a [u8],
 }
 
+impl Datagram<'_> {
+    /// With its IP header.
+    pub(crate) fn whole_packet(&self) -> Vec<u8> {
+        let mut packet = Packet::new(self.from, self.to, self.protocol);
+        (packet.hops, packet.class) = (self.hops, self.class);
+        let mut buffer = Vec::new();
+        let start = frame::begin(&mut buffer, &packet, self.bytes.len());
+        if let Some(place) = buffer.get_mut(start..) {
+            place.copy_from_slice(self.bytes);
+        }
+        buffer.split_off(frame::IP)
+    }
+}
+
 impl Stack {
     /// Sends a datagram.
     ///
