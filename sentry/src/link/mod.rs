@@ -10,7 +10,7 @@ mod spec;
 mod tap;
 
 use std::fs::File;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use nix::sched::{CloneFlags, setns};
@@ -18,7 +18,6 @@ use thiserror::Error;
 
 pub use spec::{Network, SpecError, Tap};
 
-use crate::defence::KEPT;
 use crate::error::Errno;
 use crate::net::stack::LinkConfig;
 
@@ -110,20 +109,15 @@ impl Drop for Inside {
 /// # Errors
 /// See [`LinkError`].
 pub fn open(network: &Network) -> Result<Option<Opened>, LinkError> {
-    let opened = match network {
-        Network::None => return Ok(None),
+    match network {
+        Network::None => Ok(None),
         Network::Interface { name, namespace } => {
             let _inside = Inside::enter(namespace.as_deref())?;
-            packet::open(name)?
+            packet::open(name).map(Some)
         }
         Network::Tap { tap, namespace } => {
             let _inside = Inside::enter(namespace.as_deref())?;
-            tap::open(tap)?
+            tap::open(tap).map(Some)
         }
-    };
-    let high = nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(KEPT);
-    let fd = nix::fcntl::fcntl(&opened.fd, high).map_err(refused(&opened.config.name, "a descriptor"))?;
-    // SAFETY: the kernel has just made it.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    Ok(Some(Opened { fd, ..opened }))
+    }
 }

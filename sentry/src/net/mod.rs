@@ -58,6 +58,7 @@ use std::sync::{Arc, Mutex, OnceLock, RwLock, Weak};
 
 pub(crate) use crate::sync::lock;
 use crate::sync::{read, write};
+use crate::task::UserNamespace;
 
 pub use common::{Common, Identity};
 pub use socket::SocketFile;
@@ -103,7 +104,7 @@ impl Budget {
 
 /// What all sockets of a sandbox share.
 pub struct Net {
-    pub(crate) sockets: Budget,
+    pub(crate) sockets: Arc<Budget>,
     pub(crate) bytes: Arc<Budget>,
     pub(crate) flight: Arc<Budget>,
     pub(crate) unix: unix::Names,
@@ -112,6 +113,8 @@ pub struct Net {
     addresses: RwLock<Vec<IpAddr>>,
     all: Mutex<BTreeMap<u64, Weak<dyn Socket>>>,
     stack: OnceLock<Arc<stack::Stack>>,
+    /// Whose capabilities count for it.
+    owner: Arc<UserNamespace>,
 }
 
 impl Net {
@@ -119,7 +122,8 @@ impl Net {
     #[must_use]
     pub fn new() -> Arc<Self> {
         Arc::new(Self {
-            sockets: Budget::new(SOCKETS),
+            sockets: Arc::new(Budget::new(SOCKETS)),
+            owner: Arc::clone(UserNamespace::root()),
             bytes: Arc::new(Budget::new(QUEUED)),
             flight: Arc::new(Budget::new(IN_FLIGHT)),
             unix: unix::Names::default(),
@@ -129,6 +133,29 @@ impl Net {
             all: Mutex::default(),
             stack: OnceLock::new(),
         })
+    }
+
+    /// Another network of the same sandbox, with loopback alone (`CLONE_NEWNET`). Bounds are common to all, and so are sockets' names
+    /// that are files.
+    #[must_use]
+    pub fn beside(&self, owner: &Arc<UserNamespace>) -> Arc<Self> {
+        Arc::new(Self {
+            sockets: Arc::clone(&self.sockets),
+            bytes: Arc::clone(&self.bytes),
+            flight: Arc::clone(&self.flight),
+            unix: self.unix.beside(),
+            inet: inet::Ports::default(),
+            netlink: netlink::Ports::default(),
+            addresses: RwLock::default(),
+            all: Mutex::default(),
+            stack: OnceLock::new(),
+            owner: Arc::clone(owner),
+        })
+    }
+
+    /// Whose capabilities count for it.
+    pub(crate) fn owner(&self) -> &Arc<UserNamespace> {
+        &self.owner
     }
 
     /// Addresses of the sandbox besides 127.0.0.0/8 and ::1: those of its pod.
