@@ -193,6 +193,11 @@ impl ByteQueue {
         Self { reader: Mutex::default(), writer: Mutex::default(), state, budget: Arc::clone(budget) }
     }
 
+    /// What its bytes are counted by.
+    pub(crate) fn budget(&self) -> &Arc<Budget> {
+        &self.budget
+    }
+
     pub(crate) fn set_limit(&self, limit: usize) {
         lock(&self.state).limit = limit;
     }

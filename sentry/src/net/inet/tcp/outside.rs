@@ -50,12 +50,19 @@ impl Tcp {
         let (net, me) = (&self.common.net, self.me.upgrade().ok_or(Errno::EINVAL)?);
         let stack = net.stack().ok_or(Errno::ENETUNREACH)?;
         self.untold.store(true, Ordering::Relaxed);
+        let mut over = false;
         let dialled = stack.connect(&me, &self.common, [local, to], path, self.queues());
         match dialled {
             Ok(end) => {
-                // It may be there already, or have failed.
-                if let State::Knocking(waits) = &mut *lock(&self.state) {
-                    *waits = Some(end);
+                match &mut *lock(&self.state) {
+                    State::Knocking(waits) => *waits = Some(end.clone()),
+                    // It is there already.
+                    State::Connected(_) => {}
+                    // It failed, or was closed meanwhile.
+                    _ => over = true,
+                }
+                if over {
+                    Self::hang_up(&end);
                 }
                 Ok(())
             }
@@ -74,6 +81,10 @@ impl Tcp {
             *state = State::Connected(end);
             drop(state);
             self.common.notify(Events::OUT | Events::WRNORM);
+        } else {
+            // Closed meanwhile.
+            drop(state);
+            Self::hang_up(&end);
         }
     }
 

@@ -141,10 +141,10 @@ impl Machine {
         let mss = opening.settings.most.map_or(opening.mss, |most| most.min(opening.mss)).max(LEAST_MSS);
         Self {
             phase,
-            end,
             settings: opening.settings,
             sending: Sending::new(opening.first, mss),
-            receiving: Receiving::new(mss),
+            receiving: Receiving::new(mss, end.incoming().budget()),
+            end,
             congestion: Congestion::new(),
             rounds: Rounds::new(),
             timing: Timing::new(opening.now),

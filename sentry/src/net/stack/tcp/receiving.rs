@@ -1,9 +1,11 @@
 //! What comes: put in order, told of by ACK and SACK, within a window that grows with who reads it.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::segment::{BLOCKS, Range, Segment, Seq};
+use crate::net::Budget;
 use crate::net::buffer::ByteQueue;
 
 /// Our scale of windows: 8 MiB can be told.
@@ -12,6 +14,8 @@ pub(super) const SCALE: u8 = 7;
 pub(crate) const MOST: usize = 6 << 20;
 /// Pieces that wait for what comes before them.
 const PIECES: usize = 8192;
+/// What a piece counts for beyond its bytes.
+const OVERHEAD: usize = 64;
 /// Segments that are acknowledged at once at the beginning (`TCP_MAX_QUICKACKS`).
 const QUICK: u32 = 16;
 /// How long an ACK waits for company (`TCP_DELACK_MIN`).
@@ -42,6 +46,9 @@ pub(super) struct Receiving {
     told: Seq,
     /// Out of order, in order of sequence, without overlaps.
     pieces: VecDeque<(Seq, Vec<u8>)>,
+    /// What they are counted by, and how much of it they take.
+    budget: Arc<Budget>,
+    counted: usize,
     /// The same as ranges, in order; and those that were changed last.
     ranges: Vec<Range>,
     recent: Vec<Seq>,
@@ -58,7 +65,7 @@ pub(super) struct Receiving {
 }
 
 impl Receiving {
-    pub(super) fn new(mss: usize) -> Self {
+    pub(super) fn new(mss: usize, budget: &Arc<Budget>) -> Self {
         Self {
             nxt: Seq::default(),
             edge: Seq::default(),
@@ -68,6 +75,8 @@ impl Receiving {
             stamp_time: None,
             told: Seq::default(),
             pieces: VecDeque::new(),
+            budget: Arc::clone(budget),
+            counted: 0,
             ranges: Vec::new(),
             recent: Vec::new(),
             twice: None,
@@ -255,6 +264,11 @@ impl Receiving {
         }
     }
 
+    fn give_back(&mut self, cost: usize) {
+        self.counted = self.counted.saturating_sub(cost);
+        self.budget.give(cost);
+    }
+
     /// Keeps what came out of order.
     fn keep(&mut self, start: Seq, bytes: &[u8]) {
         let end = start.plus(bytes.len());
@@ -273,7 +287,11 @@ impl Receiving {
             self.twice = Some((start, end));
             return;
         }
-        if let Some(part) = bytes.get(..count) {
+        let cost = count.saturating_add(OVERHEAD);
+        if let Some(part) = bytes.get(..count)
+            && self.budget.take(cost)
+        {
+            self.counted = self.counted.saturating_add(cost);
             self.pieces.insert(at, (start, part.to_vec()));
             self.note((start, until));
         }
@@ -307,6 +325,7 @@ impl Receiving {
             && seq.since(self.nxt) <= 0
         {
             let Some((seq, piece)) = self.pieces.pop_front() else { break };
+            self.give_back(piece.len().saturating_add(OVERHEAD));
             let fresh = piece.get(self.nxt.after(seq)..).unwrap_or_default();
             if fresh.is_empty() {
                 continue;
@@ -316,6 +335,7 @@ impl Receiving {
             if self.nxt.is_before(end) {
                 // No memory: the rest is as if it had not come.
                 self.pieces.clear();
+                self.give_back(self.counted);
             }
         }
         let nxt = self.nxt;
@@ -342,5 +362,11 @@ impl Receiving {
             queue.set_limit(limit.saturating_mul(2).min(MOST));
         }
         self.marked = Some((now, self.nxt));
+    }
+}
+
+impl Drop for Receiving {
+    fn drop(&mut self) {
+        self.budget.give(self.counted);
     }
 }

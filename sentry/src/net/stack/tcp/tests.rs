@@ -202,9 +202,14 @@ impl World {
                     }
                     continue;
                 }
-                self.drive(to, |machine, now, output| {
-                    machine.arrive(&segment, now);
-                    machine.pump(now, output);
+                self.drive(to, |machine, now, output| match machine.phase() {
+                    // What the table of the past does.
+                    Phase::TimeWait if header.fin => machine.acknowledge(now, output),
+                    Phase::TimeWait => {}
+                    _ => {
+                        machine.arrive(&segment, now);
+                        machine.pump(now, output);
+                    }
                 });
             } else {
                 for at in 0..2 {

@@ -240,7 +240,8 @@ impl Machine {
 
     /// The window has been shut for long.
     fn persist(&mut self, now: Instant, output: &mut dyn Output) {
-        if self.timing.unanswered >= REPEATS {
+        let orphan = self.end.outgoing().flags().gone && self.timing.tries >= ORPHAN_REPEATS;
+        if orphan || self.timing.unanswered >= REPEATS {
             let errno = self.soft.unwrap_or(Errno::ETIMEDOUT);
             return self.fail(errno);
         }
