@@ -12,6 +12,7 @@
 //! | [`task`] | processes, threads, signals, credentials, waiting for children |
 //! | [`vfs`] | mounts, names, open files; one folder for each file system |
 //! | [`net`] | sockets, and the sandbox's own network |
+//! | [`link`] | takes the pod's interface over, before the defence |
 //! | [`ipc`] | System V semaphores, messages, shared memory |
 //! | [`loader`] | programs: ELF, scripts, the first stack |
 //! | [`time`] | clocks and timers |
@@ -37,6 +38,7 @@ pub mod gofer;
 pub mod ipc;
 pub mod kernel;
 mod launch;
+pub mod link;
 pub mod loader;
 pub mod mm;
 pub mod net;
