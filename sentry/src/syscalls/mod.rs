@@ -28,6 +28,7 @@ mod polling;
 mod prctl;
 mod processes;
 mod scheduling;
+mod scratch;
 mod signals;
 mod sockets;
 mod special_files;

@@ -157,7 +157,7 @@ impl Task {
     /// Number of its process' parent (`getppid`); 0 for none in the sandbox.
     #[must_use]
     pub fn parent(&self) -> Pid {
-        self.tasks.tree().groups.get(&self.group.pid()).map_or(0, |state| state.parent)
+        self.tasks.tree().parent_of(self.group.pid())
     }
 
     /// Number of its process group.

@@ -14,6 +14,15 @@ const PAGE: usize = 4096;
 /// A stub's memory, without what is the stub's own.
 pub(super) struct StubMemory(pub(super) Arc<Stub>);
 
+/// A range as one part: Linux copies page by page and tells how far it came, though its manual page promises that for whole parts only; so
+/// where it stops short, [`pages`] finds out where exactly.
+fn whole(address: u64, length: usize) -> Option<RemoteIoVec> {
+    let room = usize::try_from(CODE.saturating_sub(address)).unwrap_or(0);
+    let len = length.min(room);
+    let base = usize::try_from(address).ok()?;
+    (len > 0).then_some(RemoteIoVec { base, len })
+}
+
 /// The parts of a range that lie in one page each, so that a copy stops exactly before the first page that is not there.
 fn pages(address: u64, length: usize) -> Vec<RemoteIoVec> {
     let Ok(mut base) = usize::try_from(address) else { return Vec::new() };
@@ -34,8 +43,17 @@ const PARTS: usize = 1024;
 
 impl Memory for StubMemory {
     fn read(&self, address: u64, to: &mut [u8]) -> usize {
-        let mut done = 0;
-        for parts in pages(address, to.len()).chunks(PARTS) {
+        if self.0.is_dead() {
+            return 0;
+        }
+        let Some(part) = whole(address, to.len()) else { return 0 };
+        let got = process_vm_readv(self.0.pid(), &mut [IoSliceMut::new(&mut to[..part.len])], &[part]);
+        let mut done = got.unwrap_or(0).min(part.len);
+        if done == part.len {
+            return done;
+        }
+        let length = to.len() - done;
+        for parts in pages(address + done as u64, length).chunks(PARTS) {
             let want: usize = parts.iter().map(|part| part.len).sum();
             if self.0.is_dead() {
                 break;
@@ -51,8 +69,17 @@ impl Memory for StubMemory {
     }
 
     fn write(&self, address: u64, from: &[u8]) -> usize {
-        let mut done = 0;
-        for parts in pages(address, from.len()).chunks(PARTS) {
+        if self.0.is_dead() {
+            return 0;
+        }
+        let Some(part) = whole(address, from.len()) else { return 0 };
+        let got = process_vm_writev(self.0.pid(), &[IoSlice::new(&from[..part.len])], &[part]);
+        let mut done = got.unwrap_or(0).min(part.len);
+        if done == part.len {
+            return done;
+        }
+        let length = from.len() - done;
+        for parts in pages(address + done as u64, length).chunks(PARTS) {
             let want: usize = parts.iter().map(|part| part.len).sum();
             if self.0.is_dead() {
                 break;

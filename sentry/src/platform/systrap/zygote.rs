@@ -6,14 +6,16 @@
 use std::io::Write;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::{ForkResult, Pid, fork, setpgid};
 
 use super::filter;
 use super::layout::{CODE, CODE_SIZE, CONTEXTS, CONTEXTS_SIZE, INTERRUPT, at, context_address};
+use super::stage;
 use super::stub::Parts;
-use super::stub_code::StubCode;
+use super::stub_image::StubCode;
 use crate::error::Errno;
 
 /// `struct sigaction` as the kernel takes it.
@@ -47,10 +49,11 @@ struct Prepared {
 
 fn prepare(parts: &Parts, vdso: Range<u64>) -> Result<Prepared, Errno> {
     let stub = StubCode::linked();
-    assert!(stub.bytes.len() as u64 <= CODE_SIZE, "the stub's code is {} bytes", stub.bytes.len());
     let code = memfd_create(c"stub", MFdFlags::MFD_CLOEXEC)?;
     let mut file = std::fs::File::from(code);
     file.write_all(stub.bytes).map_err(|_| Errno::ENOMEM)?;
+    assert!(stub.bytes.len() <= stage::TABLE, "the stub's code is {} bytes", stub.bytes.len());
+    file.write_all_at(&stage::table(), stage::TABLE as u64).map_err(|_| Errno::ENOMEM)?;
     file.set_len(CODE_SIZE).map_err(|_| Errno::ENOMEM)?;
     let mask = IN_HANDLER.iter().fold(u64::MAX, |mask, signal| mask & !(1 << (signal - 1)));
     let flags = (libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER) as u64 | SA_RESTORER;

@@ -14,6 +14,7 @@ use nix::unistd::{Whence, lseek};
 
 pub use tree::{HostTree, LocalTree};
 
+use super::kept::Kept;
 use super::locks::FileLocks;
 use super::pipe::Pipe;
 use super::sync::lock;
@@ -30,6 +31,7 @@ struct Shared {
     device: u64,
     /// Nobody else changes the tree: what was seen once stays true.
     exclusive: bool,
+    kept: Kept,
 }
 
 /// A read-only view of a folder of the host.
@@ -45,7 +47,8 @@ impl HostFs {
     /// Of the host.
     pub fn new(tree: Box<dyn HostTree>, exclusive: bool) -> Result<Self, Errno> {
         let root = tree.root()?;
-        let shared = Arc::new(Shared { tree, device: super::tmpfs::next_device(), exclusive });
+        let shared =
+            Arc::new(Shared { tree, device: super::tmpfs::next_device(), exclusive, kept: Kept::default() });
         let root = Node::new(&shared, root, None)?;
         Ok(Self { shared, root })
     }
@@ -149,6 +152,7 @@ impl Node {
         let (folder, name) = self.found.as_ref().ok_or(Errno::EISDIR)?;
         let file = Arc::new(self.shared.tree.open(folder.as_fd(), name, self.fd.as_fd())?);
         *contents = Arc::downgrade(&file);
+        self.shared.kept.keep(&file);
         Ok(file)
     }
 }
