@@ -38,7 +38,9 @@ pub fn run(kernel: &Arc<Kernel>, task: &Arc<Task>, mut thread: Box<dyn Thread>) 
 }
 
 /// Calls after which others give another value.
-const CHANGES_ANSWERS: [i64; 8] = [
+const CHANGES_ANSWERS: [i64; 10] = [
+    libc::SYS_unshare,
+    libc::SYS_setns,
     libc::SYS_execve,
     libc::SYS_execveat,
     libc::SYS_setuid,
@@ -54,16 +56,16 @@ fn set_answers(task: &Task, thread: &mut dyn Thread) {
     let who = task.credentials();
     let value = |number: i64, value: u32| (number.unsigned_abs(), u64::from(value));
     thread.set_answers(&[
-        value(libc::SYS_getpid, task.group().pid().cast_unsigned()),
-        value(libc::SYS_gettid, task.pid().cast_unsigned()),
-        value(libc::SYS_getuid, who.uid),
-        value(libc::SYS_geteuid, who.euid),
-        value(libc::SYS_getgid, who.gid),
-        value(libc::SYS_getegid, who.egid),
+        value(libc::SYS_getpid, task.shown(task.group().pid()).cast_unsigned()),
+        value(libc::SYS_gettid, task.own_number().cast_unsigned()),
+        value(libc::SYS_getuid, who.user_ns.shown_uid(who.uid)),
+        value(libc::SYS_geteuid, who.user_ns.shown_uid(who.euid)),
+        value(libc::SYS_getgid, who.user_ns.shown_gid(who.gid)),
+        value(libc::SYS_getegid, who.user_ns.shown_gid(who.egid)),
     ]);
     // Under the lock: whoever gives the process another parent then tells the threads that are here (`Tree::tell_new_parent`).
     let tree = task.tasks().tree();
-    let parent = tree.parent_of(task.group().pid());
+    let parent = task.shown(tree.parent_of(task.group().pid()));
     thread.set_answers(&[value(libc::SYS_getppid, parent.cast_unsigned())]);
 }
 
@@ -98,8 +100,13 @@ fn attach(task: &Task, thread: &dyn Thread) {
 
 fn serve(kernel: &Arc<Kernel>, task: &Arc<Task>, mut thread: Box<dyn Thread>) -> (Box<dyn Thread>, i32) {
     loop {
-        if task.signal_pending() && deliver(task, thread.as_mut(), None) == Flow::Exit {
-            return (thread, 0);
+        if task.signal_pending() {
+            if deliver(task, thread.as_mut(), None) == Flow::Exit {
+                return (thread, 0);
+            }
+            if task.take_stale_answers() {
+                set_answers(task, thread.as_mut());
+            }
         }
         task.usage.enter();
         let trap = thread.resume();

@@ -9,10 +9,10 @@
 
 mod context;
 mod copy;
-mod filter;
-mod layout;
+pub(super) mod filter;
+pub(super) mod layout;
 mod patch;
-mod remote;
+pub(super) mod remote;
 mod replace;
 mod spare;
 mod stage;
@@ -21,11 +21,12 @@ mod stub_code;
 mod stub_image;
 mod thread;
 mod turn;
-mod vdso;
+pub(super) mod vdso;
 mod waiting;
-mod zygote;
+pub(super) mod zygote;
 
 pub(crate) use layout::INTERRUPT;
+pub(super) use thread::{memory_call, result, signal_thread};
 pub(crate) use waiting::rest;
 
 use std::ops::Range;
@@ -37,14 +38,16 @@ use nix::unistd::Pid;
 use patch::Patches;
 use spare::Spare;
 use stub::{Parts, Processes};
+use stub_image::StubCode;
 use thread::{Place, StubThread};
 use vdso::Vdso;
+use zygote::First;
 
 use crate::error::Errno;
 use crate::platform::{Platform, Thread};
 
 /// Lowest address that a guest may use: above the table of replaced call sites.
-const LOWEST: u64 = patch::SLOTS + patch::SLOTS_SIZE;
+pub(super) const LOWEST: u64 = patch::SLOTS + patch::SLOTS_SIZE;
 
 /// The platform. As long as it lives, one stub waits to be copied.
 pub struct Systrap {
@@ -84,7 +87,18 @@ fn start(processes: &Arc<Processes>, parts: Parts, vdso: Range<u64>) -> Result<(
         .spawn(move || {
             // Here and not later: capabilities are a thread's own, and stubs have those of the thread that makes the first.
             let dropped = crate::defence::drop_privileges().map_err(|refused| refused.errno);
-            let pid = dropped.and_then(|()| zygote::start(&parts, vdso));
+            let pid = dropped.and_then(|()| {
+                let code = StubCode::linked();
+                zygote::start(&First {
+                    code: code.bytes,
+                    table: Some((stage::TABLE, stage::table())),
+                    start: code.start,
+                    handler: Some((code.handler, code.restorer)),
+                    contexts: Some(parts.contexts.as_fd()),
+                    socket: parts.its_socket.as_fd(),
+                    vdso,
+                })
+            });
             let _ = started.send(pid.map(|pid| (pid, parts)));
             if let Ok(group) = pid {
                 reaper.reap(group);

@@ -4,16 +4,13 @@ use std::cell::Cell;
 use std::sync::atomic::Ordering;
 
 use super::context::{futex_wait, futex_wake};
-use super::layout::{CODE, INTERRUPT, at, context_address, kind, op, state};
+use super::layout::{CODE, FLAGS, INTERRUPT, at, context_address, kind, op, state};
 use super::patch::flags_of_comparison;
 use super::stage;
 use super::thread::StubThread;
 use crate::error::Errno;
 use crate::platform::{Regs, Trap};
 use crate::ticks;
-
-/// Flags that a guest may set: CF, PF, AF, ZF, SF, DF, OF, AC, ID.
-const FLAGS: u64 = 0x1 | 0x4 | 0x10 | 0x40 | 0x80 | 0x400 | 0x800 | 0x4_0000 | 0x20_0000;
 
 /// Bytes that are put into the guest's memory when it goes on.
 #[derive(Default)]
