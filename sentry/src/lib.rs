@@ -51,5 +51,6 @@ mod sync;
 pub mod syscalls;
 pub mod task;
 pub mod testing;
+mod ticks;
 pub mod time;
 pub mod vfs;

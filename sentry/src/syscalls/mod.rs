@@ -32,6 +32,7 @@ mod prctl;
 mod processes;
 mod scheduling;
 mod seccomp;
+mod scratch;
 mod signals;
 mod sockets;
 mod special_files;

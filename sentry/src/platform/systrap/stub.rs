@@ -42,8 +42,22 @@ impl Parts {
 /// The contexts that are in use, by number.
 #[derive(Default)]
 struct Slots {
-    used: Vec<Option<Arc<Context>>>,
+    /// `None` where none was needed yet.
+    all: Vec<Option<Slot>>,
     live: usize,
+}
+
+/// One context.
+struct Slot {
+    context: Arc<Context>,
+    /// Nobody serves its thread any more. It is free once the host's kernel has ended that, and says so in its state.
+    left: bool,
+}
+
+impl Slot {
+    fn is_free(&self) -> bool {
+        self.left && self.context.u32_at(at::STATE).load(Ordering::Acquire) == state::DEAD
+    }
 }
 
 /// A stub process: one guest address space.
@@ -87,11 +101,16 @@ impl Stub {
     /// Takes a free context.
     pub(super) fn take_slot(&self) -> Result<(usize, Arc<Context>), Errno> {
         let mut slots = lock(&self.slots);
-        let slot = slots.used.iter().position(Option::is_none).unwrap_or(slots.used.len());
+        let free = |slot: &Option<Slot>| slot.as_ref().is_none_or(Slot::is_free);
+        let slot = slots.all.iter().position(free).unwrap_or(slots.all.len());
         if slot >= MAX_THREADS {
             return Err(Errno::EAGAIN);
         }
-        let context = Arc::new(Context::map(self.contexts.as_fd(), slot)?);
+        let known = slots.all.get(slot).and_then(Option::as_ref).map(|slot| Arc::clone(&slot.context));
+        let context = match known {
+            Some(context) => context,
+            None => Arc::new(Context::map(self.contexts.as_fd(), slot)?),
+        };
         slots.put(slot, &context);
         Ok((slot, context))
     }
@@ -103,10 +122,11 @@ impl Stub {
         slots.live == 0
     }
 
-    /// Gives a context back whose thread has ended: the host's kernel will not write to it any more.
+    /// Gives a context back whose thread ends, or has never begun.
     pub(super) fn free_slot(&self, slot: usize) {
-        let used = lock(&self.slots).used.get_mut(slot).and_then(Option::take);
-        drop(used);
+        if let Some(slot) = lock(&self.slots).all.get_mut(slot).and_then(Option::as_mut) {
+            slot.left = true;
+        }
     }
 
     /// Sends files to it; with the lock that is given back, nobody else sends or asks it to receive.
@@ -129,8 +149,8 @@ impl Stub {
 
     fn ended(&self) {
         self.dead.store(true, Ordering::SeqCst);
-        for context in lock(&self.slots).used.iter().flatten() {
-            let word = context.u32_at(at::STATE);
+        for slot in lock(&self.slots).all.iter().flatten() {
+            let word = slot.context.u32_at(at::STATE);
             word.store(state::DEAD, Ordering::SeqCst);
             futex_wake(word);
         }
@@ -139,10 +159,10 @@ impl Stub {
 
 impl Slots {
     fn put(&mut self, slot: usize, context: &Arc<Context>) {
-        if self.used.len() <= slot {
-            self.used.resize_with(slot + 1, || None);
+        if self.all.len() <= slot {
+            self.all.resize_with(slot + 1, || None);
         }
-        self.used[slot] = Some(Arc::clone(context));
+        self.all[slot] = Some(Slot { context: Arc::clone(context), left: false });
         self.live += 1;
     }
 }
