@@ -77,6 +77,8 @@ pub(super) mod at {
     pub(crate) const ANSWERS: usize = 0x240;
     /// Arguments of the `mmap` of [`super::op::MAP_FILE`]: address, length, protection, flags, offset.
     pub(crate) const MAP_ARGUMENTS: usize = 0x280;
+    /// What only the sentry and who has this context can know.
+    pub(crate) const SECRET: usize = 0x300;
     /// A stack of a few words grows down from here.
     pub(crate) const SCRATCH_STACK: usize = 0x400;
     /// XSAVE area.

@@ -5,11 +5,15 @@
 //! such as `mmap`; its filter ([`filter`]) sees to it that neither it nor guest code can do anything to others. Address spaces are
 //! copies of a first stub ([`zygote`]) or, at `fork`, of each other: the host's kernel does copy-on-write.
 //!
-//! `unsafe` is in [`context`] (shared memory), [`stub_code`] (the assembler's symbols), [`zygote`] (`fork`) and one `tgkill` in [`thread`].
+//! What a stub says is what its guest wants it to say. So it can hurt that guest alone: see [`stub`] for the number of a new process, by
+//! which memory is read and processes are killed. [`hostile`] is a stub for tests that says whatever it is told to.
+//!
+//! `unsafe` is in [`context`] (shared memory), [`hostile`] (descriptors that came), [`stub_code`] (the assembler's symbols), [`zygote`] (`fork`) and one `tgkill` in [`thread`].
 
 mod context;
 mod copy;
 mod filter;
+pub mod hostile;
 mod layout;
 mod patch;
 mod remote;
@@ -28,7 +32,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use context::Context;
 use nix::unistd::Pid;
-use patch::Patches;
 use stub::{Parts, Processes};
 use thread::{Place, StubThread};
 use vdso::Vdso;
@@ -53,11 +56,11 @@ impl Systrap {
     /// What the host says: no processes left, seccomp or memfd not there.
     pub fn new() -> Result<Self, Errno> {
         let parts = Parts::new()?;
-        thread::prepare(&Context::map(parts.contexts.as_fd(), 0)?, 0);
+        thread::prepare(&Context::map(parts.contexts.as_fd(), 0)?, 0, 0);
         let processes = Arc::new(Processes::default());
         let vdso = Vdso::of_host()?;
         let (pid, parts) = start(&processes, parts, vdso.range.clone())?;
-        let (stub, context) = processes.adopt(pid, parts, 0, Patches::default())?;
+        let (stub, context) = processes.first(pid, parts)?;
         let first = StubThread::begin(&processes, Place { stub, slot: 0, context }, pid, 0)?;
         Ok(Self { first: Mutex::new(first), vdso })
     }

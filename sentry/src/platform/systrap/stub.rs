@@ -1,4 +1,8 @@
 //! Stub processes as the sentry sees them: who they are, their contexts, and their end.
+//!
+//! A stub that forks tells the number of the new process, and guest code can make it tell any. By that number the sentry reads and writes
+//! memory and kills: the sentry's own would be its end. So a number is taken only when it is that of a child which is no stub yet
+//! ([`Processes::adopt`]), and the child is kept only when it has the contexts that were made for it ([`Processes::disown`]).
 
 use std::collections::HashMap;
 use std::io::IoSlice;
@@ -159,8 +163,49 @@ pub(super) struct Processes {
 }
 
 impl Processes {
-    /// Makes a stub of a process that just began; its first context is that of `slot`, and its code has these sites replaced.
+    /// Makes a stub of a process that another stub says it just made; its first context is that of `slot`, and its code has these sites
+    /// replaced.
+    ///
+    /// # Errors
+    /// EFAULT where the process is none of the sentry's children, or a stub already.
     pub(super) fn adopt(
+        self: &Arc<Self>,
+        pid: Pid,
+        parts: Parts,
+        slot: usize,
+        patches: Patches,
+    ) -> Result<(Arc<Stub>, Arc<Context>), Errno> {
+        let (stub, context) = self.stub(pid, parts, slot, patches)?;
+        let mut by_pid = lock(&self.by_pid);
+        // Under the lock, so that it is not reaped in between. A thread is no child, nor is the sentry itself.
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT | WaitPidFlag::__WALL;
+        let is_child = pid.as_raw() > 0 && waitid(Id::Pid(pid), flags).is_ok();
+        if !is_child || by_pid.contains_key(&pid) {
+            return Err(Errno::EFAULT);
+        }
+        by_pid.insert(pid, Arc::downgrade(&stub));
+        drop(by_pid);
+        Ok((stub, context))
+    }
+
+    /// Forgets a stub that is none: it will not be killed.
+    pub(super) fn disown(&self, stub: &Arc<Stub>) {
+        lock(&self.by_pid).remove(&stub.pid);
+    }
+
+    /// Makes a stub of the first process, which the sentry itself made.
+    pub(super) fn first(
+        self: &Arc<Self>,
+        pid: Pid,
+        parts: Parts,
+    ) -> Result<(Arc<Stub>, Arc<Context>), Errno> {
+        let (stub, context) = self.stub(pid, parts, 0, Patches::default())?;
+        lock(&self.by_pid).insert(pid, Arc::downgrade(&stub));
+        Ok((stub, context))
+    }
+
+    /// A stub that nobody knows by its number.
+    pub(super) fn stub(
         self: &Arc<Self>,
         pid: Pid,
         parts: Parts,
@@ -180,7 +225,6 @@ impl Processes {
             replacing: Mutex::new(()),
             processes: Arc::downgrade(self),
         });
-        lock(&self.by_pid).insert(pid, Arc::downgrade(&stub));
         Ok((stub, context))
     }
 

@@ -71,7 +71,8 @@ pub(super) struct Place {
 }
 
 /// Prepares a context for a thread that will run in it.
-pub(super) fn prepare(context: &Context, slot: usize) {
+pub(super) fn prepare(context: &Context, slot: usize, secret: u64) {
+    context.store(at::SECRET, secret);
     context.store(at::FRAME, 0);
     context.store(at::NO_SIGNALS, 0);
     context.store(at::STACK_T, context_address(slot) + at::SIGNAL_STACK as u64);
@@ -289,7 +290,8 @@ impl StubThread {
         let parts = Parts::new()?;
         let [contexts, socket] = self.give_files([parts.contexts.as_fd(), parts.its_socket.as_fd()])?;
         // The child runs in the context with the same number and address, of another file.
-        prepare(&Context::map(parts.contexts.as_fd(), self.slot)?, self.slot);
+        let secret = crate::random::number()?;
+        prepare(&Context::map(parts.contexts.as_fd(), self.slot)?, self.slot, secret);
         let child = result(self.ask(op::FORK, &[FORK_FLAGS, contexts, self.socket])?);
         for number in [contexts, socket] {
             self.call(libc::SYS_close, [number, 0, 0, 0, 0, 0])?;
@@ -299,6 +301,13 @@ impl StubThread {
         let (stub, context) = self.processes.adopt(pid, parts, self.slot, patches)?;
         let place = Place { stub, slot: self.slot, context };
         let mut child = Self::begin(&self.processes, place, pid, socket)?;
+        // It is a child of the sentry's and nobody else's stub. That it is the one whose contexts these are, it shows by what is in them: else
+        // it is another guest's that was just made, or none.
+        let known = super::remote::word(pid, context_address(self.slot) + at::SECRET as u64);
+        if known != Some(secret) {
+            self.processes.disown(&child.stub);
+            return Err(Errno::EFAULT);
+        }
         self.pass_state_to(&mut child)?;
         Ok(child)
     }
@@ -460,7 +469,7 @@ impl Thread for StubThread {
 
     fn spawn(&mut self) -> Result<Box<dyn Thread>, Errno> {
         let (slot, context) = self.stub.take_slot()?;
-        prepare(&context, slot);
+        prepare(&context, slot, 0);
         let address = context_address(slot);
         let thread =
             result(self.ask(op::SPAWN, &[SPAWN_FLAGS, 0, 0, address + at::STATE as u64, 0, address])?)
