@@ -488,8 +488,11 @@ impl Socket for Tcp {
                 if urgent {
                     ready |= Events::PRI;
                 }
-                let low = usize::try_from(lock(&self.common.options).low_water).unwrap_or(1);
-                let unread = end.incoming().len().saturating_sub(usize::from(at_mark));
+                let (low, inline) = {
+                    let options = lock(&self.common.options);
+                    (usize::try_from(options.low_water).unwrap_or(1), options.urgent_inline)
+                };
+                let unread = end.incoming().len().saturating_sub(usize::from(at_mark && !inline));
                 if unread >= low.min(BUFFER) {
                     ready |= Events::IN | Events::RDNORM;
                 }
