@@ -17,6 +17,7 @@
 //! | [`time`] | clocks and timers |
 //! | [`defence`] | what the sentry gives up before a guest runs: namespaces, capabilities, host calls |
 //! | [`sandbox`] | a sandbox from outside: root, first process, end |
+//! | [`fuzzing`] | what `fuzz/` drives |
 //! | [`syscalls`] | the table of system calls, a file for each family |
 //!
 //! What blocks where, and which lock is taken before which, stands in the documentation of each room.
@@ -26,6 +27,7 @@ pub mod call;
 pub mod defence;
 pub mod error;
 pub mod events;
+pub mod fuzzing;
 pub mod ipc;
 pub mod kernel;
 pub mod loader;

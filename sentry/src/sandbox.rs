@@ -135,6 +135,12 @@ impl Sandbox {
         &self.kernel
     }
 
+    /// Its `/`.
+    #[must_use]
+    pub fn root(&self) -> &Place {
+        &self.root
+    }
+
     /// Starts a process with these descriptors of the host as 0, 1 and 2.
     ///
     /// # Errors

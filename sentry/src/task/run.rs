@@ -100,7 +100,7 @@ fn serve(kernel: &Arc<Kernel>, task: &Arc<Task>, mut thread: Box<dyn Thread>) ->
         match trap {
             Trap::Syscall { number } => {
                 let result = carry_out(kernel, task, thread.as_mut(), number);
-                if let Some(next) = lock(&task.next_thread).take() {
+                if let Some(next) = task.take_next_thread() {
                     attach(task, next.as_ref());
                     thread = next;
                 } else {
