@@ -379,13 +379,14 @@ impl Socket for Tcp {
         let all = message.source.left();
         let deaf = flags.unwanted && end.incoming().flags().ended;
         if (flags.gone || deaf) && all > 0 {
-            // An RST comes back for it; who only shut down both ways is reset, too.
+            // An RST comes back for it; who only shut down both ways is reset, too. What fits was taken by then.
+            let fits = end.outgoing().room().1;
             end.outgoing().change(|flags| flags.broken = true);
             self.common.fail(Errno::EPIPE);
             if !flags.gone {
                 end.other().fail(Errno::ECONNRESET);
             }
-            return Ok(all);
+            return Ok(all.min(fits));
         }
         let count = end.outgoing().put(message.source, &mut Tag::default())?;
         if message.flags & libc::MSG_OOB != 0 && count > 0 && count == all {

@@ -202,6 +202,18 @@ fn resets() {
     assert_eq!(send_to(&context, client.as_ref(), b"x", None), Err(Errno::EPIPE));
 }
 
+/// Who sends much to a peer that closed has sent what fits when the reset comes, and not all.
+#[test]
+fn what_is_sent_to_nobody_is_at_most_what_fits() {
+    let context = context(&Net::new());
+    let [client, server] = tcp_pair(&context);
+    set(&context, client.as_ref(), libc::SOL_SOCKET, libc::SO_SNDBUF, 5000).unwrap();
+    set(&context, server.as_ref(), libc::SOL_SOCKET, libc::SO_RCVBUF, 5000).unwrap();
+    server.close();
+    assert_eq!(send_to(&context, client.as_ref(), &[0; 100_000], None), Ok(20_000));
+    assert_eq!(send_to(&context, client.as_ref(), b"x", None), Err(Errno::EPIPE));
+}
+
 #[test]
 fn urgent_data() {
     let context = context(&Net::new());
