@@ -12,21 +12,6 @@ use crate::time::{Clocks, Timers};
 /// Programs and calls that are noted as unknown; more are not told apart.
 const NOTED: usize = 4096;
 
-/// Names of the machine (`man 2 uname`).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Uts {
-    /// `nodename`: up to 64 bytes.
-    pub host: Vec<u8>,
-    /// `domainname`: up to 64 bytes.
-    pub domain: Vec<u8>,
-}
-
-impl Default for Uts {
-    fn default() -> Self {
-        Self { host: b"localhost".to_vec(), domain: b"(none)".to_vec() }
-    }
-}
-
 /// The kernel of one sandbox.
 pub struct Kernel {
     /// How guest code runs.
@@ -39,14 +24,12 @@ pub struct Kernel {
     pub timers: Timers,
     /// Threads that serve guest threads.
     pub workers: Workers,
-    /// Names of the machine.
-    pub uts: Mutex<Uts>,
     /// What `/proc` shows the same wherever it is mounted.
     pub(crate) proc: crate::vfs::proc::State,
     /// System calls by number.
     pub(crate) calls: Box<[Option<Entry>; NUMBERS]>,
     unknown_calls: Mutex<BTreeSet<(Vec<u8>, u64)>>,
-    /// Sockets, addresses, names.
+    /// The network that the sandbox began with.
     pub net: Arc<Net>,
     /// Who waits for words of guest memory.
     pub futexes: Arc<crate::mm::futex::Table>,
@@ -62,6 +45,7 @@ impl Kernel {
     /// With this room for tasks.
     #[must_use]
     pub fn with_tasks(platform: Box<dyn Platform>, tasks: Tasks) -> Arc<Self> {
+        let net = Arc::clone(tasks.first_namespaces().net.net());
         Arc::new(Self {
             platform,
             tasks: Arc::new(tasks),
@@ -69,8 +53,7 @@ impl Kernel {
             timers: Timers::default(),
             workers: Workers::default(),
             futexes: Arc::default(),
-            net: Net::new(),
-            uts: Mutex::default(),
+            net,
             proc: crate::vfs::proc::State::default(),
             calls: Box::new(syscalls::table()),
             unknown_calls: Mutex::default(),
@@ -132,6 +115,8 @@ mod for_test {
                 files: Arc::default(),
                 fs: Arc::default(),
                 space: Arc::default(),
+                namespaces: None,
+                container: 0,
             };
             kernel.new_process(new).unwrap()
         }

@@ -16,18 +16,22 @@
 //! | [`loader`] | programs: ELF, scripts, the first stack |
 //! | [`time`] | clocks and timers |
 //! | [`defence`] | what the sentry gives up before a guest runs: namespaces, capabilities, host calls |
+//! | [`gofer`] | the process that holds the host's files for it |
 //! | [`sandbox`] | a sandbox from outside: root, first process, end |
 //! | [`fuzzing`] | what `fuzz/` drives |
+//! | [`container`] | containers of a sandbox: namespaces, mounts, processes from outside |
 //! | [`syscalls`] | the table of system calls, a file for each family |
 //!
 //! What blocks where, and which lock is taken before which, stands in the documentation of each room.
 
 mod bpf;
 pub mod call;
+pub mod container;
 pub mod defence;
 pub mod error;
 pub mod events;
 pub mod fuzzing;
+pub mod gofer;
 pub mod ipc;
 pub mod kernel;
 pub mod loader;
@@ -37,6 +41,7 @@ mod outside;
 pub mod platform;
 mod random;
 pub mod sandbox;
+pub(crate) mod start;
 mod sync;
 pub mod syscalls;
 pub mod task;

@@ -1,18 +1,26 @@
 //! `kata-cc-sentry`: runs programs on the user-space kernel.
 
 mod attempt;
+mod platforms;
+mod volume;
 
 use std::io::IsTerminal;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use kata_cc_sentry::defence::{self, Defence, Side, Strength};
-use kata_cc_sentry::platform::systrap::Systrap;
-use kata_cc_sentry::sandbox::{Command, Config, DEFAULT_PATH, Sandbox, SandboxError, open_root};
+use kata_cc_sentry::defence::{self, Defence, Helper, Side, Strength};
+use kata_cc_sentry::gofer::{self, Client, Export, Gofer};
+use kata_cc_sentry::platform::Kind;
+use kata_cc_sentry::sandbox::{Changes, Command, Config, DEFAULT_PATH, Sandbox, SandboxError};
 use kata_cc_sentry::syscalls;
+use kata_cc_sentry::vfs::erofs::Erofs;
+use kata_cc_sentry::vfs::host::{HostFs, Sharing};
+use kata_cc_sentry::vfs::{FileSystem, MountFlags};
+use volume::Volume;
 
 /// A user-space kernel: programs of a container run on it instead of on the host's.
 #[derive(Parser)]
@@ -28,11 +36,15 @@ enum Verb {
     ///
     /// Exits as the program does; 128 and the number of the signal that ended it; 127 when there is no such program, 126 when it cannot be
     /// run, 125 when the sandbox cannot be started.
-    Do(Do),
+    Do(Box<Do>),
+    /// Say which platforms run here, and why others do not.
+    Platforms(Platforms),
     /// Print the table of system calls as Markdown.
     Syscalls,
     /// Print the table of calls that the sentry itself makes of the host, as Markdown.
     HostCalls,
+    /// Print the tables of calls that a gofer makes of the host, as Markdown.
+    GoferCalls,
 }
 
 #[derive(clap::Args)]
@@ -40,9 +52,18 @@ struct Do {
     /// Folder that becomes the root.
     #[arg(long, default_value = "/", value_name = "DIR")]
     rootfs: PathBuf,
+    /// EROFS image that becomes the root, instead of a folder.
+    #[arg(long, value_name = "IMAGE", conflicts_with_all = ["rootfs", "overlay"])]
+    erofs: Option<PathBuf>,
     /// Refuse changes to the root instead of keeping them in memory until the end.
     #[arg(long)]
     read_only: bool,
+    /// Where changes to the root go: `memory`, until the end, or `none`: to the folder itself.
+    #[arg(long, value_enum, default_value = "memory", conflicts_with = "read_only")]
+    overlay: OverlayMode,
+    /// A folder or file of the host that the sandbox sees at DST and, without `ro`, can change. Without `exclusive` others can change it, too.
+    #[arg(long, short, value_name = "SRC:DST[:ro,exclusive]", value_parser = volume::parse)]
+    volume: Vec<Volume>,
     /// Most MiB of such changes.
     #[arg(long, value_name = "MIB")]
     memory: Option<u64>,
@@ -58,6 +79,9 @@ struct Do {
     /// Name of the machine.
     #[arg(long, default_value = "sandbox")]
     hostname: String,
+    /// How guest code runs.
+    #[arg(long, value_enum, default_value_t)]
+    platform: Kind,
     /// Go on where the host refuses a part of the sentry's defence, with a warning.
     #[arg(long)]
     allow_weak: bool,
@@ -72,6 +96,19 @@ struct Do {
     command: Vec<String>,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum OverlayMode {
+    Memory,
+    None,
+}
+
+#[derive(clap::Args)]
+struct Platforms {
+    /// As JSON: a list of name, available, reason.
+    #[arg(long)]
+    json: bool,
+}
+
 fn user(text: &str) -> Result<(u32, u32), String> {
     let (user, group) = text.split_once(':').unwrap_or((text, text));
     let number = |text: &str| text.parse().map_err(|_| format!("{text:?} is no number of a user or group"));
@@ -79,6 +116,9 @@ fn user(text: &str) -> Result<(u32, u32), String> {
 }
 
 fn main() -> ExitCode {
+    if gofer::program::is_meant() {
+        return gofer::program::run();
+    }
     let arguments = Arguments::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("KATA_CC_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
@@ -88,13 +128,21 @@ fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .init();
     let result = match arguments.command {
-        Verb::Do(arguments) => run(arguments),
+        Verb::Do(arguments) => run(*arguments),
+        Verb::Platforms(arguments) => {
+            platforms::print(arguments.json);
+            Ok(0)
+        }
         Verb::Syscalls => {
             print!("{}", syscalls::markdown());
             Ok(0)
         }
         Verb::HostCalls => {
             print!("{}", defence::markdown());
+            Ok(0)
+        }
+        Verb::GoferCalls => {
+            print!("{}", gofer::markdown());
             Ok(0)
         }
     };
@@ -114,23 +162,76 @@ fn run(arguments: Do) -> anyhow::Result<u8> {
         (false, true) => Strength::Weak,
         (false, false) => Strength::Full,
     };
-    match Defence::begin(strength).context("cannot defend the sentry")? {
+    let mut kept = Vec::new();
+    if let Some(path) = &arguments.erofs {
+        let image = std::fs::File::open(path).with_context(|| format!("image {}", path.display()))?;
+        kept.push(image.into());
+    }
+    let exports = exports(&arguments);
+    if exports.is_empty() {
+        return go_on(arguments, strength, kept, &[]);
+    }
+    let Gofer { child, socket } = gofer::spawn(Path::new("/proc/self/exe"), &exports, strength)
+        .context("cannot start the gofer, which holds files for the sentry")?;
+    let helper = Helper { pid: child.id(), what: "the gofer, which holds the sandbox's files," };
+    kept.push(socket);
+    go_on(arguments, strength, kept, &[helper])
+}
+
+/// Goes on in two processes: one that waits, and the sentry.
+fn go_on(arguments: Do, strength: Strength, kept: Vec<OwnedFd>, helpers: &[Helper]) -> anyhow::Result<u8> {
+    match Defence::begin(strength, kept, helpers).context("cannot defend the sentry")? {
         Side::Outer(code) => Ok(code),
-        Side::Sentry(defence) => serve(arguments, &defence),
+        Side::Sentry(defence, kept) => serve(arguments, &defence, kept),
     }
 }
 
+/// What the gofer is to show: the root, unless it is an image, then the volumes.
+fn exports(arguments: &Do) -> Vec<Export> {
+    let writable = arguments.overlay == OverlayMode::None;
+    let root = Export { path: arguments.rootfs.clone(), writable };
+    let of = |volume: &Volume| Export { path: volume.source.clone(), writable: volume.writable };
+    let root = arguments.erofs.is_none().then_some(root);
+    root.into_iter().chain(arguments.volume.iter().map(of)).collect()
+}
+
+/// The file system of the root.
+fn root(
+    arguments: &Do,
+    image: Option<OwnedFd>,
+    client: Option<&Arc<Client>>,
+) -> anyhow::Result<Box<dyn FileSystem>> {
+    if let (Some(image), Some(path)) = (image, &arguments.erofs) {
+        let image = Erofs::new(image).with_context(|| format!("image {}", path.display()))?;
+        return Ok(Box::new(image));
+    }
+    let client = client.context("the way to the gofer is lost")?;
+    let direct = arguments.overlay == OverlayMode::None;
+    let root = HostFs::new(Arc::clone(client), 0, direct, Sharing::Exclusive);
+    Ok(Box::new(root.context("reading the root")?))
+}
+
 /// What the sentry's process does.
-fn serve(arguments: Do, defence: &Defence) -> anyhow::Result<u8> {
-    let root = defence.keep_root(open_root(&arguments.rootfs)?)?;
-    let platform =
-        Systrap::new().context("cannot start the systrap platform: the host refuses a stub process")?;
-    let config = Config {
-        writable: !arguments.read_only,
-        memory: arguments.memory.map(|mib| mib << 20),
-        hostname: arguments.hostname,
-    };
-    let sandbox = Sandbox::new(Box::new(platform), root, &config)?;
+fn serve(arguments: Do, defence: &Defence, kept: Vec<OwnedFd>) -> anyhow::Result<u8> {
+    let platform = arguments.platform.start().with_context(|| {
+        format!("cannot start the {} platform: the host refuses a stub process", arguments.platform)
+    })?;
+    let mut kept = kept.into_iter();
+    let image = if arguments.erofs.is_some() { kept.next() } else { None };
+    let client = kept.next().map(Client::connect).transpose()?;
+    let memory = arguments.memory.map(|mib| mib << 20);
+    let direct = arguments.read_only || arguments.overlay == OverlayMode::None;
+    let changes = if direct { Changes::Direct } else { Changes::InMemory(memory) };
+    let config = Config { changes, hostname: arguments.hostname.clone() };
+    let sandbox = Sandbox::new(platform, root(&arguments, image, client.as_ref())?, &config)?;
+    let first = u32::from(arguments.erofs.is_none());
+    for (export, volume) in (first..).zip(&arguments.volume) {
+        let client = Arc::clone(client.as_ref().context("the way to the gofer is lost")?);
+        let tree = HostFs::tree(client, export, volume.writable, volume.sharing)
+            .with_context(|| format!("volume {}", volume.source.display()))?;
+        let flags = if volume.writable { MountFlags::default() } else { MountFlags::READ_ONLY };
+        sandbox.mount(&volume.destination, tree, flags | MountFlags::NO_DEV)?;
+    }
     let mut environment = arguments.env;
     if environment.is_empty() {
         environment = vec![format!("PATH={DEFAULT_PATH}"), "HOME=/root".to_owned()];
@@ -139,7 +240,7 @@ fn serve(arguments: Do, defence: &Defence) -> anyhow::Result<u8> {
     let command =
         Command { arguments: arguments.command, environment, folder: arguments.cwd, user: arguments.user };
     let streams = streams()?;
-    defence.enter().context("cannot defend the sentry")?;
+    defence.enter(arguments.platform).context("cannot defend the sentry")?;
     if let Some(call) = arguments.try_call {
         attempt::forbidden_call(&call)?;
         return Ok(0);

@@ -202,6 +202,8 @@ impl Guest {
             files: Arc::new(files),
             fs: Arc::new(fs),
             space: Arc::default(),
+            namespaces: None,
+            container: 0,
         };
         let task = kernel.new_process(new).unwrap();
         Self { kernel, task, thread: FlatThread::new(size), table: table(), used: 0 }

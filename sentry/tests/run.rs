@@ -151,10 +151,10 @@ fn nothing_is_left_when_the_sentry_is_killed() {
     let mut line = [0; 6];
     std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut line).unwrap();
     assert_eq!(&line, b"ready\n");
-    // The command waits for the sentry, whose children the stubs are.
+    // The command waits for the sentry, whose children the stubs are, and for its gofer, which has none.
     let mut ours = children_of(child.id());
-    assert_eq!(ours.len(), 1, "{ours:?}");
-    let stubs = children_of(ours[0]);
+    assert_eq!(ours.len(), 2, "{ours:?}");
+    let stubs: Vec<_> = ours.iter().flat_map(|pid| children_of(*pid)).collect();
     assert!(!stubs.is_empty());
     ours.extend(stubs);
     child.kill().unwrap();
@@ -194,4 +194,35 @@ fn the_documentation_lists_the_calls_that_are_there() {
         page.ends_with(&table),
         "docs/sentry-syscalls.md is not what `kata-cc-sentry syscalls` prints: write it anew"
     );
+}
+
+/// The same programs where each call stops the stub for its tracer.
+#[test]
+fn programs_run_by_ptrace() {
+    for script in [
+        "echo one | tr a-z A-Z",
+        "for n in 1 2 3; do /bin/true & done; wait; echo done",
+        "trap 'echo caught' USR1; kill -USR1 $$; sh -c 'kill -9 $$'; echo $?",
+        "python3 -c 'import threading; [threading.Thread(target=print, args=(n,)).start() for n in range(3)]' | sort",
+        "vfork_of_sh=$(sh -c 'exec 3</etc/passwd; head -c 4 <&3'); echo $vfork_of_sh",
+    ] {
+        let output = sentry(&["--platform", "ptrace"], &["sh", "-c", script]);
+        let native = Command::new("sh").args(["-c", script]).output().unwrap();
+        assert_eq!(
+            (output.status.code(), String::from_utf8_lossy(&output.stdout)),
+            (native.status.code(), String::from_utf8_lossy(&native.stdout)),
+            "{script}: {output:?}"
+        );
+    }
+}
+
+#[test]
+fn platforms_are_told() {
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_kata-cc-sentry")).args(["platforms", "--json"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    for name in ["systrap", "ptrace"] {
+        let row = format!("{{\"name\":\"{name}\",\"available\":true,\"reason\":null}}");
+        assert!(text.contains(&row), "{text}");
+    }
 }

@@ -6,35 +6,48 @@ use libc::c_long;
 
 use super::rooms::{CPUS, PROCESSES};
 use crate::bpf::Check::{self, Is, Natural, OneOf, Within};
+use crate::platform::Kind;
 use crate::platform::systrap::INTERRUPT;
 use crate::syscalls::names;
 
 /// A call and what is asked of its arguments, by their place.
-pub(super) struct HostCall {
-    pub(super) number: c_long,
-    pub(super) checks: &'static [(u32, Check)],
+pub(crate) struct HostCall {
+    pub(crate) number: c_long,
+    pub(crate) checks: &'static [(u32, Check)],
     /// It is answered with this error and not made.
-    pub(super) error: Option<i32>,
+    pub(crate) error: Option<i32>,
+    /// Where only one platform makes it.
+    pub(crate) platform: Option<Kind>,
     arguments: &'static str,
     why: &'static str,
 }
 
-const fn any(number: c_long, why: &'static str) -> HostCall {
-    HostCall { number, checks: &[], error: None, arguments: "", why }
+pub(crate) const fn any(number: c_long, why: &'static str) -> HostCall {
+    HostCall { number, checks: &[], error: None, platform: None, arguments: "", why }
 }
 
-const fn only(
+pub(crate) const fn only(
     number: c_long,
     checks: &'static [(u32, Check)],
     arguments: &'static str,
     why: &'static str,
 ) -> HostCall {
-    HostCall { number, checks, error: None, arguments, why }
+    HostCall { number, checks, error: None, platform: None, arguments, why }
 }
 
-const PROTECTION: u32 = (libc::PROT_READ | libc::PROT_WRITE) as u32;
+/// The C library takes `clone` then, whose flags a filter can see.
+pub(crate) const NO_CLONE3: HostCall = HostCall {
+    number: libc::SYS_clone3,
+    checks: &[],
+    error: Some(libc::ENOSYS),
+    platform: None,
+    arguments: "always ENOSYS",
+    why: "its flags lie in memory; the C library takes `clone` then",
+};
 
-const MAP_FLAGS: u32 = (libc::MAP_SHARED
+pub(crate) const PROTECTION: u32 = (libc::PROT_READ | libc::PROT_WRITE) as u32;
+
+pub(crate) const MAP_FLAGS: u32 = (libc::MAP_SHARED
     | libc::MAP_PRIVATE
     | libc::MAP_FIXED
     | libc::MAP_ANONYMOUS
@@ -42,7 +55,7 @@ const MAP_FLAGS: u32 = (libc::MAP_SHARED
     | libc::MAP_STACK) as u32;
 
 /// Flags of the C library's threads (glibc's `sysdeps/unix/sysv/linux/createthread.c`, musl's `pthread_create.c`).
-pub(super) const THREAD_FLAGS: u64 = (libc::CLONE_VM
+pub(crate) const THREAD_FLAGS: u64 = (libc::CLONE_VM
     | libc::CLONE_FS
     | libc::CLONE_FILES
     | libc::CLONE_SIGHAND
@@ -70,13 +83,27 @@ const FCNTL: &[u32] = &[
 ];
 
 /// WAIT, WAKE, and the private WAIT_BITSET, with either clock, that the standard library waits by.
-const FUTEX: &[u32] = &[0, 1, 128, 129, 9 | 128, 9 | 128 | 256];
+pub(crate) const FUTEX: &[u32] = &[0, 1, 128, 129, 9 | 128, 9 | 128 | 256];
 
 const MEMORY_FILE: u32 = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | libc::MFD_NOEXEC_SEAL;
 
 const SOCKET: u64 = (libc::SOCK_DGRAM | libc::SOCK_CLOEXEC) as u64;
 
 const READ_ONLY: u64 = (libc::O_RDONLY | libc::O_CLOEXEC) as u64;
+
+/// What a tracer asks of stubs (`include/uapi/linux/ptrace.h`).
+const TRACING: &[u32] = &[
+    libc::PTRACE_SEIZE,
+    libc::PTRACE_INTERRUPT,
+    libc::PTRACE_CONT,
+    libc::PTRACE_SYSEMU,
+    libc::PTRACE_GETREGS,
+    libc::PTRACE_SETREGS,
+    libc::PTRACE_GETREGSET,
+    libc::PTRACE_SETREGSET,
+    libc::PTRACE_GETSIGINFO,
+    libc::PTRACE_DETACH,
+];
 
 /// Those that are made most come first, as the filter looks at one after the other.
 pub(super) const CALLS: &[HostCall] = &[
@@ -85,8 +112,8 @@ pub(super) const CALLS: &[HostCall] = &[
     only(libc::SYS_process_vm_writev, &[(0, Natural), (5, Is(0))], "one process", "writing a guest's memory"),
     any(libc::SYS_read, "the standard streams; pipes"),
     any(libc::SYS_write, "the standard streams; what it logs"),
-    any(libc::SYS_pread64, "files of the root, and in memory"),
-    any(libc::SYS_pwrite64, "files in memory"),
+    any(libc::SYS_pread64, "open files of the host, and in memory"),
+    any(libc::SYS_pwrite64, "the same"),
     any(libc::SYS_poll, "whether a stream would wait"),
     any(libc::SYS_epoll_wait, "news of the standard streams"),
     any(libc::SYS_epoll_ctl, "news of the standard streams"),
@@ -95,12 +122,6 @@ pub(super) const CALLS: &[HostCall] = &[
         &[(0, Is(libc::EPOLL_CLOEXEC as u64))],
         "CLOEXEC",
         "the same, at the start",
-    ),
-    only(
-        libc::SYS_openat2,
-        &[(0, Natural)],
-        "below a descriptor",
-        "files of the root (RESOLVE_BENEATH, which lies in memory)",
     ),
     only(
         libc::SYS_openat,
@@ -113,12 +134,9 @@ pub(super) const CALLS: &[HostCall] = &[
         libc::SYS_newfstatat,
         &[(0, Natural), (3, Is(libc::AT_EMPTY_PATH as u64))],
         "of a descriptor",
-        "attributes of files of the root",
+        "attributes of open files",
     ),
     any(libc::SYS_fstat, "the same"),
-    any(libc::SYS_fstatfs, "size of the root"),
-    only(libc::SYS_readlinkat, &[(0, Natural)], "below a descriptor", "links of the root"),
-    any(libc::SYS_getdents64, "folders of the root"),
     any(libc::SYS_lseek, "holes of files"),
     only(
         libc::SYS_fcntl,
@@ -140,7 +158,7 @@ pub(super) const CALLS: &[HostCall] = &[
     ),
     any(libc::SYS_ftruncate, "their sizes"),
     any(libc::SYS_fallocate, "holes in them"),
-    any(libc::SYS_fdatasync, "`msync` of a file"),
+    any(libc::SYS_fdatasync, "`fsync` and `msync` of a file"),
     only(
         libc::SYS_mmap,
         &[(2, Within(PROTECTION)), (3, Within(MAP_FLAGS))],
@@ -159,13 +177,7 @@ pub(super) const CALLS: &[HostCall] = &[
     ),
     any(libc::SYS_membarrier, "`membarrier` of a guest"),
     only(libc::SYS_clone, &[(0, Is(THREAD_FLAGS))], "a thread", "threads that serve guest threads"),
-    HostCall {
-        number: libc::SYS_clone3,
-        checks: &[],
-        error: Some(libc::ENOSYS),
-        arguments: "always ENOSYS",
-        why: "its flags lie in memory; the C library takes `clone` then",
-    },
+    NO_CLONE3,
     any(libc::SYS_set_robust_list, "the C library's start of a thread"),
     any(libc::SYS_rseq, "the C library's start of a thread"),
     any(libc::SYS_gettid, "a thread's own clock; locks"),
@@ -200,8 +212,22 @@ pub(super) const CALLS: &[HostCall] = &[
         libc::SYS_sendmsg,
         &[(2, Is((libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) as u64))],
         "DONTWAIT, NOSIGNAL",
-        "files that a stub maps",
+        "files that a stub maps; requests to the gofer",
     ),
+    only(
+        libc::SYS_recvmsg,
+        &[(2, Is(libc::MSG_CMSG_CLOEXEC as u64))],
+        "CMSG_CLOEXEC",
+        "files from the gofer; orders of the monitor",
+    ),
+    HostCall {
+        number: libc::SYS_ptrace,
+        checks: &[(0, OneOf(TRACING)), (1, Natural)],
+        error: None,
+        platform: Some(Kind::Ptrace),
+        arguments: "starting, stopping, registers of one process; with `--platform ptrace` only",
+        why: "running guest code",
+    },
     any(libc::SYS_getrandom, "random bytes; seeds of hash tables"),
     any(libc::SYS_clock_gettime, "clocks of threads, and those that the vDSO does not have"),
     any(libc::SYS_sysinfo, "memory and load of the machine"),
@@ -212,22 +238,32 @@ pub(super) const CALLS: &[HostCall] = &[
     any(libc::SYS_restart_syscall, "waiting that a stop of the process interrupted"),
 ];
 
-/// How many calls there are.
+/// Those that the sentry makes with a platform.
+pub(super) fn of(platform: Kind) -> impl Iterator<Item = &'static HostCall> {
+    CALLS.iter().filter(move |call| call.platform.is_none_or(|only| only == platform))
+}
+
+/// How many calls there are with a platform.
 #[must_use]
-pub fn count() -> usize {
-    CALLS.len()
+pub fn count(platform: Kind) -> usize {
+    of(platform).count()
 }
 
 /// The name of a call of the host.
-pub(super) fn name(number: c_long) -> &'static str {
+pub(crate) fn name(number: c_long) -> &'static str {
     u64::try_from(number).ok().and_then(names::name).unwrap_or("?")
 }
 
 /// The table for the documentation.
 #[must_use]
 pub fn markdown() -> String {
+    table(CALLS)
+}
+
+/// Some calls as a table.
+pub(crate) fn table<'a>(calls: impl IntoIterator<Item = &'a HostCall>) -> String {
     let mut text = "| call | arguments | why |\n|---|---|---|\n".to_owned();
-    for call in CALLS {
+    for call in calls {
         let _ = writeln!(text, "| `{}` | {} | {} |", name(call.number), call.arguments, call.why);
     }
     text

@@ -3,11 +3,11 @@
 use std::os::fd::OwnedFd;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, pipe};
 
-use super::{Defence, Refused, Side, drop_privileges};
+use super::{Defence, Helper, Refused, Side, drop_privileges};
 use crate::error::Errno;
 
 fn refused(errno: Errno) -> Refused {
@@ -15,20 +15,20 @@ fn refused(errno: Errno) -> Refused {
 }
 
 /// Makes the process. The one that called waits for its end and comes back with how it was.
-pub(super) fn fork(defence: Defence) -> Result<Side, Refused> {
+pub(super) fn fork(defence: Defence, mut kept: Vec<OwnedFd>, helpers: &[Helper]) -> Result<Side, Refused> {
     let (reader, writer) = pipe().map_err(refused)?;
     // SAFETY: the caller has one thread: nothing is half done that the copy would wait for.
     match unsafe { nix::unistd::fork() }.map_err(refused)? {
         ForkResult::Child => {
             drop(writer);
             follow(reader)?;
-            defence.settle()?;
-            Ok(Side::Sentry(defence))
+            defence.settle(&mut kept)?;
+            Ok(Side::Sentry(defence, kept))
         }
         ForkResult::Parent { child } => {
-            drop(reader);
+            drop((reader, kept));
             let _ = drop_privileges();
-            let code = wait(child).map_err(refused)?;
+            let code = wait(child, helpers).map_err(refused)?;
             drop(writer);
             Ok(Side::Outer(code))
         }
@@ -44,16 +44,47 @@ fn follow(alive: OwnedFd) -> Result<(), Refused> {
     if events.contains(PollFlags::POLLHUP) { Err(refused(Errno::ESRCH)) } else { Ok(()) }
 }
 
-fn wait(child: Pid) -> Result<u8, Errno> {
+/// Exit code when a process ended without which there is no sandbox.
+const BROKEN: u8 = 125;
+
+/// Waits for the end of the sentry, and ends it when a helper of its has ended.
+fn wait(child: Pid, helpers: &[Helper]) -> Result<u8, Errno> {
+    let mut broken = false;
     loop {
-        match waitpid(child, None) {
-            Ok(WaitStatus::Exited(_, code)) => return Ok(u8::try_from(code).unwrap_or(u8::MAX)),
-            Ok(WaitStatus::Signaled(_, signal, _)) => {
+        let status = match waitpid(None, None) {
+            Err(Errno::EINTR) => continue,
+            status => status?,
+        };
+        let pid = status.pid();
+        if pid != Some(child) {
+            let helper = helpers
+                .iter()
+                .find(|helper| pid.is_some_and(|pid| pid.as_raw().unsigned_abs() == helper.pid));
+            if let Some(how) = ending(&status)
+                && let Some(helper) = helper
+            {
+                eprintln!("kata-cc-sentry: {} {how}: the sandbox is ended", helper.what);
+                broken = true;
+                let _ = kill(child, Signal::SIGKILL);
+            }
+            continue;
+        }
+        match status {
+            WaitStatus::Exited(_, code) => return Ok(u8::try_from(code).unwrap_or(u8::MAX)),
+            WaitStatus::Signaled(..) if broken => return Ok(BROKEN),
+            WaitStatus::Signaled(_, signal, _) => {
                 eprintln!("kata-cc-sentry: the sentry was ended by {signal}");
                 return Ok(128_u8.saturating_add(u8::try_from(signal as i32).unwrap_or(0)));
             }
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno),
+            _ => {}
         }
+    }
+}
+
+fn ending(status: &WaitStatus) -> Option<String> {
+    match status {
+        WaitStatus::Exited(_, code) => Some(format!("ended with {code}")),
+        WaitStatus::Signaled(_, signal, _) => Some(format!("was ended by {signal}")),
+        _ => None,
     }
 }

@@ -8,12 +8,12 @@
 //!
 //! A step that the host refuses is an error which names it, or a warning with [`Strength::Weak`].
 
-mod calls;
-mod filter;
+pub(crate) mod calls;
+pub(crate) mod filter;
 mod inner;
-mod namespaces;
-mod privileges;
-mod rooms;
+pub(crate) mod namespaces;
+pub(crate) mod privileges;
+pub(crate) mod rooms;
 
 use std::os::fd::OwnedFd;
 
@@ -23,6 +23,7 @@ pub use calls::{count, markdown};
 pub use privileges::drop_privileges;
 
 use crate::error::Errno;
+use crate::platform::Kind;
 
 /// How much of it has to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +48,15 @@ pub struct Refused {
     pub way_out: &'static str,
 }
 
+/// A process that the sentry relies on.
+#[derive(Debug, Clone, Copy)]
+pub struct Helper {
+    /// Its number.
+    pub pid: u32,
+    /// What it is, for the message when it ends.
+    pub what: &'static str,
+}
+
 /// The sentry's defence, between its two halves.
 #[derive(Debug)]
 pub struct Defence {
@@ -60,13 +70,13 @@ pub struct Defence {
 pub enum Side {
     /// The process that waited for the sentry, which ended like this.
     Outer(u8),
-    /// The sentry.
-    Sentry(Defence),
+    /// The sentry, with the descriptors that it was to keep.
+    Sentry(Defence, Vec<OwnedFd>),
 }
 
 impl Strength {
     /// Whether to go on after a step.
-    fn judge(self, step: Result<(), Refused>) -> Result<bool, Refused> {
+    pub(crate) fn judge(self, step: Result<(), Refused>) -> Result<bool, Refused> {
         match step {
             Ok(()) => Ok(true),
             Err(refused) if self == Self::Full => Err(refused),
@@ -79,53 +89,39 @@ impl Strength {
 }
 
 impl Defence {
-    /// Goes on in a process of its own. The caller has one thread and has opened nothing that it needs later.
+    /// Goes on in a process of its own. The caller has one thread and has opened nothing that it needs later but what is `kept` for the
+    /// sentry. `helpers` are processes of the caller without which the sentry is of no use: when one ends, the sentry is ended.
     ///
     /// # Errors
     /// A step that the host refuses.
-    pub fn begin(strength: Strength) -> Result<Side, Refused> {
+    pub fn begin(strength: Strength, kept: Vec<OwnedFd>, helpers: &[Helper]) -> Result<Side, Refused> {
         if strength == Strength::Off {
             tracing::warn!("the defence is off: whoever breaks out of a guest has what this process has");
-            return Ok(Side::Sentry(Self { strength, own_mounts: false }));
+            return Ok(Side::Sentry(Self { strength, own_mounts: false }, kept));
         }
-        let own_mounts = namespaces::leave(strength)?;
-        inner::fork(Self { strength, own_mounts })
+        let own_mounts = namespaces::leave(strength, true)?;
+        inner::fork(Self { strength, own_mounts }, kept, helpers)
     }
 
     /// The part that the new process does first.
-    fn settle(&self) -> Result<(), Refused> {
+    fn settle(&self, kept: &mut [OwnedFd]) -> Result<(), Refused> {
         privileges::plain_panics();
-        self.strength.judge(privileges::close_inherited())?;
+        self.strength.judge(privileges::close_inherited(kept))?;
         if self.own_mounts {
             self.strength.judge(rooms::make_private())?;
         }
         crate::outside::hold(rooms::processes()?, rooms::cpus()?);
-        self.strength.judge(privileges::limit())?;
-        Ok(())
-    }
-
-    /// The container's root as a tree of mounts of its own, which stays when all others go, and which nothing can change. Names of
-    /// the host are not looked up by a working folder after this, and no stub was made before.
-    ///
-    /// # Errors
-    /// A step that the host refuses.
-    pub fn keep_root(&self, root: OwnedFd) -> Result<OwnedFd, Refused> {
-        if !self.own_mounts {
-            return Ok(root);
-        }
         // Stubs are made after this; a working folder that is not the root would stay theirs when the root becomes empty.
         self.strength.judge(rooms::leave_folder())?;
-        match rooms::detach(&root) {
-            Ok(own) => Ok(own),
-            Err(refused) => self.strength.judge(Err(refused)).map(|_| root),
-        }
+        self.strength.judge(privileges::limit())?;
+        Ok(())
     }
 
     /// Gives up everything else. All files were opened, the platform was started, and no guest runs.
     ///
     /// # Errors
     /// A step that the host refuses.
-    pub fn enter(&self) -> Result<(), Refused> {
+    pub fn enter(&self, platform: Kind) -> Result<(), Refused> {
         if self.strength == Strength::Off {
             return Ok(());
         }
@@ -135,7 +131,7 @@ impl Defence {
         }
         self.strength.judge(drop_privileges())?;
         self.strength.judge(privileges::hide_memory())?;
-        self.strength.judge(filter::install())?;
+        self.strength.judge(filter::install(platform))?;
         Ok(())
     }
 }

@@ -19,15 +19,17 @@ const NAMESPACES: [(&str, CloneFlags); 6] = [
     ("a namespace of cgroups", CloneFlags::CLONE_NEWCGROUP),
 ];
 
-/// Leaves the host's, and says whether the tree of mounts is its own. The next process that is made is number 1 of the processes.
-pub(super) fn leave(strength: Strength) -> Result<bool, Refused> {
+/// Leaves the host's, and says whether the tree of mounts is its own. With `processes`, the next process that is made is number 1 of a
+/// namespace of them.
+pub(crate) fn leave(strength: Strength, processes: bool) -> Result<bool, Refused> {
     let (uid, gid) = (geteuid(), getegid());
     // Root needs none: who has no capabilities gains nothing by one, and numbers of users would be lost.
     if !(uid.is_root() && unshare(CloneFlags::CLONE_NEWCGROUP).is_ok()) {
         strength.judge(leave_users(uid, gid))?;
     }
     let mut own_mounts = false;
-    for (step, flag) in NAMESPACES {
+    let left_alone = |flag: CloneFlags| flag == CloneFlags::CLONE_NEWPID && !processes;
+    for (step, flag) in NAMESPACES.into_iter().filter(|(_, flag)| !left_alone(*flag)) {
         let left = unshare(flag).map_err(|errno| Refused { step, errno, way_out: WAY_OUT });
         let left = strength.judge(left)?;
         own_mounts |= left && flag == CloneFlags::CLONE_NEWNS;

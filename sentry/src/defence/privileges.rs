@@ -1,5 +1,8 @@
 //! Capabilities, descriptors and limits of the sentry's process.
 
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::Refused;
@@ -33,7 +36,13 @@ fn prctl(step: &'static str, option: i32, arguments: [u64; 2]) -> Result<(), Ref
 /// # Errors
 /// A step that the host refuses.
 pub fn drop_privileges() -> Result<(), Refused> {
-    for capability in 0..CAPABILITIES {
+    keep_capabilities(&[])
+}
+
+/// The same for all capabilities but these. Of those it keeps what it has.
+pub(crate) fn keep_capabilities(kept: &[u32]) -> Result<(), Refused> {
+    for capability in (0..CAPABILITIES).filter(|number| !kept.iter().any(|kept| u64::from(*kept) == *number))
+    {
         // Those that the host does not know, or that this thread may not take out: without any in its sets, and without new ones by a
         // program, it has none either way.
         let _ = prctl("the bounding set", libc::PR_CAPBSET_DROP, [capability, 0]);
@@ -41,21 +50,57 @@ pub fn drop_privileges() -> Result<(), Refused> {
     let clear = libc::PR_CAP_AMBIENT_CLEAR_ALL as u64;
     prctl("ambient capabilities", libc::PR_CAP_AMBIENT, [clear, 0])?;
     let header = Header { version: VERSION, pid: 0 };
-    let none = [0_u32; 6];
+    // Effective, permitted and inheritable; then the same of capabilities from 32 on.
+    let mut sets = [0_u32; 6];
     // SAFETY: both structures are as the version says, and live during the call.
-    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) };
+    let result = unsafe { libc::syscall(libc::SYS_capget, &raw const header, sets.as_mut_ptr()) };
+    check("its capabilities", result)?;
+    let low = kept.iter().filter(|number| **number < 32).fold(0, |all, number| all | 1 << number);
+    let sets = [sets[1] & low, sets[1] & low, 0, 0, 0, 0];
+    // SAFETY: as above.
+    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, sets.as_ptr()) };
     check("no capabilities", result)?;
     prctl("no new privileges", libc::PR_SET_NO_NEW_PRIVS, [1, 0])
 }
 
-/// Closes all descriptors but the standard streams: at its start a program has none of its own.
-pub(super) fn close_inherited() -> Result<(), Refused> {
-    // SAFETY: nothing in this process holds a descriptor above 2 yet.
-    check("no inherited descriptors", unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) })
+/// Closes all descriptors but the standard streams and these, which get numbers out of the way: at its start a program has no others of its
+/// own.
+pub(super) fn close_inherited(kept: &mut [OwnedFd]) -> Result<(), Refused> {
+    const STEP: &str = "no inherited descriptors";
+    const FIRST: RawFd = 64;
+    let refused = |errno| Refused { step: STEP, errno, way_out: "raise the limit of open files" };
+    for fd in kept.iter_mut() {
+        let moved = fcntl(&*fd, FcntlArg::F_DUPFD_CLOEXEC(FIRST)).map_err(refused)?;
+        // SAFETY: the kernel has just made it.
+        *fd = unsafe { OwnedFd::from_raw_fd(moved) };
+    }
+    let mut numbers: Vec<RawFd> = kept.iter().map(AsRawFd::as_raw_fd).collect();
+    numbers.sort_unstable();
+    let mut from = 3;
+    for number in numbers {
+        close_range(STEP, from, number - 1)?;
+        from = number + 1;
+    }
+    close_range(STEP, from, RawFd::MAX)
+}
+
+/// Closes all descriptors but the standard streams and this one.
+pub(crate) fn close_all_but(kept: RawFd) -> Result<(), Refused> {
+    const STEP: &str = "no inherited descriptors";
+    close_range(STEP, 3, kept - 1)?;
+    close_range(STEP, kept + 1, RawFd::MAX)
+}
+
+fn close_range(step: &'static str, first: RawFd, last: RawFd) -> Result<(), Refused> {
+    if first > last {
+        return Ok(());
+    }
+    // SAFETY: nothing in this process holds a descriptor of these numbers.
+    check(step, unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) })
 }
 
 /// No dump of memory is written when it ends, and it may hold as many files as it is allowed to ask for.
-pub(super) fn limit() -> Result<(), Refused> {
+pub(crate) fn limit() -> Result<(), Refused> {
     let refused = |errno| Refused { step: "limits of the process", errno, way_out: "raise its limits" };
     setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(refused)?;
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).map_err(refused)?;
@@ -63,13 +108,13 @@ pub(super) fn limit() -> Result<(), Refused> {
 }
 
 /// Nobody of the same user may look into this process. Stubs, whose memory it reads, are not concerned: they are copies from before.
-pub(super) fn hide_memory() -> Result<(), Refused> {
+pub(crate) fn hide_memory() -> Result<(), Refused> {
     prctl("memory that nobody else reads", libc::PR_SET_DUMPABLE, [0, 0])
 }
 
 /// As many arenas of the heap as the C library makes by itself (glibc's `malloc/arena.c`, `arena_get2`): it would look into the host's files
 /// to count CPUs, at some moment.
-pub(super) fn settle_heap() {
+pub(crate) fn settle_heap() {
     #[cfg(target_env = "gnu")]
     {
         const FOR_EACH_CPU: usize = 8;
@@ -96,7 +141,7 @@ fn shrink_a_heap() {
 }
 
 /// A panic says where it was and nothing more: to name callers the standard library would open the program's own file.
-pub(super) fn plain_panics() {
+pub(crate) fn plain_panics() {
     for name in ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE"] {
         // SAFETY: this process has one thread.
         unsafe { std::env::remove_var(name) };

@@ -24,7 +24,7 @@ fn refused(step: &'static str) -> impl Fn(Errno) -> Refused {
 }
 
 /// What is mounted from now on is seen by nobody else, and nothing of the host's appears here.
-pub(super) fn make_private() -> Result<(), Refused> {
+pub(crate) fn make_private() -> Result<(), Refused> {
     let none: Option<&CStr> = None;
     mount(none, c"/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).map_err(refused("private mounts"))
 }
@@ -60,7 +60,7 @@ fn put(tree: Result<OwnedFd, Errno>, number: RawFd) -> Result<OwnedFd, Refused> 
 
 fn own_cpus() -> Result<OwnedFd, Errno> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    own_tree(&open(c"/sys/devices/system/cpu", flags, Mode::empty())?)
+    own_tree(&open(c"/sys/devices/system/cpu", flags, Mode::empty())?, false)
 }
 
 /// A call that gives a descriptor.
@@ -95,12 +95,12 @@ fn own_proc() -> Result<OwnedFd, Errno> {
     descriptor(unsafe { libc::syscall(libc::SYS_fsmount, raw, FSMOUNT_CLOEXEC, ATTRIBUTES) })
 }
 
-/// A copy of the tree of mounts at a folder, in nobody's namespace, which can be read only.
-pub(super) fn detach(root: &OwnedFd) -> Result<OwnedFd, Refused> {
-    own_tree(root).map_err(refused("a root in mounts of its own"))
+/// A copy of the tree of mounts at a folder or file, in nobody's namespace. Devices in it cannot be opened.
+pub(crate) fn detach(root: &OwnedFd, writable: bool) -> Result<OwnedFd, Refused> {
+    own_tree(root, writable).map_err(refused("an exported folder in mounts of its own"))
 }
 
-fn own_tree(root: &OwnedFd) -> Result<OwnedFd, Errno> {
+fn own_tree(root: &OwnedFd, writable: bool) -> Result<OwnedFd, Errno> {
     let flags = libc::OPEN_TREE_CLONE
         | libc::OPEN_TREE_CLOEXEC
         | libc::AT_RECURSIVE.cast_unsigned()
@@ -110,7 +110,9 @@ fn own_tree(root: &OwnedFd) -> Result<OwnedFd, Errno> {
         unsafe { libc::syscall(libc::SYS_open_tree, root.as_raw_fd(), c"".as_ptr(), u64::from(flags)) };
     let tree = descriptor(tree)?;
     let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV,
+        attr_set: libc::MOUNT_ATTR_NOSUID
+            | libc::MOUNT_ATTR_NODEV
+            | if writable { 0 } else { libc::MOUNT_ATTR_RDONLY },
         attr_clr: 0,
         propagation: 0,
         userns_fd: 0,
@@ -126,12 +128,12 @@ fn own_tree(root: &OwnedFd) -> Result<OwnedFd, Errno> {
 }
 
 /// The working folder is the root.
-pub(super) fn leave_folder() -> Result<(), Refused> {
+pub(crate) fn leave_folder() -> Result<(), Refused> {
     chdir(c"/").map_err(refused("the root as working folder"))
 }
 
 /// Puts an empty folder in the place of everything (`man 2 pivot_root`, "pivot_root(".", ".")"). Stubs, which run already, get it too.
-pub(super) fn empty_root() -> Result<(), Refused> {
+pub(crate) fn empty_root() -> Result<(), Refused> {
     // A folder that is there everywhere, and which nobody needs any more.
     const AT: &CStr = c"/proc";
     let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;

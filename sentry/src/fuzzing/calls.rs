@@ -1,18 +1,16 @@
 //! Random sequences of system calls of one process, in a kernel without a platform.
 
-use std::fs;
-use std::os::fd::OwnedFd;
-use std::path::PathBuf;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use super::Bytes;
 use crate::call::Call;
 use crate::error::{Errno, SysError, SysResult};
 use crate::mm::AddressSpace;
 use crate::platform::Thread;
-use crate::sandbox::{Config, Sandbox, open_root};
+use crate::sandbox::{Changes, Config, Sandbox};
 use crate::task::{self, Credentials, Limits, NewProcess, Resource, Task, capability};
 use crate::testing::{BASE, FlatThread, flat};
+use crate::vfs::tmpfs::Tmpfs;
 use crate::vfs::{FdTable, FsContext};
 
 /// Bytes of the guest's memory.
@@ -26,6 +24,8 @@ const FILE_SIZE: u64 = 4 << 20;
 const RAW: u64 = BASE + 0x1000;
 const NAMES: u64 = BASE + 0x4000;
 const VECTORS: u64 = BASE + 0x6000;
+const SCRIPT: u64 = BASE + 0x8000;
+const PROGRAM: u64 = BASE + 0x9000;
 /// Apart of names.
 const NAME_STEP: u64 = 64;
 
@@ -103,29 +103,6 @@ const WITHOUT_ATTENTION: [i64; 6] = [
     libc::SYS_execveat,
 ];
 
-/// A small root on the host, made once for all sequences. Only reading ever happens to it.
-static ROOT: LazyLock<Option<PathBuf>> = LazyLock::new(|| make_root().ok());
-
-fn make_root() -> std::io::Result<PathBuf> {
-    use std::os::unix::fs::{PermissionsExt, symlink};
-    let root = std::env::temp_dir().join(format!("kata-cc-sentry-fuzzing-{}", std::process::id()));
-    fs::create_dir_all(root.join("folder"))?;
-    for (name, bytes) in [
-        ("a", &b"some text"[..]),
-        ("folder/a", &[7; 5000]),
-        ("script", b"#!program x\n"),
-        ("program", &tiny_program()),
-    ] {
-        fs::write(root.join(name), bytes)?;
-        fs::set_permissions(root.join(name), fs::Permissions::from_mode(0o755))?;
-    }
-    for (name, to) in [("link", "folder/a"), ("loop", "loop")] {
-        // there from an earlier process of the same number, else
-        let _ = symlink(to, root.join(name));
-    }
-    Ok(root)
-}
-
 /// An ELF file of one segment.
 fn tiny_program() -> Vec<u8> {
     let mut file = b"\x7fELF\x02\x01\x01".to_vec();
@@ -143,6 +120,12 @@ fn tiny_program() -> Vec<u8> {
     file
 }
 
+/// Where one of [`TEXTS`] lies.
+fn name(text: &str) -> u64 {
+    let number = (0..).zip(TEXTS).find(|(_, known)| *known == text).map_or(0, |(number, _)| number);
+    NAMES + number * NAME_STEP
+}
+
 struct Guest {
     sandbox: Sandbox,
     task: Arc<Task>,
@@ -152,9 +135,8 @@ struct Guest {
 
 impl Guest {
     fn new(raw: &[u8]) -> Option<Self> {
-        let root: OwnedFd = open_root(ROOT.as_deref()?).ok()?;
-        let config = Config { writable: true, memory: Some(FILE_SIZE), hostname: "fuzz".into() };
-        let sandbox = Sandbox::new(flat(), root, &config).ok()?;
+        let config = Config { changes: Changes::Direct, hostname: "fuzz".into() };
+        let sandbox = Sandbox::new(flat(), Box::new(Tmpfs::new(Some(FILE_SIZE))), &config).ok()?;
         let thread: Box<dyn Thread> = Box::new(FlatThread::new(SIZE));
         let kernel = sandbox.kernel();
         let mut limits = Limits::default();
@@ -172,16 +154,45 @@ impl Guest {
         let files = Arc::new(FdTable::default());
         files.set_limit(64);
         let fs = Arc::new(FsContext::new(sandbox.root().clone()));
-        let new = NewProcess { credentials, limits, files, fs, space: Arc::new(space) };
+        let new = NewProcess {
+            credentials,
+            limits,
+            files,
+            fs,
+            space: Arc::new(space),
+            namespaces: None,
+            container: 0,
+        };
         let task = kernel.new_process(new).ok()?;
-        let guest = Self { sandbox, task, thread, last: 0 };
+        let mut guest = Self { sandbox, task, thread, last: 0 };
         guest.fill(raw);
+        guest.make_files().ok()?;
         Some(guest)
+    }
+
+    /// Some files to begin with.
+    fn make_files(&mut self) -> Result<(), SysError> {
+        let mut call = |number: i64, [a, b, c]: [u64; 3]| {
+            self.call(usize::try_from(number).unwrap_or_default(), [a, b, c, 0, 0, 0])
+        };
+        call(libc::SYS_mkdir, [name("folder"), 0o755, 0])?;
+        call(libc::SYS_symlink, [name("folder/a"), name("link"), 0])?;
+        call(libc::SYS_symlink, [name("loop"), name("loop"), 0])?;
+        for (path, bytes, length) in
+            [("a", RAW, 100), ("folder/a", RAW, 3000), ("script", SCRIPT, 12), ("program", PROGRAM, 4096)]
+        {
+            let file = call(libc::SYS_creat, [name(path), 0o755, 0])?;
+            call(libc::SYS_write, [file, bytes, length])?;
+            call(libc::SYS_close, [file, 0, 0])?;
+        }
+        Ok(())
     }
 
     /// Memory as the arguments of calls expect it.
     fn fill(&self, raw: &[u8]) {
         self.thread.write(RAW, raw);
+        self.thread.write(SCRIPT, b"#!program x\n");
+        self.thread.write(PROGRAM, &tiny_program());
         for (number, text) in (0..).zip(TEXTS) {
             self.thread.write(NAMES + number * NAME_STEP, text.as_bytes());
         }

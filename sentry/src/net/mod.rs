@@ -55,6 +55,7 @@ use std::sync::{Arc, Mutex, RwLock, Weak};
 
 pub(crate) use crate::sync::lock;
 use crate::sync::{read, write};
+use crate::task::UserNamespace;
 
 pub use common::{Common, Identity};
 pub use socket::SocketFile;
@@ -100,7 +101,7 @@ impl Budget {
 
 /// What all sockets of a sandbox share.
 pub struct Net {
-    pub(crate) sockets: Budget,
+    pub(crate) sockets: Arc<Budget>,
     pub(crate) bytes: Arc<Budget>,
     pub(crate) flight: Arc<Budget>,
     pub(crate) unix: unix::Names,
@@ -108,6 +109,8 @@ pub struct Net {
     pub(crate) netlink: netlink::Ports,
     addresses: RwLock<Vec<IpAddr>>,
     all: Mutex<BTreeMap<u64, Weak<dyn Socket>>>,
+    /// Whose capabilities count for it.
+    owner: Arc<UserNamespace>,
 }
 
 impl Net {
@@ -115,7 +118,8 @@ impl Net {
     #[must_use]
     pub fn new() -> Arc<Self> {
         Arc::new(Self {
-            sockets: Budget::new(SOCKETS),
+            sockets: Arc::new(Budget::new(SOCKETS)),
+            owner: Arc::clone(UserNamespace::root()),
             bytes: Arc::new(Budget::new(QUEUED)),
             flight: Arc::new(Budget::new(IN_FLIGHT)),
             unix: unix::Names::default(),
@@ -124,6 +128,28 @@ impl Net {
             addresses: RwLock::default(),
             all: Mutex::default(),
         })
+    }
+
+    /// Another network of the same sandbox, with loopback alone (`CLONE_NEWNET`). Bounds are common to all, and so are sockets' names
+    /// that are files.
+    #[must_use]
+    pub fn beside(&self, owner: &Arc<UserNamespace>) -> Arc<Self> {
+        Arc::new(Self {
+            sockets: Arc::clone(&self.sockets),
+            bytes: Arc::clone(&self.bytes),
+            flight: Arc::clone(&self.flight),
+            unix: self.unix.beside(),
+            inet: inet::Ports::default(),
+            netlink: netlink::Ports::default(),
+            addresses: RwLock::default(),
+            all: Mutex::default(),
+            owner: Arc::clone(owner),
+        })
+    }
+
+    /// Whose capabilities count for it.
+    pub(crate) fn owner(&self) -> &Arc<UserNamespace> {
+        &self.owner
     }
 
     /// Addresses of the sandbox besides 127.0.0.0/8 and ::1: those of its pod.

@@ -9,6 +9,7 @@
 //! The host does what it is good at: page tables, copy-on-write at `fork`, page cache of mapped files. What an address means is kept in
 //! [`crate::mm`].
 
+pub mod ptrace;
 pub mod systrap;
 
 use std::os::fd::BorrowedFd;
@@ -218,6 +219,9 @@ pub trait Thread: Memory + Send {
     /// A further thread in this address space, with this one's registers.
     fn spawn(&mut self) -> Result<Box<dyn Thread>, Errno>;
 
+    /// Another thread of the sentry will use it from now on, or for the next time.
+    fn release(&mut self) {}
+
     /// Where a platform can make the calls of one place in the guest's code cheaper by changing that code: asked after a call that trapped.
     /// The address of the code, when it is time. The caller sees whether the code may be changed (a private mapping that the guest
     /// cannot write) and calls [`replace`](Self::replace) before it resumes.
@@ -255,6 +259,41 @@ pub trait Interrupt: Send + Sync {
     fn interrupt(&self);
 }
 
+/// The platforms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Kind {
+    /// Stubs under seccomp that pass their turn over shared memory: the quickest that runs everywhere.
+    #[default]
+    Systrap,
+    /// Traced stubs: ten times slower, for hosts that do not let stubs have filters or handlers of their own.
+    Ptrace,
+}
+
+impl Kind {
+    /// All, the one that is to be preferred first.
+    pub const ALL: [Self; 2] = [Self::Systrap, Self::Ptrace];
+
+    /// Starts it.
+    ///
+    /// # Errors
+    /// What the host says.
+    pub fn start(self) -> Result<Box<dyn Platform>, Errno> {
+        Ok(match self {
+            Self::Systrap => Box::new(systrap::Systrap::new()?),
+            Self::Ptrace => Box::new(ptrace::Ptrace::new()?),
+        })
+    }
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Systrap => "systrap",
+            Self::Ptrace => "ptrace",
+        })
+    }
+}
+
 /// Makes address spaces.
 pub trait Platform: Send + Sync {
     /// Its name: `systrap`, `ptrace`, `kvm`.
@@ -275,3 +314,7 @@ pub trait Platform: Send + Sync {
         None
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

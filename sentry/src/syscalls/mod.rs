@@ -8,6 +8,7 @@ mod exec;
 mod exec_rooms;
 mod file_args;
 mod file_owner;
+mod file_systems;
 #[cfg(test)]
 mod file_tests;
 mod files;
@@ -22,6 +23,8 @@ mod memory_remote;
 mod mounts;
 mod mqueues;
 pub mod names;
+mod namespaces;
+mod new_mounts;
 mod page;
 mod paths;
 mod polling;
@@ -101,6 +104,8 @@ const FAMILIES: &[&[Entry]] = &[
     memory_remote::CALLS,
     mounts::CALLS,
     mqueues::CALLS,
+    namespaces::CALLS,
+    new_mounts::CALLS,
     paths::CALLS,
     polling::CALLS,
     prctl::CALLS,

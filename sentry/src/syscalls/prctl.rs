@@ -113,7 +113,7 @@ fn of_credentials(call: &Call<'_>, option: i32, [a, b, c, d]: [u64; 4]) -> SysRe
             return Ok(who.bounding.has(capability).into());
         }
         libc::PR_CAPBSET_DROP => {
-            if !who.capable(capability::SETPCAP) {
+            if !who.capable_here(capability::SETPCAP) {
                 return Err(Errno::EPERM.into());
             }
             let mut new = (*who).clone();
@@ -152,7 +152,7 @@ fn with_securebits(who: &Credentials, wanted: u64) -> Result<Credentials, Errno>
     let changes_locked = (locks >> 1) & (who.securebits ^ wanted) != 0;
     let opens_lock = locks & !wanted != 0;
     let unknown = wanted & !(securebits::ALL | securebits::LOCKS) != 0;
-    if changes_locked || opens_lock || unknown || !who.capable(capability::SETPCAP) {
+    if changes_locked || opens_lock || unknown || !who.capable_here(capability::SETPCAP) {
         return Err(Errno::EPERM);
     }
     Ok(Credentials { securebits: wanted, ..who.clone() })

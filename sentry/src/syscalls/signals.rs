@@ -126,7 +126,7 @@ fn read_info(call: &Call<'_>, signal: i32, address: u64) -> Result<SignalInfo, E
 /// What a program sends may not pass for the kernel's or for `tgkill`'s unless it is for itself.
 fn check_honest(call: &Call<'_>, info: &SignalInfo, to: Pid) -> Result<(), Errno> {
     let forged = info.code >= 0 || info.code == crate::task::signal::SI_TKILL;
-    if forged && to != call.task.pid() { Err(Errno::EPERM) } else { Ok(()) }
+    if forged && call.task.named(to) != Some(call.task.pid()) { Err(Errno::EPERM) } else { Ok(()) }
 }
 
 fn sys_rt_sigqueueinfo(call: &mut Call<'_>, [pid, signal, info, ..]: [u64; 6]) -> SysResult {

@@ -52,6 +52,15 @@ impl Record {
     }
 }
 
+/// Attributes with the users and groups that whoever asks has numbers for.
+fn seen(caller: &Caller, file: Attributes) -> Attributes {
+    let users = &caller.credentials.user_ns;
+    if users.is_root() {
+        return file;
+    }
+    Attributes { uid: users.shown_uid(file.uid), gid: users.shown_gid(file.gid), ..file }
+}
+
 /// `struct stat` (`arch/x86/include/uapi/asm/stat.h`).
 fn stat_bytes(file: &Attributes) -> Vec<u8> {
     let stamp = |record: Record, stamp: Timestamp| {
@@ -151,7 +160,7 @@ fn statx(call: &mut Call<'_>, [dirfd, path, flags, mask, to, _]: [u64; 6]) -> Sy
     }
     let caller = caller(call);
     let target = target(call, &caller, dirfd, path, flags)?;
-    call.write(to, &statx_bytes(&target.inode.attributes()?, &target))?;
+    call.write(to, &statx_bytes(&seen(&caller, target.inode.attributes()?), &target))?;
     Ok(0)
 }
 
@@ -160,7 +169,8 @@ fn real(caller: &Caller) -> Caller {
     let mut who = (*caller.credentials).clone();
     who.fsuid = who.uid;
     who.fsgid = who.gid;
-    who.effective = if who.uid == 0 { who.permitted } else { crate::task::Capabilities::default() };
+    let zero = who.user_ns.uid(0);
+    who.effective = if who.uid == zero { who.permitted } else { crate::task::Capabilities::default() };
     Caller { credentials: std::sync::Arc::new(who), ..caller.clone() }
 }
 

@@ -25,6 +25,7 @@ mod exit;
 mod group;
 mod hooks;
 mod limits;
+pub mod namespaces;
 mod pool;
 mod process;
 mod run;
@@ -39,12 +40,13 @@ use std::sync::{Arc, Mutex};
 pub(crate) use crate::sync::lock;
 use std::time::Duration;
 
-pub use clone::{CloneArgs, clone, unshare};
+pub use clone::{CloneArgs, clone};
 pub(crate) use cpu_limit::watch_cpu_limit;
 pub use credentials::{Capabilities, Credentials, capability, securebits};
 pub use current::{Serving, current};
 pub use group::ThreadGroup;
 pub use limits::{Limit, Limits, Resource};
+pub use namespaces::{Namespaces, PidNamespace, UserNamespace, unshare};
 pub use pool::Workers;
 pub use process::{NewProcess, ProcessInfo};
 pub use run::run;
@@ -60,7 +62,7 @@ use crate::mm::AddressSpace;
 use crate::platform::{Interrupt, Thread};
 use crate::vfs::{FdTable, FsContext};
 
-/// Number of a task as guests see it.
+/// Number of a task: as guests of the root namespace see it ([`namespaces`]).
 pub type Pid = i32;
 
 /// What an interrupted call does when it goes on (`restart_syscall`).
@@ -78,6 +80,8 @@ pub struct Task {
     restart: Mutex<Option<RestartBlock>>,
     vfork: Mutex<Option<Arc<clone::Vfork>>>,
     credentials: Mutex<Arc<Credentials>>,
+    namespaces: Mutex<Arc<Namespaces>>,
+    stale_answers: AtomicBool,
     files: Mutex<Arc<FdTable>>,
     fs: Mutex<Arc<FsContext>>,
     space: Mutex<Arc<AddressSpace>>,
@@ -102,6 +106,7 @@ pub(crate) struct Parts {
     pub(crate) files: Arc<FdTable>,
     pub(crate) fs: Arc<FsContext>,
     pub(crate) space: Arc<AddressSpace>,
+    pub(crate) namespaces: Arc<Namespaces>,
 }
 
 impl Task {
@@ -124,6 +129,8 @@ impl Task {
             restart: Mutex::new(None),
             vfork: Mutex::new(None),
             credentials: Mutex::new(credentials),
+            namespaces: Mutex::new(parts.namespaces),
+            stale_answers: AtomicBool::new(false),
             files: Mutex::new(parts.files),
             fs: Mutex::new(parts.fs),
             space: Mutex::new(parts.space),
@@ -154,7 +161,7 @@ impl Task {
         self.no_huge_pages.store(from.no_huge_pages.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
-    /// Its number (`gettid`).
+    /// Its number; as a guest sees it: [`shown`](Self::shown).
     #[must_use]
     pub fn pid(&self) -> Pid {
         self.pid.load(Ordering::Relaxed)
@@ -257,6 +264,69 @@ impl Task {
     /// Gives it another root, working folder and umask (`unshare`).
     pub fn set_fs(&self, fs: Arc<FsContext>) -> Arc<FsContext> {
         std::mem::replace(&mut *lock(&self.fs), fs)
+    }
+
+    /// Whether others use the same root, working folder and umask.
+    #[must_use]
+    pub fn shares_fs(&self) -> bool {
+        Arc::strong_count(&lock(&self.fs)) > 1
+    }
+
+    /// Its namespaces.
+    #[must_use]
+    pub fn namespaces(&self) -> Arc<Namespaces> {
+        Arc::clone(&lock(&self.namespaces))
+    }
+
+    /// Gives it other namespaces. Those it had, to be dropped without a lock. Only the task itself does so.
+    pub fn set_namespaces(&self, namespaces: Arc<Namespaces>) -> Arc<Namespaces> {
+        std::mem::replace(&mut *lock(&self.namespaces), namespaces)
+    }
+
+    /// The namespace that it has its number in.
+    #[must_use]
+    pub fn pid_namespace(&self) -> &Arc<PidNamespace> {
+        self.group.pid_namespace()
+    }
+
+    /// Number of a task, a process, a process group or a session as this task sees it; 0 where it does not.
+    #[must_use]
+    pub fn shown(&self, pid: Pid) -> Pid {
+        self.pid_namespace().shown(pid)
+    }
+
+    /// Its own number as it sees it (`gettid`).
+    #[must_use]
+    pub fn own_number(&self) -> Pid {
+        self.shown(self.pid())
+    }
+
+    /// Whom this task means by a number.
+    #[must_use]
+    pub fn named(&self, number: Pid) -> Option<Pid> {
+        self.pid_namespace().named(number)
+    }
+
+    /// The task that this one means by a number.
+    #[must_use]
+    pub fn find(&self, number: Pid) -> Option<Arc<Self>> {
+        self.tasks.find(self.named(number)?)
+    }
+
+    /// The process that this task means by a number.
+    #[must_use]
+    pub fn find_group(&self, number: Pid) -> Option<Arc<ThreadGroup>> {
+        self.tasks.find_group(self.named(number)?)
+    }
+
+    /// Says that calls which the stub answers have other answers now, though the task did nothing for it.
+    pub(crate) fn refresh_answers(&self) {
+        self.stale_answers.store(true, Ordering::SeqCst);
+        self.poke();
+    }
+
+    fn take_stale_answers(&self) -> bool {
+        self.stale_answers.swap(false, Ordering::SeqCst)
     }
 
     /// Its memory.

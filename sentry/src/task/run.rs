@@ -36,7 +36,9 @@ pub fn run(kernel: &Arc<Kernel>, task: &Arc<Task>, mut thread: Box<dyn Thread>) 
 }
 
 /// Calls after which others give another value.
-const CHANGES_ANSWERS: [i64; 8] = [
+const CHANGES_ANSWERS: [i64; 10] = [
+    libc::SYS_unshare,
+    libc::SYS_setns,
     libc::SYS_execve,
     libc::SYS_execveat,
     libc::SYS_setuid,
@@ -52,12 +54,12 @@ fn answers(task: &Task) -> [(u64, u64); 6] {
     let who = task.credentials();
     let value = |number: i64, value: u32| (number.unsigned_abs(), u64::from(value));
     [
-        value(libc::SYS_getpid, task.group().pid().cast_unsigned()),
-        value(libc::SYS_gettid, task.pid().cast_unsigned()),
-        value(libc::SYS_getuid, who.uid),
-        value(libc::SYS_geteuid, who.euid),
-        value(libc::SYS_getgid, who.gid),
-        value(libc::SYS_getegid, who.egid),
+        value(libc::SYS_getpid, task.shown(task.group().pid()).cast_unsigned()),
+        value(libc::SYS_gettid, task.own_number().cast_unsigned()),
+        value(libc::SYS_getuid, who.user_ns.shown_uid(who.uid)),
+        value(libc::SYS_geteuid, who.user_ns.shown_uid(who.euid)),
+        value(libc::SYS_getgid, who.user_ns.shown_gid(who.gid)),
+        value(libc::SYS_getegid, who.user_ns.shown_gid(who.egid)),
     ]
 }
 
@@ -91,8 +93,13 @@ fn attach(task: &Task, thread: &dyn Thread) {
 
 fn serve(kernel: &Arc<Kernel>, task: &Arc<Task>, mut thread: Box<dyn Thread>) -> (Box<dyn Thread>, i32) {
     loop {
-        if task.signal_pending() && deliver(task, thread.as_mut(), None) == Flow::Exit {
-            return (thread, 0);
+        if task.signal_pending() {
+            if deliver(task, thread.as_mut(), None) == Flow::Exit {
+                return (thread, 0);
+            }
+            if task.take_stale_answers() {
+                thread.set_answers(&answers(task));
+            }
         }
         task.usage.enter();
         let trap = thread.resume();

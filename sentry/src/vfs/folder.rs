@@ -62,6 +62,6 @@ impl File for Folder {
     }
 
     fn sync(&self) -> Result<(), Errno> {
-        Ok(())
+        self.dentry.inode().sync()
     }
 }

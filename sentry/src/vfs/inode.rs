@@ -241,6 +241,11 @@ pub trait Inode: Any + Send + Sync {
         None
     }
 
+    /// `fsync` of a folder.
+    fn sync(&self) -> Result<(), Errno> {
+        Ok(())
+    }
+
     /// Value of an extended attribute; ENODATA where there is none.
     fn xattr(&self, name: &[u8]) -> Result<Vec<u8>, Errno> {
         let _ = name;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bitflags::bitflags;
 
 use super::access::{self, EXECUTE};
-use super::{Caller, Dentry, FileKind, LINKS_MAX, Place};
+use super::{Caller, Dentry, FileKind, LINKS_MAX, MountFlags, Place};
 use crate::error::Errno;
 
 bitflags! {
@@ -203,7 +203,8 @@ impl<'a> Walk<'a> {
     /// ELOOP, and as [`parent`](Self::parent).
     pub fn follow(&mut self, link: &Place) -> Result<bool, Errno> {
         self.links = self.links.saturating_add(1);
-        if self.links > LINKS_MAX || self.resolve.contains(Resolve::NO_SYMLINKS) {
+        let unseen = link.mount.flags().contains(MountFlags::NO_SYMFOLLOW);
+        if self.links > LINKS_MAX || self.resolve.contains(Resolve::NO_SYMLINKS) || unseen {
             return Err(Errno::ELOOP);
         }
         let inode: &Arc<dyn super::Inode> = Dentry::inode(&link.dentry);

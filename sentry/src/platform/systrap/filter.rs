@@ -10,7 +10,7 @@ use super::layout::{CODE, CODE_SIZE};
 use crate::bpf::{ARCH, AUDIT_ARCH_X86_64, Check, IP_HIGH, IP_LOW, jump, load, ret, rule};
 
 /// Flags of the `clone` that makes a thread.
-pub(super) const SPAWN_FLAGS: u64 = (libc::CLONE_VM
+pub(in crate::platform) const SPAWN_FLAGS: u64 = (libc::CLONE_VM
     | libc::CLONE_FS
     | libc::CLONE_FILES
     | libc::CLONE_SIGHAND
@@ -19,7 +19,7 @@ pub(super) const SPAWN_FLAGS: u64 = (libc::CLONE_VM
     | libc::CLONE_CHILD_CLEARTID) as u64;
 
 /// Flags of the `clone` that makes a process: the sentry's child, as the one that makes it is.
-pub(super) const FORK_FLAGS: u64 = libc::CLONE_PARENT as u64 | libc::SIGCHLD as u64;
+pub(in crate::platform) const FORK_FLAGS: u64 = libc::CLONE_PARENT as u64 | libc::SIGCHLD as u64;
 
 /// A call and what is asked of its arguments; without any it is let through as it is.
 struct Rule(libc::c_long, &'static [(u32, Check)]);
@@ -65,7 +65,7 @@ const RULES: &[Rule] = &[
 ];
 
 /// The filter as a program for `SECCOMP_SET_MODE_FILTER`.
-pub(super) fn program() -> Vec<sock_filter> {
+pub(in crate::platform) fn program() -> Vec<sock_filter> {
     const { assert!(CODE as u32 == 0, "the low half of the code's addresses begins at 0") };
     let mut program = vec![
         load(ARCH),

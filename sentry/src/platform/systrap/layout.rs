@@ -5,16 +5,16 @@
 
 /// First byte of the stub's code. Lower than the mmap area of any host process and higher than where programs are loaded, so that nothing
 /// of the sentry lies there when the first stub is made from it.
-pub(super) const CODE: u64 = 0x6000_0000_0000;
+pub(in crate::platform) const CODE: u64 = 0x6000_0000_0000;
 
 /// Bytes of the stub's code.
-pub(super) const CODE_SIZE: u64 = 0x1000;
+pub(in crate::platform) const CODE_SIZE: u64 = 0x1000;
 
 /// First context.
-pub(super) const CONTEXTS: u64 = CODE + 0x10_0000;
+pub(in crate::platform) const CONTEXTS: u64 = CODE + 0x10_0000;
 
 /// Bytes of one context. Contexts are aligned to it: the signal handler finds its own by rounding its stack pointer down.
-pub(super) const CONTEXT_SIZE: usize = 0x1_0000;
+pub(in crate::platform) const CONTEXT_SIZE: usize = 0x1_0000;
 
 /// Most threads of one address space.
 pub(super) const MAX_THREADS: usize = 4096;
@@ -23,10 +23,10 @@ pub(super) const MAX_THREADS: usize = 4096;
 pub(super) const CONTEXTS_SIZE: usize = CONTEXT_SIZE * MAX_THREADS;
 
 /// First byte behind all that is the stub's.
-pub(super) const END: u64 = CONTEXTS + CONTEXTS_SIZE as u64;
+pub(in crate::platform) const END: u64 = CONTEXTS + CONTEXTS_SIZE as u64;
 
 /// First address that no process has (`TASK_SIZE` with four levels of page tables).
-pub(super) const TASK_SIZE: u64 = 0x7fff_ffff_f000;
+pub(in crate::platform) const TASK_SIZE: u64 = 0x7fff_ffff_f000;
 
 /// Address of a context in every guest.
 pub(super) fn context_address(slot: usize) -> u64 {
@@ -143,3 +143,7 @@ pub(super) mod kind {
 
 /// The host's signal by which a running guest thread is interrupted. Guests never see signals of the host.
 pub(crate) const INTERRUPT: i32 = libc::SIGURG;
+
+/// Flags that a guest may set: CF, PF, AF, ZF, SF, DF, OF, AC, ID.
+pub(in crate::platform) const FLAGS: u64 =
+    0x1 | 0x4 | 0x10 | 0x40 | 0x80 | 0x400 | 0x800 | 0x4_0000 | 0x20_0000;

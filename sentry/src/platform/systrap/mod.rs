@@ -12,19 +12,20 @@
 
 mod context;
 mod copy;
-mod filter;
+pub(super) mod filter;
 pub mod hostile;
-mod layout;
+pub(super) mod layout;
 mod patch;
-mod remote;
+pub(super) mod remote;
 mod replace;
 mod stub;
 mod stub_code;
 mod thread;
-mod vdso;
-mod zygote;
+pub(super) mod vdso;
+pub(super) mod zygote;
 
 pub(crate) use layout::INTERRUPT;
+pub(super) use thread::{memory_call, result, signal_thread};
 
 use std::ops::Range;
 use std::os::fd::AsFd;
@@ -33,14 +34,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use context::Context;
 use nix::unistd::Pid;
 use stub::{Parts, Processes};
+use stub_code::StubCode;
 use thread::{Place, StubThread};
 use vdso::Vdso;
+use zygote::First;
 
 use crate::error::Errno;
 use crate::platform::{Platform, Thread};
 
 /// Lowest address that a guest may use: above the table of replaced call sites.
-const LOWEST: u64 = patch::SLOTS + patch::SLOTS_SIZE;
+pub(super) const LOWEST: u64 = patch::SLOTS + patch::SLOTS_SIZE;
 
 /// The platform. As long as it lives, one stub waits to be copied.
 pub struct Systrap {
@@ -77,7 +80,17 @@ fn start(processes: &Arc<Processes>, parts: Parts, vdso: Range<u64>) -> Result<(
         .spawn(move || {
             // Here and not later: capabilities are a thread's own, and stubs have those of the thread that makes the first.
             let dropped = crate::defence::drop_privileges().map_err(|refused| refused.errno);
-            let pid = dropped.and_then(|()| zygote::start(&parts, vdso));
+            let pid = dropped.and_then(|()| {
+                let code = StubCode::linked();
+                zygote::start(&First {
+                    code: code.bytes,
+                    start: code.start,
+                    handler: Some((code.handler, code.restorer)),
+                    contexts: Some(parts.contexts.as_fd()),
+                    socket: parts.its_socket.as_fd(),
+                    vdso,
+                })
+            });
             let _ = started.send(pid.map(|pid| (pid, parts)));
             if let Ok(group) = pid {
                 reaper.reap(group);

@@ -6,19 +6,27 @@ use std::sync::Arc;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::unistd::Pid;
 
-use super::layout::CODE;
-use super::stub::Stub;
+use super::layout::{CODE, END};
 use crate::platform::{Memory, RemoteMemory};
 
 const PAGE: usize = 4096;
 
-/// A stub's memory, without what is the stub's own.
-pub(super) struct StubMemory(pub(super) Arc<Stub>);
+/// A stub, whatever its platform.
+pub(in crate::platform) trait Process: Send + Sync {
+    /// The host's number of it.
+    fn pid(&self) -> Pid;
 
-/// The parts of a range that lie in one page each, so that a copy stops exactly before the first page that is not there.
-fn pages(address: u64, length: usize) -> Vec<RemoteIoVec> {
+    /// Whether it has ended.
+    fn is_dead(&self) -> bool;
+}
+
+/// A stub's memory, without what is the stub's own.
+pub(in crate::platform) struct StubMemory<P>(pub(in crate::platform) Arc<P>);
+
+/// The parts of a range below `end` that lie in one page each, so that a copy stops exactly before the first page that is not there.
+fn pages(address: u64, length: usize, end: u64) -> Vec<RemoteIoVec> {
     let Ok(mut base) = usize::try_from(address) else { return Vec::new() };
-    let room = usize::try_from(CODE.saturating_sub(address)).unwrap_or(0);
+    let room = usize::try_from(end.saturating_sub(address)).unwrap_or(0);
     let mut left = length.min(room);
     let mut parts = Vec::new();
     while left > 0 {
@@ -41,10 +49,30 @@ pub(super) fn word(process: Pid, address: u64) -> Option<u64> {
 /// Most parts of one call (`UIO_MAXIOV`).
 const PARTS: usize = 1024;
 
-impl Memory for StubMemory {
+impl<P: Process> Memory for StubMemory<P> {
     fn read(&self, address: u64, to: &mut [u8]) -> usize {
+        self.read_below(CODE, address, to)
+    }
+
+    fn write(&self, address: u64, from: &[u8]) -> usize {
+        self.write_below(CODE, address, from)
+    }
+}
+
+impl<P: Process> StubMemory<P> {
+    /// As [`Memory::read`], of what is the stub's own.
+    pub(in crate::platform) fn read_own(&self, address: u64, to: &mut [u8]) -> usize {
+        self.read_below(END, address, to)
+    }
+
+    /// As [`Memory::write`], to what is the stub's own.
+    pub(in crate::platform) fn write_own(&self, address: u64, from: &[u8]) -> usize {
+        self.write_below(END, address, from)
+    }
+
+    fn read_below(&self, end: u64, address: u64, to: &mut [u8]) -> usize {
         let mut done = 0;
-        for parts in pages(address, to.len()).chunks(PARTS) {
+        for parts in pages(address, to.len(), end).chunks(PARTS) {
             let want: usize = parts.iter().map(|part| part.len).sum();
             if self.0.is_dead() {
                 break;
@@ -59,9 +87,9 @@ impl Memory for StubMemory {
         done
     }
 
-    fn write(&self, address: u64, from: &[u8]) -> usize {
+    fn write_below(&self, end: u64, address: u64, from: &[u8]) -> usize {
         let mut done = 0;
-        for parts in pages(address, from.len()).chunks(PARTS) {
+        for parts in pages(address, from.len(), end).chunks(PARTS) {
             let want: usize = parts.iter().map(|part| part.len).sum();
             if self.0.is_dead() {
                 break;
@@ -77,7 +105,7 @@ impl Memory for StubMemory {
     }
 }
 
-impl RemoteMemory for StubMemory {
+impl<P: Process> RemoteMemory for StubMemory<P> {
     fn resident(&self) -> Option<(u64, u64)> {
         if self.0.is_dead() {
             return None;

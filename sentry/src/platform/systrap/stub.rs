@@ -19,6 +19,7 @@ use nix::unistd::{Pid, ftruncate};
 use super::context::{Context, futex_wake};
 use super::layout::{CONTEXTS_SIZE, MAX_THREADS, at, state};
 use super::patch::Patches;
+use super::remote::Process;
 use crate::error::Errno;
 use crate::sync::lock;
 
@@ -61,17 +62,17 @@ pub(super) struct Stub {
     processes: Weak<Processes>,
 }
 
-impl Stub {
-    /// The host's number of it.
-    pub(super) fn pid(&self) -> Pid {
+impl Process for Stub {
+    fn pid(&self) -> Pid {
         self.pid
     }
 
-    /// Whether it has ended.
-    pub(super) fn is_dead(&self) -> bool {
+    fn is_dead(&self) -> bool {
         self.dead.load(Ordering::SeqCst)
     }
+}
 
+impl Stub {
     /// Its replaced call sites.
     pub(super) fn patches(&self) -> MutexGuard<'_, Patches> {
         lock(&self.patches)

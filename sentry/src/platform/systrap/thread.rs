@@ -9,8 +9,8 @@ use nix::unistd::Pid;
 
 use super::context::{Context, futex_wait, futex_wake};
 use super::filter::{FORK_FLAGS, SPAWN_FLAGS};
-use super::layout::{CODE, INTERRUPT, at, context_address, kind, op, state};
-use super::remote::StubMemory;
+use super::layout::{CODE, FLAGS, INTERRUPT, at, context_address, kind, op, state};
+use super::remote::{Process, StubMemory};
 use super::stub::{Parts, Processes, Stub};
 use crate::error::Errno;
 use crate::platform::{ANSWERS, Interrupt, MemoryCall, Regs, RemoteMemory, Thread, Trap};
@@ -19,9 +19,6 @@ use crate::platform::{ANSWERS, Interrupt, MemoryCall, Regs, RemoteMemory, Thread
 const SPIN: std::ops::Range<Duration> = Duration::from_micros(1)..Duration::from_micros(20);
 /// The same for the stub, in looks at the state; one takes some 20 ns.
 const STUB_SPIN: std::ops::Range<u64> = 30..1000;
-
-/// Flags that a guest may set: CF, PF, AF, ZF, SF, DF, OF, AC, ID.
-const FLAGS: u64 = 0x1 | 0x4 | 0x10 | 0x40 | 0x80 | 0x400 | 0x800 | 0x4_0000 | 0x20_0000;
 
 /// A guest thread. It owns the turn whenever one of its methods is called.
 pub(super) struct StubThread {
@@ -34,7 +31,7 @@ pub(super) struct StubThread {
     /// Its descriptor of the socket by which files come.
     socket: u64,
     interrupt: Arc<StubInterrupt>,
-    pub(super) memory: Arc<StubMemory>,
+    pub(super) memory: Arc<StubMemory<Stub>>,
     /// Numbers of the calls that the context has answers for.
     pub(super) answers: Vec<u64>,
     spin: std::cell::Cell<Duration>,
@@ -55,12 +52,15 @@ impl Interrupt for StubInterrupt {
     fn interrupt(&self) {
         self.requested.store(true, Ordering::SeqCst);
         if self.in_guest.load(Ordering::SeqCst) && !self.stub.is_dead() {
-            // SAFETY: sends a signal to a thread of our own; what does not exist any more is an error that nobody needs.
-            unsafe {
-                libc::syscall(libc::SYS_tgkill, self.stub.pid().as_raw(), self.thread.as_raw(), INTERRUPT)
-            };
+            signal_thread(self.stub.pid(), self.thread);
         }
     }
+}
+
+/// Sends [`INTERRUPT`] to a thread of a stub.
+pub(in crate::platform) fn signal_thread(process: Pid, thread: Pid) {
+    // SAFETY: sends a signal to a thread of our own; what does not exist any more is an error that nobody needs.
+    unsafe { libc::syscall(libc::SYS_tgkill, process.as_raw(), thread.as_raw(), INTERRUPT) };
 }
 
 /// Where a thread's turn lies, before it is known who it is.
@@ -335,10 +335,40 @@ impl StubThread {
 }
 
 /// What a system call of the host gave.
-fn result(value: u64) -> Result<u64, Errno> {
+pub(in crate::platform) fn result(value: u64) -> Result<u64, Errno> {
     match value.cast_signed() {
         error @ -4095..=-1 => Err(Errno::from_raw(i32::try_from(-error).unwrap_or(libc::EIO))),
         _ => Ok(value),
+    }
+}
+
+/// The host's call, and its arguments, for a change of memory; of a file's mapping, those of memory of its own at that place.
+pub(in crate::platform) fn memory_call(call: &MemoryCall<'_>) -> (i64, [u64; 6]) {
+    match *call {
+        MemoryCall::Map { address, length, protection, flags, .. } => {
+            let flags = flags | libc::MAP_FIXED | libc::MAP_ANONYMOUS;
+            let (protection, flags) =
+                (u64::from(protection.cast_unsigned()), u64::from(flags.cast_unsigned()));
+            (libc::SYS_mmap, [address, length, protection, flags, u64::MAX, 0])
+        }
+        MemoryCall::Unmap { address, length } => (libc::SYS_munmap, [address, length, 0, 0, 0, 0]),
+        MemoryCall::Protect { address, length, protection } => {
+            (libc::SYS_mprotect, [address, length, u64::from(protection.cast_unsigned()), 0, 0, 0])
+        }
+        MemoryCall::Move { address, length, new_address, new_length, keep } => {
+            let flags = if address == new_address && !keep {
+                0
+            } else {
+                let keep = if keep { libc::MREMAP_DONTUNMAP } else { 0 };
+                libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | keep
+            };
+            let flags = u64::from(flags.cast_unsigned());
+            (libc::SYS_mremap, [address, length, new_length, flags, new_address, 0])
+        }
+        MemoryCall::Advise { address, length, advice } => {
+            let advice = u64::from(advice.cast_unsigned());
+            (libc::SYS_madvise, [address, length, advice, 0, 0, 0])
+        }
     }
 }
 
@@ -431,29 +461,11 @@ impl Thread for StubThread {
     }
 
     fn change_memory(&mut self, call: &MemoryCall<'_>) -> Result<u64, Errno> {
-        match *call {
-            MemoryCall::Map { address, length, protection, flags, file } => {
-                self.map(address, length, protection, flags, file)
-            }
-            MemoryCall::Unmap { address, length } => {
-                self.call(libc::SYS_munmap, [address, length, 0, 0, 0, 0])
-            }
-            MemoryCall::Protect { address, length, protection } => self.protect(address, length, protection),
-            MemoryCall::Move { address, length, new_address, new_length, keep } => {
-                let flags = if address == new_address && !keep {
-                    0
-                } else {
-                    let keep = if keep { libc::MREMAP_DONTUNMAP } else { 0 };
-                    libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | keep
-                };
-                let flags = u64::from(flags.cast_unsigned());
-                self.call(libc::SYS_mremap, [address, length, new_length, flags, new_address, 0])
-            }
-            MemoryCall::Advise { address, length, advice } => {
-                let advice = u64::from(advice.cast_unsigned());
-                self.call(libc::SYS_madvise, [address, length, advice, 0, 0, 0])
-            }
+        if let MemoryCall::Map { address, length, protection, flags, file: file @ Some(_) } = *call {
+            return self.map(address, length, protection, flags, file);
         }
+        let (number, arguments) = memory_call(call);
+        self.call(number, arguments)
     }
 
     fn compare_exchange(&mut self, address: u64, expected: u32, new: u32) -> Result<u32, Errno> {

@@ -9,11 +9,11 @@ use nix::errno::Errno;
 
 /// Where it lies in this process, and so in every stub.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Vdso {
+pub(in crate::platform) struct Vdso {
     /// From the first page of its data to the end of its code.
-    pub(super) range: Range<u64>,
+    pub(in crate::platform) range: Range<u64>,
     /// Its ELF header.
-    pub(super) header: u64,
+    pub(in crate::platform) header: u64,
 }
 
 impl Vdso {
@@ -21,7 +21,7 @@ impl Vdso {
     ///
     /// # Errors
     /// ENOSYS when the host has none.
-    pub(super) fn of_host() -> Result<Self, Errno> {
+    pub(in crate::platform) fn of_host() -> Result<Self, Errno> {
         let maps = std::fs::read_to_string("/proc/self/maps").map_err(|_| Errno::ENOSYS)?;
         Self::find(&maps).ok_or(Errno::ENOSYS)
     }

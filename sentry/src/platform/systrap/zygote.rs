@@ -1,19 +1,17 @@
-//! The first stub: a copy of the sentry that lets go of everything. All others are copies of it.
+//! The first stub of a platform: a copy of the sentry that lets go of everything. All others are copies of it.
 //!
 //! Between `fork` and the jump into the stub's code only calls to the kernel are made: the sentry may have other threads, whose locks
 //! the copy would wait for without end.
 
 use std::io::Write;
 use std::ops::Range;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::{ForkResult, Pid, fork, setpgid};
 
 use super::filter;
-use super::layout::{CODE, CODE_SIZE, CONTEXTS, CONTEXTS_SIZE, INTERRUPT, at, context_address};
-use super::stub::Parts;
-use super::stub_code::StubCode;
+use super::layout::{CODE, CODE_SIZE, CONTEXT_SIZE, CONTEXTS, CONTEXTS_SIZE, INTERRUPT, at, context_address};
 use crate::error::Errno;
 
 /// `struct sigaction` as the kernel takes it.
@@ -34,40 +32,61 @@ const TRAPS: [i32; 7] =
 /// Not blocked while a handler runs: the stub's own code may meet them when it does what it was asked.
 const IN_HANDLER: [i32; 3] = [libc::SIGSYS, libc::SIGSEGV, libc::SIGBUS];
 
+/// What a platform's first stub is made of.
+pub(in crate::platform) struct First<'a> {
+    /// Code of the stub, of at most [`CODE_SIZE`] bytes.
+    pub(in crate::platform) code: &'a [u8],
+    /// Offset of its first instruction, which has the context's address in `rbx` and the range of the vDSO in `r12` and `r13`.
+    pub(in crate::platform) start: u64,
+    /// Where guest code traps by itself: offsets of the signal handler and of what it returns to. Else signals are a tracer's.
+    pub(in crate::platform) handler: Option<(u64, u64)>,
+    /// File with the contexts; without one there is private memory in place of the first.
+    pub(in crate::platform) contexts: Option<BorrowedFd<'a>>,
+    /// The stub's end of the socket by which it gets files.
+    pub(in crate::platform) socket: BorrowedFd<'a>,
+    /// The host's vDSO, which stays.
+    pub(in crate::platform) vdso: Range<u64>,
+}
+
 /// All that the copy needs, made before it is.
 struct Prepared {
     code: OwnedFd,
     start: u64,
-    action: KernelSigaction,
+    action: Option<KernelSigaction>,
     filter: Vec<libc::sock_filter>,
-    contexts: i32,
+    contexts: Option<i32>,
     socket: i32,
     vdso: Range<u64>,
 }
 
-fn prepare(parts: &Parts, vdso: Range<u64>) -> Result<Prepared, Errno> {
-    let stub = StubCode::linked();
-    assert!(stub.bytes.len() as u64 <= CODE_SIZE, "the stub's code is {} bytes", stub.bytes.len());
+fn prepare(first: &First<'_>) -> Result<Prepared, Errno> {
+    assert!(first.code.len() as u64 <= CODE_SIZE, "the stub's code is {} bytes", first.code.len());
     let code = memfd_create(c"stub", MFdFlags::MFD_CLOEXEC)?;
     let mut file = std::fs::File::from(code);
-    file.write_all(stub.bytes).map_err(|_| Errno::ENOMEM)?;
+    file.write_all(first.code).map_err(|_| Errno::ENOMEM)?;
     file.set_len(CODE_SIZE).map_err(|_| Errno::ENOMEM)?;
     let mask = IN_HANDLER.iter().fold(u64::MAX, |mask, signal| mask & !(1 << (signal - 1)));
     let flags = (libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER) as u64 | SA_RESTORER;
+    let action = first.handler.map(|(handler, restorer)| KernelSigaction {
+        handler: CODE + handler,
+        flags,
+        restorer: CODE + restorer,
+        mask,
+    });
     Ok(Prepared {
         code: file.into(),
-        start: CODE + stub.start,
-        action: KernelSigaction { handler: CODE + stub.handler, flags, restorer: CODE + stub.restorer, mask },
+        start: CODE + first.start,
+        action,
         filter: filter::program(),
-        contexts: parts.contexts.as_raw_fd(),
-        socket: parts.its_socket.as_raw_fd(),
-        vdso,
+        contexts: first.contexts.map(|file| file.as_raw_fd()),
+        socket: first.socket.as_raw_fd(),
+        vdso: first.vdso.clone(),
     })
 }
 
-/// Makes the first stub, which keeps the host's vDSO and its data. It gives the turn away in context 0 when it is ready.
-pub(super) fn start(parts: &Parts, vdso: Range<u64>) -> Result<Pid, Errno> {
-    let prepared = prepare(parts, vdso)?;
+/// Makes the first stub, which keeps the host's vDSO and its data, and runs its code.
+pub(in crate::platform) fn start(first: &First<'_>) -> Result<Pid, Errno> {
+    let prepared = prepare(first)?;
     // SAFETY: the child makes system calls only, until it runs the stub's code.
     match unsafe { fork() }? {
         ForkResult::Parent { child } => {
@@ -97,7 +116,12 @@ fn become_stub(prepared: &Prepared) -> ! {
     let code = libc::PROT_READ | libc::PROT_EXEC;
     must!(libc::SYS_mmap, CODE, CODE_SIZE, code, fixed, prepared.code.as_raw_fd(), 0_u64);
     let data = libc::PROT_READ | libc::PROT_WRITE;
-    must!(libc::SYS_mmap, CONTEXTS, CONTEXTS_SIZE, data, fixed, prepared.contexts, 0_u64);
+    if let Some(contexts) = prepared.contexts {
+        must!(libc::SYS_mmap, CONTEXTS, CONTEXTS_SIZE, data, fixed, contexts, 0_u64);
+    } else {
+        let private = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+        must!(libc::SYS_mmap, CONTEXTS, CONTEXT_SIZE, data, private, -1, 0_u64);
+    }
     must!(libc::SYS_dup2, prepared.socket, 0);
     must!(libc::SYS_close_range, 1_u32, u32::MAX, 0);
     must!(libc::SYS_setpgid, 0, 0);
@@ -113,8 +137,10 @@ fn become_stub(prepared: &Prepared) -> ! {
         ss_size: at::SIGNAL_STACK_SIZE,
     };
     must!(libc::SYS_sigaltstack, &raw const stack, 0_u64);
-    for signal in TRAPS {
-        must!(libc::SYS_rt_sigaction, signal, &raw const prepared.action, 0_u64, 8_u64);
+    if let Some(action) = &prepared.action {
+        for signal in TRAPS {
+            must!(libc::SYS_rt_sigaction, signal, &raw const *action, 0_u64, 8_u64);
+        }
     }
     must!(libc::SYS_prctl, libc::PR_SET_NO_NEW_PRIVS, 1_u64, 0_u64, 0_u64, 0_u64);
     let program = libc::sock_fprog {

@@ -5,7 +5,8 @@ use std::os::fd::OwnedFd;
 use proptest::prelude::*;
 
 use super::*;
-use crate::vfs::host::{HostFs, LocalTree};
+use crate::gofer::{self, Client};
+use crate::vfs::host::{HostFs, Sharing};
 use crate::vfs::model::{Host, Op, Sentry, op};
 
 /// What the lower layer holds.
@@ -28,7 +29,8 @@ fn fill(host: &Host) {
 
 fn over(lower: &Host) -> Sentry {
     let root = OwnedFd::from(std::fs::File::open(lower.root()).unwrap());
-    let lower = HostFs::new(Box::new(LocalTree::new(root)), true).unwrap();
+    let client = Client::connect(gofer::within(root, false).unwrap()).unwrap();
+    let lower = HostFs::new(client, 0, false, Sharing::Exclusive).unwrap();
     Sentry::new(Overlay::in_memory(vec![lower.root()], None).unwrap())
 }
 

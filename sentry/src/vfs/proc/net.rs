@@ -1,7 +1,11 @@
 //! `net`: what there is of it in a sandbox that has one loopback device (`net/**/proc.c`; `man 5 proc_pid_net`).
 
+use std::sync::Arc;
+
 use super::SystemText;
-use crate::net::proc;
+use crate::kernel::Kernel;
+use crate::net::{Net, proc};
+use crate::task::current;
 
 const DEV: &str = "Inter-|   Receive                                                |  Transmit\n face |bytes    packets \
     errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed\n    lo:       0       0    \
@@ -64,6 +68,14 @@ const FIB_TRIE: &str = "Main:\n  +-- 0.0.0.0/0 3 0 5\n     +-- 127.0.0.0/8 2 0 2
     127.0.0.0\n              /8 host LOCAL\n           |-- 127.0.0.1\n              /32 host LOCAL\n        |-- 127.255.255.255\n           \
     /32 link BROADCAST\n";
 
+/// The network that whoever asks is in.
+fn net(kernel: &Kernel) -> Arc<Net> {
+    let task = current();
+    Arc::clone(
+        &task.map_or_else(|| Arc::clone(kernel.tasks.first_namespaces()), |task| task.namespaces()).net.net(),
+    )
+}
+
 /// Path, mode, text.
 pub(super) static FILES: &[(&str, u32, SystemText)] = &[
     ("net/anycast6", 0o444, |_| Vec::new()),
@@ -78,28 +90,28 @@ pub(super) static FILES: &[(&str, u32, SystemText)] = &[
     ("net/igmp6", 0o444, |_| IGMP6.into()),
     ("net/ipv6_route", 0o444, |_| IPV6_ROUTE.into()),
     ("net/mcfilter", 0o444, |_| Vec::new()),
-    ("net/netlink", 0o444, |kernel| proc::netlink(&kernel.net)),
+    ("net/netlink", 0o444, |kernel| proc::netlink(&net(kernel))),
     ("net/netstat", 0o444, |_| NETSTAT.into()),
-    ("net/packet", 0o444, |kernel| proc::packet(&kernel.net)),
+    ("net/packet", 0o444, |kernel| proc::packet(&net(kernel))),
     ("net/protocols", 0o444, |_| PROTOCOLS.into()),
     ("net/psched", 0o444, |_| b"000003e8 00000040 000f4240 3b9aca00\n".to_vec()),
     ("net/ptype", 0o444, |_| PTYPE.into()),
-    ("net/raw", 0o444, |kernel| proc::raw(&kernel.net)),
+    ("net/raw", 0o444, |kernel| proc::raw(&net(kernel))),
     ("net/raw6", 0o444, |_| UDP6.into()),
     ("net/route", 0o444, |_| ROUTE.into()),
     ("net/rt_cache", 0o444, |_| Vec::new()),
     ("net/snmp", 0o444, |_| SNMP.into()),
     ("net/snmp6", 0o444, |_| SNMP6.map(|key| format!("{key:<32}\t0\n")).concat().into_bytes()),
-    ("net/sockstat", 0o444, |kernel| proc::sockstat(&kernel.net)),
+    ("net/sockstat", 0o444, |kernel| proc::sockstat(&net(kernel))),
     ("net/sockstat6", 0o444, |_| SOCKSTAT6.into()),
     ("net/softnet_stat", 0o444, |_| softnet()),
-    ("net/tcp", 0o444, |kernel| proc::tcp(&kernel.net)),
-    ("net/tcp6", 0o444, |kernel| proc::tcp6(&kernel.net)),
-    ("net/udp", 0o444, |kernel| proc::udp(&kernel.net)),
-    ("net/udp6", 0o444, |kernel| proc::udp6(&kernel.net)),
+    ("net/tcp", 0o444, |kernel| proc::tcp(&net(kernel))),
+    ("net/tcp6", 0o444, |kernel| proc::tcp6(&net(kernel))),
+    ("net/udp", 0o444, |kernel| proc::udp(&net(kernel))),
+    ("net/udp6", 0o444, |kernel| proc::udp6(&net(kernel))),
     ("net/udplite", 0o444, |_| UDP.into()),
     ("net/udplite6", 0o444, |_| UDP6.into()),
-    ("net/unix", 0o444, |kernel| proc::unix(&kernel.net)),
+    ("net/unix", 0o444, |kernel| proc::unix(&net(kernel))),
     ("net/wireless", 0o444, |_| WIRELESS.into()),
 ];
 

@@ -68,8 +68,8 @@ fn session_control(
     match request {
         TIOCSCTTY => sessions::take(call.task, terminal, argument == 1, true)?,
         TIOCNOTTY => sessions::give_up(call.task, terminal)?,
-        TIOCGPGRP => give(call, sessions::owner(call.task, terminal, false)?.1)?,
-        TIOCGSID => give(call, sessions::owner(call.task, terminal, false)?.0)?,
+        TIOCGPGRP => give(call, call.task.shown(sessions::owner(call.task, terminal, false)?.1))?,
+        TIOCGSID => give(call, call.task.shown(sessions::owner(call.task, terminal, false)?.0))?,
         TIOCSPGRP => {
             let pgid = call.read_u32(argument)?.cast_signed();
             sessions::set_foreground(call.task, terminal, pgid)?;

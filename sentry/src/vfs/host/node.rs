@@ -1,0 +1,636 @@
+//! Files of a tree of the host.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::Instant;
+
+use super::opened::Opened;
+use super::{FRESH, REMEMBERED, Shared, Sharing};
+use crate::error::Errno;
+use crate::gofer::wire::{Access, At, Found, Handle, Made, NAMES_MAX, PATH_MAX};
+use crate::vfs::inode::downcast;
+use crate::vfs::locks::FileLocks;
+use crate::vfs::pipe::Pipe;
+use crate::vfs::sync::lock;
+use crate::vfs::{
+    AttributeChange, Attributes, Caller, Content, DirEntry, File, FileKind, Flags, FsStatus, Inode, NewNode,
+    RenameMode, Timestamp, XattrMode,
+};
+
+/// After so many names of a folder were asked for one by one, all are asked for at once, where there are no more than that: first few, then
+/// many.
+const LIST: [(u32, u32); 2] = [(8, 128), (64, 2048)];
+
+/// A file.
+pub(super) struct Node {
+    me: Weak<Node>,
+    pub(super) shared: Arc<Shared>,
+    /// The host's numbers of its file system and of itself.
+    identity: (u64, u64),
+    kind: FileKind,
+    target: Vec<u8>,
+    handle: OnceLock<Handle>,
+    /// The folder it was found in and its name there; `None` for the root and what has no name.
+    found: Mutex<Option<(Arc<Node>, Vec<u8>)>>,
+    seen: Mutex<Seen>,
+    contents: Mutex<Contents>,
+    names: Mutex<Names>,
+    pub(super) append: Mutex<()>,
+    fifo: OnceLock<Arc<Pipe>>,
+    locks: FileLocks,
+}
+
+/// Attributes, and when they were asked for; `None` when they are known to have changed.
+struct Seen {
+    attributes: Attributes,
+    at: Option<Instant>,
+}
+
+/// Descriptors of the host, as long as somebody has them open. What may be read only has one of its own: a guest's mapping can do what
+/// its descriptor can.
+#[derive(Default)]
+struct Contents {
+    read: Weak<OwnedFd>,
+    write: Weak<OwnedFd>,
+    /// Came when the file was made: it will be opened at once.
+    new: Option<Arc<OwnedFd>>,
+}
+
+/// What a folder remembers.
+#[derive(Default)]
+struct Names {
+    /// Of a tree that never changes: what is there, and what is not.
+    known: HashMap<Vec<u8>, Option<Found>>,
+    /// All that is there is in `known`.
+    complete: bool,
+    asked: u32,
+    /// Of others: files in use.
+    children: HashMap<Vec<u8>, Weak<Node>>,
+}
+
+impl Node {
+    pub(super) fn root(shared: &Arc<Shared>, found: Found) -> Arc<Self> {
+        Self::build(shared, found, None)
+    }
+
+    fn build(shared: &Arc<Shared>, found: Found, at: Option<(Arc<Self>, Vec<u8>)>) -> Arc<Self> {
+        let identity = (found.attributes.device, found.attributes.inode);
+        let handle = OnceLock::new();
+        if found.handle != 0 {
+            let _ = handle.set(found.handle);
+        }
+        let attributes = Attributes { device: shared.device, ..found.attributes };
+        Arc::new_cyclic(|me| Self {
+            me: Weak::clone(me),
+            shared: Arc::clone(shared),
+            identity,
+            kind: attributes.kind,
+            target: found.target,
+            handle,
+            found: Mutex::new(at),
+            seen: Mutex::new(Seen { attributes, at: Some(Instant::now()) }),
+            contents: Mutex::default(),
+            names: Mutex::default(),
+            append: Mutex::default(),
+            fifo: OnceLock::new(),
+            locks: FileLocks::default(),
+        })
+    }
+
+    fn me(&self) -> Result<Arc<Self>, Errno> {
+        self.me.upgrade().ok_or(Errno::EIO)
+    }
+
+    /// The same file always by the same node, where that can be told.
+    fn pinned(self: &Arc<Self>, found: Found, name: &[u8]) -> Arc<Self> {
+        let identity = (found.attributes.device, found.attributes.inode);
+        let known = match self.shared.sharing {
+            Sharing::Exclusive => lock(&self.shared.nodes).get(&identity).and_then(Weak::upgrade),
+            Sharing::Shared => lock(&self.names).children.get(name).and_then(Weak::upgrade),
+        };
+        let known = known.filter(|node| node.identity == identity && node.kind == found.attributes.kind);
+        if let Some(node) = known {
+            self.shared.client.close(found.handle);
+            node.see(&found.attributes);
+            return node;
+        }
+        let node = Self::build(&self.shared, found, Some((Arc::clone(self), name.to_vec())));
+        self.remember_child(&node, name);
+        node
+    }
+
+    fn remember_child(&self, node: &Arc<Self>, name: &[u8]) {
+        match self.shared.sharing {
+            Sharing::Exclusive => {
+                lock(&self.shared.nodes).insert(node.identity, Arc::downgrade(node));
+            }
+            Sharing::Shared => {
+                let mut names = lock(&self.names);
+                if names.children.len() >= 64 && names.children.len().is_power_of_two() {
+                    names.children.retain(|_, child| child.strong_count() > 0);
+                }
+                names.children.insert(name.to_vec(), Arc::downgrade(node));
+            }
+        }
+    }
+
+    /// How the gofer finds it: from the nearest folder above that it holds, or by its own handle. A way that is too long for one request is
+    /// made shorter by having the gofer hold a folder on it.
+    fn place(self: &Arc<Self>) -> Result<At, Errno> {
+        let mut names = Vec::new();
+        let mut bytes = 0;
+        let mut at = Arc::clone(self);
+        loop {
+            if let Some(handle) = at.handle.get() {
+                names.reverse();
+                return Ok(At { handle: *handle, names });
+            }
+            let (above, name) = lock(&at.found).clone().ok_or(Errno::ESTALE)?;
+            bytes += name.len() + 1;
+            // One is left for a name below.
+            if names.len() + 2 > NAMES_MAX || bytes + crate::vfs::NAME_MAX + 1 > PATH_MAX {
+                let handle = at.own_handle()?;
+                names.reverse();
+                return Ok(At { handle, names });
+            }
+            names.push(name);
+            at = above;
+        }
+    }
+
+    /// Has the gofer hold it.
+    fn own_handle(self: &Arc<Self>) -> Result<Handle, Errno> {
+        if let Some(handle) = self.handle.get() {
+            return Ok(*handle);
+        }
+        // Those above first, from the top, so that no way is too long.
+        let mut chain = vec![Arc::clone(self)];
+        while let Some(above) = chain.last().and_then(|node| lock(&node.found).clone()) {
+            if above.0.handle.get().is_some() {
+                break;
+            }
+            chain.push(above.0);
+        }
+        // Every so many names is enough.
+        let steps = chain.len();
+        for (number, node) in chain.iter().enumerate().rev() {
+            let needed = number == 0 || (steps - number).is_multiple_of(4);
+            if needed && node.handle.get().is_none() {
+                let found = self.shared.client.walk(node.place_of_name()?)?;
+                node.same(&found)?;
+                if node.handle.set(found.handle).is_err() {
+                    self.shared.client.close(found.handle);
+                }
+            }
+        }
+        self.handle.get().copied().ok_or(Errno::ESTALE)
+    }
+
+    fn place_of_name(self: &Arc<Self>) -> Result<At, Errno> {
+        let (above, name) = lock(&self.found).clone().ok_or(Errno::ESTALE)?;
+        above.below(&name)
+    }
+
+    /// A name in it.
+    fn below(self: &Arc<Self>, name: &[u8]) -> Result<At, Errno> {
+        let mut at = self.place()?;
+        at.names.push(name.to_vec());
+        Ok(at)
+    }
+
+    fn pinned_handle(&self) -> Result<Handle, Errno> {
+        self.handle.get().copied().ok_or(Errno::EIO)
+    }
+
+    /// ESTALE where the gofer speaks of another file.
+    fn same(&self, found: &Found) -> Result<(), Errno> {
+        let same = (found.attributes.device, found.attributes.inode) == self.identity;
+        if same && found.attributes.kind == self.kind { Ok(()) } else { Err(Errno::ESTALE) }
+    }
+
+    /// Notes what the gofer told.
+    fn see(&self, attributes: &Attributes) {
+        let mut seen = lock(&self.seen);
+        seen.attributes = Attributes { device: self.shared.device, ..*attributes };
+        seen.at = Some(Instant::now());
+    }
+
+    /// What is known of it is no longer so.
+    fn changed(&self) {
+        lock(&self.seen).at = None;
+    }
+
+    /// A file that one of our own changes concerned.
+    fn changed_other(&self, identity: (u64, u64)) {
+        let node = lock(&self.shared.nodes).get(&identity).and_then(Weak::upgrade);
+        if let Some(node) = node {
+            node.changed();
+        }
+    }
+
+    /// What is known and can be believed still.
+    fn known(&self) -> Option<Attributes> {
+        let seen = lock(&self.seen);
+        let at = seen.at?;
+        let fresh = self.shared.sharing == Sharing::Exclusive || at.elapsed() < FRESH;
+        fresh.then_some(seen.attributes)
+    }
+
+    /// A descriptor that somebody has open.
+    fn open_descriptor(&self) -> Option<Arc<OwnedFd>> {
+        let contents = lock(&self.contents);
+        contents.write.upgrade().or_else(|| contents.read.upgrade())
+    }
+
+    /// What the host says of an open file.
+    pub(super) fn see_open(&self, fd: &OwnedFd) -> Result<Attributes, Errno> {
+        let status = nix::sys::stat::fstat(fd)?;
+        let stamp = |seconds, nanoseconds| Timestamp {
+            seconds,
+            nanoseconds: u32::try_from(nanoseconds).unwrap_or(0),
+        };
+        let mut seen = lock(&self.seen);
+        seen.attributes = Attributes {
+            mode: status.st_mode & 0o7777,
+            links: u32::try_from(status.st_nlink).unwrap_or(u32::MAX),
+            uid: status.st_uid,
+            gid: status.st_gid,
+            size: u64::try_from(status.st_size).unwrap_or(0),
+            blocks: u64::try_from(status.st_blocks).unwrap_or(0),
+            accessed: stamp(status.st_atime, status.st_atime_nsec),
+            modified: stamp(status.st_mtime, status.st_mtime_nsec),
+            changed: stamp(status.st_ctime, status.st_ctime_nsec),
+            ..seen.attributes
+        };
+        seen.at = Some(Instant::now());
+        Ok(seen.attributes)
+    }
+
+    /// A descriptor of its contents.
+    fn descriptor(self: &Arc<Self>, access: Access) -> Result<Arc<OwnedFd>, Errno> {
+        let mut contents = lock(&self.contents);
+        let new = contents.new.take();
+        let known = match access {
+            Access::Read => contents.read.upgrade(),
+            Access::Write => new.or_else(|| contents.write.upgrade()),
+        };
+        let file = match known {
+            Some(file) => file,
+            None => {
+                let (found, file) = self.shared.client.open(self.place()?, access)?;
+                self.same(&found)?;
+                self.see(&found.attributes);
+                Arc::new(file)
+            }
+        };
+        let slot = match access {
+            Access::Read => &mut contents.read,
+            Access::Write => &mut contents.write,
+        };
+        *slot = Arc::downgrade(&file);
+        Ok(file)
+    }
+
+    /// How full its file system is.
+    pub(super) fn host_status(self: &Arc<Self>) -> Result<FsStatus, Errno> {
+        self.shared.client.status(self.own_handle()?)
+    }
+
+    fn folder(&self) -> Result<(), Errno> {
+        if self.kind == FileKind::Folder { Ok(()) } else { Err(Errno::ENOTDIR) }
+    }
+
+    fn writable(&self) -> Result<(), Errno> {
+        if self.shared.writable { Ok(()) } else { Err(Errno::EROFS) }
+    }
+
+    /// A file of a tree that never changes.
+    fn lookup_known(self: &Arc<Self>, name: &[u8]) -> Result<Arc<Self>, Errno> {
+        let asked = {
+            let mut names = lock(&self.names);
+            match names.known.get(name) {
+                Some(Some(found)) => return Ok(self.child(found.clone(), name)),
+                Some(None) => return Err(Errno::ENOENT),
+                None if names.complete => return Err(Errno::ENOENT),
+                None => names.asked = names.asked.saturating_add(1),
+            }
+            names.asked
+        };
+        if let Some((_, most)) = LIST.iter().find(|(after, _)| *after == asked) {
+            self.learn(*most)?;
+            let names = lock(&self.names);
+            match names.known.get(name) {
+                Some(Some(found)) => return Ok(self.child(found.clone(), name)),
+                None if !names.complete => {}
+                _ => return Err(Errno::ENOENT),
+            }
+        }
+        let found = match self.shared.client.look(self.below(name)?) {
+            Ok(found) => Some(found),
+            Err(Errno::ENOENT) => None,
+            Err(errno) => return Err(errno),
+        };
+        if self.take_room(1) {
+            let before = lock(&self.names).known.insert(name.to_vec(), found.clone());
+            self.give_room(usize::from(before.is_some()));
+        }
+        found.map(|found| self.child(found, name)).ok_or(Errno::ENOENT)
+    }
+
+    fn child(self: &Arc<Self>, found: Found, name: &[u8]) -> Arc<Self> {
+        Self::build(&self.shared, found, Some((Arc::clone(self), name.to_vec())))
+    }
+
+    /// Asks for all that is in this folder, where it is no more than so much.
+    fn learn(self: &Arc<Self>, most: u32) -> Result<(), Errno> {
+        let listed = self.shared.client.list(self.place()?, most)?;
+        if listed.len() > most as usize || !self.take_room(listed.len()) {
+            return Ok(());
+        }
+        let mut names = lock(&self.names);
+        let mut known = HashMap::with_capacity(listed.len());
+        let mut complete = true;
+        for one in listed {
+            match one.found {
+                Some(found) => drop(known.insert(one.entry.name, Some(found))),
+                None => complete = false,
+            }
+        }
+        let before = std::mem::replace(&mut names.known, known);
+        names.complete = complete;
+        drop(names);
+        self.give_room(before.len());
+        Ok(())
+    }
+
+    fn take_room(&self, count: usize) -> bool {
+        let remembered = &self.shared.remembered;
+        let more = |now: usize| now.checked_add(count).filter(|sum| *sum <= REMEMBERED);
+        remembered.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
+    }
+
+    fn give_room(&self, count: usize) {
+        let less = |now: usize| Some(now.saturating_sub(count));
+        let _ = self.shared.remembered.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
+    }
+
+    /// Moves what is known of a name when it gets another.
+    fn child_moved(self: &Arc<Self>, name: &[u8], to: &Arc<Self>, to_name: &[u8], mode: RenameMode) {
+        let take = |of: &Self, name: &[u8]| lock(&of.names).children.remove(name).and_then(|it| it.upgrade());
+        let put = |node: Option<Arc<Self>>, folder: &Arc<Self>, name: &[u8]| {
+            let Some(node) = node else { return };
+            let before = lock(&node.found).replace((Arc::clone(folder), name.to_vec()));
+            drop(before);
+            node.changed();
+            lock(&folder.names).children.insert(name.to_vec(), Arc::downgrade(&node));
+        };
+        let (moved, other) = (take(self, name), take(to, to_name));
+        put(moved, to, to_name);
+        if mode == RenameMode::Exchange {
+            put(other, self, name);
+        }
+    }
+
+    fn made(new: &NewNode<'_>) -> Made {
+        let (rdev, target) = match new.content {
+            Content::Symlink(target) => (0, target.to_vec()),
+            Content::CharDevice(rdev) | Content::BlockDevice(rdev) => (rdev, Vec::new()),
+            _ => (0, Vec::new()),
+        };
+        let kind = new.content.kind();
+        Made { kind, mode: new.mode & 0o7777, uid: new.uid, gid: new.gid, rdev, target }
+    }
+}
+
+impl Drop for Node {
+    /// Chains of folders go one by one, not by recursion.
+    fn drop(&mut self) {
+        if let Some(handle) = self.handle.get() {
+            self.shared.client.close(*handle);
+        }
+        let known = self.names.get_mut().unwrap_or_else(PoisonError::into_inner).known.len();
+        self.give_room(known);
+        if self.shared.pinned() {
+            let mut nodes = lock(&self.shared.nodes);
+            if nodes.get(&self.identity).is_some_and(|node| node.strong_count() == 0) {
+                nodes.remove(&self.identity);
+            }
+        }
+        let take = |found: &mut Mutex<Option<(Arc<Self>, Vec<u8>)>>| {
+            found.get_mut().unwrap_or_else(PoisonError::into_inner).take()
+        };
+        let mut next = take(&mut self.found);
+        while let Some(mut parent) = next.take().and_then(|(parent, _)| Arc::into_inner(parent)) {
+            next = take(&mut parent.found);
+        }
+    }
+}
+
+/// Attributes of the host's own security modules and of its root are not the guest's.
+fn shown(name: &[u8]) -> bool {
+    name.starts_with(b"user.") || name == b"security.capability"
+}
+
+impl Inode for Node {
+    fn kind(&self) -> FileKind {
+        self.kind
+    }
+
+    fn attributes(&self) -> Result<Attributes, Errno> {
+        if self.shared.pinned()
+            && let Some(fd) = self.open_descriptor()
+        {
+            return self.see_open(&fd);
+        }
+        if let Some(attributes) = self.known() {
+            return Ok(attributes);
+        }
+        let found = self.shared.client.look(At::handle(self.pinned_handle()?))?;
+        self.same(&found).map_err(|_| Errno::EIO)?;
+        self.see(&found.attributes);
+        Ok(Attributes { device: self.shared.device, ..found.attributes })
+    }
+
+    fn change(&self, change: &AttributeChange) -> Result<(), Errno> {
+        self.writable()?;
+        let found = self.shared.client.change(self.pinned_handle()?, change)?;
+        self.same(&found).map_err(|_| Errno::EIO)?;
+        self.see(&found.attributes);
+        Ok(())
+    }
+
+    fn lookup(&self, name: &[u8]) -> Result<Arc<dyn Inode>, Errno> {
+        self.folder()?;
+        if !self.shared.pinned() {
+            return Ok(self.me()?.lookup_known(name)?);
+        }
+        let at = At { handle: self.pinned_handle()?, names: vec![name.to_vec()] };
+        let found = self.shared.client.walk(at)?;
+        Ok(self.me()?.pinned(found, name))
+    }
+
+    fn create(&self, name: &[u8], new: &NewNode<'_>) -> Result<Arc<dyn Inode>, Errno> {
+        self.writable()?;
+        let (found, file) = self.shared.client.create(self.pinned_handle()?, name, Self::made(new))?;
+        self.changed();
+        if found.attributes.kind != new.content.kind() {
+            return Err(Errno::EIO);
+        }
+        let node = self.me()?.pinned(found, name);
+        lock(&node.contents).new = file.map(Arc::new);
+        Ok(node)
+    }
+
+    fn temporary(&self, new: &NewNode<'_>) -> Result<Arc<dyn Inode>, Errno> {
+        self.writable()?;
+        let (found, file) = self.shared.client.temporary(self.pinned_handle()?, Self::made(new))?;
+        if found.attributes.kind != FileKind::Regular {
+            return Err(Errno::EIO);
+        }
+        let node = Self::build(&self.shared, found, None);
+        if self.shared.sharing == Sharing::Exclusive {
+            lock(&self.shared.nodes).insert(node.identity, Arc::downgrade(&node));
+        }
+        lock(&node.contents).new = Some(Arc::new(file));
+        Ok(node)
+    }
+
+    fn link(&self, name: &[u8], target: &Arc<dyn Inode>) -> Result<(), Errno> {
+        self.writable()?;
+        let target = downcast::<Self>(target).filter(|node| Arc::ptr_eq(&node.shared, &self.shared));
+        let target = target.ok_or(Errno::EXDEV)?;
+        self.shared.client.link(self.pinned_handle()?, name, target.pinned_handle()?)?;
+        self.changed();
+        target.changed();
+        Ok(())
+    }
+
+    fn unlink(&self, name: &[u8]) -> Result<(), Errno> {
+        self.take_away(name, false)
+    }
+
+    fn rmdir(&self, name: &[u8]) -> Result<(), Errno> {
+        self.take_away(name, true)
+    }
+
+    fn rename(
+        &self,
+        name: &[u8],
+        to: &Arc<dyn Inode>,
+        to_name: &[u8],
+        mode: RenameMode,
+    ) -> Result<(), Errno> {
+        self.writable()?;
+        let to = downcast::<Self>(to).filter(|node| Arc::ptr_eq(&node.shared, &self.shared));
+        let to = to.ok_or(Errno::EXDEV)?;
+        let (from_at, to_at) = (self.pinned_handle()?, to.pinned_handle()?);
+        let victim = self.shared.client.rename((from_at, name), (to_at, to_name), mode)?;
+        self.me()?.child_moved(name, &to, to_name, mode);
+        self.changed();
+        to.changed();
+        self.changed_other(victim);
+        Ok(())
+    }
+
+    fn list(&self) -> Result<Vec<DirEntry>, Errno> {
+        self.folder()?;
+        let listed = self.shared.client.list(self.me()?.place()?, 0)?;
+        Ok(listed.into_iter().map(|listed| listed.entry).collect())
+    }
+
+    fn readlink(&self, _caller: &Caller) -> Result<Vec<u8>, Errno> {
+        if self.kind == FileKind::Symlink { Ok(self.target.clone()) } else { Err(Errno::EINVAL) }
+    }
+
+    fn valid(&self) -> bool {
+        if self.shared.sharing == Sharing::Exclusive {
+            return true;
+        }
+        let Some((above, name)) = lock(&self.found).clone() else { return true };
+        if self.known().is_some() {
+            return true;
+        }
+        let Ok(handle) = above.pinned_handle() else { return true };
+        match self.shared.client.look(At { handle, names: vec![name] }) {
+            Ok(found) if self.same(&found).is_ok() => {
+                self.see(&found.attributes);
+                true
+            }
+            // Without a gofer nothing is known, and whatever is done says so.
+            Err(Errno::EIO) => true,
+            _ => false,
+        }
+    }
+
+    fn open(self: Arc<Self>, flags: Flags, _caller: &Caller) -> Result<Box<dyn File>, Errno> {
+        if self.kind != FileKind::Regular {
+            return Err(Errno::ENXIO);
+        }
+        if flags.writable() {
+            self.writable()?;
+        }
+        let access = if flags.writable() { Access::Write } else { Access::Read };
+        Ok(Box::new(Opened::new(&self, self.descriptor(access)?, flags.writable())))
+    }
+
+    fn fifo(&self) -> Option<Arc<Pipe>> {
+        (self.kind == FileKind::Fifo).then(|| Arc::clone(self.fifo.get_or_init(Pipe::new)))
+    }
+
+    fn has_set_id(&self) -> bool {
+        lock(&self.seen).attributes.mode & 0o6000 != 0
+    }
+
+    fn locks(&self) -> Option<&FileLocks> {
+        Some(&self.locks)
+    }
+
+    fn sync(&self) -> Result<(), Errno> {
+        if self.shared.writable { self.shared.client.sync(self.pinned_handle()?) } else { Ok(()) }
+    }
+
+    fn xattr(&self, name: &[u8]) -> Result<Vec<u8>, Errno> {
+        if shown(name) { self.shared.client.xattr(self.me()?.place()?, name) } else { Err(Errno::ENODATA) }
+    }
+
+    fn xattrs(&self) -> Result<Vec<Vec<u8>>, Errno> {
+        let names = match self.shared.client.xattrs(self.me()?.place()?) {
+            Err(Errno::EOPNOTSUPP) => Vec::new(),
+            names => names?,
+        };
+        Ok(names.into_iter().filter(|name| shown(name)).collect())
+    }
+
+    fn set_xattr(&self, name: &[u8], value: &[u8], mode: XattrMode) -> Result<(), Errno> {
+        self.writable()?;
+        if !shown(name) {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        self.shared.client.set_xattr(self.pinned_handle()?, name, value, mode)?;
+        self.changed();
+        Ok(())
+    }
+
+    fn remove_xattr(&self, name: &[u8]) -> Result<(), Errno> {
+        self.writable()?;
+        if !shown(name) {
+            return Err(Errno::ENODATA);
+        }
+        self.shared.client.remove_xattr(self.pinned_handle()?, name)?;
+        self.changed();
+        Ok(())
+    }
+}
+
+impl Node {
+    fn take_away(&self, name: &[u8], as_folder: bool) -> Result<(), Errno> {
+        self.writable()?;
+        let victim = self.shared.client.unlink(self.pinned_handle()?, name, as_folder)?;
+        lock(&self.names).children.remove(name);
+        self.changed();
+        self.changed_other(victim);
+        Ok(())
+    }
+}

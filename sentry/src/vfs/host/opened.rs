@@ -1,0 +1,81 @@
+//! Open regular files of the host: nothing that is done to their contents concerns the gofer.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::uio::{pread, pwrite};
+use nix::unistd::{Whence, fdatasync, lseek};
+
+use super::node::Node;
+use crate::error::Errno;
+use crate::vfs::File;
+use crate::vfs::sync::lock;
+
+/// An open regular file.
+pub(super) struct Opened {
+    node: Arc<Node>,
+    fd: Arc<OwnedFd>,
+    writes: bool,
+}
+
+impl Opened {
+    pub(super) fn new(node: &Arc<Node>, fd: Arc<OwnedFd>, writes: bool) -> Self {
+        Self { node: Arc::clone(node), fd, writes }
+    }
+}
+
+fn position(offset: u64) -> Result<i64, Errno> {
+    i64::try_from(offset).map_err(|_| Errno::EINVAL)
+}
+
+impl File for Opened {
+    fn read(&self, to: &mut [u8], offset: u64) -> Result<usize, Errno> {
+        pread(&self.fd, to, position(offset)?)
+    }
+
+    fn write(&self, from: &[u8], offset: u64) -> Result<usize, Errno> {
+        pwrite(&self.fd, from, position(offset)?)
+    }
+
+    /// One at a time in this sandbox. Somebody else who appends to the same file of a shared tree may be overwritten: a descriptor that
+    /// appends could not be written elsewhere, and its flag could not be taken back.
+    fn append(&self, from: &[u8]) -> Result<(usize, u64), Errno> {
+        let _one_at_a_time = lock(&self.node.append);
+        let end = self.node.see_open(&self.fd)?.size;
+        let count = pwrite(&self.fd, from, position(end)?)?;
+        Ok((count, end.saturating_add(count as u64)))
+    }
+
+    fn seekable(&self) -> bool {
+        true
+    }
+
+    fn seek_data(&self, offset: u64, hole: bool, _size: u64) -> Result<u64, Errno> {
+        let whence = if hole { Whence::SeekHole } else { Whence::SeekData };
+        let offset = i64::try_from(offset).map_err(|_| Errno::ENXIO)?;
+        u64::try_from(lseek(self.fd.as_fd(), offset, whence)?).map_err(|_| Errno::EOVERFLOW)
+    }
+
+    fn host_file(&self) -> Result<(Arc<OwnedFd>, u64), Errno> {
+        Ok((Arc::clone(&self.fd), 0))
+    }
+
+    fn allocate(&self, mode: i32, offset: u64, length: u64) -> Result<(), Errno> {
+        let (offset, length) = (position(offset)?, position(length)?);
+        fallocate(&self.fd, FallocateFlags::from_bits_retain(mode), offset, length)
+    }
+
+    fn sync(&self) -> Result<(), Errno> {
+        if self.node.shared.writable { fdatasync(&self.fd) } else { Ok(()) }
+    }
+}
+
+impl Drop for Opened {
+    /// What is known of the file from now on is what it was at last.
+    fn drop(&mut self) {
+        if self.writes {
+            let _ = self.node.see_open(&self.fd);
+        }
+    }
+}
