@@ -19,6 +19,7 @@
 //! | [`defence`] | what the sentry gives up before a guest runs: namespaces, capabilities, host calls |
 //! | [`gofer`] | the process that holds the host's files for it |
 //! | [`sandbox`] | a sandbox from outside: root, first process, end |
+//! | [`fuzzing`] | what `fuzz/` drives |
 //! | [`container`] | containers of a sandbox: namespaces, mounts, processes from outside |
 //! | [`containers`] | several containers in one sandbox, as a monitor asks for them |
 //! | [`control`] | what the monitor asks and the sentry tells: messages, and the socket between them |
@@ -34,6 +35,7 @@ pub mod control;
 pub mod defence;
 pub mod error;
 pub mod events;
+pub mod fuzzing;
 pub mod gofer;
 pub mod ipc;
 pub mod kernel;

@@ -235,6 +235,16 @@ impl Task {
         drop(before);
     }
 
+    /// For fuzzing: whether something seems to be there, so that a call which would wait ends at once.
+    pub(crate) fn set_attention(&self, there: bool) {
+        self.attention.store(there, Ordering::SeqCst);
+    }
+
+    /// The guest thread that an execve put in the place of the one that called it.
+    pub(crate) fn take_next_thread(&self) -> Option<Box<dyn Thread>> {
+        lock(&self.next_thread).take()
+    }
+
     /// Who it is. A change puts another one in place.
     #[must_use]
     pub fn credentials(&self) -> Arc<Credentials> {

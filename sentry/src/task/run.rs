@@ -145,7 +145,7 @@ fn serve(kernel: &Arc<Kernel>, task: &Arc<Task>, mut thread: Box<dyn Thread>) ->
             Trap::Syscall { number } => {
                 let result = carry_out(kernel, task, thread.as_mut(), number);
                 let replaced = result == Err(SysError::RegistersSet);
-                if let Some(next) = replaced.then(|| lock(&task.next_thread).take()).flatten() {
+                if let Some(next) = replaced.then(|| task.take_next_thread()).flatten() {
                     attach(task, next.as_ref());
                     thread = next;
                 } else {

@@ -132,7 +132,14 @@ impl Patches {
         let [a, b, c, d] = u32::try_from(slot).ok()?.to_le_bytes();
         // The same jump as above by another of its encodings: an index register of none may have any scale.
         let site_bytes = vec![0xff, 0x24, 0xe5, a, b, c, d, 0x90];
-        Some(Patch { slot, slot_bytes, site_bytes, table_bytes: self.table_bytes(), answers: false, number: 0 })
+        Some(Patch {
+            slot,
+            slot_bytes,
+            site_bytes,
+            table_bytes: self.table_bytes(),
+            answers: false,
+            number: 0,
+        })
     }
 
     fn free_slot(&self, size: u64) -> Option<u64> {

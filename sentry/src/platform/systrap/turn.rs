@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use super::context::{futex_wait, futex_wake};
 use super::layout::{CODE, FLAGS, INTERRUPT, at, context_address, kind, op, state};
 use super::patch::flags_of_comparison;
+use super::remote::Process;
 use super::stage;
 use super::thread::StubThread;
 use crate::error::Errno;
