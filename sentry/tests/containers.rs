@@ -123,7 +123,8 @@ fn containers_have_processes_names_and_mounts_of_their_own() {
 fn all_end_with_the_first_process() {
     let sandbox = Sandbox::empty(Box::new(Systrap::new().unwrap()), "pod");
     let container = container(&sandbox, "one", ContainerConfig::default());
-    let mut init = Running::start(&container, "mkfifo /tmp/go; (setsid sleep 100 &); echo up; read line < /tmp/go");
+    let mut init =
+        Running::start(&container, "mkfifo /tmp/go; (setsid sleep 100 &); echo up; read line < /tmp/go");
     init.line();
     let mut beside = Running::start(&container, "echo ready; exec sleep 100");
     beside.line();

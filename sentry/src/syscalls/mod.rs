@@ -31,6 +31,7 @@ mod polling;
 mod prctl;
 mod processes;
 mod scheduling;
+mod scratch;
 mod seccomp;
 mod signals;
 mod sockets;

@@ -18,13 +18,13 @@ const OPTION_MAX: usize = 64 * 1024;
 
 /// All calls of this family.
 pub(super) const CALLS: &[Entry] = &[
-    Entry::partial(libc::SYS_socket, "socket", socket, "AF_PACKET, AF_VSOCK, AF_ALG; raw sockets"),
+    Entry::partial(libc::SYS_socket, "socket", socket, "AF_PACKET, AF_VSOCK, AF_ALG"),
     Entry::full(libc::SYS_socketpair, "socketpair", socketpair),
     Entry::full(libc::SYS_bind, "bind", bind),
     Entry::full(libc::SYS_listen, "listen", listen),
     Entry::full(libc::SYS_accept, "accept", accept),
     Entry::full(libc::SYS_accept4, "accept4", accept4),
-    Entry::partial(libc::SYS_connect, "connect", connect, "addresses that are not the sandbox' own"),
+    Entry::full(libc::SYS_connect, "connect", connect),
     Entry::full(libc::SYS_getsockname, "getsockname", getsockname),
     Entry::full(libc::SYS_getpeername, "getpeername", getpeername),
     Entry::full(libc::SYS_shutdown, "shutdown", shutdown),

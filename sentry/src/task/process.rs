@@ -187,7 +187,7 @@ impl Task {
     /// Number of its process' parent; 0 for none in the sandbox. As the task sees it: [`shown`](Self::shown).
     #[must_use]
     pub fn parent(&self) -> Pid {
-        self.tasks.tree().groups.get(&self.group.pid()).map_or(0, |state| state.parent)
+        self.tasks.tree().parent_of(self.group.pid())
     }
 
     /// Number of its process group.
