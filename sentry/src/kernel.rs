@@ -12,21 +12,6 @@ use crate::time::{Clocks, Timers};
 /// Programs and calls that are noted as unknown; more are not told apart.
 const NOTED: usize = 4096;
 
-/// Names of the machine (`man 2 uname`).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Uts {
-    /// `nodename`: up to 64 bytes.
-    pub host: Vec<u8>,
-    /// `domainname`: up to 64 bytes.
-    pub domain: Vec<u8>,
-}
-
-impl Default for Uts {
-    fn default() -> Self {
-        Self { host: b"localhost".to_vec(), domain: b"(none)".to_vec() }
-    }
-}
-
 /// The kernel of one sandbox.
 pub struct Kernel {
     /// How guest code runs.
@@ -39,14 +24,12 @@ pub struct Kernel {
     pub timers: Timers,
     /// Threads that serve guest threads.
     pub workers: Workers,
-    /// Names of the machine.
-    pub uts: Mutex<Uts>,
     /// What `/proc` shows the same wherever it is mounted.
     pub(crate) proc: crate::vfs::proc::State,
     /// System calls by number.
     pub(crate) calls: Box<[Option<Entry>; NUMBERS]>,
     unknown_calls: Mutex<BTreeSet<(Vec<u8>, u64)>>,
-    /// Sockets, addresses, names.
+    /// The network that the sandbox began with.
     pub net: Arc<Net>,
     /// Who waits for words of guest memory.
     pub futexes: Arc<crate::mm::futex::Table>,
@@ -62,6 +45,7 @@ impl Kernel {
     /// With this room for tasks.
     #[must_use]
     pub fn with_tasks(platform: Box<dyn Platform>, tasks: Tasks) -> Arc<Self> {
+        let net = Arc::clone(tasks.first_namespaces().net.net());
         Arc::new(Self {
             platform,
             tasks: Arc::new(tasks),
@@ -69,12 +53,16 @@ impl Kernel {
             timers: Timers::default(),
             workers: Workers::default(),
             futexes: Arc::default(),
-            net: Net::new(),
-            uts: Mutex::default(),
+            net,
             proc: crate::vfs::proc::State::default(),
             calls: Box::new(syscalls::table()),
             unknown_calls: Mutex::default(),
         })
+    }
+
+    /// Names the machine.
+    pub fn set_host_name(&self, name: &[u8]) {
+        lock(self.tasks.first_namespaces().names.uts()).host = name.to_vec();
     }
 
     /// Says, once for each program and call, that a call is not there.
@@ -91,46 +79,30 @@ impl Kernel {
     }
 }
 
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        self.timers.close();
+    }
+}
+
 mod for_test {
-    use std::ops::Range;
     use std::sync::Arc;
 
     use super::Kernel;
-    use crate::error::Errno;
-    use crate::platform::{Platform, Thread};
     use crate::task::{Credentials, Limits, NewProcess, Task};
-    use crate::testing::{BASE, FlatThread};
-
-    /// Guests without code.
-    struct Flat;
-
-    const SIZE: usize = 1 << 20;
-
-    impl Platform for Flat {
-        fn name(&self) -> &'static str {
-            "flat"
-        }
-
-        fn new_address_space(&self) -> Result<Box<dyn Thread>, Errno> {
-            Ok(Box::new(FlatThread::new(SIZE)))
-        }
-
-        fn guest_range(&self) -> Range<u64> {
-            BASE..BASE + SIZE as u64
-        }
-    }
+    use crate::testing::flat;
 
     impl Kernel {
         /// A kernel whose guests have no code, for tests and fuzzing.
         #[must_use]
         pub fn for_test() -> Arc<Self> {
-            Self::new(Box::new(Flat))
+            Self::new(flat())
         }
 
         /// One with room for so many tasks.
         #[must_use]
         pub fn with_tasks_for_test(limit: usize) -> Arc<Self> {
-            Self::with_tasks(Box::new(Flat), crate::task::Tasks::new(limit))
+            Self::with_tasks(flat(), crate::task::Tasks::new(limit))
         }
     }
 
@@ -148,6 +120,8 @@ mod for_test {
                 files: Arc::default(),
                 fs: Arc::default(),
                 space: Arc::default(),
+                namespaces: None,
+                container: 0,
             };
             kernel.new_process(new).unwrap()
         }

@@ -5,22 +5,21 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use crate::container::{Container, ContainerConfig};
 use crate::error::Errno;
 use crate::kernel::Kernel;
-use crate::loader::{self, Identity, Opener, Program, Strings};
-use crate::mm::{self, AddressSpace};
+pub use crate::launch::DEFAULT_PATH;
 use crate::platform::Platform;
-use crate::syscalls::run_place;
-use crate::task::{self, Credentials, Limits, NewProcess, Resource, Task};
-use crate::vfs::host_io::HostIo;
+use crate::start::{self, Process};
+use crate::task::Task;
+use crate::vfs::mount::MountNamespace;
 use crate::vfs::overlay::Overlay;
 use crate::vfs::proc::Proc;
 use crate::vfs::sys::Sysfs;
 use crate::vfs::tmpfs::Tmpfs;
-use crate::vfs::tty::{DevPts, adopt};
+use crate::vfs::tty::DevPts;
 use crate::vfs::{
-    Caller, Content, Dentry, FdTable, FileKind, FileSystem, Flags, FsContext, Mount, MountFlags, Place,
-    Resolve, Tree, Walk, dev, names,
+    Caller, Content, Dentry, FileKind, FileSystem, Mount, MountFlags, Place, Resolve, Tree, Walk, dev, names,
 };
 
 /// Why a sandbox does not start.
@@ -50,6 +49,9 @@ pub enum SandboxError {
         /// Why.
         errno: Errno,
     },
+    /// A container's namespaces cannot be made.
+    #[error("namespaces of a container: {0}")]
+    Namespace(Errno),
     /// The platform gives no address space, or the host no thread.
     #[error("cannot start a process: {0}")]
     Process(Errno),
@@ -102,9 +104,11 @@ pub struct Command {
 pub struct Sandbox {
     kernel: Arc<Kernel>,
     root: Place,
+    /// Held, as mounts of a namespace are taken apart with it.
+    _mounts: Arc<MountNamespace>,
 }
 
-fn mount_error(what: &'static str) -> impl FnOnce(Errno) -> SandboxError {
+pub(crate) fn mount_error(what: &'static str) -> impl FnOnce(Errno) -> SandboxError {
     move |errno| SandboxError::Mount { what, errno }
 }
 
@@ -119,27 +123,55 @@ impl Sandbox {
         config: &Config,
     ) -> Result<Self, SandboxError> {
         let kernel = Kernel::new(platform);
-        task::lock(&kernel.uts).host = config.hostname.clone().into_bytes();
+        kernel.set_host_name(config.hostname.as_bytes());
         let root = match config.changes {
             Changes::InMemory(limit) => {
                 Overlay::in_memory(vec![root.root()], limit).map_err(mount_error("the root's changes"))?
             }
             Changes::Direct => Tree::of(root),
         };
-        let root = Mount::namespace(root).root_place();
+        let mounts = MountNamespace::new(root);
+        let root = mounts.root_place();
         mount_memory(&root, b"/dev", 0o755, populate_dev)?;
         mount_terminals(&root)?;
         mount_memory(&root, b"/tmp", 0o1777, |_| Ok(()))?;
         let secure = MountFlags::NO_SUID | MountFlags::NO_DEV | MountFlags::NO_EXEC;
         mount_at(&root, b"/proc", Proc::tree(&kernel), secure)?;
         mount_at(&root, b"/sys", Sysfs::tree(), secure | MountFlags::READ_ONLY)?;
-        Ok(Self { kernel, root })
+        Ok(Self { kernel, root, _mounts: mounts })
+    }
+
+    /// Without a root of its own: its processes are those of its [containers](Container).
+    #[must_use]
+    pub fn empty(platform: Box<dyn Platform>, hostname: &str) -> Self {
+        let kernel = Kernel::new(platform);
+        kernel.set_host_name(hostname.as_bytes());
+        let mounts = Arc::clone(&kernel.tasks.first_namespaces().mounts);
+        Self { root: mounts.root_place(), kernel, _mounts: mounts }
+    }
+
+    /// A container whose `/` is this tree of files.
+    ///
+    /// # Errors
+    /// [`SandboxError::Namespace`]: there are too many.
+    pub fn container(
+        &self,
+        root: Arc<Dentry>,
+        config: &ContainerConfig,
+    ) -> Result<Arc<Container>, SandboxError> {
+        Container::new(&self.kernel, root, config)
     }
 
     /// The kernel.
     #[must_use]
     pub fn kernel(&self) -> &Arc<Kernel> {
         &self.kernel
+    }
+
+    /// Its `/`.
+    #[must_use]
+    pub fn root(&self) -> &Place {
+        &self.root
     }
 
     /// Mounts a file system at a path, which is made where it is not there.
@@ -162,7 +194,8 @@ impl Sandbox {
                 Err(errno) => return Err(fail(errno)),
             }
         }
-        let place = self.walk(&caller, &self.root, path).map_err(fail)?;
+        let walk = Walk::new(&caller, &self.root, &self.root, path, Resolve::default());
+        let place = walk.and_then(|mut walk| walk.finish(true)).map_err(fail)?;
         Mount::add(&place, tree, flags).map(drop).map_err(fail)
     }
 
@@ -171,114 +204,12 @@ impl Sandbox {
     /// # Errors
     /// See [`SandboxError`].
     pub fn start(&self, command: &Command, streams: [OwnedFd; 3]) -> Result<Arc<Task>, SandboxError> {
-        let mut credentials = Credentials::root();
-        let (uid, gid) = command.user;
-        (credentials.uid, credentials.euid, credentials.suid, credentials.fsuid) = (uid, uid, uid, uid);
-        (credentials.gid, credentials.egid, credentials.sgid, credentials.fsgid) = (gid, gid, gid, gid);
-        if uid != 0 {
-            credentials.effective = task::Capabilities::default();
-            credentials.permitted = task::Capabilities::default();
-        }
-        let caller = Caller { credentials: Arc::new(credentials.clone()), process: 1, umask: 0o022 };
-        let fs = FsContext::new(self.root.clone());
-        let folder = self.walk(&caller, &self.root, command.folder.as_bytes());
-        fs.set_cwd(folder.map_err(mount_error("the working folder"))?);
-        let files = Arc::new(FdTable::default());
-        let open_files = Limits::default().of(Resource::OpenFiles).soft;
-        files.set_limit(u32::try_from(open_files).unwrap_or(u32::MAX));
-        let input = streams[0].try_clone().ok();
-        for (number, stream) in streams.into_iter().enumerate() {
-            let flags = if number == 0 { Flags::READ } else { Flags(libc::O_WRONLY.cast_unsigned()) };
-            let file = HostIo::open(stream, flags).map_err(mount_error("a stream"))?;
-            files.insert(file, false).map_err(mount_error("a stream"))?;
-        }
-        let process = self
-            .load(command, &caller, &fs)
-            .map_err(|(program, errno)| SandboxError::Program { program, errno })?;
-        let (space, mut thread, name) = process;
-        thread.release();
-        let limits = Limits::default();
-        let new = NewProcess { credentials, limits, files, fs: Arc::new(fs), space: Arc::new(space) };
-        let task = self.kernel.new_process(new).map_err(SandboxError::Process)?;
-        task.set_comm(&name);
-        if let Some(input) = input {
-            adopt(&input, &task);
-        }
-        let (kernel, served) = (Arc::clone(&self.kernel), Arc::clone(&task));
-        self.kernel
-            .workers
-            .run(Box::new(move || task::run(&kernel, &served, thread)))
-            .map_err(SandboxError::Process)?;
-        Ok(task)
-    }
-
-    fn walk(&self, caller: &Caller, start: &Place, path: &[u8]) -> Result<Place, Errno> {
-        Walk::new(caller, &self.root, start, path, Resolve::default())?.finish(true)
-    }
-
-    /// Puts the program into an address space of its own.
-    fn load(&self, command: &Command, caller: &Caller, fs: &FsContext) -> Result<Loaded, (String, Errno)> {
-        let name = command.arguments.first().cloned().unwrap_or_default();
-        let fail = |errno| (name.clone(), errno);
-        let opener = FromOutside { sandbox: self, caller, fs };
-        let (path, program) = opener.find(command, &name).map_err(fail)?;
-        let bytes = |texts: &[String]| texts.iter().map(|text| text.clone().into_bytes()).collect();
-        let strings =
-            Strings { arguments: bytes(&command.arguments), environment: bytes(&command.environment) };
-        let limits = mm::Limits::default();
-        let prepared =
-            loader::prepare(&opener, program, path.as_bytes(), true, strings, limits.stack).map_err(fail)?;
-        let platform = &self.kernel.platform;
-        let mut thread = platform.new_address_space().map_err(fail)?;
-        let futexes = Arc::clone(&self.kernel.futexes);
-        let space = AddressSpace::new(platform.guest_range(), limits.stack, Some(thread.remote()), futexes);
-        let (uid, gid) = command.user;
-        let identity = Identity { uid, euid: uid, gid, egid: gid, secure: false, vdso: platform.vdso() };
-        prepared.load(&space, thread.as_mut(), &limits, &identity).map_err(fail)?;
-        let base = path.rsplit('/').next().unwrap_or(&path).as_bytes().to_vec();
-        Ok((space, thread, base))
+        let place = start::Room { kernel: &self.kernel, root: &self.root, namespaces: None, container: 0 };
+        place.start(&Process::from(command), streams)
     }
 }
 
-type Loaded = (AddressSpace, Box<dyn crate::platform::Thread>, Vec<u8>);
-
-/// Opens programs for the first process.
-struct FromOutside<'a> {
-    sandbox: &'a Sandbox,
-    caller: &'a Caller,
-    fs: &'a FsContext,
-}
-
-impl Opener for FromOutside<'_> {
-    fn open_program(&self, path: &[u8]) -> Result<Arc<dyn Program>, Errno> {
-        run_place(self.caller, self.sandbox.walk(self.caller, &self.fs.cwd(), path)?)
-    }
-}
-
-impl FromOutside<'_> {
-    /// The program and its path, along `PATH` as a shell does it: what is found and may not be run counts last.
-    fn find(&self, command: &Command, name: &str) -> Result<(String, Arc<dyn Program>), Errno> {
-        if name.contains('/') {
-            return Ok((name.to_owned(), self.open_program(name.as_bytes())?));
-        }
-        let path = command.environment.iter().find_map(|entry| entry.strip_prefix("PATH="));
-        let mut worst = Errno::ENOENT;
-        for folder in path.unwrap_or(DEFAULT_PATH).split(':') {
-            let path = format!("{folder}/{name}");
-            match self.open_program(path.as_bytes()) {
-                Ok(program) => return Ok((path, program)),
-                Err(Errno::EACCES) => worst = Errno::EACCES,
-                Err(_) => {}
-            }
-        }
-        Err(worst)
-    }
-}
-
-/// Where programs are looked for when nobody says where.
-pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-fn populate_dev(place: &Place) -> Result<(), Errno> {
+pub(crate) fn populate_dev(place: &Place) -> Result<(), Errno> {
     dev::populate(&place.dentry)
 }
 
@@ -311,7 +242,7 @@ fn mount_memory(
 }
 
 /// Mounts a file system at a folder that is made where it is not there and can be.
-fn mount_at(
+pub(crate) fn mount_at(
     root: &Place,
     path: &[u8],
     tree: Arc<Dentry>,

@@ -138,7 +138,7 @@ impl Queue {
             return Err(Errno::EPERM);
         }
         let mut state = lock(&self.state);
-        state.permissions.set(bytes);
+        state.permissions.set(bytes)?;
         state.limit = limit.min(1 << 30);
         state.changed = now();
         drop(state);
@@ -161,7 +161,7 @@ impl Queue {
         let times = [state.sent, state.received, state.changed].map(i64::cast_unsigned);
         let counts = [state.bytes, state.messages.len() as u64, state.limit];
         let words = times.into_iter().chain(counts).flat_map(u64::to_le_bytes);
-        let pids = [state.sender, state.receiver].into_iter().flat_map(i32::to_le_bytes);
+        let pids = [state.sender, state.receiver].map(super::shown).into_iter().flat_map(i32::to_le_bytes);
         for (place, byte) in bytes.iter_mut().skip(48).zip(words.chain(pids)) {
             *place = byte;
         }

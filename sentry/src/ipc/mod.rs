@@ -17,7 +17,8 @@ pub use semaphores::{Operation, Outcome, SemaphoreSet, apply};
 pub use shared_memory::Segment;
 
 use crate::error::Errno;
-use crate::task::{Credentials, Pid, lock};
+use crate::task::namespaces::INVALID;
+use crate::task::{Credentials, Pid, current, lock};
 
 /// Most objects of each kind (`SEMMNI`, `MSGMNI`; `SHMMNI` is 4096).
 pub const OBJECTS_MAX: usize = 4096;
@@ -25,6 +26,19 @@ pub const OBJECTS_MAX: usize = 4096;
 const INDEXES: i32 = 32_768;
 /// `CAP_IPC_OWNER`.
 const CAP_IPC_OWNER: u32 = 15;
+
+/// Whether a capability is in force in the namespace of whoever asks.
+fn capable(who: &Credentials, capability: u32) -> bool {
+    match current() {
+        Some(task) => who.capable_in(task.namespaces().ipc.owner(), capability),
+        None => who.capable(capability),
+    }
+}
+
+/// A process as whoever asks sees it.
+fn shown(process: Pid) -> Pid {
+    current().map_or(process, |task| if process == 0 { 0 } else { task.shown(process) })
+}
 
 /// Who may do what with an object (`struct ipc_perm`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +79,7 @@ impl Permissions {
         } else {
             self.mode
         };
-        if wanted & !granted & 7 == 0 || who.capable(CAP_IPC_OWNER) { Ok(()) } else { Err(Errno::EACCES) }
+        if wanted & !granted & 7 == 0 || capable(who, CAP_IPC_OWNER) { Ok(()) } else { Err(Errno::EACCES) }
     }
 
     /// Whether `who` may change or remove it.
@@ -74,7 +88,7 @@ impl Permissions {
     /// EPERM.
     pub fn check_owner(&self, who: &Credentials) -> Result<(), Errno> {
         let owner = who.euid == self.uid || who.euid == self.creator_uid;
-        let privileged = who.capable(crate::task::capability::SYS_ADMIN);
+        let privileged = capable(who, crate::task::capability::SYS_ADMIN);
         if owner || privileged { Ok(()) } else { Err(Errno::EPERM) }
     }
 
@@ -82,12 +96,15 @@ impl Permissions {
     #[must_use]
     pub fn to_bytes(&self, id: i32) -> [u8; 48] {
         let mut bytes = [0; 48];
+        let users = current().map(|task| Arc::clone(&task.credentials().user_ns));
+        let uid = |uid: u32| users.as_ref().map_or(uid, |users| users.shown_uid(uid));
+        let gid = |gid: u32| users.as_ref().map_or(gid, |users| users.shown_gid(gid));
         let fields = [
             self.key.cast_unsigned(),
-            self.uid,
-            self.gid,
-            self.creator_uid,
-            self.creator_gid,
+            uid(self.uid),
+            gid(self.gid),
+            uid(self.creator_uid),
+            gid(self.creator_gid),
             self.mode,
             (id / INDEXES).cast_unsigned() & 0xffff,
         ];
@@ -98,14 +115,26 @@ impl Permissions {
     }
 
     /// Takes owner, group and mode out of `struct ipc64_perm` (`IPC_SET`).
-    pub fn set(&mut self, bytes: &[u8; 48]) {
+    ///
+    /// # Errors
+    /// EINVAL for users and groups that whoever asks has no numbers for.
+    pub fn set(&mut self, bytes: &[u8; 48]) -> Result<(), Errno> {
         let word = |at: usize| {
             let mut four = [0; 4];
             four.copy_from_slice(&bytes[at..at + 4]);
             u32::from_le_bytes(four)
         };
-        (self.uid, self.gid) = (word(4), word(8));
+        let users = current().map(|task| Arc::clone(&task.credentials().user_ns));
+        let (uid, gid) = match users {
+            Some(users) => (users.uid(word(4)), users.gid(word(8))),
+            None => (word(4), word(8)),
+        };
+        if uid == INVALID || gid == INVALID {
+            return Err(Errno::EINVAL);
+        }
+        (self.uid, self.gid) = (uid, gid);
         self.mode = self.mode & !0o777 | word(20) & 0o777;
+        Ok(())
     }
 }
 

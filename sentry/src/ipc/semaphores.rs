@@ -222,10 +222,14 @@ impl SemaphoreSet {
     }
 
     /// Changes owner and mode.
-    pub fn change(&self, change: impl FnOnce(&mut Permissions)) {
+    ///
+    /// # Errors
+    /// What `change` says.
+    pub fn change(&self, change: impl FnOnce(&mut Permissions) -> Result<(), Errno>) -> Result<(), Errno> {
         let mut state = lock(&self.state);
-        change(&mut state.permissions);
+        change(&mut state.permissions)?;
         state.changed = now();
+        Ok(())
     }
 
     /// It was taken out of the table: who waits hears of it.

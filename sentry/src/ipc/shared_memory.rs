@@ -141,10 +141,14 @@ impl Segment {
     }
 
     /// Changes owner and mode.
-    pub fn change(&self, change: impl FnOnce(&mut Permissions)) {
+    ///
+    /// # Errors
+    /// What `change` says.
+    pub fn change(&self, change: impl FnOnce(&mut Permissions) -> Result<(), Errno>) -> Result<(), Errno> {
         let mut state = lock(&self.state);
-        change(&mut state.permissions);
+        change(&mut state.permissions)?;
         state.changed = now();
+        Ok(())
     }
 
     /// As `struct shmid64_ds`.
@@ -155,7 +159,7 @@ impl Segment {
         bytes[..48].copy_from_slice(&state.permissions.to_bytes(id));
         let times = [state.attached, state.detached, state.changed].map(i64::cast_unsigned);
         let words = std::iter::once(self.size).chain(times).flat_map(u64::to_le_bytes);
-        let pids = [state.creator, state.last].into_iter().flat_map(i32::to_le_bytes);
+        let pids = [state.creator, state.last].map(super::shown).into_iter().flat_map(i32::to_le_bytes);
         let rest = words.chain(pids).chain(state.mapped().to_le_bytes());
         for (place, byte) in bytes.iter_mut().skip(48).zip(rest) {
             *place = byte;

@@ -7,7 +7,7 @@ use super::options::Options;
 use super::{Net, lock};
 use crate::error::Errno;
 use crate::events::{Events, WaitQueue};
-use crate::task::{Credentials, Pid};
+use crate::task::{Credentials, Pid, current};
 use crate::vfs::{FileKind, Inode, anon};
 
 /// Who made a socket or sent a message (`struct ucred`).
@@ -37,9 +37,17 @@ impl Identity {
         Some(Self { pid: i32::from_ne_bytes(a), uid: u32::from_ne_bytes(b), gid: u32::from_ne_bytes(c) })
     }
 
+    /// As whoever asks sees it.
     pub(crate) fn bytes(self) -> [u8; 12] {
         let mut bytes = [0; 12];
-        let parts = [self.pid.cast_unsigned(), self.uid, self.gid];
+        let Self { mut pid, mut uid, mut gid } = self;
+        if let Some(task) = current() {
+            let users = &task.credentials().user_ns;
+            pid = if pid == 0 { 0 } else { task.shown(pid) };
+            uid = if uid == u32::MAX { uid } else { users.shown_uid(uid) };
+            gid = if gid == u32::MAX { gid } else { users.shown_gid(gid) };
+        }
+        let parts = [pid.cast_unsigned(), uid, gid];
         for (place, part) in bytes.chunks_exact_mut(4).zip(parts) {
             place.copy_from_slice(&part.to_ne_bytes());
         }

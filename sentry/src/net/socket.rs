@@ -34,7 +34,7 @@ impl Context {
     }
 
     pub(crate) fn capable(&self, capability: u32) -> bool {
-        self.caller.credentials.capable(capability)
+        self.caller.credentials.capable_in(self.net.owner(), capability)
     }
 }
 

@@ -11,6 +11,7 @@ use super::file_args::{CWD, Target, caller, file, int, moment, place, stamp, tar
 use super::limits::may_have_size;
 use crate::call::Call;
 use crate::error::{Errno, SysResult};
+use crate::task::namespaces::INVALID;
 use crate::vfs::access::{self, WRITE};
 use crate::vfs::inotify::mask;
 use crate::vfs::{AttributeChange, Caller, FileKind, Timestamp, WriteAccess};
@@ -76,8 +77,13 @@ fn fchmodat2(call: &mut Call<'_>, [dirfd, path, mode, flags, ..]: [u64; 6]) -> S
 
 fn set_owner(caller: &Caller, target: &Target, uid: u64, gid: u64) -> SysResult {
     target.writable()?;
-    let wanted = |id: u64| Some(uint(id)).filter(|id| *id != u32::MAX);
-    let change = access::chown(caller, &target.inode.attributes()?, wanted(uid), wanted(gid))?;
+    let users = &caller.credentials.user_ns;
+    let wanted = |id: u64| Some(uint(id)).filter(|id| *id != INVALID);
+    let (uid, gid) = (wanted(uid).map(|uid| users.uid(uid)), wanted(gid).map(|gid| users.gid(gid)));
+    if [uid, gid].contains(&Some(INVALID)) {
+        return Err(Errno::EINVAL.into());
+    }
+    let change = access::chown(caller, &target.inode.attributes()?, uid, gid)?;
     target.change(&change)?;
     Ok(0)
 }

@@ -168,7 +168,7 @@ fn record_lock(call: &mut Call<'_>, open: &OpenFile, command: i32, address: u64,
                 let length = other.last.saturating_sub(other.start).saturating_add(1);
                 flock.length =
                     if other.last == u64::MAX { 0 } else { i64::try_from(length).unwrap_or(i64::MAX) };
-                flock.process = other.process;
+                flock.process = if other.process < 0 { -1 } else { call.task.shown(other.process) };
             }
         }
         flock.write(call, address)?;

@@ -91,10 +91,10 @@ fn execute(
     let old = call.task.credentials();
     let credentials = rooms::credentials_after(call, prepared.program().as_ref());
     let identity = Identity {
-        uid: credentials.uid,
-        euid: credentials.euid,
-        gid: credentials.gid,
-        egid: credentials.egid,
+        uid: credentials.user_ns.shown_uid(credentials.uid),
+        euid: credentials.user_ns.shown_uid(credentials.euid),
+        gid: credentials.user_ns.shown_gid(credentials.gid),
+        egid: credentials.user_ns.shown_gid(credentials.egid),
         secure: credentials.euid != old.uid || credentials.egid != old.gid,
         vdso: call.kernel.platform.vdso(),
     };
@@ -109,7 +109,7 @@ fn execute(
     prepared.load(&space, thread.as_mut(), &limits, &identity)?;
 
     // From here on there is no way back.
-    let task = call.task.pid();
+    let task = (call.task.pid(), call.task.own_number(), call.task.pid_namespace().meta().number());
     rooms::begin(call)?;
     futex::exit_robust_list(&old_space, call.thread, task);
     let base = path.rsplit(|byte| *byte == b'/').next().unwrap_or(&path);

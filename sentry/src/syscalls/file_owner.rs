@@ -17,11 +17,12 @@ pub(super) const F_GETOWN_EX: i32 = 16;
 /// Those commands.
 pub(super) fn fcntl(call: &Call<'_>, open: &OpenFile, command: i32, argument: u64) -> SysResult {
     let (owner, signal) = open.signal_owner();
+    let shown = |pid| if pid == 0 { 0 } else { call.task.shown(pid) };
     match command {
         libc::F_GETOWN => {
             let number = match owner {
-                SignalOwner::Thread(pid) | SignalOwner::Process(pid) => pid,
-                SignalOwner::Group(pgid) => pgid.wrapping_neg(),
+                SignalOwner::Thread(pid) | SignalOwner::Process(pid) => shown(pid),
+                SignalOwner::Group(pgid) => shown(pgid).wrapping_neg(),
             };
             return Ok(i64::from(number).cast_unsigned());
         }
@@ -33,9 +34,9 @@ pub(super) fn fcntl(call: &Call<'_>, open: &OpenFile, command: i32, argument: u6
         }
         F_GETOWN_EX => {
             let (kind, number) = match owner {
-                SignalOwner::Thread(pid) => (0, pid),
-                SignalOwner::Process(pid) => (1, pid),
-                SignalOwner::Group(pgid) => (2i32, pgid),
+                SignalOwner::Thread(pid) => (0, shown(pid)),
+                SignalOwner::Process(pid) => (1, shown(pid)),
+                SignalOwner::Group(pgid) => (2i32, shown(pgid)),
             };
             call.write(argument, &[kind.to_le_bytes(), number.to_le_bytes()].concat())?;
         }
@@ -62,6 +63,12 @@ pub(super) fn fcntl(call: &Call<'_>, open: &OpenFile, command: i32, argument: u6
 /// ESRCH where nobody has that number; 0 is nobody, and may always be set.
 fn set(call: &Call<'_>, open: &OpenFile, owner: SignalOwner) -> Result<(), Errno> {
     let tasks = call.task.tasks();
+    let named = |number| if number == 0 { Ok(0) } else { call.task.named(number).ok_or(Errno::ESRCH) };
+    let owner = match owner {
+        SignalOwner::Thread(pid) => SignalOwner::Thread(named(pid)?),
+        SignalOwner::Process(pid) => SignalOwner::Process(named(pid)?),
+        SignalOwner::Group(pgid) => SignalOwner::Group(named(pgid)?),
+    };
     let there = match owner {
         SignalOwner::Thread(0) | SignalOwner::Process(0) | SignalOwner::Group(0) => true,
         SignalOwner::Thread(pid) | SignalOwner::Process(pid) => tasks.find(pid).is_some(),

@@ -94,7 +94,13 @@ fn sleeping<T>(
 ) -> T {
     let task = Arc::clone(call.task);
     let interrupted = || task.signal_pending();
-    let sleeper = Sleeper { task: task.pid(), waiter: task.waiter(), interrupted: &interrupted, deadline };
+    let sleeper = Sleeper {
+        task: task.own_number(),
+        space: task.pid_namespace().meta().number(),
+        waiter: task.waiter(),
+        interrupted: &interrupted,
+        deadline,
+    };
     body(call, &sleeper)
 }
 
@@ -124,8 +130,8 @@ fn counts(wake: u32, move_on: u32) -> Result<(usize, usize), Errno> {
 }
 
 fn alive<'a>(call: &Call<'a>) -> impl Fn(Pid) -> bool + use<'a> {
-    let kernel: &'a Arc<_> = call.kernel;
-    move |pid| kernel.tasks.find(pid).is_some()
+    let task: &'a Arc<_> = call.task;
+    move |pid| task.find(pid).is_some()
 }
 
 /// Arguments of `futex`, most of which mean something else with each command.
@@ -234,7 +240,7 @@ fn lock_command(call: &mut Call<'_>, arguments: &Arguments) -> SysResult {
     let place = arguments.first(&space)?;
     match arguments.command {
         libc::FUTEX_UNLOCK_PI => {
-            let task = call.task.pid();
+            let task = call.task.own_number();
             space.futexes().unlock(call.thread, task, place)?;
             Ok(0)
         }
@@ -331,10 +337,10 @@ fn set_robust_list(call: &mut Call<'_>, [head, length, ..]: [u64; 6]) -> SysResu
 
 fn get_robust_list(call: &mut Call<'_>, [pid, head, length, ..]: [u64; 6]) -> SysResult {
     let pid = (pid as u32).cast_signed();
-    let found = if pid == 0 || pid == call.task.pid() {
+    let found = if pid == 0 || pid == call.task.own_number() {
         call.task.space().robust_list(call.task.pid())
     } else {
-        let other = call.kernel.tasks.find(pid).ok_or(Errno::ESRCH)?;
+        let other = call.task.find(pid).ok_or(Errno::ESRCH)?;
         let (mine, theirs) = (call.task.credentials(), other.credentials());
         if mine.uid != theirs.uid && !mine.capable(CAP_SYS_PTRACE) {
             return Err(Errno::EPERM.into());

@@ -4,13 +4,14 @@ use super::Entry;
 use super::processes::int;
 use crate::call::Call;
 use crate::error::{Errno, SysResult};
+use crate::task::namespaces::INVALID;
 use crate::task::{Capabilities, Credentials, capability};
 
 pub(super) const CALLS: &[Entry] = &[
-    Entry::full(libc::SYS_getuid, "getuid", |call, _| Ok(call.task.credentials().uid.into())),
-    Entry::full(libc::SYS_geteuid, "geteuid", |call, _| Ok(call.task.credentials().euid.into())),
-    Entry::full(libc::SYS_getgid, "getgid", |call, _| Ok(call.task.credentials().gid.into())),
-    Entry::full(libc::SYS_getegid, "getegid", |call, _| Ok(call.task.credentials().egid.into())),
+    Entry::full(libc::SYS_getuid, "getuid", |call, _| Ok(shown_uid(call, |who| who.uid).into())),
+    Entry::full(libc::SYS_geteuid, "geteuid", |call, _| Ok(shown_uid(call, |who| who.euid).into())),
+    Entry::full(libc::SYS_getgid, "getgid", |call, _| Ok(shown_gid(call, |who| who.gid).into())),
+    Entry::full(libc::SYS_getegid, "getegid", |call, _| Ok(shown_gid(call, |who| who.egid).into())),
     Entry::full(libc::SYS_getresuid, "getresuid", sys_getresuid),
     Entry::full(libc::SYS_getresgid, "getresgid", sys_getresgid),
     Entry::full(libc::SYS_setuid, "setuid", sys_setuid),
@@ -26,6 +27,38 @@ pub(super) const CALLS: &[Entry] = &[
     Entry::full(libc::SYS_capget, "capget", sys_capget),
     Entry::full(libc::SYS_capset, "capset", sys_capset),
 ];
+
+/// A user as the caller is shown it.
+fn shown_uid(call: &Call<'_>, which: impl Fn(&Credentials) -> u32) -> u32 {
+    let who = call.task.credentials();
+    who.user_ns.shown_uid(which(&who))
+}
+
+/// A group as the caller is shown it.
+fn shown_gid(call: &Call<'_>, which: impl Fn(&Credentials) -> u32) -> u32 {
+    let who = call.task.credentials();
+    who.user_ns.shown_gid(which(&who))
+}
+
+/// The user that a caller names; [`SAME`] stays what it is.
+///
+/// # Errors
+/// EINVAL for one that its namespace does not have.
+fn wanted_uid(who: &Credentials, value: u64) -> Result<u32, Errno> {
+    let wanted = id(value);
+    let uid = if wanted == SAME { SAME } else { who.user_ns.uid(wanted) };
+    if wanted != SAME && uid == INVALID { Err(Errno::EINVAL) } else { Ok(uid) }
+}
+
+/// The group that a caller names.
+///
+/// # Errors
+/// EINVAL for one that its namespace does not have.
+fn wanted_gid(who: &Credentials, value: u64) -> Result<u32, Errno> {
+    let wanted = id(value);
+    let gid = if wanted == SAME { SAME } else { who.user_ns.gid(wanted) };
+    if wanted != SAME && gid == INVALID { Err(Errno::EINVAL) } else { Ok(gid) }
+}
 
 /// "Leave it as it is."
 const SAME: u32 = u32::MAX;
@@ -47,12 +80,20 @@ fn write_three(call: &Call<'_>, to: [u64; 3], ids: [u32; 3]) -> SysResult {
 
 fn sys_getresuid(call: &mut Call<'_>, [real, effective, saved, ..]: [u64; 6]) -> SysResult {
     let who = call.task.credentials();
-    write_three(call, [real, effective, saved], [who.uid, who.euid, who.suid])
+    write_three(
+        call,
+        [real, effective, saved],
+        [who.uid, who.euid, who.suid].map(|id| who.user_ns.shown_uid(id)),
+    )
 }
 
 fn sys_getresgid(call: &mut Call<'_>, [real, effective, saved, ..]: [u64; 6]) -> SysResult {
     let who = call.task.credentials();
-    write_three(call, [real, effective, saved], [who.gid, who.egid, who.sgid])
+    write_three(
+        call,
+        [real, effective, saved],
+        [who.gid, who.egid, who.sgid].map(|id| who.user_ns.shown_gid(id)),
+    )
 }
 
 /// Puts new credentials in place. Who changed effective or file ids is not to be looked into by others.
@@ -68,11 +109,12 @@ fn commit(call: &Call<'_>, old: &Credentials, new: Credentials) -> SysResult {
 }
 
 fn sys_setuid(call: &mut Call<'_>, [uid, ..]: [u64; 6]) -> SysResult {
-    let (who, uid) = (call.task.credentials(), id(uid));
+    let who = call.task.credentials();
+    let uid = wanted_uid(&who, uid)?;
     if uid == SAME {
         return Err(Errno::EINVAL.into());
     }
-    if who.capable(capability::SETUID) {
+    if who.capable_here(capability::SETUID) {
         return commit(call, &who, who.with_users(uid, uid, uid));
     }
     if uid != who.uid && uid != who.suid {
@@ -86,11 +128,12 @@ fn with_groups(who: &Credentials, gid: u32, egid: u32, sgid: u32) -> Credentials
 }
 
 fn sys_setgid(call: &mut Call<'_>, [gid, ..]: [u64; 6]) -> SysResult {
-    let (who, gid) = (call.task.credentials(), id(gid));
+    let who = call.task.credentials();
+    let gid = wanted_gid(&who, gid)?;
     if gid == SAME {
         return Err(Errno::EINVAL.into());
     }
-    if who.capable(capability::SETGID) {
+    if who.capable_here(capability::SETGID) {
         return commit(call, &who, with_groups(&who, gid, gid, gid));
     }
     if gid != who.gid && gid != who.sgid {
@@ -116,17 +159,19 @@ fn real_and_effective(now: [u32; 3], real: u32, effective: u32, may: bool) -> Re
 
 fn sys_setreuid(call: &mut Call<'_>, [real, effective, ..]: [u64; 6]) -> SysResult {
     let who = call.task.credentials();
-    let may = who.capable(capability::SETUID);
+    let may = who.capable_here(capability::SETUID);
     let now = [who.uid, who.euid, who.suid];
-    let [uid, euid, suid] = real_and_effective(now, id(real), id(effective), may)?;
+    let (real, effective) = (wanted_uid(&who, real)?, wanted_uid(&who, effective)?);
+    let [uid, euid, suid] = real_and_effective(now, real, effective, may)?;
     commit(call, &who, who.with_users(uid, euid, suid))
 }
 
 fn sys_setregid(call: &mut Call<'_>, [real, effective, ..]: [u64; 6]) -> SysResult {
     let who = call.task.credentials();
-    let may = who.capable(capability::SETGID);
+    let may = who.capable_here(capability::SETGID);
     let now = [who.gid, who.egid, who.sgid];
-    let [gid, egid, sgid] = real_and_effective(now, id(real), id(effective), may)?;
+    let (real, effective) = (wanted_gid(&who, real)?, wanted_gid(&who, effective)?);
+    let [gid, egid, sgid] = real_and_effective(now, real, effective, may)?;
     commit(call, &who, with_groups(&who, gid, egid, sgid))
 }
 
@@ -146,37 +191,41 @@ fn all_three(now: [u32; 3], wanted: [u32; 3], may: bool) -> Result<[u32; 3], Err
 
 fn sys_setresuid(call: &mut Call<'_>, [real, effective, saved, ..]: [u64; 6]) -> SysResult {
     let who = call.task.credentials();
-    let may = who.capable(capability::SETUID);
-    let wanted = [id(real), id(effective), id(saved)];
+    let may = who.capable_here(capability::SETUID);
+    let wanted = [wanted_uid(&who, real)?, wanted_uid(&who, effective)?, wanted_uid(&who, saved)?];
     let [uid, euid, suid] = all_three([who.uid, who.euid, who.suid], wanted, may)?;
     commit(call, &who, who.with_users(uid, euid, suid))
 }
 
 fn sys_setresgid(call: &mut Call<'_>, [real, effective, saved, ..]: [u64; 6]) -> SysResult {
     let who = call.task.credentials();
-    let may = who.capable(capability::SETGID);
-    let wanted = [id(real), id(effective), id(saved)];
+    let may = who.capable_here(capability::SETGID);
+    let wanted = [wanted_gid(&who, real)?, wanted_gid(&who, effective)?, wanted_gid(&who, saved)?];
     let [gid, egid, sgid] = all_three([who.gid, who.egid, who.sgid], wanted, may)?;
     commit(call, &who, with_groups(&who, gid, egid, sgid))
 }
 
 fn sys_setfsuid(call: &mut Call<'_>, [uid, ..]: [u64; 6]) -> SysResult {
-    let (who, uid) = (call.task.credentials(), id(uid));
-    let fits = [who.uid, who.euid, who.suid, who.fsuid].contains(&uid) || who.capable(capability::SETUID);
+    let who = call.task.credentials();
+    let uid = wanted_uid(&who, uid).unwrap_or(SAME);
+    let fits =
+        [who.uid, who.euid, who.suid, who.fsuid].contains(&uid) || who.capable_here(capability::SETUID);
     if uid != SAME && fits {
         commit(call, &who, who.with_file_user(uid))?;
     }
-    Ok(who.fsuid.into())
+    Ok(who.user_ns.shown_uid(who.fsuid).into())
 }
 
 fn sys_setfsgid(call: &mut Call<'_>, [gid, ..]: [u64; 6]) -> SysResult {
-    let (who, gid) = (call.task.credentials(), id(gid));
-    let fits = [who.gid, who.egid, who.sgid, who.fsgid].contains(&gid) || who.capable(capability::SETGID);
+    let who = call.task.credentials();
+    let gid = wanted_gid(&who, gid).unwrap_or(SAME);
+    let fits =
+        [who.gid, who.egid, who.sgid, who.fsgid].contains(&gid) || who.capable_here(capability::SETGID);
     if gid != SAME && fits {
         let new = Credentials { fsgid: gid, ..(*who).clone() };
         commit(call, &who, new)?;
     }
-    Ok(who.fsgid.into())
+    Ok(who.user_ns.shown_gid(who.fsgid).into())
 }
 
 fn sys_getgroups(call: &mut Call<'_>, [size, list, ..]: [u64; 6]) -> SysResult {
@@ -186,7 +235,11 @@ fn sys_getgroups(call: &mut Call<'_>, [size, list, ..]: [u64; 6]) -> SysResult {
         return Err(Errno::EINVAL.into());
     }
     if size > 0 {
-        let bytes = who.groups.iter().flat_map(|group| group.to_le_bytes()).collect::<Vec<_>>();
+        let bytes = who
+            .groups
+            .iter()
+            .flat_map(|group| who.user_ns.shown_gid(*group).to_le_bytes())
+            .collect::<Vec<_>>();
         call.write(list, &bytes)?;
     }
     Ok(count as u64)
@@ -194,7 +247,7 @@ fn sys_getgroups(call: &mut Call<'_>, [size, list, ..]: [u64; 6]) -> SysResult {
 
 fn sys_setgroups(call: &mut Call<'_>, [size, list, ..]: [u64; 6]) -> SysResult {
     let who = call.task.credentials();
-    if !who.capable(capability::SETGID) {
+    if !who.capable_here(capability::SETGID) || !who.user_ns.may_set_groups() {
         return Err(Errno::EPERM.into());
     }
     let size = int(size);
@@ -204,7 +257,7 @@ fn sys_setgroups(call: &mut Call<'_>, [size, list, ..]: [u64; 6]) -> SysResult {
     let mut bytes = vec![0; usize::try_from(size).unwrap_or(0) * 4];
     call.read(list, &mut bytes)?;
     let (words, _) = bytes.as_chunks::<4>();
-    let mut groups = words.iter().map(|word| u32::from_le_bytes(*word)).collect::<Vec<_>>();
+    let mut groups = words.iter().map(|word| who.user_ns.gid(u32::from_le_bytes(*word))).collect::<Vec<_>>();
     if groups.contains(&SAME) {
         return Err(Errno::EINVAL.into());
     }
@@ -240,7 +293,7 @@ fn sys_capget(call: &mut Call<'_>, [header, data, ..]: [u64; 6]) -> SysResult {
     }
     let who = match pid {
         0 => call.task.credentials(),
-        pid => call.task.tasks().find(pid).ok_or(Errno::ESRCH)?.credentials(),
+        pid => call.task.find(pid).ok_or(Errno::ESRCH)?.credentials(),
     };
     if data != 0 {
         let sets = [who.effective.0, who.permitted.0, who.inheritable.0];
@@ -258,7 +311,7 @@ fn sys_capget(call: &mut Call<'_>, [header, data, ..]: [u64; 6]) -> SysResult {
 fn sys_capset(call: &mut Call<'_>, [header, data, ..]: [u64; 6]) -> SysResult {
     let words = version(call, header)?;
     let pid = int(call.read_u32(header.checked_add(4).ok_or(Errno::EFAULT)?)?.into());
-    if pid != 0 && pid != call.task.pid() {
+    if pid != 0 && pid != call.task.own_number() {
         return Err(Errno::EPERM.into());
     }
     let mut bytes = [0; 24];

@@ -124,7 +124,7 @@ fn sys_setrlimit(call: &mut Call<'_>, [resource, limit, ..]: [u64; 6]) -> SysRes
 fn may_look(who: &Credentials, other: &Credentials) -> bool {
     let users = [other.euid, other.suid, other.uid].iter().all(|uid| *uid == who.uid);
     let groups = [other.egid, other.sgid, other.gid].iter().all(|gid| *gid == who.gid);
-    users && groups || who.capable(capability::SYS_RESOURCE)
+    users && groups || who.capable_in(&other.user_ns, capability::SYS_RESOURCE)
 }
 
 fn sys_prlimit64(call: &mut Call<'_>, [pid, resource, new, old, ..]: [u64; 6]) -> SysResult {
@@ -132,7 +132,7 @@ fn sys_prlimit64(call: &mut Call<'_>, [pid, resource, new, old, ..]: [u64; 6]) -
     let group = if pid == 0 {
         std::sync::Arc::clone(call.task.group())
     } else {
-        let other = call.task.tasks().find(pid).ok_or(Errno::ESRCH)?;
+        let other = call.task.find(pid).ok_or(Errno::ESRCH)?;
         let same = other.group().pid() == call.task.group().pid();
         if !same && !may_look(&call.task.credentials(), &other.credentials()) {
             return Err(Errno::EPERM.into());

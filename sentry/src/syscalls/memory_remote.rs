@@ -78,14 +78,14 @@ pub(super) fn may_access(caller: &Credentials, other: &Credentials) -> bool {
     let same_user = [other.uid, other.euid, other.suid].iter().all(|uid| *uid == caller.uid);
     let same_group = [other.gid, other.egid, other.sgid].iter().all(|gid| *gid == caller.gid);
     let covers = other.permitted.0 & !caller.permitted.0 == 0;
-    (same_user && same_group && covers) || caller.capable(CAP_SYS_PTRACE)
+    (same_user && same_group && covers) || caller.capable_in(&other.user_ns, CAP_SYS_PTRACE)
 }
 
 fn other_memory(call: &Call<'_>, pid: i32) -> Result<Arc<dyn RemoteMemory>, Errno> {
-    if pid == call.task.pid() {
+    if pid == call.task.own_number() {
         return Ok(call.thread.remote());
     }
-    let other = call.kernel.tasks.find(pid).ok_or(Errno::ESRCH)?;
+    let other = call.task.find(pid).ok_or(Errno::ESRCH)?;
     let same_space = other.space().id() == call.task.space().id();
     if !same_space && !may_access(&call.task.credentials(), &other.credentials()) {
         return Err(Errno::EPERM);

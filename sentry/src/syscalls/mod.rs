@@ -8,6 +8,7 @@ mod exec;
 mod exec_rooms;
 mod file_args;
 mod file_owner;
+mod file_systems;
 #[cfg(test)]
 mod file_tests;
 mod files;
@@ -22,12 +23,16 @@ mod memory_remote;
 mod mounts;
 mod mqueues;
 pub mod names;
+mod namespaces;
+mod new_mounts;
 mod page;
 mod paths;
 mod polling;
 mod prctl;
 mod processes;
 mod scheduling;
+mod scratch;
+mod seccomp;
 mod signals;
 mod sockets;
 mod special_files;
@@ -101,11 +106,14 @@ const FAMILIES: &[&[Entry]] = &[
     memory_remote::CALLS,
     mounts::CALLS,
     mqueues::CALLS,
+    namespaces::CALLS,
+    new_mounts::CALLS,
     paths::CALLS,
     polling::CALLS,
     prctl::CALLS,
     processes::CALLS,
     scheduling::CALLS,
+    seccomp::CALLS,
     signals::CALLS,
     special_files::CALLS,
     sockets::CALLS,

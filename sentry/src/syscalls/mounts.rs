@@ -1,14 +1,18 @@
-//! `mount`, `umount2`, `pivot_root`.
+//! `mount`, `umount2`, `pivot_root` (`fs/namespace.c`).
+
+use std::sync::Arc;
 
 use libc::{SYS_mount, SYS_pivot_root, SYS_umount2};
 
 use super::Entry;
 use super::file_args::{CWD, caller, int, place, walk, walk_of};
+use super::file_systems::Kind;
 use crate::call::Call;
 use crate::error::{Errno, SysResult};
-use crate::vfs::access::CAP_SYS_ADMIN;
-use crate::vfs::tmpfs::Tmpfs;
-use crate::vfs::{Caller, Mount, MountFlags, Resolve, Tree};
+use crate::task::capability;
+use crate::vfs::mount::{MountNamespace, Sharing, Unmount};
+use crate::vfs::nsfs;
+use crate::vfs::{Caller, Mount, MountFlags, Place, Resolve};
 
 /// The family.
 pub(super) const CALLS: &[Entry] = &[
@@ -16,102 +20,126 @@ pub(super) const CALLS: &[Entry] = &[
         SYS_mount,
         "mount",
         mount,
-        "file systems but tmpfs, proc and sysfs; MS_MOVE; propagation has no effect",
+        "file systems but tmpfs, ramfs, proc, sysfs, devpts; options of a file system at MS_REMOUNT",
     ),
     Entry::full(SYS_umount2, "umount2", umount2),
     Entry::full(SYS_pivot_root, "pivot_root", pivot_root),
 ];
 
-fn entitled(caller: &Caller) -> Result<(), Errno> {
-    if caller.credentials.capable(CAP_SYS_ADMIN) { Ok(()) } else { Err(Errno::EPERM) }
+/// Whether the caller may change mounts of its namespace (`may_mount`).
+///
+/// # Errors
+/// EPERM.
+pub(super) fn entitled(call: &Call<'_>) -> Result<(), Errno> {
+    let mounts = Arc::clone(&call.task.namespaces().mounts);
+    let may = call.task.credentials().capable_in(mounts.owner(), capability::SYS_ADMIN);
+    if may { Ok(()) } else { Err(Errno::EPERM) }
 }
 
-/// Options of a `tmpfs`: its bytes and its root.
-struct TmpfsOptions {
-    limit: Option<u64>,
-    mode: u32,
-    uid: u32,
-    gid: u32,
+/// The caller's namespace, if the mount is in it (`check_mnt`).
+///
+/// # Errors
+/// EINVAL.
+pub(super) fn own(call: &Call<'_>, mount: &Mount) -> Result<Arc<MountNamespace>, Errno> {
+    let mounts = Arc::clone(&call.task.namespaces().mounts);
+    if mounts.has(mount) { Ok(mounts) } else { Err(Errno::EINVAL) }
 }
 
-/// A number with the suffix `k`, `m` or `g`.
-fn bytes(text: &str) -> Option<u64> {
-    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
-    let factor = match text.get(digits.len()..)? {
-        "" => 1,
-        "k" | "K" => 1 << 10,
-        "m" | "M" => 1 << 20,
-        "g" | "G" => 1 << 30,
-        _ => return None,
-    };
-    digits.parse::<u64>().ok()?.checked_mul(factor)
+/// Flags of a mount out of those of `mount`; what of the last read is noted stays as it was where nothing is said of it.
+fn mount_flags(flags: u64, before: Option<MountFlags>) -> MountFlags {
+    const OF_ATIME: u64 = libc::MS_NOATIME | libc::MS_NODIRATIME | libc::MS_RELATIME | libc::MS_STRICTATIME;
+    let mut new = MountFlags::from_bits_truncate((flags & 0xffff_ffff) as u32);
+    if let Some(before) = before
+        && flags & OF_ATIME == 0
+    {
+        let atime = MountFlags::NO_ATIME | MountFlags::NO_DIR_ATIME | MountFlags::STRICT_ATIME;
+        new |= before & atime;
+    }
+    new
 }
 
-impl TmpfsOptions {
-    fn parse(data: &[u8], caller: &Caller) -> Result<Self, Errno> {
-        let who = &caller.credentials;
-        let mut options = Self { limit: None, mode: 0o1777, uid: who.fsuid, gid: who.fsgid };
-        let text = std::str::from_utf8(data).map_err(|_| Errno::EINVAL)?;
-        for option in text.split(',').filter(|option| !option.is_empty()) {
-            let (key, value) = option.split_once('=').unwrap_or((option, ""));
-            match key {
-                "size" => options.limit = Some(bytes(value).ok_or(Errno::EINVAL)?).filter(|size| *size > 0),
-                "nr_blocks" => {
-                    options.limit = bytes(value).ok_or(Errno::EINVAL)?.checked_mul(4096);
-                }
-                "mode" => {
-                    options.mode = u32::from_str_radix(value, 8).map_err(|_| Errno::EINVAL)? & 0o7777;
-                }
-                "uid" => options.uid = value.parse().map_err(|_| Errno::EINVAL)?,
-                "gid" => options.gid = value.parse().map_err(|_| Errno::EINVAL)?,
-                "nr_inodes" | "huge" | "mpol" | "inode32" | "inode64" => {}
-                _ => return Err(Errno::EINVAL),
-            }
-        }
-        Ok(options)
+/// How a mount shall share what happens to it: one kind, and nothing else but MS_REC and MS_SILENT.
+fn sharing(flags: u64) -> Result<Sharing, Errno> {
+    match flags & !(libc::MS_REC | libc::MS_SILENT) {
+        libc::MS_SHARED => Ok(Sharing::Shared),
+        libc::MS_PRIVATE => Ok(Sharing::Private),
+        libc::MS_SLAVE => Ok(Sharing::Slave),
+        libc::MS_UNBINDABLE => Ok(Sharing::Unbindable),
+        _ => Err(Errno::EINVAL),
     }
 }
 
 fn mount(call: &mut Call<'_>, [source, path, kind, flags, data, _]: [u64; 6]) -> SysResult {
     const PROPAGATION: u64 = libc::MS_SHARED | libc::MS_PRIVATE | libc::MS_SLAVE | libc::MS_UNBINDABLE;
+    const MAGIC: u64 = 0xc0ed_0000;
+    const MAGIC_MASK: u64 = 0xffff_0000;
+    let flags = if flags & MAGIC_MASK == MAGIC { flags & !MAGIC_MASK } else { flags };
     let caller = caller(call);
+    // All texts are read before anything is looked up.
+    let kind = if kind == 0 { None } else { Some(call.read_path(kind)?) };
+    let name = if source == 0 { None } else { Some(call.read_path(source)?) };
+    let data = if data == 0 { Vec::new() } else { call.read_path(data)? };
     let at = place(call, &caller, path)?;
-    entitled(&caller)?;
-    let mount_flags = MountFlags::from_bits_truncate((flags & 0xffff_ffff) as u32);
-    let is_root = std::sync::Arc::ptr_eq(at.mount.root(), &at.dentry);
+    entitled(call)?;
     if flags & libc::MS_REMOUNT != 0 {
-        if !is_root {
+        own(call, &at.mount)?;
+        if !at.is_root_of_mount() {
             return Err(Errno::EINVAL.into());
         }
-        at.mount.set_flags(mount_flags);
-        return Ok(0);
+        at.mount.change_flags(mount_flags(flags, Some(at.mount.flags())))?;
+    } else if flags & libc::MS_BIND != 0 {
+        let from = name.filter(|name| !name.is_empty()).ok_or(Errno::EINVAL)?;
+        let from = walk_of(call, &caller, CWD, &from, Resolve::empty())?.finish(true)?;
+        bind(call, &at, &from, flags & libc::MS_REC != 0)?;
+    } else if flags & PROPAGATION != 0 {
+        let sharing = sharing(flags)?;
+        own(call, &at.mount)?;
+        if !at.is_root_of_mount() {
+            return Err(Errno::EINVAL.into());
+        }
+        Mount::share(&at.mount, sharing, flags & libc::MS_REC != 0);
+    } else if flags & libc::MS_MOVE != 0 {
+        let from = name.filter(|name| !name.is_empty()).ok_or(Errno::EINVAL)?;
+        let from = walk_of(call, &caller, CWD, &from, Resolve::empty())?.finish(true)?;
+        own(call, &from.mount)?;
+        own(call, &at.mount)?;
+        if !from.is_root_of_mount() {
+            return Err(Errno::EINVAL.into());
+        }
+        Mount::move_to(&from.mount, &at)?;
+    } else {
+        let kind = Kind::named(&kind.ok_or(Errno::EINVAL)?)?;
+        let tree = kind.make(call, &caller, &data)?;
+        let flags = mount_flags(flags, None);
+        let mounts = own(call, &at.mount)?;
+        if kind.reveals(&mounts, flags) {
+            return Err(Errno::EPERM.into());
+        }
+        let mount = Mount::detached(tree, flags, name.unwrap_or_else(|| b"none".to_vec()))?;
+        Mount::place(&mount, &at)?;
     }
-    if flags & libc::MS_BIND != 0 {
-        let source = walk(call, &caller, CWD, source)?.finish(true)?;
-        Mount::bind(&at, &source, flags & libc::MS_REC != 0)?;
-        return Ok(0);
-    }
-    if flags & PROPAGATION != 0 {
-        return if is_root { Ok(0) } else { Err(Errno::EINVAL.into()) };
-    }
-    if flags & libc::MS_MOVE != 0 {
-        return Err(Errno::EINVAL.into());
-    }
-    let made = match call.read_path(kind)?.as_slice() {
-        b"tmpfs" => None,
-        b"proc" => Some(crate::vfs::proc::Proc::tree(call.kernel)),
-        b"sysfs" => Some(crate::vfs::sys::Sysfs::tree()),
-        _ => return Err(Errno::ENODEV.into()),
-    };
-    if let Some(made) = made {
-        Mount::add(&at, made, mount_flags)?;
-        return Ok(0);
-    }
-    let data = if data == 0 { Vec::new() } else { call.read_path(data)? };
-    let options = TmpfsOptions::parse(&data, &caller)?;
-    let fs = Tmpfs::with_root(options.limit, options.mode, options.uid, options.gid);
-    Mount::add(&at, Tree::of(Box::new(fs)), mount_flags)?;
     Ok(0)
+}
+
+/// What of a place may be shown elsewhere: of the caller's own mounts, and files of namespaces, unless the namespace would hold itself
+/// (`mnt_ns_loop`).
+///
+/// # Errors
+/// EINVAL.
+pub(super) fn may_show(call: &Call<'_>, from: &Place) -> Result<(), Errno> {
+    if let Some(namespace) = from.dentry.inode().downcast::<nsfs::NamespaceInode>() {
+        let own = call.task.namespaces().mounts.meta().number();
+        let of_mounts = nsfs::of_mounts(&from.dentry).is_some();
+        let older = namespace.namespace().number() <= own;
+        return if of_mounts && older { Err(Errno::EINVAL) } else { Ok(()) };
+    }
+    own(call, &from.mount).map(drop)
+}
+
+fn bind(call: &Call<'_>, at: &Place, from: &Place, recursive: bool) -> Result<(), Errno> {
+    may_show(call, from)?;
+    own(call, &at.mount)?;
+    Mount::bind(at, from, recursive).map(drop)
 }
 
 fn umount2(call: &mut Call<'_>, [path, flags, ..]: [u64; 6]) -> SysResult {
@@ -123,29 +151,45 @@ fn umount2(call: &mut Call<'_>, [path, flags, ..]: [u64; 6]) -> SysResult {
     let path = call.read_path(path)?;
     let at =
         walk_of(call, &caller, CWD, &path, Resolve::empty())?.finish(flags & libc::UMOUNT_NOFOLLOW == 0)?;
-    entitled(&caller)?;
-    if !std::sync::Arc::ptr_eq(at.mount.root(), &at.dentry) {
+    // What is mounted over where one stands is what is meant (`LOOKUP_MOUNTPOINT`).
+    let at = at.down();
+    entitled(call)?;
+    if !at.is_root_of_mount() {
+        return Err(Errno::EINVAL.into());
+    }
+    own(call, &at.mount)?;
+    if flags & libc::MNT_FORCE != 0 && !caller.credentials.capable(capability::SYS_ADMIN) {
+        return Err(Errno::EPERM.into());
+    }
+    let expire = flags & libc::MNT_EXPIRE != 0;
+    if expire && flags & (libc::MNT_FORCE | libc::MNT_DETACH) != 0 {
         return Err(Errno::EINVAL.into());
     }
     let mount = at.mount;
-    mount.unmount(flags & libc::MNT_DETACH != 0)?;
+    mount.unmount(Unmount { lazy: flags & libc::MNT_DETACH != 0, expire })?;
     Ok(0)
+}
+
+fn folder(caller: &Caller, call: &Call<'_>, path: u64) -> Result<Place, Errno> {
+    let place = walk(call, caller, CWD, path)?.finish(true)?;
+    if place.dentry.is_folder() { Ok(place) } else { Err(Errno::ENOTDIR) }
 }
 
 fn pivot_root(call: &mut Call<'_>, [new, old, ..]: [u64; 6]) -> SysResult {
     let caller = caller(call);
-    entitled(&caller)?;
-    let (new, old) = (place(call, &caller, new)?, place(call, &caller, old)?);
-    if !new.dentry.is_folder() || !old.dentry.is_folder() {
-        return Err(Errno::ENOTDIR.into());
+    entitled(call)?;
+    let (new, old) = (folder(&caller, call, new)?, folder(&caller, call, old)?);
+    let root = call.task.fs().root();
+    let mounts = Arc::clone(&call.task.namespaces().mounts);
+    Mount::pivot(&mounts, &root, &new, &old)?;
+    // Whoever stood at the old root stands at the new one (`chroot_fs_refs`).
+    for fs in call.task.tasks().select(|task, _| Some(task.fs())) {
+        if fs.cwd().same(&root) {
+            fs.set_cwd(new.clone());
+        }
+        if fs.root().same(&root) {
+            fs.set_root(new.clone());
+        }
     }
-    let fs = call.task.fs();
-    let root = fs.root();
-    Mount::pivot(&root, &new, &old)?;
-    // Whoever stood at the old root stands at the new one.
-    if fs.cwd().same(&root) {
-        fs.set_cwd(new.clone());
-    }
-    fs.set_root(new);
     Ok(0)
 }

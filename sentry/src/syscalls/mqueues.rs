@@ -38,14 +38,14 @@ fn mq_open(call: &mut Call<'_>, [name, flags, mode, attributes, ..]: [u64; 6]) -
     };
     let mode = uint(mode) & !call.task.fs().umask();
     let who = call.task.credentials();
-    let open = call.task.tasks().ipc().names.open(&name, flags, mode, size, &who)?;
+    let open = call.task.namespaces().ipc.ipc().names.open(&name, flags, mode, size, &who)?;
     let fd = call.task.files().insert(open, flags.has(libc::O_CLOEXEC))?;
     Ok(u64::from(fd.cast_unsigned()))
 }
 
 fn mq_unlink(call: &mut Call<'_>, [name, ..]: [u64; 6]) -> SysResult {
     let name = call.read_path(name)?;
-    call.task.tasks().ipc().names.unlink(&name, &call.task.credentials())?;
+    call.task.namespaces().ipc.ipc().names.unlink(&name, &call.task.credentials())?;
     Ok(0)
 }
 

@@ -281,7 +281,7 @@ fn chroot(call: &mut Call<'_>, [path, ..]: [u64; 6]) -> SysResult {
     let caller = caller(call);
     let place = place(call, &caller, path)?;
     enterable(&caller, &place)?;
-    if !caller.credentials.capable(CAP_SYS_CHROOT) {
+    if !caller.credentials.capable_here(CAP_SYS_CHROOT) {
         return Err(Errno::EPERM.into());
     }
     call.task.fs().set_root(place);

@@ -4,18 +4,17 @@ use super::Entry;
 use crate::call::Call;
 use crate::error::{Errno, Restart, SysError, SysResult};
 use crate::events::Events;
-use crate::task::{CloneArgs, CpuTimes, Pid, WaitOptions, WaitTarget, Waited, clone, unshare};
+use crate::task::{CloneArgs, CpuTimes, Pid, WaitOptions, WaitTarget, Waited, clone};
 
 pub(super) const CALLS: &[Entry] = &[
-    Entry::partial(libc::SYS_clone, "clone", sys_clone, "namespaces"),
-    Entry::partial(libc::SYS_clone3, "clone3", sys_clone3, "namespaces, set_tid, CLONE_INTO_CGROUP"),
+    Entry::partial(libc::SYS_clone, "clone", sys_clone, "CLONE_NEWTIME"),
+    Entry::partial(libc::SYS_clone3, "clone3", sys_clone3, "CLONE_NEWTIME, CLONE_INTO_CGROUP"),
     Entry::full(libc::SYS_fork, "fork", sys_fork),
     Entry::full(libc::SYS_vfork, "vfork", sys_vfork),
     Entry::full(libc::SYS_exit, "exit", sys_exit),
     Entry::full(libc::SYS_exit_group, "exit_group", sys_exit_group),
     Entry::full(libc::SYS_wait4, "wait4", sys_wait4),
     Entry::full(libc::SYS_waitid, "waitid", sys_waitid),
-    Entry::partial(libc::SYS_unshare, "unshare", sys_unshare, "namespaces"),
     Entry::full(libc::SYS_getpid, "getpid", sys_getpid),
     Entry::full(libc::SYS_gettid, "gettid", sys_gettid),
     Entry::full(libc::SYS_getppid, "getppid", sys_getppid),
@@ -55,7 +54,16 @@ fn sys_clone(call: &mut Call<'_>, [flags, stack, parent_tid, child_tid, tls, _]:
     }
     let exit_signal = int(flags & SIGNAL_BITS);
     let flags = flags & !SIGNAL_BITS;
-    let args = CloneArgs { flags, exit_signal, stack, tls, parent_tid, pidfd: parent_tid, child_tid };
+    let args = CloneArgs {
+        flags,
+        exit_signal,
+        stack,
+        tls,
+        parent_tid,
+        pidfd: parent_tid,
+        child_tid,
+        ..CloneArgs::default()
+    };
     clone(call, &args).and_then(number)
 }
 
@@ -80,12 +88,12 @@ fn sys_clone3(call: &mut Call<'_>, [address, size, ..]: [u64; 6]) -> SysResult {
         eight.copy_from_slice(&bytes[at * 8..at * 8 + 8]);
         u64::from_le_bytes(eight)
     };
-    let [flags, exit_signal, stack, stack_size, set_tid, cgroup] = [0, 4, 5, 6, 8, 10].map(field);
+    let [flags, exit_signal, stack, stack_size, cgroup] = [0, 4, 5, 6, 10].map(field);
+    let (numbers, numbered) = read_numbers(call, field(8), field(9))?;
     let invalid = flags & (CLONE_DETACHED | 0x7f) != 0
         || exit_signal > 64
         || flags & (CLONE_THREAD | CLONE_PARENT) != 0 && exit_signal != 0
         || (stack == 0) != (stack_size == 0)
-        || set_tid != 0
         || cgroup != 0 && flags & 0x2_0000_0000 != 0;
     if invalid {
         return Err(Errno::EINVAL.into());
@@ -98,8 +106,27 @@ fn sys_clone3(call: &mut Call<'_>, [address, size, ..]: [u64; 6]) -> SysResult {
         parent_tid: field(3),
         pidfd: field(1),
         child_tid: field(2),
+        numbers,
+        numbered,
     };
     clone(call, &args).and_then(number)
+}
+
+/// The numbers that a new task is to have (`set_tid`, `set_tid_size`).
+fn read_numbers(call: &Call<'_>, address: u64, count: u64) -> Result<([Pid; 33], usize), Errno> {
+    /// `MAX_PID_NS_LEVEL`.
+    const MOST: u64 = 32;
+    if count > MOST || (address == 0) != (count == 0) {
+        return Err(Errno::EINVAL);
+    }
+    let count = usize::try_from(count).map_err(|_| Errno::EINVAL)?;
+    let mut bytes = [0; 4 * 33];
+    call.read(address, bytes.get_mut(..count * 4).unwrap_or_default())?;
+    let mut numbers = [0; 33];
+    for (number, four) in numbers.iter_mut().zip(bytes.as_chunks::<4>().0) {
+        *number = Pid::from_le_bytes(*four);
+    }
+    Ok((numbers, count))
 }
 
 fn sys_fork(call: &mut Call<'_>, _: [u64; 6]) -> SysResult {
@@ -113,11 +140,6 @@ fn sys_vfork(call: &mut Call<'_>, _: [u64; 6]) -> SysResult {
     clone(call, &args).and_then(number)
 }
 
-fn sys_unshare(call: &mut Call<'_>, [flags, ..]: [u64; 6]) -> SysResult {
-    unshare(call.task, flags)?;
-    Ok(0)
-}
-
 fn sys_exit(call: &mut Call<'_>, [code, ..]: [u64; 6]) -> SysResult {
     call.task.set_exit_status((int(code) & 0xff) << 8);
     Err(SysError::Exit)
@@ -128,6 +150,17 @@ fn sys_exit_group(call: &mut Call<'_>, [code, ..]: [u64; 6]) -> SysResult {
     call.task.set_exit_status(status);
     call.task.exit_group(status);
     Err(SysError::Exit)
+}
+
+/// Whom the caller means; nobody is called 0.
+fn named(call: &Call<'_>, number: Pid) -> Pid {
+    call.task.named(number).unwrap_or(0)
+}
+
+/// News of a child with the number that the caller has for its user.
+fn as_seen(call: &Call<'_>, waited: &Waited) -> Waited {
+    let uid = call.task.credentials().user_ns.shown_uid(waited.uid);
+    Waited { uid, ..*waited }
 }
 
 /// Waits for news of a child; `None` where there is none and the options say not to wait.
@@ -155,8 +188,8 @@ fn sys_wait4(call: &mut Call<'_>, [pid, status, options, usage, ..]: [u64; 6]) -
         i32::MIN => return Err(Errno::ESRCH.into()),
         -1 => WaitTarget::Any,
         0 => WaitTarget::Group(call.task.process_group()),
-        pid if pid < 0 => WaitTarget::Group(-pid),
-        pid => WaitTarget::Pid(pid),
+        pid if pid < 0 => WaitTarget::Group(named(call, -pid)),
+        pid => WaitTarget::Pid(named(call, pid)),
     };
     let Some(waited) = wait(call, target, options | WaitOptions::EXITED)? else { return Ok(0) };
     if status != 0 {
@@ -175,7 +208,8 @@ fn sys_waitid(call: &mut Call<'_>, [kind, id, info, options, usage, _]: [u64; 6]
     }
     if info != 0 {
         // Also where there was an error.
-        call.write(info, &wait_info(waited.as_ref().ok().and_then(Option::as_ref)))?;
+        let seen = waited.as_ref().ok().and_then(Option::as_ref).map(|waited| as_seen(call, waited));
+        call.write(info, &wait_info(seen.as_ref()))?;
     }
     waited.map(|_| 0)
 }
@@ -191,9 +225,9 @@ fn wait_by_kind(call: &mut Call<'_>, kind: u64, id: u64, options: u64) -> Result
     let mut without_waiting = false;
     let target = match int(kind) {
         0 => WaitTarget::Any,
-        1 if id > 0 => WaitTarget::Pid(id),
+        1 if id > 0 => WaitTarget::Pid(named(call, id)),
         2 if id == 0 => WaitTarget::Group(call.task.process_group()),
-        2 if id > 0 => WaitTarget::Group(id),
+        2 if id > 0 => WaitTarget::Group(named(call, id)),
         3 if id < 0 => return Err(Errno::EINVAL.into()),
         3 => {
             let (pid, nonblocking) = super::special_files::pidfd_target(call, id)?;
@@ -234,23 +268,23 @@ pub(super) fn usage_bytes(times: &CpuTimes) -> [u8; 144] {
 }
 
 fn sys_getpid(call: &mut Call<'_>, _: [u64; 6]) -> SysResult {
-    number(call.task.group().pid())
+    number(call.task.shown(call.task.group().pid()))
 }
 
 fn sys_gettid(call: &mut Call<'_>, _: [u64; 6]) -> SysResult {
-    number(call.task.pid())
+    number(call.task.own_number())
 }
 
 fn sys_getppid(call: &mut Call<'_>, _: [u64; 6]) -> SysResult {
-    number(call.task.parent())
+    number(call.task.shown(call.task.parent()))
 }
 
 fn sys_getpgrp(call: &mut Call<'_>, _: [u64; 6]) -> SysResult {
-    number(call.task.process_group())
+    number(call.task.shown(call.task.process_group()))
 }
 
 fn sys_getpgid(call: &mut Call<'_>, [pid, ..]: [u64; 6]) -> SysResult {
-    number(call.task.group_and_session(int(pid))?.0)
+    number(call.task.shown(call.task.group_and_session(int(pid))?.0))
 }
 
 fn sys_setpgid(call: &mut Call<'_>, [pid, pgid, ..]: [u64; 6]) -> SysResult {
@@ -259,16 +293,16 @@ fn sys_setpgid(call: &mut Call<'_>, [pid, pgid, ..]: [u64; 6]) -> SysResult {
 }
 
 fn sys_getsid(call: &mut Call<'_>, [pid, ..]: [u64; 6]) -> SysResult {
-    number(call.task.group_and_session(int(pid))?.1)
+    number(call.task.shown(call.task.group_and_session(int(pid))?.1))
 }
 
 fn sys_setsid(call: &mut Call<'_>, _: [u64; 6]) -> SysResult {
-    number(call.task.set_session()?)
+    number(call.task.shown(call.task.set_session()?))
 }
 
 fn sys_set_tid_address(call: &mut Call<'_>, [address, ..]: [u64; 6]) -> SysResult {
     call.task.set_clear_child_tid(address);
-    number(call.task.pid())
+    number(call.task.own_number())
 }
 
 /// A wait that only a signal ends.

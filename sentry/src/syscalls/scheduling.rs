@@ -55,13 +55,13 @@ fn find(call: &Call<'_>, pid: i32) -> Result<Arc<Task>, Errno> {
     match pid {
         pid if pid < 0 => Err(Errno::EINVAL),
         0 => Ok(Arc::clone(call.task)),
-        pid => call.task.tasks().find(pid).ok_or(Errno::ESRCH),
+        pid => call.task.find(pid).ok_or(Errno::ESRCH),
     }
 }
 
 /// Whether one may change how another is scheduled.
 fn may_change(who: &Credentials, other: &Credentials) -> bool {
-    who.euid == other.euid || who.euid == other.uid || who.capable(capability::SYS_NICE)
+    who.euid == other.euid || who.euid == other.uid || who.capable_in(&other.user_ns, capability::SYS_NICE)
 }
 
 fn sys_sched_yield(_: &mut Call<'_>, _: [u64; 6]) -> SysResult {
@@ -237,13 +237,18 @@ fn sys_sched_getparam(call: &mut Call<'_>, [pid, address, ..]: [u64; 6]) -> SysR
 fn meant(call: &Call<'_>, which: i32, id: i32) -> Result<Vec<Arc<Task>>, Errno> {
     let found = match which {
         0 if id == 0 => vec![Arc::clone(call.task)],
-        0 => call.task.tasks().find(id).into_iter().collect(),
+        0 => call.task.find(id).into_iter().collect(),
         1 => {
-            let pgid = if id == 0 { call.task.process_group() } else { id };
+            let own = call.task.process_group();
+            let pgid = if id == 0 { own } else { call.task.named(id).ok_or(Errno::ESRCH)? };
             call.task.tasks().select(|task, group| (group == pgid).then(|| Arc::clone(task)))
         }
         2 => {
-            let uid = if id == 0 { call.task.credentials().uid } else { id.cast_unsigned() };
+            let uid = if id == 0 {
+                call.task.credentials().uid
+            } else {
+                call.task.credentials().user_ns.uid(id.cast_unsigned())
+            };
             call.task.tasks().select(|task, _| (task.credentials().uid == uid).then(|| Arc::clone(task)))
         }
         _ => return Err(Errno::EINVAL),

@@ -44,7 +44,7 @@ fn sys_rt_sigaction(call: &mut Call<'_>, [signal, new, old, size, ..]: [u64; 6])
         }
         call.task.action(signal)
     } else {
-        let action = SigAction::from_bytes(&call.read_array(new)?);
+        let action = SigAction::from_bytes(&call.read_array_early(new)?);
         call.task.set_action(signal, action)?
     };
     if old != 0 {
@@ -57,7 +57,7 @@ fn sys_rt_sigprocmask(call: &mut Call<'_>, [how, new, old, size, ..]: [u64; 6]) 
     check_size(size)?;
     let before = call.task.signal_mask();
     if new != 0 {
-        let set = SignalSet(call.read_u64(new)?).without(SignalSet::UNBLOCKABLE);
+        let set = SignalSet(u64::from_le_bytes(call.read_array_early(new)?)).without(SignalSet::UNBLOCKABLE);
         let mask = match int(how) {
             libc::SIG_BLOCK => before.union(set),
             libc::SIG_UNBLOCK => before.without(set),
@@ -126,7 +126,7 @@ fn read_info(call: &Call<'_>, signal: i32, address: u64) -> Result<SignalInfo, E
 /// What a program sends may not pass for the kernel's or for `tgkill`'s unless it is for itself.
 fn check_honest(call: &Call<'_>, info: &SignalInfo, to: Pid) -> Result<(), Errno> {
     let forged = info.code >= 0 || info.code == crate::task::signal::SI_TKILL;
-    if forged && to != call.task.pid() { Err(Errno::EPERM) } else { Ok(()) }
+    if forged && call.task.named(to) != Some(call.task.pid()) { Err(Errno::EPERM) } else { Ok(()) }
 }
 
 fn sys_rt_sigqueueinfo(call: &mut Call<'_>, [pid, signal, info, ..]: [u64; 6]) -> SysResult {

@@ -18,13 +18,13 @@ const OPTION_MAX: usize = 64 * 1024;
 
 /// All calls of this family.
 pub(super) const CALLS: &[Entry] = &[
-    Entry::partial(libc::SYS_socket, "socket", socket, "AF_PACKET, AF_VSOCK, AF_ALG; raw sockets"),
+    Entry::partial(libc::SYS_socket, "socket", socket, "AF_PACKET, AF_VSOCK, AF_ALG"),
     Entry::full(libc::SYS_socketpair, "socketpair", socketpair),
     Entry::full(libc::SYS_bind, "bind", bind),
     Entry::full(libc::SYS_listen, "listen", listen),
     Entry::full(libc::SYS_accept, "accept", accept),
     Entry::full(libc::SYS_accept4, "accept4", accept4),
-    Entry::partial(libc::SYS_connect, "connect", connect, "addresses that are not the sandbox' own"),
+    Entry::full(libc::SYS_connect, "connect", connect),
     Entry::full(libc::SYS_getsockname, "getsockname", getsockname),
     Entry::full(libc::SYS_getpeername, "getpeername", getpeername),
     Entry::full(libc::SYS_shutdown, "shutdown", shutdown),
@@ -47,7 +47,7 @@ fn int(argument: u64) -> i32 {
 fn context(call: &Call<'_>) -> Context {
     let fs = call.task.fs();
     Context {
-        net: Arc::clone(&call.kernel.net),
+        net: Arc::clone(call.task.namespaces().net.net()),
         caller: Caller {
             credentials: call.task.credentials(),
             process: call.task.group().pid(),
@@ -67,6 +67,11 @@ pub(super) struct Target {
 }
 
 impl Target {
+    /// Who calls, with the network of the socket, wherever the caller is by now.
+    fn context(&self, call: &Call<'_>) -> Context {
+        Context { net: Arc::clone(&self.socket.common().net), ..context(call) }
+    }
+
     /// EBADF; ENOTSOCK.
     fn find(call: &Call<'_>, fd: u64) -> Result<Self, Errno> {
         Self::of(&call.task.files().get(int(fd))?).ok_or(Errno::ENOTSOCK)
@@ -96,8 +101,11 @@ fn wait<T>(
         return Ok(value);
     }
     let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-    let other =
-        if events.contains(Events::OUT) { target.socket.obstacle(&context(call), obstacle) } else { None };
+    let other = if events.contains(Events::OUT) {
+        target.socket.obstacle(&target.context(call), obstacle)
+    } else {
+        None
+    };
     let own = target.socket.common();
     let mut queues = vec![(own.queue(), events | Events::RDHUP)];
     queues.extend(other.iter().map(|other| (other.queue(), Events::OUT | Events::HUP)));
@@ -167,12 +175,13 @@ fn socketpair(call: &mut Call<'_>, [domain, kind, protocol, to, ..]: [u64; 6]) -
 fn bind(call: &mut Call<'_>, [fd, address, length, ..]: [u64; 6]) -> SysResult {
     let target = Target::find(call, fd)?;
     let address = read_address(call, target.socket.common().domain, address, length)?;
-    target.socket.bind(&context(call), &address)?;
+    target.socket.bind(&target.context(call), &address)?;
     Ok(0)
 }
 
 fn listen(call: &mut Call<'_>, [fd, backlog, ..]: [u64; 6]) -> SysResult {
-    Target::find(call, fd)?.socket.listen(&context(call), int(backlog))?;
+    let target = Target::find(call, fd)?;
+    target.socket.listen(&target.context(call), int(backlog))?;
     Ok(0)
 }
 
@@ -180,7 +189,7 @@ fn connect(call: &mut Call<'_>, [fd, address, length, ..]: [u64; 6]) -> SysResul
     let target = Target::find(call, fd)?;
     let address = read_address(call, target.socket.common().domain, address, length)?;
     let [_, timeout] = target.socket.common().timeouts();
-    let context = context(call);
+    let context = target.context(call);
     let how = (Events::OUT, timeout);
     match target.socket.connect(&context, &address) {
         Ok(()) => Ok(0),
@@ -268,7 +277,7 @@ fn setsockopt(call: &mut Call<'_>, [fd, level, name, value, length, _]: [u64; 6]
         return Err(Errno::EFAULT.into());
     }
     bytes.truncate(there);
-    set_option(target.socket.as_ref(), &context(call), [level, name], &bytes)?;
+    set_option(target.socket.as_ref(), &target.context(call), [level, name], &bytes)?;
     Ok(0)
 }
 

@@ -110,18 +110,25 @@ fn pidfd_open(call: &mut Call<'_>, [pid, flags, ..]: [u64; 6]) -> SysResult {
     if uint(flags) & !nonblock != 0 || int(pid) <= 0 {
         return Err(Errno::EINVAL.into());
     }
-    let tasks = call.task.tasks();
-    let Some(group) = tasks.find_group(int(pid)) else {
+    let task = call.task;
+    let Some(group) = task.find_group(int(pid)) else {
         // A thread that is not the first of its process has a number, but is no process.
-        return Err(if tasks.find(int(pid)).is_some() { Errno::EINVAL } else { Errno::ESRCH }.into());
+        return Err(if task.find(int(pid)).is_some() { Errno::EINVAL } else { Errno::ESRCH }.into());
     };
     insert(call, PidFd::open(&group, uint(flags) & nonblock != 0), true)
 }
 
 fn process(call: &Call<'_>, fd: i32) -> Result<(Arc<ThreadGroup>, bool), Errno> {
     let file = call.task.files().get(fd)?;
-    let group = Arc::clone(file.downcast::<PidFd>().ok_or(Errno::EBADF)?.group());
-    Ok((group, file.flags().nonblocking()))
+    Ok((process_of(&file)?, file.flags().nonblocking()))
+}
+
+/// The process of a descriptor.
+///
+/// # Errors
+/// EBADF where it is of something else.
+pub(super) fn process_of(file: &OpenFile) -> Result<Arc<ThreadGroup>, Errno> {
+    Ok(Arc::clone(file.downcast::<PidFd>().ok_or(Errno::EBADF)?.group()))
 }
 
 /// The process that `waitid(P_PIDFD)` waits for, and whether it does not wait (`PIDFD_NONBLOCK`).
@@ -158,16 +165,20 @@ fn pidfd_send_signal(call: &mut Call<'_>, [fd, signal, info, flags, ..]: [u64; 6
         info
     };
     check_there(call, &group)?;
+    // Only what is in the caller's namespace, or in one in it, can be reached (`access_pidfd_pidns`).
+    if !group.pid_namespace().is_within(call.task.pid_namespace()) {
+        return Err(Errno::EINVAL.into());
+    }
     match uint(flags) {
-        1 => call.task.kill_thread(None, group.pid(), signal, &info)?,
-        4 => call.task.kill(-call.task.group_and_session(group.pid())?.0, signal, &info)?,
-        _ => call.task.kill_process(group.pid(), signal, &info)?,
+        1 => call.task.kill_first_thread(&group, signal, &info)?,
+        4 => call.task.kill_its_group(&group, signal, &info)?,
+        _ => call.task.kill_group(&group, signal, &info)?,
     }
     Ok(0)
 }
 
 /// A living task of a process.
-fn some_task(call: &Call<'_>, group: &Arc<ThreadGroup>) -> Result<Arc<Task>, Errno> {
+pub(super) fn some_task(call: &Call<'_>, group: &Arc<ThreadGroup>) -> Result<Arc<Task>, Errno> {
     let threads = call.task.tasks().process_info(group.pid()).map(|info| info.threads).unwrap_or_default();
     let mut tasks = threads.into_iter().filter_map(|pid| call.task.tasks().find(pid));
     tasks.find(|task| Arc::ptr_eq(task.group(), group)).ok_or(Errno::ESRCH)

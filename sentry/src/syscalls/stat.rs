@@ -27,8 +27,13 @@ pub(super) const CALLS: &[Entry] = &[
 ];
 
 /// Bytes one after another, as the ABI has them.
-#[derive(Default)]
 struct Record(Vec<u8>);
+
+impl Default for Record {
+    fn default() -> Self {
+        Self(Vec::with_capacity(256))
+    }
+}
 
 impl Record {
     fn u16(mut self, value: u16) -> Self {
@@ -50,6 +55,15 @@ impl Record {
         self.0.resize(length, 0);
         self.0
     }
+}
+
+/// Attributes with the users and groups that whoever asks has numbers for.
+fn seen(caller: &Caller, file: Attributes) -> Attributes {
+    let users = &caller.credentials.user_ns;
+    if users.is_root() {
+        return file;
+    }
+    Attributes { uid: users.shown_uid(file.uid), gid: users.shown_gid(file.gid), ..file }
 }
 
 /// `struct stat` (`arch/x86/include/uapi/asm/stat.h`).
@@ -75,7 +89,7 @@ fn stat_bytes(file: &Attributes) -> Vec<u8> {
 fn do_stat(call: &Call<'_>, dirfd: u64, path: u64, to: u64, flags: i32) -> SysResult {
     let caller = caller(call);
     let target = target(call, &caller, dirfd, path, flags)?;
-    call.write(to, &stat_bytes(&target.inode.attributes()?))?;
+    call.write_result(to, &stat_bytes(&seen(&caller, target.inode.attributes()?)))?;
     Ok(0)
 }
 
@@ -89,7 +103,7 @@ fn lstat(call: &mut Call<'_>, [path, to, ..]: [u64; 6]) -> SysResult {
 
 fn fstat(call: &mut Call<'_>, [fd, to, ..]: [u64; 6]) -> SysResult {
     let file = call.task.files().find(int(fd))?;
-    call.write(to, &stat_bytes(&file.inode().attributes()?))?;
+    call.write_result(to, &stat_bytes(&seen(&caller(call), file.inode().attributes()?)))?;
     Ok(0)
 }
 
@@ -151,7 +165,7 @@ fn statx(call: &mut Call<'_>, [dirfd, path, flags, mask, to, _]: [u64; 6]) -> Sy
     }
     let caller = caller(call);
     let target = target(call, &caller, dirfd, path, flags)?;
-    call.write(to, &statx_bytes(&target.inode.attributes()?, &target))?;
+    call.write_result(to, &statx_bytes(&seen(&caller, target.inode.attributes()?), &target))?;
     Ok(0)
 }
 
@@ -160,7 +174,8 @@ fn real(caller: &Caller) -> Caller {
     let mut who = (*caller.credentials).clone();
     who.fsuid = who.uid;
     who.fsgid = who.gid;
-    who.effective = if who.uid == 0 { who.permitted } else { crate::task::Capabilities::default() };
+    let zero = who.user_ns.uid(0);
+    who.effective = if who.uid == zero { who.permitted } else { crate::task::Capabilities::default() };
     Caller { credentials: std::sync::Arc::new(who), ..caller.clone() }
 }
 
@@ -223,7 +238,7 @@ fn statfs(call: &mut Call<'_>, [path, to, ..]: [u64; 6]) -> SysResult {
     let caller = caller(call);
     let place = place(call, &caller, path)?;
     let status = place.dentry.tree().fs.status()?;
-    call.write(to, &statfs_bytes(&status, Some(&place)))?;
+    call.write_result(to, &statfs_bytes(&status, Some(&place)))?;
     Ok(0)
 }
 
@@ -234,6 +249,6 @@ fn fstatfs(call: &mut Call<'_>, [fd, to, ..]: [u64; 6]) -> SysResult {
         Some(place) => place.dentry.tree().fs.status()?,
         None => FsStatus { magic: ANON, block_size: 4096, ..FsStatus::default() },
     };
-    call.write(to, &statfs_bytes(&status, file.place()))?;
+    call.write_result(to, &statfs_bytes(&status, file.place()))?;
     Ok(0)
 }

@@ -1,5 +1,7 @@
 //! The machine as a whole.
 
+use std::sync::Arc;
+
 use super::Entry;
 use super::processes::int;
 use crate::call::Call;
@@ -22,7 +24,7 @@ const RELEASE: &[u8] = b"6.12.0";
 const VERSION: &[u8] = b"#1 SMP PREEMPT_DYNAMIC";
 
 fn sys_uname(call: &mut Call<'_>, [address, ..]: [u64; 6]) -> SysResult {
-    let uts = lock(&call.kernel.uts).clone();
+    let uts = lock(call.task.namespaces().names.uts()).clone();
     let fields: [&[u8]; 6] = [b"Linux", &uts.host, RELEASE, VERSION, b"x86_64", &uts.domain];
     let mut bytes = [0; FIELD * 6];
     for (place, field) in bytes.chunks_exact_mut(FIELD).zip(fields) {
@@ -35,7 +37,8 @@ fn sys_uname(call: &mut Call<'_>, [address, ..]: [u64; 6]) -> SysResult {
 }
 
 fn read_name(call: &Call<'_>, address: u64, length: u64) -> Result<Vec<u8>, Errno> {
-    if !call.task.credentials().capable(capability::SYS_ADMIN) {
+    let owner = Arc::clone(call.task.namespaces().names.owner());
+    if !call.task.credentials().capable_in(&owner, capability::SYS_ADMIN) {
         return Err(Errno::EPERM);
     }
     let length = usize::try_from(int(length)).map_err(|_| Errno::EINVAL)?;
@@ -49,13 +52,13 @@ fn read_name(call: &Call<'_>, address: u64, length: u64) -> Result<Vec<u8>, Errn
 
 fn sys_sethostname(call: &mut Call<'_>, [name, length, ..]: [u64; 6]) -> SysResult {
     let name = read_name(call, name, length)?;
-    lock(&call.kernel.uts).host = name;
+    lock(call.task.namespaces().names.uts()).host = name;
     Ok(0)
 }
 
 fn sys_setdomainname(call: &mut Call<'_>, [name, length, ..]: [u64; 6]) -> SysResult {
     let name = read_name(call, name, length)?;
-    lock(&call.kernel.uts).domain = name;
+    lock(call.task.namespaces().names.uts()).domain = name;
     Ok(0)
 }
 

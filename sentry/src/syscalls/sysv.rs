@@ -40,8 +40,8 @@ const IPC_INFO: i32 = 3;
 const READ: u32 = 0o444;
 const WRITE: u32 = 0o222;
 
-fn ipc<'a>(call: &'a Call<'_>) -> &'a Ipc {
-    call.task.tasks().ipc()
+fn ipc(call: &Call<'_>) -> Arc<Ipc> {
+    Arc::clone(call.task.namespaces().ipc.ipc())
 }
 
 fn number(id: i32) -> SysResult {
@@ -123,7 +123,8 @@ fn semctl(call: &mut Call<'_>, [id, at, command, argument, ..]: [u64; 6]) -> Sys
     const SEM_STAT_ANY: i32 = 20;
     let (id, command) = (int(id), int(command));
     let who = call.task.credentials();
-    let semaphores = &ipc(call).semaphores;
+    let ipc = ipc(call);
+    let semaphores = &ipc.semaphores;
     match command {
         IPC_INFO | SEM_INFO => {
             let all = semaphores.all();
@@ -156,7 +157,7 @@ fn semctl(call: &mut Call<'_>, [id, at, command, argument, ..]: [u64; 6]) -> Sys
         IPC_SET => {
             let bytes = call.read_array(argument)?;
             set.permissions().check_owner(&who)?;
-            set.change(|permissions| permissions.set(&bytes));
+            set.change(|permissions| permissions.set(&bytes))?;
         }
         IPC_STAT => {
             set.permissions().check(&who, READ)?;
@@ -177,7 +178,7 @@ fn values(call: &mut Call<'_>, set: &SemaphoreSet, at: i32, command: i32, argume
     let at = at.ok_or(Errno::EINVAL)?;
     let short = u16::try_from(at).unwrap_or(u16::MAX);
     match command {
-        11 => number(set.process(at).ok_or(Errno::EINVAL)?),
+        11 => number(call.task.shown(set.process(at).ok_or(Errno::EINVAL)?)),
         12 => number(set.values().get(at).copied().ok_or(Errno::EINVAL)?),
         13 => {
             let all = set.values().into_iter().map(|value| u16::try_from(value).unwrap_or(0));
@@ -278,7 +279,8 @@ fn msgctl(call: &mut Call<'_>, [id, command, argument, ..]: [u64; 6]) -> SysResu
     const MSG_STAT_ANY: i32 = 13;
     let (id, command) = (int(id), int(command));
     let who = call.task.credentials();
-    let messages = &ipc(call).messages;
+    let ipc = ipc(call);
+    let messages = &ipc.messages;
     match command {
         IPC_INFO | MSG_INFO => {
             let count = i32::try_from(messages.all().len()).unwrap_or(i32::MAX);
@@ -325,7 +327,8 @@ fn shmget(call: &mut Call<'_>, [key, size, flags, ..]: [u64; 6]) -> SysResult {
         return Err(Errno::ENOMEM.into());
     }
     let (who, process) = (call.task.credentials(), call.task.group().pid());
-    let memory = &ipc(call).memory;
+    let ipc = ipc(call);
+    let memory = &ipc.memory;
     memory.purge(Segment::is_gone);
     let fits = |segment: &Segment| if size > segment.size() { Err(Errno::EINVAL) } else { Ok(()) };
     let make = |permissions| Segment::new(permissions, size, process);
@@ -389,7 +392,8 @@ fn shmctl(call: &mut Call<'_>, [id, command, argument, ..]: [u64; 6]) -> SysResu
     const SHM_STAT_ANY: i32 = 15;
     let (id, command) = (int(id), int(command));
     let who = call.task.credentials();
-    let memory = &ipc(call).memory;
+    let ipc = ipc(call);
+    let memory = &ipc.memory;
     memory.purge(Segment::is_gone);
     match command {
         IPC_INFO => {
@@ -426,7 +430,7 @@ fn shmctl(call: &mut Call<'_>, [id, command, argument, ..]: [u64; 6]) -> SysResu
         IPC_SET => {
             let bytes = call.read_array(argument)?;
             segment.permissions().check_owner(&who)?;
-            segment.change(|permissions| permissions.set(&bytes));
+            segment.change(|permissions| permissions.set(&bytes))?;
         }
         IPC_STAT => {
             segment.permissions().check(&who, READ)?;

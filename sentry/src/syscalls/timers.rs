@@ -114,7 +114,7 @@ fn sys_timer_create(call: &mut Call<'_>, [clock, event, id, ..]: [u64; 6]) -> Sy
     let to = match event.thread {
         None => Receiver::Process(Arc::downgrade(call.task.group())),
         Some(pid) => {
-            let thread = call.task.tasks().find(pid).ok_or(Errno::EINVAL)?;
+            let thread = call.task.find(pid).ok_or(Errno::EINVAL)?;
             if thread.group().pid() != call.task.group().pid() {
                 return Err(Errno::EINVAL.into());
             }

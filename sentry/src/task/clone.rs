@@ -4,9 +4,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::limits::INFINITY;
+use super::namespaces::{Numbers, PID_MAX, for_clone};
 use super::signal::{AltStack, SignalSet, is_signal};
 use super::tree::{GroupState, ThreadState};
-use super::{Parts, Pid, Resource, Task, ThreadGroup, Tree, capability, hooks, lock};
+use super::{
+    Credentials, Parts, Pid, PidNamespace, Resource, Task, ThreadGroup, Tree, capability, hooks, lock,
+};
 use crate::call::Call;
 use crate::error::{Errno, Restart, SysError};
 use crate::events::Waiter;
@@ -31,7 +34,7 @@ pub(crate) mod flag {
 }
 
 /// What is asked of `clone`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CloneArgs {
     /// `CLONE_*`, without a signal in the low bits.
     pub flags: u64,
@@ -47,6 +50,26 @@ pub struct CloneArgs {
     pub pidfd: u64,
     /// Where the new thread finds its number, and where it is cleared at its end.
     pub child_tid: u64,
+    /// Numbers that the new task is to have, that of the innermost namespace first (`set_tid` of `clone3`).
+    pub numbers: [Pid; 33],
+    /// How many of these there are.
+    pub numbered: usize,
+}
+
+impl Default for CloneArgs {
+    fn default() -> Self {
+        Self {
+            flags: 0,
+            exit_signal: 0,
+            stack: 0,
+            tls: 0,
+            parent_tid: 0,
+            pidfd: 0,
+            child_tid: 0,
+            numbers: [0; 33],
+            numbered: 0,
+        }
+    }
 }
 
 /// A caller of `vfork` that waits.
@@ -61,7 +84,7 @@ impl CloneArgs {
     }
 
     /// Which flag needs or forbids which.
-    fn check(&self, call: &Call<'_>) -> Result<(), Errno> {
+    fn check(&self, task: &Task) -> Result<(), Errno> {
         let needs = |flag, needed| !self.has(flag) || self.has(needed);
         if !needs(flag::THREAD, flag::SIGHAND) || !needs(flag::SIGHAND, flag::VM) {
             return Err(Errno::EINVAL);
@@ -73,9 +96,9 @@ impl CloneArgs {
         {
             return Err(Errno::EINVAL);
         }
-        if self.has(flag::NAMESPACES | flag::NEWTIME) {
-            let may = call.task.credentials().capable(capability::SYS_ADMIN);
-            return Err(if may { Errno::EINVAL } else { Errno::EPERM });
+        if self.has(flag::THREAD) && !Arc::ptr_eq(&task.namespaces().pids_for_children, task.pid_namespace())
+        {
+            return Err(Errno::EINVAL);
         }
         if self.has(flag::PIDFD) && self.has(flag::THREAD) {
             return Err(Errno::EINVAL);
@@ -90,13 +113,13 @@ impl CloneArgs {
 /// EINVAL for flags that do not go together, EPERM for namespaces, EAGAIN when there are too many tasks, what memory says (ENOMEM); or
 /// the call is made again after a signal.
 pub fn clone(call: &mut Call<'_>, args: &CloneArgs) -> Result<Pid, SysError> {
-    args.check(call)?;
+    args.check(call.task)?;
     // A signal to a whole group shall reach the new process as well, or not be there yet.
     if call.task.signal_pending() {
         return Err(SysError::Interrupted(Restart::Always));
     }
     check_process_limit(call.task)?;
-    let (mut thread, parts) = copy_parts(call, args)?;
+    let (mut thread, parts, credentials) = copy_parts(call, args)?;
     thread.regs().rax = 0;
     if args.stack != 0 {
         thread.regs().rsp = args.stack;
@@ -105,8 +128,8 @@ pub fn clone(call: &mut Call<'_>, args: &CloneArgs) -> Result<Pid, SysError> {
         *thread.fs_base() = args.tls;
     }
     let started = call.kernel.clocks.monotonic();
-    let task = call.task.tasks().tree().add(call.task, args, parts, started)?;
-    let pid = task.pid();
+    let task = call.task.tasks().tree().add(call.task, args, (parts, credentials), started)?;
+    let pid = call.task.shown(task.pid());
     if !args.has(flag::THREAD)
         && task.group().limits().of(super::Resource::Cpu).soft != super::limits::INFINITY
     {
@@ -124,7 +147,7 @@ pub fn clone(call: &mut Call<'_>, args: &CloneArgs) -> Result<Pid, SysError> {
         let _ = call.write(args.parent_tid, &pid.to_le_bytes());
     }
     if args.has(flag::CHILD_SETTID) {
-        let _ = thread.write(args.child_tid, &pid.to_le_bytes());
+        let _ = thread.write(args.child_tid, &task.own_number().to_le_bytes());
     }
     if args.has(flag::CHILD_CLEARTID) {
         task.set_clear_child_tid(args.child_tid);
@@ -156,50 +179,29 @@ fn give_pidfd(call: &Call<'_>, task: &Task, address: u64) -> Result<(), Errno> {
     })
 }
 
-fn copy_parts(call: &mut Call<'_>, args: &CloneArgs) -> Result<(Box<dyn Thread>, Parts), Errno> {
+fn copy_parts(
+    call: &mut Call<'_>,
+    args: &CloneArgs,
+) -> Result<(Box<dyn Thread>, Parts, Option<Credentials>), Errno> {
+    let fs = call.task.fs();
+    let fs = if args.has(flag::FS) { fs } else { hooks::fork_fs(&fs) };
+    let new = for_clone(call.task, args.flags, &fs)?;
     let (space, thread) = if args.has(flag::VM) {
         (call.task.space(), call.thread.spawn()?)
     } else {
         hooks::fork_space(&call.task.space(), call.thread)?
     };
     let files = call.task.files();
-    let fs = call.task.fs();
     let files = if args.has(flag::FILES) { files } else { hooks::fork_files(&files) };
-    let fs = if args.has(flag::FS) { fs } else { hooks::fork_fs(&fs) };
-    Ok((thread, Parts { files, fs, space }))
-}
-
-/// Gives a task what it shared for itself (`man 2 unshare`).
-///
-/// # Errors
-/// EINVAL for what it cannot have (memory, handlers, while others use them), EPERM for namespaces.
-pub fn unshare(task: &Task, flags: u64) -> Result<(), Errno> {
-    const SYSVSEM: u64 = 0x4_0000;
-    const ALONE: u64 = flag::THREAD | flag::SIGHAND | flag::VM;
-    let known = flag::NAMESPACES | flag::NEWTIME | ALONE | flag::FS | flag::FILES | SYSVSEM;
-    if flags & !known != 0 {
-        return Err(Errno::EINVAL);
-    }
-    if flags & (flag::NAMESPACES | flag::NEWTIME) != 0 {
-        let may = task.credentials().capable(capability::SYS_ADMIN);
-        return Err(if may { Errno::EINVAL } else { Errno::EPERM });
-    }
-    if flags & ALONE != 0 && task.tasks().tree().tasks_of(task.group().pid()).len() > 1 {
-        return Err(Errno::EINVAL);
-    }
-    if flags & flag::FILES != 0 {
-        let own = hooks::fork_files(&task.files());
-        drop(task.set_files(own));
-    }
-    if flags & flag::FS != 0 {
-        let own = hooks::fork_fs(&task.fs());
-        drop(task.set_fs(own));
-    }
-    Ok(())
+    let namespaces = new.namespaces.unwrap_or_else(|| call.task.namespaces());
+    Ok((thread, Parts { files, fs, space, namespaces }, new.credentials))
 }
 
 /// `RLIMIT_NPROC`, which counts tasks of the real user and does not hold root.
 fn check_process_limit(task: &Task) -> Result<(), Errno> {
+    if !task.control_group().may_grow(task.tasks()) {
+        return Err(Errno::EAGAIN);
+    }
     let limit = task.group().limits().of(Resource::Processes).soft;
     let credentials = task.credentials();
     if limit == INFINITY
@@ -246,29 +248,64 @@ impl Task {
 }
 
 impl Tree {
+    /// Numbers of a new task: what was asked for, or what is free (`alloc_pid`).
+    fn numbers(
+        &mut self,
+        args: &CloneArgs,
+        space: &Arc<PidNamespace>,
+        who: &Credentials,
+    ) -> Result<(Pid, Option<Arc<Numbers>>), Errno> {
+        let wanted = args.numbers.get(..args.numbered).unwrap_or_default();
+        let levels = usize::try_from(space.level()).unwrap_or(usize::MAX);
+        if wanted.len() > levels.saturating_add(1) || wanted.iter().any(|pid| !(1..PID_MAX).contains(pid)) {
+            return Err(Errno::EINVAL);
+        }
+        let mut at = Some(space);
+        for number in wanted {
+            let Some(namespace) = at else { break };
+            if *number != 1 && namespace.init() == 0 {
+                return Err(Errno::EINVAL);
+            }
+            let may = [capability::CHECKPOINT_RESTORE, capability::SYS_ADMIN];
+            if !may.iter().any(|capability| who.capable_in(namespace.owner(), *capability)) {
+                return Err(Errno::EPERM);
+            }
+            at = namespace.parent();
+        }
+        let pid = self.allocate(wanted.get(levels).copied())?;
+        let numbers = Numbers::claim(pid, space, wanted.get(..levels).unwrap_or(wanted))?;
+        Ok((pid, numbers))
+    }
+
     fn add(
         &mut self,
         caller: &Arc<Task>,
         args: &CloneArgs,
-        parts: Parts,
+        (parts, credentials): (Parts, Option<Credentials>),
         started: std::time::Duration,
     ) -> Result<Arc<Task>, Errno> {
         let state = self.groups.get(&caller.group().pid()).ok_or(Errno::ESRCH)?;
-        if args.has(flag::PARENT) && !args.has(flag::THREAD) && state.parent == 0 {
+        if args.has(flag::PARENT) && !args.has(flag::THREAD) && (state.parent == 0 || state.unkillable) {
             return Err(Errno::EINVAL);
         }
         // A thread of a process that ends would outlive the end.
         if state.exiting.is_some() || state.execs.is_some() {
             return Err(Errno::EAGAIN);
         }
-        let pid = self.allocate()?;
-        let tasks = Arc::clone(caller.tasks());
-        let credentials = caller.credentials();
         let same_process = args.has(flag::THREAD);
+        let space = Arc::clone(if same_process {
+            caller.pid_namespace()
+        } else {
+            &parts.namespaces.pids_for_children
+        });
+        let credentials = credentials.map_or_else(|| caller.credentials(), Arc::new);
+        let (pid, numbers) = self.numbers(args, &space, &credentials)?;
+        let tasks = Arc::clone(caller.tasks());
         let group = if same_process {
             Arc::clone(caller.group())
         } else {
-            let group = ThreadGroup::new(pid, Arc::clone(&tasks), started, caller.group().limits());
+            let place = (space, caller.group().container());
+            let group = ThreadGroup::new(pid, place, Arc::clone(&tasks), started, caller.group().limits());
             group.set_dumpable(caller.group().dumpable());
             group.set_oom_score_adjustment(caller.group().oom_score_adjustment());
             group
@@ -281,13 +318,14 @@ impl Tree {
             let fresh_stack = args.has(flag::VM) && !args.has(flag::VFORK);
             thread.stack = if fresh_stack { AltStack::default() } else { parent.stack };
         }
+        thread.numbers.clone_from(&numbers);
         self.threads.insert(pid, thread);
         if same_process {
             if let Some(state) = self.groups.get_mut(&group.pid()) {
                 state.threads.push(pid);
             }
         } else {
-            self.add_group(caller, args, group, credentials);
+            self.add_group(caller, args, (group, numbers), credentials);
         }
         self.settle(&task);
         Ok(task)
@@ -297,8 +335,8 @@ impl Tree {
         &mut self,
         caller: &Task,
         args: &CloneArgs,
-        group: Arc<ThreadGroup>,
-        credentials: Arc<super::Credentials>,
+        (group, numbers): (Arc<ThreadGroup>, Option<Arc<Numbers>>),
+        credentials: Arc<Credentials>,
     ) {
         let Some(from) = self.groups.get(&caller.group().pid()) else { return };
         let actions = if args.has(flag::SIGHAND) {
@@ -313,6 +351,10 @@ impl Tree {
         let pid = group.pid();
         let mut state = GroupState::new(group, credentials, actions);
         (state.pgid, state.sid) = (from.pgid, from.sid);
+        let [_, of_group, of_session] = from.numbers.clone();
+        state.numbers = [numbers, of_group, of_session];
+        let space = Arc::clone(state.group.pid_namespace());
+        state.become_init_if_first(&space);
         if args.has(flag::PARENT) {
             (state.parent, state.parent_thread) = (from.parent, from.parent_thread);
             state.exit_signal = from.exit_signal;
@@ -340,6 +382,9 @@ impl Tree {
             return (thread, None);
         }
         let state = self.groups.remove(&group);
+        if task.pid_namespace().init() == group {
+            task.pid_namespace().set_init(0);
+        }
         if let Some(parent) = state.as_ref().and_then(|state| self.groups.get_mut(&state.parent)) {
             parent.children.remove(&group);
         }

@@ -1,5 +1,9 @@
 //! Who a task is and what it may do (`man 7 credentials`, `man 7 capabilities`).
 
+use std::sync::Arc;
+
+use super::UserNamespace;
+
 /// Capabilities that this room asks for.
 #[allow(missing_docs, reason = "names as the manual has them")]
 pub mod capability {
@@ -11,7 +15,9 @@ pub mod capability {
     pub const SYS_NICE: u32 = 23;
     pub const SYS_RESOURCE: u32 = 24;
     pub const SYS_TIME: u32 = 25;
+    pub const SETFCAP: u32 = 31;
     pub const SYSLOG: u32 = 34;
+    pub const CHECKPOINT_RESTORE: u32 = 40;
     /// The highest that is known.
     pub const LAST: u32 = 40;
 }
@@ -82,6 +88,8 @@ pub struct Credentials {
     pub no_new_privileges: bool,
     /// [`securebits`].
     pub securebits: u32,
+    /// Where its capabilities count, and whose numbers of users and groups it is shown. All numbers above are those of the root namespace.
+    pub user_ns: Arc<UserNamespace>,
 }
 
 impl Credentials {
@@ -105,13 +113,14 @@ impl Credentials {
             ambient: Capabilities::default(),
             no_new_privileges: false,
             securebits: 0,
+            user_ns: Arc::clone(UserNamespace::root()),
         }
     }
 
-    /// Whether a capability is in force.
+    /// Whether a capability is in force for the whole sandbox: that is, in the root namespace.
     #[must_use]
     pub fn capable(&self, capability: u32) -> bool {
-        self.effective.has(capability)
+        self.effective.has(capability) && self.user_ns.is_root()
     }
 
     /// Whether `group` is the group for file access or a supplementary one.
@@ -125,8 +134,9 @@ impl Credentials {
     pub fn with_users(&self, uid: u32, euid: u32, suid: u32) -> Self {
         let mut new = Self { uid, euid, suid, fsuid: euid, ..self.clone() };
         if self.securebits & securebits::NO_SETUID_FIXUP == 0 {
-            let was_root = [self.uid, self.euid, self.suid].contains(&0);
-            let is_root = [uid, euid, suid].contains(&0);
+            let zero = self.user_ns.uid(0);
+            let was_root = [self.uid, self.euid, self.suid].contains(&zero);
+            let is_root = [uid, euid, suid].contains(&zero);
             if was_root && !is_root {
                 if self.securebits & securebits::KEEP_CAPS == 0 {
                     new.permitted = Capabilities::default();
@@ -134,10 +144,10 @@ impl Credentials {
                 }
                 new.ambient = Capabilities::default();
             }
-            if self.euid == 0 && euid != 0 {
+            if self.euid == zero && euid != zero {
                 new.effective = Capabilities::default();
             }
-            if self.euid != 0 && euid == 0 {
+            if self.euid != zero && euid == zero {
                 new.effective = new.permitted;
             }
         }
@@ -159,10 +169,11 @@ impl Credentials {
         if self.securebits & securebits::NO_SETUID_FIXUP != 0 {
             return;
         }
-        if old == 0 && self.fsuid != 0 {
+        let zero = self.user_ns.uid(0);
+        if old == zero && self.fsuid != zero {
             self.effective.0 &= !FILES;
         }
-        if old != 0 && self.fsuid == 0 {
+        if old != zero && self.fsuid == zero {
             self.effective.0 |= self.permitted.0 & FILES;
         }
     }
@@ -178,7 +189,7 @@ impl Credentials {
         inheritable: Capabilities,
     ) -> Option<Self> {
         let within = |set: Capabilities, bound: u64| set.0 & !bound == 0;
-        let may_inherit_more = self.capable(capability::SETPCAP);
+        let may_inherit_more = self.capable_here(capability::SETPCAP);
         let allowed = (may_inherit_more || within(inheritable, self.inheritable.0 | self.permitted.0))
             && within(inheritable, self.inheritable.0 | self.bounding.0)
             && within(permitted, self.permitted.0)

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
+use super::namespaces::INVALID;
 use super::signal::AltStack;
 use super::{Capabilities, Credentials, Pid, Task, Tree, hooks, lock, securebits};
 use crate::error::{Restart, SysError};
@@ -13,7 +14,9 @@ impl Credentials {
     #[must_use]
     pub fn after_exec(&self, set_uid: Option<u32>, set_gid: Option<u32>) -> Self {
         let mut new = self.clone();
-        if !self.no_new_privileges {
+        let known = set_uid.is_none_or(|uid| self.user_ns.uid_up(uid) != INVALID)
+            && set_gid.is_none_or(|gid| self.user_ns.gid_up(gid) != INVALID);
+        if !self.no_new_privileges && known {
             new.euid = set_uid.unwrap_or(new.euid);
             new.egid = set_gid.unwrap_or(new.egid);
         }
@@ -24,12 +27,13 @@ impl Credentials {
         new.permitted = new.ambient;
         new.effective = new.ambient;
         let root_counts = new.securebits & securebits::NO_ROOT == 0;
-        if root_counts && (new.euid == 0 || new.uid == 0) {
+        let zero = self.user_ns.uid(0);
+        if root_counts && (new.euid == zero || new.uid == zero) {
             new.permitted = Capabilities(new.inheritable.0 | new.bounding.0);
             if self.no_new_privileges {
                 new.permitted.0 &= self.permitted.0;
             }
-            new.effective = if new.euid == 0 { new.permitted } else { new.ambient };
+            new.effective = if new.euid == zero { new.permitted } else { new.ambient };
         }
         (new.suid, new.fsuid) = (new.euid, new.euid);
         (new.sgid, new.fsgid) = (new.egid, new.egid);
@@ -136,8 +140,9 @@ impl Tree {
         if old == group {
             return;
         }
+        let numbers = self.groups.get(&group).and_then(|state| state.numbers[0].clone());
         if let Some(thread) = self.threads.remove(&old) {
-            self.threads.insert(group, thread);
+            self.threads.insert(group, super::tree::ThreadState { numbers, ..thread });
         }
         task.pid.store(group, Ordering::Relaxed);
         let Some(state) = self.groups.get_mut(&group) else { return };

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::signal::{SignalInfo, SignalSet, Target, is_signal};
 use super::tree::{GroupState, Report, ThreadState};
-use super::{Pid, Task, Tree, hooks, lock};
+use super::{Pid, PidNamespace, Task, Tree, hooks, lock};
 use crate::events::Events;
 use crate::platform::Thread;
 
@@ -35,23 +35,47 @@ pub(super) fn exit(task: &Arc<Task>, mut thread: Box<dyn Thread>, status: i32) {
     if task.pid() == task.group().pid() {
         task.group().set_last_comm(task.comm());
     }
+    let namespaces = task.namespaces();
     if task.tasks().tree().is_last(task) {
         // Undone before anybody hears of the end, too.
-        task.tasks().ipc().process_ended(task.group().pid());
+        namespaces.ipc.ipc().process_ended(task.group().pid());
+        task.end_namespace();
     }
     let remains = task.tasks().tree().remove_thread(task, status);
     if task.group().exit_status().is_some() {
         let timers = std::mem::take(&mut *task.group().timers());
         drop(timers);
-        task.tasks().ipc().process_ended(task.group().pid());
+        namespaces.ipc.ipc().process_ended(task.group().pid());
         if session == task.group().pid() {
             hooks::session_ended(task.tasks(), session);
         }
     }
     drop(remains);
+    drop((task.set_namespaces(Arc::clone(task.tasks().first_namespaces())), namespaces));
 }
 
 impl Task {
+    /// The last thread of a namespace's first process ends: all others of the namespace end before it (`zap_pid_ns_processes`). The root
+    /// namespace's first process does not wait for them: the sandbox is over.
+    fn end_namespace(&self) {
+        let (space, own) = (self.pid_namespace(), self.group.pid());
+        if space.init() != own || space.level() == 0 {
+            return;
+        }
+        space.close();
+        self.tasks.tree().end_all_others(own, space);
+        let mut remains = Remains::default();
+        loop {
+            self.waiter().clear();
+            let left = self.tasks.tree().reap_rest(own, space, &mut remains);
+            drop(std::mem::take(&mut remains));
+            if !left {
+                return;
+            }
+            self.waiter().wait(None);
+        }
+    }
+
     /// Ends its whole process (`exit_group`), with a status as `wait` tells it.
     pub fn exit_group(&self, status: i32) {
         self.tasks.tree().begin_group_exit(self.group.pid(), status);
@@ -82,6 +106,7 @@ impl Tree {
             let mut ended = lock(&task.group().ended_threads);
             *ended = ended.plus(&task.cpu_times());
         }
+        task.control_group().count_ended(&task.cpu_times());
         let execs = state.execs;
         if let Some(by) = execs.and_then(|by| self.threads.get(&by)) {
             by.task.waiter().set();
@@ -141,9 +166,11 @@ impl Tree {
         state.stopped = false;
         state.report = None;
         state.pending.discard(SignalSet::ALL);
-        let (handle, first) = (Arc::clone(&state.group), state.unkillable || group == 1);
-        if first {
-            self.end_all_others(group);
+        let handle = Arc::clone(&state.group);
+        let space = Arc::clone(handle.pid_namespace());
+        if space.init() == group {
+            space.close();
+            self.end_all_others(group, &space);
         }
         self.give_children_away(group, remains);
         let own = self.groups.get(&group).map(|state| (state.pgid, state.parent));
@@ -154,27 +181,61 @@ impl Tree {
             self.reap(group, remains);
         }
         handle.set_exited(status);
+        self.tell_ending_namespaces(&space);
     }
 
-    /// The sandbox ends with its first process.
-    fn end_all_others(&mut self, first: Pid) {
-        let others = self.groups.keys().copied().filter(|pid| *pid != first).collect::<Vec<_>>();
+    /// A namespace, or the sandbox, ends with its first process.
+    fn end_all_others(&mut self, first: Pid, space: &PidNamespace) {
+        let within = self.groups.iter().filter(|(_, state)| state.group.pid_namespace().is_within(space));
+        let others = within.map(|(pid, _)| *pid).filter(|pid| *pid != first).collect::<Vec<_>>();
         for pid in others {
             self.begin_group_exit(pid, libc::SIGKILL);
         }
     }
 
-    /// The nearest living ancestor that takes orphans, else the first process; 0 when there is none.
+    /// Takes away what children of a namespace's first process left. Whether somebody else still lives in the namespace.
+    fn reap_rest(&mut self, first: Pid, space: &PidNamespace, remains: &mut Remains) -> bool {
+        let children = self.groups.get(&first).map(|state| state.children.clone()).unwrap_or_default();
+        for child in children {
+            if self.groups.get(&child).is_some_and(|state| state.zombie.is_some()) {
+                self.reap(child, remains);
+            }
+        }
+        let mut others = self.groups.iter().filter(|(pid, state)| **pid != first && state.zombie.is_none());
+        others.any(|(_, state)| state.group.pid_namespace().is_within(space))
+    }
+
+    /// First processes that wait until their namespace is empty look again.
+    fn tell_ending_namespaces(&self, space: &Arc<PidNamespace>) {
+        let mut at = Some(space);
+        while let Some(namespace) = at {
+            if namespace.level() > 0 && namespace.is_closed() {
+                for task in self.tasks_of(namespace.init()) {
+                    task.waiter().set();
+                }
+            }
+            at = namespace.parent();
+        }
+    }
+
+    /// The nearest living ancestor in the same namespace that takes orphans, else the first process of the namespace; 0 when there is none
+    /// (`find_new_reaper`).
     fn heir(&self, group: Pid) -> Pid {
-        let mut at = self.groups.get(&group).map_or(0, |state| state.parent);
+        let Some(own) = self.groups.get(&group) else { return 0 };
+        let space = own.group.pid_namespace();
+        let mut at = own.parent;
         while let Some(state) = self.groups.get(&at) {
+            if !Arc::ptr_eq(state.group.pid_namespace(), space) {
+                break;
+            }
             if state.zombie.is_none() && state.group.is_subreaper() {
                 return at;
             }
             at = state.parent;
         }
         let living = |pid: &Pid| *pid != group && self.groups.get(pid).is_some_and(|s| s.zombie.is_none());
-        Some(1).filter(living).unwrap_or(0)
+        let above = space.parent().map_or(0, |parent| parent.init());
+        [space.init(), above].into_iter().find(living).unwrap_or(0)
     }
 
     fn give_children_away(&mut self, group: Pid, remains: &mut Remains) {
@@ -187,6 +248,7 @@ impl Tree {
             state.parent_thread = heir_thread.unwrap_or(0);
             state.exit_signal = libc::SIGCHLD;
             let (zombie, pgid) = (state.zombie, state.pgid);
+            self.tell_new_parent(child, heir);
             if let Some(heir) = self.groups.get_mut(&heir) {
                 heir.children.insert(child);
             }
@@ -194,6 +256,17 @@ impl Tree {
                 Some(status) if self.tell_parent_of_end(child, status) => self.reap(child, remains),
                 Some(_) => {}
                 None => self.settle_orphans(pgid, group),
+            }
+        }
+    }
+
+    /// What `getppid` gives from now on, wherever it is answered without us.
+    fn tell_new_parent(&self, child: Pid, parent: Pid) {
+        let threads = self.groups.get(&child).map(|state| state.threads.as_slice()).unwrap_or_default();
+        for thread in threads.iter().filter_map(|thread| self.threads.get(thread)) {
+            let parent = thread.task.shown(parent).cast_unsigned();
+            if let Some(handle) = lock(&thread.task.interrupt).as_ref() {
+                handle.set_answer(libc::SYS_getppid.unsigned_abs(), u64::from(parent));
             }
         }
     }

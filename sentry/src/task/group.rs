@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::signal::{SignalInfo, Target};
-use super::{CpuTimes, Limits, Pid, Tasks, lock};
+use super::{CpuTimes, Limits, Pid, PidNamespace, Tasks, lock};
 use crate::error::Errno;
 use crate::events::{Events, WaitQueue, Waiter, Wake};
 use crate::time::ProcessTimers;
@@ -13,6 +13,9 @@ use crate::time::ProcessTimers;
 /// A process: the threads that share a number and signals.
 pub struct ThreadGroup {
     pid: Pid,
+    pid_namespace: Arc<PidNamespace>,
+    /// Which container it belongs to; 0 for none.
+    container: u64,
     tasks: Arc<Tasks>,
     started: Duration,
     exit_status: OnceLock<i32>,
@@ -30,9 +33,17 @@ pub struct ThreadGroup {
 }
 
 impl ThreadGroup {
-    pub(super) fn new(pid: Pid, tasks: Arc<Tasks>, started: Duration, limits: Limits) -> Arc<Self> {
+    pub(super) fn new(
+        pid: Pid,
+        (pid_namespace, container): (Arc<PidNamespace>, u64),
+        tasks: Arc<Tasks>,
+        started: Duration,
+        limits: Limits,
+    ) -> Arc<Self> {
         Arc::new(Self {
             pid,
+            pid_namespace,
+            container,
             tasks,
             started,
             exit_status: OnceLock::new(),
@@ -50,10 +61,22 @@ impl ThreadGroup {
         })
     }
 
-    /// Its number (`getpid`).
+    /// Its number; as a guest sees it: [`Task::shown`](super::Task::shown).
     #[must_use]
     pub fn pid(&self) -> Pid {
         self.pid
+    }
+
+    /// The namespace that it has its number in.
+    #[must_use]
+    pub fn pid_namespace(&self) -> &Arc<PidNamespace> {
+        &self.pid_namespace
+    }
+
+    /// Which container of the sandbox it belongs to, as all that descends from it; 0 for none.
+    #[must_use]
+    pub fn container(&self) -> u64 {
+        self.container
     }
 
     /// When it began, on the sandbox's monotonic clock.

@@ -4,7 +4,6 @@ use std::sync::{Arc, LazyLock};
 
 use super::{Task, ThreadGroup};
 use crate::error::Errno;
-pub(super) use crate::ipc::Ipc;
 use crate::mm::AddressSpace;
 use crate::mm::futex::{exit_robust_list, wake_at};
 use crate::platform::Thread;
@@ -59,5 +58,6 @@ pub(super) fn wake_futex(space: &AddressSpace, address: u64) {
 
 /// Gives back the robust futexes of a thread that ends.
 pub(super) fn release_robust_futexes(task: &Task, thread: &mut dyn Thread) {
-    exit_robust_list(&task.space(), thread, task.pid());
+    let of = task.pid_namespace().meta().number();
+    exit_robust_list(&task.space(), thread, (task.pid(), task.own_number(), of));
 }

@@ -17,6 +17,7 @@
 //! The timer thread's own lock is a leaf: it fires with no lock held.
 
 mod clone;
+mod control_group;
 mod cpu_limit;
 mod credentials;
 mod current;
@@ -25,9 +26,11 @@ mod exit;
 mod group;
 mod hooks;
 mod limits;
+pub mod namespaces;
 mod pool;
 mod process;
 mod run;
+pub mod seccomp;
 pub mod signal;
 mod tree;
 mod usage;
@@ -39,12 +42,14 @@ use std::sync::{Arc, Mutex};
 pub(crate) use crate::sync::lock;
 use std::time::Duration;
 
-pub use clone::{CloneArgs, clone, unshare};
+pub use clone::{CloneArgs, clone};
+pub use control_group::ControlGroup;
 pub(crate) use cpu_limit::watch_cpu_limit;
 pub use credentials::{Capabilities, Credentials, capability, securebits};
 pub use current::{Serving, current};
 pub use group::ThreadGroup;
 pub use limits::{Limit, Limits, Resource};
+pub use namespaces::{Namespaces, PidNamespace, UserNamespace, unshare};
 pub use pool::Workers;
 pub use process::{NewProcess, ProcessInfo};
 pub use run::run;
@@ -60,7 +65,7 @@ use crate::mm::AddressSpace;
 use crate::platform::{Interrupt, Thread};
 use crate::vfs::{FdTable, FsContext};
 
-/// Number of a task as guests see it.
+/// Number of a task: as guests of the root namespace see it ([`namespaces`]).
 pub type Pid = i32;
 
 /// What an interrupted call does when it goes on (`restart_syscall`).
@@ -78,6 +83,10 @@ pub struct Task {
     restart: Mutex<Option<RestartBlock>>,
     vfork: Mutex<Option<Arc<clone::Vfork>>>,
     credentials: Mutex<Arc<Credentials>>,
+    namespaces: Mutex<Arc<Namespaces>>,
+    stale_answers: AtomicBool,
+    filters: Mutex<seccomp::Filters>,
+    filtered: AtomicBool,
     files: Mutex<Arc<FdTable>>,
     fs: Mutex<Arc<FsContext>>,
     space: Mutex<Arc<AddressSpace>>,
@@ -92,6 +101,7 @@ pub struct Task {
     no_huge_pages: AtomicBool,
     exit_status: AtomicI32,
     usage: Usage,
+    control_group: Mutex<Arc<ControlGroup>>,
 }
 
 /// Default slack of a timer, in nanoseconds.
@@ -102,6 +112,7 @@ pub(crate) struct Parts {
     pub(crate) files: Arc<FdTable>,
     pub(crate) fs: Arc<FsContext>,
     pub(crate) space: Arc<AddressSpace>,
+    pub(crate) namespaces: Arc<Namespaces>,
 }
 
 impl Task {
@@ -124,6 +135,10 @@ impl Task {
             restart: Mutex::new(None),
             vfork: Mutex::new(None),
             credentials: Mutex::new(credentials),
+            namespaces: Mutex::new(parts.namespaces),
+            stale_answers: AtomicBool::new(false),
+            filters: Mutex::default(),
+            filtered: AtomicBool::new(false),
             files: Mutex::new(parts.files),
             fs: Mutex::new(parts.fs),
             space: Mutex::new(parts.space),
@@ -138,13 +153,16 @@ impl Task {
             no_huge_pages: AtomicBool::new(false),
             exit_status: AtomicI32::new(0),
             usage: Usage::default(),
+            control_group: Mutex::default(),
         }
     }
 
     /// What `fork` and `clone` hand on besides what they are told about.
     fn inherit(&self, from: &Self) {
         *lock(&self.comm) = *lock(&from.comm);
+        self.set_filters(from.filters());
         *lock(&self.scheduling) = *lock(&from.scheduling);
+        self.set_control_group(from.control_group());
         let affinity = lock(&from.affinity).clone();
         *lock(&self.affinity) = affinity;
         self.timer_slack.store(from.timer_slack(), Ordering::Relaxed);
@@ -154,7 +172,7 @@ impl Task {
         self.no_huge_pages.store(from.no_huge_pages.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
-    /// Its number (`gettid`).
+    /// Its number; as a guest sees it: [`shown`](Self::shown).
     #[must_use]
     pub fn pid(&self) -> Pid {
         self.pid.load(Ordering::Relaxed)
@@ -194,10 +212,37 @@ impl Task {
     fn poke(&self) {
         self.attention.store(true, Ordering::SeqCst);
         self.waiter.set();
+        self.interrupt();
+    }
+
+    /// Brings it out of guest code.
+    fn interrupt(&self) {
         let interrupt = lock(&self.interrupt).clone();
         if let Some(interrupt) = interrupt {
             interrupt.interrupt();
         }
+    }
+
+    /// What it has in common with the other tasks of its container.
+    #[must_use]
+    pub fn control_group(&self) -> Arc<ControlGroup> {
+        Arc::clone(&lock(&self.control_group))
+    }
+
+    /// Puts it into one. It was not run yet.
+    pub fn set_control_group(&self, group: Arc<ControlGroup>) {
+        let before = std::mem::replace(&mut *lock(&self.control_group), group);
+        drop(before);
+    }
+
+    /// For fuzzing: whether something seems to be there, so that a call which would wait ends at once.
+    pub(crate) fn set_attention(&self, there: bool) {
+        self.attention.store(there, Ordering::SeqCst);
+    }
+
+    /// The guest thread that an execve put in the place of the one that called it.
+    pub(crate) fn take_next_thread(&self) -> Option<Box<dyn Thread>> {
+        lock(&self.next_thread).take()
     }
 
     /// Who it is. A change puts another one in place.
@@ -247,6 +292,69 @@ impl Task {
     /// Gives it another root, working folder and umask (`unshare`).
     pub fn set_fs(&self, fs: Arc<FsContext>) -> Arc<FsContext> {
         std::mem::replace(&mut *lock(&self.fs), fs)
+    }
+
+    /// Whether others use the same root, working folder and umask.
+    #[must_use]
+    pub fn shares_fs(&self) -> bool {
+        Arc::strong_count(&lock(&self.fs)) > 1
+    }
+
+    /// Its namespaces.
+    #[must_use]
+    pub fn namespaces(&self) -> Arc<Namespaces> {
+        Arc::clone(&lock(&self.namespaces))
+    }
+
+    /// Gives it other namespaces. Those it had, to be dropped without a lock. Only the task itself does so.
+    pub fn set_namespaces(&self, namespaces: Arc<Namespaces>) -> Arc<Namespaces> {
+        std::mem::replace(&mut *lock(&self.namespaces), namespaces)
+    }
+
+    /// The namespace that it has its number in.
+    #[must_use]
+    pub fn pid_namespace(&self) -> &Arc<PidNamespace> {
+        self.group.pid_namespace()
+    }
+
+    /// Number of a task, a process, a process group or a session as this task sees it; 0 where it does not.
+    #[must_use]
+    pub fn shown(&self, pid: Pid) -> Pid {
+        self.pid_namespace().shown(pid)
+    }
+
+    /// Its own number as it sees it (`gettid`).
+    #[must_use]
+    pub fn own_number(&self) -> Pid {
+        self.shown(self.pid())
+    }
+
+    /// Whom this task means by a number.
+    #[must_use]
+    pub fn named(&self, number: Pid) -> Option<Pid> {
+        self.pid_namespace().named(number)
+    }
+
+    /// The task that this one means by a number.
+    #[must_use]
+    pub fn find(&self, number: Pid) -> Option<Arc<Self>> {
+        self.tasks.find(self.named(number)?)
+    }
+
+    /// The process that this task means by a number.
+    #[must_use]
+    pub fn find_group(&self, number: Pid) -> Option<Arc<ThreadGroup>> {
+        self.tasks.find_group(self.named(number)?)
+    }
+
+    /// Says that calls which the stub answers have other answers now, though the task did nothing for it.
+    pub(crate) fn refresh_answers(&self) {
+        self.stale_answers.store(true, Ordering::SeqCst);
+        self.poke();
+    }
+
+    fn take_stale_answers(&self) -> bool {
+        self.stale_answers.swap(false, Ordering::SeqCst)
     }
 
     /// Its memory.

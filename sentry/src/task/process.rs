@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
+use super::namespaces::Numbers;
 use super::signal::{Actions, Pending, SignalSet};
 use super::tree::{GroupState, ThreadState};
-use super::{Credentials, Limits, Parts, Pid, Task, Tasks, ThreadGroup, Tree};
+use super::{Credentials, Limits, Namespaces, Parts, Pid, PidNamespace, Task, Tasks, ThreadGroup, Tree};
 use crate::error::Errno;
 use crate::kernel::Kernel;
 use crate::mm::AddressSpace;
@@ -23,6 +24,10 @@ pub struct NewProcess {
     pub fs: Arc<FsContext>,
     /// Its memory.
     pub space: Arc<AddressSpace>,
+    /// Its namespaces; it is a process of [`Namespaces::pids_for_children`]. `None`: the first ones, with the mounts that its root is in.
+    pub namespaces: Option<Arc<Namespaces>>,
+    /// Which container it belongs to; 0 for none.
+    pub container: u64,
 }
 
 /// What can be seen of a process (`/proc/…/stat`).
@@ -66,6 +71,7 @@ impl GroupState {
             children: BTreeSet::new(),
             pgid: pid,
             sid: pid,
+            numbers: [None, None, None],
             threads: vec![pid],
             actions,
             pending: Pending::default(),
@@ -82,26 +88,44 @@ impl GroupState {
             credentials,
         }
     }
+
+    /// The first process of a namespace takes its orphans, and has a say about most signals.
+    pub(super) fn become_init_if_first(&mut self, pids: &PidNamespace) {
+        if pids.init() == 0 && pids.shown(self.group.pid()) == 1 {
+            pids.set_init(self.group.pid());
+            self.unkillable = true;
+        }
+    }
 }
 
 impl Kernel {
     /// Makes a process that has no parent in the sandbox and a session of its own. It runs once [`run`](super::run) is called for it.
-    /// The very first one is number 1: orphans become its children, and the sandbox ends with it.
+    /// The very first one of a namespace is number 1 in it: orphans become its children, and all others end with it.
     ///
     /// # Errors
-    /// EAGAIN when the sandbox has as many tasks as it may.
+    /// EAGAIN when the sandbox has as many tasks as it may; ENOMEM where the first process of the namespace ended.
     pub fn new_process(&self, new: NewProcess) -> Result<Arc<Task>, Errno> {
+        let namespaces = new.namespaces.unwrap_or_else(|| {
+            let mounts = crate::vfs::mount::MountNamespace::of(&new.fs.root());
+            Arc::new(Namespaces { mounts, ..(**self.tasks.first_namespaces()).clone() })
+        });
+        let pids = Arc::clone(&namespaces.pids_for_children);
         let mut tree = self.tasks.tree();
-        let pid = tree.allocate()?;
-        let group = ThreadGroup::new(pid, Arc::clone(&self.tasks), self.clocks.monotonic(), new.limits);
+        let pid = tree.allocate(None)?;
+        let numbers = Numbers::claim(pid, &pids, &[])?;
+        let started = self.clocks.monotonic();
+        let place = (Arc::clone(&pids), new.container);
+        let group = ThreadGroup::new(pid, place, Arc::clone(&self.tasks), started, new.limits);
         let credentials = Arc::new(new.credentials);
-        let parts = Parts { files: new.files, fs: new.fs, space: new.space };
+        let parts = Parts { files: new.files, fs: new.fs, space: new.space, namespaces };
         let tasks = Arc::clone(&self.tasks);
         let task = Arc::new(Task::new(pid, Arc::clone(&group), tasks, Arc::clone(&credentials), parts));
         let mut state = GroupState::new(group, credentials, Arc::default());
-        state.unkillable = pid == 1;
+        state.become_init_if_first(&pids);
+        state.numbers = std::array::from_fn(|_| numbers.clone());
         tree.groups.insert(pid, state);
-        tree.threads.insert(pid, ThreadState::new(Arc::clone(&task), pid));
+        let thread = ThreadState { numbers, ..ThreadState::new(Arc::clone(&task), pid) };
+        tree.threads.insert(pid, thread);
         Ok(task)
     }
 }
@@ -137,6 +161,12 @@ impl Tasks {
         })
     }
 
+    /// Session of a process.
+    #[must_use]
+    pub fn session_of(&self, process: Pid) -> Option<Pid> {
+        self.tree().groups.get(&process).map(|state| state.sid)
+    }
+
     /// Sends a signal to all processes of a group: what a terminal does. No permission is asked for.
     pub fn signal_process_group(&self, pgid: Pid, info: &super::signal::SignalInfo) {
         let mut tree = self.tree();
@@ -154,10 +184,10 @@ impl Tasks {
 }
 
 impl Task {
-    /// Number of its process' parent (`getppid`); 0 for none in the sandbox.
+    /// Number of its process' parent; 0 for none in the sandbox. As the task sees it: [`shown`](Self::shown).
     #[must_use]
     pub fn parent(&self) -> Pid {
-        self.tasks.tree().groups.get(&self.group.pid()).map_or(0, |state| state.parent)
+        self.tasks.tree().parent_of(self.group.pid())
     }
 
     /// Number of its process group.
@@ -180,7 +210,10 @@ impl Task {
         let tree = self.tasks.tree();
         let group = match pid {
             0 => self.group.pid(),
-            pid => tree.threads.get(&pid).map_or(pid, |thread| thread.group),
+            pid => {
+                let pid = self.named(pid).ok_or(Errno::ESRCH)?;
+                tree.threads.get(&pid).map_or(pid, |thread| thread.group)
+            }
         };
         tree.groups.get(&group).map(|state| (state.pgid, state.sid)).ok_or(Errno::ESRCH)
     }
@@ -197,6 +230,8 @@ impl Task {
         }
         let state = tree.groups.get_mut(&pid).ok_or(Errno::ESRCH)?;
         (state.sid, state.pgid) = (pid, pid);
+        let own = state.numbers[0].clone();
+        state.numbers = std::array::from_fn(|_| own.clone());
         Ok(pid)
     }
 
@@ -206,11 +241,13 @@ impl Task {
     /// EINVAL, ESRCH, EACCES, EPERM, as the manual has them.
     pub fn set_process_group(&self, pid: Pid, pgid: Pid) -> Result<(), Errno> {
         let own = self.group.pid();
-        let pid = if pid == 0 { own } else { pid };
-        let pgid = if pgid == 0 { pid } else { pgid };
-        if pgid < 0 {
+        // Without a group it is that of the process' number, whatever this is.
+        if pgid < 0 || pgid == 0 && pid < 0 {
             return Err(Errno::EINVAL);
         }
+        let pid = if pid == 0 { own } else { self.named(pid).ok_or(Errno::ESRCH)? };
+        // What is no number of anybody is found to be no group.
+        let pgid = if pgid == 0 { pid } else { self.named(pgid).unwrap_or(0) };
         self.tasks.tree().set_process_group(own, pid, pgid)
     }
 }
@@ -236,11 +273,15 @@ impl Tree {
             return Err(Errno::EPERM);
         }
         let sid = target.sid;
-        if pgid != pid && !self.groups.values().any(|state| state.pgid == pgid && state.sid == sid) {
-            return Err(Errno::EPERM);
-        }
+        let numbers = if pgid == pid {
+            target.numbers[0].clone()
+        } else {
+            let member = self.groups.values().find(|state| state.pgid == pgid && state.sid == sid);
+            member.ok_or(Errno::EPERM)?.numbers[1].clone()
+        };
         if let Some(target) = self.groups.get_mut(&pid) {
             target.pgid = pgid;
+            target.numbers[1] = numbers;
         }
         Ok(())
     }

@@ -4,23 +4,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::hooks::{Ipc, Sessions};
+use super::hooks::Sessions;
+use super::namespaces::{Numbers, PID_MAX, RESERVED};
 use super::signal::{Actions, AltStack, Pending, SignalSet};
-use super::{Credentials, Pid, Task, ThreadGroup, lock};
+use super::{Credentials, Namespaces, Pid, PidNamespace, Task, ThreadGroup, lock};
 use crate::error::Errno;
 
-/// One more than the highest number of a task (`pid_max` of 64-bit machines).
-const PID_MAX: Pid = 4 << 20;
 /// Tasks of a sandbox unless it is told another bound.
 const TASKS: usize = 32_768;
-/// Numbers below are not given out a second time (`RESERVED_PIDS`).
-const RESERVED: Pid = 300;
 
 /// Every task of a sandbox.
 pub struct Tasks {
     tree: Mutex<Tree>,
     terminals: Sessions,
-    ipc: Ipc,
+    pids: Arc<PidNamespace>,
+    namespaces: Arc<Namespaces>,
 }
 
 impl Default for Tasks {
@@ -41,13 +39,21 @@ impl Tasks {
             wrapped: false,
             limit,
         };
-        Self { tree: Mutex::new(tree), terminals: Sessions::default(), ipc: Ipc::default() }
+        let pids = PidNamespace::first();
+        let namespaces = Arc::new(Namespaces::first(&pids));
+        Self { tree: Mutex::new(tree), terminals: Sessions::default(), pids, namespaces }
     }
 
-    /// Its System V IPC.
+    /// The first namespace of processes.
     #[must_use]
-    pub fn ipc(&self) -> &Ipc {
-        &self.ipc
+    pub fn pids(&self) -> &Arc<PidNamespace> {
+        &self.pids
+    }
+
+    /// The namespaces that the sandbox began with.
+    #[must_use]
+    pub fn first_namespaces(&self) -> &Arc<Namespaces> {
+        &self.namespaces
     }
 
     /// Which session has which terminal.
@@ -72,6 +78,14 @@ impl Tasks {
     #[must_use]
     pub fn processes(&self) -> Vec<Pid> {
         self.tree().groups.keys().copied().collect()
+    }
+
+    /// The living processes of a container, ascending.
+    #[must_use]
+    pub fn of_container(&self, container: u64) -> Vec<Arc<ThreadGroup>> {
+        let tree = self.tree();
+        let living = tree.groups.values().filter(|state| state.zombie.is_none());
+        living.map(|state| &state.group).filter(|group| group.container() == container).cloned().collect()
     }
 
     /// What `look` makes of living tasks, which it gets with their process groups. It is called under the lock.
@@ -108,6 +122,8 @@ pub(crate) struct Tree {
 pub(crate) struct ThreadState {
     pub(super) task: Arc<Task>,
     pub(super) group: Pid,
+    /// Its numbers in namespaces besides the first.
+    pub(super) numbers: Option<Arc<Numbers>>,
     pub(super) pending: Pending,
     pub(super) mask: SignalSet,
     /// What the mask is to be after the next signal (`sigsuspend`).
@@ -127,6 +143,7 @@ impl ThreadState {
         Self {
             task,
             group,
+            numbers: None,
             pending: Pending::default(),
             mask: SignalSet::EMPTY,
             saved_mask: None,
@@ -158,6 +175,8 @@ pub(crate) struct GroupState {
     pub(super) children: BTreeSet<Pid>,
     pub(super) pgid: Pid,
     pub(super) sid: Pid,
+    /// Numbers of itself, of its group and of its session in namespaces besides the first: taken as long as one bears them.
+    pub(super) numbers: [Option<Arc<Numbers>>; 3],
     /// Its living threads.
     pub(super) threads: Vec<Pid>,
     pub(super) actions: Arc<Mutex<Actions>>,
@@ -186,13 +205,23 @@ pub(crate) struct GroupState {
 }
 
 impl Tree {
-    /// A number for a task.
+    /// The parent of a process; 0 for none in the sandbox.
+    pub(super) fn parent_of(&self, group: Pid) -> Pid {
+        self.groups.get(&group).map_or(0, |state| state.parent)
+    }
+
+    /// A number for a task: `wanted`, or the next that is free.
     ///
     /// # Errors
-    /// EAGAIN when the sandbox has as many as it may, or none is free.
-    pub(super) fn allocate(&mut self) -> Result<Pid, Errno> {
+    /// EAGAIN when the sandbox has as many as it may, or none is free; EEXIST.
+    pub(super) fn allocate(&mut self, wanted: Option<Pid>) -> Result<Pid, Errno> {
         if self.threads.len() >= self.limit || self.groups.len() >= self.limit {
             return Err(Errno::EAGAIN);
+        }
+        if let Some(wanted) = wanted {
+            let taken = |group: &GroupState| group.pgid == wanted || group.sid == wanted;
+            let free = !self.in_use(wanted) && !self.groups.values().any(taken);
+            return if free { Ok(wanted) } else { Err(Errno::EEXIST) };
         }
         // As many tries as there can be numbers in use: each task can hold three (its own, a group's, a session's).
         for _ in 0..self.limit.saturating_mul(4).saturating_add(1) {

@@ -116,11 +116,11 @@ impl Clock {
             _ => return Err(Errno::EINVAL),
         };
         if number & 4 != 0 {
-            let other = if pid == 0 { Some(Arc::clone(task)) } else { task.tasks().find(pid) };
+            let other = if pid == 0 { Some(Arc::clone(task)) } else { task.find(pid) };
             let same = other.filter(|other| other.group().pid() == task.group().pid());
             return same.map(|other| Self::Thread(other, cpu)).ok_or(Errno::EINVAL);
         }
-        let group = if pid == 0 { Some(Arc::clone(task.group())) } else { task.tasks().find_group(pid) };
+        let group = if pid == 0 { Some(Arc::clone(task.group())) } else { task.find_group(pid) };
         group.map(|group| Self::Process(group, cpu)).ok_or(Errno::EINVAL)
     }
 

@@ -2,6 +2,8 @@
 
 use super::{AttributeChange, Attributes, Caller, FileKind, Timestamp};
 use crate::error::Errno;
+use crate::task::Credentials;
+use crate::task::namespaces::INVALID;
 
 /// `CAP_CHOWN`.
 pub const CAP_CHOWN: u32 = 0;
@@ -31,6 +33,14 @@ pub const WRITE: u32 = 2;
 /// Executing; in a folder, looking names up.
 pub const EXECUTE: u32 = 1;
 
+/// Whether a capability is in force for a file: in the caller's own namespace, which has numbers for the file's owner and group
+/// (`capable_wrt_inode_uidgid`).
+fn capable(who: &Credentials, file: &Attributes, capability: u32) -> bool {
+    let users = &who.user_ns;
+    who.capable_here(capability)
+        && (users.is_root() || users.uid_up(file.uid) != INVALID && users.gid_up(file.gid) != INVALID)
+}
+
 /// Whether all of `wanted` (of [`READ`], [`WRITE`], [`EXECUTE`]) is allowed.
 ///
 /// # Errors
@@ -48,17 +58,17 @@ pub fn check(caller: &Caller, file: &Attributes, wanted: u32) -> Result<(), Errn
         return Ok(());
     }
     let folder = file.kind == FileKind::Folder;
-    if who.capable(CAP_DAC_OVERRIDE) && (folder || wanted & EXECUTE == 0 || file.mode & 0o111 != 0) {
+    if capable(who, file, CAP_DAC_OVERRIDE) && (folder || wanted & EXECUTE == 0 || file.mode & 0o111 != 0) {
         return Ok(());
     }
     let reads = wanted == READ || (folder && wanted & WRITE == 0);
-    if reads && who.capable(CAP_DAC_READ_SEARCH) { Ok(()) } else { Err(Errno::EACCES) }
+    if reads && capable(who, file, CAP_DAC_READ_SEARCH) { Ok(()) } else { Err(Errno::EACCES) }
 }
 
 /// Whether the caller is the owner or acts as one.
 #[must_use]
 pub fn owner(caller: &Caller, file: &Attributes) -> bool {
-    caller.credentials.fsuid == file.uid || caller.credentials.capable(CAP_FOWNER)
+    caller.credentials.fsuid == file.uid || capable(&caller.credentials, file, CAP_FOWNER)
 }
 
 /// Whether a name may be taken out of `folder`, as `victim` being its file.
@@ -69,7 +79,11 @@ pub fn check_removal(caller: &Caller, folder: &Attributes, victim: &Attributes) 
     check(caller, folder, WRITE | EXECUTE)?;
     let sticky = folder.mode & 0o1000 != 0;
     let own = [victim.uid, folder.uid].contains(&caller.credentials.fsuid);
-    if sticky && !own && !caller.credentials.capable(CAP_FOWNER) { Err(Errno::EPERM) } else { Ok(()) }
+    if sticky && !own && !capable(&caller.credentials, victim, CAP_FOWNER) {
+        Err(Errno::EPERM)
+    } else {
+        Ok(())
+    }
 }
 
 /// Mode and group that a new file gets in `folder` (`inode_init_owner`). The umask is already taken off.
@@ -81,7 +95,7 @@ pub fn of_new_file(caller: &Caller, folder: &Attributes, kind: FileKind, mode: u
     let who = &caller.credentials;
     let mode = if kind == FileKind::Folder {
         mode | 0o2000
-    } else if mode & 0o2010 == 0o2010 && !who.in_group(folder.gid) && !who.capable(CAP_FSETID) {
+    } else if mode & 0o2010 == 0o2010 && !who.in_group(folder.gid) && !capable(who, folder, CAP_FSETID) {
         mode & !0o2000
     } else {
         mode
@@ -98,7 +112,7 @@ pub fn chmod(caller: &Caller, file: &Attributes, mode: u32) -> Result<AttributeC
         return Err(Errno::EPERM);
     }
     let who = &caller.credentials;
-    let foreign = !who.in_group(file.gid) && !who.capable(CAP_FSETID);
+    let foreign = !who.in_group(file.gid) && !capable(who, file, CAP_FSETID);
     let mode = if foreign { mode & !0o2000 } else { mode };
     Ok(AttributeChange { mode: Some(mode & 0o7777), ..AttributeChange::default() })
 }
@@ -114,7 +128,7 @@ pub fn chown(
     gid: Option<u32>,
 ) -> Result<AttributeChange, Errno> {
     let who = &caller.credentials;
-    let chowner = who.capable(CAP_CHOWN);
+    let chowner = capable(who, file, CAP_CHOWN);
     let own = who.fsuid == file.uid;
     if uid.is_some_and(|uid| !(chowner || own && uid == file.uid)) {
         return Err(Errno::EPERM);
@@ -138,7 +152,7 @@ pub fn without_set_id(mode: u32) -> u32 {
 #[must_use]
 pub fn mode_after_write(caller: &Caller, file: &Attributes) -> Option<u32> {
     let mode = without_set_id(file.mode);
-    (file.kind == FileKind::Regular && mode != file.mode && !caller.credentials.capable(CAP_FSETID))
+    (file.kind == FileKind::Regular && mode != file.mode && !capable(&caller.credentials, file, CAP_FSETID))
         .then_some(mode)
 }
 
@@ -182,7 +196,9 @@ pub fn xattr(caller: &Caller, file: &Attributes, name: &[u8], change: bool) -> R
     }
     if name.starts_with(b"security.") {
         let capability = if name == b"security.capability" { CAP_SETFCAP } else { CAP_SYS_ADMIN };
-        return if change && !who.capable(capability) { Err(Errno::EPERM) } else { Ok(()) };
+        let may =
+            if capability == CAP_SETFCAP { capable(who, file, capability) } else { who.capable(capability) };
+        return if change && !may { Err(Errno::EPERM) } else { Ok(()) };
     }
     Err(Errno::EOPNOTSUPP)
 }

@@ -42,11 +42,13 @@ pub mod host;
 pub mod host_io;
 mod inode;
 pub mod inotify;
+mod kept;
 pub mod locks;
 #[cfg(test)]
 mod model;
 pub mod mount;
 pub mod names;
+pub mod nsfs;
 pub mod open;
 pub mod overlay;
 pub mod pidfd;

@@ -52,8 +52,10 @@ const TRIES: usize = 1000;
 
 /// How the caller sleeps.
 pub struct Sleeper<'a> {
-    /// Its task.
+    /// Its task, as words of memory name it.
     pub task: Pid,
+    /// Whose name that is: number of a namespace of processes.
+    pub space: u64,
     /// What wakes it.
     pub waiter: &'a Arc<Waiter>,
     /// Whether a signal is to be delivered.
@@ -82,8 +84,8 @@ impl From<Errno> for Ended {
 enum Kind {
     /// To be woken.
     Plain,
-    /// A lock, which this task has.
-    Lock { owner: Pid },
+    /// A lock, which this task has, as this namespace names it.
+    Lock { owner: Pid, space: u64 },
     /// To be moved to the lock of this key (`FUTEX_WAIT_REQUEUE_PI`).
     BeforeLock { lock: Key },
 }
@@ -108,6 +110,7 @@ struct State {
 /// One who waits.
 struct Entry {
     task: Pid,
+    space: u64,
     waiter: Arc<Waiter>,
     bitset: u32,
     state: Mutex<State>,
@@ -116,7 +119,8 @@ struct Entry {
 impl Entry {
     fn new(sleeper: &Sleeper<'_>, key: Key, kind: Kind, bitset: u32) -> Arc<Self> {
         let state = Mutex::new(State { key, kind, outcome: Outcome::Waiting });
-        Arc::new(Self { task: sleeper.task, waiter: Arc::clone(sleeper.waiter), bitset, state })
+        let (task, space) = (sleeper.task, sleeper.space);
+        Arc::new(Self { task, space, waiter: Arc::clone(sleeper.waiter), bitset, state })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

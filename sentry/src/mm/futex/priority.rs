@@ -65,7 +65,7 @@ fn hand_over(table: &Table, bucket: &mut Bucket, key: Key) -> Option<Arc<Entry>>
     for entry in bucket.iter() {
         let mut state = entry.state();
         if waits_for(&state, key) {
-            state.kind = Kind::Lock { owner: next.task };
+            state.kind = Kind::Lock { owner: next.task, space: next.space };
         }
     }
     Some(next)
@@ -91,7 +91,7 @@ impl Table {
                 Owner::Got => return Ok(()),
                 Owner::Other(_) if only_try => return Err(Errno::EAGAIN.into()),
                 Owner::Other(owner) => {
-                    let entry = Entry::new(sleeper, key, Kind::Lock { owner }, ANY);
+                    let entry = Entry::new(sleeper, key, Kind::Lock { owner, space: sleeper.space }, ANY);
                     bucket.push(Arc::clone(&entry));
                     self.add_lock_waiters(1);
                     entry
@@ -177,20 +177,22 @@ impl Table {
 
     /// The locks of a task that ends go to those who wait for them (`exit_pi_state_list`). After
     /// [`exit_robust_list`](super::exit_robust_list).
-    pub fn owner_died(&self, task: Pid) {
+    pub fn owner_died(&self, task: Pid, of: u64) {
         if self.lock_waiters.load(Ordering::SeqCst) == 0 {
             return;
         }
         for index in 0..self.buckets.len() {
             let mut bucket = self.lock_index(index);
             let held = |entry: &Arc<Entry>| match *entry.state() {
-                State { key, kind: Kind::Lock { owner }, .. } if owner == task => Some(key),
+                State { key, kind: Kind::Lock { owner, space }, .. } if (owner, space) == (task, of) => {
+                    Some(key)
+                }
                 _ => None,
             };
             while let Some(key) = bucket.iter().find_map(held) {
                 let Some(next) = hand_over(self, &mut bucket, key) else { break };
                 next.end(Outcome::OwnerDied);
-                if next.task == task {
+                if (next.task, next.space) == (task, of) {
                     break;
                 }
             }

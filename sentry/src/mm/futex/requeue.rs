@@ -111,7 +111,7 @@ impl Table {
         for entry in &moved {
             let mut state = entry.state();
             state.key = to;
-            state.kind = Kind::Lock { owner: holder };
+            state.kind = Kind::Lock { owner: holder, space: first.space };
         }
         self.add_lock_waiters(moved.len());
         pair.second().append(&mut moved);

@@ -34,14 +34,15 @@ impl AddressSpace {
 
 /// What a thread that ends, or that makes way for another program, still holds: each lock is marked with `FUTEX_OWNER_DIED`, and one who
 /// waits for it is woken. Then [`Table::owner_died`]. Before the thread's memory is gone.
-pub fn exit_robust_list(space: &AddressSpace, thread: &mut dyn Thread, task: Pid) {
+/// `task`: by which the list is known, how words name it, and in which namespace.
+pub fn exit_robust_list(space: &AddressSpace, thread: &mut dyn Thread, (id, task, of): (Pid, Pid, u64)) {
     let table = space.futexes();
-    let head = space.robust_lists().remove(&task).unwrap_or(0);
+    let head = space.robust_lists().remove(&id).unwrap_or(0);
     if head != 0 {
         // What of the list cannot be read ends it.
         let _ = walk(table, space, thread, task, head);
     }
-    table.owner_died(task);
+    table.owner_died(task, of);
 }
 
 fn number(thread: &dyn Thread, address: u64) -> Result<u64, Errno> {

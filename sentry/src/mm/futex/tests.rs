@@ -36,7 +36,7 @@ impl World {
 fn with_sleeper<T>(task: Pid, timeout: Option<Duration>, body: impl FnOnce(&Sleeper<'_>) -> T) -> T {
     let waiter = Waiter::new();
     let deadline = timeout.map(|timeout| Instant::now() + timeout);
-    body(&Sleeper { task, waiter: &waiter, interrupted: &|| false, deadline })
+    body(&Sleeper { task, space: 1, waiter: &waiter, interrupted: &|| false, deadline })
 }
 
 const WORD: u64 = BASE + 64;
@@ -53,7 +53,7 @@ fn a_wait_ends_by_value_deadline_signal_or_wake() {
     assert_eq!(wait(0, 0), Err(Ended::Errno(Errno::EINVAL)));
     assert_eq!(wait(0, ANY), Err(Ended::Unready(Unready::TimedOut)));
     let waiter = Waiter::new();
-    let sleeper = Sleeper { task: 7, waiter: &waiter, interrupted: &|| true, deadline: None };
+    let sleeper = Sleeper { task: 7, space: 1, waiter: &waiter, interrupted: &|| true, deadline: None };
     let signal = world.table.wait(thread.as_ref(), &sleeper, place, 0, ANY);
     assert_eq!(signal, Err(Ended::Unready(Unready::Interrupted)));
     let nowhere = world.key(BASE - 64);
@@ -257,7 +257,7 @@ fn the_locks_of_the_dead_are_marked_and_handed_on() {
             assert_eq!(word(other.as_ref(), lock.1), Ok(2 | OWNER_DIED | WAITERS));
         });
         world.wait_until(2);
-        exit_robust_list(&world.space, thread.as_mut(), 9);
+        exit_robust_list(&world.space, thread.as_mut(), (9, 9, 1));
     });
     assert!(woken.load(Ordering::SeqCst));
     assert_eq!(word(thread.as_ref(), node + 32), Ok(OWNER_DIED | WAITERS));
@@ -266,7 +266,7 @@ fn the_locks_of_the_dead_are_marked_and_handed_on() {
         put(&mut thread, head, first);
         put(&mut thread, node, node);
         world.space.set_robust_list(9, head);
-        exit_robust_list(&world.space, thread.as_mut(), 9);
+        exit_robust_list(&world.space, thread.as_mut(), (9, 9, 1));
     }
 }
 

@@ -30,21 +30,36 @@ pub(crate) enum Key {
     Abstract(Vec<u8>),
 }
 
-/// Bound UNIX sockets of a kernel.
+type Bounds = Mutex<HashMap<Key, Weak<dyn Socket>>>;
+
+/// Bound UNIX sockets of a network.
 #[derive(Default)]
 pub(crate) struct Names {
-    bound: Mutex<HashMap<Key, Weak<dyn Socket>>>,
+    abstracts: Bounds,
+    /// Those that are files are the same in all networks of the sandbox.
+    files: Arc<Bounds>,
     next: AtomicU32,
 }
 
 impl Names {
+    pub(crate) fn beside(&self) -> Self {
+        Self { files: Arc::clone(&self.files), ..Self::default() }
+    }
+
+    fn of(&self, key: &Key) -> &Bounds {
+        match key {
+            Key::Abstract(_) => &self.abstracts,
+            Key::Inode(..) => &self.files,
+        }
+    }
+
     fn find(&self, key: &Key) -> Option<Arc<dyn Socket>> {
-        lock(&self.bound).get(key).and_then(Weak::upgrade)
+        lock(self.of(key)).get(key).and_then(Weak::upgrade)
     }
 
     /// EADDRINUSE where it is somebody else's.
     fn claim(&self, key: &Key, socket: &Weak<dyn Socket>) -> Result<(), Errno> {
-        let mut bound = lock(&self.bound);
+        let mut bound = lock(self.of(key));
         if bound.get(key).is_some_and(|socket| socket.strong_count() > 0) {
             return Err(Errno::EADDRINUSE);
         }
@@ -53,7 +68,7 @@ impl Names {
     }
 
     fn release(&self, key: &Key) {
-        let gone = lock(&self.bound).remove(key);
+        let gone = lock(self.of(key)).remove(key);
         drop(gone);
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::super::file_args::COUNT_MAX;
-use super::{Target, context, int, read_address_bytes, wait, write_address};
+use super::{Target, int, read_address_bytes, wait, write_address};
 use crate::call::Call;
 use crate::error::{Errno, SysError, SysResult};
 use crate::events::Events;
@@ -13,10 +13,27 @@ use crate::net::control::{self, ControlMessage, Layout, Rights, Sent};
 use crate::net::message::{Cursor, GuestSink, GuestSource, HEADER_MANY, Header, PARTS_MAX};
 use crate::net::messages::Received;
 use crate::net::{Context, Identity, Outgoing, Receive, lock, send_sigpipe};
-use crate::task::Credentials;
+use crate::platform::{Memory, Thread};
+use crate::task::Task;
+use crate::task::namespaces::INVALID;
 
 /// `CAP_SETGID`, `CAP_SETUID`, `CAP_SYS_ADMIN`.
 const CAPABILITIES: [u32; 3] = [6, 7, 21];
+
+/// A guest's memory for the bytes of a message: what was fetched with the call is not fetched again, and what the guest can surely write is
+/// written when it goes on.
+struct Early<'a>(&'a dyn Thread);
+
+impl Memory for Early<'_> {
+    fn read(&self, address: u64, to: &mut [u8]) -> usize {
+        self.0.read_early(address, to)
+    }
+
+    fn write(&self, address: u64, from: &[u8]) -> usize {
+        let late = self.0.says_writable(address, from.len()) && self.0.write_late(address, from);
+        if late { from.len() } else { self.0.write(address, from) }
+    }
+}
 
 /// Where the bytes are, to whom they go, and what goes with them.
 struct Sending {
@@ -53,7 +70,7 @@ pub(in crate::syscalls) fn write(
     parts: &[(u64, u64)],
     nowait: bool,
 ) -> SysResult {
-    let context = context(call);
+    let context = target.context(call);
     let sending = Sending {
         cursor: Cursor::of_parts(parts),
         address: None,
@@ -91,7 +108,7 @@ fn send(call: &mut Call<'_>, target: &Target, context: &Context, mut sending: Se
     let mut sent = 0usize;
     let attempt = |call: &mut Call<'_>| {
         loop {
-            let mut source = GuestSource { memory: &*call.thread, cursor: &mut sending.cursor };
+            let mut source = GuestSource { memory: &Early(&*call.thread), cursor: &mut sending.cursor };
             let mut message = Outgoing {
                 source: &mut source,
                 context: Some(context),
@@ -134,7 +151,7 @@ pub(super) fn sendto(call: &mut Call<'_>, [fd, from, length, flags, address, siz
     let cursor = bytes_at(call, from, length)?;
     let target = Target::find(call, fd)?;
     let address = if address == 0 { None } else { to_address(call, &target, address, size)? };
-    let context = context(call);
+    let context = target.context(call);
     let sending = Sending {
         cursor,
         address,
@@ -146,12 +163,27 @@ pub(super) fn sendto(call: &mut Call<'_>, [fd, from, length, flags, address, siz
     send(call, &target, &context, sending)
 }
 
-/// Whether somebody may say that a message is from this one (`scm_check_creds`).
-fn may_claim(credentials: &Credentials, process: i32, claimed: Identity) -> bool {
-    let [set_group, set_user, administrator] = CAPABILITIES.map(|capability| credentials.capable(capability));
-    (claimed.pid == process || administrator)
-        && ([credentials.uid, credentials.euid, credentials.suid].contains(&claimed.uid) || set_user)
-        && ([credentials.gid, credentials.egid, credentials.sgid].contains(&claimed.gid) || set_group)
+/// Who a message is from, as somebody says, if they may say so (`scm_check_creds`).
+///
+/// # Errors
+/// EPERM; EINVAL and ESRCH for numbers of nobody.
+fn may_claim(task: &Task, claimed: Identity) -> Result<Identity, Errno> {
+    let who = task.credentials();
+    let [set_group, set_user, administrator] = CAPABILITIES;
+    let uid = who.user_ns.uid(claimed.uid);
+    let gid = who.user_ns.gid(claimed.gid);
+    if uid == INVALID || gid == INVALID {
+        return Err(Errno::EINVAL);
+    }
+    let own = task.shown(task.group().pid());
+    let allowed = (claimed.pid == own || who.capable_in(task.pid_namespace().owner(), administrator))
+        && ([who.uid, who.euid, who.suid].contains(&uid) || who.capable_here(set_user))
+        && ([who.gid, who.egid, who.sgid].contains(&gid) || who.capable_here(set_group));
+    if !allowed {
+        return Err(Errno::EPERM);
+    }
+    let pid = task.named(claimed.pid).ok_or(Errno::ESRCH)?;
+    Ok(Identity { pid, uid, gid })
 }
 
 /// Control data of a message: files, who sends it, and the rest.
@@ -162,10 +194,7 @@ fn read_control(call: &Call<'_>, context: &Context, header: &Header) -> Result<A
     }
     let sent = Sent::new(control::parse(&header.read_control(&*call.thread)?)?)?;
     if let Some(claimed) = sent.identity {
-        if !may_claim(&context.caller.credentials, context.caller.process, claimed) {
-            return Err(Errno::EPERM);
-        }
-        result.sender = claimed;
+        result.sender = may_claim(call.task, claimed)?;
     }
     if !sent.descriptors.is_empty() {
         let table = call.task.files();
@@ -184,13 +213,13 @@ struct Attached {
 }
 
 fn send_message(call: &mut Call<'_>, target: &Target, at: u64, flags: i32) -> SysResult {
-    let (header, cursor) = Header::read(&*call.thread, at)?;
+    let (header, cursor) = Header::read(&Early(&*call.thread), at)?;
     let address = if header.name == 0 || header.name_length == 0 {
         None
     } else {
         to_address(call, target, header.name, u64::from(header.name_length).min(ADDRESS_MAX as u64))?
     };
-    let context = context(call);
+    let context = target.context(call);
     let Attached { rights, sender, controls } = read_control(call, &context, &header)?;
     let rights = rights.filter(|_| target.socket.common().domain == libc::AF_UNIX);
     send(call, target, &context, Sending { cursor, address, rights, sender, controls, flags })
@@ -251,7 +280,7 @@ fn receive(
     let mut all: Option<Received> = None;
     let attempt = |call: &mut Call<'_>| {
         loop {
-            let mut sink = GuestSink { memory: &*call.thread, cursor };
+            let mut sink = GuestSink { memory: &Early(&*call.thread), cursor };
             match target.socket.receive(&mut sink, how) {
                 Ok(received) => {
                     let over = once || received.count == 0 || received.boundary;
@@ -334,7 +363,7 @@ fn layout(
 }
 
 fn receive_message(call: &mut Call<'_>, target: &Target, at: u64, flags: i32) -> SysResult {
-    let (header, mut cursor) = Header::read(&*call.thread, at)?;
+    let (header, mut cursor) = Header::read(&Early(&*call.thread), at)?;
     let mut received = receive(call, target, &mut cursor, flags)?;
     if header.name != 0 {
         let told = received.from.as_ref().map(Address::bytes).unwrap_or_default();

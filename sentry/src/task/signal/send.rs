@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use super::super::tree::{GroupState, Report};
-use super::super::{Credentials, Pid, Resource, Tasks, ThreadGroup, Tree, capability, lock};
+use super::super::{
+    Credentials, Pid, PidNamespace, Resource, Tasks, ThreadGroup, Tree, UserNamespace, capability, lock,
+};
 use super::info::{SI_KERNEL, SI_USER};
 use super::{Charge, Default, FIRST_REALTIME, Payload, SignalInfo, SignalSet, default_action};
 use crate::error::Errno;
@@ -37,6 +39,18 @@ impl Tasks {
         let _ = tree.send(target, info, false);
         told
     }
+}
+
+/// Numbers of the sender as who gets the signal sees them.
+fn as_seen(mut info: SignalInfo, pids: &PidNamespace, users: &UserNamespace) -> SignalInfo {
+    match &mut info.payload {
+        Payload::Kill { pid, uid } | Payload::Queue { pid, uid, .. } | Payload::Child { pid, uid, .. } => {
+            *pid = if *pid == 0 { 0 } else { pids.shown(*pid) };
+            *uid = users.shown_uid(*uid);
+        }
+        _ => {}
+    }
+    info
 }
 
 impl Tree {
@@ -126,6 +140,8 @@ impl Tree {
     fn enqueue(&mut self, target: Target, group: Pid, info: SignalInfo) -> Result<(), Errno> {
         let Some(state) = self.groups.get(&group) else { return Err(Errno::ESRCH) };
         let uid = state.credentials.uid;
+        let (group_space, user_space) =
+            (Arc::clone(state.group.pid_namespace()), Arc::clone(&state.credentials.user_ns));
         let limit = state.group.limits().of(Resource::PendingSignals).soft;
         let account = self.account(uid);
         let Some(state) = self.groups.get_mut(&group) else { return Err(Errno::ESRCH) };
@@ -136,6 +152,7 @@ impl Tree {
         if pending.has_already(info.signal) {
             return Ok(());
         }
+        let info = as_seen(info, &group_space, &user_space);
         // Standard signals of the kernel and of `kill` are always kept: there can be one of each only.
         let kept_anyway = info.signal < FIRST_REALTIME && (info.code >= 0 || info.code == SI_KERNEL);
         match Charge::take(&account, if kept_anyway { u64::MAX } else { limit }) {
@@ -236,10 +253,10 @@ impl Tree {
     /// Whether `sender` may send `signal` to a process (`check_kill_permission`).
     pub(crate) fn may_signal(&self, sender: Pid, by: &Credentials, group: &ThreadGroup, signal: i32) -> bool {
         let Some(state) = self.groups.get(&group.pid()) else { return false };
-        if sender == group.pid() || by.capable(capability::KILL) {
+        let target = &state.credentials;
+        if sender == group.pid() || by.capable_in(&target.user_ns, capability::KILL) {
             return true;
         }
-        let target = &state.credentials;
         if [by.euid, by.uid].iter().any(|uid| *uid == target.suid || *uid == target.uid) {
             return true;
         }

@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use node::Node;
 
+use super::kept::Kept;
 use super::{Dentry, FileSystem, FsStatus, Inode, Tree};
 use crate::error::Errno;
 use crate::gofer::Client;
@@ -66,6 +67,7 @@ struct Shared {
     /// Files of an exclusive tree that can be written, by the host's numbers: a file with several names is one.
     nodes: Mutex<HashMap<(u64, u64), Weak<Node>>>,
     remembered: AtomicUsize,
+    kept: Kept,
 }
 
 impl Shared {
@@ -95,6 +97,7 @@ impl HostFs {
             writable,
             nodes: Mutex::default(),
             remembered: AtomicUsize::new(0),
+            kept: Kept::default(),
         });
         let root = Node::root(&shared, found);
         Ok(Self { shared, root })

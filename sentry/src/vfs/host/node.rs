@@ -255,7 +255,11 @@ impl Node {
                 let (found, file) = self.shared.client.open(self.place()?, access)?;
                 self.same(&found)?;
                 self.see(&found.attributes);
-                Arc::new(file)
+                let file = Arc::new(file);
+                if access == Access::Read && self.shared.sharing == Sharing::Exclusive {
+                    self.shared.kept.keep(&file);
+                }
+                file
             }
         };
         let slot = match access {

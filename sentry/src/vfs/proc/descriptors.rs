@@ -1,110 +1,56 @@
 //! Links that are no paths: `cwd`, `root`, `exe`, `fd/N`, `ns/…`; and `fdinfo/N` (`fs/proc/fd.c`, `fs/proc/namespaces.c`, `fs/nsfs.c`).
 
 use std::fmt::Write as _;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use super::super::anon::{self, AnonInode};
-use super::super::{Attributes, Caller, File, FileKind, Flags, Inode, OpenFile, Place, Timestamp};
+use super::super::nsfs::{self, NamespaceInode};
+use super::super::{Caller, OpenFile, Place};
 use super::process::View;
-use crate::call::Call;
-use crate::error::{Errno, SysResult};
+use crate::error::Errno;
 use crate::kernel::Kernel;
+use crate::task::namespaces::{AnyNamespace, Kind, of_task};
 
 /// A kind of namespaces.
 pub(super) struct Namespace {
     /// Its name in `ns`.
     pub(super) name: &'static str,
-    /// What the link shows it to be.
-    kind: &'static str,
-    /// Number of the one that there is (`include/linux/proc_ns.h`; above these as the kernel counts on).
-    number: u64,
+    kind: Kind,
+    /// That of children to come, where it is another.
+    for_children: bool,
 }
 
-const fn space(name: &'static str, kind: &'static str, number: u64) -> Namespace {
-    Namespace { name, kind, number }
+const fn space(name: &'static str, kind: Kind, for_children: bool) -> Namespace {
+    Namespace { name, kind, for_children }
 }
 
 /// All kinds, in the order of the folder.
 pub(super) static NAMESPACES: &[Namespace] = &[
-    space("cgroup", "cgroup", 4_026_531_835),
-    space("ipc", "ipc", 4_026_531_839),
-    space("mnt", "mnt", 4_026_531_841),
-    space("net", "net", 4_026_531_840),
-    space("pid", "pid", 4_026_531_836),
-    space("pid_for_children", "pid", 4_026_531_836),
-    space("time", "time", 4_026_531_834),
-    space("time_for_children", "time", 4_026_531_834),
-    space("user", "user", 4_026_531_837),
-    space("uts", "uts", 4_026_531_838),
+    space("cgroup", Kind::Cgroup, false),
+    space("ipc", Kind::Ipc, false),
+    space("mnt", Kind::Mount, false),
+    space("net", Kind::Net, false),
+    space("pid", Kind::Pid, false),
+    space("pid_for_children", Kind::Pid, true),
+    space("time", Kind::Time, false),
+    space("time_for_children", Kind::Time, true),
+    space("user", Kind::User, false),
+    space("uts", Kind::Uts, false),
 ];
 
-/// A namespace as a file.
-struct NamespaceInode(&'static Namespace);
-
-impl Inode for NamespaceInode {
-    fn kind(&self) -> FileKind {
-        FileKind::Regular
-    }
-
-    fn attributes(&self) -> Result<Attributes, Errno> {
-        static MADE: LazyLock<Timestamp> = LazyLock::new(Timestamp::now);
-        Ok(Attributes {
-            device: 4,
-            inode: self.0.number,
-            kind: FileKind::Regular,
-            mode: 0o444,
-            links: 1,
-            uid: 0,
-            gid: 0,
-            rdev: 0,
-            size: 0,
-            blocks: 0,
-            block_size: 4096,
-            accessed: *MADE,
-            modified: *MADE,
-            changed: *MADE,
-            created: None,
-        })
-    }
-
-    fn open(self: Arc<Self>, flags: Flags, _caller: &Caller) -> Result<Box<dyn File>, Errno> {
-        if flags.writable() { Err(Errno::EPERM) } else { Ok(Box::new(NamespaceFile(self.0))) }
-    }
-}
-
-/// An open namespace. It cannot be entered; what it is can be asked (`man 2 ioctl_nsfs`).
-struct NamespaceFile(&'static Namespace);
-
-/// Those above a namespace: EPERM, as they are out of sight.
-const NS_GET_USERNS: u32 = 0xb701;
-const NS_GET_PARENT: u32 = 0xb702;
-/// Its flag of `clone`.
-const NS_GET_NSTYPE: u32 = 0xb703;
-
-impl File for NamespaceFile {
-    fn control(&self, _call: &mut Call<'_>, request: u32, _argument: u64) -> SysResult {
-        match request {
-            NS_GET_USERNS | NS_GET_PARENT => Err(Errno::EPERM.into()),
-            NS_GET_NSTYPE => Ok(match self.0.kind {
-                "cgroup" => 0x200_0000,
-                "ipc" => 0x800_0000,
-                "mnt" => 0x2_0000,
-                "net" => 0x4000_0000,
-                "pid" => 0x2000_0000,
-                "time" => 0x80,
-                "user" => 0x1000_0000,
-                _ => 0x400_0000,
-            }),
-            _ => Err(Errno::ENOTTY.into()),
-        }
-    }
-}
-
 /// Where `ns/…` leads.
-pub(super) fn namespace(index: usize) -> Result<Place, Errno> {
+pub(super) fn namespace(view: &View, index: usize) -> Result<Place, Errno> {
     let space = NAMESPACES.get(index).ok_or(Errno::ENOENT)?;
-    let inode: Arc<dyn Inode> = Arc::new(NamespaceInode(space));
-    Ok(anon::place(&inode))
+    let task = view.task.as_ref().ok_or(Errno::ENOENT)?;
+    if space.kind == Kind::Pid && space.for_children {
+        let pids = Arc::clone(&task.namespaces().pids_for_children);
+        // One that has no process yet is not to be had (`pidns_for_children_get`).
+        if pids.is_empty() {
+            return Err(Errno::ENOENT);
+        }
+        return Ok(nsfs::place(AnyNamespace::Pid(pids)));
+    }
+    Ok(nsfs::place(of_task(task, space.kind)))
 }
 
 /// Where `cwd` leads.
@@ -163,8 +109,8 @@ pub(super) fn shown(kernel: &Kernel, caller: &Caller, target: &Place) -> Vec<u8>
     if let Some(anonymous) = inode.downcast::<AnonInode>() {
         return anonymous.label().into_bytes();
     }
-    if let Some(NamespaceInode(space)) = inode.downcast::<NamespaceInode>() {
-        return format!("{}:[{}]", space.kind, space.number).into_bytes();
+    if let Some(namespace) = inode.downcast::<NamespaceInode>() {
+        return namespace.label().into_bytes();
     }
     let root = kernel.tasks.find(caller.process).map(|task| task.fs().root());
     let path = root.and_then(|root| target.path(&root));

@@ -68,7 +68,8 @@ pub(super) fn children(view: &View, _: &Caller) -> Read {
     if view.pid() != info.pid {
         return Ok(Vec::new());
     }
-    Ok(info.children.iter().map(|pid| format!("{pid} ")).collect::<String>().into_bytes())
+    let seen = info.children.iter().map(|pid| view.shown(*pid)).filter(|pid| *pid > 0);
+    Ok(seen.map(|pid| format!("{pid} ")).collect::<String>().into_bytes())
 }
 
 /// `clear_refs`: 1 to 5; nothing is counted that could be cleared.
@@ -94,10 +95,6 @@ pub(super) fn set_comm(view: &View, caller: &Caller, from: &[u8]) -> Written {
 
 pub(super) fn coredump_filter(_: &View, _: &Caller) -> Read {
     Ok(b"00000033\n".to_vec())
-}
-
-pub(super) fn id_map(_: &View, _: &Caller) -> Read {
-    Ok(b"         0          0 4294967295\n".to_vec())
 }
 
 /// `io`: bytes are not counted.
@@ -195,7 +192,7 @@ pub(super) fn sched(view: &View, _: &Caller) -> Read {
     let name = String::from_utf8_lossy(&task.comm()).into_owned();
     let threads = view.info()?.threads.len();
     let time = task.cpu_time();
-    let mut text = format!("{name} ({}, #threads: {threads})\n{}\n", task.pid(), "-".repeat(67));
+    let mut text = format!("{name} ({}, #threads: {threads})\n{}\n", view.number(), "-".repeat(67));
     let (policy, priority) = task.scheduling();
     let milliseconds = format!("{}.{:06}", time.as_millis(), time.subsec_nanos() % 1_000_000);
     let priority = if priority > 0 { 99 - priority } else { 120 + task.nice() };
@@ -216,10 +213,6 @@ pub(super) fn sched(view: &View, _: &Caller) -> Read {
 pub(super) fn schedstat(view: &View, _: &Caller) -> Read {
     let ran = view.task.as_ref().map_or(0, |task| task.cpu_time().as_nanos());
     Ok(format!("{ran} 0 {}\n", u8::from(ran > 0)).into_bytes())
-}
-
-pub(super) fn setgroups(_: &View, _: &Caller) -> Read {
-    Ok(b"allow\n".to_vec())
 }
 
 /// `stack`: for CAP_SYS_ADMIN; what the sentry does for it is not shown.

@@ -30,6 +30,7 @@ mod sysctl;
 mod system;
 #[cfg(test)]
 mod tests;
+mod users;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
@@ -44,7 +45,7 @@ use super::{
 };
 use crate::error::Errno;
 use crate::kernel::Kernel;
-use crate::task::Pid;
+use crate::task::{Pid, PidNamespace, current};
 
 /// `PROC_SUPER_MAGIC`.
 const MAGIC: u64 = 0x9fa0;
@@ -65,6 +66,8 @@ pub struct State {
 struct Shared {
     files: Arc<generated::Shared>,
     kernel: Weak<Kernel>,
+    /// Whose processes it shows.
+    pids: Arc<PidNamespace>,
     system: OnceLock<Arc<Branch>>,
 }
 
@@ -114,12 +117,19 @@ pub struct Proc {
 }
 
 impl Proc {
-    /// One more of a kernel, ready to be mounted.
+    /// One more of a kernel, ready to be mounted, with all its processes.
     #[must_use]
     pub fn tree(kernel: &Arc<Kernel>) -> Arc<Dentry> {
+        Self::of_namespace(kernel, kernel.tasks.pids())
+    }
+
+    /// One with the processes of a namespace.
+    #[must_use]
+    pub fn of_namespace(kernel: &Arc<Kernel>, pids: &Arc<PidNamespace>) -> Arc<Dentry> {
         let shared = Shared {
             files: Arc::new(generated::Shared::new()),
             kernel: Arc::downgrade(kernel),
+            pids: Arc::clone(pids),
             system: OnceLock::new(),
         };
         Tree::of(Box::new(Self { root: Arc::new(Root { shared: Arc::new(shared) }) }))
@@ -169,7 +179,8 @@ impl Inode for Root {
 
     fn lookup(&self, name: &[u8]) -> Result<Arc<dyn Inode>, Errno> {
         if let Some(pid) = pid_of(name) {
-            return process::of_process(&self.shared, pid).ok_or(Errno::ENOENT);
+            let task = self.shared.pids.named(pid).ok_or(Errno::ENOENT)?;
+            return process::of_process(&self.shared, pid, task).ok_or(Errno::ENOENT);
         }
         match name {
             b"self" | b"thread-self" => {
@@ -219,7 +230,10 @@ impl Inode for Root {
             let inode = generated::number(&generated::join(b"", &name));
             DirEntry { name, inode, kind: FileKind::Folder }
         };
-        entries.extend(self.shared.kernel()?.tasks.processes().into_iter().map(folder));
+        let all = self.shared.kernel()?.tasks.processes().into_iter().map(|pid| self.shared.pids.shown(pid));
+        let mut all: Vec<Pid> = all.filter(|pid| *pid > 0).collect();
+        all.sort_unstable();
+        entries.extend(all.into_iter().map(folder));
         Ok(entries)
     }
 }
@@ -242,17 +256,18 @@ impl Inode for SelfLink {
 
     fn readlink(&self, caller: &Caller) -> Result<Vec<u8>, Errno> {
         let kernel = self.shared.kernel()?;
-        let task = kernel.tasks.find(caller.process);
-        let process = task.as_ref().map_or(caller.process, |task| task.group().pid());
-        if kernel.tasks.find_group(process).is_none() {
+        let shown = |pid: Pid| Some(self.shared.pids.shown(pid)).filter(|pid| *pid > 0).ok_or(Errno::ENOENT);
+        let process = shown(caller.process)?;
+        if kernel.tasks.find_group(caller.process).is_none() {
             return Err(Errno::ENOENT);
         }
-        let text = match (self.thread, task) {
-            (true, Some(task)) => format!("{process}/task/{}", task.pid()),
-            (true, None) => return Err(Errno::ENOENT),
-            (false, _) => process.to_string(),
-        };
-        Ok(text.into_bytes())
+        if !self.thread {
+            return Ok(process.to_string().into_bytes());
+        }
+        // Whoever asks is a thread of the caller, unless it is no task at all.
+        let own = current().filter(|task| task.group().pid() == caller.process);
+        let task = own.or_else(|| kernel.tasks.find(caller.process)).ok_or(Errno::ENOENT)?;
+        Ok(format!("{process}/task/{}", shown(task.pid())?).into_bytes())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::super::{Caller, Mount, MountFlags, Place, device_parts};
+use super::super::{Caller, Mount, MountFlags, device_parts};
 use super::process::View;
 use crate::error::Errno;
 
@@ -15,20 +15,11 @@ struct Seen {
     path: Vec<u8>,
 }
 
-/// The mount that all others are in.
-fn top(of: &Place) -> Arc<Mount> {
-    let mut at = Arc::clone(&of.mount);
-    while let Some(above) = at.at() {
-        at = above.mount;
-    }
-    at
-}
-
 /// All mounts below the root of the process; those without a path from there are left out.
 fn seen(view: &View) -> Result<Vec<Seen>, Errno> {
     let task = view.task.as_ref().ok_or(Errno::EINVAL)?;
     let root = task.fs().root();
-    let all = top(&root).all();
+    let all = task.namespaces().mounts.mounts();
     let path = |mount: &Arc<Mount>| {
         if Arc::ptr_eq(mount, &root.mount) {
             return Some(b"/".to_vec());
@@ -63,12 +54,14 @@ fn options(mount: &Mount) -> String {
         (MountFlags::NO_DEV, ",nodev"),
         (MountFlags::NO_EXEC, ",noexec"),
         (MountFlags::NO_ATIME, ",noatime"),
+        (MountFlags::NO_DIR_ATIME, ",nodiratime"),
+        (MountFlags::NO_SYMFOLLOW, ",nosymfollow"),
     ] {
         if flags.contains(flag) {
             text.push_str(name);
         }
     }
-    if !flags.contains(MountFlags::NO_ATIME) {
+    if !flags.intersects(MountFlags::NO_ATIME | MountFlags::STRICT_ATIME) {
         text.push_str(",relatime");
     }
     text
@@ -89,7 +82,7 @@ pub(super) fn mounts(view: &View, _: &Caller) -> Read {
     lines(view, |seen| {
         let (name, _) = file_system(&seen.mount);
         let rest = format!(" {name} {} 0 0\n", options(&seen.mount));
-        [name.as_bytes(), b" ", &escape(&seen.path), rest.as_bytes()].concat()
+        [&escape(seen.mount.source()), b" ".as_slice(), &escape(&seen.path), rest.as_bytes()].concat()
     })
 }
 
@@ -102,14 +95,29 @@ pub(super) fn mountinfo(view: &View, _: &Caller) -> Read {
         let device = root.inode().attributes().map_or(0, |attributes| attributes.device);
         let (major, minor) = device_parts(device);
         let head = format!("{} {} {major}:{minor} ", seen.mount.id(), seen.parent);
-        let tail = format!(" {} - {name} {name} {access}\n", options(&seen.mount));
+        let middle = format!(" {}{} - {name} ", options(&seen.mount), optional(&seen.mount));
+        let tail = format!(" {access}\n");
         let inside = escape(&path_in(root));
-        [head.as_bytes(), &inside, b" ", &escape(&seen.path), tail.as_bytes()].concat()
+        let source = escape(seen.mount.source());
+        let path = escape(&seen.path);
+        [head.as_bytes(), &inside, b" ", &path, middle.as_bytes(), &source, tail.as_bytes()].concat()
     })
 }
 
-/// Path of a name in its file system.
+/// How the mount shares what happens to it.
+fn optional(mount: &Mount) -> String {
+    let sharing = mount.propagation();
+    let part =
+        |name: &str, group: Option<u64>| group.map(|group| format!(" {name}:{group}")).unwrap_or_default();
+    let unbindable = if sharing.unbindable { " unbindable" } else { "" };
+    part("shared", sharing.shared) + &part("master", sharing.master) + unbindable
+}
+
+/// Path of a name in its file system; of a namespace's file, which.
 fn path_in(dentry: &Arc<super::super::Dentry>) -> Vec<u8> {
+    if let Some(namespace) = dentry.inode().downcast::<super::super::nsfs::NamespaceInode>() {
+        return namespace.label().into_bytes();
+    }
     let (mut names, mut at) = (Vec::new(), Arc::clone(dentry));
     while let Some(parent) = at.parent() {
         names.push(at.name());
@@ -123,7 +131,8 @@ fn path_in(dentry: &Arc<super::super::Dentry>) -> Vec<u8> {
 pub(super) fn mountstats(view: &View, _: &Caller) -> Read {
     lines(view, |seen| {
         let (name, _) = file_system(&seen.mount);
-        let head = format!("device {name} mounted on ");
+        let source = String::from_utf8_lossy(seen.mount.source()).into_owned();
+        let head = format!("device {source} mounted on ");
         let tail = format!(" with fstype {name}\n");
         [head.as_bytes(), &escape(&seen.path), tail.as_bytes()].concat()
     })

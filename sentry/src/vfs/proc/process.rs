@@ -7,10 +7,10 @@ use super::super::{
     AttributeChange, Attributes, Caller, DirEntry, File, FileKind, Flags, Inode, NewNode, Place, access,
 };
 use super::descriptors::{self, NAMESPACES};
-use super::{Shared, details, memory, mounts, pid_of, status};
+use super::{Shared, details, memory, mounts, pid_of, status, users};
 use crate::error::Errno;
 use crate::kernel::Kernel;
-use crate::task::{Credentials, Pid, ProcessInfo, Task, ThreadGroup};
+use crate::task::{Credentials, Pid, PidNamespace, ProcessInfo, Task, ThreadGroup};
 
 /// `CAP_SYS_PTRACE`.
 const CAP_SYS_PTRACE: u32 = 19;
@@ -27,6 +27,8 @@ pub(super) enum Subject {
 /// The one a folder is about, as long as it is there.
 pub(super) struct View {
     pub(super) kernel: Arc<Kernel>,
+    /// Whose numbers are shown.
+    pub(super) pids: Arc<PidNamespace>,
     pub(super) group: Arc<ThreadGroup>,
     /// The thread, or one of the process; none once all ended.
     pub(super) task: Option<Arc<Task>>,
@@ -41,6 +43,7 @@ impl Subject {
     /// ESRCH.
     pub(super) fn view(&self, shared: &Shared) -> Result<View, Errno> {
         let kernel = shared.kernel()?;
+        let pids = Arc::clone(&shared.pids);
         match self {
             Self::Process(group) => {
                 let group = group.upgrade().ok_or(Errno::ESRCH)?;
@@ -51,20 +54,30 @@ impl Subject {
                     kernel.tasks.find(*info.threads.first()?)
                 });
                 let task = task.filter(|task| Arc::ptr_eq(task.group(), &group));
-                Ok(View { kernel, group, task, of_thread: false })
+                Ok(View { kernel, pids, group, task, of_thread: false })
             }
             Self::Thread(task) => {
                 let task = task.upgrade().ok_or(Errno::ESRCH)?;
                 let now = kernel.tasks.find(task.pid());
                 now.filter(|now| Arc::ptr_eq(now, &task)).ok_or(Errno::ESRCH)?;
                 let group = Arc::clone(task.group());
-                Ok(View { kernel, group, task: Some(task), of_thread: true })
+                Ok(View { kernel, pids, group, task: Some(task), of_thread: true })
             }
         }
     }
 }
 
 impl View {
+    /// Number of a task, process group or session as this mount shows it; 0 where it does not.
+    pub(super) fn shown(&self, pid: Pid) -> Pid {
+        self.pids.shown(pid)
+    }
+
+    /// Its number as this mount shows it.
+    pub(super) fn number(&self) -> Pid {
+        self.shown(self.pid())
+    }
+
     /// Its number.
     pub(super) fn pid(&self) -> Pid {
         match &self.task {
@@ -111,13 +124,13 @@ impl View {
     /// Whether somebody may look into it (`__ptrace_may_access` with `PTRACE_MODE_READ_FSCREDS`).
     pub(super) fn may_be_seen_by(&self, caller: &Caller) -> bool {
         let who = &caller.credentials;
-        if self.is_of(caller) || who.capable(CAP_SYS_PTRACE) {
+        let Ok(other) = self.credentials() else { return false };
+        if self.is_of(caller) || who.capable_in(&other.user_ns, CAP_SYS_PTRACE) {
             return true;
         }
-        let Ok(other) = self.credentials() else { return false };
         let same_user = [other.uid, other.euid, other.suid].iter().all(|uid| *uid == who.fsuid);
         let same_group = [other.gid, other.egid, other.sgid].iter().all(|gid| *gid == who.fsgid);
-        let covers = other.permitted.0 & !who.effective.0 == 0;
+        let covers = other.permitted.0 & !who.effective.0 == 0 && other.user_ns == who.user_ns;
         same_user && same_group && covers && self.group.dumpable() == 1
     }
 }
@@ -178,7 +191,7 @@ static ITEMS: &[Item] = &[
     Item::new("exe", 0o777, true, What::Link(descriptors::exe)),
     Item::new("fd", 0o500, false, What::Fd),
     Item::new("fdinfo", 0o555, true, What::FdInfo),
-    Item::new("gid_map", 0o644, false, What::Setting(details::id_map, details::refuse)),
+    Item::new("gid_map", 0o644, false, What::Setting(users::gid_map, users::set_gid_map)),
     Item::new("io", 0o400, true, What::Text(details::io)),
     Item::new("limits", 0o444, false, What::Text(details::limits)),
     Item::new("loginuid", 0o644, false, What::Setting(details::loginuid, details::refuse)),
@@ -200,12 +213,12 @@ static ITEMS: &[Item] = &[
     ),
     Item::new("pagemap", 0o400, true, What::Text(details::not_permitted)),
     Item::new("personality", 0o400, true, What::Text(details::personality)),
-    Item::new("projid_map", 0o644, false, What::Setting(details::id_map, details::refuse)),
+    Item::new("projid_map", 0o644, false, What::Setting(users::project_map, users::set_project_map)),
     Item::new("root", 0o777, true, What::Link(descriptors::root)),
     Item::new("sched", 0o644, false, What::Setting(details::sched, details::ignore)),
     Item::new("schedstat", 0o444, false, What::Text(details::schedstat)),
     Item::new("sessionid", 0o444, false, What::Text(details::loginuid)),
-    Item::new("setgroups", 0o644, false, What::Setting(details::setgroups, details::refuse)),
+    Item::new("setgroups", 0o644, false, What::Setting(users::set_groups, users::write_set_groups)),
     Item::new("smaps", 0o444, true, What::Text(memory::smaps)),
     Item::new("smaps_rollup", 0o444, true, What::Text(memory::smaps_rollup)),
     Item::new("stack", 0o400, true, What::Text(details::stack)),
@@ -217,7 +230,7 @@ static ITEMS: &[Item] = &[
     Item::new("timens_offsets", 0o644, false, What::Setting(details::timens_offsets, details::refuse)),
     Item::new("timers", 0o444, false, What::Text(details::nothing)),
     Item::new("timerslack_ns", 0o666, false, What::Setting(details::timer_slack, details::set_timer_slack)),
-    Item::new("uid_map", 0o644, false, What::Setting(details::id_map, details::refuse)),
+    Item::new("uid_map", 0o644, false, What::Setting(users::uid_map, users::set_uid_map)),
     Item::new("wchan", 0o444, false, What::Text(details::wchan)),
 ];
 
@@ -250,13 +263,13 @@ pub(super) struct ProcessNode {
 }
 
 /// The folder of a process; also of a thread, which no listing shows (`proc_pid_lookup`).
-pub(super) fn of_process(shared: &Arc<Shared>, pid: Pid) -> Option<Arc<dyn Inode>> {
+pub(super) fn of_process(shared: &Arc<Shared>, number: Pid, pid: Pid) -> Option<Arc<dyn Inode>> {
     let kernel = shared.kernel().ok()?;
     let subject = match kernel.tasks.find_group(pid) {
         Some(group) => Subject::Process(Arc::downgrade(&group)),
         None => Subject::Thread(Arc::downgrade(&kernel.tasks.find(pid)?)),
     };
-    let path = format!("/{pid}").into_bytes();
+    let path = format!("/{number}").into_bytes();
     Some(Arc::new(ProcessNode { shared: Arc::clone(shared), subject, path, spot: Spot::Top }))
 }
 
@@ -286,7 +299,7 @@ impl ProcessNode {
     }
 
     fn thread(&self, view: &View, name: &[u8]) -> Result<Arc<dyn Inode>, Errno> {
-        let pid = pid_of(name).ok_or(Errno::ENOENT)?;
+        let pid = pid_of(name).and_then(|number| view.pids.named(number)).ok_or(Errno::ENOENT)?;
         let task = view.kernel.tasks.find(pid).ok_or(Errno::ENOENT)?;
         if !Arc::ptr_eq(task.group(), &view.group) {
             return Err(Errno::ENOENT);
@@ -316,7 +329,7 @@ impl ProcessNode {
         match self.spot {
             Spot::Item(Item { what: What::Link(of), .. }) => of(&view).map(Some),
             Spot::Fd(fd) => descriptors::of_fd(&view, fd).map(Some),
-            Spot::Namespace(index) => descriptors::namespace(index).map(Some),
+            Spot::Namespace(index) => descriptors::namespace(&view, index).map(Some),
             _ => Ok(None),
         }
     }
@@ -430,7 +443,10 @@ impl Inode for ProcessNode {
         Ok(match what {
             What::Items(items) => all(items),
             What::Net => self.net()?.list()?,
-            What::Task => numbers(view.info()?.threads, FileKind::Folder),
+            What::Task => {
+                let threads = view.info()?.threads;
+                numbers(threads.into_iter().map(|pid| view.shown(pid)).collect(), FileKind::Folder)
+            }
             What::Fd => numbers(descriptors::open_numbers(&view), FileKind::Symlink),
             What::FdInfo => numbers(descriptors::open_numbers(&view), FileKind::Regular),
             What::Ns => {

@@ -80,14 +80,14 @@ pub(super) fn stat(view: &View, caller: &Caller) -> Read {
     let shown = |address: u64| if seen { address } else { 0 };
     let exit_signal = if view.of_thread && view.pid() != info.pid { -1 } else { info.exit_signal };
     let cpu = cpus().first().copied().unwrap_or(0);
-    let mut text = format!("{} (", view.pid()).into_bytes();
+    let mut text = format!("{} (", view.number()).into_bytes();
     text.extend(view.comm());
     let first = format!(
         ") {} {} {} {} 0 -1 {FLAGS} 0 0 0 0 {} {} {} {} {priority} {nice} {} 0 {} {total} {} {}",
         state(view, caller, &info),
-        info.parent,
-        info.pgid,
-        info.sid,
+        view.shown(info.parent),
+        view.shown(info.pgid),
+        view.shown(info.sid),
         ticks(own.user),
         ticks(own.system),
         ticks(children.user),
@@ -184,28 +184,35 @@ fn identity(view: &View, caller: &Caller, info: &ProcessInfo, who: &Credentials,
         'Z' => "Z (zombie)",
         _ => "S (sleeping)",
     };
-    let (pid, open) = (view.pid(), view.task.as_ref().map_or(0, |task| task.files().all().len()));
+    let (pid, open) = (view.number(), view.task.as_ref().map_or(0, |task| task.files().all().len()));
     let table = if view.task.is_some() { open.next_power_of_two().max(64) } else { 0 };
-    let groups: String = who.groups.iter().map(|group| format!("{group} ")).collect();
+    let users = &caller.credentials.user_ns;
+    let groups: String = who.groups.iter().map(|group| format!("{} ", users.shown_gid(*group))).collect();
+    let space = view.group.pid_namespace();
+    let nested = |pid: i32| {
+        let numbers = view.pids.all_shown(space, pid);
+        numbers.iter().map(|number| format!("\t{number}")).collect::<String>()
+    };
     let _ = write!(
         text,
         "State:\t{state}\nTgid:\t{}\nNgid:\t0\nPid:\t{pid}\nPPid:\t{}\nTracerPid:\t0\n\
          Uid:\t{}\t{}\t{}\t{}\nGid:\t{}\t{}\t{}\t{}\nFDSize:\t{table}\nGroups:\t{groups}{}\n\
-         NStgid:\t{}\nNSpid:\t{pid}\nNSpgid:\t{}\nNSsid:\t{}\nKthread:\t0\n",
-        info.pid,
-        info.parent,
-        who.uid,
-        who.euid,
-        who.suid,
-        who.fsuid,
-        who.gid,
-        who.egid,
-        who.sgid,
-        who.fsgid,
+         NStgid:{}\nNSpid:{}\nNSpgid:{}\nNSsid:{}\nKthread:\t0\n",
+        view.shown(info.pid),
+        view.shown(info.parent),
+        users.shown_uid(who.uid),
+        users.shown_uid(who.euid),
+        users.shown_uid(who.suid),
+        users.shown_uid(who.fsuid),
+        users.shown_gid(who.gid),
+        users.shown_gid(who.egid),
+        users.shown_gid(who.sgid),
+        users.shown_gid(who.fsgid),
         if groups.is_empty() { " " } else { "" },
-        info.pid,
-        info.pgid,
-        info.sid,
+        nested(info.pid),
+        nested(view.pid()),
+        nested(info.pgid),
+        nested(info.sid),
     );
 }
 
@@ -252,7 +259,7 @@ fn of_signals(view: &View, info: &ProcessInfo, text: &mut String) {
     }
 }
 
-fn privileges(_view: &View, who: &Credentials, text: &mut String) {
+fn privileges(view: &View, who: &Credentials, text: &mut String) {
     for (key, set) in [
         ("CapInh", who.inheritable),
         ("CapPrm", who.permitted),
@@ -262,11 +269,14 @@ fn privileges(_view: &View, who: &Credentials, text: &mut String) {
     ] {
         let _ = writeln!(text, "{key}:\t{:016x}", set.0);
     }
+    let filters = view.task.as_ref().map(|task| task.filters()).unwrap_or_default();
     let _ = write!(
         text,
-        "NoNewPrivs:\t{}\nSeccomp:\t0\nSeccomp_filters:\t0\nSpeculation_Store_Bypass:\tvulnerable\n\
+        "NoNewPrivs:\t{}\nSeccomp:\t{}\nSeccomp_filters:\t{}\nSpeculation_Store_Bypass:\tvulnerable\n\
          SpeculationIndirectBranch:\talways enabled\n",
-        u8::from(who.no_new_privileges)
+        u8::from(who.no_new_privileges),
+        filters.mode(),
+        filters.count(),
     );
 }
 

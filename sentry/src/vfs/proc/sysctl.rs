@@ -2,14 +2,15 @@
 //!
 //! A setting is fixed, or kept when it is written and valid: nothing else comes of it, except for the names of the machine.
 
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 
 use super::super::generated::{Branch, Source, Text};
 use super::super::sync::lock;
 use super::system::{RELEASE, VERSION};
 use crate::error::Errno;
 use crate::kernel::Kernel;
-use crate::task::capability;
+use crate::task::namespaces::Names;
+use crate::task::{capability, current};
 use crate::vfs::{Caller, Flags};
 
 mod table;
@@ -60,7 +61,8 @@ impl Setting {
         let mut text = match self.rule {
             Rule::Made(make) => make(kernel)?.into_bytes(),
             Rule::Name { domain } => {
-                let uts = lock(&kernel.uts);
+                let names = names(kernel);
+                let uts = lock(names.uts());
                 if domain { uts.domain.clone() } else { uts.host.clone() }
             }
             Rule::Trigger => return Err(Errno::EINVAL),
@@ -98,17 +100,26 @@ impl Setting {
                 kernel.proc.set(self.path, text.as_bytes().to_vec());
             }
             Rule::Name { domain } => {
-                if !caller.credentials.capable(capability::SYS_ADMIN) {
+                let names = names(kernel);
+                if !caller.credentials.capable_in(names.owner(), capability::SYS_ADMIN) {
                     return Err(Errno::EPERM);
                 }
                 let text = text.as_bytes();
                 let name = text.get(..NAME_MAX).unwrap_or(text).to_vec();
-                let mut uts = lock(&kernel.uts);
+                let mut uts = lock(names.uts());
                 *(if domain { &mut uts.domain } else { &mut uts.host }) = name;
             }
         }
         Ok(())
     }
+}
+
+/// The names that whoever asks sees.
+fn names(kernel: &Kernel) -> Arc<Names> {
+    let task = current();
+    Arc::clone(
+        &task.map_or_else(|| Arc::clone(kernel.tasks.first_namespaces()), |task| task.namespaces()).names,
+    )
 }
 
 /// An open setting.

@@ -34,6 +34,8 @@ fn machine() -> Machine {
             files: Arc::default(),
             fs: Arc::new(FsContext::new(root.clone())),
             space: Arc::default(),
+            namespaces: None,
+            container: 0,
         })
         .unwrap();
     task.set_comm(b"a) (b c");
@@ -269,7 +271,7 @@ fn what_can_be_written() {
     assert_eq!(machine.write(&root, "/proc/self/oom_score_adj", "1001"), Err(Errno::EINVAL));
     assert_eq!(machine.write(&stranger, "/proc/1/oom_score_adj", "0"), Err(Errno::EACCES));
     assert_eq!(machine.write(&root, "/proc/sys/kernel/hostname", "pod-7\n"), Ok(6));
-    assert_eq!(crate::task::lock(&machine.kernel.uts).host, b"pod-7");
+    assert_eq!(crate::task::lock(machine.kernel.tasks.first_namespaces().names.uts()).host, b"pod-7");
     assert_eq!(machine.text("/proc/sys/kernel/hostname"), "pod-7\n");
     assert_eq!(machine.write(&stranger, "/proc/sys/kernel/hostname", "x"), Err(Errno::EACCES));
     assert_eq!(machine.write(&root, "/proc/sys/kernel/osrelease", "x"), Err(Errno::EACCES));

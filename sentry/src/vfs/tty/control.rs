@@ -8,7 +8,7 @@ use super::sessions;
 use super::termios::Termios;
 use crate::call::Call;
 use crate::error::{Errno, SysError, SysResult};
-use crate::task::capability;
+use crate::task::{Pid, capability};
 use crate::vfs::{Flags, OpenFile};
 
 const TCGETS: u32 = 0x5401;
@@ -111,11 +111,11 @@ pub(super) fn master(
         // Of a master these are about its slave, whoever asks.
         TIOCGPGRP => {
             let (_, foreground) = sessions::owner(call.task, &pair.terminal(), true)?;
-            give(call, argument, foreground.cast_unsigned())
+            give(call, argument, shown(call, foreground))
         }
         TIOCGSID => match sessions::owner(call.task, &pair.terminal(), true)? {
             (0, _) => Err(Errno::ENOTTY.into()),
-            (session, _) => give(call, argument, session.cast_unsigned()),
+            (session, _) => give(call, argument, shown(call, session)),
         },
         TIOCSCTTY | TIOCNOTTY => Err(Errno::ENOTTY.into()),
         TCSETS | TCSETSW | TCSETSF | TCSETS2 | TCSETSW2 | TCSETSF2 => {
@@ -123,6 +123,11 @@ pub(super) fn master(
         }
         _ => common(pair, call, request, argument),
     }
+}
+
+/// A process group or session as whoever asks sees it.
+fn shown(call: &Call<'_>, number: Pid) -> u32 {
+    if number == 0 { 0 } else { call.task.shown(number).cast_unsigned() }
 }
 
 /// Of a slave.
@@ -134,11 +139,11 @@ pub(super) fn slave(pair: &Arc<Pair>, call: &mut Call<'_>, request: u32, argumen
         TIOCNOTTY => done(sessions::give_up(call.task, &terminal)),
         TIOCGPGRP => {
             let (_, foreground) = sessions::owner(call.task, &terminal, false)?;
-            give(call, argument, foreground.cast_unsigned())
+            give(call, argument, shown(call, foreground))
         }
         TIOCGSID => {
             let (session, _) = sessions::owner(call.task, &terminal, false)?;
-            give(call, argument, session.cast_unsigned())
+            give(call, argument, shown(call, session))
         }
         TIOCSPGRP => {
             let pgid = call.read_u32(argument)?.cast_signed();

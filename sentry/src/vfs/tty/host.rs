@@ -68,8 +68,8 @@ fn session_control(
     match request {
         TIOCSCTTY => sessions::take(call.task, terminal, argument == 1, true)?,
         TIOCNOTTY => sessions::give_up(call.task, terminal)?,
-        TIOCGPGRP => give(call, sessions::owner(call.task, terminal, false)?.1)?,
-        TIOCGSID => give(call, sessions::owner(call.task, terminal, false)?.0)?,
+        TIOCGPGRP => give(call, call.task.shown(sessions::owner(call.task, terminal, false)?.1))?,
+        TIOCGSID => give(call, call.task.shown(sessions::owner(call.task, terminal, false)?.0))?,
         TIOCSPGRP => {
             let pgid = call.read_u32(argument)?.cast_signed();
             sessions::set_foreground(call.task, terminal, pgid)?;
@@ -87,4 +87,12 @@ pub(crate) fn adopt(fd: &OwnedFd, task: &crate::task::Task) {
         let terminal = Terminal::Host(Arc::new(copy));
         task.tasks().terminals().set(task.session(), task.process_group(), terminal);
     }
+}
+
+/// Rows and columns of a terminal of the host; `None` where it is none.
+pub(crate) fn size(fd: &OwnedFd) -> Option<(u16, u16)> {
+    let mut bytes = [0; TERMIOS];
+    ask(fd, libc::TIOCGWINSZ, &mut bytes).ok()?;
+    let number = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+    Some((number(0), number(2)))
 }

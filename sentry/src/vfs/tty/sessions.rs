@@ -185,9 +185,10 @@ pub(super) fn set_foreground(task: &Task, terminal: &Terminal, pgid: Pid) -> Res
     if pgid < 0 {
         return Err(Errno::EINVAL.into());
     }
+    let pgid = task.named(pgid).ok_or(Errno::ESRCH)?;
     let members = task.tasks().select(|member, group| (group == pgid).then(|| member.group().pid()));
     let first = members.first().copied().ok_or(Errno::ESRCH)?;
-    if task.group_and_session(first)?.1 != session {
+    if task.tasks().session_of(first) != Some(session) {
         return Err(Errno::EPERM.into());
     }
     task.tasks().terminals().set_foreground(session, pgid);
