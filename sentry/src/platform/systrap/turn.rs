@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use super::context::{futex_wait, futex_wake};
 use super::layout::{CODE, FLAGS, INTERRUPT, at, context_address, kind, op, state};
 use super::patch::flags_of_comparison;
+use super::remote::Process;
 use super::stage;
 use super::thread::StubThread;
 use crate::error::Errno;
@@ -205,8 +206,10 @@ impl StubThread {
                 self.regs.rip += 2;
                 Trap::Syscall { number: self.regs.rax }
             }
-            Ok(libc::SIGSEGV) if let Some(behind) = self.stub.patches().behind_comparison(self.regs.rip) => {
-                self.regs.eflags = flags_of_comparison(self.regs.rax, self.regs.eflags);
+            Ok(libc::SIGSEGV)
+                if let Some((behind, with)) = self.stub.patches().behind_comparison(self.regs.rip) =>
+            {
+                self.regs.eflags = flags_of_comparison(self.regs.rax, with, self.regs.eflags);
                 self.regs.rip = behind;
                 return None;
             }
