@@ -240,6 +240,14 @@ pub trait Thread: Memory + Send {
         let _ = answers;
     }
 
+    /// Lets no call of this address space be answered without the sentry from now on ([`set_answers`](Self::set_answers)).
+    ///
+    /// # Errors
+    /// ENOMEM: there is no room for what that takes. EFAULT where the stub is gone.
+    fn stop_answering(&mut self) -> Result<(), Errno> {
+        Ok(())
+    }
+
     /// Changes this thread's address space. For [`MemoryCall::Map`] and [`MemoryCall::Move`] the address.
     ///
     /// # Errors

@@ -32,6 +32,7 @@ mod prctl;
 mod processes;
 mod scheduling;
 mod scratch;
+mod seccomp;
 mod signals;
 mod sockets;
 mod special_files;
@@ -112,6 +113,7 @@ const FAMILIES: &[&[Entry]] = &[
     prctl::CALLS,
     processes::CALLS,
     scheduling::CALLS,
+    seccomp::CALLS,
     signals::CALLS,
     special_files::CALLS,
     sockets::CALLS,

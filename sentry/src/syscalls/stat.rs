@@ -89,7 +89,7 @@ fn stat_bytes(file: &Attributes) -> Vec<u8> {
 fn do_stat(call: &Call<'_>, dirfd: u64, path: u64, to: u64, flags: i32) -> SysResult {
     let caller = caller(call);
     let target = target(call, &caller, dirfd, path, flags)?;
-    call.write_result(to, &stat_bytes(&target.inode.attributes()?))?;
+    call.write_result(to, &stat_bytes(&seen(&caller, target.inode.attributes()?)))?;
     Ok(0)
 }
 
@@ -103,7 +103,7 @@ fn lstat(call: &mut Call<'_>, [path, to, ..]: [u64; 6]) -> SysResult {
 
 fn fstat(call: &mut Call<'_>, [fd, to, ..]: [u64; 6]) -> SysResult {
     let file = call.task.files().find(int(fd))?;
-    call.write_result(to, &stat_bytes(&file.inode().attributes()?))?;
+    call.write_result(to, &stat_bytes(&seen(&caller(call), file.inode().attributes()?)))?;
     Ok(0)
 }
 

@@ -106,6 +106,7 @@ impl Tree {
             let mut ended = lock(&task.group().ended_threads);
             *ended = ended.plus(&task.cpu_times());
         }
+        task.control_group().count_ended(&task.cpu_times());
         let execs = state.execs;
         if let Some(by) = execs.and_then(|by| self.threads.get(&by)) {
             by.task.waiter().set();

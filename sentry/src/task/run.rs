@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::signal::{Flow, SignalInfo, deliver, force_fault};
-use super::{Resource, Serving, Task, exit, lock};
+use super::{ControlGroup, Resource, Serving, Task, exit, lock};
 use crate::call::Call;
 use crate::error::{Errno, Restart, SysError, SysResult};
 use crate::kernel::Kernel;
@@ -52,7 +52,7 @@ const CHANGES_ANSWERS: [i64; 10] = [
 ];
 
 /// Tells the platform what calls give that depend on the task alone.
-fn set_answers(task: &Task, thread: &mut dyn Thread) {
+fn tell_answers(task: &Task, thread: &mut dyn Thread) {
     let who = task.credentials();
     let value = |number: i64, value: u32| (number.unsigned_abs(), u64::from(value));
     thread.set_answers(&[
@@ -67,6 +67,16 @@ fn set_answers(task: &Task, thread: &mut dyn Thread) {
     let tree = task.tasks().tree();
     let parent = task.shown(tree.parent_of(task.group().pid()));
     thread.set_answers(&[value(libc::SYS_getppid, parent.cast_unsigned())]);
+}
+
+/// Tells the platform which calls it may answer: none of a task whose calls are judged.
+fn set_answers(task: &Task, thread: &mut dyn Thread) {
+    if !task.is_filtered() {
+        tell_answers(task, thread);
+    } else if thread.stop_answering().is_err() {
+        // Calls would pass by the filter.
+        task.exit_group(libc::SIGKILL);
+    }
 }
 
 /// Whether a fault is that of an area which grows down, and now has grown.
@@ -98,7 +108,24 @@ fn attach(task: &Task, thread: &dyn Thread) {
     *lock(&task.interrupt) = Some(thread.interrupt());
 }
 
+/// Waits while its container is frozen. What there is to deliver is delivered before, and guest code runs after.
+fn stand_still(task: &Arc<Task>, thread: &mut dyn Thread, group: &ControlGroup) -> Flow {
+    loop {
+        if task.signal_pending() && deliver(task, thread, None) == Flow::Exit {
+            return Flow::Exit;
+        }
+        task.waiter().clear();
+        if !group.frozen() {
+            return Flow::GoOn;
+        }
+        if !task.signal_pending() {
+            task.waiter().wait(None);
+        }
+    }
+}
+
 fn serve(kernel: &Arc<Kernel>, task: &Arc<Task>, mut thread: Box<dyn Thread>) -> (Box<dyn Thread>, i32) {
+    let group = task.control_group();
     loop {
         if task.signal_pending() {
             if deliver(task, thread.as_mut(), None) == Flow::Exit {
@@ -108,6 +135,9 @@ fn serve(kernel: &Arc<Kernel>, task: &Arc<Task>, mut thread: Box<dyn Thread>) ->
                 set_answers(task, thread.as_mut());
             }
         }
+        if group.frozen() && stand_still(task, thread.as_mut(), &group) == Flow::Exit {
+            return (thread, 0);
+        }
         task.usage.enter();
         let trap = thread.resume();
         task.usage.leave();
@@ -115,7 +145,7 @@ fn serve(kernel: &Arc<Kernel>, task: &Arc<Task>, mut thread: Box<dyn Thread>) ->
             Trap::Syscall { number } => {
                 let result = carry_out(kernel, task, thread.as_mut(), number);
                 let replaced = result == Err(SysError::RegistersSet);
-                if let Some(next) = replaced.then(|| lock(&task.next_thread).take()).flatten() {
+                if let Some(next) = replaced.then(|| task.take_next_thread()).flatten() {
                     attach(task, next.as_ref());
                     thread = next;
                 } else {
@@ -146,6 +176,11 @@ pub(super) fn carry_out(
     thread: &mut dyn Thread,
     number: u64,
 ) -> SysResult {
+    if task.is_filtered()
+        && let Some(refused) = super::seccomp::refuse(task, thread.regs(), number)
+    {
+        return Err(refused);
+    }
     let arguments = thread.arguments();
     let entry = usize::try_from(number).ok().and_then(|number| kernel.calls.get(number)).copied().flatten();
     match entry {

@@ -81,6 +81,8 @@ pub(super) mod at {
     pub(crate) const MAP_ARGUMENTS: usize = 0x280;
     /// Which of them are there: a bit for each.
     pub(crate) const ANSWERED: usize = 0x2c0;
+    /// What only the sentry and who has this context can know.
+    pub(crate) const SECRET: usize = 0x300;
     /// A stack of a few words grows down from here.
     pub(crate) const SCRATCH_STACK: usize = 0x400;
     /// What the stub fetched with a call ([`super::super::stage`]).

@@ -5,11 +5,15 @@
 //! such as `mmap`; its filter ([`filter`]) sees to it that neither it nor guest code can do anything to others. Address spaces are
 //! copies of a first stub ([`zygote`]) or, at `fork`, of each other: the host's kernel does copy-on-write.
 //!
-//! `unsafe` is in [`context`] (shared memory), [`stub_image`] (the assembler's symbols), [`zygote`] (`fork`) and one `tgkill` in [`thread`].
+//! What a stub says is what its guest wants it to say. So it can hurt that guest alone: see [`stub`] for the number of a new process, by
+//! which memory is read and processes are killed. [`hostile`] is a stub for tests that says whatever it is told to.
+//!
+//! `unsafe` is in [`context`] (shared memory), [`hostile`] (descriptors that came), [`stub_image`] (the assembler's symbols), [`zygote`] (`fork`) and one `tgkill` in [`thread`].
 
 mod context;
 mod copy;
 pub(super) mod filter;
+pub mod hostile;
 pub(super) mod layout;
 mod patch;
 pub(super) mod remote;
@@ -35,7 +39,6 @@ use std::sync::Arc;
 
 use context::Context;
 use nix::unistd::Pid;
-use patch::Patches;
 use spare::Spare;
 use stub::{Parts, Processes};
 use stub_image::StubCode;
@@ -63,11 +66,11 @@ impl Systrap {
     /// What the host says: no processes left, seccomp or memfd not there.
     pub fn new() -> Result<Self, Errno> {
         let parts = Parts::new()?;
-        thread::prepare(&Context::map(parts.contexts.as_fd(), 0)?, 0, layout::state::STUB);
+        thread::prepare(&Context::map(parts.contexts.as_fd(), 0)?, 0, 0, layout::state::STUB);
         let processes = Arc::new(Processes::default());
         let vdso = Vdso::of_host()?;
         let (pid, parts) = start(&processes, parts, vdso.range.clone())?;
-        let (stub, context) = processes.adopt(pid, parts, 0, Patches::default())?;
+        let (stub, context) = processes.first(pid, parts)?;
         let first = StubThread::begin(&processes, Place { stub, slot: 0, context }, pid, 0);
         if !first.wait(0) {
             return Err(Errno::EAGAIN);

@@ -54,7 +54,12 @@ pub(super) struct Patches {
     sites: HashSet<u64>,
     /// With what they compare.
     compared: HashMap<u64, u64>,
+    /// Slots in use.
     slots: u64,
+    /// Those that answer by themselves: where they lie, for which site, which call.
+    answering: Vec<(u64, u64, u32)>,
+    /// Nothing is answered any more.
+    silent: bool,
 }
 
 /// What has to be written to replace a site.
@@ -67,6 +72,9 @@ pub(super) struct Patch {
     pub(super) site_bytes: Vec<u8>,
     /// Whether the table is not there yet: then this goes to its beginning.
     pub(super) table_bytes: Option<[u8; 8]>,
+    /// Whether the call is answered without the sentry.
+    pub(super) answers: bool,
+    number: u32,
 }
 
 /// The number in `mov $number, %eax; syscall`.
@@ -91,6 +99,7 @@ impl Patches {
 
     /// Plans the replacement; `None` when the table is full. `answer` is where the context has the call's value, if it has.
     pub(super) fn plan(&self, site: u64, number: u32, answer: Option<usize>) -> Option<Patch> {
+        let answer = answer.filter(|_| !self.silent);
         let slot = self.free_slot(SLOT_SIZE)?;
         let mut slot_bytes = (slot + 8).to_le_bytes().to_vec();
         slot_bytes.extend([0x48, 0xb9]);
@@ -110,6 +119,8 @@ impl Patches {
             slot_bytes,
             site_bytes: vec![0xff, 0x24, 0x25, a, b, c, d],
             table_bytes: self.table_bytes(),
+            answers: answer.is_some(),
+            number,
         })
     }
 
@@ -129,7 +140,14 @@ impl Patches {
         let [a, b, c, d] = u32::try_from(slot).ok()?.to_le_bytes();
         // The same jump as above by another of its encodings: an index register of none may have any scale.
         let site_bytes = vec![0xff, 0x24, 0xe5, a, b, c, d, 0x90];
-        Some(Patch { slot, slot_bytes, site_bytes, table_bytes: self.table_bytes() })
+        Some(Patch {
+            slot,
+            slot_bytes,
+            site_bytes,
+            table_bytes: self.table_bytes(),
+            answers: false,
+            number: 0,
+        })
     }
 
     fn free_slot(&self, size: u64) -> Option<u64> {
@@ -141,16 +159,32 @@ impl Patches {
         (self.slots == 0).then(|| (CODE + StubCode::linked().entry).to_le_bytes())
     }
 
-    /// The site has been replaced.
-    pub(super) fn done(&mut self, site: u64) {
+    /// The site has been replaced as planned.
+    pub(super) fn done(&mut self, site: u64, plan: &Patch) {
         self.sites.insert(site);
         self.slots += 1;
+        if plan.answers {
+            self.answering.push((plan.slot, site, plan.number));
+        }
     }
 
     /// The site that compares with this has been replaced.
     pub(super) fn done_compared(&mut self, site: u64, with: u64) {
         self.compared.insert(site, with);
         self.slots += 2;
+    }
+
+    /// Nothing is to be answered any more: the slots that still do, each with one that does not. `None` when the table is full.
+    pub(super) fn silence(&mut self) -> Option<Vec<(u64, Patch)>> {
+        self.silent = true;
+        let mut plans = Vec::new();
+        for (slot, site, number) in self.answering.clone() {
+            let plan = self.plan(site, number, None)?;
+            self.slots += 1;
+            plans.push((slot, plan));
+        }
+        self.answering.clear();
+        Some(plans)
     }
 
     /// Whether code that faults at this address is a replaced site, entered where its `syscall` was.
@@ -218,6 +252,22 @@ mod tests {
     }
 
     #[test]
+    fn what_answers_can_be_silenced() {
+        let mut patches = Patches::default();
+        for (site, answer) in [(0x1000, Some(at::ANSWERS)), (0x2000, None), (0x3000, Some(at::ANSWERS))] {
+            let plan = patches.plan(site, 39, answer).unwrap();
+            assert_eq!(plan.answers, answer.is_some());
+            patches.done(site, &plan);
+        }
+        let plans = patches.silence().unwrap();
+        let moved: Vec<_> = plans.iter().map(|(old, plan)| (*old, plan.slot, plan.answers)).collect();
+        let slot = |n: u64| SLOTS + n * SLOT_SIZE;
+        assert_eq!(moved, [(slot(1), slot(4), false), (slot(3), slot(5), false)]);
+        assert!(patches.silence().unwrap().is_empty());
+        assert!(!patches.plan(0x4000, 39, Some(at::ANSWERS)).unwrap().answers);
+    }
+
+    #[test]
     fn a_site_is_due_ever_more_rarely_and_slots_end() {
         let mut patches = Patches::default();
         let due: Vec<u32> = (1..100).filter(|_| patches.met(0x40_0000)).collect();
@@ -228,7 +278,7 @@ mod tests {
         {
             assert_eq!(patch.table_bytes.is_some(), planned == 0);
             assert!(patch.slot_bytes.len() as u64 <= SLOT_SIZE);
-            patches.done(0x40_0000 + planned);
+            patches.done(0x40_0000 + planned, &patch);
             planned += 16;
         }
         assert_eq!(planned / 16, SLOTS_SIZE / SLOT_SIZE - 1);

@@ -4,7 +4,6 @@ use std::io::{IoSlice, IoSliceMut};
 use std::sync::Arc;
 
 use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
-
 use nix::unistd::Pid;
 
 use super::layout::{CODE, END};
@@ -46,6 +45,14 @@ fn pages(address: u64, length: usize, end: u64) -> Vec<RemoteIoVec> {
         left -= len;
     }
     parts
+}
+
+/// A word of a process, wherever it lies.
+pub(super) fn word(process: Pid, address: u64) -> Option<u64> {
+    let part = RemoteIoVec { base: usize::try_from(address).ok()?, len: 8 };
+    let mut bytes = [0; 8];
+    let got = process_vm_readv(process, &mut [IoSliceMut::new(&mut bytes)], &[part]).ok()?;
+    (got == bytes.len()).then(|| u64::from_le_bytes(bytes))
 }
 
 /// Most parts of one call (`UIO_MAXIOV`).

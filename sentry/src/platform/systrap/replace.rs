@@ -42,7 +42,7 @@ impl StubThread {
             let answer = answer.map(|place| at::ANSWERS + 8 * place);
             let Some(plan) = self.stub.patches().plan(site, number, answer) else { return Ok(()) };
             if self.put(site, first, &plan, protection)? {
-                self.stub.patches().done(site);
+                self.stub.patches().done(site, &plan);
             }
         } else if let Some(old) = bytes.last_chunk().filter(|_| read == bytes.len())
             && let Some(with) = patch::comparison(*old)
@@ -77,6 +77,29 @@ impl StubThread {
         };
         self.protect(pages.0, pages.1, protection)?;
         Ok(written)
+    }
+
+    /// Lets no call of this address space be answered without the sentry any more. Words of slots change one by one, each at once, so that
+    /// other threads may run through them.
+    pub(super) fn silence(&mut self) -> Result<(), Errno> {
+        let stub = Arc::clone(&self.stub);
+        let lock = stub.replacing();
+        let plans = self.stub.patches().silence().ok_or(Errno::ENOMEM)?;
+        if plans.is_empty() {
+            return Ok(());
+        }
+        self.protect(SLOTS, SLOTS_SIZE, WRITABLE)?;
+        for (slot, plan) in &plans {
+            if self.write(plan.slot, &plan.slot_bytes) != plan.slot_bytes.len() {
+                return Err(Errno::EFAULT);
+            }
+            // All of the table lies below 4 GiB: the upper half of a word stays 0.
+            let low = |address: u64| u32::try_from(address).map_err(|_| Errno::EFAULT);
+            self.swap(*slot, low(slot + 8)?, low(plan.slot + 8)?)?;
+        }
+        self.protect(SLOTS, SLOTS_SIZE, READABLE)?;
+        drop(lock);
+        Ok(())
     }
 
     /// Replaces a site that other threads may be running through, in steps that each of them may meet: its beginning becomes a jump to

@@ -402,3 +402,33 @@ fn contexts_of_threads_that_ended_are_used_again() {
         drop(thread.spawn().unwrap());
     }
 }
+
+/// What comes of a `fork` whose stub says that the new process has this number.
+fn fork_that_says(number: u64) -> Result<Box<dyn Thread>, Errno> {
+    use hostile::{Answer, Hostile};
+    // its start, the two files that it gets, the fork; all well
+    let answers = [0, 0, number, 0, 0, 0, 0, 0].map(Answer::done);
+    Hostile::new(answers.to_vec()).unwrap().thread().fork()
+}
+
+/// By the number of a new process the sentry reads and writes memory, and kills: a guest must not choose it.
+#[test]
+fn a_forked_process_is_a_child_and_the_guests_own() {
+    let own = nix::unistd::getpid().as_raw();
+    let thread = nix::unistd::gettid().as_raw();
+    assert_ne!(own, thread, "tests run in threads of their own");
+    for number in [0, 1, own, thread, i32::MAX] {
+        let refused = fork_that_says(u64::try_from(number).unwrap());
+        assert_eq!(refused.err(), Some(Errno::EFAULT), "{number}");
+    }
+    // A child of the sentry's, but not that guest's. It lives on.
+    let mut other = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+    let mut taken = fork_that_says(u64::from(other.id())).unwrap();
+    assert_eq!(taken.remote().read(DATA, &mut [0]), 0);
+    assert_eq!(taken.resume(), Trap::Gone);
+    drop(taken);
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(other.try_wait().unwrap(), None);
+    other.kill().unwrap();
+    other.wait().unwrap();
+}

@@ -102,7 +102,8 @@ pub(super) struct Place {
 }
 
 /// Prepares a context for a thread that will run in it. It begins with the turn in this state ([`super::layout::state`]).
-pub(super) fn prepare(context: &Context, slot: usize, turn: u32) {
+pub(super) fn prepare(context: &Context, slot: usize, secret: u64, turn: u32) {
+    context.store(at::SECRET, secret);
     context.store(at::FRAME, 0);
     context.store(at::NO_SIGNALS, 0);
     context.store(at::ANSWERED, 0);
@@ -257,11 +258,12 @@ impl StubThread {
         let parts = Parts::new()?;
         let [contexts, socket] = self.give_files([parts.contexts.as_fd(), parts.its_socket.as_fd()])?;
         // The child runs in the context with the same number and address, of another file.
-        prepare(&Context::map(parts.contexts.as_fd(), self.slot)?, self.slot, state::SENTRY);
+        let secret = crate::random::number()?;
+        prepare(&Context::map(parts.contexts.as_fd(), self.slot)?, self.slot, secret, state::SENTRY);
         let child = result(self.ask(op::FORK, &[FORK_FLAGS, contexts, self.socket, socket])?);
         let patches = self.stub.patches().clone();
         let pid = Pid::from_raw(i32::try_from(child?).map_err(|_| Errno::EFAULT)?);
-        let (stub, context) = self.processes.adopt(pid, parts, self.slot, patches)?;
+        let (stub, context) = self.processes.adopt(pid, parts, (self.slot, secret), patches)?;
         let place = Place { stub, slot: self.slot, context };
         let mut child = Self::begin(&self.processes, place, pid, socket);
         self.pass_state_to(&mut child)?;
@@ -401,6 +403,10 @@ impl Thread for StubThread {
         }
     }
 
+    fn stop_answering(&mut self) -> Result<(), Errno> {
+        self.silence()
+    }
+
     fn set_answers(&mut self, answers: &[(u64, u64)]) {
         for (number, value) in answers {
             if let Some(place) = answer_of(*number) {
@@ -432,7 +438,7 @@ impl Thread for StubThread {
 
     fn spawn(&mut self) -> Result<Box<dyn Thread>, Errno> {
         let (slot, context) = self.stub.take_slot()?;
-        prepare(&context, slot, state::SENTRY);
+        prepare(&context, slot, 0, state::SENTRY);
         let address = context_address(slot);
         let thread =
             result(self.ask(op::SPAWN, &[SPAWN_FLAGS, 0, 0, address + at::STATE as u64, 0, address])?)
