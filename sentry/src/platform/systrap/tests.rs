@@ -393,6 +393,9 @@ fn a_number_in_a_register_is_answered_too() {
     });
     assert_eq!(thread.resume(), Trap::Interrupted);
     other.join().unwrap();
+    thread.stop_answering().unwrap();
+    assert_eq!(thread.resume(), Trap::Syscall { number: 39 });
+    assert_eq!(thread.resume(), Trap::Syscall { number: 39 });
 }
 
 #[test]
