@@ -19,7 +19,10 @@
 //! | [`defence`] | what the sentry gives up before a guest runs: namespaces, capabilities, host calls |
 //! | [`gofer`] | the process that holds the host's files for it |
 //! | [`sandbox`] | a sandbox from outside: root, first process, end |
+//! | [`fuzzing`] | what `fuzz/` drives |
 //! | [`container`] | containers of a sandbox: namespaces, mounts, processes from outside |
+//! | [`containers`] | several containers in one sandbox, as a monitor asks for them |
+//! | [`control`] | what the monitor asks and the sentry tells: messages, and the socket between them |
 //! | [`syscalls`] | the table of system calls, a file for each family |
 //!
 //! What blocks where, and which lock is taken before which, stands in the documentation of each room.
@@ -27,12 +30,16 @@
 mod bpf;
 pub mod call;
 pub mod container;
+pub mod containers;
+pub mod control;
 pub mod defence;
 pub mod error;
 pub mod events;
+pub mod fuzzing;
 pub mod gofer;
 pub mod ipc;
 pub mod kernel;
+mod launch;
 pub mod link;
 pub mod loader;
 pub mod mm;
@@ -46,5 +53,6 @@ mod sync;
 pub mod syscalls;
 pub mod task;
 pub mod testing;
+mod ticks;
 pub mod time;
 pub mod vfs;

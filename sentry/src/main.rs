@@ -1,6 +1,7 @@
 //! `kata-cc-sentry`: runs programs on the user-space kernel.
 
 mod attempt;
+mod monitor;
 mod platforms;
 mod volume;
 
@@ -39,6 +40,10 @@ enum Verb {
     /// Exits as the program does; 128 and the number of the signal that ended it; 127 when there is no such program, 126 when it cannot be
     /// run, 125 when the sandbox cannot be started.
     Do(Box<Do>),
+    /// Be a sandbox whose containers are made and driven by the agent API.
+    ///
+    /// Ends with 0 when it is asked to (DestroySandbox, SIGTERM), 125 when it cannot start, 70 when the sentry is lost.
+    Serve(monitor::Serve),
     /// Say which platforms run here, and why others do not.
     Platforms(Platforms),
     /// Print the table of system calls as Markdown.
@@ -135,6 +140,7 @@ fn main() -> ExitCode {
         .init();
     let result = match arguments.command {
         Verb::Do(arguments) => run(*arguments),
+        Verb::Serve(options) => monitor::run(options),
         Verb::Platforms(arguments) => {
             platforms::print(arguments.json);
             Ok(0)

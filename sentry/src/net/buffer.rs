@@ -368,6 +368,7 @@ impl ByteQueue {
         let mut state = lock(&self.state);
         state.bytes = state.bytes.saturating_sub(count);
         state.taken = state.taken.saturating_add(count as u64);
+        state.forget_urgent();
         if !chunk.bytes().is_empty() && !state.flags.gone {
             state.chunks.push_front(chunk);
             return;
@@ -508,9 +509,18 @@ impl State {
         first.start = first.start.saturating_add(1);
         self.bytes = self.bytes.saturating_sub(1);
         self.taken = self.taken.saturating_add(1);
+        self.forget_urgent();
+        let Some(first) = self.chunks.front_mut() else { return };
         if first.bytes().is_empty() {
             // TCP has no descriptors: nothing is dropped here but memory.
             self.chunks.pop_front();
+        }
+    }
+
+    /// Once what is behind the urgent byte is read, there is none (`tcp_recvmsg`).
+    fn forget_urgent(&mut self) {
+        if self.urgent.is_some_and(|(at, _)| at < self.taken) {
+            self.urgent = None;
         }
     }
 }

@@ -189,7 +189,7 @@ fn connect(call: &mut Call<'_>, [fd, address, length, ..]: [u64; 6]) -> SysResul
     let target = Target::find(call, fd)?;
     let address = read_address(call, target.socket.common().domain, address, length)?;
     let [_, timeout] = target.socket.common().timeouts();
-    let context = context(call);
+    let context = target.context(call);
     let how = (Events::OUT, timeout);
     match target.socket.connect(&context, &address) {
         Ok(()) => Ok(0),

@@ -385,13 +385,14 @@ impl Socket for Tcp {
         let all = message.source.left();
         let deaf = flags.unwanted && end.incoming().flags().ended;
         if (flags.gone || deaf) && all > 0 {
-            // An RST comes back for it; who only shut down both ways is reset, too.
+            // An RST comes back for it; who only shut down both ways is reset, too. What fits was taken by then.
+            let fits = end.outgoing().room().1;
             end.outgoing().change(|flags| flags.broken = true);
             self.common.fail(Errno::EPIPE);
             if !flags.gone {
                 end.fail_other(Errno::ECONNRESET);
             }
-            return Ok(all);
+            return Ok(all.min(fits));
         }
         let count = end.outgoing().put(message.source, &mut Tag::default())?;
         if message.flags & libc::MSG_OOB != 0 && count > 0 && count == all {
@@ -497,8 +498,11 @@ impl Socket for Tcp {
                 if urgent {
                     ready |= Events::PRI;
                 }
-                let low = usize::try_from(lock(&self.common.options).low_water).unwrap_or(1);
-                let unread = end.incoming().len().saturating_sub(usize::from(at_mark));
+                let (low, inline) = {
+                    let options = lock(&self.common.options);
+                    (usize::try_from(options.low_water).unwrap_or(1), options.urgent_inline)
+                };
+                let unread = end.incoming().len().saturating_sub(usize::from(at_mark && !inline));
                 if unread >= low.min(BUFFER) {
                     ready |= Events::IN | Events::RDNORM;
                 }
