@@ -54,8 +54,6 @@ use work::Monitor;
 const LOST: u8 = 70;
 /// How long answers have to leave before the end.
 const LEAVES: Duration = Duration::from_millis(100);
-/// How long the end of a container may be asked for when the end of all hangs on it.
-const HEARD: Duration = Duration::from_secs(2);
 /// How often descriptors that nobody took are looked for.
 const SWEEP: Duration = Duration::from_secs(60);
 /// How long the sentry may take to be there.
@@ -84,6 +82,9 @@ pub(crate) struct Serve {
     /// End with the first process of this container, and with its exit code.
     #[arg(long, value_name = "CONTAINER")]
     until: Option<String>,
+    /// Milliseconds for which its end may still be asked for, where nobody did; 0 where everybody looks at this process instead.
+    #[arg(long, value_name = "MS", default_value_t = 2000, requires = "until")]
+    linger: u64,
     /// How guest code runs.
     #[arg(long, value_enum, default_value_t)]
     platform: Kind,
@@ -182,8 +183,9 @@ async fn monitor(
     ready.tell();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let (mut hangup, mut resized) = (signal(SignalKind::hangup())?, signal(SignalKind::window_change())?);
+    let linger = Duration::from_millis(options.linger);
     let mut children = signal(SignalKind::child())?;
-    let until = until(options.until.clone(), &monitor);
+    let until = until(options.until.clone(), linger, &monitor);
     tokio::pin!(until);
     let mut sweep = tokio::time::interval(SWEEP);
     let end = loop {
@@ -205,7 +207,7 @@ async fn monitor(
         }
     };
     // The last answers are still on their way.
-    tokio::time::sleep(LEAVES).await;
+    tokio::time::sleep(LEAVES.min(linger)).await;
     drop(clients);
     lost.abort();
     Ok(code(&end, options.until.is_some()))
@@ -256,11 +258,11 @@ impl Drop for Killed {
 }
 
 /// The end of a container on which everything hangs, once somebody heard of it.
-async fn until(container: Option<String>, monitor: &Monitor) -> u8 {
+async fn until(container: Option<String>, linger: Duration, monitor: &Monitor) -> u8 {
     let Some(container) = container else { return std::future::pending().await };
     let first = monitor.table.made(&container).await.first;
     let code = first.ended().await;
-    let _ = tokio::time::timeout(HEARD, first.waited()).await;
+    let _ = tokio::time::timeout(linger, first.waited()).await;
     u8::try_from(code).unwrap_or(u8::MAX)
 }
 
