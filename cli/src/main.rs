@@ -1,5 +1,7 @@
 //! `kata-cc`: the user's command.
 //!
+//! `--tier sentry` before the verb makes it an OCI runtime, as the names `kata-cc-runc` and `kata-cc-oci` do (crate `kata-cc-oci`).
+//!
 //! Exit codes: 0 done; 1 failed or refused (the last line of standard error says what, why and what to do);
 //! 2 wrong usage; `run` gives the container's own exit code. `--json` prints one JSON document (or one object a
 //! line for streams) on standard output and nothing else there. Colour and progress only on a terminal.
@@ -71,7 +73,11 @@ enum Command {
 }
 
 fn main() -> std::process::ExitCode {
-    let arguments = Arguments::parse();
+    let words: Vec<std::ffi::OsString> = std::env::args_os().collect();
+    if let Some(words) = kata_cc_oci::command_line(&words) {
+        return std::process::ExitCode::from(kata_cc_oci::verbs::main(words));
+    }
+    let arguments = Arguments::parse_from(words);
     let output = Output::new(arguments.json);
     output::start_log(arguments.verbose);
     // Every TLS connection of this process uses the one provider.

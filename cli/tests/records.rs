@@ -82,11 +82,16 @@ fn ps_running_asks_whether_the_monitor_lives() {
     let node = node();
     assert_eq!(node.ok(&["ps", "--running"]).lines().count(), 1);
     let pid = std::process::id();
-    node.file("run/good-pod/leftovers.json", format!("{{\"pid\":{pid}}}"));
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let start: u64 = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(19).unwrap().parse().unwrap();
+    node.file("run/good-pod/leftovers.json", format!("{{\"monitor\":[{pid},{start}]}}"));
     let text = node.ok(&["ps", "--running"]);
     assert!(text.lines().count() == 2 && text.contains("running"), "{text}");
     // A number that no process has.
-    node.file("run/good-pod/leftovers.json", "{\"pid\":4194305}");
+    node.file("run/good-pod/leftovers.json", "{\"monitor\":[4194305,1]}");
+    assert_eq!(node.json(&["ps", "--running"]), Value::Array(Vec::new()));
+    // Another process that has the number now.
+    node.file("run/good-pod/leftovers.json", format!("{{\"monitor\":[{pid},{}]}}", start + 1));
     assert_eq!(node.json(&["ps", "--running"]), Value::Array(Vec::new()));
     node.file("run/good-pod/leftovers.json", "damaged");
     assert_eq!(node.json(&["ps", "--running"]), Value::Array(Vec::new()));

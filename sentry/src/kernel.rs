@@ -60,6 +60,11 @@ impl Kernel {
         })
     }
 
+    /// Names the machine.
+    pub fn set_host_name(&self, name: &[u8]) {
+        lock(self.tasks.first_namespaces().names.uts()).host = name.to_vec();
+    }
+
     /// Says, once for each program and call, that a call is not there.
     pub(crate) fn note_unknown_call(&self, program: &[u8], number: u64) {
         let fresh = {

@@ -12,6 +12,7 @@
 //! | [`task`] | processes, threads, signals, credentials, waiting for children |
 //! | [`vfs`] | mounts, names, open files; one folder for each file system |
 //! | [`net`] | sockets, and the sandbox's own network |
+//! | [`link`] | takes the pod's interface over, before the defence |
 //! | [`ipc`] | System V semaphores, messages, shared memory |
 //! | [`loader`] | programs: ELF, scripts, the first stack |
 //! | [`time`] | clocks and timers |
@@ -20,6 +21,8 @@
 //! | [`sandbox`] | a sandbox from outside: root, first process, end |
 //! | [`fuzzing`] | what `fuzz/` drives |
 //! | [`container`] | containers of a sandbox: namespaces, mounts, processes from outside |
+//! | [`containers`] | several containers in one sandbox, as a monitor asks for them |
+//! | [`control`] | what the monitor asks and the sentry tells: messages, and the socket between them |
 //! | [`syscalls`] | the table of system calls, a file for each family |
 //!
 //! What blocks where, and which lock is taken before which, stands in the documentation of each room.
@@ -27,6 +30,8 @@
 mod bpf;
 pub mod call;
 pub mod container;
+pub mod containers;
+pub mod control;
 pub mod defence;
 pub mod error;
 pub mod events;
@@ -34,6 +39,8 @@ pub mod fuzzing;
 pub mod gofer;
 pub mod ipc;
 pub mod kernel;
+mod launch;
+pub mod link;
 pub mod loader;
 pub mod mm;
 pub mod net;
@@ -46,5 +53,6 @@ mod sync;
 pub mod syscalls;
 pub mod task;
 pub mod testing;
+mod ticks;
 pub mod time;
 pub mod vfs;

@@ -8,9 +8,10 @@ use thiserror::Error;
 use crate::container::{Container, ContainerConfig};
 use crate::error::Errno;
 use crate::kernel::Kernel;
+pub use crate::launch::DEFAULT_PATH;
 use crate::platform::Platform;
 use crate::start::{self, Process};
-use crate::task::{self, Task};
+use crate::task::Task;
 use crate::vfs::mount::MountNamespace;
 use crate::vfs::overlay::Overlay;
 use crate::vfs::proc::Proc;
@@ -107,11 +108,6 @@ pub struct Sandbox {
     _mounts: Arc<MountNamespace>,
 }
 
-fn set_hostname(kernel: &Kernel, name: &str) {
-    let names = &kernel.tasks.first_namespaces().names;
-    task::lock(names.uts()).host = name.as_bytes().to_vec();
-}
-
 pub(crate) fn mount_error(what: &'static str) -> impl FnOnce(Errno) -> SandboxError {
     move |errno| SandboxError::Mount { what, errno }
 }
@@ -127,7 +123,7 @@ impl Sandbox {
         config: &Config,
     ) -> Result<Self, SandboxError> {
         let kernel = Kernel::new(platform);
-        set_hostname(&kernel, &config.hostname);
+        kernel.set_host_name(config.hostname.as_bytes());
         let root = match config.changes {
             Changes::InMemory(limit) => {
                 Overlay::in_memory(vec![root.root()], limit).map_err(mount_error("the root's changes"))?
@@ -149,7 +145,7 @@ impl Sandbox {
     #[must_use]
     pub fn empty(platform: Box<dyn Platform>, hostname: &str) -> Self {
         let kernel = Kernel::new(platform);
-        set_hostname(&kernel, hostname);
+        kernel.set_host_name(hostname.as_bytes());
         let mounts = Arc::clone(&kernel.tasks.first_namespaces().mounts);
         Self { root: mounts.root_place(), kernel, _mounts: mounts }
     }
@@ -198,8 +194,8 @@ impl Sandbox {
                 Err(errno) => return Err(fail(errno)),
             }
         }
-        let found = Walk::new(&caller, &self.root, &self.root, path, Resolve::default());
-        let place = found.and_then(|mut walk| walk.finish(true)).map_err(fail)?;
+        let walk = Walk::new(&caller, &self.root, &self.root, path, Resolve::default());
+        let place = walk.and_then(|mut walk| walk.finish(true)).map_err(fail)?;
         Mount::add(&place, tree, flags).map(drop).map_err(fail)
     }
 
@@ -212,9 +208,6 @@ impl Sandbox {
         place.start(&Process::from(command), streams)
     }
 }
-
-/// Where programs are looked for when nobody says where.
-pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 pub(crate) fn populate_dev(place: &Place) -> Result<(), Errno> {
     dev::populate(&place.dentry)

@@ -5,11 +5,9 @@ use std::sync::Arc;
 
 use crate::error::Errno;
 use crate::kernel::Kernel;
-use crate::loader::{self, Identity, Opener, Program, Strings};
-use crate::mm::{self, AddressSpace};
-use crate::sandbox::{Command, DEFAULT_PATH, SandboxError, mount_error};
-use crate::syscalls::run_place;
-use crate::task::{self, Capabilities, Credentials, Limits, Namespaces, NewProcess, Resource, Task};
+use crate::launch::{self, Launch, Loaded};
+use crate::sandbox::{Command, SandboxError, mount_error};
+use crate::task::{Capabilities, Credentials, Limits, Namespaces, NewProcess, Resource, Task};
 use crate::vfs::host_io::HostIo;
 use crate::vfs::tty::adopt;
 use crate::vfs::{Caller, FdTable, Flags, FsContext, Place, Resolve, Walk};
@@ -113,8 +111,6 @@ pub(crate) struct Room<'a> {
     pub(crate) container: u64,
 }
 
-type Loaded = (AddressSpace, Box<dyn crate::platform::Thread>, Vec<u8>);
-
 impl Room<'_> {
     /// Starts a process with these descriptors of the host as 0, 1 and 2; the first is its controlling terminal, if it is one.
     ///
@@ -149,9 +145,12 @@ impl Room<'_> {
         fs.set_cwd(folder.map_err(mount_error("the working folder"))?);
         let limits = process.limits;
         files.set_limit(u32::try_from(limits.of(Resource::OpenFiles).soft).unwrap_or(u32::MAX));
-        let (space, mut thread, name) = self
-            .load(process, &caller, &fs)
-            .map_err(|(program, errno)| SandboxError::Program { program, errno })?;
+        let launch = Launch { kernel: self.kernel, credentials: &credentials, fs: &fs, limits: &limits };
+        let loaded = launch.load(&process.arguments, &process.environment).map_err(|errno| {
+            let program = process.arguments.first().cloned().unwrap_or_default();
+            SandboxError::Program { program, errno }
+        })?;
+        let Loaded { space, thread, credentials, name } = loaded;
         let new = NewProcess {
             credentials,
             limits,
@@ -167,72 +166,11 @@ impl Room<'_> {
         if let Some(terminal) = terminal {
             adopt(terminal, &task);
         }
-        let (kernel, served) = (Arc::clone(self.kernel), Arc::clone(&task));
-        thread.release();
-        self.kernel
-            .workers
-            .run(Box::new(move || task::run(&kernel, &served, thread)))
-            .map_err(SandboxError::Process)?;
+        launch::run(self.kernel, &task, thread).map_err(SandboxError::Process)?;
         Ok(task)
     }
 
     fn walk(&self, caller: &Caller, start: &Place, path: &[u8]) -> Result<Place, Errno> {
         Walk::new(caller, self.root, start, path, Resolve::default())?.finish(true)
-    }
-
-    /// Puts the program into an address space of its own.
-    fn load(&self, process: &Process, caller: &Caller, fs: &FsContext) -> Result<Loaded, (String, Errno)> {
-        let name = process.arguments.first().cloned().unwrap_or_default();
-        let fail = |errno| (name.clone(), errno);
-        let opener = FromOutside { room: self, caller, fs };
-        let (path, program) = opener.find(process, &name).map_err(fail)?;
-        let bytes = |texts: &[String]| texts.iter().map(|text| text.clone().into_bytes()).collect();
-        let strings =
-            Strings { arguments: bytes(&process.arguments), environment: bytes(&process.environment) };
-        let limits = mm::Limits::default();
-        let prepared =
-            loader::prepare(&opener, program, path.as_bytes(), true, strings, limits.stack).map_err(fail)?;
-        let platform = &self.kernel.platform;
-        let mut thread = platform.new_address_space().map_err(fail)?;
-        let futexes = Arc::clone(&self.kernel.futexes);
-        let space = AddressSpace::new(platform.guest_range(), limits.stack, Some(thread.remote()), futexes);
-        let (uid, gid) = process.user;
-        let identity = Identity { uid, euid: uid, gid, egid: gid, secure: false, vdso: platform.vdso() };
-        prepared.load(&space, thread.as_mut(), &limits, &identity).map_err(fail)?;
-        let base = path.rsplit('/').next().unwrap_or(&path).as_bytes().to_vec();
-        Ok((space, thread, base))
-    }
-}
-
-/// Opens programs for a process that is not there yet.
-struct FromOutside<'a> {
-    room: &'a Room<'a>,
-    caller: &'a Caller,
-    fs: &'a FsContext,
-}
-
-impl Opener for FromOutside<'_> {
-    fn open_program(&self, path: &[u8]) -> Result<Arc<dyn Program>, Errno> {
-        run_place(self.caller, self.room.walk(self.caller, &self.fs.cwd(), path)?)
-    }
-}
-
-impl FromOutside<'_> {
-    /// The program and its path, along `PATH` as a shell does it: what is found and may not be run counts last.
-    fn find(&self, process: &Process, name: &str) -> Result<(String, Arc<dyn Program>), Errno> {
-        if name.contains('/') {
-            return Ok((name.to_owned(), self.open_program(name.as_bytes())?));
-        }
-        let path = process.environment.iter().find_map(|entry| entry.strip_prefix("PATH="));
-        let mut worst = Errno::ENOENT;
-        for folder in path.unwrap_or(DEFAULT_PATH).split(':') {
-            let path = format!("{folder}/{name}");
-            match self.open_program(path.as_bytes()) {
-                Ok(program) => return Ok((path, program)),
-                Err(Errno::EACCES) => worst = Errno::EACCES,
-                Err(_) => {}
-            }
-        }
-        Err(worst)
     }
 }

@@ -7,6 +7,7 @@
 
 use std::path::PathBuf;
 
+pub use kata_cc_oci::store::is_identifier;
 use thiserror::Error;
 
 /// What the shim was asked to do.
@@ -139,15 +140,6 @@ impl Flags {
         }
         Ok(self)
     }
-}
-
-/// Whether a text may name a container, a sandbox or a namespace (containerd's own rule, with its length limit
-/// doubled as Kubernetes' ids need no more than 64).
-#[must_use]
-pub fn is_identifier(text: &str) -> bool {
-    text.len() <= 128
-        && text.starts_with(|first: char| first.is_ascii_alphanumeric())
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
 }
 
 fn action(word: &str) -> Result<Action, FlagError> {

@@ -17,7 +17,7 @@ pub mod delete;
 pub mod error;
 pub mod events;
 pub mod flags;
-pub mod grouping;
+pub use kata_cc_oci::grouping;
 pub mod guest;
 pub mod hooks;
 pub mod info;

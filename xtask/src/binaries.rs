@@ -6,7 +6,8 @@ use crate::paths;
 use crate::shell::{command, run, step};
 
 /// Names under which the shim is also called: the class of a sandbox is told by them.
-const SHIM_NAMES: [&str; 2] = ["containerd-shim-kata-cc-vm-v2", "containerd-shim-kata-cc-auto-v2"];
+const SHIM_NAMES: [&str; 3] =
+    ["containerd-shim-kata-cc-vm-v2", "containerd-shim-kata-cc-sentry-v2", "containerd-shim-kata-cc-auto-v2"];
 
 /// The one dynamic program: it loads a vendor's shared object, which a static one cannot.
 const HELPER: &str = "kata-cc-kbs-pkcs11";

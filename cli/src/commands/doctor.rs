@@ -1,6 +1,6 @@
 //! `kata-cc doctor`: what this machine can do, why, and what to change.
 //!
-//! It looks, and starts nothing but the VMM's probes (a tiny guest with a time limit, and questions to KVM). Exit code 0 when at
+//! It looks, and starts nothing but the VMM's probes (a tiny guest with a time limit, and questions to KVM) and `true` on the sentry. Exit code 0 when at
 //! least one tier can run.
 
 mod tee;
@@ -83,9 +83,13 @@ fn report() -> Report {
             tiers.push(tee.tier().name());
         }
     }
+    let sentry = sentry(&config);
+    if configuration.state == State::Ok && sentry.state == State::Ok {
+        tiers.push("sentry");
+    }
     let mut findings = vec![processor(), configuration, kvm];
     findings.extend(hardware_tee(&config));
-    findings.extend([simulated, image, root, cgroups(), tun(), erofs(), containerd()]);
+    findings.extend([simulated, image, root, sentry, cgroups(), tun(), erofs(), containerd()]);
     Report { tiers, findings }
 }
 
@@ -183,6 +187,37 @@ fn simulated_tee(config: &NodeConfig) -> Finding {
             lacking(CHECK, State::Warning, reason, advice)
         }
     }
+}
+
+/// Run a program on the sentry: it needs no device, but a host may forbid a step of its defence, which it then names.
+fn sentry(config: &NodeConfig) -> Finding {
+    const CHECK: &str = "sentry";
+    if let Availability::Missing(reason) = config.ability().sentry {
+        return lacking(
+            CHECK,
+            State::Missing,
+            reason,
+            "install kata-cc-sentry, or name it by `sentry` in the node's configuration",
+        );
+    }
+    let program = config.sentry();
+    let mut command = Command::new(&program);
+    command.args(["do", "--read-only", "--", "/bin/true"]).stdin(std::process::Stdio::null());
+    let (seen, advice) = match command.output() {
+        Ok(output) if output.status.success() => {
+            return found(CHECK, format!("{} runs programs (systrap)", program.display()));
+        }
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
+            (
+                format!("{}: {}", output.status, crate::output::printable(last)),
+                "the message names the step that this host forbids, and what to change",
+            )
+        }
+        Err(error) => (format!("{}: {error}", program.display()), "install kata-cc-sentry of this release"),
+    };
+    lacking(CHECK, State::Missing, seen, advice)
 }
 
 fn guest_image() -> Finding {
@@ -351,6 +386,31 @@ mod tests {
         assert_eq!(named().state, State::Missing);
         std::fs::write(&initramfs, "x").unwrap();
         assert_eq!(named().state, State::Ok);
+    }
+
+    #[test]
+    fn the_sentry_is_tried_and_its_reason_told() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("sentry");
+        let finding = || sentry(&read(&format!("sentry = {program:?}\n")).unwrap());
+        assert!(
+            finding().state == State::Missing && finding().seen.contains("there is no"),
+            "{:?}",
+            finding()
+        );
+        let script = |text: &str| {
+            std::fs::write(&program, format!("#!/bin/sh\n{text}\n")).unwrap();
+            std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
+        };
+        script("echo one >&2; echo 'a step: EPERM' >&2; exit 125");
+        assert!(
+            finding().state == State::Missing && finding().seen.ends_with("a step: EPERM"),
+            "{:?}",
+            finding()
+        );
+        script("test \"$1 $2 $3 $4\" = 'do --read-only -- /bin/true'");
+        assert_eq!(finding().state, State::Ok, "{:?}", finding());
     }
 
     #[test]

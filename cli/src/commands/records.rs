@@ -123,7 +123,10 @@ pub(super) fn plain(value: &Value) -> Option<String> {
 pub(super) fn is_running(id: &str) -> bool {
     let Ok(bytes) = std::fs::read(paths::run_dir().join(id).join("leftovers.json")) else { return false };
     let left: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-    left["pid"].as_u64().is_some_and(|pid| std::path::Path::new(&format!("/proc/{pid}")).exists())
+    // Number and start of the monitor: numbers come round again.
+    let (pid, start) = (left["monitor"][0].as_u64(), left["monitor"][1].as_u64());
+    let found = pid.and_then(|pid| kata_cc_oci::process::start_time(u32::try_from(pid).ok()?));
+    found.is_some() && found == start
 }
 
 /// What stopped a start: of several refusals, the one that the others follow from.

@@ -1,7 +1,8 @@
 //! What the sentry gives up before a guest runs, so that who takes it over from inside has little in hand.
 //!
 //! 1. [`Defence::begin`]: the command forks a process that is the sentry proper, in namespaces of its own ([`namespaces`], [`inner`]). It is
-//!    number 1 of its namespace of processes: the host ends every stub with it, and it ends with the command that waits for it.
+//!    number 1 of its namespace of processes: the host ends every stub with it, and it ends with the command that waits for it. With
+//!    [`Defence::begin_served`] that command stays in the host's namespaces as the *monitor*, and a socket leads from one to the other.
 //! 2. The first stub is made by a thread without capabilities ([`drop_privileges`]), and is not under the sentry's filter but under its own.
 //! 3. [`Defence::enter`]: the root becomes empty ([`rooms`]), capabilities go ([`privileges`]), and all threads come under a filter
 //!    ([`filter`]) that knows the calls of a table ([`calls`]).
@@ -20,6 +21,7 @@ use std::os::fd::OwnedFd;
 use thiserror::Error;
 
 pub use calls::{count, markdown};
+pub use inner::SentryProcess;
 pub use privileges::drop_privileges;
 
 use crate::error::Errno;
@@ -74,6 +76,15 @@ pub enum Side {
     Sentry(Defence, Vec<OwnedFd>),
 }
 
+/// Who goes on after [`Defence::begin_served`].
+#[derive(Debug)]
+pub enum Served {
+    /// The process that opens files and answers clients, with its end of the socket.
+    Monitor(SentryProcess, OwnedFd),
+    /// The sentry, with its end.
+    Sentry(Defence, OwnedFd),
+}
+
 impl Strength {
     /// Whether to go on after a step.
     pub(crate) fn judge(self, step: Result<(), Refused>) -> Result<bool, Refused> {
@@ -99,22 +110,37 @@ impl Defence {
             tracing::warn!("the defence is off: whoever breaks out of a guest has what this process has");
             return Ok(Side::Sentry(Self { strength, own_mounts: false }, kept));
         }
-        let own_mounts = namespaces::leave(strength, true)?;
-        inner::fork(Self { strength, own_mounts }, kept, helpers)
+        inner::fork(strength, kept, helpers)
     }
 
-    /// The part that the new process does first.
-    fn settle(&self, kept: &mut [OwnedFd]) -> Result<(), Refused> {
+    /// Goes on in two processes, the second of which is the sentry. The caller has one thread and has opened nothing that it needs later in
+    /// the second.
+    ///
+    /// # Errors
+    /// A step that the host refuses.
+    pub fn begin_served(strength: Strength) -> Result<Served, Refused> {
+        if strength == Strength::Off {
+            tracing::warn!("the defence is off: whoever breaks out of a guest has what this process has");
+        }
+        inner::fork_served(strength)
+    }
+
+    /// The part that the new process does first. It keeps some descriptors.
+    fn settle(strength: Strength, kept: &mut [OwnedFd]) -> Result<Self, Refused> {
         privileges::plain_panics();
-        self.strength.judge(privileges::close_inherited(kept))?;
-        if self.own_mounts {
-            self.strength.judge(rooms::make_private())?;
+        if strength == Strength::Off {
+            return Ok(Self { strength, own_mounts: false });
+        }
+        let own_mounts = namespaces::leave(strength, false)?;
+        strength.judge(privileges::close_inherited(kept))?;
+        if own_mounts {
+            strength.judge(rooms::make_private())?;
         }
         crate::outside::hold(rooms::processes()?, rooms::cpus()?);
         // Stubs are made after this; a working folder that is not the root would stay theirs when the root becomes empty.
-        self.strength.judge(rooms::leave_folder())?;
-        self.strength.judge(privileges::limit())?;
-        Ok(())
+        strength.judge(rooms::leave_folder())?;
+        strength.judge(privileges::limit())?;
+        Ok(Self { strength, own_mounts })
     }
 
     /// Gives up everything else. All files were opened, the platform was started, and no guest runs.

@@ -39,6 +39,10 @@ pub fn drop_privileges() -> Result<(), Refused> {
     keep_capabilities(&[])
 }
 
+/// `CAP_CHOWN`, `CAP_DAC_OVERRIDE`, `CAP_DAC_READ_SEARCH`, `CAP_FOWNER`, `CAP_FSETID`, `CAP_SYS_ADMIN`, `CAP_SETFCAP`
+/// (`include/uapi/linux/capability.h`): what gofers that a monitor starts need until they have settled.
+pub(super) const OF_MONITOR: [u32; 7] = [0, 1, 2, 3, 4, 21, 31];
+
 /// The same for all capabilities but these. Of those it keeps what it has.
 pub(crate) fn keep_capabilities(kept: &[u32]) -> Result<(), Refused> {
     for capability in (0..CAPABILITIES).filter(|number| !kept.iter().any(|kept| u64::from(*kept) == *number))

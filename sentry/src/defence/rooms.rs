@@ -29,6 +29,12 @@ pub(crate) fn make_private() -> Result<(), Refused> {
     mount(none, c"/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).map_err(refused("private mounts"))
 }
 
+/// What is mounted from now on is seen by nobody else; what the host mounts appears here.
+pub(super) fn follow_host() -> Result<(), Refused> {
+    let none: Option<&CStr> = None;
+    mount(none, c"/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none).map_err(refused("mounts that follow"))
+}
+
 /// A `proc` of its own processes, without anything else that a `proc` has; where the host has none for it, an empty file in its place.
 pub(super) fn processes() -> Result<OwnedFd, Refused> {
     put(own_proc(), PROCESSES)

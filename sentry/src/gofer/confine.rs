@@ -192,7 +192,7 @@ pub fn markdown() -> String {
 pub(super) fn enter(exports: &[Export], strength: Strength) -> Result<Confined, ConfineError> {
     privileges::plain_panics();
     let parent = getppid();
-    let own_mounts = strength != Strength::Off && namespaces::leave(strength, false)?;
+    let own_mounts = strength != Strength::Off && namespaces::leave(strength, true)?;
     if own_mounts {
         strength.judge(rooms::make_private())?;
     }

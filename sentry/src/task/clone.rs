@@ -199,6 +199,9 @@ fn copy_parts(
 
 /// `RLIMIT_NPROC`, which counts tasks of the real user and does not hold root.
 fn check_process_limit(task: &Task) -> Result<(), Errno> {
+    if !task.control_group().may_grow(task.tasks()) {
+        return Err(Errno::EAGAIN);
+    }
     let limit = task.group().limits().of(Resource::Processes).soft;
     let credentials = task.credentials();
     if limit == INFINITY

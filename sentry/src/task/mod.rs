@@ -17,6 +17,7 @@
 //! The timer thread's own lock is a leaf: it fires with no lock held.
 
 mod clone;
+mod control_group;
 mod cpu_limit;
 mod credentials;
 mod current;
@@ -29,6 +30,7 @@ pub mod namespaces;
 mod pool;
 mod process;
 mod run;
+pub mod seccomp;
 pub mod signal;
 mod tree;
 mod usage;
@@ -41,6 +43,7 @@ pub(crate) use crate::sync::lock;
 use std::time::Duration;
 
 pub use clone::{CloneArgs, clone};
+pub use control_group::ControlGroup;
 pub(crate) use cpu_limit::watch_cpu_limit;
 pub use credentials::{Capabilities, Credentials, capability, securebits};
 pub use current::{Serving, current};
@@ -82,6 +85,8 @@ pub struct Task {
     credentials: Mutex<Arc<Credentials>>,
     namespaces: Mutex<Arc<Namespaces>>,
     stale_answers: AtomicBool,
+    filters: Mutex<seccomp::Filters>,
+    filtered: AtomicBool,
     files: Mutex<Arc<FdTable>>,
     fs: Mutex<Arc<FsContext>>,
     space: Mutex<Arc<AddressSpace>>,
@@ -96,6 +101,7 @@ pub struct Task {
     no_huge_pages: AtomicBool,
     exit_status: AtomicI32,
     usage: Usage,
+    control_group: Mutex<Arc<ControlGroup>>,
 }
 
 /// Default slack of a timer, in nanoseconds.
@@ -131,6 +137,8 @@ impl Task {
             credentials: Mutex::new(credentials),
             namespaces: Mutex::new(parts.namespaces),
             stale_answers: AtomicBool::new(false),
+            filters: Mutex::default(),
+            filtered: AtomicBool::new(false),
             files: Mutex::new(parts.files),
             fs: Mutex::new(parts.fs),
             space: Mutex::new(parts.space),
@@ -145,13 +153,16 @@ impl Task {
             no_huge_pages: AtomicBool::new(false),
             exit_status: AtomicI32::new(0),
             usage: Usage::default(),
+            control_group: Mutex::default(),
         }
     }
 
     /// What `fork` and `clone` hand on besides what they are told about.
     fn inherit(&self, from: &Self) {
         *lock(&self.comm) = *lock(&from.comm);
+        self.set_filters(from.filters());
         *lock(&self.scheduling) = *lock(&from.scheduling);
+        self.set_control_group(from.control_group());
         let affinity = lock(&from.affinity).clone();
         *lock(&self.affinity) = affinity;
         self.timer_slack.store(from.timer_slack(), Ordering::Relaxed);
@@ -201,10 +212,27 @@ impl Task {
     fn poke(&self) {
         self.attention.store(true, Ordering::SeqCst);
         self.waiter.set();
+        self.interrupt();
+    }
+
+    /// Brings it out of guest code.
+    fn interrupt(&self) {
         let interrupt = lock(&self.interrupt).clone();
         if let Some(interrupt) = interrupt {
             interrupt.interrupt();
         }
+    }
+
+    /// What it has in common with the other tasks of its container.
+    #[must_use]
+    pub fn control_group(&self) -> Arc<ControlGroup> {
+        Arc::clone(&lock(&self.control_group))
+    }
+
+    /// Puts it into one. It was not run yet.
+    pub fn set_control_group(&self, group: Arc<ControlGroup>) {
+        let before = std::mem::replace(&mut *lock(&self.control_group), group);
+        drop(before);
     }
 
     /// For fuzzing: whether something seems to be there, so that a call which would wait ends at once.

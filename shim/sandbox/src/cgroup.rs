@@ -6,8 +6,10 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use kata_cc_oci::cgroup::below_the_root;
 
 use crate::process;
 
@@ -27,34 +29,6 @@ pub(crate) struct Cgroup {
     path: PathBuf,
     /// Of a noted one, what its maker was about to make: it may have died before it could mark that.
     unmarked: Vec<PathBuf>,
-}
-
-/// The path that an OCI `cgroupsPath` means below the root: as it stands, or `slice:prefix:name` as engines write for
-/// systemd (`a-b.slice` lies in `a.slice`: systemd.slice(5)). None when it names none.
-fn below_the_root(cgroups_path: &str) -> io::Result<Option<PathBuf>> {
-    let refused =
-        || io::Error::new(io::ErrorKind::InvalidInput, "it must not leave the control groups' root");
-    let mut path = PathBuf::new();
-    let text = cgroups_path.trim_matches('/');
-    match *text.split(':').collect::<Vec<_>>() {
-        [slice, prefix, name] => {
-            let stem = slice.strip_suffix(".slice").unwrap_or(slice).trim_start_matches('-');
-            if stem.contains('/') || name.is_empty() || name.contains('/') || prefix.contains('/') {
-                return Err(refused());
-            }
-            // "-.slice" and none are the root.
-            for (at, _) in stem.match_indices('-').chain([(stem.len(), "")]).filter(|(at, _)| *at > 0) {
-                path.push(format!("{}.slice", &stem[..at]));
-            }
-            let unit = if prefix.is_empty() { name.to_owned() } else { format!("{prefix}-{name}") };
-            path.push(if unit.ends_with(".slice") { unit } else { format!("{unit}.scope") });
-        }
-        _ => path.push(text),
-    }
-    if path.components().any(|part| !matches!(part, Component::Normal(_))) {
-        return Err(refused());
-    }
-    Ok(Some(path).filter(|path| !path.as_os_str().is_empty()))
 }
 
 /// Writes to a file that is there: in this file system, making one that is not fails by another reason.
@@ -236,27 +210,6 @@ impl Cgroup {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_of_both_forms_become_paths_below_the_root() {
-        let path = |name| below_the_root(name).unwrap().map(|path| path.to_str().unwrap().to_owned());
-        assert_eq!(path("/default/c1").as_deref(), Some("default/c1"));
-        assert_eq!(path("kubepods/burstable/pod1/c1").as_deref(), Some("kubepods/burstable/pod1/c1"));
-        assert_eq!(
-            path("kubepods-burstable-pod1.slice:cri-containerd:c1").as_deref(),
-            Some(
-                "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice/cri-containerd-c1.scope"
-            )
-        );
-        assert_eq!(path(":docker:c1").as_deref(), Some("docker-c1.scope"));
-        assert_eq!(path("-.slice:docker:c1").as_deref(), Some("docker-c1.scope"));
-        assert_eq!(path("system.slice::c1").as_deref(), Some("system.slice/c1.scope"));
-        assert_eq!(path("/"), None);
-        assert_eq!(path(""), None);
-        for bad in ["../x", "/a/../../x", "a/./../..", "s.slice:a/..:x", "../s.slice:a:x", "s.slice:a:"] {
-            assert!(below_the_root(bad).is_err(), "{bad}");
-        }
-    }
 
     /// A cgroup v2 mount that this process may write to.
     fn mounted() -> Option<&'static Path> {

@@ -1,6 +1,6 @@
-//! The way to the agent: the vsock device's Unix socket, its `CONNECT port` handshake, and ttrpc on top.
+//! The way to the agent: a Unix socket of its own, or the vsock device's with its `CONNECT port` handshake; and ttrpc on top.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kata_cc_agent_protocol::agent_ttrpc::AgentServiceClient;
@@ -42,10 +42,28 @@ pub(crate) async fn connect(uds: &Path, port: u32) -> std::io::Result<UnixStream
     }
 }
 
+/// Where an agent is.
+#[derive(Clone, Debug)]
+pub(crate) enum Address {
+    /// Behind the vsock device whose socket this is.
+    Vsock(PathBuf),
+    /// At a Unix socket of its own.
+    Unix(PathBuf),
+}
+
+impl Address {
+    async fn connect(&self) -> std::io::Result<UnixStream> {
+        match self {
+            Self::Vsock(uds) => connect(uds, port::AGENT).await,
+            Self::Unix(socket) => UnixStream::connect(socket).await,
+        }
+    }
+}
+
 /// The agent's API, as soon as it answers. Never gives up: the caller sets the limit.
-pub(crate) async fn agent(uds: &Path) -> AgentServiceClient {
+pub(crate) async fn agent(address: &Address) -> AgentServiceClient {
     loop {
-        if let Ok(stream) = connect(uds, port::AGENT).await {
+        if let Ok(stream) = address.connect().await {
             let client = Client::new(Socket::new(stream));
             let context = ttrpc::context::with_timeout(5_000_000_000);
             let check = HealthClient::new(client.clone()).check(context, &CheckRequest::new()).await;

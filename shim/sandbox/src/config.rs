@@ -53,6 +53,8 @@ pub enum ConfigError {
 pub struct NodeConfig {
     /// `kata-cc-vmm`; beside the running program or in `PATH` when absent.
     pub vmm: Option<PathBuf>,
+    /// `kata-cc-sentry`; likewise.
+    pub sentry: Option<PathBuf>,
     /// Kernel of plain guests; `vmlinux` of the guest image when absent.
     pub kernel: Option<PathBuf>,
     /// Kernel of confidential guests, which has ACPI and the drivers of the TEEs; `vmlinux-tee` of the guest image when absent.
@@ -94,6 +96,7 @@ impl Default for NodeConfig {
     fn default() -> Self {
         Self {
             vmm: None,
+            sentry: None,
             kernel: None,
             tee_kernel: None,
             root: None,
@@ -269,6 +272,12 @@ impl NodeConfig {
         self.vmm.clone().unwrap_or_else(|| paths::program("kata-cc-vmm"))
     }
 
+    /// The sentry.
+    #[must_use]
+    pub fn sentry(&self) -> PathBuf {
+        self.sentry.clone().unwrap_or_else(|| paths::program("kata-cc-sentry"))
+    }
+
     /// The throw-away platform of the simulated SEV-SNP.
     #[must_use]
     pub fn sim_platform(&self) -> PathBuf {
@@ -308,8 +317,20 @@ impl NodeConfig {
             tdx: tdx_at(Path::new("/")),
             sim_snp: self.simulated(Simulated::SimSnp, &self.sim_platform().join("ark.pem")),
             sim_tdx: self.simulated(Simulated::SimTdx, &self.sim_tdx_platform().join("root.pem")),
-            sentry: Missing("the sentry is not built yet".into()),
+            sentry: sentry_at(&self.sentry()),
         }
+    }
+}
+
+/// Whether there is a sentry, which needs nothing of the node but a kernel that lets it be.
+fn sentry_at(program: &Path) -> tier::Availability {
+    use tier::Availability::{Available, Missing};
+    if !cfg!(target_arch = "x86_64") {
+        return Missing("the sentry runs on x86-64 only".into());
+    }
+    match paths::find(program) {
+        Some(_) => Available,
+        None => Missing(format!("there is no {}", program.display())),
     }
 }
 

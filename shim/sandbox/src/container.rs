@@ -5,6 +5,7 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 use kata_cc_agent_protocol::agent as wire;
+use kata_cc_oci::wire as common;
 use kata_cc_vmm_api::{ControlReply, ControlRequest};
 use serde_json::json;
 
@@ -12,11 +13,18 @@ use crate::copy::{self, Content, CopyError};
 use crate::empty_dir::EmptyDir;
 use crate::image_cache::ImageCache;
 use crate::log::Source;
+use crate::machine::{Machine, Vm};
 use crate::sandbox::{
     ContainerSpec, Rootfs, Sandbox, SandboxError, context, failure_detail, failure_stage, io,
 };
 use crate::vm_shape::{self, ROOTFS_SLOTS};
 use crate::{oci, paths, rootfs, sealed, sealing, vmm};
+
+impl Vm {
+    fn rootfs_image(&self, slot: usize) -> PathBuf {
+        self.disks.file(&format!("{}.img", vm_shape::rootfs_slot(slot)))
+    }
+}
 
 impl Sandbox {
     /// Create a container; it does not run yet.
@@ -45,6 +53,7 @@ impl Sandbox {
         {
             return Err(sealed::refuse(&format!("environment variable {name}")).into());
         }
+        let Machine::Vm(vm) = &self.machine else { return self.create_in_sentry(container).await };
         let root = format!("/run/kata-containers/{}/rootfs", container.id);
         let mut converted = oci::convert(&container.id, &container.spec, &root)?;
         if !self.tier.is_confidential() && converted.spec.Hooks.is_some() {
@@ -58,22 +67,47 @@ impl Sandbox {
         let mut request = wire::CreateContainerRequest::new();
         request.container_id.clone_from(&container.id);
         request.exec_id.clone_from(&container.id);
-        request.storages = self.storages(container, &root).await?;
+        request.storages = self.storages(vm, container, &root).await?;
         request.storages.extend(converted.empty_dirs.iter().map(EmptyDir::storage));
         request.OCI = Some(converted.spec).into();
         self.call(self.agent.0.create_container(context(), self.sent(&request))).await.map(drop)
     }
 
+    /// Paths are the host's, and the sentry takes them as they are. The rest of a mount is its business, and its refusals say so.
+    async fn create_in_sentry(&self, container: &ContainerSpec) -> Result<(), SandboxError> {
+        let Rootfs::HostDir(root) = &container.rootfs else { return Err(SandboxError::NoHostRoot) };
+        let spec = &container.spec;
+        let mounts = common::list(spec, "mounts").iter().map(common::mount).collect();
+        let mut spec = common::specification(&container.id, spec, &root.to_string_lossy(), mounts);
+        if spec.Hooks.is_some() {
+            self.log.add(
+                Source::Shim,
+                "warn",
+                "hooks that run inside the container are not run by the sentry",
+            );
+            spec.Hooks = None.into();
+        }
+        let mut request = wire::CreateContainerRequest::new();
+        request.container_id.clone_from(&container.id);
+        request.exec_id.clone_from(&container.id);
+        request.OCI = Some(spec).into();
+        self.call(self.agent.0.create_container(context(), self.sent(&request))).await?;
+        let mut containers = self.containers.lock().unwrap_or_else(PoisonError::into_inner);
+        containers.insert(container.id.clone(), None);
+        Ok(())
+    }
+
     async fn storages(
         &self,
+        vm: &Vm,
         container: &ContainerSpec,
         root: &str,
     ) -> Result<Vec<wire::Storage>, SandboxError> {
         let mut storage = wire::Storage { mount_point: root.to_owned(), ..Default::default() };
         match &container.rootfs {
             Rootfs::HostDir(dir) => {
-                let slot = self.take_slot(&container.id)?;
-                let image = self.rootfs_image(slot);
+                let slot = self.take_slot(vm, &container.id)?;
+                let image = vm.rootfs_image(slot);
                 rootfs::make_image(dir, &image).await?;
                 self.control(&ControlRequest::AttachBlock { slot: vm_shape::rootfs_slot(slot), path: image })
                     .await?;
@@ -89,7 +123,7 @@ impl Sandbox {
                 storage.source.clone_from(image);
                 storage.fstype = "overlay".into();
                 storage.driver_options = vec![format!("image_guest_pull={}", json!({"metadata": metadata}))];
-                storage.driver_options.extend(self.offer_sealed(&container.id, image).await?);
+                storage.driver_options.extend(self.offer_sealed(vm, &container.id, image).await?);
             }
             Rootfs::Pause => {
                 storage.driver = "image_guest_pull".into();
@@ -102,14 +136,19 @@ impl Sandbox {
 
     /// Attaches this node's sealed copy of an image, when there is one; gives the driver option that tells the guest of it. Whether the
     /// guest takes it is the guest's business: it pulls the image itself when it has no seal.
-    async fn offer_sealed(&self, container: &str, image: &str) -> Result<Option<String>, SandboxError> {
+    async fn offer_sealed(
+        &self,
+        vm: &Vm,
+        container: &str,
+        image: &str,
+    ) -> Result<Option<String>, SandboxError> {
         let Some(path) = ImageCache::below(&paths::state_dir()).offer(image) else {
             if self.seal_at_first_use {
                 sealing::begin(image, &self.log);
             }
             return Ok(None);
         };
-        let Ok(slot) = self.take_slot(container) else {
+        let Ok(slot) = self.take_slot(vm, container) else {
             self.log.add(Source::Shim, "info", "no slot is free for the sealed image: the guest pulls it");
             return Ok(None);
         };
@@ -118,12 +157,8 @@ impl Sandbox {
         Ok(Some(format!("kata-cc.sealed={}", vm_shape::rootfs_device(slot))))
     }
 
-    fn rootfs_image(&self, slot: usize) -> PathBuf {
-        self.disks.file(&format!("{}.img", vm_shape::rootfs_slot(slot)))
-    }
-
-    fn take_slot(&self, container: &str) -> Result<usize, SandboxError> {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+    fn take_slot(&self, vm: &Vm, container: &str) -> Result<usize, SandboxError> {
+        let mut slots = vm.slots.lock().unwrap_or_else(PoisonError::into_inner);
         let free = (0..ROOTFS_SLOTS).find(|slot| !slots.contains(slot)).ok_or(SandboxError::NoSlot)?;
         slots.insert(free);
         let mut containers = self.containers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -133,12 +168,12 @@ impl Sandbox {
 
     pub(crate) async fn release_slot(&self, container: &str) {
         let slot = self.containers.lock().unwrap_or_else(PoisonError::into_inner).remove(container).flatten();
-        let Some(slot) = slot else { return };
+        let (Some(slot), Machine::Vm(vm)) = (slot, &self.machine) else { return };
         let name = vm_shape::rootfs_slot(slot);
         // Refused when the VM has ended, and then nothing is to be done.
         let _ = self.control(&ControlRequest::DetachBlock { slot: name.clone() }).await;
-        let _ = std::fs::remove_file(self.rootfs_image(slot));
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner).remove(&slot);
+        let _ = std::fs::remove_file(vm.rootfs_image(slot));
+        vm.slots.lock().unwrap_or_else(PoisonError::into_inner).remove(&slot);
     }
 
     async fn control(&self, request: &ControlRequest) -> Result<ControlReply, SandboxError> {

@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use kata_cc_oci::cgroup::Groups;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Cgroup;
+use crate::charge::Charge;
 use crate::{disks, network, paths, process};
 
 const FILE: &str = "leftovers.json";
@@ -14,8 +16,8 @@ const FILE: &str = "leftovers.json";
 pub(crate) struct Leftovers {
     /// The monitor: process id and start, see [`process::start_time`]; none before it runs.
     pub(crate) monitor: Option<(u32, u64)>,
-    /// Namespace in which it has its taps.
-    pub(crate) netns: PathBuf,
+    /// Namespace in which a virtual machine has its taps.
+    pub(crate) netns: Option<PathBuf>,
     /// Name of that namespace when it is the sandbox's own.
     pub(crate) own_netns: Option<String>,
     /// Control group that is made for the monitor.
@@ -23,6 +25,9 @@ pub(crate) struct Leftovers {
     /// What is made with it: see [`Cgroup::missing`]. A shim of an earlier version did not note it.
     #[serde(default)]
     pub(crate) missing_cgroups: Vec<PathBuf>,
+    /// Control groups of the sentry.
+    #[serde(default)]
+    pub(crate) groups: Option<Groups>,
 }
 
 impl Leftovers {
@@ -53,9 +58,14 @@ pub async fn cleanup_leftovers(id: &str) {
         if let Some((pid, start)) = left.monitor {
             process::kill_if_same(pid, start).await;
         }
-        network::remove_leftovers(left.own_netns.as_deref(), &left.netns).await;
+        if let Some(netns) = &left.netns {
+            network::remove_leftovers(left.own_netns.as_deref(), netns).await;
+        }
         if let Some(path) = left.cgroup {
             Cgroup::noted(path, left.missing_cgroups).remove().await;
+        }
+        if let Some(groups) = left.groups {
+            Charge::Sentry(groups).remove().await;
         }
     }
     disks::remove_leftovers(&paths::disks(), id);

@@ -8,6 +8,8 @@
 use std::path::PathBuf;
 
 use kata_cc_agent_protocol::oci as wire;
+use kata_cc_oci::wire as common;
+pub use kata_cc_oci::wire::{process, resources};
 use serde_json::Value;
 use thiserror::Error;
 
@@ -60,263 +62,19 @@ pub struct Converted {
     pub empty_dirs: Vec<EmptyDir>,
 }
 
-fn text(value: &Value, key: &str) -> String {
-    value[key].as_str().unwrap_or_default().to_owned()
-}
-
-fn texts(value: &Value, key: &str) -> Vec<String> {
-    list(value, key).iter().filter_map(|item| item.as_str().map(str::to_owned)).collect()
-}
-
-fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
-    value[key].as_array().map_or(&[], Vec::as_slice)
-}
-
-fn unsigned(value: &Value, key: &str) -> u64 {
-    value[key].as_u64().unwrap_or_default()
-}
-
-fn small(value: &Value, key: &str) -> u32 {
-    u32::try_from(unsigned(value, key)).unwrap_or(u32::MAX)
-}
-
-fn signed(value: &Value, key: &str) -> i64 {
-    value[key].as_i64().or_else(|| value[key].as_u64().map(|_| i64::MAX)).unwrap_or_default()
-}
-
-fn map(value: &Value, key: &str) -> std::collections::HashMap<String, String> {
-    let pairs = value[key].as_object().into_iter().flatten();
-    pairs.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
-}
-
 /// Convert a container's specification. `rootfs` is its root in the guest.
 ///
 /// # Errors
 /// When a mount cannot be had in the guest.
 pub fn convert(id: &str, spec: &Value, rootfs: &str) -> Result<Converted, SpecError> {
-    let mut annotations = map(spec, "annotations");
-    // The guest has its own copy, and its digest is measured; this one is only large.
-    annotations.remove(kata_cc_kbs_protocol::initdata::ANNOTATION);
     let (mut copies, mut empty_dirs, mut mounts) = (Vec::new(), Vec::new(), Vec::new());
-    for (index, mount) in list(spec, "mounts").iter().enumerate() {
+    for (index, mount) in common::list(spec, "mounts").iter().enumerate() {
         mounts.push(convert_mount(id, index, mount, &mut copies, &mut empty_dirs)?);
     }
-    let spec = wire::Spec {
-        Version: text(spec, "ociVersion"),
-        Process: Some(process(&spec["process"])).into(),
-        Root: Some(wire::Root {
-            Path: rootfs.to_owned(),
-            Readonly: spec["root"]["readonly"].as_bool().unwrap_or_default(),
-            ..Default::default()
-        })
-        .into(),
-        Hostname: text(spec, "hostname"),
-        Mounts: mounts,
-        Hooks: spec["hooks"]
-            .as_object()
-            .filter(|hooks| !hooks.is_empty())
-            .map(|_| hooks(&spec["hooks"]))
-            .into(),
-        Annotations: annotations,
-        Linux: Some(linux(id, &spec["linux"])).into(),
-        ..Default::default()
-    };
+    let mut spec = common::specification(id, spec, rootfs, mounts);
+    // The guest has its own copy, and its digest is measured; this one is only large.
+    spec.Annotations.remove(kata_cc_kbs_protocol::initdata::ANNOTATION);
     Ok(Converted { spec, copies, empty_dirs })
-}
-
-/// A process, of a container or an exec.
-#[must_use]
-pub fn process(value: &Value) -> wire::Process {
-    let caps = &value["capabilities"];
-    let user = &value["user"];
-    wire::Process {
-        Terminal: value["terminal"].as_bool().unwrap_or_default(),
-        ConsoleSize: value["consoleSize"]
-            .as_object()
-            .map(|_| wire::Box {
-                Height: small(&value["consoleSize"], "height"),
-                Width: small(&value["consoleSize"], "width"),
-                ..Default::default()
-            })
-            .into(),
-        User: Some(wire::User {
-            UID: small(user, "uid"),
-            GID: small(user, "gid"),
-            AdditionalGids: list(user, "additionalGids")
-                .iter()
-                .filter_map(|gid| u32::try_from(gid.as_u64()?).ok())
-                .collect(),
-            Username: text(user, "username"),
-            ..Default::default()
-        })
-        .into(),
-        Args: texts(value, "args"),
-        Env: texts(value, "env"),
-        Cwd: text(value, "cwd"),
-        Capabilities: caps
-            .as_object()
-            .map(|_| wire::LinuxCapabilities {
-                Bounding: texts(caps, "bounding"),
-                Effective: texts(caps, "effective"),
-                Inheritable: texts(caps, "inheritable"),
-                Permitted: texts(caps, "permitted"),
-                Ambient: texts(caps, "ambient"),
-                ..Default::default()
-            })
-            .into(),
-        Rlimits: list(value, "rlimits")
-            .iter()
-            .map(|limit| wire::POSIXRlimit {
-                Type: text(limit, "type"),
-                Hard: unsigned(limit, "hard"),
-                Soft: unsigned(limit, "soft"),
-                ..Default::default()
-            })
-            .collect(),
-        NoNewPrivileges: value["noNewPrivileges"].as_bool().unwrap_or_default(),
-        ApparmorProfile: String::new(),
-        OOMScoreAdj: signed(value, "oomScoreAdj"),
-        SelinuxLabel: String::new(),
-        ..Default::default()
-    }
-}
-
-fn hooks(value: &Value) -> wire::Hooks {
-    let of = |key: &str| {
-        let hook = |hook: &Value| wire::Hook {
-            Path: text(hook, "path"),
-            Args: texts(hook, "args"),
-            Env: texts(hook, "env"),
-            Timeout: signed(hook, "timeout"),
-            ..Default::default()
-        };
-        list(value, key).iter().map(hook).collect()
-    };
-    wire::Hooks {
-        Prestart: of("prestart"),
-        Poststart: of("poststart"),
-        Poststop: of("poststop"),
-        CreateRuntime: of("createRuntime"),
-        CreateContainer: of("createContainer"),
-        StartContainer: of("startContainer"),
-        ..Default::default()
-    }
-}
-
-fn linux(id: &str, value: &Value) -> wire::Linux {
-    let mappings = |key: &str| {
-        let mapping = |mapping: &Value| wire::LinuxIDMapping {
-            HostID: small(mapping, "hostID"),
-            ContainerID: small(mapping, "containerID"),
-            Size: small(mapping, "size"),
-            ..Default::default()
-        };
-        list(value, key).iter().map(mapping).collect()
-    };
-    wire::Linux {
-        UIDMappings: mappings("uidMappings"),
-        GIDMappings: mappings("gidMappings"),
-        Sysctl: map(value, "sysctl"),
-        Resources: Some(resources(&value["resources"])).into(),
-        // the host's cgroup means nothing in the guest
-        CgroupsPath: format!("/{id}"),
-        Namespaces: list(value, "namespaces")
-            .iter()
-            // the guest has one network, the pod's
-            .filter(|namespace| namespace["type"] != "network" && namespace["type"] != "cgroup")
-            .map(|namespace| wire::LinuxNamespace { Type: text(namespace, "type"), ..Default::default() })
-            .collect(),
-        Devices: list(value, "devices")
-            .iter()
-            .map(|device| wire::LinuxDevice {
-                Path: text(device, "path"),
-                Type: text(device, "type"),
-                Major: signed(device, "major"),
-                Minor: signed(device, "minor"),
-                FileMode: small(device, "fileMode"),
-                UID: small(device, "uid"),
-                GID: small(device, "gid"),
-                ..Default::default()
-            })
-            .collect(),
-        Seccomp: value["seccomp"].as_object().map(|_| seccomp(&value["seccomp"])).into(),
-        RootfsPropagation: text(value, "rootfsPropagation"),
-        MaskedPaths: texts(value, "maskedPaths"),
-        ReadonlyPaths: texts(value, "readonlyPaths"),
-        ..Default::default()
-    }
-}
-
-/// Limits, of a new container or an update.
-#[must_use]
-pub fn resources(value: &Value) -> wire::LinuxResources {
-    let (memory, cpu, pids) = (&value["memory"], &value["cpu"], &value["pids"]);
-    wire::LinuxResources {
-        Devices: list(value, "devices")
-            .iter()
-            .map(|device| wire::LinuxDeviceCgroup {
-                Allow: device["allow"].as_bool().unwrap_or_default(),
-                Type: text(device, "type"),
-                Major: device["major"].as_i64().unwrap_or(-1),
-                Minor: device["minor"].as_i64().unwrap_or(-1),
-                Access: text(device, "access"),
-                ..Default::default()
-            })
-            .collect(),
-        Memory: memory
-            .as_object()
-            .map(|_| wire::LinuxMemory {
-                Limit: signed(memory, "limit"),
-                Reservation: signed(memory, "reservation"),
-                Swap: signed(memory, "swap"),
-                Swappiness: unsigned(memory, "swappiness"),
-                DisableOOMKiller: memory["disableOOMKiller"].as_bool().unwrap_or_default(),
-                ..Default::default()
-            })
-            .into(),
-        CPU: cpu
-            .as_object()
-            .map(|_| wire::LinuxCPU {
-                Shares: unsigned(cpu, "shares"),
-                Quota: signed(cpu, "quota"),
-                Period: unsigned(cpu, "period"),
-                // numbers of the host's CPUs mean nothing in the guest
-                ..Default::default()
-            })
-            .into(),
-        Pids: pids
-            .as_object()
-            .map(|_| wire::LinuxPids { Limit: signed(pids, "limit"), ..Default::default() })
-            .into(),
-        ..Default::default()
-    }
-}
-
-fn seccomp(value: &Value) -> wire::LinuxSeccomp {
-    let argument = |argument: &Value| wire::LinuxSeccompArg {
-        Index: unsigned(argument, "index"),
-        Value: unsigned(argument, "value"),
-        ValueTwo: unsigned(argument, "valueTwo"),
-        Op: text(argument, "op"),
-        ..Default::default()
-    };
-    let syscall = |syscall: &Value| wire::LinuxSyscall {
-        Names: texts(syscall, "names"),
-        Action: text(syscall, "action"),
-        Args: list(syscall, "args").iter().map(argument).collect(),
-        ErrnoRet: syscall["errnoRet"]
-            .as_u64()
-            .and_then(|errno| u32::try_from(errno).ok())
-            .map(wire::linux_syscall::ErrnoRet::Errnoret),
-        ..Default::default()
-    };
-    wire::LinuxSeccomp {
-        DefaultAction: text(value, "defaultAction"),
-        Architectures: texts(value, "architectures"),
-        Flags: texts(value, "flags"),
-        Syscalls: list(value, "syscalls").iter().map(syscall).collect(),
-        ..Default::default()
-    }
 }
 
 fn convert_mount(
@@ -326,15 +84,8 @@ fn convert_mount(
     copies: &mut Vec<Copy>,
     empty_dirs: &mut Vec<EmptyDir>,
 ) -> Result<wire::Mount, SpecError> {
-    let mut converted = wire::Mount {
-        destination: text(mount, "destination"),
-        source: text(mount, "source"),
-        type_: text(mount, "type"),
-        options: texts(mount, "options"),
-        ..Default::default()
-    };
-    let bind = converted.type_ == "bind" || converted.options.iter().any(|o| o == "bind" || o == "rbind");
-    if !bind {
+    let mut converted = common::mount(mount);
+    if !common::is_bind(&converted) {
         return Ok(converted);
     }
     if converted.destination == "/dev/shm" {

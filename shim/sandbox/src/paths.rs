@@ -62,6 +62,17 @@ pub fn program(name: &str) -> PathBuf {
     beside.filter(|path| path.is_file()).unwrap_or_else(|| name.into())
 }
 
+/// The file of a program: the path as it is, or along `PATH` where it is a bare name.
+#[must_use]
+pub fn find(program: &Path) -> Option<PathBuf> {
+    let usable = |path: &Path| path.is_file().then(|| path.to_owned());
+    if program.components().count() > 1 {
+        return usable(program);
+    }
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&folders).find_map(|folder| usable(&folder.join(program)))
+}
+
 /// Whether a text can name a sandbox: 1 to 128 characters of `[A-Za-z0-9_.-]`, not starting with a dot.
 #[must_use]
 pub fn is_id(text: &str) -> bool {
@@ -75,7 +86,15 @@ pub(crate) const SOCKET_PATH_MAX: usize = 107;
 
 #[cfg(test)]
 mod tests {
-    use super::is_id;
+    use std::path::Path;
+
+    use super::{find, is_id};
+
+    #[test]
+    fn programs_are_found_by_path_and_by_name() {
+        assert!(find(Path::new("sh")).is_some() && find(Path::new("/bin/sh")).is_some());
+        assert!(find(Path::new("/bin")).is_none() && find(Path::new("kata-cc-no-such-program")).is_none());
+    }
 
     #[test]
     fn ids_cannot_leave_their_folder() {

@@ -8,27 +8,47 @@ use std::time::{Duration, Instant};
 
 use tokio::process::Command;
 
-/// Make `command` start in the network namespace at `netns`, in a session of its own, and in the control group whose
-/// `cgroup.procs` is `group`: before it has taken any memory, which stays charged to where it was taken (cgroups(7)).
+/// The network namespace of a child.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Netns<'a> {
+    /// That of a file.
+    Of(&'a Path),
+    /// A new and empty one.
+    New,
+    /// Ours.
+    Inherited,
+}
+
+/// Make `command` start in a network namespace, in a session of its own, and in the control groups whose
+/// `cgroup.procs` are `doors`: before it has taken any memory, which stays charged to where it was taken (cgroups(7)). With `bound` it is killed when the
+/// thread that started it ends (prctl(2), `PR_SET_PDEATHSIG`).
 pub(crate) fn enter(
     command: &mut Command,
-    netns: Option<&Path>,
-    group: Option<std::fs::File>,
+    netns: Netns<'_>,
+    doors: Vec<std::fs::File>,
+    bound: bool,
 ) -> std::io::Result<()> {
-    let fd: Option<OwnedFd> = netns.map(std::fs::File::open).transpose()?.map(OwnedFd::from);
+    let fd: Option<OwnedFd> = match netns {
+        Netns::Of(path) => Some(std::fs::File::open(path)?.into()),
+        Netns::New | Netns::Inherited => None,
+    };
+    let new = matches!(netns, Netns::New);
     let hook = move || {
-        if let Some(group) = &group {
-            nix::unistd::write(group, b"0")?;
+        for door in &doors {
+            nix::unistd::write(door, b"0")?;
         }
-        if let Some(fd) = &fd
-            && nix::sched::setns(fd, nix::sched::CloneFlags::CLONE_NEWNET).is_err()
-        {
-            return Err(std::io::Error::last_os_error());
+        match &fd {
+            Some(fd) => nix::sched::setns(fd, nix::sched::CloneFlags::CLONE_NEWNET)?,
+            None if new => nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?,
+            None => {}
+        }
+        if bound {
+            nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
         }
         // A signal for the terminal's group is not for the monitor.
         nix::unistd::setsid().map(drop).map_err(std::io::Error::from)
     };
-    // SAFETY: between fork and exec the hook makes three system calls (write, setns, setsid) on file descriptors that it
+    // SAFETY: between fork and exec the hook makes a few system calls (write, setns or unshare, prctl, setsid) on file descriptors that it
     // owns; it allocates nothing and takes no lock.
     unsafe { command.pre_exec(hook) };
     Ok(())

@@ -3,10 +3,10 @@
 //! Every call to the guest is raced against the end of the VM ([`Sandbox::ended`]), so whatever process dies, no call
 //! hangs and the caller learns the reason.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex as StdMutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
 use kata_cc_agent_protocol::agent as wire;
@@ -18,17 +18,17 @@ use thiserror::Error;
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 
-use crate::cgroup::Cgroup;
+use crate::charge::Charge;
 use crate::config::{ConfigError, NodeConfig};
 use crate::copy::CopyError;
-use crate::disks::Disks;
 use crate::egress::{AllowListError, RouteError};
 use crate::guest_log::{LastWords, Pull};
 use crate::initdata::InitDataSourceError;
 use crate::launch;
 use crate::log::{Log, Source};
-use crate::network::{Changes, GuestNetwork, Network, NetworkError};
-use crate::oci::{self, SpecError};
+use crate::machine::Machine;
+use crate::network::NetworkError;
+use crate::oci::SpecError;
 use crate::record::Recorder;
 use crate::requests::RequestRecorder;
 use crate::root_image::RootImageError;
@@ -40,10 +40,6 @@ use crate::{paths, process, vmm};
 
 /// How long an orderly end may take before the VM is stopped hard.
 const GRACE: Duration = Duration::from_secs(5);
-/// An interface comes up in several steps, and `ip monitor` needs a moment before it hears: both are waited for.
-const SETTLE: Duration = Duration::from_millis(100);
-/// When the namespace is looked at once more, for what changed before the watch could hear it.
-const SECOND_LOOK: Duration = Duration::from_secs(1);
 
 /// Why a sandbox could not do what was asked.
 #[derive(Debug, Error)]
@@ -119,6 +115,12 @@ pub enum SandboxError {
     /// All spare block devices are in use.
     #[error("the sandbox has {ROOTFS_SLOTS} root file systems already, which is as many as a VM can take")]
     NoSlot,
+    /// The sentry pulls no images.
+    #[error(
+        "the sentry runs root file systems of the host, and an image is named instead: unpack it (`kata-cc image unpack`) and run it by \
+         `kata-cc --tier sentry run`, or run it by containerd or Podman"
+    )]
+    NoHostRoot,
 }
 
 pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> SandboxError {
@@ -196,14 +198,10 @@ pub struct Sandbox {
     /// Process id and start.
     monitor: (u32, u64),
     pub(crate) agent: Agent,
-    network: Mutex<Network>,
-    pub(crate) disks: Disks,
-    cgroup: Option<Cgroup>,
-    /// What the guest was told last of its network.
-    told: Mutex<GuestNetwork>,
-    pub(crate) slots: StdMutex<BTreeSet<usize>>,
+    pub(crate) machine: Machine,
+    charge: Option<Charge>,
     pub(crate) containers: StdMutex<HashMap<String, Option<usize>>>,
-    tasks: StdMutex<Vec<JoinHandle<()>>>,
+    pub(crate) tasks: StdMutex<Vec<JoinHandle<()>>>,
     ended: watch::Receiver<Option<String>>,
     words: LastWords,
     pub(crate) log: Log,
@@ -221,9 +219,8 @@ pub(crate) struct Parts {
     pub(crate) dir: PathBuf,
     pub(crate) monitor: (u32, u64),
     pub(crate) agent: Agent,
-    pub(crate) network: Network,
-    pub(crate) disks: Disks,
-    pub(crate) cgroup: Option<Cgroup>,
+    pub(crate) machine: Machine,
+    pub(crate) charge: Option<Charge>,
     pub(crate) tasks: Vec<JoinHandle<()>>,
     pub(crate) ended: watch::Receiver<Option<String>>,
     pub(crate) words: LastWords,
@@ -283,11 +280,8 @@ impl Sandbox {
             dir: parts.dir,
             monitor: parts.monitor,
             agent: parts.agent,
-            network: Mutex::new(parts.network),
-            disks: parts.disks,
-            cgroup: parts.cgroup,
-            told: Mutex::default(),
-            slots: StdMutex::default(),
+            machine: parts.machine,
+            charge: parts.charge,
             containers: StdMutex::default(),
             tasks: StdMutex::new(parts.tasks),
             ended: parts.ended,
@@ -382,7 +376,7 @@ impl Sandbox {
             // A guest without ACPI cannot switch itself off: once it has let go of all, the monitor is told.
             let _ = tokio::time::timeout(GRACE, self.call(destroy)).await;
         }
-        if self.ended.borrow().is_none() {
+        if matches!(self.machine, Machine::Vm(_)) && self.ended.borrow().is_none() {
             let _ = tokio::time::timeout(GRACE, vmm::ask(&self.dir, &ControlRequest::Stop)).await;
             let _ = tokio::time::timeout(Duration::from_secs(1), self.ended()).await;
         }
@@ -391,15 +385,15 @@ impl Sandbox {
         for task in self.tasks.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             task.abort();
         }
-        self.network.lock().await.remove().await;
-        if let Some(cgroup) = &self.cgroup
-            && !cgroup.remove().await
+        self.machine.remove_network().await;
+        if let Some(charge) = &self.charge
+            && !charge.remove().await
         {
-            let stays = format!("control group {} stays: it is in use", cgroup.path().display());
+            let stays = format!("control group {} stays: it is in use", charge.name());
             self.log.add(Source::Shim, "warn", &stays);
         }
         self.log.add(Source::Shim, "info", "the sandbox is stopped and removed");
-        self.disks.remove();
+        self.machine.remove_disks();
         // The last step: it gives the id up.
         let _ = std::fs::remove_dir_all(&self.dir);
     }
@@ -447,57 +441,6 @@ pub(crate) fn failure_detail(error: &SandboxError) -> Value {
 }
 
 impl Sandbox {
-    /// CreateSandbox, then the network as it is now and as it becomes.
-    pub(crate) async fn take_over(self: &Arc<Self>, spec: &SandboxSpec) -> Result<(), SandboxError> {
-        let mut request = wire::CreateSandboxRequest::new();
-        request.hostname.clone_from(&spec.hostname);
-        request.dns.clone_from(&spec.dns);
-        request.sandbox_id.clone_from(&spec.id);
-        request.sandbox_pidns = spec.shared_pids;
-        request.storages = vec![wire::Storage {
-            driver: "ephemeral".into(),
-            source: "shm".into(),
-            fstype: "tmpfs".into(),
-            options: ["noexec", "nosuid", "nodev", "mode=1777", "size=67108864"].map(str::to_owned).into(),
-            mount_point: oci::SANDBOX_SHM.into(),
-            ..Default::default()
-        }];
-        self.call(self.agent.0.create_sandbox(context(), self.sent(&request))).await?;
-        // The watch comes before the look: what appears between the two must not be missed.
-        let changes = match &spec.netns {
-            Some(_) => Some(self.network.lock().await.watch()?),
-            None => None,
-        };
-        self.update_network().await?;
-        if let Some(changes) = changes {
-            let task = tokio::spawn(follow_network(Arc::downgrade(self), changes));
-            self.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(task);
-        }
-        Ok(())
-    }
-
-    /// Tie what is new in the namespace, and tell the guest what it has not been told yet.
-    async fn update_network(&self) -> Result<(), SandboxError> {
-        // One at a time, so that the guest never hears an older state after a newer one.
-        let mut told = self.told.lock().await;
-        let guest = self.network.lock().await.scan().await?;
-        for interface in guest.interfaces.iter().filter(|interface| !told.interfaces.contains(interface)) {
-            let mut request = wire::UpdateInterfaceRequest::new();
-            request.interface = Some(interface.clone()).into();
-            self.call(self.agent.0.update_interface(context(), self.sent(&request))).await?;
-            self.log.add(Source::Shim, "info", &format!("the guest has interface {}", interface.name));
-        }
-        // An interface that was set anew has lost its routes.
-        if !guest.routes.is_empty() && guest != *told {
-            let mut request = wire::UpdateRoutesRequest::new();
-            let routes = guest.routes.clone();
-            request.routes = Some(wire::Routes { Routes: routes, ..Default::default() }).into();
-            self.call(self.agent.0.update_routes(context(), self.sent(&request))).await?;
-        }
-        *told = guest;
-        Ok(())
-    }
-
     /// How far the guest is with pulling `image`, when that goes on and takes long.
     #[must_use]
     pub fn pull(&self, image: &str) -> Option<Pull> {
@@ -508,31 +451,5 @@ impl Sandbox {
     #[must_use]
     pub fn refusal(&self) -> Option<String> {
         self.words.refusal()
-    }
-}
-
-/// Keeps the guest's network like the pod's, until the sandbox is gone.
-async fn follow_network(sandbox: Weak<Sandbox>, mut changes: Changes) {
-    // Changes before `ip monitor` listened were not heard: one look is taken without being told.
-    let mut unheard = true;
-    loop {
-        let heard = if unheard {
-            tokio::time::timeout(SECOND_LOOK, changes.next()).await.unwrap_or_else(|_| {
-                unheard = false;
-                true
-            })
-        } else {
-            changes.next().await
-        };
-        tokio::time::sleep(SETTLE).await;
-        let Some(sandbox) = sandbox.upgrade() else { return };
-        if !heard {
-            let lost = "`ip monitor` has ended: later changes of the pod's network do not reach the guest";
-            sandbox.log.add(Source::Shim, "warn", lost);
-            return;
-        }
-        if let Err(error) = sandbox.update_network().await {
-            sandbox.log.add(Source::Shim, "warn", &format!("network of the guest not updated: {error}"));
-        }
     }
 }

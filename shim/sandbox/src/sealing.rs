@@ -8,7 +8,8 @@ use std::process::Stdio;
 use tokio::process::Command;
 
 use crate::log::{Log, Source};
-use crate::{paths, process};
+use crate::paths;
+use crate::process::{self, Netns};
 
 /// Starts it; what comes of it is in the log.
 pub(crate) fn begin(image: &str, log: &Log) {
@@ -16,7 +17,8 @@ pub(crate) fn begin(image: &str, log: &Log) {
     command.args(["-n", "19"]).arg(paths::program("kata-cc"));
     command.args(["image", "seal", "--for-node", image]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let started = process::enter(&mut command, None, None).and_then(|()| command.spawn());
+    let started =
+        process::enter(&mut command, Netns::Inherited, Vec::new(), false).and_then(|()| command.spawn());
     let (image, log) = (image.to_owned(), log.clone());
     let child = match started {
         Ok(child) => child,

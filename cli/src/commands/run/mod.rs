@@ -65,7 +65,15 @@ enum TierChoice {
     Vm,
     /// The best of the node's order.
     Auto,
+    /// The user-space kernel: refused with the way to run an image on it.
+    #[value(hide = true)]
+    Sentry,
 }
+
+/// Why not by this command.
+const NOT_ON_THE_SENTRY: &str = "an image is pulled inside the guest, which the sentry does not do yet; unpack it (`kata-cc image unpack IMAGE FOLDER`), make a \
+     bundle (`kata-cc --tier sentry spec`) and run that: `kata-cc --tier sentry run ID`. containerd, Docker and Podman run images on it \
+     (docs/operator-guide/sentry.md)";
 
 /// All that is needed for a start, checked.
 struct Plan {
@@ -78,6 +86,7 @@ struct Plan {
 }
 
 fn plan(arguments: Arguments) -> anyhow::Result<Plan> {
+    anyhow::ensure!(arguments.tier != TierChoice::Sentry, NOT_ON_THE_SENTRY);
     let config = match &arguments.config {
         Some(file) => NodeConfig::read(file)?,
         None => NodeConfig::load()?,
@@ -121,6 +130,7 @@ fn plan(arguments: Arguments) -> anyhow::Result<Plan> {
         TierChoice::Confidential => Class::KataCc,
         TierChoice::Vm => Class::KataCcVm,
         TierChoice::Auto => Class::KataCcAuto,
+        TierChoice::Sentry => Class::KataCcSentry,
     };
     let sandbox = SandboxSpec {
         id: id.clone(),

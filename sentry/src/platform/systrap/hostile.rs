@@ -38,7 +38,9 @@ impl Answer {
     /// As an honest stub answers: it has done what it was asked, and this is what came of it.
     #[must_use]
     pub fn done(result: u64) -> Self {
-        let writes = vec![(at::RESULT as u16, result), (at::KIND as u16, super::layout::kind::DONE)];
+        // What the turn is given away for lies in the word of the turn itself, above it.
+        let what = u64::from(super::layout::kind::DONE) << 32 | u64::from(state::STUB);
+        let writes = vec![(at::TURN as u16, result), (at::STATE as u16, what)];
         Self { writes, turn: state::SENTRY, late: Vec::new() }
     }
 }
@@ -60,7 +62,7 @@ impl Hostile {
         let its_socket = parts.its_socket.try_clone().map_err(|_| Errno::EMFILE)?;
         let contexts: Vec<Context> =
             (0..PLAYED).map(|slot| Context::map(parts.contexts.as_fd(), slot)).collect::<Result<_, _>>()?;
-        thread::prepare(contexts.first().ok_or(Errno::EINVAL)?, 0, 0);
+        thread::prepare(contexts.first().ok_or(Errno::EINVAL)?, 0, 0, state::STUB);
         let processes = Arc::new(Processes::default());
         let (stub, context) = processes.pretend(parts)?;
         let ended = Arc::new(AtomicBool::new(false));
@@ -68,8 +70,10 @@ impl Hostile {
         let other = std::thread::spawn(move || play(contexts, answers, &seen, &its_socket));
         let mut all = Self { thread: None, ended, other: Some(other) };
         let place = Place { stub, slot: 0, context };
-        all.thread = Some(Box::new(StubThread::begin(&processes, place, Pid::from_raw(i32::MAX), 0)?));
-        Ok(all)
+        let thread = StubThread::begin(&processes, place, Pid::from_raw(i32::MAX), 0);
+        let begun = thread.wait(0);
+        all.thread = Some(Box::new(thread));
+        if begun { Ok(all) } else { Err(Errno::EAGAIN) }
     }
 
     /// The guest thread as the kernel sees it.
@@ -153,6 +157,6 @@ fn write(context: &Context, writes: &[(u16, u64)]) {
 impl Processes {
     /// A stub without a process: nothing has that number.
     fn pretend(self: &Arc<Self>, parts: Parts) -> Result<(Arc<super::stub::Stub>, Arc<Context>), Errno> {
-        self.stub(Pid::from_raw(i32::MAX), parts, 0, Patches::default())
+        self.stub(Pid::from_raw(i32::MAX), parts, 0, Patches::default(), None)
     }
 }

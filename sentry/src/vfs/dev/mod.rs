@@ -88,9 +88,12 @@ pub fn random(to: &mut [u8]) -> Result<(), Errno> {
 /// # Errors
 /// What the file system says.
 pub fn populate(folder: &Arc<Dentry>) -> Result<(), Errno> {
-    let make = |name: &[u8], content, mode| {
-        folder.create(name, &NewNode { content, mode, uid: 0, gid: 0 }).map(drop)
-    };
+    // What is there already stays.
+    let make =
+        |name: &[u8], content, mode| match folder.create(name, &NewNode { content, mode, uid: 0, gid: 0 }) {
+            Ok(_) | Err(Errno::EEXIST) => Ok(()),
+            Err(errno) => Err(errno),
+        };
     let devices: [(&[u8], u32, u32); 6] = [
         (b"null", 1, 3),
         (b"zero", 1, 5),

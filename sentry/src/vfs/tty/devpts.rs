@@ -32,7 +32,7 @@ pub(super) struct Registry {
 
 impl Registry {
     /// A pair with the lowest free number.
-    fn make(self: &Arc<Self>, caller: &Caller) -> Result<Arc<Pair>, Errno> {
+    pub(super) fn make(self: &Arc<Self>, caller: &Caller) -> Result<Arc<Pair>, Errno> {
         let mut pairs = lock(&self.pairs);
         if pairs.len() >= MOST {
             return Err(Errno::ENOSPC);
@@ -104,6 +104,12 @@ enum What {
 pub(super) struct Node {
     registry: Arc<Registry>,
     what: What,
+}
+
+impl Node {
+    pub(super) fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
 }
 
 /// The inode of a pair's slave.

@@ -88,3 +88,11 @@ pub(crate) fn adopt(fd: &OwnedFd, task: &crate::task::Task) {
         task.tasks().terminals().set(task.session(), task.process_group(), terminal);
     }
 }
+
+/// Rows and columns of a terminal of the host; `None` where it is none.
+pub(crate) fn size(fd: &OwnedFd) -> Option<(u16, u16)> {
+    let mut bytes = [0; TERMIOS];
+    ask(fd, libc::TIOCGWINSZ, &mut bytes).ok()?;
+    let number = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+    Some((number(0), number(2)))
+}

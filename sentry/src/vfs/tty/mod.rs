@@ -9,11 +9,13 @@
 //! | `control` | `ioctl` |
 //! | `sessions` | controlling terminals and job control |
 //! | `devpts` | the file system of slaves |
+//! | `console` | a container's terminal seen from outside |
 //! | `host` | a terminal of the host as the container's stdin and stdout |
 //!
 //! **Locks**: the table of pairs is a leaf, and so is a pair's state, under which only the discipline runs; signals are sent and queues told
 //! with neither held. The table of sessions is a leaf, too.
 
+mod console;
 mod control;
 mod devpts;
 mod discipline;
@@ -25,8 +27,9 @@ mod property_tests;
 mod sessions;
 mod termios;
 
+pub use console::Console;
 pub use devpts::DevPts;
-pub(crate) use host::adopt;
+pub(crate) use host::{adopt, size as host_size};
 pub use sessions::{Sessions, Terminal, session_ended};
 
 use super::{File, Flags};

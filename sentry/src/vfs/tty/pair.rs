@@ -358,6 +358,11 @@ impl Pair {
 }
 
 impl State {
+    /// How many have the slave open.
+    pub(super) fn slaves(&self) -> u32 {
+        self.slaves
+    }
+
     fn note(&mut self, happened: Happened) {
         let Some(status) = &mut self.packet else { return };
         *status |= match happened {

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use crate::flags::is_identifier;
+use crate::store::is_identifier;
 
 const CRI_TYPE: &str = "io.kubernetes.cri.container-type";
 const CRI_SANDBOX: &str = "io.kubernetes.cri.sandbox-id";

@@ -1,0 +1,310 @@
+//! OCI's `LinuxResources` as files of control groups (runtime-spec, config-linux.md "Control groups"; Linux, cgroup-v1/ and cgroup-v2.rst).
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::{CgroupError, Groups, write};
+use crate::wire::list;
+
+/// A file and what is written to it.
+#[derive(Debug, PartialEq, Eq)]
+struct Setting {
+    controller: &'static str,
+    /// Of the bundle.
+    field: String,
+    file: String,
+    value: String,
+}
+
+#[derive(Default)]
+struct Settings(Vec<Setting>);
+
+impl Settings {
+    fn add(&mut self, controller: &'static str, field: &str, file: impl Into<String>, value: impl ToString) {
+        let (field, file) = (field.to_owned(), file.into());
+        self.0.push(Setting { controller, field, file, value: value.to_string() });
+    }
+}
+
+/// Applies what is set.
+pub(super) fn apply(groups: &Groups, resources: &Value) -> Result<(), CgroupError> {
+    let settings = if groups.is_unified() { unified(resources)? } else { legacy(resources) };
+    for setting in &settings.0 {
+        let Some(folder) = groups.folder(setting.controller) else {
+            return Err(no_controller(setting));
+        };
+        one(folder, setting)?;
+    }
+    Ok(())
+}
+
+fn no_controller(setting: &Setting) -> CgroupError {
+    CgroupError::NoController {
+        field: format!("linux.resources.{}", setting.field),
+        controller: setting.controller.to_owned(),
+    }
+}
+
+fn one(folder: &Path, setting: &Setting) -> Result<(), CgroupError> {
+    let path = folder.join(&setting.file);
+    if !path.exists() {
+        return Err(no_controller(setting));
+    }
+    match write(&path, &setting.value) {
+        // A limit of memory with swap cannot be below that of memory alone, which may have to give way first.
+        Err(_) if setting.file == "memory.limit_in_bytes" => {
+            write(&folder.join("memory.memsw.limit_in_bytes"), "-1")?;
+            write(&path, &setting.value)
+        }
+        other => other,
+    }
+}
+
+/// A number that says something: 0 and absent do not.
+fn set(value: &Value) -> Option<i64> {
+    value.as_i64().filter(|number| *number != 0)
+}
+
+fn legacy(resources: &Value) -> Settings {
+    let mut all = Settings::default();
+    let memory = &resources["memory"];
+    for (name, file) in [
+        ("limit", "memory.limit_in_bytes"),
+        ("swap", "memory.memsw.limit_in_bytes"),
+        ("reservation", "memory.soft_limit_in_bytes"),
+        ("kernelTCP", "memory.kmem.tcp.limit_in_bytes"),
+    ] {
+        if let Some(bytes) = set(&memory[name]) {
+            all.add("memory", &format!("memory.{name}"), file, bytes);
+        }
+    }
+    if let Some(swappiness) = memory["swappiness"].as_u64() {
+        all.add("memory", "memory.swappiness", "memory.swappiness", swappiness);
+    }
+    if memory["disableOOMKiller"] == true {
+        all.add("memory", "memory.disableOOMKiller", "memory.oom_control", 1);
+    }
+    let cpu = &resources["cpu"];
+    // The period first: a quota is judged by it.
+    for (name, file) in [
+        ("shares", "cpu.shares"),
+        ("period", "cpu.cfs_period_us"),
+        ("quota", "cpu.cfs_quota_us"),
+        ("realtimePeriod", "cpu.rt_period_us"),
+        ("realtimeRuntime", "cpu.rt_runtime_us"),
+    ] {
+        if let Some(number) = set(&cpu[name]) {
+            all.add("cpu", &format!("cpu.{name}"), file, number);
+        }
+    }
+    cpuset(&mut all, cpu);
+    pids(&mut all, resources);
+    let block = &resources["blockIO"];
+    if let Some(weight) = set(&block["weight"]) {
+        all.add("blkio", "blockIO.weight", "blkio.bfq.weight", weight);
+    }
+    for (name, file) in [
+        ("throttleReadBpsDevice", "blkio.throttle.read_bps_device"),
+        ("throttleWriteBpsDevice", "blkio.throttle.write_bps_device"),
+        ("throttleReadIOPSDevice", "blkio.throttle.read_iops_device"),
+        ("throttleWriteIOPSDevice", "blkio.throttle.write_iops_device"),
+    ] {
+        for device in list(block, name) {
+            all.add(
+                "blkio",
+                &format!("blockIO.{name}"),
+                file,
+                format!("{} {}", numbers(device), device["rate"]),
+            );
+        }
+    }
+    for limit in list(resources, "hugepageLimits") {
+        let size = limit["pageSize"].as_str().unwrap_or_default();
+        let file = format!("hugetlb.{size}.limit_in_bytes");
+        all.add("hugetlb", "hugepageLimits", file, &limit["limit"]);
+    }
+    if let Some(class) = set(&resources["network"]["classID"]) {
+        all.add("net_cls", "network.classID", "net_cls.classid", class);
+    }
+    all
+}
+
+fn numbers(device: &Value) -> String {
+    format!("{}:{}", device["major"], device["minor"])
+}
+
+fn cpuset(all: &mut Settings, cpu: &Value) {
+    for (name, file) in [("cpus", "cpuset.cpus"), ("mems", "cpuset.mems")] {
+        if let Some(text) = cpu[name].as_str().filter(|text| !text.is_empty()) {
+            all.add("cpuset", &format!("cpu.{name}"), file, text);
+        }
+    }
+}
+
+fn pids(all: &mut Settings, resources: &Value) {
+    if let Some(limit) = set(&resources["pids"]["limit"]) {
+        all.add("pids", "pids.limit", "pids.max", or_max(limit));
+    }
+}
+
+fn or_max(number: i64) -> String {
+    if number < 0 { "max".to_owned() } else { number.to_string() }
+}
+
+/// Weights of version 1 (2 to 262144) as those of version 2 (1 to 10000).
+fn weight_of_shares(shares: i64) -> i64 {
+    1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
+}
+
+fn unified(resources: &Value) -> Result<Settings, CgroupError> {
+    let mut all = Settings::default();
+    let memory = &resources["memory"];
+    let limit = set(&memory["limit"]);
+    if let Some(bytes) = limit {
+        all.add("memory", "memory.limit", "memory.max", or_max(bytes));
+    }
+    if let Some(swap) = set(&memory["swap"]) {
+        // Version 1 counts memory and swap together, version 2 swap alone.
+        let alone = match limit {
+            _ if swap < 0 => swap,
+            Some(limit @ 1..) => (swap - limit).max(0),
+            _ => swap,
+        };
+        all.add("memory", "memory.swap", "memory.swap.max", or_max(alone));
+    }
+    if let Some(bytes) = set(&memory["reservation"]) {
+        all.add("memory", "memory.reservation", "memory.low", or_max(bytes));
+    }
+    let cpu = &resources["cpu"];
+    if let Some(shares) = set(&cpu["shares"]) {
+        all.add("cpu", "cpu.shares", "cpu.weight", weight_of_shares(shares));
+    }
+    if let (quota, period @ 1..) =
+        (cpu["quota"].as_i64().unwrap_or_default(), cpu["period"].as_i64().unwrap_or(0))
+    {
+        let quota = if quota > 0 { quota.to_string() } else { "max".to_owned() };
+        all.add("cpu", "cpu.quota", "cpu.max", format!("{quota} {period}"));
+    } else if let Some(quota) = set(&cpu["quota"]) {
+        all.add("cpu", "cpu.quota", "cpu.max", or_max(quota));
+    }
+    cpuset(&mut all, cpu);
+    pids(&mut all, resources);
+    let block = &resources["blockIO"];
+    if let Some(weight) = set(&block["weight"]) {
+        let weight = 1 + (weight.clamp(10, 1000) - 10) * 9999 / 990;
+        all.add("io", "blockIO.weight", "io.weight", weight);
+    }
+    for (name, key) in [
+        ("throttleReadBpsDevice", "rbps"),
+        ("throttleWriteBpsDevice", "wbps"),
+        ("throttleReadIOPSDevice", "riops"),
+        ("throttleWriteIOPSDevice", "wiops"),
+    ] {
+        for device in list(block, name) {
+            let value = format!("{} {key}={}", numbers(device), device["rate"]);
+            all.add("io", &format!("blockIO.{name}"), "io.max", value);
+        }
+    }
+    for limit in list(resources, "hugepageLimits") {
+        let size = limit["pageSize"].as_str().unwrap_or_default();
+        all.add("hugetlb", "hugepageLimits", format!("hugetlb.{size}.max"), &limit["limit"]);
+    }
+    for (file, value) in resources["unified"].as_object().into_iter().flatten() {
+        if file.contains('/') || !file.contains('.') {
+            return Err(CgroupError::Name(format!("unified: {file}")));
+        }
+        all.add("unified", &format!("unified.{file}"), file.clone(), value.as_str().unwrap_or_default());
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn lines(settings: &Settings) -> Vec<String> {
+        settings.0.iter().map(|one| format!("{} {}", one.file, one.value)).collect()
+    }
+
+    fn all() -> Value {
+        json!({
+            "memory": {"limit": 1000, "swap": 1500, "reservation": 500},
+            "cpu": {"shares": 1024, "quota": 5, "period": 10, "cpus": "0-1", "mems": "0"},
+            "pids": {"limit": 7},
+            "blockIO": {"weight": 500, "throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 9}]},
+            "hugepageLimits": [{"pageSize": "2MB", "limit": 4}],
+            "devices": [{"allow": false}],
+        })
+    }
+
+    #[test]
+    fn version_1() {
+        assert_eq!(
+            lines(&legacy(&all())),
+            [
+                "memory.limit_in_bytes 1000",
+                "memory.memsw.limit_in_bytes 1500",
+                "memory.soft_limit_in_bytes 500",
+                "cpu.shares 1024",
+                "cpu.cfs_period_us 10",
+                "cpu.cfs_quota_us 5",
+                "cpuset.cpus 0-1",
+                "cpuset.mems 0",
+                "pids.max 7",
+                "blkio.bfq.weight 500",
+                "blkio.throttle.read_bps_device 8:0 9",
+                "hugetlb.2MB.limit_in_bytes 4",
+            ]
+        );
+        assert_eq!(lines(&legacy(&json!({"pids": {"limit": -1}}))), ["pids.max max"]);
+        assert!(lines(&legacy(&json!({"memory": {"limit": 0}, "cpu": {"quota": 0}}))).is_empty());
+    }
+
+    #[test]
+    fn version_2() {
+        let mut resources = all();
+        resources["unified"] = json!({"memory.high": "900"});
+        assert_eq!(
+            lines(&unified(&resources).unwrap()),
+            [
+                "memory.max 1000",
+                "memory.swap.max 500",
+                "memory.low 500",
+                "cpu.weight 39",
+                "cpu.max 5 10",
+                "cpuset.cpus 0-1",
+                "cpuset.mems 0",
+                "pids.max 7",
+                "io.weight 4950",
+                "io.max 8:0 rbps=9",
+                "hugetlb.2MB.max 4",
+                "memory.high 900",
+            ]
+        );
+        let unlimited = json!({"memory": {"limit": -1, "swap": -1}, "cpu": {"quota": -1, "period": 100}});
+        assert_eq!(
+            lines(&unified(&unlimited).unwrap()),
+            ["memory.max max", "memory.swap.max max", "cpu.max max 100"]
+        );
+        assert!(unified(&json!({"unified": {"../x.y": "1"}})).is_err());
+    }
+
+    #[test]
+    fn weights_keep_their_ends() {
+        assert_eq!((weight_of_shares(2), weight_of_shares(262_144), weight_of_shares(0)), (1, 10_000, 1));
+    }
+
+    #[test]
+    fn a_limit_without_its_controller_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut groups = Groups::default();
+        groups.folders.insert(String::new(), dir.path().to_owned());
+        let error = apply(&groups, &json!({"pids": {"limit": 7}})).unwrap_err().to_string();
+        assert!(error.contains("linux.resources.pids.limit") && error.contains("controller pids"), "{error}");
+        std::fs::write(dir.path().join("pids.max"), "").unwrap();
+        apply(&groups, &json!({"pids": {"limit": 7}})).unwrap();
+        assert_eq!(std::fs::read_to_string(dir.path().join("pids.max")).unwrap(), "7");
+    }
+}

@@ -1,0 +1,119 @@
+//! Handing descriptors of the host to the sentry, as the streams of a process that is about to be made (docs/sentry.md, "Streams").
+
+use std::io::{BufRead, BufReader, IoSlice, Read};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::path::Path;
+use std::time::Duration;
+
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use serde_json::{Value, json};
+
+use crate::agent::{self, AgentError, STREAMS_SOCKET};
+
+/// How long the answer may take.
+const LIMIT: Duration = Duration::from_secs(30);
+/// Longest answer.
+const MOST: u64 = 4096;
+
+/// What a process gets.
+#[derive(Clone, Copy, Debug)]
+pub enum Streams<'a> {
+    /// Its three streams.
+    Pipes([BorrowedFd<'a>; 3]),
+    /// A terminal of the host.
+    Terminal(BorrowedFd<'a>),
+}
+
+/// Hands them over.
+///
+/// # Errors
+/// See [`AgentError`].
+pub fn hand_over(folder: &Path, container: &str, exec: &str, streams: Streams<'_>) -> Result<(), AgentError> {
+    let (request, descriptors) = request(container, exec, streams);
+    let lost = |what| move |source| AgentError::Unreachable { what, source };
+    let socket = agent::connect(folder, STREAMS_SOCKET).map_err(lost("connecting for streams"))?;
+    socket.set_read_timeout(Some(LIMIT)).map_err(lost("setting the time limit"))?;
+    let rights = [ControlMessage::ScmRights(&descriptors)];
+    let bytes = [IoSlice::new(request.as_bytes())];
+    let sent = sendmsg::<()>(socket.as_raw_fd(), &bytes, &rights, MsgFlags::MSG_NOSIGNAL, None);
+    let sent = sent.map_err(|errno| lost("handing over streams")(errno.into()))?;
+    if sent != request.len() {
+        return Err(lost("handing over streams")(std::io::ErrorKind::WriteZero.into()));
+    }
+    let mut line = String::new();
+    BufReader::new(socket.take(MOST)).read_line(&mut line).map_err(lost("receiving the answer"))?;
+    judge(&line)
+}
+
+fn request(container: &str, exec: &str, streams: Streams<'_>) -> (String, Vec<RawFd>) {
+    let (body, descriptors) = match streams {
+        Streams::Pipes(all) => (
+            json!({"container": container, "exec": exec, "streams": ["stdin", "stdout", "stderr"]}),
+            all.iter().map(AsRawFd::as_raw_fd).collect(),
+        ),
+        Streams::Terminal(terminal) => {
+            (json!({"container": container, "exec": exec, "terminal": true}), vec![terminal.as_raw_fd()])
+        }
+    };
+    (format!("{body}\n"), descriptors)
+}
+
+fn judge(line: &str) -> Result<(), AgentError> {
+    let odd = |reason: String| AgentError::Answer { method: "streams", reason };
+    let answer: Value = serde_json::from_str(line).map_err(|error| odd(format!("{line:?}: {error}")))?;
+    match (&answer["ok"], answer["error"].as_str()) {
+        (Value::Bool(true), _) => Ok(()),
+        (_, Some(message)) => Err(AgentError::Refused { code: 13, message: message.to_owned() }),
+        _ => Err(odd(format!("{line:?}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn descriptors_travel_with_the_request() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join(STREAMS_SOCKET)).unwrap();
+        let served = std::thread::spawn(move || {
+            let (mut peer, _) = listener.accept().unwrap();
+            let mut text = [0; 256];
+            let mut space = nix::cmsg_space!([RawFd; 3]);
+            let mut parts = [std::io::IoSliceMut::new(&mut text)];
+            let received = nix::sys::socket::recvmsg::<()>(
+                peer.as_raw_fd(),
+                &mut parts,
+                Some(&mut space),
+                MsgFlags::empty(),
+            )
+            .unwrap();
+            let rights = received.cmsgs().unwrap().map(|message| match message {
+                nix::sys::socket::ControlMessageOwned::ScmRights(all) => all.len(),
+                _ => 0,
+            });
+            let count: usize = rights.sum();
+            let length = received.bytes;
+            peer.write_all(b"{\"ok\":true}\n").unwrap();
+            (String::from_utf8_lossy(&text[..length]).into_owned(), count)
+        });
+        let null = std::fs::File::open("/dev/null").unwrap();
+        hand_over(dir.path(), "c", "e", Streams::Pipes([null.as_fd(); 3])).unwrap();
+        let (text, count) = served.join().unwrap();
+        assert_eq!(count, 3);
+        let value: Value = serde_json::from_str(text.strip_suffix('\n').unwrap()).unwrap();
+        assert_eq!(value, json!({"container": "c", "exec": "e", "streams": ["stdin", "stdout", "stderr"]}));
+    }
+
+    #[test]
+    fn answers_are_judged() {
+        judge("{\"ok\":true}\n").unwrap();
+        assert_eq!(judge("{\"error\":\"no\"}\n").unwrap_err().to_string(), "no");
+        for odd in ["", "x", "{}", "{\"ok\":false}"] {
+            assert!(matches!(judge(odd), Err(AgentError::Answer { .. })), "{odd}");
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! `create`: from a bundle to a container whose program waits for `start`, or to nothing at all.
+
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::process::Child;
+
+use kata_cc_agent_protocol::agent as api;
+use protobuf::well_known_types::empty::Empty;
+use serde_json::Value;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::{Context, check_terminal, refuse_descriptors, write_pid};
+use crate::agent::Agent;
+use crate::arguments::Create;
+use crate::bundle::Bundle;
+use crate::cgroup::{Groups, Hierarchies};
+use crate::console::{self, Own};
+use crate::error::{OciError, io};
+use crate::grouping::{self, Kind};
+use crate::hooks::{self, When};
+use crate::keeper::{self, Keeper};
+use crate::monitor::{self, SENTRY_LOG};
+use crate::process::Known;
+use crate::store::{CONFIG, Folder, Locked, State};
+use crate::streams::{self, Streams};
+use crate::wire;
+
+/// Annotations that carry what the agent's messages have no field for.
+const UMASK: &str = "dev.kata-cc.sentry.umask";
+const DOMAIN: &str = "dev.kata-cc.sentry.domainname";
+
+/// Who takes the container's terminal.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Terminal<'a> {
+    /// An engine, over this socket; or there is none.
+    Engine(Option<&'a Path>),
+    /// The user's own.
+    Own(&'a Own),
+}
+
+/// A container that was created.
+#[derive(Debug)]
+pub(super) struct Created {
+    pub(super) locked: Locked,
+    pub(super) state: State,
+    /// The process that stands for it.
+    pub(super) child: Child,
+}
+
+/// What exists while a creation is under way.
+struct Underway<'a> {
+    context: &'a Context,
+    bundle: &'a Bundle,
+    locked: Locked,
+    state: State,
+    process: Option<Process>,
+    /// Whether hooks have run that others undo.
+    hooked: bool,
+    /// Whether the container may be in a sandbox that stays.
+    joined: bool,
+}
+
+/// The process that is told.
+enum Process {
+    Monitor(Child),
+    Keeper(Keeper),
+}
+
+impl Process {
+    fn id(&self) -> u32 {
+        match self {
+            Self::Monitor(child) => child.id(),
+            Self::Keeper(keeper) => keeper.child.id(),
+        }
+    }
+}
+
+/// The verb.
+pub(super) fn create(context: &Context, arguments: &Create) -> Result<u8, OciError> {
+    let bundle = open_bundle(arguments)?;
+    check_terminal(bundle.terminal(), true, arguments.console_socket.is_some())?;
+    let terminal = Terminal::Engine(arguments.console_socket.as_deref());
+    create_of(context, arguments, &bundle, terminal)?;
+    Ok(0)
+}
+
+/// The bundle that is meant.
+pub(super) fn open_bundle(arguments: &Create) -> Result<Bundle, OciError> {
+    refuse_descriptors(arguments.preserve_fds)?;
+    Ok(Bundle::open(arguments.bundle.as_deref().unwrap_or_else(|| Path::new(".")))?)
+}
+
+/// Creates a container; a failure leaves nothing behind.
+pub(super) fn create_of(
+    context: &Context,
+    arguments: &Create,
+    bundle: &Bundle,
+    terminal: Terminal<'_>,
+) -> Result<Created, OciError> {
+    let locked = context.store.claim(&arguments.id)?;
+    let state = new_state(&arguments.id, bundle);
+    let mut underway =
+        Underway { context, bundle, locked, state, process: None, hooked: false, joined: false };
+    let made = underway.make(terminal).and_then(|()| {
+        let pid = underway.process.as_ref().map(Process::id).unwrap_or_default();
+        write_pid(arguments.pid_file.as_deref(), pid)
+    });
+    if let Err(error) = made {
+        underway.undo();
+        return Err(error);
+    }
+    let Underway { locked, state, process, .. } = underway;
+    let child = match process {
+        Some(Process::Monitor(child)) => child,
+        Some(Process::Keeper(keeper)) => keeper.go(),
+        None => return Err(OciError::Usage("a container without a process".into())),
+    };
+    Ok(Created { locked, state, child })
+}
+
+fn new_state(id: &str, bundle: &Bundle) -> State {
+    let annotations = bundle.annotations();
+    let group = grouping::group(id, &annotations.clone().into_iter().collect());
+    State {
+        id: id.to_owned(),
+        sandbox: if group.kind == Kind::Member { group.id } else { id.to_owned() },
+        bundle: bundle.path.clone(),
+        rootfs: bundle.rootfs.clone(),
+        created: OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default(),
+        annotations,
+        process: Known { pid: 0, start: 0 },
+        creating: true,
+        started: false,
+        paused: false,
+        groups: None,
+    }
+}
+
+impl Underway<'_> {
+    fn make(&mut self, terminal: Terminal<'_>) -> Result<(), OciError> {
+        let config = self.locked.folder.file(CONFIG);
+        std::fs::write(&config, &self.bundle.text)
+            .map_err(io(format!("cannot write {}", config.display())))?;
+        self.charge()?;
+        let folder = self.start_process()?;
+        // Noted before anything else is done: a `create` that is killed now is deleted by what is known here.
+        self.state.process =
+            self.process.as_ref().and_then(|process| Known::of(process.id())).ok_or_else(|| {
+                OciError::Sentry {
+                    program: monitor::program(),
+                    reason: monitor::last_words(&folder.file(SENTRY_LOG)),
+                }
+            })?;
+        self.locked.write(&self.state)?;
+        self.run_hooks()?;
+        self.hand_streams(&folder, terminal)?;
+        self.joined = true;
+        let mut agent = Agent::connect(folder.path())?;
+        agent
+            .call::<Empty>("CreateContainer", &self.request())
+            .map_err(|error| self.explained(error.into()))?;
+        self.state.creating = false;
+        self.locked.write(&self.state)
+    }
+
+    /// Its control groups, and their limits.
+    fn charge(&mut self) -> Result<(), OciError> {
+        let linux = &self.bundle.spec["linux"];
+        let made = Hierarchies::of_host().and_then(|hierarchies| {
+            Groups::make(&hierarchies, self.context.driver, linux["cgroupsPath"].as_str(), &self.state.id)
+        });
+        let limited = made.and_then(|groups| match groups.limit(&linux["resources"]) {
+            Ok(()) => Ok(groups),
+            Err(error) => {
+                groups.remove();
+                Err(error)
+            }
+        });
+        match limited {
+            Ok(groups) => self.state.groups = Some(groups),
+            Err(error) if error.is_permission() && self.context.may_lack_groups() => {
+                self.context.log.warn(&format!("the container is not limited: {error}"));
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// The sentry, or for a further container of its sandbox a process that stands for it; the folder of the sandbox.
+    fn start_process(&mut self) -> Result<Folder, OciError> {
+        let state = &self.state;
+        let groups = state.groups.as_ref();
+        if state.sandbox == state.id {
+            let folder = self.locked.folder.clone();
+            let plan = monitor::Plan {
+                folder: folder.path(),
+                container: &state.id,
+                spec: &self.bundle.spec,
+                groups,
+                weak: self.context.weak,
+            };
+            self.process = Some(Process::Monitor(monitor::start(&plan)?));
+            return Ok(folder);
+        }
+        let missing = || OciError::NoSandbox { id: state.id.clone(), sandbox: state.sandbox.clone() };
+        let (folder, sandbox) = self.context.store.load(&state.sandbox).map_err(|_| missing())?;
+        if !sandbox.process.alive() {
+            return Err(missing());
+        }
+        self.process = Some(Process::Keeper(keeper::start(folder.path(), &state.id, "", groups)?));
+        Ok(folder)
+    }
+
+    fn run_hooks(&mut self) -> Result<(), OciError> {
+        let state = serde_json::to_value(self.state.shown("")).unwrap_or_default();
+        self.hooked = true;
+        for when in [When::CreateRuntime, When::CreateContainer] {
+            hooks::run(when, &self.bundle.spec, &state)?;
+        }
+        Ok(())
+    }
+
+    fn hand_streams(&self, folder: &Folder, terminal: Terminal<'_>) -> Result<(), OciError> {
+        let id = &self.state.id;
+        let hand = |streams: Streams<'_>| streams::hand_over(folder.path(), id, "", streams);
+        match (terminal, self.bundle.terminal()) {
+            (Terminal::Own(own), _) => hand(Streams::Terminal(own.terminal.as_fd()))?,
+            (Terminal::Engine(Some(socket)), true) => {
+                let slave = console::make(socket, &self.bundle.spec["process"])?;
+                hand(Streams::Terminal(slave.as_fd()))?;
+            }
+            _ => {
+                let (input, output, errors) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+                hand(Streams::Pipes([input.as_fd(), output.as_fd(), errors.as_fd()]))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn request(&self) -> api::CreateContainerRequest {
+        let (id, spec) = (&self.state.id, &self.bundle.spec);
+        let mut request = api::CreateContainerRequest::new();
+        request.container_id.clone_from(id);
+        request.exec_id.clone_from(id);
+        request.OCI = Some(specification(id, spec, &self.bundle.rootfs)).into();
+        request
+    }
+
+    /// A refusal with the sentry's own last words where it is gone.
+    fn explained(&self, error: OciError) -> OciError {
+        let gone = matches!(&error, OciError::Agent(crate::agent::AgentError::Unreachable { .. }));
+        let words = monitor::last_words(&self.locked.folder.file(SENTRY_LOG));
+        if gone && !words.is_empty() {
+            return OciError::Sentry { program: monitor::program(), reason: words };
+        }
+        error
+    }
+
+    fn undo(self) {
+        match self.process {
+            Some(Process::Monitor(mut child)) => {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+            Some(Process::Keeper(keeper)) => {
+                if self.joined {
+                    let folder = self.context.store.folder_of(&self.state.sandbox);
+                    let mut request = api::RemoveContainerRequest::new();
+                    request.container_id.clone_from(&self.state.id);
+                    let _ = Agent::connect(folder.path())
+                        .and_then(|mut agent| agent.call::<Empty>("RemoveContainer", &request));
+                }
+                keeper.call_off();
+            }
+            None => {}
+        }
+        if let Some(groups) = &self.state.groups {
+            groups.remove();
+        }
+        if self.hooked {
+            let shown = serde_json::to_value(self.state.shown("")).unwrap_or_default();
+            hooks::run_all(When::Poststop, &self.bundle.spec, &shown, |error| {
+                self.context.log.warn(&error.to_string());
+            });
+        }
+        if let Err(error) = self.locked.folder.remove() {
+            self.context.log.warn(&error.to_string());
+        }
+    }
+}
+
+/// The specification as the sentry's agent takes it: paths are the host's.
+fn specification(id: &str, spec: &Value, rootfs: &Path) -> kata_cc_agent_protocol::oci::Spec {
+    let mounts = wire::list(spec, "mounts").iter().map(wire::mount).collect();
+    let mut made = wire::specification(id, spec, &rootfs.to_string_lossy(), mounts);
+    // They are run here.
+    made.Hooks = None.into();
+    if let Some(umask) = spec["process"]["user"]["umask"].as_u64() {
+        made.Annotations.insert(UMASK.into(), format!("{umask:04o}"));
+    }
+    if let Some(domain) = spec["domainname"].as_str() {
+        made.Annotations.insert(DOMAIN.into(), domain.to_owned());
+    }
+    made
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_sentry_gets_paths_of_the_host_and_no_hooks() {
+        let spec = json!({"ociVersion": "1.0.2", "process": {"args": ["x"], "user": {"umask": 18}}, "domainname": "d",
+            "hooks": {"prestart": [{"path": "/x"}]},
+            "mounts": [{"destination": "/v", "type": "bind", "source": "/srv", "options": ["rbind", "ro"]}]});
+        let made = specification("c", &spec, Path::new("/b/rootfs"));
+        assert_eq!(made.Root.Path, "/b/rootfs");
+        assert!(made.Hooks.is_none());
+        assert_eq!(made.Mounts[0].source, "/srv");
+        assert_eq!(made.Annotations.get(UMASK).map(String::as_str), Some("0022"));
+        assert_eq!(made.Annotations.get(DOMAIN).map(String::as_str), Some("d"));
+    }
+}

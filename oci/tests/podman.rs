@@ -1,0 +1,94 @@
+//! A real Podman that is given this runtime: run, exec, logs, kill, inspect, remove. Everything is in folders of the test's own, and no network is made.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use std::path::Path;
+use std::process::Command;
+
+use support::{Done, RUNTIME, World, eventually, finish};
+
+struct Podman {
+    world: World,
+}
+
+impl Podman {
+    fn new() -> Option<Self> {
+        let there = Command::new("podman").arg("--version").output();
+        if there.is_err() {
+            kata_cc_test_vectors::skip("binaries", "there is no podman: install podman");
+            return None;
+        }
+        let podman = Self { world: World::new()? };
+        let archive = podman.world.path("rootfs.tar");
+        let bundle = podman.world.bundle("image", "true");
+        let tar = Command::new("tar")
+            .arg("-cf")
+            .arg(&archive)
+            .arg("-C")
+            .arg(bundle.join("rootfs"))
+            .arg(".")
+            .status();
+        assert!(tar.unwrap().success());
+        podman.run(&["import", "--change", "ENV PATH=/bin", &archive.to_string_lossy(), "box"]).ok();
+        Some(podman)
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new("podman");
+        for (flag, name) in [("--root", "storage"), ("--runroot", "runroot"), ("--tmpdir", "tmp")] {
+            command.arg(flag).arg(self.world.path(name));
+        }
+        command.args(["--storage-driver", "vfs", "--events-backend", "none", "--cgroup-manager", "cgroupfs"]);
+        command.arg("--runtime").arg(RUNTIME).args(words);
+        command.stdin(std::process::Stdio::null());
+        command
+    }
+
+    fn run(&self, words: &[&str]) -> Done {
+        finish(&mut self.command(words))
+    }
+
+    /// `run`, with what a machine without networks and a systemd needs.
+    fn container(&self, options: &[&str], command: &[&str]) -> Done {
+        let fixed =
+            ["run", "--network=none", "--log-driver=k8s-file", "--security-opt", "seccomp=unconfined"];
+        self.run(&[&fixed, options, &["box"], command].concat())
+    }
+}
+
+impl Drop for Podman {
+    fn drop(&mut self) {
+        let _ = self.run(&["rm", "--all", "--force", "--time", "0"]);
+    }
+}
+
+#[test]
+fn podman_runs_containers() {
+    let Some(podman) = Podman::new() else { return };
+    let ran =
+        podman.container(&["--rm", "--env", "A=b"], &["sh", "-c", "echo $A; cat /proc/version; exit 6"]);
+    assert_eq!(ran.code, 6, "{ran:?}");
+    let host = std::fs::read_to_string("/proc/version").unwrap();
+    assert!(ran.out.starts_with("b\n") && !ran.out.contains(host.trim()), "{ran:?}");
+    let missing = podman.container(&["--rm"], &["nothing-like-this"]);
+    assert_eq!(missing.code, 127, "{missing:?}");
+
+    podman.container(&["--detach", "--name", "long"], &["sh", "-c", "echo begun; exec sleep 1000"]).ok();
+    eventually("its output", || podman.run(&["logs", "long"]).out == "begun\n");
+    let exec = podman.run(&["exec", "--env", "X=y", "long", "sh", "-c", "echo $X; exit 4"]);
+    assert_eq!((exec.code, exec.out.as_str()), (4, "y\n"), "{exec:?}");
+    let state =
+        podman.run(&["inspect", "--format", "{{.State.Status}} {{.OCIRuntime}} {{.State.Pid}}", "long"]).ok();
+    let fields: Vec<&str> = state.split_whitespace().collect();
+    assert_eq!((fields[0], fields[1]), ("running", RUNTIME));
+    assert!(Path::new(&format!("/proc/{}", fields[2])).exists(), "{state}");
+    podman.run(&["kill", "--signal", "KILL", "long"]).ok();
+    eventually("its end", || {
+        podman.run(&["inspect", "--format", "{{.State.Status}} {{.State.ExitCode}}", "long"]).out.trim()
+            == "exited 137"
+    });
+    podman.run(&["rm", "long"]).ok();
+    assert_eq!(podman.run(&["ps", "--all", "--quiet"]).ok(), "");
+    podman.world.nothing_left();
+}

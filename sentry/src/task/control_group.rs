@@ -1,0 +1,108 @@
+//! What a container's tasks have in common: they are held, counted and bounded together (`Documentation/admin-guide/cgroup-v2.rst`, "pids"
+//! and "cgroup.freeze").
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use super::{CpuTimes, Task, Tasks, ThreadGroup, lock};
+
+/// A container's tasks.
+#[derive(Default)]
+pub struct ControlGroup {
+    frozen: AtomicBool,
+    /// Most tasks; 0 for no bound.
+    most: AtomicU64,
+    /// No task is made any more.
+    closed: AtomicBool,
+    /// Of tasks that ended.
+    ended: Mutex<CpuTimes>,
+}
+
+/// How long those that run are waited for when they are to stand still.
+const STANDS_STILL: Duration = Duration::from_secs(2);
+
+impl ControlGroup {
+    /// Whether its tasks are to stand still before guest code.
+    #[must_use]
+    pub fn frozen(&self) -> bool {
+        self.frozen.load(Ordering::Acquire)
+    }
+
+    /// Most tasks, where there is a bound.
+    #[must_use]
+    pub fn most(&self) -> Option<u64> {
+        Some(self.most.load(Ordering::Relaxed)).filter(|most| *most != 0)
+    }
+
+    /// Sets it. A bound of none is one of one: 0 is no bound.
+    pub fn set_most(&self, most: Option<u64>) {
+        self.most.store(most.map_or(0, |most| most.max(1)), Ordering::Relaxed);
+    }
+
+    /// From now on no task is made.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
+    /// Whether another task may be made.
+    pub(super) fn may_grow(self: &Arc<Self>, tasks: &Tasks) -> bool {
+        if self.closed.load(Ordering::Acquire) {
+            return false;
+        }
+        self.most().is_none_or(|most| (self.tasks(tasks).len() as u64) < most)
+    }
+
+    /// A task of it ended.
+    pub(super) fn count_ended(&self, times: &CpuTimes) {
+        let mut ended = lock(&self.ended);
+        *ended = ended.plus(times);
+    }
+
+    /// Its living tasks.
+    #[must_use]
+    pub fn tasks(self: &Arc<Self>, tasks: &Tasks) -> Vec<Arc<Task>> {
+        tasks.select(|task, _| Arc::ptr_eq(&task.control_group(), self).then(|| Arc::clone(task)))
+    }
+
+    /// Its processes of which a thread lives.
+    #[must_use]
+    pub fn processes(self: &Arc<Self>, tasks: &Tasks) -> Vec<Arc<ThreadGroup>> {
+        let mut groups: Vec<_> = self.tasks(tasks).iter().map(|task| Arc::clone(task.group())).collect();
+        groups.sort_by_key(|group| group.pid());
+        groups.dedup_by_key(|group| group.pid());
+        groups
+    }
+
+    /// CPU time of all its tasks, also of those that ended.
+    #[must_use]
+    pub fn cpu_times(self: &Arc<Self>, tasks: &Tasks) -> CpuTimes {
+        // A task that ends in between is missed for a moment; the other way round it would count twice.
+        let ended = *lock(&self.ended);
+        self.tasks(tasks).iter().fold(ended, |sum, task| sum.plus(&task.cpu_times()))
+    }
+
+    /// Lets its tasks stand still, or go on. Whether no guest code of it runs when this comes back.
+    pub fn freeze(self: &Arc<Self>, tasks: &Tasks, frozen: bool) -> bool {
+        self.frozen.store(frozen, Ordering::Release);
+        if !frozen {
+            for task in self.tasks(tasks) {
+                task.waiter().set();
+            }
+            return true;
+        }
+        let begin = Instant::now();
+        // A task that is made meanwhile is asked by its first look at `frozen`.
+        loop {
+            let mut running = false;
+            for task in self.tasks(tasks).iter().filter(|task| task.in_guest()) {
+                running = true;
+                task.interrupt();
+            }
+            if !running || begin.elapsed() > STANDS_STILL {
+                return !running;
+            }
+            std::thread::yield_now();
+        }
+    }
+}
