@@ -37,6 +37,9 @@ struct Options {
     /// A tenth of the work in each probe, and no verdict: shows that all of it runs.
     #[arg(long)]
     quick: bool,
+    /// Start ours by `kata-cc-sentry do` instead of a bundle: what the kernel costs without its runtime.
+    #[arg(long = "do")]
+    by_do: bool,
     /// List the metrics and what is aimed at.
     #[arg(long)]
     list: bool,
@@ -53,8 +56,11 @@ pub(crate) fn bench(arguments: &[String]) -> anyhow::Result<()> {
         }
         return Ok(());
     }
-    run(&mut command("cargo", &["build", "--release", "--locked", "--package", "kata-cc-sentry"]))?;
-    let place = Place::new(programs::root("bench")?, programs::runsc())?;
+    run(&mut command(
+        "cargo",
+        &["build", "--release", "--locked", "--package", "kata-cc-sentry", "--package", "kata-cc-oci"],
+    ))?;
+    let place = Place::new(programs::root("bench")?, programs::runsc(), !options.by_do)?;
     let runtimes = runtimes(&options, &place)?;
     processes::adopt_orphans()?;
     processes::end_with_a_signal(place.work().to_owned())?;

@@ -73,24 +73,22 @@ pub(super) struct Place {
     root: PathBuf,
     runsc: Option<PathBuf>,
     sentry: PathBuf,
-    /// Whether the sentry takes bundles as runc does; else it is started by `do`, and `/scratch` lies in its memory.
+    /// Whether the sentry is given bundles, by the verbs of an OCI runtime; else it is started by `do`, and `/scratch` lies in its memory.
     bundles: bool,
+    verbs: PathBuf,
     work: PathBuf,
 }
 
 impl Place {
-    pub(super) fn new(root: PathBuf, runsc: Option<PathBuf>) -> anyhow::Result<Self> {
-        let sentry = paths::binaries().join("kata-cc-sentry");
-        let help = Command::new(&sentry).arg("--help").output();
-        let help = help.with_context(|| format!("cannot start {}", sentry.display()))?;
-        let bundles =
-            String::from_utf8_lossy(&help.stdout).lines().any(|line| line.trim_start().starts_with("run "));
+    pub(super) fn new(root: PathBuf, runsc: Option<PathBuf>, bundles: bool) -> anyhow::Result<Self> {
+        let (sentry, verbs) =
+            (paths::binaries().join("kata-cc-sentry"), paths::binaries().join("kata-cc-runc"));
         let work = std::env::temp_dir().join(format!("kata-cc-tiers-{}", std::process::id()));
         for part in ["state", "bundles", "scratch"] {
             let folder = work.join(part);
             std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         }
-        Ok(Self { root, runsc, sentry, bundles, work })
+        Ok(Self { root, runsc, sentry, bundles, verbs, work })
     }
 
     /// The folder with bundles and state.
@@ -177,6 +175,11 @@ impl Place {
     fn runtime(&self, runtime: Runtime) -> anyhow::Result<Command> {
         let mut command = match runtime {
             Runtime::Runc => Command::new("runc"),
+            Runtime::Ours if self.bundles => {
+                let mut verbs = Command::new(&self.verbs);
+                verbs.env("KATA_CC_SENTRY", &self.sentry);
+                verbs
+            }
             Runtime::Ours => Command::new(&self.sentry),
             Runtime::RunscSystrap | Runtime::RunscPtrace => {
                 let mut runsc = Command::new(self.runsc.as_ref().context("there is no runsc")?);
