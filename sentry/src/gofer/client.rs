@@ -193,8 +193,8 @@ impl Client {
         read: impl FnOnce(&mut Reader<'_>) -> Result<T, Malformed>,
     ) -> Result<T, Errno> {
         self.exchange(request, |channel| match next(channel, self.patience, read)? {
-            (_, Some(_), _) | (_, _, true) => Err(Loss::Malformed),
-            (answer, ..) => Ok(answer),
+            (answer, None, false) => Ok(answer),
+            _ => Err(Loss::Malformed),
         })
     }
 
