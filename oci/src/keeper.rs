@@ -48,10 +48,10 @@ pub(crate) fn start(
 }
 
 impl Keeper {
-    /// The process is there.
-    pub(crate) fn go(self) -> Child {
+    /// The process is there: its keeper outlives this program, and is its reaper's to wait for. The host's number of the keeper.
+    pub(crate) fn go(self) -> u32 {
         let _ = nix::unistd::write(&self.go, b"\n");
-        self.child
+        self.child.id()
     }
 
     /// It will not be.

@@ -68,21 +68,23 @@ fn is_gofer(pid: u32) -> bool {
     fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default().starts_with(b"kata-cc-gofer\0")
 }
 
+/// Whether it is there, and not only to be waited for.
+fn lives(pid: u32) -> bool {
+    let state = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    !state.is_empty() && !state.rsplit(')').next().unwrap_or("").trim_start().starts_with('Z')
+}
+
 /// The sentry's process of a sandbox, and gofers.
 fn processes(sandbox: &Sandbox) -> (u32, Vec<u32>) {
     let (gofers, others): (Vec<_>, Vec<_>) =
-        children_of(sandbox.child.id()).into_iter().partition(|pid| is_gofer(*pid));
+        children_of(sandbox.child.id()).into_iter().filter(|pid| lives(*pid)).partition(|pid| is_gofer(*pid));
     assert_eq!(others.len(), 1, "{others:?}");
     (others[0], gofers)
 }
 
 fn wait_until_gone(pids: &[u32]) {
     let begin = Instant::now();
-    let there = |pid: &u32| {
-        let state = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        !state.is_empty() && !state.rsplit(')').next().unwrap_or("").trim_start().starts_with('Z')
-    };
-    while pids.iter().any(there) {
+    while pids.iter().any(|pid| lives(*pid)) {
         assert!(begin.elapsed() < Duration::from_secs(20), "{pids:?} live on");
         std::thread::sleep(Duration::from_millis(5));
     }

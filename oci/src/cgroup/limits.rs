@@ -27,6 +27,22 @@ impl Settings {
     }
 }
 
+/// Host tasks for each task of a guest: one of a stub, one of the sentry, and the processes and helpers that they need.
+const TASKS: i64 = 4;
+/// Those of a sandbox without guests.
+const OWN_TASKS: i64 = 64;
+
+/// Limits of a bundle as those of the host's group: the sentry itself counts and bounds what guests see (`pids`), and the host, which sees more tasks than
+/// there are in the guest, must not stop it before.
+#[must_use]
+pub fn for_the_host(resources: &Value) -> Value {
+    let mut resources = resources.clone();
+    if let Some(limit @ 1..) = resources["pids"]["limit"].as_i64() {
+        resources["pids"]["limit"] = limit.saturating_mul(TASKS).saturating_add(OWN_TASKS).into();
+    }
+    resources
+}
+
 /// Applies what is set.
 pub(super) fn apply(groups: &Groups, resources: &Value) -> Result<(), CgroupError> {
     let settings = if groups.is_unified() { unified(resources)? } else { legacy(resources) };
@@ -289,6 +305,16 @@ mod tests {
             ["memory.max max", "memory.swap.max max", "cpu.max max 100"]
         );
         assert!(unified(&json!({"unified": {"../x.y": "1"}})).is_err());
+    }
+
+    #[test]
+    fn the_host_counts_more_tasks_than_the_guest() {
+        assert_eq!(
+            for_the_host(&json!({"pids": {"limit": 100}, "x": 1})),
+            json!({"pids": {"limit": 464}, "x": 1})
+        );
+        assert_eq!(for_the_host(&json!({"pids": {"limit": -1}})), json!({"pids": {"limit": -1}}));
+        assert_eq!(for_the_host(&json!({"pids": {"limit": i64::MAX}}))["pids"]["limit"], i64::MAX);
     }
 
     #[test]

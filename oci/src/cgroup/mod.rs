@@ -20,6 +20,7 @@ use serde_json::Value;
 use thiserror::Error;
 
 pub use hierarchy::Hierarchies;
+pub use limits::for_the_host;
 pub use name::below_the_root;
 
 use crate::process::until;

@@ -14,7 +14,7 @@ use super::{Context, check_terminal, refuse_descriptors, write_pid};
 use crate::agent::Agent;
 use crate::arguments::Create;
 use crate::bundle::Bundle;
-use crate::cgroup::{Groups, Hierarchies};
+use crate::cgroup::{Groups, Hierarchies, for_the_host};
 use crate::console::{self, Own};
 use crate::error::{OciError, io};
 use crate::grouping::{self, Kind};
@@ -170,7 +170,7 @@ impl Underway<'_> {
         let made = Hierarchies::of_host().and_then(|hierarchies| {
             Groups::make(&hierarchies, self.context.driver, linux["cgroupsPath"].as_str(), &self.state.id)
         });
-        let limited = made.and_then(|groups| match groups.limit(&linux["resources"]) {
+        let limited = made.and_then(|groups| match groups.limit(&for_the_host(&linux["resources"])) {
             Ok(()) => Ok(groups),
             Err(error) => {
                 groups.remove();

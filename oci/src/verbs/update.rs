@@ -10,6 +10,7 @@ use super::Context;
 use crate::agent::{Agent, AgentError};
 use crate::arguments::Update;
 use crate::bundle::read_object;
+use crate::cgroup::for_the_host;
 use crate::error::{OciError, io};
 use crate::store::Status;
 use crate::wire;
@@ -32,7 +33,7 @@ pub(super) fn update(context: &Context, arguments: &Update) -> Result<u8, OciErr
         None => of_options(arguments)?,
     };
     match &state.groups {
-        Some(groups) => groups.limit(&resources)?,
+        Some(groups) => groups.limit(&for_the_host(&resources))?,
         None => context.log.warn("the container has no control groups: its limits are not changed"),
     }
     let mut request = api::UpdateContainerRequest::new();
