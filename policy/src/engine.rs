@@ -116,7 +116,7 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// 1 MiB, 20,000 lines, 16 KiB a line (generated policies have long lines), 5 s, and 100,000 instructions, which take some 5 ms.
+    /// 1 MiB, 20,000 lines, 16 KiB a line (generated policies have long lines), 5 s, and 100,000 instructions, which take some 2 ms.
     fn default() -> Self {
         Self {
             bytes: 1 << 20,

@@ -1,4 +1,4 @@
-//! The virtual machine against the interpreter: on generated rules they give the same answers, to what nodes send, to what a host may try,
+//! The machine against the interpreter: on generated rules it gives the same answers or none, to what nodes send, to what a host may try,
 //! and to requests of which a part has another type; other rules have no machine.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and says how much it tried")]
 
@@ -165,6 +165,8 @@ fn machine_and_interpreter_agree_on_the_corpus_and_on_what_a_host_may_try() {
     });
     assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
     println!("{same:?}");
+    // what nodes send is decided by the machine, but for commands that need the interpreter's functions
+    assert!(same.left * 100 < same.allowed, "{same:?}");
     assert!(same.allowed > 1000 && same.denied > 1000 || std::env::var_os("KATA_CC_CORPUS").is_some());
 }
 

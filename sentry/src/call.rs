@@ -58,6 +58,23 @@ impl Call<'_> {
         if self.thread.write(address, from) == from.len() { Ok(()) } else { Err(Errno::EFAULT) }
     }
 
+    /// As [`read`](Self::read), for an argument that the call reads once: it may be what was there when the call was made.
+    ///
+    /// # Errors
+    /// EFAULT unless all of it is there.
+    pub fn read_early(&self, address: u64, to: &mut [u8]) -> Result<(), Errno> {
+        if self.thread.read_early(address, to) == to.len() { Ok(()) } else { Err(Errno::EFAULT) }
+    }
+
+    /// As [`write`](Self::write), for the last thing that the call does, and where a failure changes nothing but its result: EFAULT may come
+    /// when the guest goes on.
+    ///
+    /// # Errors
+    /// EFAULT unless all of it could be written.
+    pub fn write_result(&self, address: u64, from: &[u8]) -> Result<(), Errno> {
+        if self.thread.write_late(address, from) { Ok(()) } else { self.write(address, from) }
+    }
+
     /// Whether a range lies in a program's half of the addresses (`access_ok`): what Linux asks of a buffer before anything else, also of
     /// one without bytes.
     ///
@@ -75,6 +92,16 @@ impl Call<'_> {
     pub fn read_array<const N: usize>(&self, address: u64) -> Result<[u8; N], Errno> {
         let mut bytes = [0; N];
         self.read(address, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// As [`read_array`](Self::read_array), for an argument that the call reads once.
+    ///
+    /// # Errors
+    /// EFAULT.
+    pub fn read_array_early<const N: usize>(&self, address: u64) -> Result<[u8; N], Errno> {
+        let mut bytes = [0; N];
+        self.read_early(address, &mut bytes)?;
         Ok(bytes)
     }
 
@@ -106,7 +133,7 @@ impl Call<'_> {
             let in_page = 4096 - (at % 4096) as usize;
             let mut part = [0; 256];
             let want = in_page.min(part.len()).min(limit - text.len());
-            let got = self.thread.read(at, &mut part[..want]);
+            let got = self.thread.read_early(at, &mut part[..want]);
             if let Some(end) = part[..got].iter().position(|byte| *byte == 0) {
                 text.extend_from_slice(&part[..end]);
                 return Ok(text);

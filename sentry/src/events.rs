@@ -3,11 +3,14 @@
 //! A [`WaitQueue`] belongs to whatever can become ready. Who waits puts a [`Wake`] in it, looks whether it is ready already, and sleeps. A
 //! guest thread has one [`Waiter`] of its own for all it waits for, signals included.
 
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::Instant;
 
 use bitflags::bitflags;
+
+use crate::platform::Interrupt;
 
 bitflags! {
     /// Readiness of a file, with the numbers of `poll` and `epoll` (`include/uapi/asm-generic/poll.h`).
@@ -85,6 +88,26 @@ impl WaitQueue {
     }
 }
 
+thread_local! {
+    /// The guest thread that this thread of the sentry serves.
+    static SERVED: RefCell<Option<Arc<dyn Interrupt>>> = const { RefCell::new(None) };
+}
+
+/// Says which guest thread the calling thread of the sentry serves: its platform hears of waits that begin.
+pub(crate) fn serves(thread: Option<Arc<dyn Interrupt>>) {
+    let before = SERVED.replace(thread);
+    drop(before);
+}
+
+fn about_to_wait() {
+    SERVED.with_borrow(|served| match served {
+        Some(thread) => thread.rest(),
+        None => {
+            crate::platform::rest();
+        }
+    });
+}
+
 /// A thread's own event: set by whoever has news for it, cleared when it goes to look.
 #[derive(Default)]
 pub struct Waiter {
@@ -121,6 +144,9 @@ impl Waiter {
 
     fn sleep(&self, deadline: Option<Instant>) -> bool {
         let mut set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*set {
+            about_to_wait();
+        }
         while !*set {
             match deadline {
                 None => set = self.changed.wait(set).unwrap_or_else(PoisonError::into_inner),

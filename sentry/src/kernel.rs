@@ -79,46 +79,30 @@ impl Kernel {
     }
 }
 
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        self.timers.close();
+    }
+}
+
 mod for_test {
-    use std::ops::Range;
     use std::sync::Arc;
 
     use super::Kernel;
-    use crate::error::Errno;
-    use crate::platform::{Platform, Thread};
     use crate::task::{Credentials, Limits, NewProcess, Task};
-    use crate::testing::{BASE, FlatThread};
-
-    /// Guests without code.
-    struct Flat;
-
-    const SIZE: usize = 1 << 20;
-
-    impl Platform for Flat {
-        fn name(&self) -> &'static str {
-            "flat"
-        }
-
-        fn new_address_space(&self) -> Result<Box<dyn Thread>, Errno> {
-            Ok(Box::new(FlatThread::new(SIZE)))
-        }
-
-        fn guest_range(&self) -> Range<u64> {
-            BASE..BASE + SIZE as u64
-        }
-    }
+    use crate::testing::flat;
 
     impl Kernel {
         /// A kernel whose guests have no code, for tests and fuzzing.
         #[must_use]
         pub fn for_test() -> Arc<Self> {
-            Self::new(Box::new(Flat))
+            Self::new(flat())
         }
 
         /// One with room for so many tasks.
         #[must_use]
         pub fn with_tasks_for_test(limit: usize) -> Arc<Self> {
-            Self::with_tasks(Box::new(Flat), crate::task::Tasks::new(limit))
+            Self::with_tasks(flat(), crate::task::Tasks::new(limit))
         }
     }
 

@@ -12,12 +12,14 @@
 //! | [`task`] | processes, threads, signals, credentials, waiting for children |
 //! | [`vfs`] | mounts, names, open files; one folder for each file system |
 //! | [`net`] | sockets, and the sandbox's own network |
+//! | [`link`] | takes the pod's interface over, before the defence |
 //! | [`ipc`] | System V semaphores, messages, shared memory |
 //! | [`loader`] | programs: ELF, scripts, the first stack |
 //! | [`time`] | clocks and timers |
 //! | [`defence`] | what the sentry gives up before a guest runs: namespaces, capabilities, host calls |
 //! | [`gofer`] | the process that holds the host's files for it |
 //! | [`sandbox`] | a sandbox from outside: root, first process, end |
+//! | [`fuzzing`] | what `fuzz/` drives |
 //! | [`container`] | containers of a sandbox: namespaces, mounts, processes from outside |
 //! | [`containers`] | several containers in one sandbox, as a monitor asks for them |
 //! | [`control`] | what the monitor asks and the sentry tells: messages, and the socket between them |
@@ -33,10 +35,12 @@ pub mod control;
 pub mod defence;
 pub mod error;
 pub mod events;
+pub mod fuzzing;
 pub mod gofer;
 pub mod ipc;
 pub mod kernel;
 mod launch;
+pub mod link;
 pub mod loader;
 pub mod mm;
 pub mod net;
@@ -49,5 +53,6 @@ mod sync;
 pub mod syscalls;
 pub mod task;
 pub mod testing;
+mod ticks;
 pub mod time;
 pub mod vfs;

@@ -15,6 +15,8 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use kata_cc_sentry::defence::{self, Defence, Helper, Side, Strength};
 use kata_cc_sentry::gofer::{self, Client, Export, Gofer};
+use kata_cc_sentry::link::{self, Network, Opened};
+use kata_cc_sentry::net::stack::LinkConfig;
 use kata_cc_sentry::platform::Kind;
 use kata_cc_sentry::sandbox::{Changes, Command, Config, DEFAULT_PATH, Sandbox, SandboxError};
 use kata_cc_sentry::syscalls;
@@ -84,6 +86,10 @@ struct Do {
     /// Name of the machine.
     #[arg(long, default_value = "sandbox")]
     hostname: String,
+    /// Network besides loopback: `none`; `host-veth=INTERFACE` takes over an interface with its addresses and routes, out of the network
+    /// namespace `netns=PATH` or the caller's own; `tap=NAME,address=IP/BITS,gateway=IP` (also `mac=`, `mtu=`, `netns=`).
+    #[arg(long, default_value = "none", value_name = "NETWORK")]
+    network: Network,
     /// How guest code runs.
     #[arg(long, value_enum, default_value_t)]
     platform: Kind,
@@ -169,26 +175,36 @@ fn run(arguments: Do) -> anyhow::Result<u8> {
         (false, false) => Strength::Full,
     };
     let mut kept = Vec::new();
+    let opened = link::open(&arguments.network).context("cannot take the network over")?;
+    let network = opened.map(|Opened { config, fd }| {
+        kept.push(fd);
+        config
+    });
     if let Some(path) = &arguments.erofs {
         let image = std::fs::File::open(path).with_context(|| format!("image {}", path.display()))?;
         kept.push(image.into());
     }
     let exports = exports(&arguments);
     if exports.is_empty() {
-        return go_on(arguments, strength, kept, &[]);
+        return go_on(arguments, network, strength, (kept, &[]));
     }
     let Gofer { child, socket } = gofer::spawn(Path::new("/proc/self/exe"), &exports, strength)
         .context("cannot start the gofer, which holds files for the sentry")?;
     let helper = Helper { pid: child.id(), what: "the gofer, which holds the sandbox's files," };
     kept.push(socket);
-    go_on(arguments, strength, kept, &[helper])
+    go_on(arguments, network, strength, (kept, &[helper]))
 }
 
 /// Goes on in two processes: one that waits, and the sentry.
-fn go_on(arguments: Do, strength: Strength, kept: Vec<OwnedFd>, helpers: &[Helper]) -> anyhow::Result<u8> {
+fn go_on(
+    arguments: Do,
+    network: Option<LinkConfig>,
+    strength: Strength,
+    (kept, helpers): (Vec<OwnedFd>, &[Helper]),
+) -> anyhow::Result<u8> {
     match Defence::begin(strength, kept, helpers).context("cannot defend the sentry")? {
         Side::Outer(code) => Ok(code),
-        Side::Sentry(defence, kept) => serve(arguments, &defence, kept),
+        Side::Sentry(defence, kept) => serve(arguments, network, &defence, kept),
     }
 }
 
@@ -218,11 +234,17 @@ fn root(
 }
 
 /// What the sentry's process does.
-fn serve(arguments: Do, defence: &Defence, kept: Vec<OwnedFd>) -> anyhow::Result<u8> {
+fn serve(
+    arguments: Do,
+    network: Option<LinkConfig>,
+    defence: &Defence,
+    kept: Vec<OwnedFd>,
+) -> anyhow::Result<u8> {
     let platform = arguments.platform.start().with_context(|| {
         format!("cannot start the {} platform: the host refuses a stub process", arguments.platform)
     })?;
     let mut kept = kept.into_iter();
+    let network = network.and_then(|config| Some((config, kept.next()?)));
     let image = if arguments.erofs.is_some() { kept.next() } else { None };
     let client = kept.next().map(Client::connect).transpose()?;
     let memory = arguments.memory.map(|mib| mib << 20);
@@ -247,6 +269,10 @@ fn serve(arguments: Do, defence: &Defence, kept: Vec<OwnedFd>) -> anyhow::Result
         Command { arguments: arguments.command, environment, folder: arguments.cwd, user: arguments.user };
     let streams = streams()?;
     defence.enter(arguments.platform).context("cannot defend the sentry")?;
+    if let Some((config, fd)) = network {
+        // Its thread is made after the defence, as all that serve guests are: so it has no privileges either.
+        sandbox.kernel().net.attach(config, fd).context("cannot attach the network")?;
+    }
     if let Some(call) = arguments.try_call {
         attempt::forbidden_call(&call)?;
         return Ok(0);

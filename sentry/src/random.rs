@@ -2,6 +2,16 @@
 
 use crate::error::Errno;
 
+/// A random number.
+///
+/// # Errors
+/// As [`fill`].
+pub(crate) fn number() -> Result<u64, Errno> {
+    let mut bytes = [0; 8];
+    fill(&mut bytes)?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
 /// Fills `to` with random bytes.
 ///
 /// # Errors

@@ -168,6 +168,12 @@ impl Sandbox {
         &self.kernel
     }
 
+    /// Its `/`.
+    #[must_use]
+    pub fn root(&self) -> &Place {
+        &self.root
+    }
+
     /// Mounts a file system at a path, which is made where it is not there.
     ///
     /// # Errors

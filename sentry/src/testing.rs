@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::call::Call;
 use crate::error::{Errno, SysResult};
 use crate::kernel::Kernel;
-use crate::platform::{Interrupt, Memory, MemoryCall, Regs, RemoteMemory, Thread, Trap};
+use crate::platform::{Interrupt, Memory, MemoryCall, Platform, Regs, RemoteMemory, Thread, Trap};
 use crate::syscalls::{Entry, NUMBERS, table};
 use crate::task::{Credentials, Limits, NewProcess, Task};
 use crate::vfs::{FdTable, FsContext};
@@ -141,6 +141,32 @@ impl Thread for FlatThread {
     fn remote(&self) -> Arc<dyn RemoteMemory> {
         Arc::clone(&self.memory) as Arc<dyn RemoteMemory>
     }
+}
+
+/// Guests without code.
+struct Flat;
+
+/// Bytes of memory that each of them has.
+const SIZE: usize = 1 << 20;
+
+impl Platform for Flat {
+    fn name(&self) -> &'static str {
+        "flat"
+    }
+
+    fn new_address_space(&self) -> Result<Box<dyn Thread>, Errno> {
+        Ok(Box::new(FlatThread::new(SIZE)))
+    }
+
+    fn guest_range(&self) -> std::ops::Range<u64> {
+        BASE..BASE + SIZE as u64
+    }
+}
+
+/// A platform whose guests have no code.
+#[must_use]
+pub fn flat() -> Box<dyn Platform> {
+    Box::new(Flat)
 }
 
 /// A task with a [`FlatThread`] whose calls are made by a test.

@@ -142,6 +142,29 @@ fn larger_programs_run() {
 
 /// Killing the sentry ends all that it runs: no stub outlives it.
 #[test]
+fn guests_have_namespaces() {
+    let ps = run(&["unshare", "-pfm", "--mount-proc", "sh", "-c", "echo $$; ls -d /proc/[0-9]* | wc -l"]);
+    // The shell, and `ls`; `wc` may be there already.
+    assert!(ps == "1\n2\n" || ps == "1\n3\n", "{ps}");
+    let id = sentry(
+        &["--user", "1000:1000"],
+        &["unshare", "-Ur", "sh", "-c", "id -u; id -g; cat /proc/self/uid_map"],
+    );
+    let text = String::from_utf8_lossy(&id.stdout).into_owned();
+    let words: Vec<_> = text.split_whitespace().collect();
+    assert_eq!(words, ["0", "0", "0", "1000", "1"], "{id:?}");
+    let shell_in =
+        |options: &str, script: &str| shell(&format!("unshare {options} sh -c '{script}'; uname -n"));
+    assert_eq!(shell_in("-u", "hostname inner; uname -n"), "inner\nsandbox\n");
+    assert_eq!(shell_in("-m", "mount -t tmpfs none /mnt && touch /mnt/x && ls /mnt; exit"), "x\nsandbox\n");
+    assert_eq!(shell("unshare -m true; ls /mnt/x 2>/dev/null; echo none"), "none\n");
+    let entered = "unshare -u sleep 100 & sleep 0.3; nsenter -u -t $! hostname inner; nsenter -u -t $! uname -n; kill $!";
+    assert_eq!(shell(entered), "inner\n");
+    let changed = "mkdir -p /r/usr && mount --bind /usr /r/usr && ln -s usr/bin usr/lib usr/lib64 /r/ && chroot /r /bin/sh -c 'echo /*'";
+    assert_eq!(shell(changed), "/bin /lib /lib64 /usr\n");
+}
+
+#[test]
 fn nothing_is_left_when_the_sentry_is_killed() {
     let mut child = Command::new(env!("CARGO_BIN_EXE_kata-cc-sentry"))
         .args(["do", "--", "/bin/bash", "-c", "sleep 1000 & echo ready; wait"])

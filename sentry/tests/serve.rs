@@ -2,9 +2,11 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 #[path = "serve/harness.rs"]
+#[allow(dead_code, reason = "each file of tests uses a part")]
 mod harness;
 
-use harness::{Sandbox, code_of, process, spec};
+use harness::{Sandbox, code_of, context, mount, process, spec};
+use kata_cc_agent_protocol::{agent as api, oci};
 
 #[test]
 fn a_container_is_made_runs_and_is_waited_for() {
@@ -47,4 +49,295 @@ fn processes_are_put_into_a_container() {
     assert_eq!(sandbox.wait("one", "").unwrap(), 128 + 9);
     let late = sandbox.exec("one", "e5", &process(&["/bin/true"])).unwrap_err().to_string();
     assert!(late.contains("has ended"), "{late}");
+}
+
+#[test]
+fn containers_have_files_of_their_own() {
+    let sandbox = Sandbox::start(&[]);
+    let mut first = spec(&["/bin/sleep", "1000"]);
+    first.Process.as_mut().unwrap().User.mut_or_insert_default().UID = 12345;
+    first.Process.as_mut().unwrap().Cwd = "/made/for/it".to_owned();
+    sandbox.run("one", &first);
+    let mut second = spec(&["/bin/sleep", "1000"]);
+    second.Root.mut_or_insert_default().Readonly = true;
+    sandbox.run("two", &second);
+    let written = sandbox.run_in("one", "w", &["/bin/sh", "-c", "echo one > /etc/who; cat /etc/who; pwd"]);
+    assert_eq!(written, (0, "one\n/\n".to_owned()));
+    let (code, text) = sandbox.run_in("two", "r", &["/bin/sh", "-c", "cat /etc/who; echo two > /etc/who"]);
+    assert!(code != 0 && text.contains("No such file") && text.contains("Read-only"), "{code} {text}");
+    assert!(!std::path::Path::new("/etc/who").exists());
+    // What is masked is empty, what is protected cannot be changed, and devices are there.
+    let (_, text) = sandbox.run_in(
+        "one",
+        "m",
+        &["/bin/sh", "-c", "cat /proc/keys /sys/firmware/* 2> /dev/null; echo x > /proc/sys/kernel/hostname"],
+    );
+    assert!(text.contains("Read-only") && text.lines().count() == 1, "{text}");
+    let devices = "echo x > /dev/null; head -c 3 /dev/zero | wc -c; stat -c %A /dev/shm; ls -d /dev/pts/ptmx";
+    assert_eq!(sandbox.run_in("one", "d", &["/bin/sh", "-c", devices]).1, "3\ndrwxrwxrwt\n/dev/pts/ptmx\n");
+}
+
+#[test]
+fn a_process_is_who_its_specification_says() {
+    let sandbox = Sandbox::start(&["--hostname", "pod"]);
+    sandbox.run("one", &spec(&["/bin/sleep", "1000"]));
+    let mut who = process(&[
+        "/bin/sh",
+        "-c",
+        "id -u; id -g; id -G; umask; ulimit -n; grep -E 'CapBnd|NoNewPrivs' /proc/self/status; cat /proc/self/oom_score_adj; uname -n",
+    ]);
+    let user = who.User.mut_or_insert_default();
+    (user.UID, user.GID, user.AdditionalGids) = (65534, 65533, vec![7, 8]);
+    let mut limit = oci::POSIXRlimit::new();
+    (limit.Type, limit.Soft, limit.Hard) = ("RLIMIT_NOFILE".to_owned(), 99, 100);
+    who.Rlimits.push(limit);
+    who.NoNewPrivileges = true;
+    who.OOMScoreAdj = 7;
+    sandbox.exec("one", "who", &who).unwrap();
+    let text = sandbox.output("one", "who");
+    let expected = "65534\n65533\n65533 7 8\n0022\n99\nCapBnd:\t00000000000000e3\nNoNewPrivs:\t1\n7\npod\n";
+    assert_eq!(text, expected);
+}
+
+#[test]
+fn folders_and_files_of_the_host_are_mounted() {
+    let host = tempfile::tempdir().unwrap();
+    std::fs::create_dir(host.path().join("folder")).unwrap();
+    std::fs::write(host.path().join("folder/file"), "of the host\n").unwrap();
+    std::fs::write(host.path().join("hosts"), "127.0.0.1 here\n").unwrap();
+    let bind = |name: &str, at: &str, options: &str| {
+        let mut mount = mount("bind", at, options);
+        mount.source = host.path().join(name).to_str().unwrap().to_owned();
+        mount
+    };
+    let sandbox = Sandbox::start(&[]);
+    let mut given = spec(&[
+        "/bin/sh",
+        "-c",
+        "cat /data/file /single; (echo x > /data/file || echo y > /single || echo refused) 2>/dev/null; \
+         echo more >> /etc/hosts; cat /etc/hosts; echo new > /written/made",
+    ]);
+    given.Mounts.push(bind("folder", "/data", "rbind,ro"));
+    given.Mounts.push(bind("folder/file", "/single", "bind,ro"));
+    given.Mounts.push(bind("hosts", "/etc/hosts", "rbind,rprivate"));
+    given.Mounts.push(bind("folder", "/written", "rbind"));
+    sandbox.run("one", &given);
+    let seen = sandbox.output("one", "");
+    assert_eq!(seen, "of the host\nof the host\nrefused\n127.0.0.1 here\nmore\n");
+    assert_eq!(sandbox.wait("one", "").unwrap(), 0, "{}", sandbox.errors("one", ""));
+    let read = |name: &str| std::fs::read_to_string(host.path().join(name)).unwrap();
+    assert_eq!((read("hosts"), read("folder/made")), ("127.0.0.1 here\nmore\n".into(), "new\n".into()));
+    // `/dev/shm` of one source is one memory.
+    let mut given = spec(&["/bin/sh", "-c", "echo shared > /dev/shm/x; sleep 1000"]);
+    given.Mounts.push(bind("shm", "/dev/shm", "rbind"));
+    sandbox.run("two", &given);
+    let look = "until test -s /dev/shm/x; do sleep 0.01; done; cat /dev/shm/x";
+    given.Process.as_mut().unwrap().Args[2] = look.to_owned();
+    sandbox.run("three", &given);
+    assert_eq!(sandbox.output("three", ""), "shared\n");
+}
+
+#[test]
+fn a_root_is_changed_on_the_host_where_that_is_wanted() {
+    let root = tempfile::tempdir().unwrap();
+    for folder in ["proc", "dev", "sys", "tmp", "bin"] {
+        std::fs::create_dir(root.path().join(folder)).unwrap();
+    }
+    let shell =
+        ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| std::path::Path::new(path).exists());
+    let Some(shell) = shell else {
+        eprintln!("skipped: there is no static shell here");
+        return;
+    };
+    std::fs::copy(shell, root.path().join("bin/sh")).unwrap();
+    let sandbox = Sandbox::start(&[]);
+    let mut given = spec(&["/bin/sh", "-c", "echo kept > /file"]);
+    given.Root.mut_or_insert_default().Path = root.path().to_str().unwrap().to_owned();
+    sandbox.run("one", &given);
+    assert_eq!(sandbox.wait("one", "").unwrap(), 0, "{}", sandbox.errors("one", ""));
+    assert!(!root.path().join("file").exists(), "changes stay in memory");
+    given.Annotations.insert("dev.kata-cc.sentry.overlay".to_owned(), "none".to_owned());
+    sandbox.run("two", &given);
+    assert_eq!(sandbox.wait("two", "").unwrap(), 0, "{}", sandbox.errors("two", ""));
+    assert_eq!(std::fs::read_to_string(root.path().join("file")).unwrap(), "kept\n");
+}
+
+#[test]
+fn specifications_are_refused_by_the_name_of_the_field() {
+    let sandbox = Sandbox::start(&[]);
+    let refused = |change: &dyn Fn(&mut oci::Spec)| {
+        let mut given = spec(&["/bin/true"]);
+        change(&mut given);
+        let error = sandbox.create("one", &given);
+        let text = error.as_ref().unwrap_err().to_string();
+        assert_eq!(code_of(error), ttrpc::Code::INVALID_ARGUMENT, "{text}");
+        text
+    };
+    let hook = |spec: &mut oci::Spec| {
+        let hook = oci::Hook { Path: "/bin/evil".to_owned(), ..Default::default() };
+        spec.Hooks.mut_or_insert_default().CreateContainer.push(hook);
+    };
+    let device = |spec: &mut oci::Spec| {
+        let device = oci::LinuxDevice {
+            Path: "/dev/kvm".into(),
+            Type: "c".into(),
+            Major: 10,
+            Minor: 232,
+            ..Default::default()
+        };
+        spec.Linux.mut_or_insert_default().Devices.push(device);
+    };
+    let mapping = |spec: &mut oci::Spec| {
+        let mapping = oci::LinuxIDMapping { HostID: 100_000, Size: 1, ..Default::default() };
+        spec.Linux.mut_or_insert_default().UIDMappings.push(mapping);
+    };
+    let annotation = |name: &str, value: &str| {
+        let pair = (format!("dev.kata-cc.sentry.{name}"), value.to_owned());
+        move |spec: &mut oci::Spec| spec.Annotations.extend([pair.clone()])
+    };
+    for (named, text) in [
+        ("hooks", refused(&hook)),
+        ("/bin/evil", refused(&hook)),
+        ("linux.devices /dev/kvm", refused(&device)),
+        ("linux.uidMappings", refused(&mapping)),
+        ("process.args", refused(&|spec| spec.Process.as_mut().unwrap().Args.clear())),
+        ("process: is missing", refused(&|spec| spec.Process = None.into())),
+        ("root.path", refused(&|spec| spec.Root.mut_or_insert_default().Path = "/no/such".into())),
+        ("root.path", refused(&|spec| spec.Root.mut_or_insert_default().Path = "/etc/passwd".into())),
+        ("mounts /x", refused(&|spec| spec.Mounts.push(mount("ext4", "/x", "")))),
+        (
+            "linux.sysctl",
+            refused(&|spec| {
+                spec.Linux.mut_or_insert_default().Sysctl.insert("kernel.magic".into(), "1".into());
+            }),
+        ),
+        (
+            "linux.intelRdt",
+            refused(&|spec| {
+                spec.Linux.mut_or_insert_default().IntelRdt.mut_or_insert_default();
+            }),
+        ),
+        ("sentry.overlay", refused(&annotation("overlay", "disk"))),
+        ("sentry.colour", refused(&annotation("colour", "red"))),
+        ("sentry.umask", refused(&annotation("umask", "999"))),
+        ("process.cwd", refused(&|spec| spec.Process.as_mut().unwrap().Cwd = "/etc/passwd/x".into())),
+    ] {
+        assert!(text.contains(named), "{named}: {text}");
+    }
+    assert_eq!(code_of(sandbox.create("a/b", &spec(&["/bin/true"]))), ttrpc::Code::INVALID_ARGUMENT);
+    let missing = sandbox.create("one", &spec(&["/no/such/program"])).unwrap_err().to_string();
+    assert!(missing.contains("no such file or directory"), "{missing}");
+    let denied = sandbox.create("one", &spec(&["/etc/passwd"])).unwrap_err().to_string();
+    assert!(denied.contains("permission denied"), "{denied}");
+    // Nothing of all this is left: the name is free.
+    sandbox.run("one", &spec(&["/bin/true"]));
+    assert_eq!(sandbox.wait("one", "").unwrap(), 0);
+    assert_eq!(code_of(sandbox.create("one", &spec(&["/bin/true"]))), ttrpc::Code::ALREADY_EXISTS);
+}
+
+#[test]
+fn a_terminal_is_one() {
+    let sandbox = Sandbox::start(&[]);
+    let mut given = spec(&[
+        "/bin/sh",
+        "-c",
+        "tty; stty size; trap 'echo caught' INT; trap 'stty size' WINCH; echo ready; \
+                            while :; do read line && echo \"<$line>\" && test \"$line\" = end && exit 5; done",
+    ]);
+    let first = given.Process.as_mut().unwrap();
+    first.Terminal = true;
+    let size = first.ConsoleSize.mut_or_insert_default();
+    (size.Height, size.Width) = (33, 77);
+    sandbox.run("one", &given);
+    let text = sandbox.read_until("one", "", "ready");
+    assert!(text.contains("/dev/pts/0\r\n33 77\r\n"), "{text:?}");
+    sandbox.write("one", "", b"hello\n").unwrap();
+    sandbox.read_until("one", "", "<hello>");
+    // Typed as it is shown, and an interrupt as a signal.
+    sandbox.write("one", "", b"\x03").unwrap();
+    sandbox.read_until("one", "", "caught");
+    sandbox.resize("one", "", 40, 100).unwrap();
+    sandbox.write("one", "", b"\n").unwrap();
+    sandbox.read_until("one", "", "40 100");
+    assert!(sandbox.read("one", "", true).unwrap().is_empty(), "a terminal has no errors of its own");
+    let mut other = process(&["/bin/sh", "-c", "tty; ls -l /dev/console | cut -c 1"]);
+    other.Terminal = true;
+    sandbox.exec("one", "e", &other).unwrap();
+    assert_eq!(sandbox.output("one", "e"), "/dev/pts/1\r\nc\r\n");
+    sandbox.write("one", "", b"end\n").unwrap();
+    assert_eq!(sandbox.wait("one", "").unwrap(), 5);
+    let rest = sandbox.output("one", "");
+    assert!(rest.contains("<end>"), "{rest:?}");
+    sandbox.run("two", &spec(&["/bin/sleep", "1000"]));
+    assert_eq!(code_of(sandbox.resize("two", "", 1, 1)), ttrpc::Code::UNAVAILABLE);
+}
+
+#[test]
+fn a_container_is_held_counted_and_bounded() {
+    let sandbox = Sandbox::start(&[]);
+    // Guest code that makes no calls.
+    let mut given = spec(&["/bin/sh", "-c", "echo begun; while :; do :; done"]);
+    let resources = given.Linux.mut_or_insert_default().Resources.mut_or_insert_default();
+    resources.Pids.mut_or_insert_default().Limit = 6;
+    sandbox.run("one", &given);
+    sandbox.read_until("one", "", "begun");
+    let user = || sandbox.stats("one").cgroup_stats.unwrap().cpu_stats.cpu_usage.usage_in_usermode;
+    let pause = || std::thread::sleep(std::time::Duration::from_millis(100));
+    pause();
+    let stats = sandbox.stats("one").cgroup_stats.unwrap();
+    assert!(stats.cpu_stats.cpu_usage.total_usage > 0, "{stats:?}");
+    assert!(stats.memory_stats.usage.usage > 100_000, "{stats:?}");
+    assert_eq!((stats.pids_stats.current, stats.pids_stats.limit), (1, 6));
+    sandbox.pause("one", true).unwrap();
+    let before = user();
+    pause();
+    assert_eq!(user(), before, "guest code runs");
+    // Who is held can be killed: a process beside it, which never runs.
+    sandbox.exec("one", "held", &process(&["/bin/true"])).unwrap();
+    sandbox.signal("one", "held", 9).unwrap();
+    assert_eq!(sandbox.wait("one", "held").unwrap(), 137);
+    sandbox.pause("one", false).unwrap();
+    let begin = std::time::Instant::now();
+    while user() == before {
+        assert!(begin.elapsed().as_secs() < 20, "it does not go on");
+        pause();
+    }
+    let bomb = "for i in 1 2 3 4 5 6 7 8; do sleep 1000 > /dev/null 2>&1 & done; echo end";
+    let (_, text) = sandbox.run_in("one", "bomb", &["/bin/sh", "-c", bomb]);
+    assert!(text.contains("fork"), "{text}");
+    let processes = sandbox.processes("one");
+    assert!(processes.contains("\"pid\":1,") && processes.contains("\"exec\":\"\""), "{processes}");
+    sandbox.remove("one").unwrap();
+    assert_eq!(code_of(sandbox.call_stats("one")), ttrpc::Code::INVALID_ARGUMENT);
+}
+
+#[test]
+fn a_container_that_was_not_started_is_killed_and_removed() {
+    let sandbox = Sandbox::start(&[]);
+    sandbox.create("one", &spec(&["/bin/sleep", "1000"])).unwrap();
+    sandbox.signal("one", "", 9).unwrap();
+    assert_eq!(sandbox.wait("one", "").unwrap(), 137);
+    sandbox.create("two", &spec(&["/bin/sleep", "1000"])).unwrap();
+    sandbox.remove("two").unwrap();
+    sandbox.create("two", &spec(&["/bin/sleep", "1000"])).unwrap();
+    sandbox.start_container("two").unwrap();
+    assert_eq!(code_of(sandbox.start_container("two")), ttrpc::Code::INVALID_ARGUMENT);
+    assert_eq!(sandbox.end(), 0);
+}
+
+#[test]
+fn what_is_not_there_says_its_name() {
+    let sandbox = Sandbox::start(&[]);
+    let error = sandbox.call(sandbox.client.copy_file(context(), &api::CopyFileRequest::new()));
+    let text = error.as_ref().unwrap_err().to_string();
+    assert!(text.contains("CopyFile") && code_of(error) == ttrpc::Code::UNIMPLEMENTED, "{text}");
+    let routes = sandbox.call(sandbox.client.list_routes(context(), &api::ListRoutesRequest::new()));
+    assert!(routes.unwrap().Routes.is_empty());
+    let mut request = api::CreateContainerRequest::new();
+    request.container_id = "one".to_owned();
+    request.OCI = Some(spec(&["/bin/true"])).into();
+    request.storages.push(api::Storage::new());
+    let error = sandbox.call(sandbox.client.create_container(context(), &request));
+    let text = error.as_ref().unwrap_err().to_string();
+    assert!(text.contains("storages") && code_of(error) == ttrpc::Code::INVALID_ARGUMENT, "{text}");
 }

@@ -163,3 +163,63 @@ fn what_is_not_there_is_named() {
     let output = sentry(&["--volume", "/usr:usr"], &["/bin/true"]);
     assert!(String::from_utf8_lossy(&output.stderr).contains("no absolute path"), "{output:?}");
 }
+
+/// An image of our own writer as root, with programs of this machine in it.
+#[test]
+fn an_image_is_a_root() {
+    let image = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/sealed.erofs");
+    let mut options = vec!["--erofs", image.to_str().unwrap()];
+    for folder in ["/usr:/usr:ro,exclusive", "/lib:/lib:ro,exclusive", "/lib64:/lib64:ro,exclusive"] {
+        options.extend(["--volume", folder]);
+    }
+    let run = |script: &str| {
+        let output = sentry(&options, &["/usr/bin/bash", "-c", script]);
+        assert!(output.stderr.is_empty(), "{script}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(
+        run("cat /short; stat -c '%a %u %h %F' /short /tail /fifo"),
+        "short contents\n\
+        4755 1000 1 regular file\n644 0 2 regular file\n666 0 1 fifo\n"
+    );
+    assert_eq!(
+        run(
+            "echo more >> /short; rm /many/name-00*; cat /short; ls /many | wc -l; md5sum < /tail | cut -c1-8"
+        ),
+        format!("short contents\nmore\n391\n{}", run("md5sum < /link | cut -c1-8"))
+    );
+    // A root that is an image alone has no programs of ours.
+    let output = sentry(&["--erofs", image.to_str().unwrap()], &["/bin/true"]);
+    assert_eq!(output.status.code(), Some(127), "{output:?}");
+    let output = sentry(&["--erofs", "/etc/passwd"], &["/bin/true"]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("no EROFS image"), "{output:?}");
+}
+
+/// Programs and libraries are mapped from an image.
+#[test]
+fn programs_run_from_an_image() {
+    let folder = tempfile::tempdir().unwrap();
+    let libraries = Command::new("ldd").arg("/bin/bash").output().unwrap();
+    let libraries = String::from_utf8(libraries.stdout).unwrap();
+    let paths = libraries.split_whitespace().filter(|word| word.starts_with('/'));
+    for path in paths.chain(["/bin/bash", "/bin/cat"]) {
+        let to = folder.path().join(path.trim_start_matches('/'));
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        fs::copy(path, to).unwrap();
+    }
+    fs::write(folder.path().join("secret"), "secret").unwrap();
+    fs::set_permissions(folder.path().join("secret"), fs::Permissions::from_mode(0o600)).unwrap();
+    let image = tempfile::NamedTempFile::new().unwrap();
+    let made = Command::new("mkfs.erofs").arg("--all-root").arg(image.path()).arg(folder.path()).output();
+    if made.is_err() {
+        eprintln!("there is no mkfs.erofs");
+        return;
+    }
+    assert!(made.unwrap().status.success());
+    let image = image.path().to_str().unwrap();
+    let script =
+        "echo hello; (cat /secret 2>/dev/null || echo refused); x=$(cat /proc/mounts); echo ${x%% *}";
+    assert_eq!(shell(&["--erofs", image], script), "hello\nsecretoverlay\n");
+    // Who may not read everything has copies of what is mapped.
+    assert_eq!(shell(&["--erofs", image, "--user", "1000:1000"], script), "hello\nrefused\noverlay\n");
+}

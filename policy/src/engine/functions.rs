@@ -38,26 +38,10 @@ impl Document {
         }
     }
 
-    /// Whether nothing in it is undefined. The interpreter makes no other document, the machine does.
-    #[must_use]
-    pub fn is_whole(&self) -> bool {
-        is_whole(&self.0)
-    }
-
     /// Whether this is the boolean `true`.
     #[must_use]
     pub fn is_true(&self) -> bool {
         self.0 == Value::Bool(true)
-    }
-}
-
-fn is_whole(value: &Value) -> bool {
-    match value {
-        Value::Undefined => false,
-        Value::Array(items) => items.iter().all(is_whole),
-        Value::Set(items) => items.iter().all(is_whole),
-        Value::Object(members) => members.iter().all(|(key, value)| is_whole(key) && is_whole(value)),
-        _ => true,
     }
 }
 

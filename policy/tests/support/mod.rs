@@ -75,10 +75,14 @@ pub fn one(text: &str) -> (Case, Workload) {
 pub struct Agreement {
     pub allowed: usize,
     pub denied: usize,
+    /// Allowed by the interpreter, the machine being undecided.
+    pub left: usize,
+    /// Of these, how often for which reason.
+    pub why: std::collections::BTreeMap<String, usize>,
 }
 
 impl Agreement {
-    /// Asks both; what differs, if anything does. They agree when both allow, with the same state changes, or neither does.
+    /// Asks both; what differs, if anything does. They agree when they give the same value, state changes included, or the machine none.
     pub fn on(
         &mut self,
         policy: &mut AgentPolicy,
@@ -92,16 +96,15 @@ impl Agreement {
         let allows = |value: &Option<serde_json::Value>| {
             value.as_ref().is_some_and(|value| *value == true || value["allowed"] == true)
         };
-        let same = match (&quick, &slow) {
-            (Ok(quick), Ok(slow)) if allows(quick) || allows(slow) => {
-                self.allowed += 1;
-                quick == slow
+        match (&quick, slow.as_ref().is_ok_and(&allows)) {
+            (Err(why), true) => {
+                self.left += 1;
+                *self.why.entry(format!("{why}")).or_default() += 1;
             }
-            (quick, slow) => {
-                self.denied += 1;
-                !quick.as_ref().is_ok_and(&allows) && !slow.as_ref().is_ok_and(&allows)
-            }
-        };
+            (_, true) => self.allowed += 1,
+            (_, false) => self.denied += 1,
+        }
+        let same = quick.is_err() || quick == slow;
         (!same).then(|| format!("{request}: the machine says {quick:?}, the interpreter {slow:?}"))
     }
 }

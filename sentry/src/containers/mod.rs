@@ -133,7 +133,8 @@ impl Containers {
             Ask::Usage(container) => Ok(Answer::Usage(usage::of(&self.kernel, &self.group(container)?))),
             Ask::Processes(container) => {
                 let group = self.group(container)?;
-                let inner = lock(&self.state).containers.get(&container).map(|found| Arc::clone(&found.container));
+                let inner =
+                    lock(&self.state).containers.get(&container).map(|found| Arc::clone(&found.container));
                 let inner = inner.ok_or_else(no_container)?;
                 let known: BTreeMap<_, _> = {
                     let state = lock(&self.state);

@@ -151,7 +151,7 @@ fn folder(root: &Place, credentials: &Credentials, plan: &ProcessPlan) -> Result
     if !path.starts_with('/') {
         return Err(invalid(&format!("process.cwd {path:?} is no absolute path")));
     }
-    let fail = |errno| failed(&format!("process.cwd {path}"), errno);
+    let fail = |errno: Errno| invalid(&format!("process.cwd {path}: {errno}"));
     let made = make_folders(&Caller::root(), root, path);
     // A root that cannot be changed has it, or has not.
     made.map_err(fail)?;

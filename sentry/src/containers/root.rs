@@ -20,8 +20,8 @@ use crate::vfs::sys::Sysfs;
 use crate::vfs::tmpfs::Tmpfs;
 use crate::vfs::tty::DevPts;
 use crate::vfs::{
-    Caller, Content, Dentry, FileKind, FileSystem, Flags, Mount, MountFlags, NewNode, Place, Resolve, Tree, Walk, dev,
-    device, names,
+    Caller, Content, Dentry, FileKind, FileSystem, Flags, Mount, MountFlags, NewNode, Place, Resolve, Tree,
+    Walk, dev, device, names,
 };
 
 /// Memory that containers share by a name.

@@ -22,7 +22,7 @@ const PART: usize = 4096;
 pub(super) struct Terminal {
     console: Console,
     /// A terminal of the host, whose size is this one's.
-    host: Option<OwnedFd>,
+    host: Mutex<Option<OwnedFd>>,
     size: Mutex<Option<Size>>,
     ends: Mutex<Option<(Arc<OpenFile>, Arc<OpenFile>)>>,
     waiter: Arc<Waiter>,
@@ -36,7 +36,7 @@ impl Terminal {
         let output = HostIo::open(output, Flags(libc::O_WRONLY.cast_unsigned()))?;
         let terminal = Self {
             console,
-            host,
+            host: Mutex::new(host),
             size: Mutex::default(),
             ends: Mutex::new(Some((input, output))),
             waiter: Waiter::new(),
@@ -50,7 +50,11 @@ impl Terminal {
         let Some((input, output)) = lock(&self.ends).take() else { return Ok(()) };
         let terminal = Arc::clone(self);
         let thread = std::thread::Builder::new().name("terminal".to_owned()).stack_size(64 << 10);
-        let work = move || terminal.run(&process, &input, &output);
+        let work = move || {
+            terminal.run(&process, &input, &output);
+            // Who holds the other end of the host's terminal sees that this one is gone.
+            drop(lock(&terminal.host).take());
+        };
         thread.spawn(work).map(drop).map_err(|_| Errno::EAGAIN)
     }
 
@@ -62,7 +66,7 @@ impl Terminal {
 
     /// Takes over the size of the host's terminal where that has changed.
     fn follow_host(&self) {
-        let Some((rows, columns)) = self.host.as_ref().and_then(host_size) else { return };
+        let Some((rows, columns)) = lock(&self.host).as_ref().and_then(host_size) else { return };
         let size = Size { rows, columns };
         if (rows, columns) != (0, 0) && *lock(&self.size) != Some(size) {
             self.resize(size);
@@ -87,6 +91,11 @@ impl Terminal {
             let mut moved = typed.carry(input, master);
             if moved {
                 self.follow_host();
+            }
+            if typed.broken && lock(&self.host).is_some() {
+                // The host's terminal hung up, and so does this one.
+                self.console.hang_up();
+                return;
             }
             moved |= shown.carry(master, output);
             if !moved && (unused && shown.is_empty() || shown.broken && orphaned) {

@@ -1,6 +1,7 @@
 //! The sentry is a process of its own, made by the command and as long as it: signals that end the command end the sentry too.
 
 use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -8,7 +9,7 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::stat::Mode;
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, pipe};
 
 use super::{Defence, Helper, Refused, Served, Side, Strength, drop_privileges, namespaces, privileges};
@@ -112,22 +113,23 @@ impl SentryProcess {
     pub fn wait(&self) -> Result<u8, Errno> {
         loop {
             match waitpid(self.pid, None) {
-                Ok(WaitStatus::Exited(_, code)) => return Ok(u8::try_from(code).unwrap_or(u8::MAX)),
-                Ok(WaitStatus::Signaled(_, signal, _)) => return Ok(ended_by(signal)),
-                Ok(_) | Err(Errno::EINTR) => {}
+                Ok(status) => {
+                    if let Some(code) = outcome(&status) {
+                        return Ok(code);
+                    }
+                }
+                Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno),
             }
         }
     }
 }
 
-fn ended_by(signal: Signal) -> u8 {
-    eprintln!("kata-cc-sentry: the sentry was ended by {signal}");
-    128_u8.saturating_add(u8::try_from(signal as i32).unwrap_or(0))
-}
-
 /// Exit code when a process ended without which there is no sandbox.
 const BROKEN: u8 = 125;
+
+/// How long a sentry may be on its way out that has let go of its helper already.
+const LEAVING: Duration = Duration::from_secs(2);
 
 /// Waits for the end of the sentry, and ends it when a helper of its has ended.
 fn wait(child: Pid, helpers: &[Helper]) -> Result<u8, Errno> {
@@ -137,26 +139,55 @@ fn wait(child: Pid, helpers: &[Helper]) -> Result<u8, Errno> {
             Err(Errno::EINTR) => continue,
             status => status?,
         };
-        let pid = status.pid();
-        if pid != Some(child) {
-            let helper = helpers
-                .iter()
-                .find(|helper| pid.is_some_and(|pid| pid.as_raw().unsigned_abs() == helper.pid));
-            if let Some(how) = ending(&status)
-                && let Some(helper) = helper
-            {
-                eprintln!("kata-cc-sentry: {} {how}: the sandbox is ended", helper.what);
-                broken = true;
-                let _ = kill(child, Signal::SIGKILL);
+        let pid = status.pid().map(Pid::as_raw);
+        if pid == Some(child.as_raw()) {
+            match status {
+                WaitStatus::Exited(..) | WaitStatus::Signaled(..) if broken => return Ok(BROKEN),
+                _ => {}
             }
-            continue;
+            match outcome(&status) {
+                Some(code) => return Ok(code),
+                None => continue,
+            }
         }
-        match status {
-            WaitStatus::Exited(_, code) => return Ok(u8::try_from(code).unwrap_or(u8::MAX)),
-            WaitStatus::Signaled(..) if broken => return Ok(BROKEN),
-            WaitStatus::Signaled(_, signal, _) => return Ok(ended_by(signal)),
-            _ => {}
+        let helper = helpers.iter().find(|helper| pid.is_some_and(|pid| pid.unsigned_abs() == helper.pid));
+        let (Some(helper), Some(how)) = (helper, ending(&status)) else { continue };
+        // A helper that has nobody left to help ends by itself, sometimes before the sentry is quite gone; and where it does not start the
+        // sentry knows why, and says so.
+        if matches!(status, WaitStatus::Exited(..))
+            && let Some(code) = leaving(child)?
+        {
+            return Ok(code);
         }
+        eprintln!("kata-cc-sentry: {} {how}: the sandbox is ended", helper.what);
+        broken = true;
+        let _ = kill(child, Signal::SIGKILL);
+    }
+}
+
+/// How the sentry ends that is about to.
+fn leaving(child: Pid) -> Result<Option<u8>, Errno> {
+    let begin = Instant::now();
+    while begin.elapsed() < LEAVING {
+        match waitpid(child, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) => std::thread::sleep(Duration::from_millis(2)),
+            Ok(status) => return Ok(outcome(&status)),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(None)
+}
+
+/// The exit code for the end of the sentry.
+fn outcome(status: &WaitStatus) -> Option<u8> {
+    match status {
+        WaitStatus::Exited(_, code) => Some(u8::try_from(*code).unwrap_or(u8::MAX)),
+        WaitStatus::Signaled(_, signal, _) => {
+            eprintln!("kata-cc-sentry: the sentry was ended by {signal}");
+            Some(128_u8.saturating_add(u8::try_from(*signal as i32).unwrap_or(0)))
+        }
+        _ => None,
     }
 }
 

@@ -110,10 +110,9 @@ impl Client {
             patience,
         };
         let failed = |_| ConnectError::Lost("it gives no further connection");
-        for _ in 1..CONNECTIONS {
-            let other = client.ask_for_file(&Request::Connect, |_| Ok(())).map_err(failed)?.1;
-            lock(&client.idle).push(Channel::new(other));
-        }
+        let others = (1..CONNECTIONS).map(|_| client.ask_for_file(&Request::Connect, |_| Ok(())));
+        let others = others.collect::<Result<Vec<_>, _>>().map_err(failed)?;
+        lock(&client.idle).extend(others.into_iter().map(|((), socket)| Channel::new(socket)));
         Ok(Arc::new(client))
     }
 
@@ -221,6 +220,16 @@ impl Client {
     /// Attributes of a file; the target of a link.
     pub(crate) fn look(&self, at: At) -> Result<Found, Errno> {
         self.ask(&Request::Walk(at, Want::Nothing), without_handle)
+    }
+
+    /// The same, and a descriptor to read it where it is a regular file and can be had.
+    pub(crate) fn peek(&self, at: At) -> Result<(Found, Option<OwnedFd>), Errno> {
+        let request = Request::Walk(at, Want::Peek);
+        self.exchange(&request, |channel| match next(channel, self.patience, without_handle)? {
+            (Ok(found), file, _) => Ok(Ok((found, file))),
+            (Err(errno), None, false) => Ok(Err(errno)),
+            _ => Err(Loss::Malformed),
+        })
     }
 
     /// The same, with a handle.

@@ -42,6 +42,7 @@ fn request() -> impl Strategy<Value = Request> {
         Want::Handle,
         Want::Open(Access::Read),
         Want::Open(Access::Write),
+        Want::Peek,
     ]);
     let change = (prop::option::of(0u32..0o10000), prop::option::of(0u64..1 << 40), stamp(), stamp());
     let value = prop::collection::vec(any::<u8>(), 0..300);

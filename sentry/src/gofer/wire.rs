@@ -42,6 +42,8 @@ pub(crate) enum Want {
     Nothing,
     Handle,
     Open(Access),
+    /// A descriptor to read it, where it is a regular file.
+    Peek,
 }
 
 /// How a file is opened.
@@ -396,6 +398,7 @@ impl Request {
                     Want::Handle => 1,
                     Want::Open(Access::Read) => 2,
                     Want::Open(Access::Write) => 3,
+                    Want::Peek => 4,
                 };
                 to.u8(3).at(at).u8(want)
             }
@@ -451,6 +454,7 @@ impl Request {
                     1 => Want::Handle,
                     2 => Want::Open(Access::Read),
                     3 => Want::Open(Access::Write),
+                    4 => Want::Peek,
                     _ => return Err(Malformed),
                 };
                 Self::Walk(at, want)

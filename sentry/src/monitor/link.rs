@@ -181,13 +181,13 @@ async fn read(socket: &UnixStream, pending: &Pending, ended: impl Fn(Ended) -> b
         loop {
             match frames.take() {
                 Ok(None) => break,
+                Ok(Some(frame)) if frame.descriptors != 0 => return "it told of descriptors".to_owned(),
                 Ok(Some(frame)) => match frame::decode(&frame.body) {
-                    Ok(told) if frame.descriptors == 0 => {
+                    Ok(told) => {
                         if let Err(error) = hear(told, pending, &ended) {
                             return error;
                         }
                     }
-                    Ok(_) => return "it told of descriptors".to_owned(),
                     Err(error) => return format!("it sent {error}"),
                 },
                 Err(error) => return format!("it sent {error}"),
@@ -209,6 +209,100 @@ fn hear(told: Told, pending: &Pending, ended: impl Fn(Ended) -> bool) -> Result<
         Told::Ended { process, status } if ended((process, status)) => Ok(()),
         Told::Ended { process, .. } => {
             Err(format!("it told the end of process {}, which there is not", process.0))
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream as StdStream;
+
+    use kata_cc_sentry::control::message::ContainerNumber;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+    }
+
+    fn told(message: &Told) -> Vec<u8> {
+        frame::encode(message, 0, TOLD_MAX).unwrap()
+    }
+
+    /// What becomes of a link when the sentry sends these bytes and ends.
+    fn hears(bytes: &[u8], known: u32) -> String {
+        let (monitor, mut sentry) = StdStream::pair().unwrap();
+        sentry.write_all(bytes).unwrap();
+        drop(sentry);
+        runtime().block_on(async {
+            let (_link, mut engine) = new(monitor.into()).unwrap();
+            engine.run(|(process, _)| process.0 == known).await
+        })
+    }
+
+    #[test]
+    fn what_is_asked_is_answered() {
+        let (monitor, mut sentry) = StdStream::pair().unwrap();
+        let answer = runtime().block_on(async {
+            let (link, mut engine) = new(monitor.into()).unwrap();
+            let asks = async {
+                let answers = link.ask(Ask::Start(ContainerNumber(1)), Vec::new());
+                let sentry = async {
+                    tokio::task::yield_now().await;
+                    // A lie about another question changes nothing.
+                    for number in [7, 0] {
+                        sentry.write_all(&told(&Told::Answer { number, result: Ok(Answer::Done) })).unwrap();
+                    }
+                };
+                tokio::join!(answers, sentry).0
+            };
+            tokio::select! {
+                answer = asks => answer,
+                reason = engine.run(|_| true) => panic!("{reason}"),
+            }
+        });
+        assert!(matches!(answer, Ok(Answer::Done)));
+        let mut bytes = [0; 64];
+        let count = sentry.read(&mut bytes).unwrap();
+        let request: Request = frame::decode(&bytes[frame::HEAD..count]).unwrap();
+        assert_eq!(request, Request { number: 0, ask: Ask::Start(ContainerNumber(1)) });
+    }
+
+    #[test]
+    fn a_sentry_that_lies_is_the_end_of_it() {
+        let ended = |process, status| told(&Told::Ended { process: ProcessNumber(process), status });
+        assert!(hears(&ended(3, 0), 3).contains("closed"));
+        assert!(hears(&ended(4, 0), 3).contains("process 4, which there is not"));
+        assert!(hears(&[0xff; 16], 3).contains("a message of"));
+        assert!(hears(&[1, 0, 0, 0, 1, 0, 0, 0, 0], 3).contains("descriptors"));
+        assert!(hears(&[2, 0, 0, 0, 0, 0, 0, 0, 99, 99], 3).contains("no message"));
+    }
+
+    #[test]
+    fn who_waits_hears_that_the_sentry_is_gone() {
+        let (monitor, sentry) = StdStream::pair().unwrap();
+        let answer = runtime().block_on(async {
+            let (link, mut engine) = new(monitor.into()).unwrap();
+            let lost = async {
+                drop(sentry);
+                let reason = engine.run(|_| true).await;
+                engine.close(format!("gone: {reason}"));
+            };
+            let (answer, ()) = tokio::join!(link.ask(Ask::Start(ContainerNumber(1)), Vec::new()), lost);
+            let later = link.ask(Ask::Start(ContainerNumber(1)), Vec::new()).await;
+            assert!(matches!(later, Err(CallError::Gone(reason)) if reason.starts_with("gone: ")));
+            answer
+        });
+        assert!(matches!(answer, Err(CallError::Gone(reason)) if reason.starts_with("gone: ")));
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_ends_the_link_and_nothing_else(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
+            prop_assert!(!hears(&bytes, 1).is_empty());
         }
     }
 }

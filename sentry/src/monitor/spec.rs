@@ -181,8 +181,7 @@ fn refuse_of_machines(request: &agent::CreateContainerRequest) -> Result<(), Spe
 }
 
 fn options(spec: &oci::Spec) -> Result<Options, SpecError> {
-    let mut options =
-        Options { overlay: true,  seccomp_required: false, umask: 0o022 };
+    let mut options = Options { overlay: true, seccomp_required: false, umask: 0o022 };
     for (name, value) in &spec.Annotations {
         let Some(name) = name.strip_prefix(ANNOTATION) else { continue };
         let field = || format!("annotation {ANNOTATION}{name}");

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::pty::openpty;
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 
@@ -10,7 +11,7 @@ use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 pub(crate) fn open() -> io::Result<(OwnedFd, OwnedFd)> {
     let pair = openpty(None, None)?;
     for fd in [&pair.master, &pair.slave] {
-        nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))?;
+        fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
     }
     Ok((pair.master, pair.slave))
 }
@@ -20,6 +21,9 @@ pub(crate) fn make_raw(slave: &OwnedFd) -> io::Result<()> {
     let mut settings = tcgetattr(slave)?;
     cfmakeraw(&mut settings);
     tcsetattr(slave, SetArg::TCSANOW, &settings)?;
+    // Whoever carries bytes must not wait for one end.
+    let flags = OFlag::from_bits_retain(fcntl(slave, FcntlArg::F_GETFL)?);
+    fcntl(slave, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
     Ok(())
 }
 

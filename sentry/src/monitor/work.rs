@@ -135,7 +135,10 @@ impl Monitor {
             !ended
         });
         for id in lost {
-            tracing::error!(container = id, "the gofer, which holds the container's files, has ended: so does the container");
+            tracing::error!(
+                container = id,
+                "the gofer, which holds the container's files, has ended: so does the container"
+            );
             // One that is gone needs no end.
             let _ = self.signal(&id, "", libc::SIGKILL).await;
         }
@@ -154,7 +157,7 @@ impl Monitor {
         let id = request.container_id.as_str();
         super::table::check_id(id)?;
         let (container, number) = (ContainerNumber(self.table.number()), ProcessNumber(self.table.number()));
-        
+
         let terminal = request.OCI.get_or_default().Process.get_or_default().Terminal;
         let mut descriptors = Descriptors::default();
         let connected = connect(self.parked.take(id, ""), terminal, &mut descriptors)?;

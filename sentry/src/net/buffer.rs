@@ -193,6 +193,11 @@ impl ByteQueue {
         Self { reader: Mutex::default(), writer: Mutex::default(), state, budget: Arc::clone(budget) }
     }
 
+    /// What its bytes are counted by.
+    pub(crate) fn budget(&self) -> &Arc<Budget> {
+        &self.budget
+    }
+
     pub(crate) fn set_limit(&self, limit: usize) {
         lock(&self.state).limit = limit;
     }
@@ -363,6 +368,7 @@ impl ByteQueue {
         let mut state = lock(&self.state);
         state.bytes = state.bytes.saturating_sub(count);
         state.taken = state.taken.saturating_add(count as u64);
+        state.forget_urgent();
         if !chunk.bytes().is_empty() && !state.flags.gone {
             state.chunks.push_front(chunk);
             return;
@@ -409,12 +415,50 @@ impl ByteQueue {
 
     /// The byte that was put last is urgent.
     pub(crate) fn mark_urgent(&self) {
+        self.mark_urgent_before_end(0);
+    }
+
+    /// The byte that has so many after it is urgent.
+    pub(crate) fn mark_urgent_before_end(&self, after: usize) {
         let mut state = lock(&self.state);
-        let byte = state.chunks.back().and_then(|chunk| chunk.bytes().last().copied());
-        if let Some(byte) = byte {
-            let at = state.taken.saturating_add(state.bytes as u64).saturating_sub(1);
-            state.urgent = Some((at, Some(byte)));
+        let mut byte = [0];
+        let Some(at) = state.bytes.checked_sub(after).and_then(|end| end.checked_sub(1)) else { return };
+        if state.copy_at(at, &mut byte) == 1 {
+            let at = state.taken.saturating_add(at as u64);
+            state.urgent = Some((at, Some(byte[0])));
         }
+    }
+
+    /// Copies what lies so many bytes after the first, which stays: how much it was.
+    pub(crate) fn copy_at(&self, start: usize, to: &mut [u8]) -> usize {
+        lock(&self.state).copy_at(start, to)
+    }
+
+    /// The first bytes are not needed any more.
+    pub(crate) fn acknowledge(&self, mut count: usize) {
+        let mut done = Vec::new();
+        let mut state = lock(&self.state);
+        while count > 0
+            && let Some(first) = state.chunks.front_mut()
+        {
+            let part = first.bytes().len().min(count);
+            first.start = first.start.saturating_add(part);
+            let empty = first.bytes().is_empty();
+            count = count.saturating_sub(part);
+            state.bytes = state.bytes.saturating_sub(part);
+            state.taken = state.taken.saturating_add(part as u64);
+            if empty {
+                done.extend(state.chunks.pop_front());
+            }
+        }
+        drop(state);
+    }
+
+    /// Bytes up to the end of urgent data, where there is some that was not taken.
+    pub(crate) fn urgent_end(&self) -> Option<usize> {
+        let state = lock(&self.state);
+        let after = state.urgent?.0.checked_sub(state.taken)?;
+        usize::try_from(after).ok()?.checked_add(1)
     }
 
     /// Fetches the urgent byte (`MSG_OOB`).
@@ -440,15 +484,43 @@ impl ByteQueue {
 }
 
 impl State {
+    fn copy_at(&self, mut start: usize, to: &mut [u8]) -> usize {
+        let mut done = 0_usize;
+        for chunk in &self.chunks {
+            let bytes = chunk.bytes();
+            let Some(part) = bytes.get(start..).filter(|part| !part.is_empty()) else {
+                start = start.saturating_sub(bytes.len());
+                continue;
+            };
+            start = 0;
+            let Some(place) = to.get_mut(done..).filter(|place| !place.is_empty()) else { break };
+            let count = part.len().min(place.len());
+            let (place, _) = place.split_at_mut(count);
+            let (part, _) = part.split_at(count);
+            place.copy_from_slice(part);
+            done = done.saturating_add(count);
+        }
+        done
+    }
+
     /// Passes over the urgent byte, which is the first.
     fn skip_urgent(&mut self) {
         let Some(first) = self.chunks.front_mut() else { return };
         first.start = first.start.saturating_add(1);
         self.bytes = self.bytes.saturating_sub(1);
         self.taken = self.taken.saturating_add(1);
+        self.forget_urgent();
+        let Some(first) = self.chunks.front_mut() else { return };
         if first.bytes().is_empty() {
             // TCP has no descriptors: nothing is dropped here but memory.
             self.chunks.pop_front();
+        }
+    }
+
+    /// Once what is behind the urgent byte is read, there is none (`tcp_recvmsg`).
+    fn forget_urgent(&mut self) {
+        if self.urgent.is_some_and(|(at, _)| at < self.taken) {
+            self.urgent = None;
         }
     }
 }

@@ -56,6 +56,7 @@ fn urgent_bytes_stand_apart() {
     assert_eq!(put(&queue, b"x"), Ok(1));
     queue.mark_urgent();
     assert_eq!(take(&queue, 10, How { urgent_inline: true, ..How::default() }), b"x");
+    assert_eq!((queue.urgent(), queue.take_urgent(false)), ((false, false), Err(Errno::EINVAL)));
 }
 
 #[test]

@@ -8,12 +8,13 @@
 //! | `buffer`, `messages` | a stream's bytes; datagrams that wait to be received |
 //! | [`unix`], [`inet`], [`netlink`] | families |
 //! | `message`, `control` | `msghdr` and control messages between guest memory and the above |
+//! | [`stack`] | packets: what is outside the sandbox |
 //! | [`interfaces`] | `SIOCGIF*` |
 //! | [`proc`] | texts of `/proc/net` |
 //!
 //! **The short path.** A connection between two sockets of the sandbox has no packets and no TCP machine: it is two queues of bytes. What is
 //! sent is copied once, out of the sender's memory, and once more into the receiver's. What has another destination than the
-//! sandbox' own addresses goes by [`inet::Route`]; today that leads nowhere (ENETUNREACH).
+//! sandbox' own addresses goes by [`stack`], into and out of the same queues.
 //!
 //! **Nothing here waits**, as in [`crate::vfs`]: EAGAIN, and system calls wait in `syscalls::sockets` on [`Common::queue`].
 //!
@@ -46,12 +47,14 @@ pub(crate) mod options;
 pub(crate) mod pair;
 pub mod proc;
 mod socket;
+pub mod stack;
 pub mod unix;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, RwLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock, RwLock, Weak};
 
 pub(crate) use crate::sync::lock;
 use crate::sync::{read, write};
@@ -109,6 +112,7 @@ pub struct Net {
     pub(crate) netlink: netlink::Ports,
     addresses: RwLock<Vec<IpAddr>>,
     all: Mutex<BTreeMap<u64, Weak<dyn Socket>>>,
+    stack: OnceLock<Arc<stack::Stack>>,
     /// Whose capabilities count for it.
     owner: Arc<UserNamespace>,
 }
@@ -127,6 +131,7 @@ impl Net {
             netlink: netlink::Ports::default(),
             addresses: RwLock::default(),
             all: Mutex::default(),
+            stack: OnceLock::new(),
         })
     }
 
@@ -143,6 +148,7 @@ impl Net {
             netlink: netlink::Ports::default(),
             addresses: RwLock::default(),
             all: Mutex::default(),
+            stack: OnceLock::new(),
             owner: Arc::clone(owner),
         })
     }
@@ -173,6 +179,52 @@ impl Net {
                 addresses.contains(&address)
             }
         }
+    }
+
+    /// The stack for what is outside, where there is an interface.
+    pub(crate) fn stack(&self) -> Option<&Arc<stack::Stack>> {
+        self.stack.get()
+    }
+
+    /// Interfaces besides loopback.
+    #[must_use]
+    pub fn interfaces(&self) -> Vec<Arc<stack::Interface>> {
+        self.stack().map(|stack| stack.interfaces()).unwrap_or_default()
+    }
+
+    /// Attaches an interface of the pod, whose frames are at a descriptor: a packet socket that is bound to it, or a tap. A thread is started
+    /// with the first one.
+    ///
+    /// # Errors
+    /// See [`stack::AttachError`].
+    pub fn attach(
+        self: &Arc<Self>,
+        config: stack::LinkConfig,
+        fd: OwnedFd,
+    ) -> Result<(), stack::AttachError> {
+        if self.stack().is_none() {
+            let started = stack::Stack::start(self)?;
+            let _ = self.stack.set(started);
+        }
+        self.stack().map_or(Ok(()), |stack| stack.attach(config, fd))
+    }
+
+    /// Gives an interface, by its name, other addresses, routes and neighbours.
+    ///
+    /// # Errors
+    /// There is none of this name; the configuration is no good.
+    pub fn configure(&self, config: stack::LinkConfig) -> Result<(), stack::AttachError> {
+        let missing = || stack::AttachError::Missing(config.name.clone());
+        self.stack().ok_or_else(missing)?.configure(config)
+    }
+
+    /// Lets an interface go.
+    ///
+    /// # Errors
+    /// There is none of this name.
+    pub fn detach(&self, name: &str) -> Result<(), stack::AttachError> {
+        let missing = || stack::AttachError::Missing(name.to_owned());
+        self.stack().ok_or_else(missing)?.detach(name)
     }
 
     /// Every socket, in the order of making.

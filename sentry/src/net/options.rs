@@ -147,7 +147,7 @@ pub(crate) fn set(common: &Common, name: i32, value: &[u8], admin: bool) -> Resu
             }
             return Ok(());
         }
-        libc::SO_BINDTODEVICE => return bind_to_device(value),
+        libc::SO_BINDTODEVICE => return bind_to_device(common, value),
         libc::SO_ATTACH_FILTER | libc::SO_DETACH_FILTER if common.domain == libc::AF_NETLINK => return Ok(()),
         _ => {}
     }
@@ -208,10 +208,12 @@ pub(crate) fn set(common: &Common, name: i32, value: &[u8], admin: bool) -> Resu
     Ok(())
 }
 
-fn bind_to_device(name: &[u8]) -> Result<(), Errno> {
+/// A name of an interface is looked at, no more: which one packets take is decided by their destination.
+fn bind_to_device(common: &Common, name: &[u8]) -> Result<(), Errno> {
     let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
     match name.get(..end).unwrap_or_default() {
         b"" | b"lo" => Ok(()),
+        name if common.net.interfaces().iter().any(|link| link.name().as_bytes() == name) => Ok(()),
         _ => Err(Errno::ENODEV),
     }
 }

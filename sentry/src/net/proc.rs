@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::Net;
 use super::address::{Address, UnixName};
-use super::interfaces::addresses;
+use super::interfaces;
 use super::socket::{Description, Socket};
 
 /// Sockets of a domain, a type and a protocol, described.
@@ -88,7 +88,9 @@ fn inet(net: &Net, domain: i32, protocol: i32) -> Vec<u8> {
     };
     let described = sockets(net, fits);
     let told = described.iter().filter(|(_, description)| description.local.is_some());
+    let mut told_before = 0_usize;
     for (number, (socket, description)) in told.enumerate() {
+        told_before = number.saturating_add(1);
         let common = socket.common();
         let (local, peer) = (description.local.as_ref(), description.peer.as_ref());
         let _ = writeln!(
@@ -102,6 +104,19 @@ fn inet(net: &Net, domain: i32, protocol: i32) -> Vec<u8> {
             common.owner.uid,
             common.id(),
             if protocol == libc::IPPROTO_TCP { "20 4 0 10 -1" } else { "0" },
+        );
+    }
+    let past =
+        net.stack().filter(|_| protocol == libc::IPPROTO_TCP).map(|stack| stack.past()).unwrap_or_default();
+    let past = past.into_iter().filter(|[local, _]| local.is_ipv6() == wide);
+    for (number, [local, peer]) in past.enumerate() {
+        let (local, peer) = (Address::Inet(local), Address::Inet(peer));
+        let _ = writeln!(
+            text,
+            "{:4}: {} {} 06 00000000:00000000 03:00000000 00000000     0        0 0 3 0000000000000000",
+            told_before.saturating_add(number),
+            inet_address(Some(&local), wide),
+            inet_address(Some(&peer), wide),
         );
     }
     text.into_bytes()
@@ -155,41 +170,141 @@ pub fn netlink(net: &Net) -> Vec<u8> {
     text.into_bytes()
 }
 
-/// `/proc/net/dev`: nothing is counted, for there are no packets.
+/// `/proc/net/dev`. Nothing is counted of `lo`, for there are no packets.
 #[must_use]
-pub fn dev(_net: &Net) -> Vec<u8> {
-    b"Inter-|   Receive                                                |  Transmit\n \
-      face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed\n    \
-      lo:       0       0    0    0    0     0          0         0        0       0    0    0    0     0       0          0\n"
-        .to_vec()
+pub fn dev(net: &Net) -> Vec<u8> {
+    let mut text = String::from(
+        "Inter-|   Receive                                                |  Transmit\n \
+         face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed\n",
+    );
+    for told in interfaces::all(net) {
+        let [received, sent, dropped] = told.counted;
+        let _ = writeln!(
+            text,
+            "{:>6}: {:7} {:7} {:4} {:4} {:4} {:5} {:10} {:9} {:8} {:7} {:4} {:4} {:4} {:5} {:7} {:10}",
+            told.name,
+            received[1],
+            received[0],
+            0,
+            dropped[0],
+            0,
+            0,
+            0,
+            0,
+            sent[1],
+            sent[0],
+            0,
+            dropped[1],
+            0,
+            0,
+            0,
+            0
+        );
+    }
+    text.into_bytes()
 }
 
 /// `/proc/net/if_inet6`.
 #[must_use]
 pub fn if_inet6(net: &Net) -> Vec<u8> {
     let mut text = String::new();
-    for (ip, prefix) in addresses(net) {
-        let IpAddr::V6(ip) = ip else { continue };
-        ip.octets().iter().for_each(|byte| {
-            let _ = write!(text, "{byte:02x}");
-        });
-        let scope = if ip.is_loopback() { 0x10 } else { 0 };
-        let _ = writeln!(text, " 01 {prefix:02x} {scope:02x} 80       lo");
+    for told in interfaces::all(net) {
+        for prefix in &told.addresses {
+            let IpAddr::V6(ip) = prefix.ip else { continue };
+            let scope = match ip {
+                ip if ip.is_loopback() => 0x10,
+                ip if ip.is_unicast_link_local() => 0x20,
+                _ => 0,
+            };
+            let (number, length, name) = (told.number, prefix.length, &told.name);
+            let _ =
+                writeln!(text, "{:032x} {number:02x} {length:02x} {scope:02x} 80 {name:>8}", u128::from(ip));
+        }
     }
     text.into_bytes()
 }
 
-/// `/proc/net/route`: the table `main`, which is empty.
+/// `/proc/net/route`: the table `main` of IPv4.
 #[must_use]
-pub fn route(_net: &Net) -> Vec<u8> {
+pub fn route(net: &Net) -> Vec<u8> {
     let columns = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT";
-    format!("{columns:<127}\n").into_bytes()
+    let mut text = format!("{columns:<127}\n");
+    let word = |ip: std::net::Ipv4Addr| u32::from_ne_bytes(ip.octets());
+    for told in interfaces::all(net) {
+        for route in &told.routes {
+            let IpAddr::V4(to) = route.to.ip else { continue };
+            let gateway = match route.gateway {
+                Some(IpAddr::V4(ip)) => word(ip),
+                _ => 0,
+            };
+            // RTF_UP, RTF_GATEWAY, RTF_HOST.
+            let flags = 1 | u32::from(route.gateway.is_some()) << 1 | u32::from(route.to.length == 32) << 2;
+            let line = format!(
+                "{}\t{:08X}\t{gateway:08X}\t{flags:04X}\t0\t0\t{}\t{:08X}\t0\t0\t0",
+                told.name,
+                word(to),
+                route.metric,
+                word(route.to.mask())
+            );
+            let _ = writeln!(text, "{line:<127}");
+        }
+    }
+    text.into_bytes()
+}
+
+/// `/proc/net/ipv6_route`: the tables `main` and `local`.
+#[must_use]
+pub fn ipv6_route(net: &Net) -> Vec<u8> {
+    let mut text = String::new();
+    let mut line = |to: u128, length: u8, gateway: u128, (metric, flags): (u32, u32), name: &str| {
+        // Routes to own addresses are referred to once more.
+        let references = 1 + (flags >> 31);
+        let _ = writeln!(
+            text,
+            "{to:032x} {length:02x} {:032x} 00 {gateway:032x} {metric:08x} {references:08x} 00000000 {flags:08x} {name:>8}",
+            0
+        );
+    };
+    let wide = |ip: IpAddr| match ip {
+        IpAddr::V6(ip) => Some(u128::from(ip)),
+        IpAddr::V4(_) => None,
+    };
+    for told in interfaces::all(net) {
+        for route in &told.routes {
+            let Some(to) = wide(route.to.ip) else { continue };
+            let gateway = route.gateway.and_then(wide);
+            let flags = 1 | u32::from(gateway.is_some()) << 1;
+            line(to, route.to.length, gateway.unwrap_or(0), (route.metric, flags), &told.name);
+        }
+    }
+    // RTF_UP | RTF_NONEXTHOP | RTF_LOCAL.
+    for told in interfaces::all(net) {
+        for ip in told.addresses.iter().filter_map(|prefix| wide(prefix.ip)) {
+            line(ip, 128, 0, (0, 0x8020_0001), &told.name);
+        }
+    }
+    text.into_bytes()
 }
 
 /// `/proc/net/arp`.
 #[must_use]
-pub fn arp(_net: &Net) -> Vec<u8> {
-    b"IP address       HW type     Flags       HW address            Mask     Device\n".to_vec()
+pub fn arp(net: &Net) -> Vec<u8> {
+    let mut text =
+        String::from("IP address       HW type     Flags       HW address            Mask     Device\n");
+    for link in net.interfaces() {
+        for (ip, mac, permanent, _) in link.known().into_iter().filter(|(ip, ..)| ip.is_ipv4()) {
+            let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+            // ATF_COM, ATF_PERM.
+            let flags = if permanent { 6 } else { 2 };
+            let _ = writeln!(
+                text,
+                "{:<16} 0x1         0x{flags:x}         {mac:>17}     *        {}",
+                ip.to_string(),
+                link.name()
+            );
+        }
+    }
+    text.into_bytes()
 }
 
 /// `/proc/net/raw`: there are no raw sockets.

@@ -12,6 +12,8 @@
 pub mod ptrace;
 pub mod systrap;
 
+pub(crate) use systrap::rest;
+
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
@@ -166,8 +168,16 @@ pub enum MemoryCall<'a> {
     },
 }
 
-/// Most calls that a platform answers by itself.
-pub const ANSWERS: usize = 8;
+/// Calls that a platform may answer by itself: their value depends on nothing that the caller says.
+pub const ANSWERED: [i64; 7] = [
+    libc::SYS_getpid,
+    libc::SYS_gettid,
+    libc::SYS_getuid,
+    libc::SYS_geteuid,
+    libc::SYS_getgid,
+    libc::SYS_getegid,
+    libc::SYS_getppid,
+];
 
 /// Reading and writing a guest's memory. Both stop at the first byte that cannot be had and tell how many came before it.
 pub trait Memory {
@@ -186,6 +196,35 @@ pub trait Thread: Memory + Send {
     /// Registers, as they were at the trap and as they will be at the next [`resume`](Self::resume).
     fn regs(&mut self) -> &mut Regs;
 
+    /// Arguments of the call that it makes.
+    fn arguments(&mut self) -> [u64; 6] {
+        self.regs().arguments()
+    }
+
+    /// The value that its call has for it (`rax`): as by [`regs`](Self::regs), which costs more.
+    fn set_result(&mut self, value: u64) {
+        self.regs().rax = value;
+    }
+
+    /// As [`read`](Memory::read), for an argument of the call that is read once: it may be what was there when the call was made.
+    fn read_early(&self, address: u64, to: &mut [u8]) -> usize {
+        self.read(address, to)
+    }
+
+    /// As [`write`](Memory::write), for the last that a call does: before the guest goes on. Where it turns out then that not all can be
+    /// written, the call gives EFAULT, whatever it gave before. `false` where nothing is done and it has to be written now.
+    fn write_late(&self, address: u64, from: &[u8]) -> bool {
+        let _ = (address, from);
+        false
+    }
+
+    /// Whether the guest found out, when it made the call, that it can write there. It is the guest's word: what follows from it must
+    /// concern the guest alone.
+    fn says_writable(&self, address: u64, length: usize) -> bool {
+        let _ = (address, length);
+        false
+    }
+
     /// Base of `fs` (thread-local storage).
     fn fs_base(&mut self) -> &mut u64;
 
@@ -195,10 +234,18 @@ pub trait Thread: Memory + Send {
     /// Sets vector state: bytes that a guest may have chosen. What is no valid state is refused (EINVAL).
     fn set_vector_state(&mut self, state: &[u8]) -> Result<(), Errno>;
 
-    /// What calls give this thread that depend on nothing but itself (`getpid`, `getuid`…), by number, from now on: the platform may answer
-    /// them by itself. At most [`ANSWERS`] numbers; a number that was not given before is not answered.
+    /// What calls of [`ANSWERED`] give this thread from now on, by number: the platform may answer them by itself. A number that was never
+    /// given is not answered.
     fn set_answers(&mut self, answers: &[(u64, u64)]) {
         let _ = answers;
+    }
+
+    /// Lets no call of this address space be answered without the sentry from now on ([`set_answers`](Self::set_answers)).
+    ///
+    /// # Errors
+    /// ENOMEM: there is no room for what that takes. EFAULT where the stub is gone.
+    fn stop_answering(&mut self) -> Result<(), Errno> {
+        Ok(())
     }
 
     /// Changes this thread's address space. For [`MemoryCall::Map`] and [`MemoryCall::Move`] the address.
@@ -257,6 +304,14 @@ pub trait RemoteMemory: Memory + Send + Sync {
 pub trait Interrupt: Send + Sync {
     /// If the guest runs, it stops with [`Trap::Interrupted`]; if it does not, its next [`Thread::resume`] may end so at once.
     fn interrupt(&self);
+
+    /// The sentry's thread that serves this one is about to wait for something else.
+    fn rest(&self) {}
+
+    /// As [`Thread::set_answers`], from elsewhere: of one call that this thread has an answer for.
+    fn set_answer(&self, number: u64, value: u64) {
+        let _ = (number, value);
+    }
 }
 
 /// The platforms.

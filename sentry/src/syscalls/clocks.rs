@@ -61,7 +61,7 @@ fn duration(bytes: [u8; 16], whole: u32) -> Result<Duration, Errno> {
 /// # Errors
 /// EFAULT; EINVAL for what is negative, and for nanoseconds that make a second.
 pub(super) fn read_timespec(call: &Call<'_>, address: u64) -> Result<Duration, Errno> {
-    duration(call.read_array(address)?, 1_000_000_000)
+    duration(call.read_array_early(address)?, 1_000_000_000)
 }
 
 /// A `struct timeval` of a program.

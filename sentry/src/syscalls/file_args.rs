@@ -193,7 +193,7 @@ impl Buffer {
             return Err(Errno::EINVAL);
         }
         let mut bytes = vec![0; (count as usize).saturating_mul(16)];
-        call.read(address, &mut bytes)?;
+        call.read_early(address, &mut bytes)?;
         let (mut parts, mut length) = (Vec::new(), 0u64);
         let given = bytes.as_chunks::<8>().0.as_chunks::<2>().0;
         if given.iter().any(|[_, size]| u64::from_le_bytes(*size).cast_signed() < 0) {
@@ -248,11 +248,22 @@ impl Buffer {
         let length = usize::try_from(self.length.saturating_sub(skip)).unwrap_or(usize::MAX).min(most);
         let mut bytes = vec![0; length];
         let done = self.each(skip, length, |address, range| match bytes.get_mut(range) {
-            Some(part) => call.thread.read(address, part),
+            Some(part) => call.thread.read_early(address, part),
             None => 0,
         });
         bytes.truncate(done);
         bytes
+    }
+
+    /// As [`scatter`](Self::scatter) of all that the call gives, for the last that it does.
+    pub(super) fn give(&self, call: &Call<'_>, bytes: &[u8]) -> usize {
+        let late = match *self.parts.as_slice() {
+            [(address, size)] if bytes.len() as u64 <= size => {
+                call.thread.says_writable(address, bytes.len()) && call.thread.write_late(address, bytes)
+            }
+            _ => false,
+        };
+        if late { bytes.len() } else { self.scatter(call, 0, bytes) }
     }
 
     /// Puts bytes into the guest, from `skip` on; how many could be.

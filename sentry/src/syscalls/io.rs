@@ -10,7 +10,7 @@ use libc::{
 use super::Entry;
 use super::file_args::{Buffer, caller, file, offset, uint, wait};
 use super::limits::within_file_size;
-use super::sockets;
+use super::{scratch, sockets};
 use crate::call::Call;
 use crate::error::{Errno, SysError, SysResult};
 use crate::events::Events;
@@ -31,8 +31,10 @@ pub(super) const CALLS: &[Entry] = &[
     Entry::full(SYS_pwritev2, "pwritev2", pwritev2),
 ];
 
-/// Bytes that are moved at a time.
+/// Bytes that are written at a time.
 const CHUNK: usize = 256 * 1024;
+/// Bytes that are read at a time: they stay in the processor's cache on their way.
+const READ_CHUNK: usize = 64 * 1024;
 
 const RWF_NOWAIT: u32 = 8;
 const RWF_APPEND: u32 = 16;
@@ -116,24 +118,26 @@ fn read_to(call: &mut Call<'_>, file: &Arc<OpenFile>, buffer: &Buffer, at: At, n
     let repeats = file.file().seekable() || file.file().stream();
     loop {
         let left = buffer.length.saturating_sub(done);
-        let mut chunk = vec![0; usize::try_from(left).unwrap_or(CHUNK).min(CHUNK)];
+        let mut room = scratch::take(usize::try_from(left).unwrap_or(READ_CHUNK).min(READ_CHUNK));
+        let chunk = room.bytes();
         let nonblocking = nowait || done > 0 || file.flags().nonblocking();
-        if let Some(result) = file.file().read_waiting(call, &mut chunk, nonblocking) {
+        if let Some(result) = file.file().read_waiting(call, chunk, nonblocking) {
             let count = usize::try_from(result?).map_err(|_| Errno::EIO)?;
             let bytes = chunk.get(..count).unwrap_or_default();
             let moved = buffer.scatter(call, 0, bytes);
             return if moved < count { Err(Errno::EFAULT.into()) } else { Ok(count as u64) };
         }
         let attempt = |_: &mut Call<'_>| match at {
-            At::Offset(offset) => file.read_at(&mut chunk, offset),
-            _ => file.read(&mut chunk),
+            At::Offset(offset) => file.read_at(chunk, offset),
+            _ => file.read(chunk),
         };
         let result = wait(call, file, Events::IN | Events::RDNORM, nowait || done > 0, attempt);
         let count = match result {
             Ok(count) => count,
             Err(error) => return if done > 0 { Ok(done) } else { Err(error) },
         };
-        let moved = buffer.scatter(call, done, chunk.get(..count).unwrap_or_default());
+        let bytes = chunk.get(..count).unwrap_or_default();
+        let moved = if done == 0 { buffer.give(call, bytes) } else { buffer.scatter(call, done, bytes) };
         if let (At::Position, Some(rest)) = (at, chunk.get(moved..count).filter(|rest| !rest.is_empty())) {
             file.put_back(rest);
         }

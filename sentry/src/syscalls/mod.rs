@@ -31,6 +31,8 @@ mod polling;
 mod prctl;
 mod processes;
 mod scheduling;
+mod scratch;
+mod seccomp;
 mod signals;
 mod sockets;
 mod special_files;
@@ -111,6 +113,7 @@ const FAMILIES: &[&[Entry]] = &[
     prctl::CALLS,
     processes::CALLS,
     scheduling::CALLS,
+    seccomp::CALLS,
     signals::CALLS,
     special_files::CALLS,
     sockets::CALLS,

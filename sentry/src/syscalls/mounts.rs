@@ -151,6 +151,8 @@ fn umount2(call: &mut Call<'_>, [path, flags, ..]: [u64; 6]) -> SysResult {
     let path = call.read_path(path)?;
     let at =
         walk_of(call, &caller, CWD, &path, Resolve::empty())?.finish(flags & libc::UMOUNT_NOFOLLOW == 0)?;
+    // What is mounted over where one stands is what is meant (`LOOKUP_MOUNTPOINT`).
+    let at = at.down();
     entitled(call)?;
     if !at.is_root_of_mount() {
         return Err(Errno::EINVAL.into());

@@ -52,8 +52,10 @@ enum State {
     Parameters { options: Vec<u8>, source: Option<Vec<u8>>, read_only: bool },
     /// It is there.
     Made { root: Arc<Dentry>, source: Vec<u8>, read_only: bool },
-    /// It was mounted, or could not be made.
-    Over,
+    /// It could not be made.
+    Failed,
+    /// It was mounted.
+    Mounted,
     /// One that is mounted, of which parameters are changed.
     Picked { mount: Arc<Mount>, read_only: Option<bool> },
 }
@@ -298,7 +300,7 @@ fn create(call: &Call<'_>, context: &FileSystemContext) -> Result<(), Errno> {
             source: source.clone().unwrap_or_else(|| b"none".to_vec()),
             read_only: *read_only,
         },
-        Err(_) => State::Over,
+        Err(_) => State::Failed,
     };
     made.map(drop)
 }
@@ -355,14 +357,18 @@ fn fsmount(call: &mut Call<'_>, [fd, flags, attributes, ..]: [u64; 6]) -> SysRes
     let file = call.task.files().get(int(fd))?;
     let context = file.downcast::<FileSystemContext>().ok_or(Errno::EINVAL)?;
     let mut state = lock(&context.state);
-    let State::Made { root, source, read_only } = &*state else { return Err(Errno::EBUSY.into()) };
+    let (root, source, read_only) = match &*state {
+        State::Made { root, source, read_only } => (root, source, read_only),
+        State::Parameters { .. } | State::Failed => return Err(Errno::EINVAL.into()),
+        State::Mounted | State::Picked { .. } => return Err(Errno::EBUSY.into()),
+    };
     wanted.set(MountFlags::READ_ONLY, *read_only || wanted.contains(MountFlags::READ_ONLY));
     let mounts = Arc::clone(&call.task.namespaces().mounts);
     if context.kind.is_some_and(|kind| kind.reveals(&mounts, wanted)) {
         return Err(Errno::EPERM.into());
     }
     let mount = Mount::detached(Arc::clone(root), wanted, source.clone())?;
-    *state = State::Over;
+    *state = State::Mounted;
     drop(state);
     detached(call, mount, uint(flags) & CLOEXEC != 0)
 }

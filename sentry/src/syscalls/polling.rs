@@ -90,7 +90,7 @@ fn do_poll(call: &mut Call<'_>, address: u64, count: u64, until: Option<Instant>
     }
     let mut bytes = vec![0; (count as usize).saturating_mul(8)];
     call.check_range(address, u64::from(count).saturating_mul(8))?;
-    call.read(address, &mut bytes)?;
+    call.read_early(address, &mut bytes)?;
     let mut watched = Vec::with_capacity(count as usize);
     let mut wrong = Vec::with_capacity(count as usize);
     for [a, b, c, d, e, f, ..] in bytes.as_chunks::<8>().0 {
@@ -255,7 +255,8 @@ fn epoll_ctl(call: &mut Call<'_>, [epoll, operation, fd, event, ..]: [u64; 6]) -
     let (events, data) = if operation == libc::EPOLL_CTL_DEL {
         (0, 0)
     } else {
-        (call.read_u32(event)?, call.read_u64(event.wrapping_add(4))?)
+        let [a, b, c, d, data @ ..]: [u8; 12] = call.read_array_early(event)?;
+        (u32::from_le_bytes([a, b, c, d]), u64::from_le_bytes(data))
     };
     let list = file(call, epoll)?;
     let watched = file(call, fd)?;

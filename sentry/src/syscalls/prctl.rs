@@ -7,12 +7,7 @@ use crate::error::{Errno, SysResult};
 use crate::task::{Credentials, TIMER_SLACK, capability, securebits};
 
 pub(super) const CALLS: &[Entry] = &[
-    Entry::partial(
-        libc::SYS_prctl,
-        "prctl",
-        sys_prctl,
-        "seccomp, speculation, tagged addresses, timing by TSC",
-    ),
+    Entry::partial(libc::SYS_prctl, "prctl", sys_prctl, "speculation, tagged addresses, timing by TSC"),
     Entry::partial(libc::SYS_personality, "personality", sys_personality, "it is kept and has no effect"),
 ];
 
@@ -77,7 +72,8 @@ fn sys_prctl(call: &mut Call<'_>, [option, a, b, c, d, _]: [u64; 6]) -> SysResul
         libc::PR_GET_TIMING => return Ok(0),
         libc::PR_SET_TIMING if a == 0 => {}
         libc::PR_MCE_KILL_GET => return Ok(2),
-        libc::PR_GET_SECCOMP => return Ok(0),
+        libc::PR_GET_SECCOMP => return Ok(super::seccomp::mode(call)),
+        libc::PR_SET_SECCOMP => return super::seccomp::by_prctl(call, a, b),
         libc::PR_SET_PTRACER => {}
         PR_GET_TSC => call.write(a, &PR_TSC_ENABLE.to_le_bytes())?,
         PR_SET_TSC if int(a) == PR_TSC_ENABLE => {}

@@ -157,10 +157,10 @@ fn named(call: &Call<'_>, number: Pid) -> Pid {
     call.task.named(number).unwrap_or(0)
 }
 
-/// News of a child with the numbers that the caller has for it.
+/// News of a child with the number that the caller has for its user.
 fn as_seen(call: &Call<'_>, waited: &Waited) -> Waited {
     let uid = call.task.credentials().user_ns.shown_uid(waited.uid);
-    Waited { pid: call.task.shown(waited.pid), uid, ..*waited }
+    Waited { uid, ..*waited }
 }
 
 /// Waits for news of a child; `None` where there is none and the options say not to wait.
@@ -198,7 +198,7 @@ fn sys_wait4(call: &mut Call<'_>, [pid, status, options, usage, ..]: [u64; 6]) -
     if usage != 0 {
         call.write(usage, &usage_bytes(&waited.times))?;
     }
-    number(call.task.shown(waited.pid))
+    number(waited.pid)
 }
 
 fn sys_waitid(call: &mut Call<'_>, [kind, id, info, options, usage, _]: [u64; 6]) -> SysResult {

@@ -44,7 +44,7 @@ fn sys_rt_sigaction(call: &mut Call<'_>, [signal, new, old, size, ..]: [u64; 6])
         }
         call.task.action(signal)
     } else {
-        let action = SigAction::from_bytes(&call.read_array(new)?);
+        let action = SigAction::from_bytes(&call.read_array_early(new)?);
         call.task.set_action(signal, action)?
     };
     if old != 0 {
@@ -57,7 +57,7 @@ fn sys_rt_sigprocmask(call: &mut Call<'_>, [how, new, old, size, ..]: [u64; 6]) 
     check_size(size)?;
     let before = call.task.signal_mask();
     if new != 0 {
-        let set = SignalSet(call.read_u64(new)?).without(SignalSet::UNBLOCKABLE);
+        let set = SignalSet(u64::from_le_bytes(call.read_array_early(new)?)).without(SignalSet::UNBLOCKABLE);
         let mask = match int(how) {
             libc::SIG_BLOCK => before.union(set),
             libc::SIG_UNBLOCK => before.without(set),

@@ -18,13 +18,13 @@ const OPTION_MAX: usize = 64 * 1024;
 
 /// All calls of this family.
 pub(super) const CALLS: &[Entry] = &[
-    Entry::partial(libc::SYS_socket, "socket", socket, "AF_PACKET, AF_VSOCK, AF_ALG; raw sockets"),
+    Entry::partial(libc::SYS_socket, "socket", socket, "AF_PACKET, AF_VSOCK, AF_ALG"),
     Entry::full(libc::SYS_socketpair, "socketpair", socketpair),
     Entry::full(libc::SYS_bind, "bind", bind),
     Entry::full(libc::SYS_listen, "listen", listen),
     Entry::full(libc::SYS_accept, "accept", accept),
     Entry::full(libc::SYS_accept4, "accept4", accept4),
-    Entry::partial(libc::SYS_connect, "connect", connect, "addresses that are not the sandbox' own"),
+    Entry::full(libc::SYS_connect, "connect", connect),
     Entry::full(libc::SYS_getsockname, "getsockname", getsockname),
     Entry::full(libc::SYS_getpeername, "getpeername", getpeername),
     Entry::full(libc::SYS_shutdown, "shutdown", shutdown),
@@ -189,7 +189,7 @@ fn connect(call: &mut Call<'_>, [fd, address, length, ..]: [u64; 6]) -> SysResul
     let target = Target::find(call, fd)?;
     let address = read_address(call, target.socket.common().domain, address, length)?;
     let [_, timeout] = target.socket.common().timeouts();
-    let context = context(call);
+    let context = target.context(call);
     let how = (Events::OUT, timeout);
     match target.socket.connect(&context, &address) {
         Ok(()) => Ok(0),

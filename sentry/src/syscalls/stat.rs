@@ -27,8 +27,13 @@ pub(super) const CALLS: &[Entry] = &[
 ];
 
 /// Bytes one after another, as the ABI has them.
-#[derive(Default)]
 struct Record(Vec<u8>);
+
+impl Default for Record {
+    fn default() -> Self {
+        Self(Vec::with_capacity(256))
+    }
+}
 
 impl Record {
     fn u16(mut self, value: u16) -> Self {
@@ -84,7 +89,7 @@ fn stat_bytes(file: &Attributes) -> Vec<u8> {
 fn do_stat(call: &Call<'_>, dirfd: u64, path: u64, to: u64, flags: i32) -> SysResult {
     let caller = caller(call);
     let target = target(call, &caller, dirfd, path, flags)?;
-    call.write(to, &stat_bytes(&target.inode.attributes()?))?;
+    call.write_result(to, &stat_bytes(&seen(&caller, target.inode.attributes()?)))?;
     Ok(0)
 }
 
@@ -98,7 +103,7 @@ fn lstat(call: &mut Call<'_>, [path, to, ..]: [u64; 6]) -> SysResult {
 
 fn fstat(call: &mut Call<'_>, [fd, to, ..]: [u64; 6]) -> SysResult {
     let file = call.task.files().find(int(fd))?;
-    call.write(to, &stat_bytes(&file.inode().attributes()?))?;
+    call.write_result(to, &stat_bytes(&seen(&caller(call), file.inode().attributes()?)))?;
     Ok(0)
 }
 
@@ -160,7 +165,7 @@ fn statx(call: &mut Call<'_>, [dirfd, path, flags, mask, to, _]: [u64; 6]) -> Sy
     }
     let caller = caller(call);
     let target = target(call, &caller, dirfd, path, flags)?;
-    call.write(to, &statx_bytes(&seen(&caller, target.inode.attributes()?), &target))?;
+    call.write_result(to, &statx_bytes(&seen(&caller, target.inode.attributes()?), &target))?;
     Ok(0)
 }
 
@@ -233,7 +238,7 @@ fn statfs(call: &mut Call<'_>, [path, to, ..]: [u64; 6]) -> SysResult {
     let caller = caller(call);
     let place = place(call, &caller, path)?;
     let status = place.dentry.tree().fs.status()?;
-    call.write(to, &statfs_bytes(&status, Some(&place)))?;
+    call.write_result(to, &statfs_bytes(&status, Some(&place)))?;
     Ok(0)
 }
 
@@ -244,6 +249,6 @@ fn fstatfs(call: &mut Call<'_>, [fd, to, ..]: [u64; 6]) -> SysResult {
         Some(place) => place.dentry.tree().fs.status()?,
         None => FsStatus { magic: ANON, block_size: 4096, ..FsStatus::default() },
     };
-    call.write(to, &statfs_bytes(&status, file.place()))?;
+    call.write_result(to, &statfs_bytes(&status, file.place()))?;
     Ok(0)
 }

@@ -248,6 +248,7 @@ impl Tree {
             state.parent_thread = heir_thread.unwrap_or(0);
             state.exit_signal = libc::SIGCHLD;
             let (zombie, pgid) = (state.zombie, state.pgid);
+            self.tell_new_parent(child, heir);
             if let Some(heir) = self.groups.get_mut(&heir) {
                 heir.children.insert(child);
             }
@@ -255,6 +256,17 @@ impl Tree {
                 Some(status) if self.tell_parent_of_end(child, status) => self.reap(child, remains),
                 Some(_) => {}
                 None => self.settle_orphans(pgid, group),
+            }
+        }
+    }
+
+    /// What `getppid` gives from now on, wherever it is answered without us.
+    fn tell_new_parent(&self, child: Pid, parent: Pid) {
+        let threads = self.groups.get(&child).map(|state| state.threads.as_slice()).unwrap_or_default();
+        for thread in threads.iter().filter_map(|thread| self.threads.get(thread)) {
+            let parent = thread.task.shown(parent).cast_unsigned();
+            if let Some(handle) = lock(&thread.task.interrupt).as_ref() {
+                handle.set_answer(libc::SYS_getppid.unsigned_abs(), u64::from(parent));
             }
         }
     }

@@ -30,6 +30,7 @@ pub mod namespaces;
 mod pool;
 mod process;
 mod run;
+pub mod seccomp;
 pub mod signal;
 mod tree;
 mod usage;
@@ -84,6 +85,8 @@ pub struct Task {
     credentials: Mutex<Arc<Credentials>>,
     namespaces: Mutex<Arc<Namespaces>>,
     stale_answers: AtomicBool,
+    filters: Mutex<seccomp::Filters>,
+    filtered: AtomicBool,
     files: Mutex<Arc<FdTable>>,
     fs: Mutex<Arc<FsContext>>,
     space: Mutex<Arc<AddressSpace>>,
@@ -134,6 +137,8 @@ impl Task {
             credentials: Mutex::new(credentials),
             namespaces: Mutex::new(parts.namespaces),
             stale_answers: AtomicBool::new(false),
+            filters: Mutex::default(),
+            filtered: AtomicBool::new(false),
             files: Mutex::new(parts.files),
             fs: Mutex::new(parts.fs),
             space: Mutex::new(parts.space),
@@ -155,6 +160,7 @@ impl Task {
     /// What `fork` and `clone` hand on besides what they are told about.
     fn inherit(&self, from: &Self) {
         *lock(&self.comm) = *lock(&from.comm);
+        self.set_filters(from.filters());
         *lock(&self.scheduling) = *lock(&from.scheduling);
         self.set_control_group(from.control_group());
         let affinity = lock(&from.affinity).clone();
@@ -227,6 +233,16 @@ impl Task {
     pub fn set_control_group(&self, group: Arc<ControlGroup>) {
         let before = std::mem::replace(&mut *lock(&self.control_group), group);
         drop(before);
+    }
+
+    /// For fuzzing: whether something seems to be there, so that a call which would wait ends at once.
+    pub(crate) fn set_attention(&self, there: bool) {
+        self.attention.store(there, Ordering::SeqCst);
+    }
+
+    /// The guest thread that an execve put in the place of the one that called it.
+    pub(crate) fn take_next_thread(&self) -> Option<Box<dyn Thread>> {
+        lock(&self.next_thread).take()
     }
 
     /// Who it is. A change puts another one in place.

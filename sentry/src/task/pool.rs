@@ -29,6 +29,8 @@ struct Shared {
 struct State {
     jobs: VecDeque<Job>,
     idle: usize,
+    /// The kernel is gone: idle ones end.
+    closed: bool,
 }
 
 impl Workers {
@@ -51,18 +53,28 @@ impl Workers {
     }
 }
 
+impl Drop for Workers {
+    fn drop(&mut self) {
+        lock(&self.shared.state).closed = true;
+        self.shared.work.notify_all();
+    }
+}
+
 fn serve(shared: &Shared, first: Job) {
     let mut job = first;
     loop {
         job();
         let mut state = lock(&shared.state);
-        if state.idle >= IDLE {
+        if state.idle >= IDLE || state.closed {
             return;
         }
         state.idle += 1;
         job = loop {
             if let Some(job) = state.jobs.pop_front() {
                 break job;
+            }
+            if state.closed {
+                return;
             }
             state = shared.work.wait(state).unwrap_or_else(PoisonError::into_inner);
         };

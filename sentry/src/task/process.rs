@@ -187,7 +187,7 @@ impl Task {
     /// Number of its process' parent; 0 for none in the sandbox. As the task sees it: [`shown`](Self::shown).
     #[must_use]
     pub fn parent(&self) -> Pid {
-        self.tasks.tree().groups.get(&self.group.pid()).map_or(0, |state| state.parent)
+        self.tasks.tree().parent_of(self.group.pid())
     }
 
     /// Number of its process group.
@@ -241,7 +241,8 @@ impl Task {
     /// EINVAL, ESRCH, EACCES, EPERM, as the manual has them.
     pub fn set_process_group(&self, pid: Pid, pgid: Pid) -> Result<(), Errno> {
         let own = self.group.pid();
-        if pgid < 0 {
+        // Without a group it is that of the process' number, whatever this is.
+        if pgid < 0 || pgid == 0 && pid < 0 {
             return Err(Errno::EINVAL);
         }
         let pid = if pid == 0 { own } else { self.named(pid).ok_or(Errno::ESRCH)? };

@@ -27,10 +27,12 @@ pub fn run(kernel: &Arc<Kernel>, task: &Arc<Task>, mut thread: Box<dyn Thread>) 
     let serving = Serving::begin(task);
     task.usage.begin();
     attach(task, thread.as_ref());
-    thread.set_answers(&answers(task));
+    set_answers(task, thread.as_mut());
     let (thread, status) = serve(kernel, task, thread);
     *lock(&task.interrupt) = None;
+    crate::events::serves(None);
     exit::exit(task, thread, status);
+    crate::platform::rest();
     drop(serving);
     drop(guard);
 }
@@ -49,18 +51,32 @@ const CHANGES_ANSWERS: [i64; 10] = [
     libc::SYS_setresgid,
 ];
 
-/// What calls give that depend on the task alone.
-fn answers(task: &Task) -> [(u64, u64); 6] {
+/// Tells the platform what calls give that depend on the task alone.
+fn tell_answers(task: &Task, thread: &mut dyn Thread) {
     let who = task.credentials();
     let value = |number: i64, value: u32| (number.unsigned_abs(), u64::from(value));
-    [
+    thread.set_answers(&[
         value(libc::SYS_getpid, task.shown(task.group().pid()).cast_unsigned()),
         value(libc::SYS_gettid, task.own_number().cast_unsigned()),
         value(libc::SYS_getuid, who.user_ns.shown_uid(who.uid)),
         value(libc::SYS_geteuid, who.user_ns.shown_uid(who.euid)),
         value(libc::SYS_getgid, who.user_ns.shown_gid(who.gid)),
         value(libc::SYS_getegid, who.user_ns.shown_gid(who.egid)),
-    ]
+    ]);
+    // Under the lock: whoever gives the process another parent then tells the threads that are here (`Tree::tell_new_parent`).
+    let tree = task.tasks().tree();
+    let parent = task.shown(tree.parent_of(task.group().pid()));
+    thread.set_answers(&[value(libc::SYS_getppid, parent.cast_unsigned())]);
+}
+
+/// Tells the platform which calls it may answer: none of a task whose calls are judged.
+fn set_answers(task: &Task, thread: &mut dyn Thread) {
+    if !task.is_filtered() {
+        tell_answers(task, thread);
+    } else if thread.stop_answering().is_err() {
+        // Calls would pass by the filter.
+        task.exit_group(libc::SIGKILL);
+    }
 }
 
 /// Whether a fault is that of an area which grows down, and now has grown.
@@ -88,6 +104,7 @@ fn speed_up(task: &Task, thread: &mut dyn Thread) {
 }
 
 fn attach(task: &Task, thread: &dyn Thread) {
+    crate::events::serves(Some(thread.interrupt()));
     *lock(&task.interrupt) = Some(thread.interrupt());
 }
 
@@ -115,7 +132,7 @@ fn serve(kernel: &Arc<Kernel>, task: &Arc<Task>, mut thread: Box<dyn Thread>) ->
                 return (thread, 0);
             }
             if task.take_stale_answers() {
-                thread.set_answers(&answers(task));
+                set_answers(task, thread.as_mut());
             }
         }
         if group.frozen() && stand_still(task, thread.as_mut(), &group) == Flow::Exit {
@@ -127,14 +144,15 @@ fn serve(kernel: &Arc<Kernel>, task: &Arc<Task>, mut thread: Box<dyn Thread>) ->
         match trap {
             Trap::Syscall { number } => {
                 let result = carry_out(kernel, task, thread.as_mut(), number);
-                if let Some(next) = lock(&task.next_thread).take() {
+                let replaced = result == Err(SysError::RegistersSet);
+                if let Some(next) = replaced.then(|| task.take_next_thread()).flatten() {
                     attach(task, next.as_ref());
                     thread = next;
                 } else {
                     speed_up(task, thread.as_mut());
                 }
                 if CHANGES_ANSWERS.contains(&number.cast_signed()) {
-                    thread.set_answers(&answers(task));
+                    set_answers(task, thread.as_mut());
                 }
                 if let Some(status) = finish_call(task, thread.as_mut(), number, result) {
                     return (thread, status);
@@ -158,7 +176,12 @@ pub(super) fn carry_out(
     thread: &mut dyn Thread,
     number: u64,
 ) -> SysResult {
-    let arguments = thread.regs().arguments();
+    if task.is_filtered()
+        && let Some(refused) = super::seccomp::refuse(task, thread.regs(), number)
+    {
+        return Err(refused);
+    }
+    let arguments = thread.arguments();
     let entry = usize::try_from(number).ok().and_then(|number| kernel.calls.get(number)).copied().flatten();
     match entry {
         Some(entry) => (entry.handler)(&mut Call { kernel, task, thread }, arguments),
@@ -172,10 +195,8 @@ pub(super) fn carry_out(
 /// Puts what came of a call into the registers. The status, where the thread ends.
 fn finish_call(task: &Arc<Task>, thread: &mut dyn Thread, number: u64, result: SysResult) -> Option<i32> {
     match result {
-        Ok(value) => thread.regs().rax = value,
-        Err(SysError::Errno(errno)) => {
-            thread.regs().rax = (-i64::from(errno as i32)).cast_unsigned();
-        }
+        Ok(value) => thread.set_result(value),
+        Err(SysError::Errno(errno)) => thread.set_result((-i64::from(errno as i32)).cast_unsigned()),
         Err(SysError::Interrupted(rule)) => return interrupted(task, thread, rule, number),
         Err(SysError::RegistersSet) => {}
         Err(SysError::Exit) => return Some(task.exit_status()),

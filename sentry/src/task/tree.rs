@@ -205,6 +205,11 @@ pub(crate) struct GroupState {
 }
 
 impl Tree {
+    /// The parent of a process; 0 for none in the sandbox.
+    pub(super) fn parent_of(&self, group: Pid) -> Pid {
+        self.groups.get(&group).map_or(0, |state| state.parent)
+    }
+
     /// A number for a task: `wanted`, or the next that is free.
     ///
     /// # Errors

@@ -5,11 +5,12 @@
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 
 use super::lock;
+use crate::ticks;
 
 /// User and system time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -37,8 +38,10 @@ impl CpuTimes {
 /// What a task has used.
 #[derive(Default)]
 pub struct Usage {
+    /// Ticks in guest code.
     user: AtomicU64,
-    entered: Mutex<Option<Instant>>,
+    /// When it was entered; 0 while it does not run. Both are written by the thread that serves the task alone.
+    entered: AtomicU64,
     host: Mutex<Host>,
 }
 
@@ -51,10 +54,6 @@ enum Host {
     Running(ClockId, Duration),
     /// It ended.
     Ended(Duration),
-}
-
-fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn read(clock: ClockId) -> Duration {
@@ -70,6 +69,7 @@ fn clock_of_this_thread() -> ClockId {
 impl Usage {
     /// The calling host thread serves the task from now on.
     pub(super) fn begin(&self) {
+        ticks::begin();
         let clock = clock_of_this_thread();
         *lock(&self.host) = Host::Running(clock, read(clock));
     }
@@ -82,19 +82,22 @@ impl Usage {
 
     /// Guest code runs from now on.
     pub(super) fn enter(&self) {
-        *lock(&self.entered) = Some(Instant::now());
+        self.entered.store(ticks::now(), Ordering::Relaxed);
     }
 
     /// It does so no longer.
     pub(super) fn leave(&self) {
-        if let Some(entered) = lock(&self.entered).take() {
-            self.user.fetch_add(nanoseconds(entered.elapsed()), Ordering::Relaxed);
+        let entered = self.entered.load(Ordering::Relaxed);
+        if entered != 0 {
+            let user = self.user.load(Ordering::Relaxed);
+            self.user.store(user.wrapping_add(ticks::now().saturating_sub(entered)), Ordering::Relaxed);
+            self.entered.store(0, Ordering::Release);
         }
     }
 
     /// Whether guest code runs.
     pub(super) fn in_guest(&self) -> bool {
-        lock(&self.entered).is_some()
+        self.entered.load(Ordering::Relaxed) != 0
     }
 
     fn system(&self) -> Duration {
@@ -108,14 +111,21 @@ impl Usage {
     /// What was used so far.
     #[must_use]
     pub fn times(&self) -> CpuTimes {
-        let running = lock(&self.entered).map_or(Duration::ZERO, |entered| entered.elapsed());
-        let user = Duration::from_nanos(self.user.load(Ordering::Relaxed)).saturating_add(running);
+        // First this: what is added meanwhile is at worst not counted yet.
+        let user = self.user.load(Ordering::Acquire);
+        let running = match self.entered.load(Ordering::Acquire) {
+            0 => 0,
+            entered => ticks::now().saturating_sub(entered),
+        };
+        let user = ticks::duration(user.saturating_add(running));
         CpuTimes { user, system: self.system() }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     #[test]

@@ -44,7 +44,7 @@ pub enum WaitTarget {
 /// News of a child.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Waited {
-    /// Which.
+    /// Which, as the parent sees it.
     pub pid: Pid,
     /// Its real user.
     pub uid: u32,
@@ -91,7 +91,9 @@ impl Tree {
             }
             // One that ended is none to wait for, unless its end is (`wait_consider_task`).
             any |= state.zombie.is_none() || options.contains(WaitOptions::EXITED);
-            if let Some(waited) = news(state, options) {
+            if let Some(mut waited) = news(state, options) {
+                // As the caller sees it: the number may be nobody's from here on.
+                waited.pid = task.shown(waited.pid);
                 if waited.code <= libc::CLD_DUMPED && !options.contains(WaitOptions::NO_WAIT) {
                     let mut sum = lock(&task.group().ended_children);
                     *sum = sum.plus(&waited.times);

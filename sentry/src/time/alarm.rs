@@ -29,6 +29,8 @@ struct State {
     queue: BTreeMap<Key, Weak<dyn Expire>>,
     next: u64,
     running: bool,
+    /// The kernel is gone.
+    closed: bool,
 }
 
 type Key = (Instant, u64);
@@ -46,9 +48,15 @@ impl Timers {
         Alarm { timers: self.clone(), key: None }
     }
 
+    /// Nothing goes off any more, and the thread ends.
+    pub(crate) fn close(&self) {
+        lock(&self.shared.state).closed = true;
+        self.shared.changed.notify_all();
+    }
+
     fn serve(&self) {
         let mut state = lock(&self.shared.state);
-        loop {
+        while !state.closed {
             let Some((deadline, _)) = state.queue.keys().next().copied() else {
                 state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;

@@ -42,6 +42,7 @@ pub mod host;
 pub mod host_io;
 mod inode;
 pub mod inotify;
+mod kept;
 pub mod locks;
 #[cfg(test)]
 mod model;

@@ -72,7 +72,7 @@ fn reach(
         if creates && walk.trailing {
             return Err(Errno::EISDIR);
         }
-        match walk.child(&name) {
+        match super::host::opening(|| walk.child(&name)) {
             Ok(_) if creates && flags.has(libc::O_EXCL) => return Err(Errno::EEXIST),
             Ok(child) if child.dentry.inode().kind() == FileKind::Symlink => {
                 if flags.has(libc::O_NOFOLLOW) && !walk.trailing {

@@ -1,5 +1,6 @@
 //! From a path to a place (`man 7 path_resolution`, `man 2 openat2`).
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bitflags::bitflags;
@@ -84,14 +85,13 @@ impl<'a> Walk<'a> {
     }
 
     /// Takes the next part; `None` at the end.
-    fn part(&mut self) -> Option<Vec<u8>> {
+    fn part(&mut self) -> Option<Range<usize>> {
         let rest = self.rest.get(self.next..).unwrap_or_default();
-        let start = rest.iter().position(|byte| *byte != b'/')?;
-        let rest = &rest[start..];
+        let start = self.next + rest.iter().position(|byte| *byte != b'/')?;
+        let rest = self.rest.get(start..).unwrap_or_default();
         let length = rest.iter().position(|byte| *byte == b'/').unwrap_or(rest.len());
-        let part = rest[..length].to_vec();
-        self.next += start + length;
-        Some(part)
+        self.next = start + length;
+        Some(start..self.next)
     }
 
     fn at_end(&self) -> bool {
@@ -108,13 +108,13 @@ impl<'a> Walk<'a> {
             if self.at_end() {
                 self.trailing = self.next < self.rest.len();
                 self.enterable()?;
-                return match part.as_slice() {
+                return match self.rest.get(part).unwrap_or_default() {
                     b"." => Ok(Last::Dot),
                     b".." => Ok(Last::DotDot),
-                    _ => Ok(Last::Name(part)),
+                    name => Ok(Last::Name(name.to_vec())),
                 };
             }
-            match part.as_slice() {
+            match self.rest.get(part).unwrap_or_default() {
                 b"." => self.enterable()?,
                 b".." => self.up()?,
                 name => {

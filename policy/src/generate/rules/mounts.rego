@@ -25,9 +25,14 @@ shared_folder := "/run/kata-containers/shared/containers/"
 
 sandbox_folder := "/run/kata-containers/sandbox/"
 
-# Most mounts are known as a whole: those of the kernel's that every containerd makes in the same form, and files and memory that are bound
+# Most mounts are known at a glance: those of the kernel's that every containerd makes in the same form, and files and memory that are bound
 # in a usual way. The rest is looked at by its parts.
-mounts_to_look_at := (unusual_mounts - file_mounts) - scratch_mounts
+mounts_to_look_at := {mount |
+	places := object.union(pod_files, container.mounts)
+	some mount in mounts.others
+	not usual_bind(mount, places[mount.destination])
+	not mount in memory_mounts
+}
 
 kernel_mounts := [
 	{"destination": "/proc", "type_": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
@@ -51,8 +56,6 @@ memory_mounts := {{"destination": "/dev/shm", "type_": "bind", "source": shared_
 	not container.mounts["/dev/shm"]
 } else := set()
 
-unusual_mounts := {mount | some mount in mounts.others} - memory_mounts
-
 # Type and options of a bind in a usual way: whether it must be read-only, or need not.
 bind_forms := {
 	true: {["bind", ["rbind", "rprivate", "ro"]], ["bind", ["rbind", "ro"]], ["bind", ["rbind", "ro", "nosuid", "nodev", "noexec"]]},
@@ -62,31 +65,17 @@ bind_forms := {
 	},
 }
 
-# Files from where the host copies them to: all of them, or none when one of their names leads out of that folder.
-file_mounts := found if {
-	places := object.union(pod_files, container.mounts)
-	forms := bind_forms
-	folder := shared_folder
-	found := {mount |
-		some mount in unusual_mounts
-		place_of := places[mount.destination]
-		place_of.kind == "files"
-		[mount.type_, mount.options] in forms[place_of.read_only]
-		startswith(mount.source, folder)
-	}
-	names := {trim_prefix(mount.source, folder) | some mount in found}
-	not "" in names
-	together := concat(":", names)
-	not contains(together, "/")
-	not contains(together, "..")
-} else := set()
-
-scratch_mounts := {mount |
-	forms := bind_forms
-	some mount in unusual_mounts - file_mounts
-	declared := container.mounts[mount.destination]
+usual_bind(mount, declared) if {
+	declared.kind == "files"
+	[mount.type_, mount.options] in bind_forms[declared.read_only]
+	startswith(mount.source, shared_folder)
+	name := trim_prefix(mount.source, shared_folder)
+	not contains(name, "/")
+	not contains(name, "..")
+	name != ""
+} else if {
 	declared.kind == "scratch"
-	[mount.type_, mount.options] in forms[declared.read_only]
+	[mount.type_, mount.options] in bind_forms[declared.read_only]
 	scratch_place(mount.source, declared.volume)
 }
 

@@ -113,8 +113,10 @@ own_entries(of, name) := [own | some own, _ in of.env; startswith(own, concat(""
 # Entries that are neither the container's own nor of those whose values only the running pod knows: of `looked_at`, which is all `entries`
 # or the end of them.
 env_problems(of, looked_at, entries) := {{"entry": entry, "allowed": allowed} |
-	others := set_of(looked_at) - object.keys(of.env)
-	some entry in others - object.keys(variables_known(of))
+	known := variables_known(of)
+	some entry in looked_at
+	not of.env[entry]
+	not known[entry]
 	name := substring(entry, 0, indexof(entry, "="))
 	not run_time_entry(of, name, substring(entry, count(name) + 1, -1))
 	not overridden(of, entries, entry, name)

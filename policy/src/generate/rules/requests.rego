@@ -260,14 +260,15 @@ process_remembered := [{"op": "add", "path": concat("", ["/pstate/process ", inp
 known_variables := data.pstate.variables if {
 	data.pstate.variables
 } else := {"entries": entries, "names": names} if {
-	entries := {entry: true |
+	entries := {entry: parts[0] |
 		some entry in input.OCI.Process.Env
 		not container.env[entry]
-		name := substring(entry, 0, indexof(entry, "="))
-		not name in {"PATH", "TERM"}
-		added_entry(name, substring(entry, count(name) + 1, -1))
+		parts := split(entry, "=")
+		count(parts) == 2
+		not parts[0] in {"PATH", "TERM"}
+		added_entry(parts[0], parts[1])
 	}
-	names := [name | some entry, _ in entries; name := substring(entry, 0, indexof(entry, "="))]
+	names := [name | some name in entries]
 }
 
 variables_remembered := [{"op": "add", "path": "/pstate/variables", "value": known_variables}] if {

@@ -95,6 +95,7 @@ impl Server {
             Want::Handle if at.names.is_empty() => return Err(Errno::EINVAL),
             Want::Handle => self.hold(open_below(held.fd.as_fd(), &path, PLACE)?, held.writable)?,
             Want::Open(access) => return self.open(&held, &path, access),
+            Want::Peek => return self.peek(&held, at, &path),
         };
         Ok(Answer::with(|to| to.found(&found)))
     }
@@ -117,6 +118,22 @@ impl Server {
         }
         let found = Found { handle: 0, attributes, target: Vec::new() };
         Ok(Answer { file: Some(file), ..Answer::with(|to| to.found(&found)) })
+    }
+
+    /// Opens it, too, if it is a regular file: nothing else is opened, which could do something.
+    fn peek(&self, held: &Held, at: &At, path: &CStr) -> Result<Answer, Errno> {
+        if at.names.is_empty() {
+            return Err(Errno::EINVAL);
+        }
+        let fd = open_below(held.fd.as_fd(), path, PLACE)?;
+        let found = look_at(&fd, c"")?;
+        let place = Held { fd, kind: found.attributes.kind, writable: false };
+        let file = match found.attributes.kind {
+            // That it cannot be opened is said when somebody wants to.
+            FileKind::Regular => self.descriptors.reopen(&place, open_flags(false)).ok(),
+            _ => None,
+        };
+        Ok(Answer { file, ..Answer::with(|to| to.found(&found)) })
     }
 
     /// Sends a folder's names in as many messages as they take. Each begins with whether another follows.

@@ -203,8 +203,7 @@ mod tests {
 
     #[test]
     fn what_the_sentry_makes_has_its_options() {
-        let tmpfs =
-            one("tmpfs", "tmpfs", "/dev", "nosuid,strictatime,mode=755,size=65536k").unwrap();
+        let tmpfs = one("tmpfs", "tmpfs", "/dev", "nosuid,strictatime,mode=755,size=65536k").unwrap();
         assert_eq!(tmpfs.flags, NO_SUID);
         let expected = MountKind::Memory { limit: Some(64 << 20), mode: 0o755, uid: 0, gid: 0, shared: None };
         assert_eq!(tmpfs.kind, expected);

@@ -1,14 +1,17 @@
-//! ICMP echo sockets (`SOCK_DGRAM` with `IPPROTO_ICMP` or `IPPROTO_ICMPV6`, `man 7 icmp`): the sandbox answers itself.
+//! ICMP echo sockets (`SOCK_DGRAM` with `IPPROTO_ICMP` or `IPPROTO_ICMPV6`, `man 7 icmp`): what is for the sandbox it answers itself.
 //!
 //! Everybody may have one, as where `net.ipv4.ping_group_range` is `0 2147483647`.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, Weak};
 
+use smoltcp::wire::IpProtocol;
+
 use super::super::address::Address;
 use super::super::buffer::Sink;
 use super::super::messages::{Inbox, Message, Received, Room};
 use super::super::socket::{Context, Description, Outgoing, Receive, Socket};
+use super::super::stack::{Datagram, Path, icmp6_checksum};
 use super::super::unix::gather;
 use super::super::{Common, Identity, Net, lock};
 use super::{Route, claim, destination, options, route, unspecified, wanted};
@@ -39,6 +42,16 @@ fn checksum(bytes: &[u8]) -> u16 {
     !u16::try_from(sum & 0xffff).unwrap_or(0)
 }
 
+/// An echo reply came from outside.
+pub(crate) fn arrives(net: &Net, bytes: &[u8], from: IpAddr, to: IpAddr) {
+    let Some([_, _, _, _, a, b, ..]) = bytes.first_chunk::<HEADER>().copied() else { return };
+    let to = SocketAddr::new(to, u16::from_be_bytes([a, b]));
+    let found = net.inet.echo.find(to, SocketAddr::new(from, 0), false);
+    if let Some(echo) = found.as_deref().and_then(|found| found.downcast::<Echo>()) {
+        echo.put(bytes.to_vec(), from);
+    }
+}
+
 impl Echo {
     pub(super) fn new(net: &Arc<Net>, kind: [i32; 3], owner: Identity) -> Result<Arc<Self>, Errno> {
         let common = Common::new(net, kind, owner)?;
@@ -61,6 +74,41 @@ impl Echo {
         let local = SocketAddr::new(ip, port);
         names.0 = Some(local);
         Ok(local)
+    }
+
+    /// A message comes to the socket.
+    fn put(&self, data: Vec<u8>, from: IpAddr) {
+        let from = Some(Address::Inet(SocketAddr::new(from, 0)));
+        let bytes = lock(&self.common.options).receive_buffer;
+        let answer = Message { data, from, ..Message::default() };
+        if self.inbox.put(answer, Room { messages: usize::MAX, bytes }).is_ok() {
+            self.common.notify(Events::IN | Events::RDNORM);
+        }
+    }
+
+    /// A request goes out, with this socket's identifier.
+    fn send_outside(
+        &self,
+        path: &Path,
+        mut data: Vec<u8>,
+        local: SocketAddr,
+        to: SocketAddr,
+    ) -> Result<(), Errno> {
+        let wide = self.common.domain == libc::AF_INET6;
+        let header: &mut [u8; HEADER] = data.first_chunk_mut().ok_or(Errno::EINVAL)?;
+        if header[0] != if wide { 128 } else { 8 } || header[1] != 0 {
+            return Err(Errno::EINVAL);
+        }
+        header[2..4].fill(0);
+        header[4..6].copy_from_slice(&local.port().to_be_bytes());
+        let from = if local.ip().is_unspecified() { path.source } else { local.ip() };
+        let sum = if wide { icmp6_checksum(from, to.ip(), &data) } else { checksum(&data) };
+        data.get_mut(2..4).ok_or(Errno::EINVAL)?.copy_from_slice(&sum.to_be_bytes());
+        let (hops, class) = options::header_of(&self.common, to.ip());
+        let protocol = if wide { IpProtocol::Icmpv6 } else { IpProtocol::Icmp };
+        let whole = options::stays_whole(&self.common, to.ip());
+        let datagram = Datagram { from, to: to.ip(), protocol, hops, class, whole, bytes: &data };
+        self.common.net.stack().ok_or(Errno::ENETUNREACH)?.send_datagram(path, &datagram)
     }
 
     /// A request as its answer: type and identifier changed, checksum made anew.
@@ -131,17 +179,20 @@ impl Socket for Echo {
         if to.is_ipv4() != (self.common.domain == libc::AF_INET) {
             return Err(Errno::EINVAL);
         }
-        let Route::Own(_) = route(&self.common.net, to.ip())? else { return Err(Errno::EACCES) };
+        let route = route(&self.common.net, to.ip())?;
         let local = self.bound(unspecified(self.common.domain), 0)?;
         let data = gather(message)?;
         let count = data.len();
-        let data = self.answer(data, local.port()).ok_or(Errno::EINVAL)?;
-        let from = Some(Address::Inet(SocketAddr::new(to.ip(), 0)));
-        let bytes = lock(&self.common.options).receive_buffer;
-        let answer = Message { data, from, ..Message::default() };
-        if self.inbox.put(answer, Room { messages: usize::MAX, bytes }).is_ok() {
-            self.common.notify(Events::IN | Events::RDNORM);
+        match route {
+            Route::Own(_) => {}
+            Route::Outside(path) => {
+                self.send_outside(&path, data, local, to)?;
+                return Ok(count);
+            }
+            _ => return Err(Errno::EACCES),
         }
+        let data = self.answer(data, local.port()).ok_or(Errno::EINVAL)?;
+        self.put(data, to.ip());
         Ok(count)
     }
 

@@ -1,4 +1,4 @@
-//! Internet sockets (`man 7 ip`, `ipv6`, `tcp`, `udp`, `icmp`) between programs of the sandbox.
+//! Internet sockets (`man 7 ip`, `ipv6`, `tcp`, `udp`, `icmp`): between programs of the sandbox by a short path, to outside by [`super::stack`].
 //!
 //! **Decisions.** A non-blocking `connect` gives EINPROGRESS even where the connection is there at once: Linux' does, because the answer to its
 //! SYN is looked at only when the socket's lock is released (`__inet_stream_connect`). A connection takes
@@ -8,20 +8,26 @@
 mod echo;
 mod options;
 mod ports;
+mod raw;
 mod tcp;
 mod udp;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
+pub(crate) use echo::arrives as echo_arrives;
+pub(crate) use options::{header_of, settings};
 pub(crate) use ports::{Claim, Ports};
+pub(crate) use raw::Packet as RawPacket;
 pub(crate) use tcp::Tcp;
+pub(crate) use udp::{Arrival, arrives as udp_arrives, fails as udp_fails};
 
 use super::address::Address;
 use super::buffer::ByteQueue;
 use super::options::CAP_NET_RAW;
 use super::pair::End;
 use super::socket::{Context, Socket};
+use super::stack::Path;
 use super::{Common, Net, lock};
 use crate::error::Errno;
 
@@ -52,22 +58,35 @@ pub(crate) fn over(end: &End<ByteQueue>) -> bool {
     incoming.broken || outgoing.broken || incoming.ended && outgoing.ended
 }
 
-/// Where what is sent to an address goes. A TCP/IP stack for what is outside is to be a further kind of route; sockets ask nothing else.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Route {
+/// Where what is sent to an address goes. Sockets ask nothing else.
+#[derive(Clone)]
+pub(crate) enum Route {
     /// To the sandbox itself, from this address unless the socket has one.
     Own(IpAddr),
     /// To whoever is a member of the group.
     Group,
-    /// To all sockets of the sandbox.
+    /// To all sockets of the sandbox, and of the network that the address means.
     Broadcast,
+    /// To outside, by the stack.
+    Outside(Path),
+}
+
+impl Route {
+    pub(crate) fn is_broadcast(&self) -> bool {
+        matches!(self, Self::Broadcast)
+    }
+}
+
+/// Whether what comes from an address may leave the sandbox.
+pub(crate) fn accepts_outside(from: IpAddr) -> bool {
+    !from.is_loopback()
 }
 
 /// The route to an address.
 ///
 /// # Errors
-/// ENETUNREACH for all that is not the sandbox' own.
-pub fn route(net: &Net, to: IpAddr) -> Result<Route, Errno> {
+/// ENETUNREACH where there is none.
+pub(crate) fn route(net: &Net, to: IpAddr) -> Result<Route, Errno> {
     match to.to_canonical() {
         IpAddr::V4(ip) if ip.is_broadcast() || ip == Ipv4Addr::new(127, 255, 255, 255) => {
             Ok(Route::Broadcast)
@@ -75,7 +94,14 @@ pub fn route(net: &Net, to: IpAddr) -> Result<Route, Errno> {
         ip if ip.is_multicast() => Ok(Route::Group),
         IpAddr::V4(ip) if ip.is_loopback() => Ok(Route::Own(Ipv4Addr::LOCALHOST.into())),
         ip if net.is_own(ip) => Ok(Route::Own(ip)),
-        _ => Err(Errno::ENETUNREACH),
+        ip => {
+            let stack = net.stack().ok_or(Errno::ENETUNREACH)?;
+            if stack.is_broadcast(ip) {
+                Ok(Route::Broadcast)
+            } else {
+                stack.path(ip, None).map(Route::Outside)
+            }
+        }
     }
 }
 
@@ -172,8 +198,10 @@ pub(crate) fn create(
         (libc::SOCK_DGRAM, libc::IPPROTO_ICMPV6) if domain == libc::AF_INET6 => {
             echo::Echo::new(net, [domain, kind, protocol], owner)?
         }
+        (libc::SOCK_RAW, 0 | 256..) => return Err(Errno::EPROTONOSUPPORT),
         (libc::SOCK_RAW, _) if !context.capable(CAP_NET_RAW) => return Err(Errno::EPERM),
-        (libc::SOCK_STREAM | libc::SOCK_DGRAM | libc::SOCK_RAW, _) => return Err(Errno::EPROTONOSUPPORT),
+        (libc::SOCK_RAW, _) => raw::Raw::new(net, [domain, kind, protocol], owner)?,
+        (libc::SOCK_STREAM | libc::SOCK_DGRAM, _) => return Err(Errno::EPROTONOSUPPORT),
         _ => return Err(Errno::ESOCKTNOSUPPORT),
     })
 }

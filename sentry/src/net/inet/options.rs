@@ -1,7 +1,11 @@
 //! Options of levels `IPPROTO_IP`, `IPPROTO_IPV6`, `IPPROTO_TCP` and `IPPROTO_UDP`: most are but stored.
 
 use super::super::options::{CAP_NET_ADMIN, number, told};
+use std::net::IpAddr;
+use std::time::Duration;
+
 use super::super::socket::Context;
+use super::super::stack::{Measures, Settings};
 use super::super::{Common, lock};
 use crate::error::Errno;
 
@@ -18,6 +22,7 @@ const UDP: i32 = libc::IPPROTO_UDP;
 const KNOWN: &[Known] = &[
     Known(IP, libc::IP_TOS, 0, ANY),
     Known(IP, libc::IP_TTL, 64, -1..=255),
+    Known(IP, libc::IP_HDRINCL, 0, ANY),
     Known(IP, libc::IP_RECVOPTS, 0, ANY),
     Known(IP, libc::IP_RETOPTS, 0, ANY),
     Known(IP, libc::IP_PKTINFO, 0, ANY),
@@ -72,6 +77,7 @@ const KNOWN: &[Known] = &[
 
 /// What is a flag, told as 0 or 1.
 const FLAGS: &[(i32, i32)] = &[
+    (IP, libc::IP_HDRINCL),
     (IP, libc::IP_PKTINFO),
     (IP, libc::IP_RECVERR),
     (IP, libc::IP_RECVTTL),
@@ -89,6 +95,7 @@ fn fits(common: &Common, level: i32) -> bool {
     match level {
         IP => true,
         IPV6 => common.domain == libc::AF_INET6,
+        _ if common.kind == libc::SOCK_RAW => false,
         TCP => common.kind == libc::SOCK_STREAM,
         UDP => common.kind == libc::SOCK_DGRAM && common.protocol == libc::IPPROTO_UDP,
         _ => false,
@@ -113,6 +120,7 @@ pub(super) fn set(
         return Err(Errno::ENOPROTOOPT);
     }
     match (level, name) {
+        (IP, libc::IP_HDRINCL) if common.kind != libc::SOCK_RAW => return Err(Errno::ENOPROTOOPT),
         (IP, libc::IP_TRANSPARENT) | (IPV6, libc::IPV6_TRANSPARENT) => {
             return if context.capable(CAP_NET_ADMIN) { Ok(()) } else { Err(Errno::EPERM) };
         }
@@ -181,6 +189,91 @@ pub(super) fn has(common: &Common, level: i32, name: i32) -> bool {
 pub(super) fn number_of(common: &Common, level: i32, name: i32) -> i32 {
     let default = known(level, name).map_or(0, |known| known.2);
     lock(&common.options).stored(level, name).unwrap_or(default)
+}
+
+/// What a connection to outside is told of the options of its socket.
+pub(crate) fn settings(common: &Common) -> Settings {
+    let flag = |name| has(common, TCP, name);
+    let stored = |name| lock(&common.options).stored(TCP, name);
+    let seconds = |name| Duration::from_secs(u64::from(number_of(common, TCP, name).max(0).unsigned_abs()));
+    let alive = lock(&common.options).keep_alive;
+    let patience = number_of(common, TCP, libc::TCP_USER_TIMEOUT).max(0).unsigned_abs();
+    let [linger, probes, syns] =
+        [libc::TCP_LINGER2, libc::TCP_KEEPCNT, libc::TCP_SYNCNT].map(|name| number_of(common, TCP, name));
+    Settings {
+        no_delay: flag(libc::TCP_NODELAY),
+        cork: flag(libc::TCP_CORK),
+        keep_alive: alive.then(|| {
+            (seconds(libc::TCP_KEEPIDLE), seconds(libc::TCP_KEEPINTVL), probes.max(0).unsigned_abs())
+        }),
+        patience: (patience > 0).then(|| Duration::from_millis(patience.into())),
+        syn_retries: syns.max(0).unsigned_abs(),
+        most: stored(libc::TCP_MAXSEG).and_then(|most| usize::try_from(most).ok()),
+        fixed: lock(&common.options).fixed,
+        linger: Duration::from_secs(u64::from(linger.clamp(0, 60).unsigned_abs())),
+    }
+}
+
+/// Hops and class that a socket wants in headers of what it sends to an address.
+pub(crate) fn header_of(common: &Common, to: IpAddr) -> (Option<u8>, u8) {
+    let [hops, group_hops, class] = if to.is_ipv4() {
+        [(IP, libc::IP_TTL), (IP, libc::IP_MULTICAST_TTL), (IP, libc::IP_TOS)]
+    } else {
+        [(IPV6, libc::IPV6_UNICAST_HOPS), (IPV6, libc::IPV6_MULTICAST_HOPS), (IPV6, libc::IPV6_TCLASS)]
+    };
+    let (level, name) = if to.is_multicast() { group_hops } else { hops };
+    let hops = u8::try_from(number_of(common, level, name)).ok();
+    (hops, u8::try_from(number_of(common, class.0, class.1)).unwrap_or(0))
+}
+
+/// Whether packets of a socket to an address must stay whole; `None`: as is best (`ip_sk_use_pmtu` and its like).
+pub(super) fn stays_whole(common: &Common, to: IpAddr) -> Option<bool> {
+    let discovers = if to.is_ipv4() {
+        number_of(common, IP, libc::IP_MTU_DISCOVER)
+    } else if has(common, IPV6, libc::IPV6_DONTFRAG) {
+        libc::IP_PMTUDISC_DO
+    } else {
+        number_of(common, IPV6, libc::IPV6_MTU_DISCOVER)
+    };
+    match discovers {
+        libc::IP_PMTUDISC_DONT | libc::IP_PMTUDISC_OMIT => Some(false),
+        libc::IP_PMTUDISC_WANT => None,
+        _ => Some(true),
+    }
+}
+
+/// `struct tcp_info` of a connection to outside.
+pub(super) fn tcp_info_outside(state: u8, measures: &Measures, mtu: usize) -> Vec<u8> {
+    let mut info = tcp_info(state, 0);
+    let number = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
+    let micros = |time: Duration| u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
+    // TCPI_OPT_TIMESTAMPS, TCPI_OPT_SACK, TCPI_OPT_WSCALE; then both scales.
+    let [theirs, ours] = measures.scales;
+    let flags = u8::from(measures.stamps) | u8::from(measures.sack) << 1 | u8::from(ours > 0) << 2;
+    for (at, byte) in [(5, flags), (6, theirs & 0xf | ours << 4)] {
+        if let Some(place) = info.get_mut(at) {
+            *place = byte;
+        }
+    }
+    for (at, value) in [
+        (8, micros(measures.timeout)),
+        (16, number(measures.mss)),
+        (20, number(measures.mss)),
+        // tcpi_unacked, in segments.
+        (24, number(measures.outstanding.div_ceil(measures.mss.max(1)))),
+        (60, number(mtu)),
+        (68, micros(measures.round)),
+        (72, micros(measures.deviation)),
+        (76, measures.threshold),
+        (80, measures.window),
+        (84, number(measures.mss)),
+        (100, measures.repeated),
+    ] {
+        if let Some(place) = info.get_mut(at..).and_then(<[u8]>::first_chunk_mut::<4>) {
+            *place = value.to_ne_bytes();
+        }
+    }
+    info
 }
 
 /// `struct tcp_info` as far as it means something here (`include/uapi/linux/tcp.h`): state, options, maximal segment, window.

@@ -1,6 +1,6 @@
 //! Who has which port (`inet_csk_get_port`, `udp_lib_get_port`).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
@@ -97,6 +97,36 @@ pub(crate) struct Ports {
     pub(crate) tcp: Table,
     pub(crate) udp: Table,
     pub(crate) echo: Table,
+    pub(crate) raw: super::raw::RawSockets,
+    /// Groups that sockets are members of, and how many of them.
+    groups: Mutex<BTreeMap<IpAddr, usize>>,
+}
+
+impl Ports {
+    /// A socket joins a group: whether it is the first.
+    pub(crate) fn join(&self, group: IpAddr) -> bool {
+        let mut groups = lock(&self.groups);
+        let count = groups.entry(group).or_default();
+        *count = count.saturating_add(1);
+        *count == 1
+    }
+
+    /// A socket leaves a group: whether it was the last.
+    pub(crate) fn leave(&self, group: IpAddr) -> bool {
+        let mut groups = lock(&self.groups);
+        let Some(count) = groups.get_mut(&group) else { return false };
+        *count = count.saturating_sub(1);
+        let last = *count == 0;
+        if last {
+            groups.remove(&group);
+        }
+        last
+    }
+
+    /// Groups of a family that anybody is a member of.
+    pub(crate) fn groups(&self, wide: bool) -> Vec<IpAddr> {
+        lock(&self.groups).keys().filter(|group| group.is_ipv6() == wide).copied().collect()
+    }
 }
 
 impl Inner {

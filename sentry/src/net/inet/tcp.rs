@@ -3,8 +3,10 @@
 //! A connection that ends: `ended` of a queue is a FIN that arrived, `gone` that its reader closed, `broken` an RST. Who sends to a reader that
 //! closed is told so by the send after (`tcp_reset`); who closes with unread data, or with `SO_LINGER` and no time, sends an RST.
 
+mod outside;
+
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
@@ -14,14 +16,14 @@ use super::super::messages::Received;
 use super::super::pair::End;
 use super::super::socket::{Context, Description, Outgoing, Receive, Socket};
 use super::super::{BACKLOG, Common, Identity, Net, lock};
-use super::{BUFFER, Route, claim, destination, limit, options, over, route, unspecified, wanted};
+use super::{BUFFER, claim, destination, limit, options, over, unspecified, wanted};
 use crate::error::Errno;
 use crate::events::Events;
 
 enum State {
     Fresh,
-    /// Waits for room in a listener's queue.
-    Knocking,
+    /// Waits for room in a listener's queue, or for an answer from outside: to be heard by this end.
+    Knocking(Option<End<ByteQueue>>),
     Listening {
         backlog: usize,
         waiting: VecDeque<Arc<Tcp>>,
@@ -136,7 +138,7 @@ impl Tcp {
             return Ok(());
         }
         let mut state = lock(&client.state);
-        if matches!(*state, State::Knocking) {
+        if matches!(*state, State::Knocking(_)) {
             *state = State::Connected(end);
             drop(state);
         } else {
@@ -151,9 +153,9 @@ impl Tcp {
     }
 
     /// A connect failed.
-    fn refuse(&self, errno: Errno) {
+    pub(in crate::net) fn refuse(&self, errno: Errno) {
         let mut state = lock(&self.state);
-        if matches!(*state, State::Knocking) {
+        if matches!(*state, State::Knocking(_)) {
             *state = State::Fresh;
             drop(state);
             self.release_automatic();
@@ -182,6 +184,7 @@ impl Tcp {
     fn end_state(&self, state: State, reset: bool) {
         match state {
             State::Connected(end) => self.end_connection(&end, reset),
+            State::Knocking(Some(end)) => Self::hang_up(&end),
             State::Listening { waiting, knocking, .. } => {
                 for child in waiting {
                     child.abort();
@@ -195,7 +198,7 @@ impl Tcp {
     }
 
     /// Closes with an RST.
-    fn abort(&self) {
+    pub(in crate::net) fn abort(&self) {
         let state = std::mem::replace(&mut *lock(&self.state), State::Closed);
         self.end_state(state, true);
         self.release();
@@ -207,7 +210,7 @@ impl Tcp {
         if reset || unread {
             let told = end.outgoing().change(|flags| flags.broken = true);
             if !told.gone && !told.broken && !heard.broken {
-                end.other().fail(if told.ended { Errno::EPIPE } else { Errno::ECONNRESET });
+                end.fail_other(if told.ended { Errno::EPIPE } else { Errno::ECONNRESET });
             }
         } else {
             // After an RST no FIN is heard any more.
@@ -231,8 +234,7 @@ impl Tcp {
         }
     }
 
-    fn begin_connect(&self, net: &Net, to: SocketAddr) -> Result<(), Errno> {
-        let Route::Own(source) = route(net, to.ip())? else { return Err(Errno::ENETUNREACH) };
+    fn begin_own(&self, source: IpAddr, to: SocketAddr) -> Result<(), Errno> {
         if lock(&self.names).local.is_none() {
             self.claim_port(SocketAddr::new(source, 0), false, true)?;
         }
@@ -276,19 +278,23 @@ impl Socket for Tcp {
                     return Ok(());
                 }
                 State::Connected(_) | State::Listening { .. } => return Err(Errno::EISCONN),
-                State::Knocking => return Err(Errno::EALREADY),
+                State::Knocking(_) => return Err(Errno::EALREADY),
                 State::Closed => return Err(Errno::EINVAL),
                 State::Fresh if untold => {
                     self.untold.store(false, Ordering::Relaxed);
                     self.common.take_error()?;
                     return Err(Errno::ECONNABORTED);
                 }
-                State::Fresh => *state = State::Knocking,
+                State::Fresh => *state = State::Knocking(None),
             }
         }
-        if let Err(errno) = self.begin_connect(&context.net, to) {
-            *lock(&self.state) = State::Fresh;
-            return Err(errno);
+        match self.begin_connect(context, to) {
+            Ok(true) => return Err(Errno::EINPROGRESS),
+            Ok(false) => {}
+            Err(errno) => {
+                *lock(&self.state) = State::Fresh;
+                return Err(errno);
+            }
         }
         self.untold.store(true, Ordering::Relaxed);
         let from = lock(&self.names).local.unwrap_or(to);
@@ -305,7 +311,7 @@ impl Socket for Tcp {
 
     fn connected(&self) -> Option<Result<(), Errno>> {
         let result = match &*lock(&self.state) {
-            State::Knocking => return None,
+            State::Knocking(_) => return None,
             State::Connected(_) => Ok(()),
             _ => Err(Errno::ECONNABORTED),
         };
@@ -369,7 +375,7 @@ impl Socket for Tcp {
         self.common.take_error()?;
         let end = match &*lock(&self.state) {
             State::Connected(end) => end.clone(),
-            State::Knocking => return Err(Errno::EAGAIN),
+            State::Knocking(_) => return Err(Errno::EAGAIN),
             _ => return Err(Errno::EPIPE),
         };
         let flags = end.outgoing().flags();
@@ -379,20 +385,24 @@ impl Socket for Tcp {
         let all = message.source.left();
         let deaf = flags.unwanted && end.incoming().flags().ended;
         if (flags.gone || deaf) && all > 0 {
-            // An RST comes back for it; who only shut down both ways is reset, too.
+            // An RST comes back for it; who only shut down both ways is reset, too. What fits was taken by then.
+            let fits = end.outgoing().room().1;
             end.outgoing().change(|flags| flags.broken = true);
             self.common.fail(Errno::EPIPE);
             if !flags.gone {
-                end.other().fail(Errno::ECONNRESET);
+                end.fail_other(Errno::ECONNRESET);
             }
-            return Ok(all);
+            return Ok(all.min(fits));
         }
         let count = end.outgoing().put(message.source, &mut Tag::default())?;
         if message.flags & libc::MSG_OOB != 0 && count > 0 && count == all {
             end.outgoing().mark_urgent();
-            end.other().notify(Events::PRI);
+            end.tell_other(Events::PRI);
         }
-        end.other().notify(Events::IN | Events::RDNORM);
+        match end.wire() {
+            Some(wire) => wire.was_written(message.flags & libc::MSG_MORE != 0),
+            None => end.tell_other(Events::IN | Events::RDNORM),
+        }
         Ok(count)
     }
 
@@ -426,7 +436,7 @@ impl Socket for Tcp {
             return if over { Ok(Received::default()) } else { Err(Errno::EAGAIN) };
         }
         if !peek {
-            end.other().notify(Events::OUT | Events::WRNORM);
+            end.tell_other(Events::OUT | Events::WRNORM);
         }
         let count = taken.count;
         Ok(Received { count, whole: count, boundary: taken.boundary, ..Received::default() })
@@ -470,7 +480,7 @@ impl Socket for Tcp {
         match &*state {
             State::Listening { waiting, .. } if waiting.is_empty() => {}
             State::Listening { .. } => ready |= Events::IN | Events::RDNORM,
-            State::Knocking => {}
+            State::Knocking(_) => {}
             State::Connected(end) => {
                 let end = end.clone();
                 drop(state);
@@ -488,8 +498,11 @@ impl Socket for Tcp {
                 if urgent {
                     ready |= Events::PRI;
                 }
-                let low = usize::try_from(lock(&self.common.options).low_water).unwrap_or(1);
-                let unread = end.incoming().len().saturating_sub(usize::from(at_mark));
+                let (low, inline) = {
+                    let options = lock(&self.common.options);
+                    (usize::try_from(options.low_water).unwrap_or(1), options.urgent_inline)
+                };
+                let unread = end.incoming().len().saturating_sub(usize::from(at_mark && !inline));
                 if unread >= low.min(BUFFER) {
                     ready |= Events::IN | Events::RDNORM;
                 }
@@ -514,8 +527,8 @@ impl Socket for Tcp {
         if self.describe().listening {
             return Err(Errno::EINVAL);
         }
-        // What is on its way has arrived: nothing is left to be acknowledged.
-        Ok(0)
+        // What is on its way within the sandbox has arrived: nothing is left to be acknowledged.
+        Ok(self.end().filter(End::is_outside).map_or(0, |end| end.outgoing().len()))
     }
 
     fn at_mark(&self) -> Result<bool, Errno> {
@@ -523,6 +536,11 @@ impl Socket for Tcp {
     }
 
     fn option(&self, level: i32, name: i32, _room: usize) -> Result<Vec<u8>, Errno> {
+        if level == libc::IPPROTO_TCP
+            && let Some(told) = self.outside_option(name)
+        {
+            return Ok(told);
+        }
         if (level, name) == (libc::IPPROTO_TCP, libc::TCP_INFO) {
             let room = self.end().map_or(BUFFER, |end| end.outgoing().room().0);
             return Ok(options::tcp_info(self.describe().state, room));
@@ -534,11 +552,29 @@ impl Socket for Tcp {
         if name == libc::IPV6_V6ONLY && level == libc::IPPROTO_IPV6 && lock(&self.names).local.is_some() {
             return Err(Errno::EINVAL);
         }
-        options::set(context, &self.common, [level, name], value)
+        options::set(context, &self.common, [level, name], value)?;
+        if let Some(wire) = self.end().and_then(|end| end.wire()) {
+            wire.options_changed();
+        }
+        Ok(())
     }
 
     fn options_changed(&self) {
-        if let Some(end) = self.end() {
+        let Some(end) = self.end() else { return };
+        if let Some(wire) = end.wire() {
+            let (sizes, fixed) = {
+                let options = lock(&self.common.options);
+                ([options.send_buffer, options.receive_buffer], options.fixed)
+            };
+            for (queue, (size, fixed)) in
+                [end.outgoing(), end.incoming()].into_iter().zip(sizes.into_iter().zip(fixed))
+            {
+                if fixed {
+                    queue.set_limit(size);
+                }
+            }
+            wire.options_changed();
+        } else if !end.is_outside() {
             end.outgoing().set_limit(limit(&self.common, end.other()));
             end.incoming().set_limit(limit(end.other(), &self.common));
         }
@@ -558,7 +594,7 @@ impl Socket for Tcp {
             State::Listening { waiting, .. } => {
                 (description.state, description.listening, description.unread) = (10, true, waiting.len());
             }
-            State::Knocking => description.state = 2,
+            State::Knocking(_) => description.state = 2,
             State::Connected(end) => {
                 let (incoming, outgoing) = (end.incoming().flags(), end.outgoing().flags());
                 description.state = match (incoming.ended, outgoing.ended) {
@@ -569,6 +605,10 @@ impl Socket for Tcp {
                     (true, true) => 7,
                 };
                 description.unread = end.incoming().len();
+                if let Some(wire) = end.wire() {
+                    description.state = wire.phase() as u8;
+                    description.unsent = end.outgoing().len();
+                }
             }
             _ => description.state = 7,
         }

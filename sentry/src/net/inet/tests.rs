@@ -202,25 +202,46 @@ fn resets() {
     assert_eq!(send_to(&context, client.as_ref(), b"x", None), Err(Errno::EPIPE));
 }
 
+/// Who sends much to a peer that closed has sent what fits when the reset comes, and not all.
+#[test]
+fn what_is_sent_to_nobody_is_at_most_what_fits() {
+    let context = context(&Net::new());
+    let [client, server] = tcp_pair(&context);
+    set(&context, client.as_ref(), libc::SOL_SOCKET, libc::SO_SNDBUF, 5000).unwrap();
+    set(&context, server.as_ref(), libc::SOL_SOCKET, libc::SO_RCVBUF, 5000).unwrap();
+    server.close();
+    assert_eq!(send_to(&context, client.as_ref(), &[0; 100_000], None), Ok(20_000));
+    assert_eq!(send_to(&context, client.as_ref(), b"x", None), Err(Errno::EPIPE));
+}
+
 #[test]
 fn urgent_data() {
     let context = context(&Net::new());
     let [client, server] = tcp_pair(&context);
-    let mut bytes = b"ab!".as_slice();
-    let mut message = super::super::socket::Outgoing {
-        source: &mut bytes,
-        context: None,
-        address: None,
-        rights: None,
-        sender: super::super::Identity::default(),
-        controls: Vec::new(),
-        flags: libc::MSG_OOB,
+    let send = |mut bytes: &[u8]| {
+        let mut message = super::super::socket::Outgoing {
+            source: &mut bytes,
+            context: None,
+            address: None,
+            rights: None,
+            sender: super::super::Identity::default(),
+            controls: Vec::new(),
+            flags: libc::MSG_OOB,
+        };
+        client.send(&mut message)
     };
-    assert_eq!(client.send(&mut message), Ok(3));
+    assert_eq!(send(b"ab!"), Ok(3));
     assert!(server.ready().contains(Events::PRI));
     assert_eq!((receive(server.as_ref(), 9, 0), server.at_mark()), (Ok(b"ab".to_vec()), Ok(true)));
     assert_eq!(receive(server.as_ref(), 9, libc::MSG_OOB), Ok(b"!".to_vec()));
     assert_eq!(receive(server.as_ref(), 9, 0), Err(Errno::EAGAIN));
+    // Where it stands among the rest, it can be read as the rest, and then is gone.
+    assert_eq!(set(&context, server.as_ref(), libc::SOL_SOCKET, libc::SO_OOBINLINE, 1), Ok(()));
+    assert_eq!(send(b"cd"), Ok(2));
+    assert_eq!(receive(server.as_ref(), 9, 0), Ok(b"c".to_vec()));
+    assert!(server.ready().contains(Events::IN | Events::PRI));
+    assert_eq!(receive(server.as_ref(), 9, 0), Ok(b"d".to_vec()));
+    assert!(!server.ready().intersects(Events::IN | Events::PRI));
 }
 
 #[test]

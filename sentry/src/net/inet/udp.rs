@@ -1,5 +1,7 @@
 //! UDP sockets. What does not fit in the receiver's buffer is lost, as on Linux.
 
+mod ways;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, Weak};
@@ -16,6 +18,8 @@ use super::options::has;
 use super::{Route, claim, destination, options, route, unspecified, wanted};
 use crate::error::Errno;
 use crate::events::Events;
+
+pub(crate) use ways::{Arrival, arrives, fails};
 
 /// Most bytes of a datagram: 65 535 without the headers of IPv4 and UDP.
 const LENGTH_MAX: usize = 65_507;
@@ -89,11 +93,11 @@ impl Udp {
     }
 
     /// A datagram arrives here; where the buffer is full it is lost.
-    fn deliver(&self, data: Vec<u8>, from: SocketAddr, to: SocketAddr) {
+    fn deliver(&self, data: Vec<u8>, from: SocketAddr, to: SocketAddr, arrival: Arrival) {
         let message = Message {
             data,
             from: Some(Address::of_domain(self.common.domain, from)),
-            controls: self.controls(to),
+            controls: self.controls(to, arrival),
             ..Message::default()
         };
         let bytes = lock(&self.common.options).receive_buffer;
@@ -103,11 +107,11 @@ impl Udp {
     }
 
     /// Control messages that the socket wants with what came to an address.
-    fn controls(&self, to: SocketAddr) -> Vec<ControlMessage> {
+    fn controls(&self, to: SocketAddr, arrival: Arrival) -> Vec<ControlMessage> {
         let mut controls = Vec::new();
         let mut put = |level, kind, data: Vec<u8>| controls.push(ControlMessage { level, kind, data });
         let (ip, ipv6) = (libc::IPPROTO_IP, libc::IPPROTO_IPV6);
-        let index = 1i32.to_ne_bytes();
+        let index = arrival.interface.to_ne_bytes();
         if let Some(nanoseconds) = lock(&self.common.options).timestamps {
             let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
             let part = if nanoseconds { now.subsec_nanos() } else { now.subsec_micros() };
@@ -122,10 +126,10 @@ impl Udp {
             put(ip, libc::IP_PKTINFO, [index, own.octets(), own.octets()].concat());
         }
         if has(&self.common, ip, libc::IP_RECVTTL) && to.is_ipv4() {
-            put(ip, libc::IP_TTL, told(64));
+            put(ip, libc::IP_TTL, told(arrival.hops.into()));
         }
         if has(&self.common, ip, libc::IP_RECVTOS) && to.is_ipv4() {
-            put(ip, libc::IP_TOS, vec![0]);
+            put(ip, libc::IP_TOS, vec![arrival.class]);
         }
         if has(&self.common, ip, libc::IP_RECVORIGDSTADDR) && to.is_ipv4() {
             put(ip, libc::IP_RECVORIGDSTADDR, Address::Inet(to).bytes());
@@ -139,10 +143,10 @@ impl Udp {
                 put(ipv6, libc::IPV6_PKTINFO, [own.octets().as_slice(), &index].concat());
             }
             if has(&self.common, ipv6, libc::IPV6_RECVHOPLIMIT) && to.is_ipv6() {
-                put(ipv6, libc::IPV6_HOPLIMIT, told(64));
+                put(ipv6, libc::IPV6_HOPLIMIT, told(arrival.hops.into()));
             }
             if has(&self.common, ipv6, libc::IPV6_RECVTCLASS) && to.is_ipv6() {
-                put(ipv6, libc::IPV6_TCLASS, told(0));
+                put(ipv6, libc::IPV6_TCLASS, told(arrival.class.into()));
             }
         }
         controls
@@ -171,16 +175,12 @@ impl Udp {
         Ok(None)
     }
 
-    /// To all who hear a group or a broadcast.
-    fn deliver_to_all(&self, data: &[u8], from: SocketAddr, to: SocketAddr) {
-        for socket in self.common.net.inet.udp.all(to.port()) {
-            let Some(socket) = socket.downcast::<Self>() else { continue };
-            let names = *lock(&socket.names);
-            let member = !to.ip().is_multicast() || lock(&socket.groups).contains(&to.ip());
-            let hears = names.bound.is_some_and(|ip| ip.is_unspecified() || ip == to.ip());
-            if member && hears && names.remote.is_none_or(|remote| remote == from) {
-                socket.deliver(data.to_vec(), from, to);
-            }
+    /// Routers outside are told when the first joins a group, and when the last leaves it.
+    fn member(&self, group: IpAddr, joins: bool) {
+        let net = &self.common.net;
+        let told = if joins { net.inet.join(group) } else { net.inet.leave(group) };
+        if let (true, Some(stack)) = (told, net.stack()) {
+            stack.join(group, 0, joins);
         }
     }
 
@@ -211,6 +211,8 @@ impl Udp {
             (false, Some(at)) => drop(groups.remove(at)),
             (false, None) => return Err(Errno::EADDRNOTAVAIL),
         }
+        drop(groups);
+        self.member(group, joins);
         Ok(())
     }
 }
@@ -232,8 +234,9 @@ impl Socket for Udp {
         let to = destination(&self.common, address)?;
         let source = match route(&context.net, to.ip())? {
             Route::Own(source) => source,
+            Route::Outside(path) => path.source,
             Route::Broadcast if !lock(&self.common.options).broadcast => return Err(Errno::EACCES),
-            _ => Ipv4Addr::LOCALHOST.into(),
+            _ => self.source_to_all(to.ip()),
         };
         let mut local = self.bound()?;
         if local.ip().is_unspecified() {
@@ -277,36 +280,23 @@ impl Socket for Udp {
             return Err(Errno::EPIPE);
         }
         let route = route(&self.common.net, to.ip())?;
-        if route == Route::Broadcast && !lock(&self.common.options).broadcast {
+        if route.is_broadcast() && !lock(&self.common.options).broadcast {
             return Err(Errno::EACCES);
         }
         let asked = self.asked_source(&message.controls)?;
         let mut from = self.bound()?;
         if let Some(asked) = asked {
             from.set_ip(asked);
-        } else if from.ip().is_unspecified() {
-            from.set_ip(match route {
-                Route::Own(source) => source,
-                _ if to.is_ipv4() => Ipv4Addr::LOCALHOST.into(),
-                _ => Ipv6Addr::LOCALHOST.into(),
+        } else if from.ip().is_unspecified() || from.ip().is_multicast() {
+            from.set_ip(match &route {
+                Route::Own(source) => *source,
+                Route::Outside(path) => path.source,
+                _ => self.source_to_all(to.ip()),
             });
         }
         let data = gather(message)?;
         let count = data.len();
-        if !matches!(route, Route::Own(_)) {
-            self.deliver_to_all(&data, from, to);
-            return Ok(count);
-        }
-        match self.common.net.inet.udp.find(to, from, false) {
-            Some(socket) => {
-                if let Some(socket) = socket.downcast::<Self>() {
-                    socket.deliver(data, from, to);
-                }
-            }
-            // An ICMP error comes back, which only a connected socket is told.
-            None if lock(&self.names).remote.is_some() => self.common.fail(Errno::ECONNREFUSED),
-            None => {}
-        }
+        self.dispatch(&route, data, from, to)?;
         Ok(count)
     }
 
@@ -370,7 +360,9 @@ impl Socket for Udp {
             (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY) if lock(&self.names).local.is_some() => {
                 Err(Errno::EINVAL)
             }
-            (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_IF) if !(0..=1).contains(&number(value)?) => {
+            (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_IF)
+                if !super::super::interfaces::is_number(&self.common.net, number(value)?) =>
+            {
                 Err(Errno::ENODEV)
             }
             _ => options::set(context, &self.common, [level, name], value),
@@ -394,6 +386,8 @@ impl Socket for Udp {
         if let Some(local) = local {
             self.common.net.inet.udp.release(local.port(), self.common.id());
         }
+        let groups = std::mem::take(&mut *lock(&self.groups));
+        groups.into_iter().for_each(|group| self.member(group, false));
         self.inbox.clear(true);
         self.common.notify(Events::IN | Events::OUT | Events::HUP);
     }

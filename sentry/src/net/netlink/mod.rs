@@ -1,6 +1,7 @@
-//! Netlink sockets (`man 7 netlink`): `NETLINK_ROUTE`, which answers about `lo`, and `NETLINK_KOBJECT_UEVENT`, where nothing ever comes.
+//! Netlink sockets (`man 7 netlink`): `NETLINK_ROUTE`, which answers about interfaces, and `NETLINK_KOBJECT_UEVENT`, where nothing ever comes.
 
 mod route;
+mod tell;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};

@@ -1,9 +1,11 @@
-//! What `NETLINK_ROUTE` answers (`man 7 rtnetlink`): dumps of links, addresses and routes; everything else is refused.
+//! What `NETLINK_ROUTE` answers (`man 7 rtnetlink`): dumps of links, addresses, routes and neighbours, one link, one route; everything
+//! else is refused.
 
 use std::net::IpAddr;
 
 use super::super::Net;
-use super::super::interfaces::{LOOPBACK_INDEX, MTU, addresses};
+use super::super::interfaces;
+use super::tell;
 use crate::error::Errno;
 
 /// `sizeof(struct nlmsghdr)`.
@@ -20,6 +22,8 @@ const NEWADDR: u16 = 20;
 const GETADDR: u16 = 22;
 const NEWROUTE: u16 = 24;
 const GETROUTE: u16 = 26;
+const NEWNEIGH: u16 = 28;
+const GETNEIGH: u16 = 30;
 /// Bytes of answers in one datagram.
 const BATCH: usize = 16 * 1024;
 
@@ -75,117 +79,59 @@ impl Writer {
     }
 }
 
-/// Adds an attribute (`struct rtattr`).
-fn attribute(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    let length = u16::try_from(value.len().saturating_add(4)).unwrap_or(u16::MAX);
-    body.extend_from_slice(&length.to_ne_bytes());
-    body.extend_from_slice(&kind.to_ne_bytes());
-    body.extend_from_slice(value);
-    body.resize(body.len().next_multiple_of(4), 0);
-}
-
-fn octets(ip: IpAddr) -> Vec<u8> {
-    match ip {
-        IpAddr::V4(ip) => ip.octets().to_vec(),
-        IpAddr::V6(ip) => ip.octets().to_vec(),
-    }
-}
-
-fn family(ip: IpAddr) -> u8 {
-    if ip.is_ipv4() { 2 } else { 10 }
-}
-
-/// `struct ifinfomsg` and attributes of `lo`.
-fn link() -> Vec<u8> {
-    let mut body = vec![0, 0];
-    // ARPHRD_LOOPBACK; IFF_UP | IFF_LOOPBACK | IFF_RUNNING | IFF_LOWER_UP.
-    body.extend_from_slice(&772u16.to_ne_bytes());
-    body.extend_from_slice(&LOOPBACK_INDEX.to_ne_bytes());
-    body.extend_from_slice(&0x1_0049u32.to_ne_bytes());
-    body.extend_from_slice(&[0; 4]);
-    attribute(&mut body, 3, b"lo\0");
-    attribute(&mut body, 13, &1000u32.to_ne_bytes());
-    // IFLA_OPERSTATE, IFLA_LINKMODE: unknown, default.
-    attribute(&mut body, 16, &[0]);
-    attribute(&mut body, 17, &[0]);
-    attribute(&mut body, 4, &MTU.to_ne_bytes());
-    attribute(&mut body, 27, &0u32.to_ne_bytes());
-    attribute(&mut body, 31, &1u32.to_ne_bytes());
-    attribute(&mut body, 32, &1u32.to_ne_bytes());
-    attribute(&mut body, 33, &[1]);
-    attribute(&mut body, 6, b"noqueue\0");
-    attribute(&mut body, 1, &[0; 6]);
-    attribute(&mut body, 2, &[0; 6]);
-    attribute(&mut body, 7, &[0; 96]);
-    attribute(&mut body, 23, &[0; 192]);
-    body
-}
-
-/// `struct ifaddrmsg` and attributes.
-fn address(ip: IpAddr, prefix: u8) -> Vec<u8> {
-    let scope = if ip.is_loopback() { 254 } else { 0 };
-    let mut body = vec![family(ip), prefix, 0x80, scope];
-    body.extend_from_slice(&LOOPBACK_INDEX.to_ne_bytes());
-    attribute(&mut body, 1, &octets(ip));
-    if ip.is_ipv4() {
-        attribute(&mut body, 2, &octets(ip));
-        attribute(&mut body, 3, b"lo\0");
-    }
-    attribute(&mut body, 8, &0x80u32.to_ne_bytes());
-    // No end of its life: preferred, valid, made, changed.
-    let life = [u32::MAX.to_ne_bytes(), u32::MAX.to_ne_bytes(), [0; 4], [0; 4]].concat();
-    attribute(&mut body, 6, &life);
-    body
-}
-
-/// `struct rtmsg` and attributes of the route in the table `local`.
-fn route(ip: IpAddr, prefix: u8) -> Vec<u8> {
-    let scope = if ip.is_ipv4() { 254 } else { 0 };
-    // Table 255 (local), protocol 2 (kernel), type 2 (local).
-    let mut body = vec![family(ip), prefix, 0, 0, 255, 2, scope, 2, 0, 0, 0, 0];
-    attribute(&mut body, 15, &255u32.to_ne_bytes());
-    let network = match ip {
-        IpAddr::V4(ip) if prefix == 8 => vec![ip.octets()[0], 0, 0, 0],
-        ip => octets(ip),
-    };
-    attribute(&mut body, 1, &network);
-    if ip.is_ipv4() {
-        attribute(&mut body, 7, &octets(ip));
-    }
-    attribute(&mut body, 4, &LOOPBACK_INDEX.to_ne_bytes());
-    body
-}
-
 /// Messages that answer a request; `None` where it is for something that is not there.
 fn entries(net: &Net, kind: u16, wanted: u8) -> Result<(u16, Vec<Vec<u8>>), Errno> {
-    let fits = |ip: &IpAddr| wanted == 0 || family(*ip) == wanted;
-    let own = || addresses(net).into_iter().filter(|(ip, _)| fits(ip));
+    let fits = |ip: &IpAddr| wanted == 0 || tell::family(*ip) == wanted;
     match kind {
-        GETLINK => Ok((NEWLINK, vec![link()])),
-        GETADDR => Ok((NEWADDR, own().map(|(ip, prefix)| address(ip, prefix)).collect())),
-        GETROUTE => Ok((NEWROUTE, own().map(|(ip, prefix)| route(ip, prefix)).collect())),
-        // Neighbours, rules and the like: none.
-        30 | 34 | 38 | 42 | 66 | 74 | 78 => Ok((DONE, Vec::new())),
+        GETLINK => Ok((NEWLINK, interfaces::all(net).iter().map(tell::link).collect())),
+        GETADDR => {
+            let of = |told: &interfaces::Told| {
+                let own = told.addresses.iter().filter(|prefix| fits(&prefix.ip));
+                own.map(|prefix| tell::address(told, *prefix)).collect::<Vec<_>>()
+            };
+            Ok((NEWADDR, interfaces::all(net).iter().flat_map(of).collect()))
+        }
+        GETROUTE => Ok((NEWROUTE, tell::routes(net, fits))),
+        GETNEIGH => Ok((NEWNEIGH, tell::neighbours(net, fits))),
+        // Rules and the like: none.
+        34 | 38 | 42 | 66 | 74 | 78 => Ok((DONE, Vec::new())),
         _ => Err(Errno::EOPNOTSUPP),
     }
 }
 
-/// Whether a request for one link is for `lo`: by number, or by name (`IFLA_IFNAME`).
-fn is_loopback(request: &[u8]) -> bool {
-    let index = part(request, HEADER + 4).map_or(0, u32::from_ne_bytes);
-    if index != 0 {
-        return index == LOOPBACK_INDEX;
-    }
-    let mut rest = request.get(HEADER + 16..).unwrap_or_default();
+/// An attribute after a header of so many bytes.
+fn attribute_of(request: &[u8], header: usize, wanted: u16) -> Option<&[u8]> {
+    let mut rest = request.get(HEADER.saturating_add(header)..)?;
     while let (Some(length), Some(kind)) = (part::<2>(rest, 0), part::<2>(rest, 2)) {
         let length = usize::from(u16::from_ne_bytes(length));
-        let Some(value) = rest.get(4..length) else { return false };
-        if u16::from_ne_bytes(kind) == 3 {
-            return value == b"lo\0" || value == b"lo";
+        let value = rest.get(4..length)?;
+        if u16::from_ne_bytes(kind) == wanted {
+            return Some(value);
         }
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
-    false
+    None
+}
+
+/// The interface that a request for one is for: by number, or by name (`IFLA_IFNAME`).
+fn one_link(net: &Net, request: &[u8]) -> Option<interfaces::Told> {
+    let index = part(request, HEADER + 4).map_or(0, u32::from_ne_bytes);
+    let name = attribute_of(request, 16, 3).unwrap_or_default();
+    let name = name.strip_suffix(&[0]).unwrap_or(name);
+    interfaces::all(net).into_iter().find(|told| {
+        if index != 0 { told.number == index } else { !name.is_empty() && told.name.as_bytes() == name }
+    })
+}
+
+/// The route that a request for one is for (`RTA_DST`).
+fn one_route(net: &Net, request: &[u8]) -> Result<Vec<u8>, Errno> {
+    let to = attribute_of(request, 12, 1).unwrap_or_default();
+    let to: IpAddr = match to.len() {
+        4 => <[u8; 4]>::try_from(to).map_err(|_| Errno::EINVAL)?.into(),
+        16 => <[u8; 16]>::try_from(to).map_err(|_| Errno::EINVAL)?.into(),
+        _ => return Err(Errno::EINVAL),
+    };
+    tell::route_to(net, to)
 }
 
 fn answer(net: &Net, request: &[u8], header: Header, port: u32) -> Vec<Vec<u8>> {
@@ -206,14 +152,23 @@ fn answer(net: &Net, request: &[u8], header: Header, port: u32) -> Vec<Vec<u8>> 
             }
             writer.message(DONE, MULTI, &0i32.to_ne_bytes());
         }
-        Ok((kind, entries)) if header.kind == GETLINK && is_loopback(request) => {
-            entries.iter().for_each(|entry| writer.message(kind, 0, entry));
-            if header.flags & ACK != 0 {
-                writer.error(None, request);
+        Ok(_) if matches!(header.kind, GETLINK | GETROUTE) => {
+            let (kind, one) = if header.kind == GETLINK {
+                let told = one_link(net, request);
+                (NEWLINK, told.map(|told| tell::link(&told)).ok_or(Errno::ENODEV))
+            } else {
+                (NEWROUTE, one_route(net, request))
+            };
+            match one {
+                Ok(one) => {
+                    writer.message(kind, 0, &one);
+                    if header.flags & ACK != 0 {
+                        writer.error(None, request);
+                    }
+                }
+                Err(errno) => writer.error(Some(errno), request),
             }
         }
-        Ok(_) if header.kind == GETLINK => writer.error(Some(Errno::ENODEV), request),
-        Ok(_) if header.kind == GETROUTE => writer.error(Some(Errno::ENETUNREACH), request),
         Ok(_) => writer.error(Some(Errno::EOPNOTSUPP), request),
     }
     datagrams.push(writer.bytes);
@@ -296,7 +251,7 @@ mod tests {
         body[4] = 2;
         assert_eq!(kinds(&answers(&net, &request(GETLINK, 0, &body), 5)), [ERROR]);
         body[4] = 0;
-        attribute(&mut body, 3, b"lo\0");
+        tell::attribute(&mut body, 3, b"lo\0");
         assert_eq!(kinds(&answers(&net, &request(GETLINK, 0, &body), 5)), [NEWLINK]);
     }
 

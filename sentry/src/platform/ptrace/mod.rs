@@ -62,6 +62,7 @@ fn start(code: &Arc<Code>, socket: std::os::fd::OwnedFd, vdso: &Vdso) -> Result<
             let first = First {
                 code: code.bytes,
                 start: code.start,
+                table: None,
                 handler: None,
                 contexts: None,
                 socket: socket.as_fd(),

@@ -79,6 +79,16 @@ impl Context {
         unsafe { std::ptr::copy_nonoverlapping(self.base.as_ptr().add(offset), to.as_mut_ptr(), to.len()) }
     }
 
+    /// Has the processor fetch so many lines that will be written soon.
+    pub(super) fn prefetch(&self, offset: usize, lines: usize) {
+        for line in 0..lines {
+            // SAFETY: it reads and writes nothing, whatever the address.
+            unsafe {
+                core::arch::asm!("prefetchw [{}]", in(reg) self.base.as_ptr().wrapping_add(offset + 64 * line));
+            }
+        }
+    }
+
     /// Copies bytes in. The range must lie inside.
     pub(super) fn write(&self, offset: usize, from: &[u8]) {
         assert!(offset + from.len() <= CONTEXT_SIZE);

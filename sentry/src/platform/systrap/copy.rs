@@ -1,19 +1,20 @@
 //! Bytes between the sentry and a guest: copied by the stub's own hand while it is quick, by the host's kernel ([`super::remote`]) else.
 
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
 
 use super::layout::{CODE, at, context_address, op};
 use super::thread::StubThread;
 use crate::platform::Memory;
 
-/// A copy by the stub that takes longer than the host's kernel needs for one says that the stub has to wait for a processor...
-const SLOW_COPY: Duration = Duration::from_micros(4);
+/// A copy by the stub for which the sentry looks so often (some 4 us) takes longer than the host's kernel needs for one: the stub has to
+/// wait for a processor...
+const SLOW_COPY: u32 = 160;
 /// ...and so many copies are then made by the host's kernel.
 const SLOW_COPIES: u32 = 256;
 
 impl Memory for StubThread {
     fn read(&self, address: u64, to: &mut [u8]) -> usize {
+        self.finish_late();
         if !self.copies(address, to.len()) {
             return self.memory.read(address, to);
         }
@@ -24,6 +25,7 @@ impl Memory for StubThread {
     }
 
     fn write(&self, address: u64, from: &[u8]) -> usize {
+        self.finish_late();
         if !self.copies(address, from.len()) {
             return self.memory.write(address, from);
         }
@@ -43,14 +45,13 @@ impl StubThread {
         }
         let inside = address.checked_add(length as u64).is_some_and(|end| end <= CODE);
         let awake = self.context.u32_at(at::STUB_SLEEPS).load(Ordering::Relaxed) == 0;
-        self.spins && inside && awake && (1..=at::WINDOW_SIZE).contains(&length)
+        self.waiting.spins && inside && awake && (1..=at::WINDOW_SIZE).contains(&length)
     }
 
     /// Has the stub copy bytes; how many it could.
-    fn copy(&self, to: u64, from: u64, length: usize) -> usize {
-        let begin = Instant::now();
+    pub(super) fn copy(&self, to: u64, from: u64, length: usize) -> usize {
         let Ok(left) = self.ask(op::COPY, &[to, from, length as u64]) else { return 0 };
-        if begin.elapsed() > SLOW_COPY {
+        if self.waiting.looks.get() > SLOW_COPY {
             self.slow_copies.set(SLOW_COPIES);
         }
         length.saturating_sub(usize::try_from(left).unwrap_or(usize::MAX))

@@ -33,26 +33,28 @@ pub(super) fn context_address(slot: usize) -> u64 {
     CONTEXTS + (slot * CONTEXT_SIZE) as u64
 }
 
-/// Offsets in a context. Words that both sides spin on have a cache line of their own.
+/// Offsets in a context. What passes with the turn has one cache line, so that a hand-over is one line that changes its processor; words
+/// that one side looks at and the other seldom writes have lines of their own.
 pub(super) mod at {
     /// Whose turn it is: see [`super::state`]. 32 bits, a futex.
     pub(crate) const STATE: usize = 0x000;
+    /// What is asked of who gets the turn: [`super::op`] for the stub, [`super::kind`] for the sentry. 32 bits.
+    pub(crate) const WHAT: usize = 0x004;
+    /// To the sentry: `rax` and the arguments of a call (`rdi`, `rsi`, `rdx`, `r10`, `r8`, `r9`), or the result of what was asked. To the stub:
+    /// `rax` with which the guest goes on.
+    pub(crate) const TURN: usize = 0x008;
     /// Not 0 while the stub sleeps, or is about to.
     pub(crate) const STUB_SLEEPS: usize = 0x040;
     /// Not 0 while the sentry sleeps, or is about to.
     pub(crate) const SENTRY_SLEEPS: usize = 0x080;
     /// Set by the stub's signal handler when an interrupt came while the stub itself ran.
     pub(crate) const INTERRUPTED: usize = 0x084;
-    /// How often the stub looks at the state before it sleeps.
+    /// How often the stub looks at the state before it sleeps: where the sentry was awake, and where the stub had to wake it. 32 bits each.
     pub(crate) const SPIN: usize = 0x088;
-    /// What the stub is to do: see [`super::op`].
-    pub(crate) const OP: usize = 0x0c0;
-    /// Arguments of it: a system call's number and six arguments.
-    pub(crate) const ARGUMENTS: usize = 0x0c8;
-    /// Result of it.
-    pub(crate) const RESULT: usize = 0x100;
-    /// Why the stub gave the turn away: see [`super::kind`].
-    pub(crate) const KIND: usize = 0x108;
+    /// The latter.
+    pub(crate) const SPIN_WOKEN: usize = 0x08c;
+    /// Arguments of what is asked: a system call's number and six arguments.
+    pub(crate) const ARGUMENTS: usize = 0x0c0;
     /// `siginfo`: number, code, address.
     pub(crate) const SIGNAL: usize = 0x110;
     /// `si_code`.
@@ -73,12 +75,20 @@ pub(super) mod at {
     pub(crate) const STACK_T: usize = 0x150;
     /// 18 registers, see [`crate::platform::Regs`].
     pub(crate) const REGS: usize = 0x180;
-    /// Values of calls that are answered without a hand-over.
+    /// Values of calls that are answered without a hand-over, in the order of [`crate::platform::ANSWERED`].
     pub(crate) const ANSWERS: usize = 0x240;
     /// Arguments of the `mmap` of [`super::op::MAP_FILE`]: address, length, protection, flags, offset.
     pub(crate) const MAP_ARGUMENTS: usize = 0x280;
+    /// Which of them are there: a bit for each.
+    pub(crate) const ANSWERED: usize = 0x2c0;
+    /// What only the sentry and who has this context can know.
+    pub(crate) const SECRET: usize = 0x300;
     /// A stack of a few words grows down from here.
     pub(crate) const SCRATCH_STACK: usize = 0x400;
+    /// What the stub fetched with a call ([`super::super::stage`]).
+    pub(crate) const STAGE: usize = 0x400;
+    /// Most bytes of it.
+    pub(crate) const STAGE_SIZE: usize = 0x400;
     /// XSAVE area.
     pub(crate) const VECTOR: usize = 0x1000;
     /// Bytes of it.
@@ -90,7 +100,13 @@ pub(super) mod at {
     /// Bytes that are copied between the guest's memory and the sentry.
     pub(crate) const WINDOW: usize = 0x8000;
     /// Bytes of it.
-    pub(crate) const WINDOW_SIZE: usize = 0x8000;
+    pub(crate) const WINDOW_SIZE: usize = 0x4000;
+    /// What is put into the guest's memory before it goes on: where to, how many bytes, and these.
+    pub(crate) const LATE: usize = 0xc000;
+    /// The bytes.
+    pub(crate) const LATE_BYTES: usize = LATE + 16;
+    /// Most of them.
+    pub(crate) const LATE_SIZE: usize = 0x1000;
     /// In the window, where files are received: control data of the message.
     pub(crate) const CONTROL: usize = 128;
     /// Where in that the descriptors are (behind `struct cmsghdr`).
@@ -105,38 +121,54 @@ pub(super) mod state {
     pub(crate) const STUB: u32 = 1;
     /// The sentry's.
     pub(crate) const SENTRY: u32 = 2;
+    /// The sentry's, and it will be long: the stub shall sleep.
+    pub(crate) const LONG: u32 = 3;
 }
 
 /// What the stub can be asked.
 pub(super) mod op {
-    /// Run the guest with the registers of the context.
-    pub(crate) const RESUME: u64 = 1;
+    /// Run the guest with all registers of the context.
+    pub(crate) const RESUME_ALL: u32 = 1;
     /// Make a system call of the host.
-    pub(crate) const CALL: u64 = 2;
+    pub(crate) const CALL: u32 = 2;
     /// Copy bytes: to, from, length. The result is how many are left.
-    pub(crate) const COPY: u64 = 3;
+    pub(crate) const COPY: u32 = 3;
     /// Compare and swap 32 bits: address, expected, new. The result is what was there, or -1.
-    pub(crate) const COMPARE_EXCHANGE: u64 = 4;
+    pub(crate) const COMPARE_EXCHANGE: u32 = 4;
     /// Save vector registers to the context.
-    pub(crate) const SAVE_VECTOR: u64 = 5;
+    pub(crate) const SAVE_VECTOR: u32 = 5;
     /// Load them from it. The result is 0, or -1 when they are no valid state.
-    pub(crate) const LOAD_VECTOR: u64 = 6;
+    pub(crate) const LOAD_VECTOR: u32 = 6;
     /// `clone` of a thread: flags, -, -, place of the word that is cleared at its end, -, its context.
-    pub(crate) const SPAWN: u64 = 7;
+    pub(crate) const SPAWN: u32 = 7;
+    /// `clone` of a process: flags, descriptor of the new contexts, descriptors that the new process and the old one close.
+    pub(crate) const FORK: u32 = 8;
     /// Receives a file and maps it: socket, message header, flags; the rest is at [`super::at::MAP_ARGUMENTS`]. The result is `mmap`'s.
-    pub(crate) const MAP_FILE: u64 = 9;
-    /// `clone` of a process: flags, descriptor of the new contexts, descriptor that is closed.
-    pub(crate) const FORK: u64 = 8;
+    pub(crate) const MAP_FILE: u32 = 9;
+    /// Run the guest as it stopped, with another `rax`.
+    pub(crate) const RESUME: u32 = 10;
+    /// The same, after what [`super::at::LATE`] says was put into its memory.
+    pub(crate) const RESUME_LATE: u32 = 11;
 }
 
 /// Why the stub gave the turn away.
 pub(super) mod kind {
     /// What it was asked is done.
-    pub(crate) const DONE: u64 = 1;
-    /// The guest stopped by a signal.
-    pub(crate) const SIGNAL: u64 = 2;
+    pub(crate) const DONE: u32 = 0x101;
+    /// The guest stopped by a signal that is no call.
+    pub(crate) const SIGNAL: u32 = 0x102;
     /// It was interrupted before the guest ran.
-    pub(crate) const INTERRUPTED: u64 = 3;
+    pub(crate) const INTERRUPTED: u32 = 0x103;
+    /// The bytes of [`super::op::RESUME_LATE`] could not be written.
+    pub(crate) const NOT_WRITTEN: u32 = 0x104;
+    /// The guest makes a call. With any of the flags below.
+    pub(crate) const CALL: u32 = 0x200;
+    /// It trapped.
+    pub(crate) const TRAPPED: u32 = 1;
+    /// Something of what it points to was fetched.
+    pub(crate) const STAGED: u32 = 2;
+    /// What it points to can be written.
+    pub(crate) const WRITABLE: u32 = 4;
 }
 
 /// The host's signal by which a running guest thread is interrupted. Guests never see signals of the host.

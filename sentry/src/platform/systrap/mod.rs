@@ -5,33 +5,43 @@
 //! such as `mmap`; its filter ([`filter`]) sees to it that neither it nor guest code can do anything to others. Address spaces are
 //! copies of a first stub ([`zygote`]) or, at `fork`, of each other: the host's kernel does copy-on-write.
 //!
-//! `unsafe` is in [`context`] (shared memory), [`stub_code`] (the assembler's symbols), [`zygote`] (`fork`) and one `tgkill` in [`thread`].
+//! What a stub says is what its guest wants it to say. So it can hurt that guest alone: see [`stub`] for the number of a new process, by
+//! which memory is read and processes are killed. [`hostile`] is a stub for tests that says whatever it is told to.
+//!
+//! `unsafe` is in [`context`] (shared memory), [`hostile`] (descriptors that came), [`stub_image`] (the assembler's symbols), [`zygote`] (`fork`) and one `tgkill` in [`thread`].
 
 mod context;
 mod copy;
 pub(super) mod filter;
+pub mod hostile;
 pub(super) mod layout;
 mod patch;
 pub(super) mod remote;
 mod replace;
+mod spare;
+mod stage;
 mod stub;
 mod stub_code;
+mod stub_image;
 mod thread;
+mod turn;
 pub(super) mod vdso;
+mod waiting;
 pub(super) mod zygote;
 
 pub(crate) use layout::INTERRUPT;
 pub(super) use thread::{memory_call, result, signal_thread};
+pub(crate) use waiting::rest;
 
 use std::ops::Range;
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use context::Context;
 use nix::unistd::Pid;
-use patch::Patches;
+use spare::Spare;
 use stub::{Parts, Processes};
-use stub_code::StubCode;
+use stub_image::StubCode;
 use thread::{Place, StubThread};
 use vdso::Vdso;
 use zygote::First;
@@ -44,7 +54,7 @@ pub(super) const LOWEST: u64 = patch::SLOTS + patch::SLOTS_SIZE;
 
 /// The platform. As long as it lives, one stub waits to be copied.
 pub struct Systrap {
-    first: Mutex<StubThread>,
+    spare: Arc<Spare>,
     vdso: Vdso,
 }
 
@@ -56,13 +66,16 @@ impl Systrap {
     /// What the host says: no processes left, seccomp or memfd not there.
     pub fn new() -> Result<Self, Errno> {
         let parts = Parts::new()?;
-        thread::prepare(&Context::map(parts.contexts.as_fd(), 0)?, 0);
+        thread::prepare(&Context::map(parts.contexts.as_fd(), 0)?, 0, 0, layout::state::STUB);
         let processes = Arc::new(Processes::default());
         let vdso = Vdso::of_host()?;
         let (pid, parts) = start(&processes, parts, vdso.range.clone())?;
-        let (stub, context) = processes.adopt(pid, parts, 0, Patches::default())?;
-        let first = StubThread::begin(&processes, Place { stub, slot: 0, context }, pid, 0)?;
-        Ok(Self { first: Mutex::new(first), vdso })
+        let (stub, context) = processes.first(pid, parts)?;
+        let first = StubThread::begin(&processes, Place { stub, slot: 0, context }, pid, 0);
+        if !first.wait(0) {
+            return Err(Errno::EAGAIN);
+        }
+        Ok(Self { spare: Spare::new(first), vdso })
     }
 }
 
@@ -81,6 +94,7 @@ fn start(processes: &Arc<Processes>, parts: Parts, vdso: Range<u64>) -> Result<(
                 let code = StubCode::linked();
                 zygote::start(&First {
                     code: code.bytes,
+                    table: Some((stage::TABLE, stage::table())),
                     start: code.start,
                     handler: Some((code.handler, code.restorer)),
                     contexts: Some(parts.contexts.as_fd()),
@@ -103,7 +117,7 @@ impl Platform for Systrap {
     }
 
     fn new_address_space(&self) -> Result<Box<dyn Thread>, Errno> {
-        self.first.lock().unwrap_or_else(PoisonError::into_inner).fork()
+        Ok(Box::new(self.spare.take()?))
     }
 
     fn guest_range(&self) -> Range<u64> {

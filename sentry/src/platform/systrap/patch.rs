@@ -4,16 +4,20 @@
 //! of 32 bits. Each site has a *slot* of its own in a table that lies low in the guest's memory; the word leads to the code behind
 //! it, which puts number and return address where `syscall` would, and enters the stub.
 //!
+//! The C library's `syscall` has the number in a register: there it is `syscall; cmp $-4095, %rax`, eight bytes, that become the jump; the slot
+//! makes the comparison before it goes back. The jump is written so that its third byte, where the comparison was, begins an instruction
+//! that no program may execute (`in`): who is about to compare, or jumps there, faults, and the comparison is made for it.
+//!
 //! **When a site may be replaced.** Its page must be private (a shared one would change the file) and not writable (code that is being made or
 //! changed is let alone), and it has been met [`HITS`] times. Where other threads may run through it, it is changed in steps that each of them
 //! may meet, and only when its beginning lies in one quadword. Code that jumps between the two instructions, or is restarted there after a
 //! signal, meets a byte that is no instruction (`SLOTS >> 16`): the fault is taken for the call that it was. Code that reads itself sees the
 //! change.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::layout::{CODE, at};
-use super::stub_code::StubCode;
+use super::stub_image::StubCode;
 
 /// Where the table lies.
 pub(super) const SLOTS: u64 = 0x6_0000;
@@ -31,11 +35,23 @@ const COUNTED: usize = 4096;
 /// Bytes of a site.
 pub(super) const SITE_SIZE: usize = 7;
 
+/// `syscall; cmp $-4095, %rax`.
+pub(super) const COMPARED: [u8; 8] = [0x0f, 0x05, 0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff];
+/// What it compares with.
+const ERRORS: u64 = (-4095_i64).cast_unsigned();
+
 /// The sites of one address space.
 #[derive(Clone, Default)]
 pub(super) struct Patches {
     hits: HashMap<u64, u32>,
-    sites: HashMap<u64, ()>,
+    sites: HashSet<u64>,
+    compared: HashSet<u64>,
+    /// Slots in use.
+    slots: u64,
+    /// Those that answer by themselves: where they lie, for which site, which call.
+    answering: Vec<(u64, u64, u32)>,
+    /// Nothing is answered any more.
+    silent: bool,
 }
 
 /// What has to be written to replace a site.
@@ -45,9 +61,12 @@ pub(super) struct Patch {
     /// Its bytes.
     pub(super) slot_bytes: Vec<u8>,
     /// The site's new bytes.
-    pub(super) site_bytes: [u8; SITE_SIZE],
+    pub(super) site_bytes: Vec<u8>,
     /// Whether the table is not there yet: then this goes to its beginning.
     pub(super) table_bytes: Option<[u8; 8]>,
+    /// Whether the call is answered without the sentry.
+    pub(super) answers: bool,
+    number: u32,
 }
 
 /// The number in `mov $number, %eax; syscall`.
@@ -72,11 +91,8 @@ impl Patches {
 
     /// Plans the replacement; `None` when the table is full. `answer` is where the context has the call's value, if it has.
     pub(super) fn plan(&self, site: u64, number: u32, answer: Option<usize>) -> Option<Patch> {
-        let index = self.sites.len() as u64 + 1;
-        let slot = SLOTS + index * SLOT_SIZE;
-        if slot + SLOT_SIZE > SLOTS + SLOTS_SIZE {
-            return None;
-        }
+        let answer = answer.filter(|_| !self.silent);
+        let slot = self.free_slot(SLOT_SIZE)?;
         let mut slot_bytes = (slot + 8).to_le_bytes().to_vec();
         slot_bytes.extend([0x48, 0xb9]);
         slot_bytes.extend((site + SITE_SIZE as u64).to_le_bytes());
@@ -87,30 +103,114 @@ impl Patches {
         } else {
             slot_bytes.push(0xb8);
             slot_bytes.extend(number.to_le_bytes());
-            slot_bytes.extend([0xff, 0x25]);
-            let behind = slot + slot_bytes.len() as u64 + 4;
-            let distance = i32::try_from(ENTRY.cast_signed() - behind.cast_signed()).ok()?;
-            slot_bytes.extend(distance.to_le_bytes());
+            jump_by_word(&mut slot_bytes, slot, ENTRY)?;
         }
         let [a, b, c, d] = u32::try_from(slot).ok()?.to_le_bytes();
-        let entry = CODE + StubCode::linked().entry;
         Some(Patch {
             slot,
             slot_bytes,
-            site_bytes: [0xff, 0x24, 0x25, a, b, c, d],
-            table_bytes: self.sites.is_empty().then(|| entry.to_le_bytes()),
+            site_bytes: vec![0xff, 0x24, 0x25, a, b, c, d],
+            table_bytes: self.table_bytes(),
+            answers: answer.is_some(),
+            number,
         })
     }
 
-    /// The site has been replaced.
-    pub(super) fn done(&mut self, site: u64) {
-        self.sites.insert(site, ());
+    /// The same for a site of [`COMPARED`]. Where the call is made again, two bytes before the comparison in the slot, there is a `syscall`.
+    pub(super) fn plan_compared(&self, site: u64) -> Option<Patch> {
+        let slot = self.free_slot(2 * SLOT_SIZE)?;
+        let comparison = slot + 8 + 10 + 6 + 2;
+        let back = slot + 40;
+        let mut slot_bytes = (slot + 8).to_le_bytes().to_vec();
+        slot_bytes.extend([0x48, 0xb9]);
+        slot_bytes.extend(comparison.to_le_bytes());
+        jump_by_word(&mut slot_bytes, slot, ENTRY)?;
+        slot_bytes.extend(COMPARED);
+        jump_by_word(&mut slot_bytes, slot, back)?;
+        slot_bytes.resize(40, 0);
+        slot_bytes.extend((site + COMPARED.len() as u64).to_le_bytes());
+        let [a, b, c, d] = u32::try_from(slot).ok()?.to_le_bytes();
+        // The same jump as above by another of its encodings: an index register of none may have any scale.
+        let site_bytes = vec![0xff, 0x24, 0xe5, a, b, c, d, 0x90];
+        Some(Patch {
+            slot,
+            slot_bytes,
+            site_bytes,
+            table_bytes: self.table_bytes(),
+            answers: false,
+            number: 0,
+        })
+    }
+
+    fn free_slot(&self, size: u64) -> Option<u64> {
+        let slot = SLOTS + (self.slots + 1) * SLOT_SIZE;
+        (slot + size <= SLOTS + SLOTS_SIZE).then_some(slot)
+    }
+
+    fn table_bytes(&self) -> Option<[u8; 8]> {
+        (self.slots == 0).then(|| (CODE + StubCode::linked().entry).to_le_bytes())
+    }
+
+    /// The site has been replaced as planned.
+    pub(super) fn done(&mut self, site: u64, plan: &Patch) {
+        self.sites.insert(site);
+        self.slots += 1;
+        if plan.answers {
+            self.answering.push((plan.slot, site, plan.number));
+        }
+    }
+
+    /// The site of [`COMPARED`] has been replaced.
+    pub(super) fn done_compared(&mut self, site: u64) {
+        self.compared.insert(site);
+        self.slots += 2;
+    }
+
+    /// Nothing is to be answered any more: the slots that still do, each with one that does not. `None` when the table is full.
+    pub(super) fn silence(&mut self) -> Option<Vec<(u64, Patch)>> {
+        self.silent = true;
+        let mut plans = Vec::new();
+        for (slot, site, number) in self.answering.clone() {
+            let plan = self.plan(site, number, None)?;
+            self.slots += 1;
+            plans.push((slot, plan));
+        }
+        self.answering.clear();
+        Some(plans)
     }
 
     /// Whether code that faults at this address is a replaced site, entered where its `syscall` was.
     pub(super) fn entered_inside(&self, address: u64) -> bool {
-        address.checked_sub(5).is_some_and(|site| self.sites.contains_key(&site))
+        address.checked_sub(5).is_some_and(|site| self.sites.contains(&site))
     }
+
+    /// Where code goes on that faults at this address since the comparison that was there has been replaced.
+    pub(super) fn behind_comparison(&self, address: u64) -> Option<u64> {
+        let site = address.checked_sub(2).filter(|site| self.compared.contains(site))?;
+        Some(site + COMPARED.len() as u64)
+    }
+}
+
+/// `jmp *word(%rip)` at the end of what will lie at `slot`.
+fn jump_by_word(bytes: &mut Vec<u8>, slot: u64, word: u64) -> Option<()> {
+    bytes.extend([0xff, 0x25]);
+    let behind = slot + bytes.len() as u64 + 4;
+    bytes.extend(i32::try_from(word.cast_signed() - behind.cast_signed()).ok()?.to_le_bytes());
+    Some(())
+}
+
+/// Flags after `cmp $-4095, %rax` (Intel SDM, volume 2, CMP).
+pub(super) fn flags_of_comparison(rax: u64, flags: u64) -> u64 {
+    let difference = rax.wrapping_sub(ERRORS);
+    let bit = |set: bool, n: u32| u64::from(set) << n;
+    let overflow = ((rax ^ ERRORS) & (rax ^ difference)) >> 63 != 0;
+    let kept = flags & !(0x1 | 0x4 | 0x10 | 0x40 | 0x80 | 0x800);
+    kept | bit(rax < ERRORS, 0)
+        | bit((difference & 0xff).count_ones() % 2 == 0, 2)
+        | bit((rax ^ ERRORS ^ difference) & 0x10 != 0, 4)
+        | bit(difference == 0, 6)
+        | bit(difference >> 63 != 0, 7)
+        | bit(overflow, 11)
 }
 
 const _: () = {
@@ -132,6 +232,22 @@ mod tests {
     }
 
     #[test]
+    fn what_answers_can_be_silenced() {
+        let mut patches = Patches::default();
+        for (site, answer) in [(0x1000, Some(at::ANSWERS)), (0x2000, None), (0x3000, Some(at::ANSWERS))] {
+            let plan = patches.plan(site, 39, answer).unwrap();
+            assert_eq!(plan.answers, answer.is_some());
+            patches.done(site, &plan);
+        }
+        let plans = patches.silence().unwrap();
+        let moved: Vec<_> = plans.iter().map(|(old, plan)| (*old, plan.slot, plan.answers)).collect();
+        let slot = |n: u64| SLOTS + n * SLOT_SIZE;
+        assert_eq!(moved, [(slot(1), slot(4), false), (slot(3), slot(5), false)]);
+        assert!(patches.silence().unwrap().is_empty());
+        assert!(!patches.plan(0x4000, 39, Some(at::ANSWERS)).unwrap().answers);
+    }
+
+    #[test]
     fn a_site_is_due_ever_more_rarely_and_slots_end() {
         let mut patches = Patches::default();
         let due: Vec<u32> = (1..100).filter(|_| patches.met(0x40_0000)).collect();
@@ -142,12 +258,35 @@ mod tests {
         {
             assert_eq!(patch.table_bytes.is_some(), planned == 0);
             assert!(patch.slot_bytes.len() as u64 <= SLOT_SIZE);
-            patches.done(0x40_0000 + planned);
+            patches.done(0x40_0000 + planned, &patch);
             planned += 16;
         }
         assert_eq!(planned / 16, SLOTS_SIZE / SLOT_SIZE - 1);
         assert!(patches.entered_inside(0x40_0005));
         assert!(!patches.entered_inside(0x40_0006));
+        assert!(patches.plan_compared(0x40_0000).is_none());
+        let mut patches = Patches::default();
+        let patch = patches.plan_compared(0x40_0000).unwrap();
+        assert_eq!((patch.slot_bytes.len(), patch.site_bytes.len()), (48, COMPARED.len()));
+        patches.done_compared(0x40_0000);
+        assert_eq!(patches.behind_comparison(0x40_0002), Some(0x40_0008));
+        assert_eq!(patches.behind_comparison(0x40_0003), None);
+        assert!(patches.plan(0x40_0000, 1, None).unwrap().slot >= patch.slot + 2 * SLOT_SIZE);
         assert!(!patches.entered_inside(3));
+    }
+
+    /// As the processor does it.
+    #[test]
+    fn a_comparison_sets_the_flags_that_it_sets() {
+        for rax in [0, 1, 7, u64::MAX, ERRORS, ERRORS - 1, ERRORS + 1, 1 << 63, (1 << 63) - 1, 0xfff, 0x1000]
+        {
+            let flags: u64;
+            // SAFETY: compares a register and reads the flags by way of the stack.
+            unsafe {
+                core::arch::asm!("cmp rax, -4095", "pushfq", "pop {}", out(reg) flags, in("rax") rax);
+            }
+            let all = 0x8d5;
+            assert_eq!(flags_of_comparison(rax, 0x202 | all) & all, flags & all, "{rax:#x}");
+        }
     }
 }

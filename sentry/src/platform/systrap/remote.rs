@@ -4,7 +4,6 @@ use std::io::{IoSlice, IoSliceMut};
 use std::sync::Arc;
 
 use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
-
 use nix::unistd::Pid;
 
 use super::layout::{CODE, END};
@@ -24,6 +23,15 @@ pub(in crate::platform) trait Process: Send + Sync {
 /// A stub's memory, without what is the stub's own.
 pub(in crate::platform) struct StubMemory<P>(pub(in crate::platform) Arc<P>);
 
+/// A range below `end` as one part: Linux copies page by page and tells how far it came, though its manual page promises that for whole parts
+/// only; so where it stops short, [`pages`] finds out where exactly.
+fn whole(address: u64, length: usize, end: u64) -> Option<RemoteIoVec> {
+    let room = usize::try_from(end.saturating_sub(address)).unwrap_or(0);
+    let len = length.min(room);
+    let base = usize::try_from(address).ok()?;
+    (len > 0).then_some(RemoteIoVec { base, len })
+}
+
 /// The parts of a range below `end` that lie in one page each, so that a copy stops exactly before the first page that is not there.
 fn pages(address: u64, length: usize, end: u64) -> Vec<RemoteIoVec> {
     let Ok(mut base) = usize::try_from(address) else { return Vec::new() };
@@ -37,6 +45,14 @@ fn pages(address: u64, length: usize, end: u64) -> Vec<RemoteIoVec> {
         left -= len;
     }
     parts
+}
+
+/// A word of a process, wherever it lies.
+pub(super) fn word(process: Pid, address: u64) -> Option<u64> {
+    let part = RemoteIoVec { base: usize::try_from(address).ok()?, len: 8 };
+    let mut bytes = [0; 8];
+    let got = process_vm_readv(process, &mut [IoSliceMut::new(&mut bytes)], &[part]).ok()?;
+    (got == bytes.len()).then(|| u64::from_le_bytes(bytes))
 }
 
 /// Most parts of one call (`UIO_MAXIOV`).
@@ -64,8 +80,17 @@ impl<P: Process> StubMemory<P> {
     }
 
     fn read_below(&self, end: u64, address: u64, to: &mut [u8]) -> usize {
-        let mut done = 0;
-        for parts in pages(address, to.len(), end).chunks(PARTS) {
+        if self.0.is_dead() {
+            return 0;
+        }
+        let Some(part) = whole(address, to.len(), end) else { return 0 };
+        let got = process_vm_readv(self.0.pid(), &mut [IoSliceMut::new(&mut to[..part.len])], &[part]);
+        let mut done = got.unwrap_or(0).min(part.len);
+        if done == part.len {
+            return done;
+        }
+        let length = to.len() - done;
+        for parts in pages(address + done as u64, length, end).chunks(PARTS) {
             let want: usize = parts.iter().map(|part| part.len).sum();
             if self.0.is_dead() {
                 break;
@@ -81,8 +106,17 @@ impl<P: Process> StubMemory<P> {
     }
 
     fn write_below(&self, end: u64, address: u64, from: &[u8]) -> usize {
-        let mut done = 0;
-        for parts in pages(address, from.len(), end).chunks(PARTS) {
+        if self.0.is_dead() {
+            return 0;
+        }
+        let Some(part) = whole(address, from.len(), end) else { return 0 };
+        let got = process_vm_writev(self.0.pid(), &[IoSlice::new(&from[..part.len])], &[part]);
+        let mut done = got.unwrap_or(0).min(part.len);
+        if done == part.len {
+            return done;
+        }
+        let length = from.len() - done;
+        for parts in pages(address + done as u64, length, end).chunks(PARTS) {
             let want: usize = parts.iter().map(|part| part.len).sum();
             if self.0.is_dead() {
                 break;

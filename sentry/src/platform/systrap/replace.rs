@@ -2,86 +2,139 @@
 
 use std::sync::Arc;
 
-use super::layout::at;
-use super::patch::{self, SITE_SIZE, SLOTS, SLOTS_SIZE};
-use super::thread::StubThread;
+use super::layout::{at, kind};
+use super::patch::{self, COMPARED, Patch, SITE_SIZE, SLOTS, SLOTS_SIZE};
+use super::thread::{StubThread, answer_of};
 use crate::error::Errno;
 use crate::platform::Memory;
 
-const WRITABLE: i32 = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
+const WRITABLE: i32 = READABLE | libc::PROT_WRITE;
+const READABLE: i32 = libc::PROT_READ | libc::PROT_EXEC;
 
 impl StubThread {
-    /// The site behind which the guest stopped, when it is time to replace it.
+    /// The site behind which the guest stopped, when it is time to replace it: as long as the longer of its two kinds begins before that.
     pub(super) fn replaceable_site(&self) -> Option<u64> {
-        let site = self.regs.rip.checked_sub(SITE_SIZE as u64)?;
-        let trapped = self.context.load(at::FRAME) != 0;
-        (trapped && self.stub.patches().met(site)).then_some(site)
+        if self.came_with & kind::TRAPPED == 0 {
+            return None;
+        }
+        let site = self.behind_site().checked_sub(SITE_SIZE as u64)?;
+        self.stub.patches().met(site).then_some(site)
+    }
+
+    /// Where the guest goes on.
+    fn behind_site(&self) -> u64 {
+        if self.all { self.regs.rip } else { self.context.load(at::REGS + 8 * 16) }
     }
 
     /// Replaces it; its pages have this protection.
     pub(super) fn replace_site(&mut self, protection: i32) -> Result<(), Errno> {
-        let site = self.regs.rip.checked_sub(SITE_SIZE as u64).ok_or(Errno::EFAULT)?;
+        let site = self.behind_site().checked_sub(SITE_SIZE as u64).ok_or(Errno::EFAULT)?;
         // One at a time in an address space: pages are writable meanwhile.
         let stub = Arc::clone(&self.stub);
         let lock = stub.replacing();
-        let mut bytes = [0; SITE_SIZE];
-        if self.read(site, &mut bytes) != SITE_SIZE {
+        let mut bytes = [0; SITE_SIZE + COMPARED.len() - 2];
+        let read = self.read(site, &mut bytes);
+        let Some((first, rest)) = bytes.split_first_chunk().filter(|_| read >= SITE_SIZE) else {
             return Err(Errno::EFAULT);
+        };
+        if let Some(number) = patch::number(*first) {
+            let answer = answer_of(u64::from(number)).filter(|place| self.answered >> place & 1 != 0);
+            let answer = answer.map(|place| at::ANSWERS + 8 * place);
+            let Some(plan) = self.stub.patches().plan(site, number, answer) else { return Ok(()) };
+            if self.put(site, first, &plan, protection)? {
+                self.stub.patches().done(site, &plan);
+            }
+        } else if read == bytes.len() && first[5..] == COMPARED[..2] && *rest == COMPARED[2..] {
+            let site = site + 5;
+            let Some(plan) = self.stub.patches().plan_compared(site) else { return Ok(()) };
+            if self.put(site, &COMPARED, &plan, protection)? {
+                self.stub.patches().done_compared(site);
+            }
         }
-        let Some(number) = patch::number(bytes) else { return Ok(()) };
-        let answer = self.answers.iter().position(|answered| *answered == u64::from(number));
-        let answer = answer.map(|n| at::ANSWERS + 8 * n);
-        let Some(plan) = self.stub.patches().plan(site, number, answer) else { return Ok(()) };
+        drop(lock);
+        Ok(())
+    }
+
+    /// Writes slot and site. Whether the site has been replaced.
+    fn put(&mut self, site: u64, old: &[u8], plan: &Patch, protection: i32) -> Result<bool, Errno> {
         if let Some(table) = plan.table_bytes {
             self.map(SLOTS, SLOTS_SIZE, WRITABLE, libc::MAP_PRIVATE, None)?;
             self.write(SLOTS, &table);
         }
         self.protect(SLOTS, SLOTS_SIZE, WRITABLE)?;
         let slot = self.write(plan.slot, &plan.slot_bytes);
-        self.protect(SLOTS, SLOTS_SIZE, libc::PROT_READ | libc::PROT_EXEC)?;
+        self.protect(SLOTS, SLOTS_SIZE, READABLE)?;
         let page = site & !0xfff;
-        let length = ((site + SITE_SIZE as u64).next_multiple_of(0x1000)) - page;
-        self.protect(page, length, WRITABLE)?;
+        let pages = (page, ((site + old.len() as u64).next_multiple_of(0x1000)) - page);
+        self.protect(pages.0, pages.1, WRITABLE)?;
         let whole = slot == plan.slot_bytes.len();
         let written = match whole {
-            true if self.stub.is_single() => self.write(site, &plan.site_bytes) == SITE_SIZE,
-            true => self.replace_under_threads(site, &bytes, &plan.site_bytes)?,
+            true if self.stub.is_single() => self.write(site, &plan.site_bytes) == old.len(),
+            true => self.replace_under_threads(site, old, &plan.site_bytes, pages)?,
             false => false,
         };
-        self.protect(page, length, protection)?;
-        if written {
-            self.stub.patches().done(site);
+        self.protect(pages.0, pages.1, protection)?;
+        Ok(written)
+    }
+
+    /// Lets no call of this address space be answered without the sentry any more. Words of slots change one by one, each at once, so that
+    /// other threads may run through them.
+    pub(super) fn silence(&mut self) -> Result<(), Errno> {
+        let stub = Arc::clone(&self.stub);
+        let lock = stub.replacing();
+        let plans = self.stub.patches().silence().ok_or(Errno::ENOMEM)?;
+        if plans.is_empty() {
+            return Ok(());
         }
+        self.protect(SLOTS, SLOTS_SIZE, WRITABLE)?;
+        for (slot, plan) in &plans {
+            if self.write(plan.slot, &plan.slot_bytes) != plan.slot_bytes.len() {
+                return Err(Errno::EFAULT);
+            }
+            // All of the table lies below 4 GiB: the upper half of a word stays 0.
+            let low = |address: u64| u32::try_from(address).map_err(|_| Errno::EFAULT);
+            self.swap(*slot, low(slot + 8)?, low(plan.slot + 8)?)?;
+        }
+        self.protect(SLOTS, SLOTS_SIZE, READABLE)?;
         drop(lock);
         Ok(())
     }
 
     /// Replaces a site that other threads may be running through, in steps that each of them may meet: its beginning becomes a jump to
-    /// itself, by one store into an aligned quadword (AMD64 Architecture Programmer's Manual, volume 2, 7.6.1); what stood for
-    /// `syscall` becomes no instruction, byte by byte; then the rest; at last the beginning. `false` where the beginning lies across
-    /// quadwords, or was not what was read.
+    /// itself, by one store into an aligned quadword (AMD64 Architecture Programmer's Manual, volume 2, 7.6.1); what stood for the second
+    /// instruction becomes none that may be executed, byte by byte; then the rest; at last the beginning. Between the steps the host
+    /// interrupts all threads, since pages lose a permission: so none of them has fetched half of what is changed. `false` where the
+    /// beginning lies across quadwords, or was not what was read.
     fn replace_under_threads(
         &mut self,
         site: u64,
-        old: &[u8; SITE_SIZE],
-        new: &[u8; SITE_SIZE],
+        old: &[u8],
+        new: &[u8],
+        pages: (u64, u64),
     ) -> Result<bool, Errno> {
+        let (Some([a, b, c, d]), Some([e, f, g, h])) = (old.first_chunk(), new.first_chunk()) else {
+            return Ok(false);
+        };
         if site % 8 > 4 {
             return Ok(false);
         }
-        let word = |bytes: [u8; 4]| u32::from_le_bytes(bytes);
-        let [a, b, c, d, ..] = *old;
-        let [e, f, g, h, ..] = *new;
-        let waits = word([0xeb, 0xfe, c, d]);
-        if self.swap(site, word([a, b, c, d]), waits)? != word([a, b, c, d]) {
+        let word = u32::from_le_bytes;
+        let first = word([*a, *b, *c, *d]);
+        if self.swap(site, first, word([0xeb, 0xfe, *c, *d]))? != first {
             return Ok(false);
         }
-        for n in [5, 6, 4] {
+        let inside = if old == COMPARED { 2 } else { 5 };
+        let order = std::iter::once(inside).chain((2..new.len()).filter(|n| *n != inside));
+        for n in order {
             if self.write(site + n as u64, &new[n..=n]) != 1 {
                 return Err(Errno::EFAULT);
             }
+            if n == inside {
+                self.protect(pages.0, pages.1, READABLE)?;
+                self.protect(pages.0, pages.1, WRITABLE)?;
+            }
         }
-        self.swap(site, waits, word([e, f, g, h]))?;
+        self.swap(site, word([0xeb, 0xfe, *g, *h]), word([*e, *f, *g, *h]))?;
         Ok(true)
     }
 }

@@ -1,10 +1,15 @@
 //! Stub processes as the sentry sees them: who they are, their contexts, and their end.
+//!
+//! A stub that forks tells the number of the new process, and guest code can make it tell any. By that number the sentry reads and writes
+//! memory and kills: the sentry's own would be its end. So a number is taken only when it is that of a child which is no stub yet
+//! ([`Processes::adopt`]), and nothing is done by it before the child is seen to have the contexts that were made for it ([`Stub::is_known`]).
 
 use std::collections::HashMap;
 use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::{Duration, Instant};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{Signal, kill};
@@ -13,9 +18,9 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{Pid, ftruncate};
 
 use super::context::{Context, futex_wake};
-use super::layout::{CONTEXTS_SIZE, MAX_THREADS, at, state};
+use super::layout::{CONTEXTS_SIZE, MAX_THREADS, at, context_address, state};
 use super::patch::Patches;
-use super::remote::Process;
+use super::remote::{Process, word};
 use crate::error::Errno;
 use crate::sync::lock;
 
@@ -42,8 +47,22 @@ impl Parts {
 /// The contexts that are in use, by number.
 #[derive(Default)]
 struct Slots {
-    used: Vec<Option<Arc<Context>>>,
+    /// `None` where none was needed yet.
+    all: Vec<Option<Slot>>,
     live: usize,
+}
+
+/// One context.
+struct Slot {
+    context: Arc<Context>,
+    /// Nobody serves its thread any more. It is free once the host's kernel has ended that, and says so in its state.
+    left: bool,
+}
+
+impl Slot {
+    fn is_free(&self) -> bool {
+        self.left && self.context.u32_at(at::STATE).load(Ordering::Acquire) == state::DEAD
+    }
 }
 
 /// A stub process: one guest address space.
@@ -56,7 +75,14 @@ pub(super) struct Stub {
     patches: Mutex<Patches>,
     replacing: Mutex<()>,
     processes: Weak<Processes>,
+    /// What its contexts have at [`at::SECRET`] in its first slot; `None` of the first stub, which the sentry made by itself.
+    secret: Option<(usize, u64)>,
+    /// It was seen to have them.
+    known: AtomicBool,
 }
+
+/// How long a new process may take until it has its contexts.
+const BEGINNING: Duration = Duration::from_secs(10);
 
 impl Process for Stub {
     fn pid(&self) -> Pid {
@@ -64,11 +90,41 @@ impl Process for Stub {
     }
 
     fn is_dead(&self) -> bool {
-        self.dead.load(Ordering::SeqCst)
+        self.dead.load(Ordering::SeqCst) || !self.is_known()
     }
 }
 
 impl Stub {
+    /// Whether it is the process that its contexts were made for: asked before anything is done by its number. Who made it need not wait for
+    /// it to begin; who first uses it does.
+    fn is_known(&self) -> bool {
+        self.known.load(Ordering::Acquire) || self.shows_its_secret()
+    }
+
+    fn shows_its_secret(&self) -> bool {
+        let Some((slot, secret)) = self.secret else { return true };
+        let place = context_address(slot) + at::SECRET as u64;
+        let begin = Instant::now();
+        while !self.dead.load(Ordering::SeqCst) {
+            match word(self.pid, place) {
+                Some(found) if found == secret => {
+                    self.known.store(true, Ordering::Release);
+                    return true;
+                }
+                // Those of the process of which it is a copy.
+                Some(_) if begin.elapsed() < BEGINNING => std::thread::yield_now(),
+                // Another guest's process that was just made, or none of the stubs: it will not be killed.
+                _ => {
+                    if let Some(processes) = self.processes.upgrade() {
+                        lock(&processes.by_pid).remove(&self.pid);
+                    }
+                    self.ended();
+                }
+            }
+        }
+        false
+    }
+
     /// Its replaced call sites.
     pub(super) fn patches(&self) -> MutexGuard<'_, Patches> {
         lock(&self.patches)
@@ -87,11 +143,16 @@ impl Stub {
     /// Takes a free context.
     pub(super) fn take_slot(&self) -> Result<(usize, Arc<Context>), Errno> {
         let mut slots = lock(&self.slots);
-        let slot = slots.used.iter().position(Option::is_none).unwrap_or(slots.used.len());
+        let free = |slot: &Option<Slot>| slot.as_ref().is_none_or(Slot::is_free);
+        let slot = slots.all.iter().position(free).unwrap_or(slots.all.len());
         if slot >= MAX_THREADS {
             return Err(Errno::EAGAIN);
         }
-        let context = Arc::new(Context::map(self.contexts.as_fd(), slot)?);
+        let known = slots.all.get(slot).and_then(Option::as_ref).map(|slot| Arc::clone(&slot.context));
+        let context = match known {
+            Some(context) => context,
+            None => Arc::new(Context::map(self.contexts.as_fd(), slot)?),
+        };
         slots.put(slot, &context);
         Ok((slot, context))
     }
@@ -103,10 +164,11 @@ impl Stub {
         slots.live == 0
     }
 
-    /// Gives a context back whose thread has ended: the host's kernel will not write to it any more.
+    /// Gives a context back whose thread ends, or has never begun.
     pub(super) fn free_slot(&self, slot: usize) {
-        let used = lock(&self.slots).used.get_mut(slot).and_then(Option::take);
-        drop(used);
+        if let Some(slot) = lock(&self.slots).all.get_mut(slot).and_then(Option::as_mut) {
+            slot.left = true;
+        }
     }
 
     /// Sends files to it; with the lock that is given back, nobody else sends or asks it to receive.
@@ -129,8 +191,8 @@ impl Stub {
 
     fn ended(&self) {
         self.dead.store(true, Ordering::SeqCst);
-        for context in lock(&self.slots).used.iter().flatten() {
-            let word = context.u32_at(at::STATE);
+        for slot in lock(&self.slots).all.iter().flatten() {
+            let word = slot.context.u32_at(at::STATE);
             word.store(state::DEAD, Ordering::SeqCst);
             futex_wake(word);
         }
@@ -139,10 +201,10 @@ impl Stub {
 
 impl Slots {
     fn put(&mut self, slot: usize, context: &Arc<Context>) {
-        if self.used.len() <= slot {
-            self.used.resize_with(slot + 1, || None);
+        if self.all.len() <= slot {
+            self.all.resize_with(slot + 1, || None);
         }
-        self.used[slot] = Some(Arc::clone(context));
+        self.all[slot] = Some(Slot { context: Arc::clone(context), left: false });
         self.live += 1;
     }
 }
@@ -160,13 +222,50 @@ pub(super) struct Processes {
 }
 
 impl Processes {
-    /// Makes a stub of a process that just began; its first context is that of `slot`, and its code has these sites replaced.
+    /// Makes a stub of a process that another stub says it just made; its first context is that of `slot`, and its code has these sites
+    /// replaced.
+    ///
+    /// # Errors
+    /// EFAULT where the process is none of the sentry's children, or a stub already.
     pub(super) fn adopt(
+        self: &Arc<Self>,
+        pid: Pid,
+        parts: Parts,
+        (slot, secret): (usize, u64),
+        patches: Patches,
+    ) -> Result<(Arc<Stub>, Arc<Context>), Errno> {
+        let (stub, context) = self.stub(pid, parts, slot, patches, Some((slot, secret)))?;
+        let mut by_pid = lock(&self.by_pid);
+        // Under the lock, so that it is not reaped in between. A thread is no child, nor is the sentry itself.
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT | WaitPidFlag::__WALL;
+        let is_child = pid.as_raw() > 0 && waitid(Id::Pid(pid), flags).is_ok();
+        if !is_child || by_pid.contains_key(&pid) {
+            return Err(Errno::EFAULT);
+        }
+        by_pid.insert(pid, Arc::downgrade(&stub));
+        drop(by_pid);
+        Ok((stub, context))
+    }
+
+    /// Makes a stub of the first process, which the sentry itself made.
+    pub(super) fn first(
+        self: &Arc<Self>,
+        pid: Pid,
+        parts: Parts,
+    ) -> Result<(Arc<Stub>, Arc<Context>), Errno> {
+        let (stub, context) = self.stub(pid, parts, 0, Patches::default(), None)?;
+        lock(&self.by_pid).insert(pid, Arc::downgrade(&stub));
+        Ok((stub, context))
+    }
+
+    /// A stub that nobody knows by its number.
+    pub(super) fn stub(
         self: &Arc<Self>,
         pid: Pid,
         parts: Parts,
         slot: usize,
         patches: Patches,
+        secret: Option<(usize, u64)>,
     ) -> Result<(Arc<Stub>, Arc<Context>), Errno> {
         let context = Arc::new(Context::map(parts.contexts.as_fd(), slot)?);
         let mut slots = Slots::default();
@@ -180,8 +279,9 @@ impl Processes {
             patches: Mutex::new(patches),
             replacing: Mutex::new(()),
             processes: Arc::downgrade(self),
+            secret,
+            known: AtomicBool::new(secret.is_none()),
         });
-        lock(&self.by_pid).insert(pid, Arc::downgrade(&stub));
         Ok((stub, context))
     }
 

@@ -8,6 +8,7 @@
 //! `resume` looks at the note in a stretch that the handler restarts as "interrupted" when the signal comes in the middle of it.
 
 use super::layout::{CONTEXTS, CONTEXTS_SIZE, END, INTERRUPT, TASK_SIZE, at, kind, op, state};
+use super::stage;
 
 core::arch::global_asm!(
     r#"
@@ -52,6 +53,7 @@ kata_cc_stub_handler:
     jb .Lin_stub
 
 .Lguest:
+    mov %edi, %ebp
     mov %rdi, {SIGNAL}(%rbx)
     movslq 8(%rsi), %rax
     mov %rax, {CODE}(%rbx)
@@ -69,57 +71,68 @@ kata_cc_stub_handler:
     rep movsq
     rdfsbase %rax
     mov %rax, {FS_BASE}(%rbx)
-    movq ${SIGNALLED}, {KIND}(%rbx)
+    cmp $31, %ebp                   // SIGSYS
+    mov ${CALLED} + {TRAPPED}, %ebp
+    je .Lcall_made
+    movl ${SIGNALLED}, {WHAT}(%rbx)
 
     // Gives the turn to the sentry, and waits for it to come back.
 .Lpost:
     mov ${SENTRY}, %eax
     xchg %eax, {STATE}(%rbx)
+    mov {SPIN}(%rbx), %r8d
     cmpl $0, {SENTRY_SLEEPS}(%rbx)
     je .Lwait
+    mov {SPIN_WOKEN}(%rbx), %r8d
     mov $202, %eax                  // futex(state, FUTEX_WAKE, 1)
     lea {STATE}(%rbx), %rdi
     mov $1, %esi
     mov $1, %edx
     syscall
 .Lwait:
-    mov {SPIN}(%rbx), %ecx
-1:  cmpl ${SENTRY}, {STATE}(%rbx)
-    jne .Lgo
+    mov {STATE}(%rbx), %eax
+    cmp ${STUB}, %eax
+    je .Lgo
+    cmp ${SENTRY}, %eax
+    jne 2f
     pause
-    sub $1, %ecx
-    ja 1b
+    sub $1, %r8d
+    ja .Lwait
 2:  mov $1, %eax
     xchg %eax, {STUB_SLEEPS}(%rbx)
-    cmpl ${SENTRY}, {STATE}(%rbx)
-    jne 3f
-    mov $202, %eax                  // futex(state, FUTEX_WAIT, SENTRY, no end)
+    mov {STATE}(%rbx), %edx
+    cmp ${STUB}, %edx
+    je 3f
+    mov $202, %eax                  // futex(state, FUTEX_WAIT, what it is, no end)
     lea {STATE}(%rbx), %rdi
     xor %esi, %esi
-    mov ${SENTRY}, %edx
     xor %r10d, %r10d
     syscall
     jmp 2b
 3:  movl $0, {STUB_SLEEPS}(%rbx)
 .Lgo:
-    mov {OP}(%rbx), %rax
-    cmp ${RESUME}, %rax
+    mov {WHAT}(%rbx), %eax
+    cmp ${RESUME}, %eax
     je .Lresume
-    cmp ${COPY}, %rax
+    cmp ${RESUME_LATE}, %eax
+    je .Lresume_late
+    cmp ${COPY}, %eax
     je .Lcopy
-    cmp ${CALL}, %rax
+    cmp ${CALL}, %eax
     je .Lcall
-    cmp ${COMPARE_EXCHANGE}, %rax
+    cmp ${RESUME_ALL}, %eax
+    je .Lresume_all
+    cmp ${COMPARE_EXCHANGE}, %eax
     je .Lcompare
-    cmp ${SAVE_VECTOR}, %rax
+    cmp ${SAVE_VECTOR}, %eax
     je .Lsave
-    cmp ${LOAD_VECTOR}, %rax
+    cmp ${LOAD_VECTOR}, %eax
     je .Lload
-    cmp ${SPAWN}, %rax
+    cmp ${SPAWN}, %eax
     je .Lspawn
-    cmp ${FORK}, %rax
+    cmp ${FORK}, %eax
     je .Lfork
-    cmp ${MAP_FILE}, %rax
+    cmp ${MAP_FILE}, %eax
     je .Lmap_file
     jmp .Lend
 
@@ -129,6 +142,7 @@ kata_cc_stub_entry:
     mov %rbx, %gs:{REGS}+88
     mov %rsp, %gs:{REGS}+120
     rdgsbase %rbx
+    prefetchw {STAGE}(%rbx)
     lea {SCRATCH_STACK}(%rbx), %rsp
     pushfq
     pop %r11
@@ -150,9 +164,99 @@ kata_cc_stub_entry:
     mov %r11, {REGS}+136(%rbx)
     rdfsbase %rax
     mov %rax, {FS_BASE}(%rbx)
-    movq $31, {SIGNAL}(%rbx)        // as if by SIGSYS
-    movq ${SIGNALLED}, {KIND}(%rbx)
+    mov ${CALLED}, %ebp
+
+    // The guest makes a call; all its registers are in the context. ebp: kind. Fetches what the table says for that call, so that the sentry
+    // finds it there: bits 0-3 how, 4-7 the register that holds the address, 8-15 the length (see `stage`).
+.Lcall_made:
+    mov {REGS}+104(%rbx), %rax
+    cmp ${STAGED_CALLS}, %rax
+    jae .Lcall_post
+    lea kata_cc_stub_begin+{TABLE}(%rip), %rcx
+    movzwl (%rcx,%rax,2), %ecx
+    test %ecx, %ecx
+    jz .Lcall_post
+    mov %ecx, %edx
+    shr $4, %edx
+    and $15, %edx
+    mov %ecx, %eax
+    and $15, %eax
+    cmp ${ANSWER}, %eax
+    je .Lanswer
+    mov {REGS}(%rbx,%rdx,8), %rsi
+    test %rsi, %rsi
+    jz .Lcall_post
+    cmp ${TEXT}, %eax
+    jne .Lsized
+    mov %esi, %ecx                  // up to the end of the page
+    or $-4096, %ecx
+    neg %ecx
+    mov ${TEXT_SIZE}, %edx
+    cmp %edx, %ecx
+    cmova %edx, %ecx
+    jmp .Lstage
+.Lsized:
+    shr $8, %ecx
+    mov %ecx, %edx
+    and $0x7f, %edx
+    test $0x80, %cl
+    mov %rdx, %rdi
+    jnz 1f
+    and $15, %edx
+    mov {REGS}(%rbx,%rdx,8), %rdi
+    shr $4, %ecx
+    shl %cl, %rdi
+1:  test %rdi, %rdi
+    jz .Lcall_post
+    cmp ${PROBE}, %eax
+    je .Lprobe
+    cmp ${STAGE_SIZE}, %rdi
+    ja .Lcall_post
+    mov %edi, %ecx
+.Lstage:
+    lea {STAGE}(%rbx), %rdi
+    cld
+.Lstage_faults:
+    rep movsb
+    or ${STAGED}, %ebp
+    jmp .Lcall_post
+.Lprobe:
+    mov $4096, %ecx
+    cmp %rcx, %rdi
+    cmova %rcx, %rdi
+    lea -1(%rsi,%rdi), %rcx
+.Lprobe_faults:
+    lock orb $0, (%rsi)
+.Lprobe_faults_too:
+    lock orb $0, (%rcx)
+    or ${WRITABLE}, %ebp
+.Lcall_post:
+    mov {REGS}+104(%rbx), %rax
+    mov {REGS}+64(%rbx), %rdi
+    mov {REGS}+72(%rbx), %rsi
+    mov {REGS}+96(%rbx), %rdx
+    mov {REGS}+16(%rbx), %r10
+    mov {REGS}(%rbx), %r8
+    mov {REGS}+8(%rbx), %r9
+    mov %ebp, {WHAT}(%rbx)
+    mov %rax, {TURN}(%rbx)
+    mov %rdi, {TURN}+8(%rbx)
+    mov %rsi, {TURN}+16(%rbx)
+    mov %rdx, {TURN}+24(%rbx)
+    mov %r10, {TURN}+32(%rbx)
+    mov %r8, {TURN}+40(%rbx)
+    mov %r9, {TURN}+48(%rbx)
     jmp .Lpost
+
+    // edx: which answer. Where the call trapped the sentry shall see it, and replace its site.
+.Lanswer:
+    test ${TRAPPED}, %ebp
+    jnz .Lcall_post
+    bt %edx, {ANSWERED}(%rbx)
+    jnc .Lcall_post
+    mov {ANSWERS}(%rbx,%rdx,8), %rax
+    mov %rax, {REGS}+104(%rbx)
+    jmp .Lresume_rax
 
 .Lcall:
     mov {ARGUMENTS}(%rbx), %rax
@@ -164,8 +268,8 @@ kata_cc_stub_entry:
     mov {ARGUMENTS}+48(%rbx), %r9
     syscall
 .Ldone:
-    mov %rax, {RESULT}(%rbx)
-    movq ${DONE}, {KIND}(%rbx)
+    mov %rax, {TURN}(%rbx)
+    movl ${DONE}, {WHAT}(%rbx)
     jmp .Lpost
 
 .Lmap_file:
@@ -253,10 +357,21 @@ kata_cc_stub_entry:
     xor %r8d, %r8d
     mov {ARGUMENTS}+8(%rbx), %r12
     mov {ARGUMENTS}+16(%rbx), %r13
+    mov {ARGUMENTS}+24(%rbx), %r14
     mov $56, %eax
     syscall
     test %rax, %rax
-    jnz .Ldone
+    jz 1f
+    mov %rax, %r15
+    mov $3, %eax                    // close
+    mov %r12, %rdi
+    syscall
+    mov $3, %eax
+    mov %r14, %rdi
+    syscall
+    mov %r15, %rax
+    jmp .Ldone
+1:
     mov $9, %eax                    // mmap of its own contexts in place of its parent's
     movabs ${contexts}, %rdi
     mov ${contexts_size}, %esi
@@ -289,19 +404,38 @@ kata_cc_stub_entry:
     xor %edx, %edx
     mov $8, %r10d
     syscall
-    xor %eax, %eax
-    jmp .Ldone
+    mov {SPIN}(%rbx), %r8d
+    jmp .Lwait
 
+.Lresume_late:
+    mov {LATE}(%rbx), %rdi
+    mov {LATE}+8(%rbx), %rcx
+    lea {LATE_BYTES}(%rbx), %rsi
+    cld
+.Llate_faults:
+    rep movsb
 .Lresume:
+    mov {TURN}(%rbx), %rax
+    mov %rax, {REGS}+104(%rbx)
+.Lresume_rax:
     cmpq $0, {FRAME}(%rbx)
-    jne .Lreturn
+    je .Lresume_some
+    mov {FRAME}(%rbx), %rdx
+    mov {REGS}+104(%rbx), %rax
+    mov %rax, 144(%rdx)             // rax
+    jmp .Lreturn
+
+.Lresume_all:
+    cmpq $0, {FRAME}(%rbx)
+    jne .Lreturn_all
     // From here to the end of the stretch an interrupt means .Linterrupted, and a fault the guest's: its rip or fs is no address.
 .Lresume_begin:
-    cmpl $0, {INTERRUPTED}(%rbx)
-    jne .Linterrupted
     wrgsbase %rbx
     mov {FS_BASE}(%rbx), %rax
     wrfsbase %rax
+.Lresume_some:
+    cmpl $0, {INTERRUPTED}(%rbx)
+    jne .Linterrupted
     lea {SCRATCH_STACK}(%rbx), %rsp
     pushq {REGS}+136(%rbx)
     popfq
@@ -325,7 +459,11 @@ kata_cc_stub_entry:
 .Lresume_end:
 
 .Linterrupted:
-    movq ${INTERRUPTED_KIND}, {KIND}(%rbx)
+    movl ${INTERRUPTED_KIND}, {WHAT}(%rbx)
+    jmp .Lpost
+
+.Lnot_written:
+    movl ${NOT_WRITTEN}, {WHAT}(%rbx)
     jmp .Lpost
 
 .Lresume_fault:
@@ -334,13 +472,12 @@ kata_cc_stub_entry:
     movq $0, {ADDRESS}(%rbx)
     movq $0, {ERROR}(%rbx)
     movq $13, {EXCEPTION}(%rbx)
-    movq ${SIGNALLED}, {KIND}(%rbx)
+    movl ${SIGNALLED}, {WHAT}(%rbx)
     jmp .Lpost
 
     // The guest stopped by a signal: registers go back into its frame.
-.Lreturn:
+.Lreturn_all:
     mov {FRAME}(%rbx), %rdx
-    movq $0, {FRAME}(%rbx)
     mov {FS_BASE}(%rbx), %rax
     wrfsbase %rax
     lea {REGS}(%rbx), %rsi
@@ -348,6 +485,8 @@ kata_cc_stub_entry:
     mov $18, %ecx
     cld
     rep movsq
+.Lreturn:
+    movq $0, {FRAME}(%rbx)
     mov %rdx, %rsp
     .globl kata_cc_stub_restorer
 kata_cc_stub_restorer:
@@ -360,6 +499,20 @@ kata_cc_stub_restorer:
     je .Linterrupt_in_stub
     cmp $31, %edi                   // SIGSYS: the filter refused what was asked
     je .Lrefused
+    lea .Lcall_post(%rip), %rdi
+    lea .Lstage_faults(%rip), %rcx
+    cmp %rcx, %rax
+    je .Lgo_on_at
+    lea .Lprobe_faults(%rip), %rcx
+    cmp %rcx, %rax
+    je .Lgo_on_at
+    lea .Lprobe_faults_too(%rip), %rcx
+    cmp %rcx, %rax
+    je .Lgo_on_at
+    lea .Lnot_written(%rip), %rdi
+    lea .Llate_faults(%rip), %rcx
+    cmp %rcx, %rax
+    je .Lgo_on_at
     lea .Lcopied(%rip), %rdi
     lea .Lcopy_faults(%rip), %rcx
     cmp %rcx, %rax
@@ -418,10 +571,22 @@ kata_cc_stub_end:
     SENTRY_SLEEPS = const at::SENTRY_SLEEPS,
     INTERRUPTED = const at::INTERRUPTED,
     SPIN = const at::SPIN,
-    OP = const at::OP,
+    SPIN_WOKEN = const at::SPIN_WOKEN,
+    WHAT = const at::WHAT,
+    TURN = const at::TURN,
     ARGUMENTS = const at::ARGUMENTS,
-    RESULT = const at::RESULT,
-    KIND = const at::KIND,
+    ANSWERS = const at::ANSWERS,
+    ANSWERED = const at::ANSWERED,
+    STAGE = const at::STAGE,
+    STAGE_SIZE = const at::STAGE_SIZE,
+    LATE = const at::LATE,
+    LATE_BYTES = const at::LATE_BYTES,
+    TABLE = const stage::TABLE,
+    STAGED_CALLS = const stage::CALLS,
+    TEXT_SIZE = const stage::TEXT_SIZE,
+    TEXT = const stage::TEXT,
+    PROBE = const stage::PROBE,
+    ANSWER = const stage::ANSWER,
     SIGNAL = const at::SIGNAL,
     CODE = const at::CODE,
     ADDRESS = const at::ADDRESS,
@@ -435,10 +600,18 @@ kata_cc_stub_end:
     SCRATCH_STACK = const at::SCRATCH_STACK,
     VECTOR = const at::VECTOR,
     SENTRY = const state::SENTRY,
+    STUB = const state::STUB,
     DONE = const kind::DONE,
     SIGNALLED = const kind::SIGNAL,
+    CALLED = const kind::CALL,
+    TRAPPED = const kind::TRAPPED,
+    STAGED = const kind::STAGED,
+    WRITABLE = const kind::WRITABLE,
+    NOT_WRITTEN = const kind::NOT_WRITTEN,
     INTERRUPTED_KIND = const kind::INTERRUPTED,
     RESUME = const op::RESUME,
+    RESUME_ALL = const op::RESUME_ALL,
+    RESUME_LATE = const op::RESUME_LATE,
     CALL = const op::CALL,
     COPY = const op::COPY,
     COMPARE_EXCHANGE = const op::COMPARE_EXCHANGE,
@@ -452,44 +625,3 @@ kata_cc_stub_end:
     INTERRUPT = const INTERRUPT,
     options(att_syntax)
 );
-
-unsafe extern "C" {
-    static kata_cc_stub_begin: u8;
-    static kata_cc_stub_start: u8;
-    static kata_cc_stub_handler: u8;
-    static kata_cc_stub_restorer: u8;
-    static kata_cc_stub_entry: u8;
-    static kata_cc_stub_end: u8;
-}
-
-/// The code as it lies in the sentry, and where in it things begin.
-pub(super) struct StubCode {
-    /// All of it.
-    pub(super) bytes: &'static [u8],
-    /// Where a new stub begins.
-    pub(super) start: u64,
-    /// The signal handler.
-    pub(super) handler: u64,
-    /// What a signal handler returns to.
-    pub(super) restorer: u64,
-    /// Where replaced call sites lead.
-    pub(super) entry: u64,
-}
-
-impl StubCode {
-    /// The code that this program was linked with.
-    pub(super) fn linked() -> Self {
-        let begin = &raw const kata_cc_stub_begin;
-        let offset = |symbol: *const u8| symbol.addr() as u64 - begin.addr() as u64;
-        let size = (&raw const kata_cc_stub_end).addr() - begin.addr();
-        // SAFETY: both symbols are of one section, the second after the first; the bytes between are code, which nothing writes to.
-        let bytes = unsafe { std::slice::from_raw_parts(begin, size) };
-        Self {
-            bytes,
-            start: offset(&raw const kata_cc_stub_start),
-            handler: offset(&raw const kata_cc_stub_handler),
-            restorer: offset(&raw const kata_cc_stub_restorer),
-            entry: offset(&raw const kata_cc_stub_entry),
-        }
-    }
-}

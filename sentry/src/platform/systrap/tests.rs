@@ -123,7 +123,7 @@ const TWO_CALLS: &[u8] =
 #[test]
 fn a_call_is_answered_without_a_stop() {
     let mut thread = guest(TWO_CALLS);
-    thread.set_answers(&[(102, 5), (39, 4711)]);
+    thread.set_answers(&[(102, 5), (39, 4711), (1, 2)]);
     for _ in 0..patch::HITS {
         assert_eq!(thread.resume(), Trap::Syscall { number: 39 });
         if thread.replaceable().is_some() {
@@ -132,7 +132,7 @@ fn a_call_is_answered_without_a_stop() {
         assert_eq!(thread.resume(), Trap::Syscall { number: 40 });
     }
     let mut child = thread.fork().unwrap();
-    child.set_answers(&[(39, 4712)]);
+    child.interrupt().set_answer(39, 4712);
     let mut sibling = thread.spawn().unwrap();
     for (one, value) in [(&mut thread, 4711), (&mut child, 4712), (&mut sibling, 4711)] {
         assert_eq!(one.resume(), Trap::Syscall { number: 40 });
@@ -230,7 +230,7 @@ fn a_guest_that_destroys_its_stub_is_gone_and_nobody_else() {
 
 #[test]
 fn a_stub_that_is_killed_is_gone() {
-    let mut thread = PLATFORM.first.lock().unwrap().fork_stub().unwrap();
+    let mut thread = PLATFORM.spare.take().unwrap();
     give_code(&mut thread, &[0xeb, 0xfe]);
     let mut other = thread.spawn().unwrap();
     let running = std::thread::spawn(move || other.resume());
@@ -239,4 +239,196 @@ fn a_stub_that_is_killed_is_gone() {
     assert_eq!(running.join().unwrap(), Trap::Gone);
     assert_eq!(thread.resume(), Trap::Gone);
     assert_eq!(thread.read(DATA, &mut [0]), 0);
+}
+
+/// `mov $4, %eax; syscall; jmp -9`: `stat`, with what `rdi` points to.
+const STAT: &[u8] = &[0xb8, 4, 0, 0, 0, 0x0f, 0x05, 0xeb, 0xf7];
+
+#[test]
+fn what_a_call_points_to_comes_with_it() {
+    let mut thread = guest(STAT);
+    assert_eq!(thread.write(DATA + 0xffa, b"/etc\0!"), 6);
+    thread.regs().rdi = DATA + 0xffa;
+    assert_eq!(thread.resume(), Trap::Syscall { number: 4 });
+    // What was there at the call, and no byte more than was fetched.
+    assert_eq!(thread.remote().write(DATA + 0xffa, b"/usr"), 4);
+    let mut bytes = [0; 6];
+    assert_eq!(thread.read_early(DATA + 0xffa, &mut bytes), 6);
+    assert_eq!(&bytes, b"/etc\0!");
+    assert_eq!(thread.read_early(DATA + 0xffb, &mut bytes), 5);
+    assert_eq!(thread.read(DATA + 0xffa, &mut bytes), 6);
+    assert_eq!(&bytes, b"/usr\0!");
+    // What cannot be fetched is not.
+    for bad in [0, 0x666_000, u64::MAX - 3, layout::CODE, layout::CONTEXTS + layout::at::STAGE as u64] {
+        thread.regs().rdi = bad;
+        thread.regs().rip = TEXT;
+        assert_eq!(thread.resume(), Trap::Syscall { number: 4 });
+        assert_eq!(thread.arguments()[0], bad);
+        assert_eq!(thread.read_early(bad, &mut bytes), 0, "{bad:#x}");
+    }
+}
+
+#[test]
+fn bytes_are_written_before_the_guest_goes_on() {
+    // mov $4, %eax; syscall; mov (%rsi), %rdi; syscall
+    let mut thread = guest(&[0xb8, 4, 0, 0, 0, 0x0f, 0x05, 0x48, 0x8b, 0x3e, 0x0f, 0x05]);
+    thread.regs().rsi = DATA + 8;
+    for seen_before in [false, true] {
+        assert_eq!(thread.resume(), Trap::Syscall { number: 4 });
+        assert!(thread.write_late(DATA + 8, b"abcdefgh"));
+        assert!(!thread.write_late(DATA + 16, b"only one"));
+        thread.set_result(5);
+        if seen_before {
+            let mut bytes = [0; 8];
+            assert_eq!(thread.read(DATA + 8, &mut bytes), 8);
+            assert_eq!(&bytes, b"abcdefgh");
+        }
+        assert_eq!(thread.resume(), Trap::Syscall { number: 5 });
+        assert_eq!(thread.arguments()[0], u64::from_le_bytes(*b"abcdefgh"));
+        thread.regs().rip = TEXT;
+    }
+    assert!(!thread.write_late(layout::CODE - 4, b"abcdefgh"));
+    assert!(!thread.write_late(u64::MAX - 2, b"abcdefgh"));
+    assert!(!thread.write_late(DATA, &[0; layout::at::LATE_SIZE + 1]));
+}
+
+#[test]
+fn a_call_whose_bytes_cannot_be_written_fails() {
+    let efault = (-i64::from(libc::EFAULT)).cast_unsigned();
+    for looked_at in [false, true] {
+        let mut thread = guest(CALLS);
+        assert_eq!(thread.resume(), Trap::Syscall { number: 39 });
+        assert!(thread.write_late(DATA + 0xffe, b"abcd"));
+        thread.set_result(4);
+        if looked_at {
+            assert_eq!(thread.regs().rax, efault);
+        }
+        assert_eq!(thread.resume(), Trap::Syscall { number: efault });
+    }
+}
+
+#[test]
+fn a_guest_says_where_it_can_write() {
+    // mov $0, %eax; syscall; jmp -9: `read`
+    let mut thread = guest(&[0xb8, 0, 0, 0, 0, 0x0f, 0x05, 0xeb, 0xf7]);
+    let mut says = |address: u64, length: u64| {
+        *thread.regs() = Regs { rip: TEXT, rsi: address, rdx: length, ..*thread.regs() };
+        assert_eq!(thread.resume(), Trap::Syscall { number: 0 });
+        thread.says_writable(address, usize::try_from(length).unwrap())
+    };
+    assert!(says(DATA, 0x1000));
+    assert!(!says(DATA, 0x1001));
+    assert!(!says(DATA + 1, 0x1000));
+    assert!(!says(0x666_000, 8) && !says(0, 8) && !says(DATA, 0));
+    assert!(!says(layout::CONTEXTS + 0x100, 8));
+    assert!(!says(u64::MAX - 4, 8));
+}
+
+/// `1: movq %rdi, %rax; syscall; cmp $-4095, %rax; setae %sil; jmp 1b`
+const COMPARES: &[u8] = &[
+    0x48, 0x89, 0xf8, 0x90, 0x90, 0x0f, 0x05, 0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff, 0x40, 0x0f, 0x93, 0xc6,
+    0xeb, 0xed,
+];
+
+#[test]
+fn a_call_that_is_compared_is_replaced_with_its_comparison() {
+    for threads in [false, true] {
+        let mut thread = guest(COMPARES);
+        let sibling = threads.then(|| thread.spawn().unwrap());
+        let protect = MemoryCall::Protect { address: TEXT, length: 0x1000, protection: RX };
+        thread.change_memory(&protect).unwrap();
+        thread.regs().rdi = 77;
+        let mut places = 0;
+        for _ in 0..2 * patch::HITS {
+            assert_eq!(thread.resume(), Trap::Syscall { number: 77 });
+            if thread.replaceable().is_some() {
+                thread.replace(RX).unwrap();
+                places += 1;
+            }
+        }
+        // At TEXT + 5 the site's first four bytes lie in two quadwords, and running threads could meet half of a change.
+        assert_eq!(places, 1);
+        let mut site = [0; 8];
+        assert_eq!(thread.read(TEXT + 5, &mut site), 8);
+        assert_eq!(site[..3] == [0xff, 0x24, 0xe5], !threads, "{site:x?}");
+        for (value, above) in [(0, 0), (5, 0), (-1_i64, 1), (-4095, 1), (-4096, 0)] {
+            thread.set_result(value.cast_unsigned());
+            assert_eq!(thread.resume(), Trap::Syscall { number: 77 });
+            assert_eq!(thread.arguments()[1] & 0xff, above, "{value}");
+        }
+        // Who comes back to where the comparison was, from before the change, or jumps there, finds it made.
+        thread.regs().rip = TEXT + 7;
+        thread.set_result((-7_i64).cast_unsigned());
+        assert_eq!(thread.resume(), Trap::Syscall { number: 77 });
+        assert_eq!(thread.arguments()[1] & 0xff, 1);
+        // The call is made again where its instruction is now.
+        thread.regs().rip -= 2;
+        thread.regs().rax = 78;
+        assert_eq!(thread.resume(), Trap::Syscall { number: 78 });
+        thread.set_result(0);
+        assert_eq!(thread.resume(), Trap::Syscall { number: 77 });
+        drop(sibling);
+    }
+}
+
+#[test]
+fn a_number_in_a_register_is_answered_too() {
+    let mut thread = guest(COMPARES);
+    thread.set_answers(&[(39, 4711)]);
+    let protect = MemoryCall::Protect { address: TEXT, length: 0x1000, protection: RX };
+    thread.change_memory(&protect).unwrap();
+    thread.regs().rdi = 1000;
+    for _ in 0..patch::HITS {
+        assert_eq!(thread.resume(), Trap::Syscall { number: 1000 });
+        if thread.replaceable().is_some() {
+            thread.replace(RX).unwrap();
+        }
+    }
+    // Answered ever again, until somebody stops it.
+    thread.regs().rdi = 39;
+    let interrupt = thread.interrupt();
+    let other = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(20));
+        interrupt.interrupt();
+    });
+    assert_eq!(thread.resume(), Trap::Interrupted);
+    other.join().unwrap();
+}
+
+#[test]
+fn contexts_of_threads_that_ended_are_used_again() {
+    let mut thread = guest(CALLS);
+    for _ in 0..3 * layout::MAX_THREADS {
+        drop(thread.spawn().unwrap());
+    }
+}
+
+/// What comes of a `fork` whose stub says that the new process has this number.
+fn fork_that_says(number: u64) -> Result<Box<dyn Thread>, Errno> {
+    use hostile::{Answer, Hostile};
+    // its start, the two files that it gets, the fork; all well
+    let answers = [0, 0, number, 0, 0, 0, 0, 0].map(Answer::done);
+    Hostile::new(answers.to_vec()).unwrap().thread().fork()
+}
+
+/// By the number of a new process the sentry reads and writes memory, and kills: a guest must not choose it.
+#[test]
+fn a_forked_process_is_a_child_and_the_guests_own() {
+    let own = nix::unistd::getpid().as_raw();
+    let thread = nix::unistd::gettid().as_raw();
+    assert_ne!(own, thread, "tests run in threads of their own");
+    for number in [0, 1, own, thread, i32::MAX] {
+        let refused = fork_that_says(u64::try_from(number).unwrap());
+        assert_eq!(refused.err(), Some(Errno::EFAULT), "{number}");
+    }
+    // A child of the sentry's, but not that guest's. It lives on.
+    let mut other = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+    let mut taken = fork_that_says(u64::from(other.id())).unwrap();
+    assert_eq!(taken.remote().read(DATA, &mut [0]), 0);
+    assert_eq!(taken.resume(), Trap::Gone);
+    drop(taken);
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(other.try_wait().unwrap(), None);
+    other.kill().unwrap();
+    other.wait().unwrap();
 }

@@ -1,24 +1,21 @@
 //! A guest thread: a thread of a stub process, and the turn that passes between it and the sentry's thread.
 
+use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::unistd::Pid;
 
-use super::context::{Context, futex_wait, futex_wake};
+use super::context::Context;
 use super::filter::{FORK_FLAGS, SPAWN_FLAGS};
-use super::layout::{CODE, FLAGS, INTERRUPT, at, context_address, kind, op, state};
+use super::layout::{CODE, INTERRUPT, at, context_address, op, state};
 use super::remote::{Process, StubMemory};
 use super::stub::{Parts, Processes, Stub};
+use super::turn::Late;
+use super::waiting::{self, Waiting};
 use crate::error::Errno;
-use crate::platform::{ANSWERS, Interrupt, MemoryCall, Regs, RemoteMemory, Thread, Trap};
-
-/// Longest and shortest time to spin for the other side.
-const SPIN: std::ops::Range<Duration> = Duration::from_micros(1)..Duration::from_micros(20);
-/// The same for the stub, in looks at the state; one takes some 20 ns.
-const STUB_SPIN: std::ops::Range<u64> = 30..1000;
+use crate::platform::{ANSWERED, Interrupt, Memory, MemoryCall, Regs, RemoteMemory, Thread, Trap};
 
 /// A guest thread. It owns the turn whenever one of its methods is called.
 pub(super) struct StubThread {
@@ -26,26 +23,48 @@ pub(super) struct StubThread {
     pub(super) stub: Arc<Stub>,
     pub(super) slot: usize,
     pub(super) context: Arc<Context>,
+    /// What the guest's call says of itself, and the rest where `all` says so: else that lies in the context, as it was at the call.
     pub(super) regs: Regs,
-    fs_base: u64,
+    pub(super) fs_base: u64,
+    pub(super) all: bool,
+    /// What came with the guest's call: flags of [`super::layout::kind`].
+    pub(super) came_with: u32,
+    /// Number of that call.
+    pub(super) called: u64,
     /// Its descriptor of the socket by which files come.
     socket: u64,
-    interrupt: Arc<StubInterrupt>,
+    pub(super) interrupt: Arc<StubInterrupt>,
     pub(super) memory: Arc<StubMemory<Stub>>,
-    /// Numbers of the calls that the context has answers for.
-    pub(super) answers: Vec<u64>,
-    spin: std::cell::Cell<Duration>,
-    pub(super) spins: bool,
+    /// Which of [`ANSWERED`] the context has answers for.
+    pub(super) answered: u64,
+    pub(super) waiting: Waiting,
     /// Copies that the stub is not asked for, since it was slow.
-    pub(super) slow_copies: std::cell::Cell<u32>,
+    pub(super) slow_copies: Cell<u32>,
+    pub(super) late: Late,
 }
 
 /// Interrupts a stub's thread.
-struct StubInterrupt {
+pub(super) struct StubInterrupt {
     stub: Arc<Stub>,
+    context: Arc<Context>,
     thread: Pid,
-    requested: AtomicBool,
-    in_guest: AtomicBool,
+    pub(super) requested: AtomicBool,
+    pub(super) in_guest: AtomicBool,
+}
+
+impl StubInterrupt {
+    /// Tells the stub, which waits for the turn, that it will be long. Called by who has the turn.
+    pub(super) fn let_sleep(&self) {
+        let word = self.context.u32_at(at::STATE);
+        if word.load(Ordering::Relaxed) == state::SENTRY {
+            word.store(state::LONG, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Where the answer to a call has its place.
+pub(super) fn answer_of(number: u64) -> Option<usize> {
+    ANSWERED.iter().position(|answered| answered.unsigned_abs() == number)
 }
 
 impl Interrupt for StubInterrupt {
@@ -53,6 +72,18 @@ impl Interrupt for StubInterrupt {
         self.requested.store(true, Ordering::SeqCst);
         if self.in_guest.load(Ordering::SeqCst) && !self.stub.is_dead() {
             signal_thread(self.stub.pid(), self.thread);
+        }
+    }
+
+    fn rest(&self) {
+        if waiting::rest() {
+            self.let_sleep();
+        }
+    }
+
+    fn set_answer(&self, number: u64, value: u64) {
+        if let Some(place) = answer_of(number) {
+            self.context.store(at::ANSWERS + 8 * place, value);
         }
     }
 }
@@ -70,31 +101,28 @@ pub(super) struct Place {
     pub(super) context: Arc<Context>,
 }
 
-/// Prepares a context for a thread that will run in it.
-pub(super) fn prepare(context: &Context, slot: usize) {
+/// Prepares a context for a thread that will run in it. It begins with the turn in this state ([`super::layout::state`]).
+pub(super) fn prepare(context: &Context, slot: usize, secret: u64, turn: u32) {
+    context.store(at::SECRET, secret);
     context.store(at::FRAME, 0);
     context.store(at::NO_SIGNALS, 0);
+    context.store(at::ANSWERED, 0);
     context.store(at::STACK_T, context_address(slot) + at::SIGNAL_STACK as u64);
     context.store(at::STACK_T + 8, 0);
     context.store(at::STACK_T + 16, at::SIGNAL_STACK_SIZE as u64);
     context.u32_at(at::INTERRUPTED).store(0, Ordering::Relaxed);
     context.u32_at(at::STUB_SLEEPS).store(0, Ordering::Relaxed);
     context.u32_at(at::SENTRY_SLEEPS).store(0, Ordering::Relaxed);
-    context.u32_at(at::STATE).store(state::STUB, Ordering::SeqCst);
+    context.u32_at(at::STATE).store(turn, Ordering::SeqCst);
 }
 
 impl StubThread {
-    /// The thread that runs, or begins to, in a prepared context. Waits until it has given its first turn away.
-    pub(super) fn begin(
-        processes: &Arc<Processes>,
-        place: Place,
-        thread: Pid,
-        socket: u64,
-    ) -> Result<Self, Errno> {
+    /// The thread that runs, or begins to, in a prepared context.
+    pub(super) fn begin(processes: &Arc<Processes>, place: Place, thread: Pid, socket: u64) -> Self {
         let Place { stub, slot, context } = place;
-        let spins = crate::outside::cpus() > 1;
         let interrupt = StubInterrupt {
             stub: Arc::clone(&stub),
+            context: Arc::clone(&context),
             thread,
             requested: AtomicBool::new(false),
             in_guest: AtomicBool::new(false),
@@ -107,82 +135,21 @@ impl StubThread {
             context,
             regs: Regs::default(),
             fs_base: 0,
+            all: true,
+            came_with: 0,
+            called: 0,
             socket,
             interrupt: Arc::new(interrupt),
             memory,
-            answers: Vec::new(),
-            spin: std::cell::Cell::new(SPIN.end),
-            spins,
-            slow_copies: std::cell::Cell::new(0),
+            answered: 0,
+            waiting: Waiting::new(),
+            slow_copies: Cell::new(0),
+            late: Late::default(),
         };
-        thread.context.store(at::SPIN, if spins { STUB_SPIN.end } else { 0 });
-        if thread.wait() { Ok(thread) } else { Err(Errno::EAGAIN) }
-    }
-
-    /// Gives the turn to the stub.
-    fn post(&self) {
-        let word = self.context.u32_at(at::STATE);
-        word.store(state::STUB, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
-        let slept = self.context.u32_at(at::STUB_SLEEPS).load(Ordering::SeqCst) != 0;
-        if slept {
-            futex_wake(word);
-        }
-        if self.spins {
-            // A stub that slept spun in vain: it spins shorter, and longer again when it did not.
-            let now = self.context.load(at::SPIN);
-            let next = if slept { now / 2 } else { now.saturating_add(now / 8 + 1) };
-            self.context.store(at::SPIN, next.clamp(STUB_SPIN.start, STUB_SPIN.end));
-        }
-    }
-
-    /// Waits for the turn. `false` when the stub is gone.
-    fn wait(&self) -> bool {
-        let word = self.context.u32_at(at::STATE);
-        if self.spins {
-            let begin = Instant::now();
-            loop {
-                for _ in 0..64 {
-                    if word.load(Ordering::Acquire) != state::STUB {
-                        self.spin.set((self.spin.get() * 2).min(SPIN.end));
-                        return self.has_turn();
-                    }
-                    std::hint::spin_loop();
-                }
-                if begin.elapsed() > self.spin.get() {
-                    self.spin.set((self.spin.get() / 2).max(SPIN.start));
-                    break;
-                }
-            }
-        }
-        let sleeps = self.context.u32_at(at::SENTRY_SLEEPS);
-        sleeps.store(1, Ordering::SeqCst);
-        while word.load(Ordering::SeqCst) == state::STUB && !self.stub.is_dead() {
-            futex_wait(word, state::STUB);
-        }
-        sleeps.store(0, Ordering::SeqCst);
-        self.has_turn()
-    }
-
-    fn has_turn(&self) -> bool {
-        self.context.u32_at(at::STATE).load(Ordering::Acquire) == state::SENTRY && !self.stub.is_dead()
-    }
-
-    /// Asks the stub for something other than to run the guest. What it says is whatever the guest wants it to be.
-    pub(super) fn ask(&self, what: u64, arguments: &[u64]) -> Result<u64, Errno> {
-        if !self.has_turn() {
-            return Err(Errno::EFAULT);
-        }
-        for (n, argument) in arguments.iter().enumerate() {
-            self.context.store(at::ARGUMENTS + 8 * n, *argument);
-        }
-        self.context.store(at::OP, what);
-        self.post();
-        if self.wait() && self.context.load(at::KIND) == kind::DONE {
-            Ok(self.context.load(at::RESULT))
-        } else {
-            Err(Errno::EFAULT)
-        }
+        let (awake, woken) = thread.waiting.told();
+        thread.context.u32_at(at::SPIN).store(awake, Ordering::Relaxed);
+        thread.context.u32_at(at::SPIN_WOKEN).store(woken, Ordering::Relaxed);
+        thread
     }
 
     /// Has the stub make a system call of the host.
@@ -270,13 +237,15 @@ impl StubThread {
 
     /// Copies what a new thread does not have from its clone: registers, and vector state where the guest's lay in a signal frame.
     fn pass_state_to(&mut self, child: &mut Self) -> Result<(), Errno> {
+        self.take_registers();
         child.regs = self.regs;
         child.fs_base = self.fs_base;
-        // The same numbers at the same places: replaced call sites read them there. The values are the caller's until others are set.
-        let value = |n: usize| self.context.load(at::ANSWERS + 8 * n);
-        let answers: Vec<_> =
-            self.answers.iter().enumerate().map(|(n, number)| (*number, value(n))).collect();
-        child.set_answers(&answers);
+        // Replaced call sites read them there. The values are the caller's until others are set.
+        for place in 0..ANSWERED.len() {
+            child.context.store(at::ANSWERS + 8 * place, self.context.load(at::ANSWERS + 8 * place));
+        }
+        child.answered = self.answered;
+        child.context.store(at::ANSWERED, child.answered);
         if self.context.load(at::FRAME) != 0 {
             let state = self.vector_state()?;
             child.set_vector_state(&state)?;
@@ -289,16 +258,14 @@ impl StubThread {
         let parts = Parts::new()?;
         let [contexts, socket] = self.give_files([parts.contexts.as_fd(), parts.its_socket.as_fd()])?;
         // The child runs in the context with the same number and address, of another file.
-        prepare(&Context::map(parts.contexts.as_fd(), self.slot)?, self.slot);
-        let child = result(self.ask(op::FORK, &[FORK_FLAGS, contexts, self.socket])?);
-        for number in [contexts, socket] {
-            self.call(libc::SYS_close, [number, 0, 0, 0, 0, 0])?;
-        }
+        let secret = crate::random::number()?;
+        prepare(&Context::map(parts.contexts.as_fd(), self.slot)?, self.slot, secret, state::SENTRY);
+        let child = result(self.ask(op::FORK, &[FORK_FLAGS, contexts, self.socket, socket])?);
         let patches = self.stub.patches().clone();
         let pid = Pid::from_raw(i32::try_from(child?).map_err(|_| Errno::EFAULT)?);
-        let (stub, context) = self.processes.adopt(pid, parts, self.slot, patches)?;
+        let (stub, context) = self.processes.adopt(pid, parts, (self.slot, secret), patches)?;
         let place = Place { stub, slot: self.slot, context };
-        let mut child = Self::begin(&self.processes, place, pid, socket)?;
+        let mut child = Self::begin(&self.processes, place, pid, socket);
         self.pass_state_to(&mut child)?;
         Ok(child)
     }
@@ -365,37 +332,36 @@ pub(in crate::platform) fn memory_call(call: &MemoryCall<'_>) -> (i64, [u64; 6])
 
 impl Thread for StubThread {
     fn resume(&mut self) -> Trap {
-        if !self.has_turn() {
-            return Trap::Gone;
-        }
-        let interrupt = Arc::clone(&self.interrupt);
-        self.context.u32_at(at::INTERRUPTED).store(0, Ordering::SeqCst);
-        interrupt.in_guest.store(true, Ordering::SeqCst);
-        if interrupt.requested.swap(false, Ordering::SeqCst) {
-            interrupt.in_guest.store(false, Ordering::SeqCst);
-            return Trap::Interrupted;
-        }
-        // The stub's own code would run under any other flag, too.
-        let eflags = (self.regs.eflags & FLAGS) | 0x202;
-        self.context.set_regs(&Regs { eflags, ..self.regs });
-        self.context.store(at::FS_BASE, self.fs_base);
-        self.context.store(at::OP, op::RESUME);
-        self.post();
-        let alive = self.wait();
-        interrupt.in_guest.store(false, Ordering::SeqCst);
-        if !alive {
-            return Trap::Gone;
-        }
-        self.regs = self.context.regs();
-        self.fs_base = self.context.load(at::FS_BASE);
-        self.trap()
+        self.run_guest()
     }
 
     fn regs(&mut self) -> &mut Regs {
+        self.take_registers();
         &mut self.regs
     }
 
+    fn arguments(&mut self) -> [u64; 6] {
+        self.regs.arguments()
+    }
+
+    fn set_result(&mut self, value: u64) {
+        self.regs.rax = value;
+    }
+
+    fn read_early(&self, address: u64, to: &mut [u8]) -> usize {
+        if self.staged(address, to) { to.len() } else { self.read(address, to) }
+    }
+
+    fn write_late(&self, address: u64, from: &[u8]) -> bool {
+        self.put_late(address, from)
+    }
+
+    fn says_writable(&self, address: u64, length: usize) -> bool {
+        self.is_writable(address, length)
+    }
+
     fn fs_base(&mut self) -> &mut u64 {
+        self.take_registers();
         &mut self.fs_base
     }
 
@@ -437,18 +403,18 @@ impl Thread for StubThread {
         }
     }
 
+    fn stop_answering(&mut self) -> Result<(), Errno> {
+        self.silence()
+    }
+
     fn set_answers(&mut self, answers: &[(u64, u64)]) {
         for (number, value) in answers {
-            let known = self.answers.iter().position(|answered| answered == number);
-            let place = known.unwrap_or_else(|| {
-                self.answers.push(*number);
-                self.answers.len() - 1
-            });
-            if place < ANSWERS {
+            if let Some(place) = answer_of(*number) {
                 self.context.store(at::ANSWERS + 8 * place, *value);
+                self.answered |= 1 << place;
             }
         }
-        self.answers.truncate(ANSWERS);
+        self.context.store(at::ANSWERED, self.answered);
     }
 
     fn change_memory(&mut self, call: &MemoryCall<'_>) -> Result<u64, Errno> {
@@ -472,7 +438,7 @@ impl Thread for StubThread {
 
     fn spawn(&mut self) -> Result<Box<dyn Thread>, Errno> {
         let (slot, context) = self.stub.take_slot()?;
-        prepare(&context, slot);
+        prepare(&context, slot, 0, state::SENTRY);
         let address = context_address(slot);
         let thread =
             result(self.ask(op::SPAWN, &[SPAWN_FLAGS, 0, 0, address + at::STATE as u64, 0, address])?)
@@ -481,12 +447,13 @@ impl Thread for StubThread {
             Ok(thread) => Pid::from_raw(thread),
             Err(error) => {
                 self.stub.leave();
+                context.u32_at(at::STATE).store(state::DEAD, Ordering::SeqCst);
                 self.stub.free_slot(slot);
                 return Err(error);
             }
         };
         let place = Place { stub: Arc::clone(&self.stub), slot, context };
-        let mut child = Self::begin(&self.processes, place, thread, self.socket)?;
+        let mut child = Self::begin(&self.processes, place, thread, self.socket);
         self.pass_state_to(&mut child)?;
         Ok(Box::new(child))
     }
@@ -509,36 +476,15 @@ impl Thread for StubThread {
 }
 
 impl StubThread {
+    /// The stub, which waits for the turn, shall sleep: it will be long.
+    pub(super) fn let_sleep(&self) {
+        self.interrupt.let_sleep();
+    }
+
     /// Its process.
     #[cfg(test)]
     pub(super) fn stub(&self) -> &Stub {
         &self.stub
-    }
-
-    /// What the context says of why the guest stopped.
-    fn trap(&mut self) -> Trap {
-        let context = Arc::clone(&self.context);
-        match context.load(at::KIND) {
-            kind::INTERRUPTED => Trap::Interrupted,
-            kind::SIGNAL => match i32::try_from(context.load(at::SIGNAL)) {
-                Ok(INTERRUPT) => Trap::Interrupted,
-                Ok(libc::SIGSYS) => Trap::Syscall { number: self.regs.rax },
-                Ok(libc::SIGILL) if self.stub.patches().entered_inside(self.regs.rip) => {
-                    self.regs.rip += 2;
-                    Trap::Syscall { number: self.regs.rax }
-                }
-                Ok(signal @ (libc::SIGSEGV | libc::SIGBUS | libc::SIGFPE | libc::SIGTRAP | libc::SIGILL)) => {
-                    Trap::Fault {
-                        signal,
-                        code: context.load(at::CODE) as u32 as i32,
-                        address: context.load(at::ADDRESS),
-                        exception: (context.load(at::EXCEPTION), context.load(at::ERROR)),
-                    }
-                }
-                _ => Trap::Gone,
-            },
-            _ => Trap::Gone,
-        }
     }
 }
 
@@ -551,9 +497,10 @@ impl Drop for StubThread {
             // thread waits for a turn, in its context, until the last one ends all.
             return;
         } else if self.has_turn() {
-            let exit = [libc::SYS_exit.unsigned_abs(), 0];
-            // No answer: the thread ends, and the host's kernel clears its state. Only then another may have its context.
-            let _ = self.ask(op::CALL, &exit);
+            // No answer: the thread ends, and the host's kernel clears its state. Only then another has its context.
+            self.context.store(at::ARGUMENTS, libc::SYS_exit.unsigned_abs());
+            self.context.store(at::ARGUMENTS + 8, 0);
+            self.give_turn(op::CALL);
         }
         self.stub.free_slot(self.slot);
     }

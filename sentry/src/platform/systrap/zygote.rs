@@ -6,6 +6,7 @@
 use std::io::Write;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::{ForkResult, Pid, fork, setpgid};
@@ -36,6 +37,8 @@ const IN_HANDLER: [i32; 3] = [libc::SIGSYS, libc::SIGSEGV, libc::SIGBUS];
 pub(in crate::platform) struct First<'a> {
     /// Code of the stub, of at most [`CODE_SIZE`] bytes.
     pub(in crate::platform) code: &'a [u8],
+    /// What lies behind it: offset and bytes.
+    pub(in crate::platform) table: Option<(usize, Vec<u8>)>,
     /// Offset of its first instruction, which has the context's address in `rbx` and the range of the vDSO in `r12` and `r13`.
     pub(in crate::platform) start: u64,
     /// Where guest code traps by itself: offsets of the signal handler and of what it returns to. Else signals are a tracer's.
@@ -64,6 +67,10 @@ fn prepare(first: &First<'_>) -> Result<Prepared, Errno> {
     let code = memfd_create(c"stub", MFdFlags::MFD_CLOEXEC)?;
     let mut file = std::fs::File::from(code);
     file.write_all(first.code).map_err(|_| Errno::ENOMEM)?;
+    if let Some((place, table)) = &first.table {
+        assert!(first.code.len() <= *place, "the stub's code is {} bytes", first.code.len());
+        file.write_all_at(table, *place as u64).map_err(|_| Errno::ENOMEM)?;
+    }
     file.set_len(CODE_SIZE).map_err(|_| Errno::ENOMEM)?;
     let mask = IN_HANDLER.iter().fold(u64::MAX, |mask, signal| mask & !(1 << (signal - 1)));
     let flags = (libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER) as u64 | SA_RESTORER;

@@ -13,11 +13,27 @@ use crate::net::control::{self, ControlMessage, Layout, Rights, Sent};
 use crate::net::message::{Cursor, GuestSink, GuestSource, HEADER_MANY, Header, PARTS_MAX};
 use crate::net::messages::Received;
 use crate::net::{Context, Identity, Outgoing, Receive, lock, send_sigpipe};
+use crate::platform::{Memory, Thread};
 use crate::task::Task;
 use crate::task::namespaces::INVALID;
 
 /// `CAP_SETGID`, `CAP_SETUID`, `CAP_SYS_ADMIN`.
 const CAPABILITIES: [u32; 3] = [6, 7, 21];
+
+/// A guest's memory for the bytes of a message: what was fetched with the call is not fetched again, and what the guest can surely write is
+/// written when it goes on.
+struct Early<'a>(&'a dyn Thread);
+
+impl Memory for Early<'_> {
+    fn read(&self, address: u64, to: &mut [u8]) -> usize {
+        self.0.read_early(address, to)
+    }
+
+    fn write(&self, address: u64, from: &[u8]) -> usize {
+        let late = self.0.says_writable(address, from.len()) && self.0.write_late(address, from);
+        if late { from.len() } else { self.0.write(address, from) }
+    }
+}
 
 /// Where the bytes are, to whom they go, and what goes with them.
 struct Sending {
@@ -92,7 +108,7 @@ fn send(call: &mut Call<'_>, target: &Target, context: &Context, mut sending: Se
     let mut sent = 0usize;
     let attempt = |call: &mut Call<'_>| {
         loop {
-            let mut source = GuestSource { memory: &*call.thread, cursor: &mut sending.cursor };
+            let mut source = GuestSource { memory: &Early(&*call.thread), cursor: &mut sending.cursor };
             let mut message = Outgoing {
                 source: &mut source,
                 context: Some(context),
@@ -197,7 +213,7 @@ struct Attached {
 }
 
 fn send_message(call: &mut Call<'_>, target: &Target, at: u64, flags: i32) -> SysResult {
-    let (header, cursor) = Header::read(&*call.thread, at)?;
+    let (header, cursor) = Header::read(&Early(&*call.thread), at)?;
     let address = if header.name == 0 || header.name_length == 0 {
         None
     } else {
@@ -264,7 +280,7 @@ fn receive(
     let mut all: Option<Received> = None;
     let attempt = |call: &mut Call<'_>| {
         loop {
-            let mut sink = GuestSink { memory: &*call.thread, cursor };
+            let mut sink = GuestSink { memory: &Early(&*call.thread), cursor };
             match target.socket.receive(&mut sink, how) {
                 Ok(received) => {
                     let over = once || received.count == 0 || received.boundary;
@@ -347,7 +363,7 @@ fn layout(
 }
 
 fn receive_message(call: &mut Call<'_>, target: &Target, at: u64, flags: i32) -> SysResult {
-    let (header, mut cursor) = Header::read(&*call.thread, at)?;
+    let (header, mut cursor) = Header::read(&Early(&*call.thread), at)?;
     let mut received = receive(call, target, &mut cursor, flags)?;
     if header.name != 0 {
         let told = received.from.as_ref().map(Address::bytes).unwrap_or_default();

@@ -279,14 +279,14 @@ impl UserNamespace {
         writer: &Credentials,
     ) -> Result<(), Errno> {
         let Some(parent) = &self.parent else { return Err(Errno::EPERM) };
-        if *writer.user_ns != *self && writer.user_ns != *parent {
+        if *opener.user_ns != *self && opener.user_ns != *parent {
             return Err(Errno::EPERM);
         }
         let _changing = lock(&self.changing);
         if self.map(kind).is_some() {
             return Err(Errno::EPERM);
         }
-        if kind != MapKind::Projects && !writer.capable_in(self, capability::SYS_ADMIN) {
+        if kind != MapKind::Projects && !opener.capable_in(self, capability::SYS_ADMIN) {
             return Err(Errno::EPERM);
         }
         let mut extents = parse(text)?;

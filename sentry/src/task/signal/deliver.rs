@@ -101,12 +101,19 @@ fn run_handler(task: &Arc<Task>, thread: &mut dyn Thread, info: &SignalInfo, act
     }
 }
 
+impl Task {
+    /// Ends the process by a signal that nothing can be done about, with an image of itself where there is a limit for it.
+    pub(crate) fn end_by(&self, signal: i32) {
+        let mut tree = self.tasks().tree();
+        let status = tree.status_of_core(self.group().pid(), signal);
+        tree.begin_group_exit(self.group().pid(), status);
+    }
+}
+
 /// No frame could be made, or none be read: SIGSEGV, and the end if that was the very signal (`force_sigsegv`).
 fn force_segv(task: &Task, signal: i32) {
     if signal == libc::SIGSEGV {
-        let mut tree = task.tasks().tree();
-        let status = tree.status_of_core(task.group().pid(), libc::SIGSEGV);
-        tree.begin_group_exit(task.group().pid(), status);
+        task.end_by(libc::SIGSEGV);
     } else {
         force_fault(task, SignalInfo::kernel(libc::SIGSEGV));
     }

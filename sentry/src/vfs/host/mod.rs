@@ -11,12 +11,14 @@
 //! Of an exclusive tree that cannot be written the gofer holds nothing but the root: a file is known by the names that lead to it. Elsewhere it
 //! holds each file that the sentry knows, since names change.
 
+mod names;
 mod node;
 mod opened;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, Weak};
@@ -24,6 +26,7 @@ use std::time::Duration;
 
 use node::Node;
 
+use super::kept::Kept;
 use super::{Dentry, FileSystem, FsStatus, Inode, Tree};
 use crate::error::Errno;
 use crate::gofer::Client;
@@ -32,6 +35,19 @@ use crate::gofer::Client;
 const FRESH: Duration = Duration::from_millis(1);
 /// Names that one tree remembers besides those in use.
 const REMEMBERED: usize = 32_768;
+
+thread_local! {
+    /// What this thread looks up it is going to open.
+    static OPENING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Looks a name up to open it: what the gofer is asked is then both at once.
+pub(super) fn opening<T>(look: impl FnOnce() -> T) -> T {
+    OPENING.set(true);
+    let found = look();
+    OPENING.set(false);
+    found
+}
 
 /// Who changes a tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +67,7 @@ struct Shared {
     /// Files of an exclusive tree that can be written, by the host's numbers: a file with several names is one.
     nodes: Mutex<HashMap<(u64, u64), Weak<Node>>>,
     remembered: AtomicUsize,
+    kept: Kept,
 }
 
 impl Shared {
@@ -80,6 +97,7 @@ impl HostFs {
             writable,
             nodes: Mutex::default(),
             remembered: AtomicUsize::new(0),
+            kept: Kept::default(),
         });
         let root = Node::root(&shared, found);
         Ok(Self { shared, root })

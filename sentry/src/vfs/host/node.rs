@@ -1,13 +1,12 @@
 //! Files of a tree of the host.
 
-use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Instant;
 
+use super::names::{LISTED, Names};
 use super::opened::Opened;
-use super::{FRESH, REMEMBERED, Shared, Sharing};
+use super::{FRESH, Shared, Sharing};
 use crate::error::Errno;
 use crate::gofer::wire::{Access, At, Found, Handle, Made, NAMES_MAX, PATH_MAX};
 use crate::vfs::inode::downcast;
@@ -19,24 +18,20 @@ use crate::vfs::{
     RenameMode, Timestamp, XattrMode,
 };
 
-/// After so many names of a folder were asked for one by one, all are asked for at once, where there are no more than that: first few, then
-/// many.
-const LIST: [(u32, u32); 2] = [(8, 128), (64, 2048)];
-
 /// A file.
 pub(super) struct Node {
     me: Weak<Node>,
     pub(super) shared: Arc<Shared>,
     /// The host's numbers of its file system and of itself.
-    identity: (u64, u64),
+    pub(super) identity: (u64, u64),
     kind: FileKind,
     target: Vec<u8>,
     handle: OnceLock<Handle>,
     /// The folder it was found in and its name there; `None` for the root and what has no name.
-    found: Mutex<Option<(Arc<Node>, Vec<u8>)>>,
+    pub(super) found: Mutex<Option<(Arc<Node>, Vec<u8>)>>,
     seen: Mutex<Seen>,
-    contents: Mutex<Contents>,
-    names: Mutex<Names>,
+    pub(super) contents: Mutex<Contents>,
+    pub(super) names: Mutex<Names>,
     pub(super) append: Mutex<()>,
     fifo: OnceLock<Arc<Pipe>>,
     locks: FileLocks,
@@ -51,23 +46,13 @@ struct Seen {
 /// Descriptors of the host, as long as somebody has them open. What may be read only has one of its own: a guest's mapping can do what
 /// its descriptor can.
 #[derive(Default)]
-struct Contents {
+pub(super) struct Contents {
     read: Weak<OwnedFd>,
     write: Weak<OwnedFd>,
-    /// Came when the file was made: it will be opened at once.
+    /// Came when the file was made, to be written: it will be opened at once.
     new: Option<Arc<OwnedFd>>,
-}
-
-/// What a folder remembers.
-#[derive(Default)]
-struct Names {
-    /// Of a tree that never changes: what is there, and what is not.
-    known: HashMap<Vec<u8>, Option<Found>>,
-    /// All that is there is in `known`.
-    complete: bool,
-    asked: u32,
-    /// Of others: files in use.
-    children: HashMap<Vec<u8>, Weak<Node>>,
+    /// Came when the file was looked up to be opened, to be read.
+    pub(super) peeked: Option<Arc<OwnedFd>>,
 }
 
 impl Node {
@@ -75,7 +60,7 @@ impl Node {
         Self::build(shared, found, None)
     }
 
-    fn build(shared: &Arc<Shared>, found: Found, at: Option<(Arc<Self>, Vec<u8>)>) -> Arc<Self> {
+    pub(super) fn build(shared: &Arc<Shared>, found: Found, at: Option<(Arc<Self>, Vec<u8>)>) -> Arc<Self> {
         let identity = (found.attributes.device, found.attributes.inode);
         let handle = OnceLock::new();
         if found.handle != 0 {
@@ -121,24 +106,9 @@ impl Node {
         node
     }
 
-    fn remember_child(&self, node: &Arc<Self>, name: &[u8]) {
-        match self.shared.sharing {
-            Sharing::Exclusive => {
-                lock(&self.shared.nodes).insert(node.identity, Arc::downgrade(node));
-            }
-            Sharing::Shared => {
-                let mut names = lock(&self.names);
-                if names.children.len() >= 64 && names.children.len().is_power_of_two() {
-                    names.children.retain(|_, child| child.strong_count() > 0);
-                }
-                names.children.insert(name.to_vec(), Arc::downgrade(node));
-            }
-        }
-    }
-
     /// How the gofer finds it: from the nearest folder above that it holds, or by its own handle. A way that is too long for one request is
     /// made shorter by having the gofer hold a folder on it.
-    fn place(self: &Arc<Self>) -> Result<At, Errno> {
+    pub(super) fn place(self: &Arc<Self>) -> Result<At, Errno> {
         let mut names = Vec::new();
         let mut bytes = 0;
         let mut at = Arc::clone(self);
@@ -194,7 +164,7 @@ impl Node {
     }
 
     /// A name in it.
-    fn below(self: &Arc<Self>, name: &[u8]) -> Result<At, Errno> {
+    pub(super) fn below(self: &Arc<Self>, name: &[u8]) -> Result<At, Errno> {
         let mut at = self.place()?;
         at.names.push(name.to_vec());
         Ok(at)
@@ -218,7 +188,7 @@ impl Node {
     }
 
     /// What is known of it is no longer so.
-    fn changed(&self) {
+    pub(super) fn changed(&self) {
         lock(&self.seen).at = None;
     }
 
@@ -272,8 +242,9 @@ impl Node {
     fn descriptor(self: &Arc<Self>, access: Access) -> Result<Arc<OwnedFd>, Errno> {
         let mut contents = lock(&self.contents);
         let new = contents.new.take();
+        let peeked = contents.peeked.take();
         let known = match access {
-            Access::Read => contents.read.upgrade(),
+            Access::Read => peeked.or_else(|| contents.read.upgrade()),
             Access::Write => new.or_else(|| contents.write.upgrade()),
         };
         let file = match known {
@@ -282,7 +253,11 @@ impl Node {
                 let (found, file) = self.shared.client.open(self.place()?, access)?;
                 self.same(&found)?;
                 self.see(&found.attributes);
-                Arc::new(file)
+                let file = Arc::new(file);
+                if access == Access::Read && self.shared.sharing == Sharing::Exclusive {
+                    self.shared.kept.keep(&file);
+                }
+                file
             }
         };
         let slot = match access {
@@ -304,93 +279,6 @@ impl Node {
 
     fn writable(&self) -> Result<(), Errno> {
         if self.shared.writable { Ok(()) } else { Err(Errno::EROFS) }
-    }
-
-    /// A file of a tree that never changes.
-    fn lookup_known(self: &Arc<Self>, name: &[u8]) -> Result<Arc<Self>, Errno> {
-        let asked = {
-            let mut names = lock(&self.names);
-            match names.known.get(name) {
-                Some(Some(found)) => return Ok(self.child(found.clone(), name)),
-                Some(None) => return Err(Errno::ENOENT),
-                None if names.complete => return Err(Errno::ENOENT),
-                None => names.asked = names.asked.saturating_add(1),
-            }
-            names.asked
-        };
-        if let Some((_, most)) = LIST.iter().find(|(after, _)| *after == asked) {
-            self.learn(*most)?;
-            let names = lock(&self.names);
-            match names.known.get(name) {
-                Some(Some(found)) => return Ok(self.child(found.clone(), name)),
-                None if !names.complete => {}
-                _ => return Err(Errno::ENOENT),
-            }
-        }
-        let found = match self.shared.client.look(self.below(name)?) {
-            Ok(found) => Some(found),
-            Err(Errno::ENOENT) => None,
-            Err(errno) => return Err(errno),
-        };
-        if self.take_room(1) {
-            let before = lock(&self.names).known.insert(name.to_vec(), found.clone());
-            self.give_room(usize::from(before.is_some()));
-        }
-        found.map(|found| self.child(found, name)).ok_or(Errno::ENOENT)
-    }
-
-    fn child(self: &Arc<Self>, found: Found, name: &[u8]) -> Arc<Self> {
-        Self::build(&self.shared, found, Some((Arc::clone(self), name.to_vec())))
-    }
-
-    /// Asks for all that is in this folder, where it is no more than so much.
-    fn learn(self: &Arc<Self>, most: u32) -> Result<(), Errno> {
-        let listed = self.shared.client.list(self.place()?, most)?;
-        if listed.len() > most as usize || !self.take_room(listed.len()) {
-            return Ok(());
-        }
-        let mut names = lock(&self.names);
-        let mut known = HashMap::with_capacity(listed.len());
-        let mut complete = true;
-        for one in listed {
-            match one.found {
-                Some(found) => drop(known.insert(one.entry.name, Some(found))),
-                None => complete = false,
-            }
-        }
-        let before = std::mem::replace(&mut names.known, known);
-        names.complete = complete;
-        drop(names);
-        self.give_room(before.len());
-        Ok(())
-    }
-
-    fn take_room(&self, count: usize) -> bool {
-        let remembered = &self.shared.remembered;
-        let more = |now: usize| now.checked_add(count).filter(|sum| *sum <= REMEMBERED);
-        remembered.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
-    }
-
-    fn give_room(&self, count: usize) {
-        let less = |now: usize| Some(now.saturating_sub(count));
-        let _ = self.shared.remembered.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
-    }
-
-    /// Moves what is known of a name when it gets another.
-    fn child_moved(self: &Arc<Self>, name: &[u8], to: &Arc<Self>, to_name: &[u8], mode: RenameMode) {
-        let take = |of: &Self, name: &[u8]| lock(&of.names).children.remove(name).and_then(|it| it.upgrade());
-        let put = |node: Option<Arc<Self>>, folder: &Arc<Self>, name: &[u8]| {
-            let Some(node) = node else { return };
-            let before = lock(&node.found).replace((Arc::clone(folder), name.to_vec()));
-            drop(before);
-            node.changed();
-            lock(&folder.names).children.insert(name.to_vec(), Arc::downgrade(&node));
-        };
-        let (moved, other) = (take(self, name), take(to, to_name));
-        put(moved, to, to_name);
-        if mode == RenameMode::Exchange {
-            put(other, self, name);
-        }
     }
 
     fn made(new: &NewNode<'_>) -> Made {
@@ -536,6 +424,9 @@ impl Inode for Node {
 
     fn list(&self) -> Result<Vec<DirEntry>, Errno> {
         self.folder()?;
+        if !self.shared.pinned() {
+            return if lock(&self.names).complete { self.known_entries() } else { self.me()?.learn(LISTED) };
+        }
         let listed = self.shared.client.list(self.me()?.place()?, 0)?;
         Ok(listed.into_iter().map(|listed| listed.entry).collect())
     }

@@ -107,7 +107,7 @@ fn no_race_leads_out() {
         });
         let shared = Mounted::new(inside.path(), true, Sharing::Shared);
         let mut seen = 0;
-        for _ in 0..3000 {
+        for _ in 0..1000 {
             // A new one each time, which has to ask for every name.
             let fresh = Mounted { root: shared.root.clone(), caller: Caller::root() };
             fresh.root.dentry.tree().forget();
@@ -306,7 +306,7 @@ fn tree_of(host: &Host, sharing: Sharing) -> Sentry {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn does_what_the_host_does(ops in prop::collection::vec(op(), 1..50), shared in any::<bool>()) {

@@ -1,4 +1,4 @@
-//! `net`: what there is of it in a sandbox that has one loopback device (`net/**/proc.c`; `man 5 proc_pid_net`).
+//! `net`: what there is of it in a sandbox: its loopback and the interfaces that are attached (`net/**/proc.c`; `man 5 proc_pid_net`).
 
 use std::sync::Arc;
 
@@ -7,13 +7,8 @@ use crate::kernel::Kernel;
 use crate::net::{Net, proc};
 use crate::task::current;
 
-const DEV: &str = "Inter-|   Receive                                                |  Transmit\n face |bytes    packets \
-    errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed\n    lo:       0       0    \
-    0    0    0     0          0         0        0       0    0    0    0     0       0          0\n";
 const UDP: &str = "   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops             \n";
 const UDP6: &str = "  sl  local_address                         remote_address                        st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops\n";
-const ROUTE: &str = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT                                                       \n";
-const ARP: &str = "IP address       HW type     Flags       HW address            Mask     Device\n";
 const PTYPE: &str =
     "Type Device      Function\n0800          ip_rcv\n0806          arp_rcv\n86dd          ipv6_rcv\n";
 const WIRELESS: &str = "Inter-| sta-|   Quality        |   Discarded packets               | Missed | WE\n face | tus | link level \
@@ -58,9 +53,6 @@ const SNMP6: [&str; 14] = [
 ];
 const SOCKSTAT6: &str =
     "TCP6: inuse 0\nUDP6: inuse 0\nUDPLITE6: inuse 0\nRAW6: inuse 0\nFRAG6: inuse 0 memory 0\n";
-const IF_INET6: &str = "00000000000000000000000000000001 01 80 10 80       lo\n";
-const IPV6_ROUTE: &str = "00000000000000000000000000000001 80 00000000000000000000000000000000 00 \
-    00000000000000000000000000000000 00000000 00000002 00000000 80200001       lo\n";
 const IGMP: &str = "Idx\tDevice    : Count Querier\tGroup    Users Timer\tReporter\n1\tlo        :     1      V3\n\t\t\t\t010000E0     1 \
     0:00000000\t\t0\n";
 const IGMP6: &str = "1    lo              ff020000000000000000000000000001     1 0000000C 0\n";
@@ -79,16 +71,16 @@ fn net(kernel: &Kernel) -> Arc<Net> {
 /// Path, mode, text.
 pub(super) static FILES: &[(&str, u32, SystemText)] = &[
     ("net/anycast6", 0o444, |_| Vec::new()),
-    ("net/arp", 0o444, |_| ARP.into()),
-    ("net/dev", 0o444, |_| DEV.into()),
+    ("net/arp", 0o444, |kernel| proc::arp(&net(kernel))),
+    ("net/dev", 0o444, |kernel| proc::dev(&net(kernel))),
     ("net/dev_mcast", 0o444, |_| Vec::new()),
     ("net/fib_trie", 0o444, |_| FIB_TRIE.into()),
     ("net/icmp", 0o444, |_| UDP.into()),
     ("net/icmp6", 0o444, |_| UDP6.into()),
-    ("net/if_inet6", 0o444, |_| IF_INET6.into()),
+    ("net/if_inet6", 0o444, |kernel| proc::if_inet6(&net(kernel))),
     ("net/igmp", 0o444, |_| IGMP.into()),
     ("net/igmp6", 0o444, |_| IGMP6.into()),
-    ("net/ipv6_route", 0o444, |_| IPV6_ROUTE.into()),
+    ("net/ipv6_route", 0o444, |kernel| proc::ipv6_route(&net(kernel))),
     ("net/mcfilter", 0o444, |_| Vec::new()),
     ("net/netlink", 0o444, |kernel| proc::netlink(&net(kernel))),
     ("net/netstat", 0o444, |_| NETSTAT.into()),
@@ -98,7 +90,7 @@ pub(super) static FILES: &[(&str, u32, SystemText)] = &[
     ("net/ptype", 0o444, |_| PTYPE.into()),
     ("net/raw", 0o444, |kernel| proc::raw(&net(kernel))),
     ("net/raw6", 0o444, |_| UDP6.into()),
-    ("net/route", 0o444, |_| ROUTE.into()),
+    ("net/route", 0o444, |kernel| proc::route(&net(kernel))),
     ("net/rt_cache", 0o444, |_| Vec::new()),
     ("net/snmp", 0o444, |_| SNMP.into()),
     ("net/snmp6", 0o444, |_| SNMP6.map(|key| format!("{key:<32}\t0\n")).concat().into_bytes()),

@@ -259,7 +259,7 @@ fn of_signals(view: &View, info: &ProcessInfo, text: &mut String) {
     }
 }
 
-fn privileges(_view: &View, who: &Credentials, text: &mut String) {
+fn privileges(view: &View, who: &Credentials, text: &mut String) {
     for (key, set) in [
         ("CapInh", who.inheritable),
         ("CapPrm", who.permitted),
@@ -269,11 +269,14 @@ fn privileges(_view: &View, who: &Credentials, text: &mut String) {
     ] {
         let _ = writeln!(text, "{key}:\t{:016x}", set.0);
     }
+    let filters = view.task.as_ref().map(|task| task.filters()).unwrap_or_default();
     let _ = write!(
         text,
-        "NoNewPrivs:\t{}\nSeccomp:\t0\nSeccomp_filters:\t0\nSpeculation_Store_Bypass:\tvulnerable\n\
+        "NoNewPrivs:\t{}\nSeccomp:\t{}\nSeccomp_filters:\t{}\nSpeculation_Store_Bypass:\tvulnerable\n\
          SpeculationIndirectBranch:\talways enabled\n",
-        u8::from(who.no_new_privileges)
+        u8::from(who.no_new_privileges),
+        filters.mode(),
+        filters.count(),
     );
 }
 

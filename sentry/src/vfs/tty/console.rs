@@ -74,6 +74,11 @@ impl Console {
         }
     }
 
+    /// Hangs up: who has the slave open has nothing any more, and the leader of its session hears of it (SIGHUP).
+    pub fn hang_up(&self) {
+        self.pair.hang_up();
+    }
+
     /// Whether nobody has the slave open.
     #[must_use]
     pub fn unused(&self) -> bool {

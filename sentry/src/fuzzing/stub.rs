@@ -1,0 +1,141 @@
+//! A stub that answers with garbage, and everything that the kernel asks of a guest thread.
+
+use std::os::fd::AsFd;
+
+use super::Bytes;
+use crate::platform::systrap::hostile::{Answer, Hostile};
+use crate::platform::{MemoryCall, Regs, Thread};
+
+/// Answers and questions of one sequence.
+const ANSWERS: usize = 64;
+const QUESTIONS: usize = 40;
+
+/// Offsets that mean something: most of them words that the sentry reads back (`platform/systrap/layout.rs`).
+const PLACES: [u16; 20] = [
+    0, 0x40, 0x80, 0x88, 0xc0, 0x100, 0x108, 0x110, 0x118, 0x120, 0x138, 0x140, 0x180, 0x1f0, 0x200, 0x240,
+    0x300, 0x40e0, 0x4000, 0x8090,
+];
+
+/// Values that mean something: turns, kinds, signals, errors, addresses of the first context and around it.
+const VALUES: [u64; 20] = [
+    0,
+    1,
+    2,
+    3,
+    4,
+    8,
+    11,
+    31,
+    u64::MAX,
+    u64::MAX - 4095,
+    0x6000_0010_0000,
+    0x6000_0010_4000,
+    0x6000_0010_7ff8,
+    0x6000_0010_8000,
+    0x6000_0011_0000,
+    0x7fff_ffff_f000,
+    i64::MAX as u64,
+    i64::MIN as u64,
+    i32::MAX as u64,
+    0x40_0000,
+];
+
+fn words(data: &mut Bytes<'_>) -> Vec<(u16, u64)> {
+    let mut word = |_| {
+        let place = if data.u8() > 63 { data.one_of(&PLACES) } else { data.u16() };
+        let value = if data.u8() > 63 { data.one_of(&VALUES) } else { data.u64() };
+        (place, value)
+    };
+    let count = 4;
+    (0..count).map(&mut word).collect()
+}
+
+fn answer(data: &mut Bytes<'_>) -> Answer {
+    let how = data.u8();
+    let mut answer = Answer::done(if how & 1 == 0 { data.one_of(&VALUES) } else { data.u64() });
+    if how & 2 != 0 {
+        answer.writes.extend(words(data));
+    }
+    if how & 4 != 0 {
+        // why the guest stopped
+        answer.writes.push((0x108, u64::from(data.u8() % 5)));
+        answer.writes.push((0x110, data.one_of(&[31, 11, 7, 8, 5, 4, 23, 0, u64::MAX])));
+    }
+    if how & 8 != 0 {
+        answer.late = words(data);
+    }
+    if how >= 250 {
+        answer.turn = u32::from(data.u8() % 5);
+    }
+    answer
+}
+
+/// What the kernel asks of a guest thread.
+fn ask(thread: &mut dyn Thread, data: &mut Bytes<'_>) {
+    let address = if data.u8() > 127 { data.one_of(&VALUES) } else { data.u64() };
+    let length = usize::from(data.u16());
+    match data.u8() % 16 {
+        0 | 1 => {
+            let _ = thread.resume();
+        }
+        2 => assert!(thread.read(address, &mut vec![0; length]) <= length),
+        3 => assert!(thread.write(address, &vec![1; length]) <= length),
+        4 => {
+            let _ = thread.compare_exchange(address, 1, 2);
+        }
+        5 => {
+            let length = thread.vector_state().map_or(0, |state| state.len());
+            assert!(length <= 0x4000, "{length}");
+        }
+        6 => {
+            let _ = thread.set_vector_state(&vec![data.u8(); length]);
+        }
+        7 => drop(thread.spawn()),
+        8 => drop(thread.fork()),
+        9 => {
+            let null = std::fs::File::open("/dev/null").ok();
+            let file = null.as_ref().map(|null| (null.as_fd(), 0));
+            let map =
+                MemoryCall::Map { address, length: 4096, protection: 3, flags: libc::MAP_PRIVATE, file };
+            let _ = thread.change_memory(&map);
+        }
+        10 => {
+            let _ = thread.change_memory(&MemoryCall::Unmap { address, length: length as u64 });
+        }
+        11 => {
+            let (new_address, new_length, keep) = (address, length as u64, length.is_multiple_of(2));
+            let moved = MemoryCall::Move { address, length: 4096, new_address, new_length, keep };
+            let _ = thread.change_memory(&moved);
+        }
+        12 => thread.set_answers(&[(39, address), (u64::from(data.u8()), 1), (186, 2)]),
+        13 => *thread.regs() = Regs { rip: address, ..Regs::from_array(std::array::from_fn(|_| data.u64())) },
+        14 => {
+            // as the kernel does it: in code that it knows, below the end of memory
+            if thread.replaceable().is_some_and(|place| place < 0x6000_0000_0000) {
+                let _ = thread.replace(libc::PROT_READ | libc::PROT_EXEC);
+            }
+        }
+        _ => {
+            thread.interrupt().interrupt();
+            assert!(thread.remote().read(address, &mut vec![0; length]) <= length);
+        }
+    }
+}
+
+/// A stub that answers with garbage, whatever the kernel asks of it.
+///
+/// # Panics
+/// Where the platform gives the kernel what it must not.
+pub fn stub(data: &[u8]) {
+    let mut data = Bytes::new(data);
+    let count = usize::from(data.u8()) % ANSWERS;
+    let mut answers = vec![Answer::done(0)];
+    answers.extend((0..count).map(|_| answer(&mut data)));
+    let Ok(mut hostile) = Hostile::new(answers) else { return };
+    for _ in 0..QUESTIONS {
+        if data.is_empty() {
+            break;
+        }
+        ask(hostile.thread(), &mut data);
+    }
+}

@@ -1,0 +1,123 @@
+//! Takes the pod's interface over for a sandbox: before the sentry defends itself, while it may still ask the host for such things.
+//!
+//! [`open`] enters the pod's network namespace, reads by netlink what its interface is like, takes the addresses off it, so that the host's own
+//! kernel does not answer for them, and opens a packet socket that is bound to it. A tap is opened the same way, but what it is like has to
+//! be said. What comes back is a descriptor and a [`LinkConfig`], which [`crate::net::Net::attach`] wants.
+
+mod netlink;
+mod packet;
+mod spec;
+mod tap;
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use nix::sched::{CloneFlags, setns};
+use thiserror::Error;
+
+pub use spec::{Network, SpecError, Tap};
+
+use crate::error::Errno;
+use crate::net::stack::LinkConfig;
+
+/// Why an interface cannot be taken over.
+#[derive(Debug, Error)]
+pub enum LinkError {
+    /// Its namespace cannot be entered.
+    #[error("network namespace {path}: {error}; it must be there, and entering it needs CAP_SYS_ADMIN")]
+    Namespace {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// What the host says.
+        error: std::io::Error,
+    },
+    /// There is no such interface.
+    #[error("there is no interface {0} in the network namespace: `ip link` lists those that there are")]
+    Missing(String),
+    /// It is of another kind.
+    #[error("interface {0} is no Ethernet: a veth, a tap or a card is wanted")]
+    Kind(String),
+    /// It is down.
+    #[error("interface {0} is down: `ip link set {0} up`")]
+    Down(String),
+    /// A step that the host refuses.
+    #[error("interface {name}: {step}: {errno}; {way_out}")]
+    Refused {
+        /// The interface.
+        name: String,
+        /// What was to be done.
+        step: &'static str,
+        /// What the host says.
+        errno: Errno,
+        /// What could be done about it.
+        way_out: &'static str,
+    },
+}
+
+/// Makes errors of steps that the host refuses.
+fn refused(name: &str, step: &'static str) -> impl Fn(Errno) -> LinkError {
+    let name = name.to_owned();
+    move |errno| {
+        let way_out = match errno {
+            Errno::EPERM | Errno::EACCES => "it needs CAP_NET_ADMIN and CAP_NET_RAW in the network namespace",
+            Errno::ENOENT => "has the host's kernel the driver?",
+            Errno::EBUSY => "is another process using it?",
+            _ => "is it still there?",
+        };
+        LinkError::Refused { name: name.clone(), step, errno, way_out }
+    }
+}
+
+/// An interface that was taken over.
+#[derive(Debug)]
+pub struct Opened {
+    /// What it is like.
+    pub config: LinkConfig,
+    /// Where its frames are.
+    pub fd: OwnedFd,
+}
+
+/// The network namespace that this thread is in until it is dropped.
+struct Inside {
+    back: Option<File>,
+}
+
+impl Inside {
+    fn enter(path: Option<&Path>) -> Result<Self, LinkError> {
+        let Some(path) = path else { return Ok(Self { back: None }) };
+        let fail = |error| LinkError::Namespace { path: path.to_owned(), error };
+        let back = File::open("/proc/thread-self/ns/net").map_err(fail)?;
+        let target = File::open(path).map_err(fail)?;
+        setns(&target, CloneFlags::CLONE_NEWNET).map_err(|errno| fail(errno.into()))?;
+        Ok(Self { back: Some(back) })
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        if let Some(back) = &self.back
+            && let Err(errno) = setns(back, CloneFlags::CLONE_NEWNET)
+        {
+            tracing::warn!(%errno, "the network namespace cannot be left again");
+        }
+    }
+}
+
+/// Takes over what a sandbox is to have; `None` where it is to have nothing. The calling thread is in the same network namespace afterwards.
+///
+/// # Errors
+/// See [`LinkError`].
+pub fn open(network: &Network) -> Result<Option<Opened>, LinkError> {
+    match network {
+        Network::None => Ok(None),
+        Network::Interface { name, namespace } => {
+            let _inside = Inside::enter(namespace.as_deref())?;
+            packet::open(name).map(Some)
+        }
+        Network::Tap { tap, namespace } => {
+            let _inside = Inside::enter(namespace.as_deref())?;
+            tap::open(tap).map(Some)
+        }
+    }
+}

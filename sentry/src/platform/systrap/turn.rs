@@ -1,0 +1,280 @@
+//! The turn between a stub's thread and the sentry's thread: giving it away, waiting for it, and what passes with it.
+
+use std::cell::Cell;
+use std::sync::atomic::Ordering;
+
+use super::context::{futex_wait, futex_wake};
+use super::layout::{CODE, FLAGS, INTERRUPT, at, context_address, kind, op, state};
+use super::patch::flags_of_comparison;
+use super::remote::Process;
+use super::stage;
+use super::thread::StubThread;
+use crate::error::Errno;
+use crate::platform::{Regs, Trap};
+use crate::ticks;
+
+/// Bytes that are put into the guest's memory when it goes on.
+#[derive(Default)]
+pub(super) struct Late {
+    /// Where to, and how many; they lie in the context.
+    pending: Cell<Option<(u64, usize)>>,
+    /// That it could not be done.
+    failed: Cell<bool>,
+}
+
+const EFAULT: u64 = (-(libc::EFAULT as i64)).cast_unsigned();
+
+impl StubThread {
+    /// Gives the turn to the stub, and waits for it to come back. `false` when the stub is gone.
+    fn pass(&self, what: u32) -> bool {
+        if let Some((awake, woken)) = self.waiting.begin() {
+            self.context.u32_at(at::SPIN).store(awake, Ordering::Relaxed);
+            self.context.u32_at(at::SPIN_WOKEN).store(woken, Ordering::Relaxed);
+        }
+        let slept = self.give_turn(what);
+        self.wait(self.waiting.looks_for(slept))
+    }
+
+    /// Gives the turn to the stub. Whether it had to be woken.
+    pub(super) fn give_turn(&self, what: u32) -> bool {
+        self.context.u32_at(at::WHAT).store(what, Ordering::Relaxed);
+        let word = self.context.u32_at(at::STATE);
+        // A whole barrier: whether the stub sleeps is looked at after this.
+        word.swap(state::STUB, Ordering::SeqCst);
+        let slept = self.context.u32_at(at::STUB_SLEEPS).load(Ordering::SeqCst) != 0;
+        if slept {
+            futex_wake(word);
+        }
+        slept
+    }
+
+    /// Waits for the turn, and looks so often before it sleeps. `false` when the stub is gone.
+    pub(super) fn wait(&self, looks: u32) -> bool {
+        let word = self.context.u32_at(at::STATE);
+        for look in 0..looks {
+            if word.load(Ordering::Acquire) != state::STUB {
+                self.waiting.came(look);
+                return self.has_turn();
+            }
+            std::hint::spin_loop();
+        }
+        let begin = ticks::now();
+        let sleeps = self.context.u32_at(at::SENTRY_SLEEPS);
+        sleeps.store(1, Ordering::SeqCst);
+        while word.load(Ordering::SeqCst) == state::STUB && !self.stub.is_dead() {
+            futex_wait(word, state::STUB);
+        }
+        sleeps.store(0, Ordering::SeqCst);
+        self.waiting.slept(ticks::now().saturating_sub(begin));
+        self.has_turn()
+    }
+
+    pub(super) fn has_turn(&self) -> bool {
+        let state = self.context.u32_at(at::STATE).load(Ordering::Acquire);
+        matches!(state, state::SENTRY | state::LONG) && !self.stub.is_dead()
+    }
+
+    /// What the stub says that it gives the turn away for.
+    fn what(&self) -> u32 {
+        self.context.u32_at(at::WHAT).load(Ordering::Relaxed)
+    }
+
+    /// Asks the stub for something other than to run the guest. What it says is whatever the guest wants it to be.
+    pub(super) fn ask(&self, what: u32, arguments: &[u64]) -> Result<u64, Errno> {
+        if !self.has_turn() {
+            return Err(Errno::EFAULT);
+        }
+        for (n, argument) in arguments.iter().enumerate() {
+            self.context.store(at::ARGUMENTS + 8 * n, *argument);
+        }
+        if self.pass(what) && self.what() == kind::DONE {
+            Ok(self.context.load(at::TURN))
+        } else {
+            Err(Errno::EFAULT)
+        }
+    }
+
+    /// Takes the guest's registers out of the context, where they have not been taken yet.
+    pub(super) fn take_registers(&mut self) {
+        self.finish_late();
+        if self.late.failed.take() {
+            self.regs.rax = EFAULT;
+        }
+        if !self.all {
+            let Regs { rax, rdi, rsi, rdx, r10, r8, r9, .. } = self.regs;
+            self.take_all();
+            self.regs = Regs { rax, rdi, rsi, rdx, r10, r8, r9, ..self.regs };
+        }
+    }
+
+    fn take_all(&mut self) {
+        self.regs = self.context.regs();
+        self.fs_base = self.context.load(at::FS_BASE);
+        self.all = true;
+    }
+
+    /// Takes what a call says of itself.
+    fn take_call(&mut self) -> Trap {
+        let word = |n: usize| self.context.load(at::TURN + 8 * n);
+        let [rax, rdi, rsi, rdx, r10, r8, r9] = std::array::from_fn(word);
+        self.regs = Regs { rax, rdi, rsi, rdx, r10, r8, r9, ..self.regs };
+        self.all = false;
+        self.called = rax;
+        if self.came_with & (kind::STAGED | kind::WRITABLE) != 0 {
+            // What such calls give is often put there.
+            self.context.prefetch(at::LATE, 3);
+        }
+        Trap::Syscall { number: rax }
+    }
+
+    /// Lets the guest run until it stops.
+    pub(super) fn run_guest(&mut self) -> Trap {
+        if !self.has_turn() {
+            return Trap::Gone;
+        }
+        let interrupted = self.context.u32_at(at::INTERRUPTED);
+        if interrupted.load(Ordering::Relaxed) != 0 {
+            interrupted.store(0, Ordering::SeqCst);
+        }
+        self.interrupt.in_guest.store(true, Ordering::SeqCst);
+        if self.interrupt.requested.load(Ordering::SeqCst) {
+            self.interrupt.requested.store(false, Ordering::SeqCst);
+            self.interrupt.in_guest.store(false, Ordering::SeqCst);
+            return Trap::Interrupted;
+        }
+        let trap = loop {
+            if let Some(trap) = self.go_on() {
+                break trap;
+            }
+        };
+        self.interrupt.in_guest.store(false, Ordering::SeqCst);
+        trap
+    }
+
+    /// Lets the guest run; `None` where it has to go on, since what it stopped for concerns nobody else.
+    fn go_on(&mut self) -> Option<Trap> {
+        if self.all {
+            self.finish_late();
+        }
+        if self.late.failed.take() {
+            self.regs.rax = EFAULT;
+        }
+        self.context.store(at::TURN, self.regs.rax);
+        let what = if self.all {
+            // The stub's own code would run under any other flag, too.
+            let eflags = (self.regs.eflags & FLAGS) | 0x202;
+            self.context.set_regs(&Regs { eflags, ..self.regs });
+            self.context.store(at::FS_BASE, self.fs_base);
+            op::RESUME_ALL
+        } else if let Some((to, length)) = self.late.pending.take() {
+            self.context.store(at::LATE, to);
+            self.context.store(at::LATE + 8, length as u64);
+            op::RESUME_LATE
+        } else {
+            op::RESUME
+        };
+        self.came_with = 0;
+        if !self.pass(what) {
+            return Some(Trap::Gone);
+        }
+        match self.what() {
+            kind::NOT_WRITTEN => {
+                self.regs.rax = EFAULT;
+                None
+            }
+            kind::INTERRUPTED => {
+                self.take_all();
+                Some(Trap::Interrupted)
+            }
+            kind::SIGNAL => {
+                self.take_all();
+                self.signal()
+            }
+            what if what & kind::CALL != 0 => {
+                self.came_with = what;
+                Some(self.take_call())
+            }
+            _ => Some(Trap::Gone),
+        }
+    }
+
+    /// What the context says of the signal by which the guest stopped.
+    fn signal(&mut self) -> Option<Trap> {
+        let trap = match i32::try_from(self.context.load(at::SIGNAL)) {
+            Ok(INTERRUPT) => Trap::Interrupted,
+            Ok(libc::SIGILL) if self.stub.patches().entered_inside(self.regs.rip) => {
+                self.regs.rip += 2;
+                Trap::Syscall { number: self.regs.rax }
+            }
+            Ok(libc::SIGSEGV) if let Some(behind) = self.stub.patches().behind_comparison(self.regs.rip) => {
+                self.regs.eflags = flags_of_comparison(self.regs.rax, self.regs.eflags);
+                self.regs.rip = behind;
+                return None;
+            }
+            Ok(signal @ (libc::SIGSEGV | libc::SIGBUS | libc::SIGFPE | libc::SIGTRAP | libc::SIGILL)) => {
+                Trap::Fault {
+                    signal,
+                    code: self.context.load(at::CODE) as u32 as i32,
+                    address: self.context.load(at::ADDRESS),
+                    exception: (self.context.load(at::EXCEPTION), self.context.load(at::ERROR)),
+                }
+            }
+            _ => Trap::Gone,
+        };
+        Some(trap)
+    }
+
+    /// Where the stub fetched or tried memory of the guest's, if it says that it did: first byte and length.
+    fn told(&self, flag: u32) -> Option<(u64, usize)> {
+        if self.came_with & flag == 0 { None } else { stage::range(self.called, &self.regs) }
+    }
+
+    /// Takes bytes that were fetched with the call. Whether they were.
+    pub(super) fn staged(&self, address: u64, to: &mut [u8]) -> bool {
+        let Some((start, length)) = self.told(kind::STAGED) else { return false };
+        let Some(skip) = address.checked_sub(start).and_then(|skip| usize::try_from(skip).ok()) else {
+            return false;
+        };
+        let inside = skip.checked_add(to.len()).is_some_and(|end| end <= length.min(at::STAGE_SIZE))
+            && ends_before_stub(address, to.len());
+        if inside {
+            self.context.read(at::STAGE + skip, to);
+        }
+        inside
+    }
+
+    /// Whether the stub says that these bytes can be written.
+    pub(super) fn is_writable(&self, address: u64, length: usize) -> bool {
+        let told = self.told(kind::WRITABLE);
+        told.is_some_and(|(start, most)| start == address && length <= most)
+            && ends_before_stub(address, length)
+    }
+
+    /// Puts bytes into the guest's memory when it goes on. `false` where that cannot be.
+    pub(super) fn put_late(&self, address: u64, from: &[u8]) -> bool {
+        if self.late.pending.get().is_some()
+            || from.is_empty()
+            || from.len() > at::LATE_SIZE
+            || !ends_before_stub(address, from.len())
+        {
+            return false;
+        }
+        self.context.write(at::LATE_BYTES, from);
+        self.late.pending.set(Some((address, from.len())));
+        true
+    }
+
+    /// Has the stub put them there now: somebody wants to see the guest as it will be.
+    pub(super) fn finish_late(&self) {
+        if let Some((to, length)) = self.late.pending.take() {
+            let from = context_address(self.slot) + at::LATE_BYTES as u64;
+            if self.copy(to, from, length) < length {
+                self.late.failed.set(true);
+            }
+        }
+    }
+}
+
+fn ends_before_stub(address: u64, length: usize) -> bool {
+    address.checked_add(length as u64).is_some_and(|end| end <= CODE)
+}

@@ -1,0 +1,336 @@
+//! What a task lets itself call (`man 2 seccomp`; `kernel/seccomp.c`).
+//!
+//! Every call of a task with a filter is judged before it is carried out, also those that a stub would answer by itself: the platform is told
+//! to answer no more in this address space ([`Thread::stop_answering`](crate::platform::Thread::stop_answering)).
+
+mod program;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+pub use program::{DATA, Instruction, LENGTH_MAX, Program};
+
+use super::signal::{Payload, SignalInfo};
+use super::{Credentials, Pid, Task, capability, lock};
+use crate::error::{Errno, SysError};
+use crate::platform::Regs;
+
+/// Instructions of all filters of a task, each counted with four more (`MAX_INSNS_PER_PATH`).
+const ALL_MAX: usize = 32_768;
+
+/// What becomes of a call, in the order of precedence (`include/uapi/linux/seccomp.h`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is carried out.
+    Allow,
+    /// The process ends.
+    KillProcess,
+    /// The thread ends.
+    KillThread,
+    /// SIGSYS with this number, and no call.
+    Trap(u16),
+    /// This error, and no call.
+    Errno(u16),
+    /// Who would decide is not there: ENOSYS.
+    Nobody,
+    /// The thread ends by SIGKILL: what strict mode does.
+    End,
+}
+
+/// Actions as programs return them.
+pub mod action {
+    #![allow(missing_docs, reason = "names as the header has them")]
+    pub const KILL_PROCESS: u32 = 0x8000_0000;
+    pub const KILL_THREAD: u32 = 0;
+    pub const TRAP: u32 = 0x3_0000;
+    pub const ERRNO: u32 = 0x5_0000;
+    pub const USER_NOTIF: u32 = 0x7fc0_0000;
+    pub const TRACE: u32 = 0x7ff0_0000;
+    pub const LOG: u32 = 0x7ffc_0000;
+    pub const ALLOW: u32 = 0x7fff_0000;
+    /// All bits of an action; the rest is its number.
+    pub const FULL: u32 = 0xffff_0000;
+}
+
+/// What a task lets itself call.
+#[derive(Debug, Default, Clone)]
+pub enum Filters {
+    /// Anything.
+    #[default]
+    None,
+    /// `read`, `write`, `exit` and `rt_sigreturn`.
+    Strict,
+    /// What all of these programs allow, the newest last.
+    Programs(Arc<Vec<Arc<Program>>>),
+}
+
+impl Filters {
+    /// `Seccomp` in `/proc/…/status`.
+    #[must_use]
+    pub fn mode(&self) -> u8 {
+        match self {
+            Self::None => 0,
+            Self::Strict => 1,
+            Self::Programs(_) => 2,
+        }
+    }
+
+    /// How many programs there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.programs().len()
+    }
+
+    fn programs(&self) -> &[Arc<Program>] {
+        match self {
+            Self::Programs(programs) => programs,
+            _ => &[],
+        }
+    }
+
+    /// Whether these are the other's first programs: whoever has them had the other's past.
+    fn begins(&self, other: &Self) -> bool {
+        let (own, other) = (self.programs(), other.programs());
+        own.len() <= other.len() && own.iter().zip(other).all(|(one, two)| Arc::ptr_eq(one, two))
+    }
+
+    /// Judges a call (`seccomp_run_filters`).
+    #[must_use]
+    pub fn judge(&self, number: u64, regs: &Regs) -> Verdict {
+        let programs = match self {
+            Self::None => return Verdict::Allow,
+            Self::Strict => {
+                const ALLOWED: [i64; 4] =
+                    [libc::SYS_read, libc::SYS_write, libc::SYS_exit, libc::SYS_rt_sigreturn];
+                let allowed = ALLOWED.iter().any(|call| call.unsigned_abs() == number);
+                return if allowed { Verdict::Allow } else { Verdict::End };
+            }
+            Self::Programs(programs) => programs,
+        };
+        let data = data(number, regs);
+        let rank = |value: u32| (value & action::FULL).cast_signed();
+        let verdict = programs.iter().rev().fold(action::ALLOW, |least, program| {
+            let value = program.run(&data);
+            if rank(value) < rank(least) { value } else { least }
+        });
+        let low = (verdict & 0xffff) as u16;
+        match verdict & action::FULL {
+            action::ALLOW | action::LOG => Verdict::Allow,
+            action::ERRNO => Verdict::Errno(low.min(4095)),
+            action::TRAP => Verdict::Trap(low),
+            action::TRACE | action::USER_NOTIF => Verdict::Nobody,
+            action::KILL_THREAD => Verdict::KillThread,
+            _ => Verdict::KillProcess,
+        }
+    }
+}
+
+/// `struct seccomp_data`, in words.
+fn data(number: u64, regs: &Regs) -> [u32; DATA / 4] {
+    let halves = |value: u64| [(value & 0xffff_ffff) as u32, (value >> 32) as u32];
+    let mut data = [0; DATA / 4];
+    let head = [halves(number)[0], crate::bpf::AUDIT_ARCH_X86_64];
+    let all = [regs.rip].into_iter().chain(regs.arguments()).flat_map(halves);
+    for (place, word) in data.iter_mut().zip(head.into_iter().chain(all)) {
+        *place = word;
+    }
+    data
+}
+
+/// Judges a call that a task is about to make. `None`: it is made (`__seccomp_filter`).
+pub(super) fn refuse(task: &Task, regs: &mut Regs, number: u64) -> Option<SysError> {
+    match task.filters().judge(number, regs) {
+        Verdict::Allow => return None,
+        Verdict::Errno(0) => {
+            regs.rax = 0;
+            return Some(SysError::RegistersSet);
+        }
+        Verdict::Errno(number) => {
+            regs.rax = (-i64::from(number)).cast_unsigned();
+            return Some(SysError::RegistersSet);
+        }
+        Verdict::Nobody => return Some(Errno::ENOSYS.into()),
+        Verdict::Trap(told) => {
+            regs.rax = number;
+            task.force_signal(trapped(number, regs, told));
+        }
+        Verdict::KillThread if !task.is_alone() => {
+            task.set_exit_status(libc::SIGSYS);
+            return Some(SysError::Exit);
+        }
+        Verdict::KillThread | Verdict::KillProcess => {
+            regs.rax = number;
+            task.end_by(libc::SIGSYS);
+        }
+        Verdict::End => {
+            task.set_exit_status(libc::SIGKILL);
+            return Some(SysError::Exit);
+        }
+    }
+    Some(SysError::RegistersSet)
+}
+
+/// SIGSYS for a call that is not made (`force_sig_seccomp`): where, which call, of which architecture.
+fn trapped(number: u64, regs: &Regs, told: u16) -> SignalInfo {
+    const SYS_SECCOMP: i32 = 1;
+    let mut rest = Box::new([0; 112]);
+    let call = ((number & 0xffff_ffff) as u32).to_le_bytes();
+    let fields = [&regs.rip.to_le_bytes()[..], &call, &crate::bpf::AUDIT_ARCH_X86_64.to_le_bytes()].concat();
+    for (place, byte) in rest.iter_mut().zip(fields) {
+        *place = byte;
+    }
+    let payload = Payload::Raw(rest);
+    SignalInfo { signal: libc::SIGSYS, errno: told.into(), code: SYS_SECCOMP, payload }
+}
+
+impl Task {
+    /// Whether it is the only thread of its process.
+    fn is_alone(&self) -> bool {
+        self.tasks.tree().tasks_of(self.group.pid()).len() <= 1
+    }
+
+    /// Whether calls are judged: looked at before each one.
+    #[must_use]
+    pub fn is_filtered(&self) -> bool {
+        self.filtered.load(Ordering::Relaxed)
+    }
+
+    /// What it lets itself call.
+    #[must_use]
+    pub fn filters(&self) -> Filters {
+        lock(&self.filters).clone()
+    }
+
+    pub(super) fn set_filters(&self, filters: Filters) {
+        let filtered = !matches!(filters, Filters::None);
+        *lock(&self.filters) = filters;
+        self.filtered.store(filtered, Ordering::SeqCst);
+    }
+
+    /// `SECCOMP_SET_MODE_STRICT`.
+    ///
+    /// # Errors
+    /// EINVAL with a filter.
+    pub fn filter_strictly(&self) -> Result<(), Errno> {
+        if matches!(self.filters(), Filters::Programs(_)) {
+            return Err(Errno::EINVAL);
+        }
+        self.set_filters(Filters::Strict);
+        Ok(())
+    }
+
+    /// Whether a task may have a filter: one that gives nobody more than they had.
+    #[must_use]
+    pub fn may_filter(who: &Credentials) -> bool {
+        who.no_new_privileges || who.capable_here(capability::SYS_ADMIN)
+    }
+
+    /// One more program; with `all` for every thread of the process (`SECCOMP_FILTER_FLAG_TSYNC`). The thread that has other filters than
+    /// this one, where that stands in the way.
+    ///
+    /// # Errors
+    /// EINVAL in strict mode; ENOMEM: too many instructions.
+    pub fn add_filter(&self, program: Program, all: bool) -> Result<Option<Pid>, Errno> {
+        // Threads are made under this lock, too: none is missed.
+        let tree = self.tasks.tree();
+        let own = self.filters();
+        if matches!(own, Filters::Strict) {
+            return Err(Errno::EINVAL);
+        }
+        let counted = |program: &Program| program.length().saturating_add(4);
+        let before = own.programs().iter().map(|program| counted(program)).sum::<usize>();
+        if before.saturating_add(counted(&program)) > ALL_MAX {
+            return Err(Errno::ENOMEM);
+        }
+        let others = if all { tree.tasks_of(self.group.pid()) } else { Vec::new() };
+        let unlike = |task: &&Arc<Self>| {
+            let theirs = task.filters();
+            !std::ptr::eq(&***task, self) && (matches!(theirs, Filters::Strict) || !theirs.begins(&own))
+        };
+        if let Some(unlike) = others.iter().find(unlike) {
+            return Ok(Some(unlike.pid()));
+        }
+        let mut programs = own.programs().to_vec();
+        programs.push(Arc::new(program));
+        let new = Filters::Programs(Arc::new(programs));
+        let no_new_privileges = self.credentials().no_new_privileges;
+        for task in others.iter().filter(|task| !std::ptr::eq(&***task, self)) {
+            task.set_filters(new.clone());
+            if no_new_privileges {
+                let mut who = lock(&task.credentials);
+                *who = Arc::new(Credentials { no_new_privileges: true, ..(**who).clone() });
+            }
+        }
+        self.set_filters(new);
+        Ok(None)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::kernel::Kernel;
+
+    fn returns(value: u32) -> Program {
+        Program::new(&[Instruction { code: 0x06, yes: 0, no: 0, k: value }]).unwrap()
+    }
+
+    fn of(values: &[u32]) -> Filters {
+        Filters::Programs(Arc::new(values.iter().map(|value| Arc::new(returns(*value))).collect()))
+    }
+
+    #[test]
+    fn the_strictest_program_decides() {
+        let regs = Regs::default();
+        let judge = |values: &[u32]| of(values).judge(1, &regs);
+        assert_eq!(judge(&[action::ALLOW, action::ERRNO | 13]), Verdict::Errno(13));
+        assert_eq!(
+            judge(&[action::ERRNO | 1, action::ERRNO | 2]),
+            Verdict::Errno(2),
+            "the newest of the same"
+        );
+        assert_eq!(judge(&[action::ERRNO | 0xffff]), Verdict::Errno(4095));
+        assert_eq!(judge(&[action::TRAP | 7, action::ERRNO]), Verdict::Trap(7));
+        assert_eq!(judge(&[action::KILL_THREAD, action::TRAP]), Verdict::KillThread);
+        assert_eq!(judge(&[action::KILL_PROCESS, action::KILL_THREAD]), Verdict::KillProcess);
+        assert_eq!(judge(&[0x1234_0000]), Verdict::KillProcess, "an action that is not known");
+        assert_eq!(judge(&[action::LOG]), Verdict::Allow);
+        assert_eq!(judge(&[action::TRACE]), Verdict::Nobody);
+    }
+
+    #[test]
+    fn strict_is_four_calls() {
+        let judge = |number: i64| Filters::Strict.judge(number.unsigned_abs(), &Regs::default());
+        assert_eq!(judge(libc::SYS_write), Verdict::Allow);
+        assert_eq!(judge(libc::SYS_exit_group), Verdict::End);
+    }
+
+    #[test]
+    fn programs_see_number_place_and_arguments() {
+        let regs = Regs { rip: 0x1_0000_0002, rdi: 3, ..Regs::default() };
+        let words = data(39, &regs);
+        assert_eq!(words[..6], [39, 0xc000_003e, 2, 1, 3, 0]);
+    }
+
+    #[test]
+    fn filters_add_up_and_have_a_bound() {
+        let kernel = Kernel::for_test();
+        let task = Task::for_test(&kernel);
+        assert_eq!(task.add_filter(returns(action::ALLOW), false), Ok(None));
+        assert_eq!((task.filters().count(), task.filters().mode()), (1, 2));
+        assert_eq!(task.filter_strictly(), Err(Errno::EINVAL));
+        let long = || {
+            let ret = Instruction { code: 0x06, yes: 0, no: 0, k: action::ALLOW };
+            Program::new(&vec![ret; LENGTH_MAX]).unwrap()
+        };
+        let mut added = 0;
+        while task.add_filter(long(), true).is_ok() {
+            added += 1;
+        }
+        assert_eq!(added, 7);
+        let strict = Task::for_test(&kernel);
+        assert_eq!(strict.filter_strictly(), Ok(()));
+        assert_eq!(strict.add_filter(returns(0), false), Err(Errno::EINVAL));
+    }
+}

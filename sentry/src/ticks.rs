@@ -1,0 +1,43 @@
+//! The processor's own clock, for measuring what happens at every call: reading it takes less than half of what the host's clock takes.
+
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+/// Ticks since the processor began. Never 0.
+pub(crate) fn now() -> u64 {
+    // SAFETY: RDTSC is there on every x86-64 processor, and reads only. Where the host forbids it to programs (PR_SET_TSC), nobody did so for us.
+    unsafe { core::arch::x86_64::_rdtsc() }.max(1)
+}
+
+/// Both clocks at one moment, early.
+static START: LazyLock<(Instant, u64)> = LazyLock::new(|| (Instant::now(), now()));
+
+/// Has the clocks compared from now on.
+pub(crate) fn begin() {
+    LazyLock::force(&START);
+}
+
+/// How long so many ticks take, by what the clocks have shown since [`begin`].
+pub(crate) fn duration(ticks: u64) -> Duration {
+    let (start, first) = *START;
+    // Too little to compare by: wait for a better measure.
+    while start.elapsed() < Duration::from_micros(50) {
+        std::hint::spin_loop();
+    }
+    let (passed, counted) = (start.elapsed().as_nanos(), u128::from(now().saturating_sub(first).max(1)));
+    Duration::from_nanos(u64::try_from(u128::from(ticks) * passed / counted).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_are_as_long_as_the_hosts_clock_says() {
+        begin();
+        let (start, first) = (Instant::now(), now());
+        std::thread::sleep(Duration::from_millis(20));
+        let (passed, counted) = (start.elapsed(), duration(now() - first));
+        assert!(counted > passed / 2 && counted < passed * 2, "{passed:?} {counted:?}");
+    }
+}
