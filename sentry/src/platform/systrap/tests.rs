@@ -394,8 +394,14 @@ fn a_number_in_a_register_is_answered_too() {
     assert_eq!(thread.resume(), Trap::Interrupted);
     other.join().unwrap();
     thread.stop_answering().unwrap();
-    assert_eq!(thread.resume(), Trap::Syscall { number: 39 });
-    assert_eq!(thread.resume(), Trap::Syscall { number: 39 });
+    for _ in 0..2 {
+        // An interrupt may be told twice.
+        let trap = match thread.resume() {
+            Trap::Interrupted => thread.resume(),
+            other => other,
+        };
+        assert_eq!(trap, Trap::Syscall { number: 39 });
+    }
 }
 
 #[test]
