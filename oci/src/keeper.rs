@@ -48,8 +48,14 @@ pub(crate) fn start(
 }
 
 impl Keeper {
-    /// The process is there: its keeper outlives this program, and is its reaper's to wait for. The host's number of the keeper.
-    pub(crate) fn go(self) -> u32 {
+    /// The process is there.
+    pub(crate) fn go(self) -> Child {
+        self.leave();
+        self.child
+    }
+
+    /// The process is there, and its keeper outlives this program: whoever reaps that waits for it. The host's number of the keeper.
+    pub(crate) fn leave(&self) -> u32 {
         let _ = nix::unistd::write(&self.go, b"\n");
         self.child.id()
     }
