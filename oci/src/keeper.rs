@@ -50,8 +50,14 @@ pub(crate) fn start(
 impl Keeper {
     /// The process is there.
     pub(crate) fn go(self) -> Child {
-        let _ = nix::unistd::write(&self.go, b"\n");
+        self.leave();
         self.child
+    }
+
+    /// The process is there, and its keeper outlives this program: whoever reaps that waits for it. The host's number of the keeper.
+    pub(crate) fn leave(&self) -> u32 {
+        let _ = nix::unistd::write(&self.go, b"\n");
+        self.child.id()
     }
 
     /// It will not be.

@@ -118,7 +118,7 @@ fn a_mapped_file_is_the_hosts() {
         os.posix_fallocate(f.fileno(), 0, 20000); os.fsync(f.fileno()); os.fsync(os.open('/data', os.O_RDONLY)) if os.path.isdir('/data') else 0\n\
         os.ftruncate(f.fileno(), 1 << 20); print(os.lseek(f.fileno(), 0, os.SEEK_HOLE) <= 20480)\n\
         t = os.open('/data', os.O_TMPFILE | os.O_RDWR); os.write(t, b'later')\n\
-        os.link(f'/proc/self/fd/{t}', '/data/later', follow_symlinks=True)\n\
+        os.link(f'/proc/self/fd/{t}', '/data/later', src_dir_fd=os.open('/', os.O_RDONLY))\n\
         os.setxattr('/data/later', 'user.test', b'value'); print(os.listxattr('/data/later'))\n";
     let mount = format!("{}:/data", folder.path().display());
     let output = sentry(&["--volume", &mount], &["/usr/bin/python3", "-c", script]);

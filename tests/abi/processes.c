@@ -193,6 +193,15 @@ static void wait_checks(void) {
     val("pidfd-poll-alive", poll(&one, 1, 0));
     fcntl(pidfd, F_SETFL, O_NONBLOCK);
     wait_line("pidfd-nonblock", P_PIDFD, (id_t)pidfd, WEXITED, child);
+    char folder[32];
+    snprintf(folder, sizeof folder, "/proc/%d", child);
+    int by_name = open(folder, O_RDONLY | O_DIRECTORY);
+    ok("folder-signal", (long)syscall(SYS_pidfd_send_signal, by_name, 0, NULL, 0));
+    ok("folder-getfd", (long)syscall(SYS_pidfd_getfd, by_name, 0, 0));
+    close(by_name);
+    by_name = open("/proc", O_RDONLY | O_DIRECTORY);
+    ok("other-folder-signal", (long)syscall(SYS_pidfd_send_signal, by_name, 0, NULL, 0));
+    close(by_name);
     ok("pidfd-signal", (long)syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0));
     val("pidfd-poll-dead", poll(&one, 1, 20000));
     say("pidfd-revents", "%#x", one.revents);

@@ -6,7 +6,7 @@ use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::shell::{command, output, run, step};
-use crate::{binaries, guest_image, lab, paths};
+use crate::{binaries, guest_image, lab, paths, tiers};
 
 /// Name, what it measures, whether it needs a virtual machine.
 const BENCHMARKS: &[(&str, &str, bool)] = &[
@@ -30,6 +30,11 @@ const BENCHMARKS: &[(&str, &str, bool)] = &[
         "node-cache",
         "a confidential pod with the node's sealed copy of its image: time to first output, bytes, memory; peer: the pod that pulls",
         true,
+    ),
+    (
+        "tiers",
+        "runc, runsc (systrap, ptrace) and the sentry, interleaved, some 40 figures; --list, --quick, --metrics, --runtimes, --rounds",
+        false,
     ),
     ("snp", "verification of one SEV-SNP report; peer: the bare signature checks that it needs", false),
 ];
@@ -63,7 +68,7 @@ struct Row {
 }
 
 /// Run one benchmark, or list them.
-pub(crate) fn bench(name: Option<&str>) -> anyhow::Result<()> {
+pub(crate) fn bench(name: Option<&str>, options: &[String]) -> anyhow::Result<()> {
     let Some(name) = name else {
         for (name, what, _) in BENCHMARKS {
             println!("{name:<18} {what}");
@@ -73,6 +78,10 @@ pub(crate) fn bench(name: Option<&str>) -> anyhow::Result<()> {
     let Some((_, _, needs_machine)) = BENCHMARKS.iter().find(|(known, _, _)| *known == name) else {
         bail!("there is no benchmark {name:?}: `./x bench` lists them");
     };
+    if name == "tiers" {
+        return tiers::bench(options);
+    }
+    ensure!(options.is_empty(), "benchmark {name} has no options");
     binaries::build()?;
     let host = if *needs_machine {
         guest_image::build()?;

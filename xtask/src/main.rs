@@ -22,6 +22,7 @@ mod run;
 mod shell;
 mod stage0;
 mod suites;
+mod tiers;
 
 use std::process::ExitCode;
 
@@ -50,6 +51,14 @@ enum Command {
     Bench {
         /// Which benchmark; without it the names are listed.
         name: Option<String>,
+        /// Options of that benchmark (`./x bench tiers --help`).
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
+    /// Run real programs in the sentry (tests/programs), and python's own tests.
+    Programs {
+        /// Only these of the table; `python-tests` is python's own, module by module.
+        names: Vec<String>,
     },
     /// Fuzz the parsers of untrusted bytes.
     Fuzz {
@@ -88,7 +97,8 @@ fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().command {
         Command::Run => run::run(),
         Command::Test { name, no_vm } => suites::test(name.as_deref(), no_vm),
-        Command::Bench { name } => bench::bench(name.as_deref()),
+        Command::Bench { name, options } => bench::bench(name.as_deref(), &options),
+        Command::Programs { names } => programs::in_the_sentry(&names),
         Command::Fuzz { target, seconds } => fuzz::fuzz(target.as_deref(), seconds),
         Command::Fmt => checks::format(),
         Command::Clean => paths::clean(),

@@ -51,6 +51,12 @@ fn unit(name: Option<&str>) -> anyhow::Result<()> {
     let signers = programs::signers();
     nextest.env(REQUIRE, required(&signers));
     nextest.envs(signers);
+    match programs::root("programs") {
+        Ok(root) => {
+            nextest.env(programs::ROOT, root);
+        }
+        Err(error) => println!("x: {error:#}: real programs in the sentry are NOT tested"),
+    }
     run(nextest.args(name)).context("a unit or integration test failed")
 }
 

@@ -173,8 +173,7 @@ impl Executed<'_> {
             self.hand_for(arguments.console_socket.as_deref()).and_then(|()| self.start().map(drop));
         match started {
             Ok(()) => {
-                let child = keeper.go();
-                write_pid(arguments.pid_file.as_deref(), child.id())?;
+                write_pid(arguments.pid_file.as_deref(), keeper.leave())?;
                 Ok(0)
             }
             Err(error) => {

@@ -118,7 +118,7 @@ pub(crate) fn hide_memory() -> Result<(), Refused> {
 
 /// As many arenas of the heap as the C library makes by itself (glibc's `malloc/arena.c`, `arena_get2`): it would look into the host's files
 /// to count CPUs, at some moment.
-pub(crate) fn settle_heap() {
+pub(super) fn settle_heap() {
     #[cfg(target_env = "gnu")]
     {
         const FOR_EACH_CPU: usize = 8;
@@ -129,6 +129,15 @@ pub(crate) fn settle_heap() {
         };
         shrink_a_heap();
     }
+}
+
+/// One arena of the heap for all threads: it never looks into the host's files.
+pub(crate) fn single_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it takes numbers.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1)
+    };
 }
 
 /// The first time that a thread's heap shrinks the C library reads `vm.overcommit_memory` (`check_may_shrink_heap`), and remembers it: it

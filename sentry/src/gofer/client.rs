@@ -193,8 +193,8 @@ impl Client {
         read: impl FnOnce(&mut Reader<'_>) -> Result<T, Malformed>,
     ) -> Result<T, Errno> {
         self.exchange(request, |channel| match next(channel, self.patience, read)? {
-            (Ok(_), Some(_), _) | (_, _, true) => Err(Loss::Malformed),
-            (answer, ..) => Ok(answer),
+            (answer, None, false) => Ok(answer),
+            _ => Err(Loss::Malformed),
         })
     }
 
@@ -377,13 +377,10 @@ fn next<T>(
     let message = channel.receive()?.ok_or(Loss::Closed)?;
     let mut from = Reader::new(message.bytes);
     let answer = match outcome(&mut from)? {
-        Ok(()) => {
-            let answer = read(&mut from)?;
-            from.end()?;
-            Ok(answer)
-        }
+        Ok(()) => Ok(read(&mut from)?),
         Err(errno) => Err(errno),
     };
+    from.end()?;
     Ok((answer, message.file, message.file_lost))
 }
 

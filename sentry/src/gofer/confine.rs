@@ -210,7 +210,7 @@ pub(super) fn enter(exports: &[Export], strength: Strength) -> Result<Confined, 
     if strength == Strength::Off {
         return Ok(Confined { roots, descriptors });
     }
-    privileges::settle_heap();
+    privileges::single_heap();
     let writes = exports.iter().any(|export| export.writable);
     strength.judge(privileges::keep_capabilities(if writes { WRITERS } else { READERS }))?;
     strength.judge(privileges::hide_memory())?;

@@ -111,36 +111,32 @@ fn names_that_lead_elsewhere_are_none() {
     }
 }
 
-/// A gofer that answers the second request, and all after it, with these bytes.
+/// A gofer that gives connections, and these bytes for anything else.
 fn liar(answer: Vec<u8>, file: bool) -> OwnedFd {
     let (ours, theirs) = pair().unwrap();
-    std::thread::spawn(move || {
-        let mut channel = Channel::new(theirs);
-        channel.send(&program::ready(), None).unwrap();
-        let mut others = Vec::new();
-        while let Ok(Some(message)) = channel.receive() {
-            if message.bytes == Request::Connect.encode() {
-                let (one, two) = pair().unwrap();
-                others.push(two);
-                channel.send(&[0], Some(std::os::fd::AsFd::as_fd(&one))).unwrap();
-                continue;
-            }
-            break;
-        }
-        for other in others {
-            let (answer, file) = (answer.clone(), file.then(|| tempfile::tempfile().unwrap()));
-            std::thread::spawn(move || {
-                let mut channel = Channel::new(other);
-                while let Ok(Some(_)) = channel.receive() {
-                    if channel.send(&answer, file.as_ref().map(std::os::fd::AsFd::as_fd)).is_err() {
-                        break;
-                    }
-                }
-            });
-        }
-        std::thread::sleep(Duration::from_secs(1));
-    });
+    let channel = Channel::new(theirs);
+    channel.send(&program::ready(), None).unwrap();
+    std::thread::spawn(move || lie(channel, &answer, file));
     ours
+}
+
+fn lie(mut channel: Channel, answer: &[u8], file: bool) {
+    let file = file.then(|| tempfile::tempfile().unwrap());
+    let file = file.as_ref().map(std::os::fd::AsFd::as_fd);
+    std::thread::scope(|scope| {
+        while let Ok(Some(message)) = channel.receive() {
+            let sent = if message.bytes == Request::Connect.encode() {
+                let (one, two) = pair().unwrap();
+                scope.spawn(move || lie(Channel::new(two), answer, file.is_some()));
+                channel.send(&[0], Some(std::os::fd::AsFd::as_fd(&one)))
+            } else {
+                channel.send(answer, file)
+            };
+            if sent.is_err() {
+                break;
+            }
+        }
+    });
 }
 
 /// Whatever comes instead of an answer, all requests fail from then on, at once.

@@ -18,6 +18,7 @@ use crate::task::{Pid, Task, ThreadGroup};
 use crate::time::{Clock, Setting, TimerFd};
 use crate::vfs::OpenFile;
 use crate::vfs::pidfd::PidFd;
+use crate::vfs::proc::process_of_folder;
 use crate::vfs::signalfd::SignalFd;
 use crate::vfs::timerfd::TimerFile;
 
@@ -147,7 +148,12 @@ fn pidfd_send_signal(call: &mut Call<'_>, [fd, signal, info, flags, ..]: [u64; 6
     if uint(flags) & !7 != 0 || uint(flags).count_ones() > 1 {
         return Err(Errno::EINVAL.into());
     }
-    let (group, _) = process(call, int(fd))?;
+    let file = call.task.files().get(int(fd))?;
+    // A folder of procfs does as well, here alone: it is what programs had before there were descriptors of processes.
+    let group = match process_of_folder(&**file.inode()) {
+        Some(group) => group?,
+        None => process_of(&file)?,
+    };
     let signal = int(signal);
     let own = call.task.group().pid();
     let info = if info == 0 {

@@ -179,10 +179,10 @@ fn give_pidfd(call: &Call<'_>, task: &Task, address: u64) -> Result<(), Errno> {
     })
 }
 
-fn copy_parts(
-    call: &mut Call<'_>,
-    args: &CloneArgs,
-) -> Result<(Box<dyn Thread>, Parts, Option<Credentials>), Errno> {
+/// The guest thread of a new task, what it has, and who it is where that is not who its maker is.
+type Copied = (Box<dyn Thread>, Parts, Option<Credentials>);
+
+fn copy_parts(call: &mut Call<'_>, args: &CloneArgs) -> Result<Copied, Errno> {
     let fs = call.task.fs();
     let fs = if args.has(flag::FS) { fs } else { hooks::fork_fs(&fs) };
     let new = for_clone(call.task, args.flags, &fs)?;

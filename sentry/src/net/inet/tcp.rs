@@ -561,20 +561,9 @@ impl Socket for Tcp {
 
     fn options_changed(&self) {
         let Some(end) = self.end() else { return };
-        if let Some(wire) = end.wire() {
-            let (sizes, fixed) = {
-                let options = lock(&self.common.options);
-                ([options.send_buffer, options.receive_buffer], options.fixed)
-            };
-            for (queue, (size, fixed)) in
-                [end.outgoing(), end.incoming()].into_iter().zip(sizes.into_iter().zip(fixed))
-            {
-                if fixed {
-                    queue.set_limit(size);
-                }
-            }
-            wire.options_changed();
-        } else if !end.is_outside() {
+        if end.is_outside() {
+            self.outside_changed(&end);
+        } else {
             end.outgoing().set_limit(limit(&self.common, end.other()));
             end.incoming().set_limit(limit(end.other(), &self.common));
         }

@@ -313,7 +313,22 @@ fn echo_answers() {
 fn raw_sockets_need_a_capability() {
     let mut context = context(&Net::new());
     let raw = [libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP];
-    assert_eq!(create(&context, raw).err(), Some(Errno::EPROTONOSUPPORT));
+    assert_eq!(create(&context, [libc::AF_INET, libc::SOCK_RAW, 0]).err(), Some(Errno::EPROTONOSUPPORT));
+    let socket = create(&context, raw).unwrap();
+    let request = [8, 0, 0, 0, 0, 7, 0, 1, b'h', b'i'];
+    assert_eq!(send_to(&context, socket.as_ref(), &request, Some(address("127.0.0.1:0"))), Ok(10));
+    // The request, with its header, and the answer.
+    let [asked, answered] = [0, 1].map(|_| receive(socket.as_ref(), 99, 0).unwrap());
+    assert_eq!((asked[0], asked[20], &asked[24..]), (0x45, 8, &request[4..]));
+    assert_eq!((answered.len(), answered[20], &answered[24..]), (30, 0, &request[4..]));
+    // ICMP_FILTER: answers are not wanted.
+    let filter = (1u32).to_ne_bytes();
+    set_option(socket.as_ref(), &context, [libc::IPPROTO_RAW, 1], &filter).unwrap();
+    assert_eq!(option(socket.as_ref(), libc::IPPROTO_RAW, 1, 4).as_deref(), Ok(filter.as_slice()));
+    send_to(&context, socket.as_ref(), &request, Some(address("127.0.0.1:0"))).unwrap();
+    assert_eq!(receive(socket.as_ref(), 99, 0).map(|bytes| bytes[20]), Ok(8));
+    assert_eq!(receive(socket.as_ref(), 99, 0), Err(Errno::EAGAIN));
+    socket.close();
     let mut credentials = crate::task::Credentials::root();
     credentials.effective = crate::task::Capabilities(0);
     context.caller.credentials = Arc::new(credentials);

@@ -158,7 +158,7 @@ pub(super) fn route_to(net: &Net, to: IpAddr) -> Result<Vec<u8>, crate::error::E
     let whole = Prefix { ip: to, length: if to.is_ipv4() { 32 } else { 128 } };
     let route =
         |gateway, scope| RouteConfig { to: whole, gateway, source: None, metric: 0, scope, protocol: 0 };
-    Ok(match inet::route(net, to)? {
+    let mut found = match inet::route(net, to)? {
         Route::Outside(path) => {
             let gateway = Some(path.next_hop).filter(|hop| *hop != to);
             entry(path.link.number(), &route(gateway, 0), [MAIN, 1], Some(path.source))
@@ -169,7 +169,12 @@ pub(super) fn route_to(net: &Net, to: IpAddr) -> Result<Vec<u8>, crate::error::E
             let number = interfaces::all(net).last().map_or(interfaces::LOOPBACK_INDEX, |told| told.number);
             entry(number, &route(None, 0), [MAIN, 5], None)
         }
-    })
+    };
+    // RTM_F_CLONED: it is no entry of a table.
+    if let Some(flags) = found.get_mut(8..12) {
+        flags.copy_from_slice(&0x200_u32.to_ne_bytes());
+    }
+    Ok(found)
 }
 
 /// `struct ndmsg` and attributes of all neighbours.

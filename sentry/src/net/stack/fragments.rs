@@ -64,7 +64,7 @@ impl Fragments {
         now: Instant,
     ) -> Option<Vec<u8>> {
         let end = offset.checked_add(bytes.len()).filter(|end| *end <= 65_535)?;
-        if bytes.is_empty() || more && bytes.len() % 8 != 0 {
+        if bytes.is_empty() || more && !bytes.len().is_multiple_of(8) {
             return None;
         }
         if !self.packets.contains_key(&key) {

@@ -202,6 +202,47 @@ fn what_cannot_be_attached() {
     assert!(net.interfaces().is_empty());
 }
 
+/// A router says that packets are too long: the connection that sent them, and those after it, send shorter ones (RFC 1191).
+#[test]
+fn packets_become_as_short_as_is_said() {
+    let (net, far) = one();
+    let (context, stack) = (context(&net), Arc::clone(net.stack().unwrap()));
+    let to: std::net::IpAddr = "10.9.0.1".parse().unwrap();
+    let client = create(&context, [libc::AF_INET, libc::SOCK_STREAM, 0]).unwrap();
+    assert_eq!(client.connect(&context, &address("10.9.0.1:80")), Err(Errno::EINPROGRESS));
+    let sent = eventually(|| {
+        let mut bytes = [0; 2000];
+        let count = recv(far.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT).ok()?;
+        let frame = EthernetFrame::new_checked(&bytes[..count]).ok()?;
+        (frame.ethertype() == EthernetProtocol::Ipv4).then(|| frame.payload().to_vec())
+    });
+    assert_eq!(stack.path(to, None).map(|path| path.mtu).ok(), Some(1500));
+    let says = |quoted: &[u8], mtu: u16| {
+        let [high, low] = mtu.to_be_bytes();
+        let mut message = vec![3, 4, 0, 0, 0, 0, high, low];
+        message.extend_from_slice(&quoted[..28]);
+        let sum = frame::plain_checksum(&message);
+        message[2..4].copy_from_slice(&sum.to_be_bytes());
+        let (router, own) = ("10.9.0.7".parse().unwrap(), "10.9.0.2".parse().unwrap());
+        let packet = frame::Packet::new(router, own, smoltcp::wire::IpProtocol::Icmp);
+        let mut bytes = Vec::new();
+        let start = frame::begin(&mut bytes, &packet, message.len());
+        bytes[start..].copy_from_slice(&message);
+        frame::address(&mut bytes, OTHER, MAC, EthernetProtocol::Ipv4);
+        send(far.as_raw_fd(), &bytes[device::HEADER..], MsgFlags::empty()).unwrap();
+    };
+    // Of a connection that there is not nothing is believed.
+    let mut strange = sent.clone();
+    strange[21] ^= 1;
+    says(&strange, 900);
+    says(&sent, 1000);
+    eventually(|| (stack.path(to, None).ok()?.mtu == 1000).then_some(()));
+    // Less than anybody needs is not believed.
+    says(&sent, 100);
+    eventually(|| (stack.path(to, None).ok()?.mtu == 552).then_some(()));
+    client.close();
+}
+
 /// Frames that are nearly right: an Ethernet header for us, then IP headers that fit, then anything.
 fn nearly() -> impl Strategy<Value = Vec<u8>> {
     let rest = proptest::collection::vec(any::<u8>(), 0..200);

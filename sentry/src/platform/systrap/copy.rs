@@ -12,6 +12,10 @@ const SLOW_COPY: u32 = 160;
 /// ...and so many copies are then made by the host's kernel.
 const SLOW_COPIES: u32 = 256;
 
+/// Most bytes that the stub is asked to copy: of more, the lines that change their processor take longer than the host's kernel.
+const COPIED: usize = 2048;
+const _: () = assert!(COPIED <= at::WINDOW_SIZE);
+
 impl Memory for StubThread {
     fn read(&self, address: u64, to: &mut [u8]) -> usize {
         self.finish_late();
@@ -45,7 +49,7 @@ impl StubThread {
         }
         let inside = address.checked_add(length as u64).is_some_and(|end| end <= CODE);
         let awake = self.context.u32_at(at::STUB_SLEEPS).load(Ordering::Relaxed) == 0;
-        self.waiting.spins && inside && awake && (1..=at::WINDOW_SIZE).contains(&length)
+        self.waiting.spins && inside && awake && (1..=COPIED).contains(&length)
     }
 
     /// Has the stub copy bytes; how many it could.

@@ -4,8 +4,8 @@
 //! of 32 bits. Each site has a *slot* of its own in a table that lies low in the guest's memory; the word leads to the code behind
 //! it, which puts number and return address where `syscall` would, and enters the stub.
 //!
-//! The C library's `syscall` has the number in a register: there it is `syscall; cmp $-4095, %rax`, eight bytes, that become the jump; the slot
-//! makes the comparison before it goes back. The jump is written so that its third byte, where the comparison was, begins an instruction
+//! The C library's `syscall` has the number in a register, and its `read` gets 0 by `xor`: there it is `syscall; cmp $-4095, %rax` (or -4096), eight
+//! bytes, that become the jump; the slot makes the comparison before it goes back. The jump is written so that its third byte, where the comparison was, begins an instruction
 //! that no program may execute (`in`): who is about to compare, or jumps there, faults, and the comparison is made for it.
 //!
 //! **When a site may be replaced.** Its page must be private (a shared one would change the file) and not writable (code that is being made or
@@ -35,17 +35,25 @@ const COUNTED: usize = 4096;
 /// Bytes of a site.
 pub(super) const SITE_SIZE: usize = 7;
 
-/// `syscall; cmp $-4095, %rax`.
-pub(super) const COMPARED: [u8; 8] = [0x0f, 0x05, 0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff];
-/// What it compares with.
-const ERRORS: u64 = (-4095_i64).cast_unsigned();
+/// Bytes of a site where the result is compared.
+pub(super) const COMPARED_SIZE: usize = 8;
+/// Behind its first byte of four, what a result is compared with: the lowest number of an error, or the highest of none.
+const ERRORS: std::ops::RangeInclusive<i64> = -4096..=-4095;
+
+/// What `syscall; cmp $number, %rax` compares with, where that is one of [`ERRORS`].
+pub(super) fn comparison(site: [u8; COMPARED_SIZE]) -> Option<u64> {
+    let [0x0f, 0x05, 0x48, 0x3d, number @ ..] = site else { return None };
+    let number = i64::from(i32::from_le_bytes(number));
+    ERRORS.contains(&number).then_some(number.cast_unsigned())
+}
 
 /// The sites of one address space.
 #[derive(Clone, Default)]
 pub(super) struct Patches {
     hits: HashMap<u64, u32>,
     sites: HashSet<u64>,
-    compared: HashSet<u64>,
+    /// With what they compare.
+    compared: HashMap<u64, u64>,
     /// Slots in use.
     slots: u64,
     /// Those that answer by themselves: where they lie, for which site, which call.
@@ -116,8 +124,8 @@ impl Patches {
         })
     }
 
-    /// The same for a site of [`COMPARED`]. Where the call is made again, two bytes before the comparison in the slot, there is a `syscall`.
-    pub(super) fn plan_compared(&self, site: u64) -> Option<Patch> {
+    /// The same for a site with a [`comparison`]. Where the call is made again, two bytes before the comparison in the slot, there is a `syscall`.
+    pub(super) fn plan_compared(&self, site: u64, bytes: [u8; COMPARED_SIZE]) -> Option<Patch> {
         let slot = self.free_slot(2 * SLOT_SIZE)?;
         let comparison = slot + 8 + 10 + 6 + 2;
         let back = slot + 40;
@@ -125,10 +133,10 @@ impl Patches {
         slot_bytes.extend([0x48, 0xb9]);
         slot_bytes.extend(comparison.to_le_bytes());
         jump_by_word(&mut slot_bytes, slot, ENTRY)?;
-        slot_bytes.extend(COMPARED);
+        slot_bytes.extend(bytes);
         jump_by_word(&mut slot_bytes, slot, back)?;
         slot_bytes.resize(40, 0);
-        slot_bytes.extend((site + COMPARED.len() as u64).to_le_bytes());
+        slot_bytes.extend((site + COMPARED_SIZE as u64).to_le_bytes());
         let [a, b, c, d] = u32::try_from(slot).ok()?.to_le_bytes();
         // The same jump as above by another of its encodings: an index register of none may have any scale.
         let site_bytes = vec![0xff, 0x24, 0xe5, a, b, c, d, 0x90];
@@ -160,9 +168,9 @@ impl Patches {
         }
     }
 
-    /// The site of [`COMPARED`] has been replaced.
-    pub(super) fn done_compared(&mut self, site: u64) {
-        self.compared.insert(site);
+    /// The site that compares with this has been replaced.
+    pub(super) fn done_compared(&mut self, site: u64, with: u64) {
+        self.compared.insert(site, with);
         self.slots += 2;
     }
 
@@ -184,10 +192,10 @@ impl Patches {
         address.checked_sub(5).is_some_and(|site| self.sites.contains(&site))
     }
 
-    /// Where code goes on that faults at this address since the comparison that was there has been replaced.
-    pub(super) fn behind_comparison(&self, address: u64) -> Option<u64> {
-        let site = address.checked_sub(2).filter(|site| self.compared.contains(site))?;
-        Some(site + COMPARED.len() as u64)
+    /// Where code goes on that faults at this address since the comparison that was there has been replaced, and with what it compared.
+    pub(super) fn behind_comparison(&self, address: u64) -> Option<(u64, u64)> {
+        let site = address.checked_sub(2)?;
+        self.compared.get(&site).map(|with| (site + COMPARED_SIZE as u64, *with))
     }
 }
 
@@ -199,15 +207,15 @@ fn jump_by_word(bytes: &mut Vec<u8>, slot: u64, word: u64) -> Option<()> {
     Some(())
 }
 
-/// Flags after `cmp $-4095, %rax` (Intel SDM, volume 2, CMP).
-pub(super) fn flags_of_comparison(rax: u64, flags: u64) -> u64 {
-    let difference = rax.wrapping_sub(ERRORS);
+/// Flags after `cmp $with, %rax` (Intel SDM, volume 2, CMP).
+pub(super) fn flags_of_comparison(rax: u64, with: u64, flags: u64) -> u64 {
+    let difference = rax.wrapping_sub(with);
     let bit = |set: bool, n: u32| u64::from(set) << n;
-    let overflow = ((rax ^ ERRORS) & (rax ^ difference)) >> 63 != 0;
+    let overflow = ((rax ^ with) & (rax ^ difference)) >> 63 != 0;
     let kept = flags & !(0x1 | 0x4 | 0x10 | 0x40 | 0x80 | 0x800);
-    kept | bit(rax < ERRORS, 0)
-        | bit((difference & 0xff).count_ones() % 2 == 0, 2)
-        | bit((rax ^ ERRORS ^ difference) & 0x10 != 0, 4)
+    kept | bit(rax < with, 0)
+        | bit((difference & 0xff).count_ones().is_multiple_of(2), 2)
+        | bit((rax ^ with ^ difference) & 0x10 != 0, 4)
         | bit(difference == 0, 6)
         | bit(difference >> 63 != 0, 7)
         | bit(overflow, 11)
@@ -223,6 +231,18 @@ const _: () = {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    const COMPARED: [u8; 8] = [0x0f, 0x05, 0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff];
+
+    #[test]
+    fn only_comparisons_with_errors_are_sites() {
+        let with = |low: u8| comparison([0x0f, 0x05, 0x48, 0x3d, low, 0xf0, 0xff, 0xff]);
+        assert_eq!(
+            (with(1), with(0)),
+            (Some((-4095_i64).cast_unsigned()), Some((-4096_i64).cast_unsigned()))
+        );
+        assert_eq!((with(2), comparison([0x0f, 0x05, 0x48, 0x3c, 1, 0xf0, 0xff, 0xff])), (None, None));
+    }
 
     #[test]
     fn only_a_number_and_a_call_are_a_site() {
@@ -264,12 +284,12 @@ mod tests {
         assert_eq!(planned / 16, SLOTS_SIZE / SLOT_SIZE - 1);
         assert!(patches.entered_inside(0x40_0005));
         assert!(!patches.entered_inside(0x40_0006));
-        assert!(patches.plan_compared(0x40_0000).is_none());
+        assert!(patches.plan_compared(0x40_0000, COMPARED).is_none());
         let mut patches = Patches::default();
-        let patch = patches.plan_compared(0x40_0000).unwrap();
-        assert_eq!((patch.slot_bytes.len(), patch.site_bytes.len()), (48, COMPARED.len()));
-        patches.done_compared(0x40_0000);
-        assert_eq!(patches.behind_comparison(0x40_0002), Some(0x40_0008));
+        let patch = patches.plan_compared(0x40_0000, COMPARED).unwrap();
+        assert_eq!((patch.slot_bytes.len(), patch.site_bytes.len()), (48, COMPARED_SIZE));
+        patches.done_compared(0x40_0000, 5);
+        assert_eq!(patches.behind_comparison(0x40_0002), Some((0x40_0008, 5)));
         assert_eq!(patches.behind_comparison(0x40_0003), None);
         assert!(patches.plan(0x40_0000, 1, None).unwrap().slot >= patch.slot + 2 * SLOT_SIZE);
         assert!(!patches.entered_inside(3));
@@ -278,15 +298,18 @@ mod tests {
     /// As the processor does it.
     #[test]
     fn a_comparison_sets_the_flags_that_it_sets() {
-        for rax in [0, 1, 7, u64::MAX, ERRORS, ERRORS - 1, ERRORS + 1, 1 << 63, (1 << 63) - 1, 0xfff, 0x1000]
+        let errors = (-4095_i64).cast_unsigned();
+        for rax in [0, 1, 7, u64::MAX, errors, errors - 1, errors + 1, 1 << 63, (1 << 63) - 1, 0xfff, 0x1000]
         {
-            let flags: u64;
+            let (flags, others): (u64, u64);
             // SAFETY: compares a register and reads the flags by way of the stack.
             unsafe {
                 core::arch::asm!("cmp rax, -4095", "pushfq", "pop {}", out(reg) flags, in("rax") rax);
+                core::arch::asm!("cmp rax, -4096", "pushfq", "pop {}", out(reg) others, in("rax") rax);
             }
             let all = 0x8d5;
-            assert_eq!(flags_of_comparison(rax, 0x202 | all) & all, flags & all, "{rax:#x}");
+            assert_eq!(flags_of_comparison(rax, errors, 0x202 | all) & all, flags & all, "{rax:#x}");
+            assert_eq!(flags_of_comparison(rax, errors - 1, 0x202) & all, others & all, "{rax:#x}");
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::layout::{at, kind};
-use super::patch::{self, COMPARED, Patch, SITE_SIZE, SLOTS, SLOTS_SIZE};
+use super::patch::{self, COMPARED_SIZE, Patch, SITE_SIZE, SLOTS, SLOTS_SIZE};
 use super::thread::{StubThread, answer_of};
 use crate::error::Errno;
 use crate::platform::Memory;
@@ -32,9 +32,9 @@ impl StubThread {
         // One at a time in an address space: pages are writable meanwhile.
         let stub = Arc::clone(&self.stub);
         let lock = stub.replacing();
-        let mut bytes = [0; SITE_SIZE + COMPARED.len() - 2];
+        let mut bytes = [0; SITE_SIZE + COMPARED_SIZE - 2];
         let read = self.read(site, &mut bytes);
-        let Some((first, rest)) = bytes.split_first_chunk().filter(|_| read >= SITE_SIZE) else {
+        let Some(first) = bytes.first_chunk().filter(|_| read >= SITE_SIZE) else {
             return Err(Errno::EFAULT);
         };
         if let Some(number) = patch::number(*first) {
@@ -44,11 +44,13 @@ impl StubThread {
             if self.put(site, first, &plan, protection)? {
                 self.stub.patches().done(site, &plan);
             }
-        } else if read == bytes.len() && first[5..] == COMPARED[..2] && *rest == COMPARED[2..] {
+        } else if let Some(old) = bytes.last_chunk().filter(|_| read == bytes.len())
+            && let Some(with) = patch::comparison(*old)
+        {
             let site = site + 5;
-            let Some(plan) = self.stub.patches().plan_compared(site) else { return Ok(()) };
-            if self.put(site, &COMPARED, &plan, protection)? {
-                self.stub.patches().done_compared(site);
+            let Some(plan) = self.stub.patches().plan_compared(site, *old) else { return Ok(()) };
+            if self.put(site, old, &plan, protection)? {
+                self.stub.patches().done_compared(site, with);
             }
         }
         drop(lock);
@@ -123,7 +125,7 @@ impl StubThread {
         if self.swap(site, first, word([0xeb, 0xfe, *c, *d]))? != first {
             return Ok(false);
         }
-        let inside = if old == COMPARED { 2 } else { 5 };
+        let inside = if old.len() == COMPARED_SIZE { 2 } else { 5 };
         let order = std::iter::once(inside).chain((2..new.len()).filter(|n| *n != inside));
         for n in order {
             if self.write(site + n as u64, &new[n..=n]) != 1 {

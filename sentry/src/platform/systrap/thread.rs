@@ -404,6 +404,9 @@ impl Thread for StubThread {
     }
 
     fn stop_answering(&mut self) -> Result<(), Errno> {
+        // Of numbers in registers; sites of one number answer by themselves.
+        self.answered = 0;
+        self.context.store(at::ANSWERED, 0);
         self.silence()
     }
 

@@ -206,8 +206,10 @@ impl StubThread {
                 self.regs.rip += 2;
                 Trap::Syscall { number: self.regs.rax }
             }
-            Ok(libc::SIGSEGV) if let Some(behind) = self.stub.patches().behind_comparison(self.regs.rip) => {
-                self.regs.eflags = flags_of_comparison(self.regs.rax, self.regs.eflags);
+            Ok(libc::SIGSEGV)
+                if let Some((behind, with)) = self.stub.patches().behind_comparison(self.regs.rip) =>
+            {
+                self.regs.eflags = flags_of_comparison(self.regs.rax, with, self.regs.eflags);
                 self.regs.rip = behind;
                 return None;
             }

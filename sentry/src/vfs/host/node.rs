@@ -37,10 +37,11 @@ pub(super) struct Node {
     locks: FileLocks,
 }
 
-/// Attributes, and when they were asked for; `None` when they are known to have changed.
+/// Attributes, and when they were asked for; `None` when they are known to have changed. And when it was found by its name at last.
 struct Seen {
     attributes: Attributes,
     at: Option<Instant>,
+    named: Instant,
 }
 
 /// Descriptors of the host, as long as somebody has them open. What may be read only has one of its own: a guest's mapping can do what
@@ -75,7 +76,7 @@ impl Node {
             target: found.target,
             handle,
             found: Mutex::new(at),
-            seen: Mutex::new(Seen { attributes, at: Some(Instant::now()) }),
+            seen: Mutex::new(Seen { attributes, at: Some(Instant::now()), named: Instant::now() }),
             contents: Mutex::default(),
             names: Mutex::default(),
             append: Mutex::default(),
@@ -99,6 +100,7 @@ impl Node {
         if let Some(node) = known {
             self.shared.client.close(found.handle);
             node.see(&found.attributes);
+            lock(&node.seen).named = Instant::now();
             return node;
         }
         let node = Self::build(&self.shared, found, Some((Arc::clone(self), name.to_vec())));
@@ -440,13 +442,14 @@ impl Inode for Node {
             return true;
         }
         let Some((above, name)) = lock(&self.found).clone() else { return true };
-        if self.known().is_some() {
+        if lock(&self.seen).named.elapsed() < FRESH {
             return true;
         }
         let Ok(handle) = above.pinned_handle() else { return true };
         match self.shared.client.look(At { handle, names: vec![name] }) {
             Ok(found) if self.same(&found).is_ok() => {
                 self.see(&found.attributes);
+                lock(&self.seen).named = Instant::now();
                 true
             }
             // Without a gofer nothing is known, and whatever is done says so.

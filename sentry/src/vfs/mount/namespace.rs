@@ -110,7 +110,7 @@ impl MountNamespace {
     /// ENOSPC: too many.
     pub fn copy(&self, owner: &Arc<UserNamespace>, fs: &FsContext) -> Result<Arc<Self>, Errno> {
         let charge = Charge::take(Kind::Mount)?;
-        let how = Copying { all: true, to_less_privileged: *owner != self.owner, ..Copying::default() };
+        let how = Copying { all: true, to_less_privileged: *owner != self.owner };
         let mut copied = Copied::default();
         let root = {
             let mut groups = peers::change();

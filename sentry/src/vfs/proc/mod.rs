@@ -45,7 +45,12 @@ use super::{
 };
 use crate::error::Errno;
 use crate::kernel::Kernel;
-use crate::task::{Pid, PidNamespace, current};
+use crate::task::{Pid, PidNamespace, ThreadGroup, current};
+
+/// The process whose folder this is, for `pidfd_send_signal`; `None` where it is no such folder.
+pub(crate) fn process_of_folder(inode: &dyn Inode) -> Option<Result<Arc<ThreadGroup>, Errno>> {
+    process::process_of(inode)
+}
 
 /// `PROC_SUPER_MAGIC`.
 const MAGIC: u64 = 0x9fa0;

@@ -64,7 +64,7 @@ const FIB_TRIE: &str = "Main:\n  +-- 0.0.0.0/0 3 0 5\n     +-- 127.0.0.0/8 2 0 2
 fn net(kernel: &Kernel) -> Arc<Net> {
     let task = current();
     Arc::clone(
-        &task.map_or_else(|| Arc::clone(kernel.tasks.first_namespaces()), |task| task.namespaces()).net.net(),
+        task.map_or_else(|| Arc::clone(kernel.tasks.first_namespaces()), |task| task.namespaces()).net.net(),
     )
 }
 

@@ -273,6 +273,16 @@ pub(super) fn of_process(shared: &Arc<Shared>, number: Pid, pid: Pid) -> Option<
     Some(Arc::new(ProcessNode { shared: Arc::clone(shared), subject, path, spot: Spot::Top }))
 }
 
+/// The process whose folder this is; ESRCH where it is gone, `None` where it is no such folder (`tgid_pidfd_to_pid`).
+pub(super) fn process_of(inode: &dyn Inode) -> Option<Result<Arc<ThreadGroup>, Errno>> {
+    match inode.downcast::<ProcessNode>()? {
+        ProcessNode { subject: Subject::Process(group), spot: Spot::Top, .. } => {
+            Some(group.upgrade().ok_or(Errno::ESRCH))
+        }
+        _ => None,
+    }
+}
+
 impl ProcessNode {
     fn view(&self) -> Result<View, Errno> {
         self.subject.view(&self.shared)

@@ -135,6 +135,22 @@ impl Tcp {
         }
     }
 
+    /// Options of the socket changed: buffers have the size that the program gave them, if it did.
+    pub(super) fn outside_changed(&self, end: &End<ByteQueue>) {
+        let (sizes, fixed) = {
+            let options = lock(&self.common.options);
+            ([options.send_buffer, options.receive_buffer], options.fixed)
+        };
+        for (at, queue) in [end.outgoing(), end.incoming()].into_iter().enumerate() {
+            if fixed[at] {
+                queue.set_limit(sizes[at]);
+            }
+        }
+        if let Some(wire) = end.wire() {
+            wire.options_changed();
+        }
+    }
+
     /// Options that belong to a connection to outside.
     pub(super) fn outside_option(&self, name: i32) -> Option<Vec<u8>> {
         let wire = self.end().and_then(|end| end.wire())?;

@@ -231,7 +231,9 @@ impl Connection {
                     }
                 }
                 Some(Opening::Passive(listener, child)) => {
-                    if !listener.upgrade().is_some_and(|listener| listener.admit_from_outside(&child)) {
+                    let listener = listener.upgrade();
+                    let admitted = listener.is_some_and(|listener| listener.admit_from_outside(&child));
+                    if !admitted {
                         child.abort();
                     }
                 }
