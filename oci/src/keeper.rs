@@ -75,7 +75,8 @@ pub(crate) fn keep(arguments: &Keep) -> Result<u8, OciError> {
         return Ok(KILLED);
     }
     signals::hand_on(&arguments.folder, &arguments.container, &arguments.exec, false)?;
-    let mut agent = Agent::connect(&arguments.folder)?;
     // A sandbox that is gone took all its processes along.
-    Ok(agent.wait(&arguments.container, &arguments.exec).unwrap_or(KILLED))
+    let ended = Agent::connect(&arguments.folder)
+        .and_then(|mut agent| agent.wait(&arguments.container, &arguments.exec));
+    Ok(ended.unwrap_or(KILLED))
 }

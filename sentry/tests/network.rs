@@ -209,7 +209,7 @@ def udp(peer):
         s.sendto(b'u' * n, (peer, 7000))
         if len(s.recv(70000)) != n: return False
     return True
-print([tcp(p) for p in PEERS], [udp(p) for p in PEERS] if WITH_UDP else '')
+print([tcp(p) for p in PEERS], [udp(p) for p in PEERS] if WITH_UDP else '', flush=True)
 ";
 
 fn client(peers: &str, size: usize, udp: bool) -> String {
@@ -471,7 +471,7 @@ print('ready', flush=True); sys.stdin.read()
                   ip -o -4 address show dev eth0 | tr -s ' ' | cut -d' ' -f2-6; ip route; ip route get 192.0.2.1 | head -1 | cut -d' ' -f1-7; \
                   cut -f1-4 /proc/net/route | tail -2; cat /sys/class/net/eth0/address 2>/dev/null; ip neighbour | cut -d' ' -f1-3";
     let output = Running::start(lab.sentry(&["/bin/bash", "-c", script])).printed();
-    let expected = "10.77.0.1       STREAM a.example.org\n2: eth0 inet 10.77.0.2/24 brd 10.77.0.255\ndefault via 10.77.0.1 dev eth0 \n\
+    let expected = "10.77.0.1       STREAM a.example.org\neth0 inet 10.77.0.2/24 brd 10.77.0.255\ndefault via 10.77.0.1 dev eth0 \n\
                     10.77.0.0/24 dev eth0 proto kernel scope link src 10.77.0.2 \n192.0.2.1 via 10.77.0.1 dev eth0 src 10.77.0.2\n\
                     eth0\t00000000\t01004D0A\t0003\neth0\t00004D0A\t00000000\t0001\n10.77.0.1 dev eth0\n";
     assert_eq!(output, expected);

@@ -20,8 +20,8 @@ pub(super) fn list(context: &Context, arguments: &List) -> Result<u8, OciError> 
     }
     match arguments.format {
         // runc: null for none.
-        Form::Json if all.is_empty() => say("null"),
-        Form::Json => say(&serde_json::to_string(&all).unwrap_or_default()),
+        Form::Json if all.is_empty() => say("null\n"),
+        Form::Json => say(&(serde_json::to_string(&all).unwrap_or_default() + "\n")),
         Form::Table => {
             let head = ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"].map(str::to_owned);
             let rows = all.iter().map(|one| {

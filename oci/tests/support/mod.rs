@@ -166,6 +166,16 @@ impl World {
     }
 }
 
+impl Drop for World {
+    /// A test that failed leaves nothing either.
+    fn drop(&mut self) {
+        let list = self.command("list -q").output().map(|output| output.stdout).unwrap_or_default();
+        for id in String::from_utf8_lossy(&list).lines() {
+            let _ = self.command(&format!("delete --force {id}")).output();
+        }
+    }
+}
+
 /// Runs to the end, with a limit.
 pub(crate) fn finish(command: &mut Command) -> Done {
     // Some descendants that stay would hold pipes open: files do not wait for them.

@@ -346,7 +346,8 @@ fn a_call_that_is_compared_is_replaced_with_its_comparison() {
                 places += 1;
             }
         }
-        // At TEXT + 5 the site's first four bytes lie in two quadwords, and running threads could meet half of a change: it is asked again.
+        // At TEXT + 5 the site's first four bytes lie in two quadwords, and running threads could meet half of a change: it is asked for
+        // again, in vain.
         assert_eq!(places, if threads { 2 } else { 1 });
         let mut site = [0; 8];
         assert_eq!(thread.read(TEXT + 5, &mut site), 8);
@@ -394,8 +395,14 @@ fn a_number_in_a_register_is_answered_too() {
     assert_eq!(thread.resume(), Trap::Interrupted);
     other.join().unwrap();
     thread.stop_answering().unwrap();
-    assert_eq!(thread.resume(), Trap::Syscall { number: 39 });
-    assert_eq!(thread.resume(), Trap::Syscall { number: 39 });
+    for _ in 0..2 {
+        // An interrupt may be told twice.
+        let trap = match thread.resume() {
+            Trap::Interrupted => thread.resume(),
+            other => other,
+        };
+        assert_eq!(trap, Trap::Syscall { number: 39 });
+    }
 }
 
 #[test]

@@ -204,7 +204,7 @@ impl World {
                 }
                 self.drive(to, |machine, now, output| match machine.phase() {
                     // What the table of the past does.
-                    Phase::TimeWait if header.fin => machine.acknowledge(now, output),
+                    Phase::TimeWait if header.fin || !payload.is_empty() => machine.acknowledge(now, output),
                     Phase::TimeWait => {}
                     _ => {
                         machine.arrive(&segment, now);
