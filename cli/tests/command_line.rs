@@ -371,8 +371,9 @@ fn a_key_broker_that_is_not_there_or_not_named_is_told() {
 #[test]
 fn doctor_answers_in_both_forms() {
     let node = Node::new();
+    // No guest image and no sentry: no tier can run.
+    node.file("config.toml", "sentry = \"/nowhere/kata-cc-sentry\"");
     let (text, json) = (node.run(&["doctor"]), node.run(&["--json", "doctor"]));
-    // No guest image: no tier can run.
     assert_eq!((text.code, json.code), (1, 1), "{text:?} {json:?}");
     assert!(
         text.stdout.contains("guest image") && text.stdout.contains("tiers that can run here: none"),

@@ -186,6 +186,7 @@ fn bytes_that_are_no_text_hide_nothing_behind_them() {
 #[test]
 fn a_reader_that_goes_away_is_no_reason_to_panic() {
     let node = node();
+    node.file("config.toml", "sentry = \"/nowhere/kata-cc-sentry\"");
     // More than a pipe holds.
     let long = LOG.repeat(2000);
     node.sandbox("long", GOOD, &long);

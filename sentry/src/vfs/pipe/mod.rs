@@ -80,10 +80,13 @@ impl Pipe {
     /// (`fifo_open` in `fs/pipe.c`).
     pub(super) fn reopen(self: &Arc<Self>, flags: Flags) -> PipeFile {
         let mut file = PipeFile::new(self, flags);
-        file.opened = (u64::MAX, u64::MAX);
+        file.opened = MET;
         file
     }
 }
+
+/// No count of openings: who was met at once is not waited for, though it may be gone before somebody looks.
+const MET: (u64, u64) = (u64::MAX, u64::MAX);
 
 /// An end of a pipe, or both.
 pub struct PipeFile {
@@ -92,7 +95,7 @@ pub struct PipeFile {
     writes: bool,
     /// Whether what is written stays together (`O_DIRECT`).
     packets: AtomicBool,
-    /// How often it had been opened when this was.
+    /// How often it had been opened when this was; [`MET`] where the other end was there then.
     opened: (u64, u64),
 }
 
@@ -102,7 +105,8 @@ impl PipeFile {
         let mut state = lock(&pipe.state);
         state.readers = state.readers.saturating_add(u32::from(reads));
         state.writers = state.writers.saturating_add(u32::from(writes));
-        let opened = state.opened;
+        let met = (!reads || state.writers > 0) && (!writes || state.readers > 0);
+        let opened = if met { MET } else { state.opened };
         state.opened.0 = state.opened.0.saturating_add(u64::from(reads));
         state.opened.1 = state.opened.1.saturating_add(u64::from(writes));
         drop(state);
@@ -311,5 +315,10 @@ mod tests {
         drop(pipe.open(write).unwrap());
         assert!(reader.met());
         assert!(reader.ready().contains(Events::HUP));
+        // Who was there when it was opened may be gone before anybody looks.
+        let writer = pipe.open(write).unwrap();
+        let late = pipe.open(Flags::READ).unwrap();
+        drop(writer);
+        assert!(late.met());
     }
 }
