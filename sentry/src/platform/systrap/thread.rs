@@ -469,6 +469,11 @@ impl Thread for StubThread {
         self.replace_site(protection)
     }
 
+    fn release(&mut self) {
+        // Who serves it from now on works; whoever prepared it may never do again.
+        waiting::rest();
+    }
+
     fn interrupt(&self) -> Arc<dyn Interrupt> {
         Arc::clone(&self.interrupt) as Arc<dyn Interrupt>
     }
