@@ -1,6 +1,7 @@
 //! `kata-cc-sentry`: runs programs on the user-space kernel.
 
 mod attempt;
+mod confinement;
 mod monitor;
 mod platforms;
 mod volume;
@@ -13,11 +14,11 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use confinement::Confinement;
 use kata_cc_sentry::defence::{self, Defence, Helper, Side, Strength};
 use kata_cc_sentry::gofer::{self, Client, Export, Gofer};
 use kata_cc_sentry::link::{self, Network, Opened};
 use kata_cc_sentry::net::stack::LinkConfig;
-use kata_cc_sentry::platform::Kind;
 use kata_cc_sentry::sandbox::{Changes, Command, Config, DEFAULT_PATH, Sandbox, SandboxError};
 use kata_cc_sentry::syscalls;
 use kata_cc_sentry::vfs::erofs::Erofs;
@@ -90,15 +91,8 @@ struct Do {
     /// namespace `netns=PATH` or the caller's own; `tap=NAME,address=IP/BITS,gateway=IP` (also `mac=`, `mtu=`, `netns=`).
     #[arg(long, default_value = "none", value_name = "NETWORK")]
     network: Network,
-    /// How guest code runs.
-    #[arg(long, value_enum, default_value_t)]
-    platform: Kind,
-    /// Go on where the host refuses a part of the sentry's defence, with a warning.
-    #[arg(long)]
-    allow_weak: bool,
-    /// For debugging: no namespaces, no filter, all privileges of who runs this.
-    #[arg(long, conflicts_with = "allow_weak")]
-    no_defence: bool,
+    #[command(flatten)]
+    confinement: Confinement,
     /// For tests: the sentry makes this call of the host instead of running the program.
     #[arg(long, hide = true, value_name = "CALL")]
     try_call: Option<String>,
@@ -141,10 +135,7 @@ fn main() -> ExitCode {
     let result = match arguments.command {
         Verb::Do(arguments) => run(*arguments),
         Verb::Serve(options) => monitor::run(options),
-        Verb::Platforms(arguments) => {
-            platforms::print(arguments.json);
-            Ok(0)
-        }
+        Verb::Platforms(arguments) => platforms::print(arguments.json).map(|()| 0),
         Verb::Syscalls => {
             print!("{}", syscalls::markdown());
             Ok(0)
@@ -169,11 +160,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Do) -> anyhow::Result<u8> {
-    let strength = match (arguments.no_defence, arguments.allow_weak) {
-        (true, _) => Strength::Off,
-        (false, true) => Strength::Weak,
-        (false, false) => Strength::Full,
-    };
+    let strength = arguments.confinement.strength();
     let mut kept = Vec::new();
     let opened = link::open(&arguments.network).context("cannot take the network over")?;
     let network = opened.map(|Opened { config, fd }| {
@@ -240,9 +227,7 @@ fn serve(
     defence: &Defence,
     kept: Vec<OwnedFd>,
 ) -> anyhow::Result<u8> {
-    let platform = arguments.platform.start().with_context(|| {
-        format!("cannot start the {} platform: the host refuses a stub process", arguments.platform)
-    })?;
+    let platform = arguments.confinement.start_platform()?;
     let mut kept = kept.into_iter();
     let network = network.and_then(|config| Some((config, kept.next()?)));
     let image = if arguments.erofs.is_some() { kept.next() } else { None };
@@ -268,7 +253,7 @@ fn serve(
     let command =
         Command { arguments: arguments.command, environment, folder: arguments.cwd, user: arguments.user };
     let streams = streams()?;
-    defence.enter(arguments.platform).context("cannot defend the sentry")?;
+    defence.enter(arguments.confinement.platform).context("cannot defend the sentry")?;
     if let Some((config, fd)) = network {
         // Its thread is made after the defence, as all that serve guests are: so it has no privileges either.
         sandbox.kernel().net.attach(config, fd).context("cannot attach the network")?;

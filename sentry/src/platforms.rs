@@ -3,16 +3,24 @@
 use kata_cc_sentry::error::Errno;
 use kata_cc_sentry::platform::Kind;
 
+#[derive(serde::Serialize)]
+struct Row {
+    name: String,
+    available: bool,
+    reason: Option<String>,
+}
+
 /// Starts each once, and says how that went, the one that is taken by default first.
-pub(crate) fn print(json: bool) {
+pub(crate) fn print(json: bool) -> anyhow::Result<()> {
     let tried: Vec<_> = Kind::ALL.into_iter().map(|kind| (kind, kind.start().err())).collect();
     if json {
-        let rows = tried.iter().map(|(kind, error)| {
-            let reason = error.map_or("null".to_owned(), |error| format!("\"{}\"", reason(error)));
-            format!("{{\"name\":\"{kind}\",\"available\":{},\"reason\":{reason}}}", error.is_none())
-        });
-        println!("[{}]", rows.collect::<Vec<_>>().join(","));
-        return;
+        let row = |(kind, error): &(Kind, Option<Errno>)| Row {
+            name: kind.to_string(),
+            available: error.is_none(),
+            reason: error.map(reason),
+        };
+        println!("{}", serde_json::to_string(&tried.iter().map(row).collect::<Vec<_>>())?);
+        return Ok(());
     }
     for (kind, error) in tried {
         match error {
@@ -20,9 +28,10 @@ pub(crate) fn print(json: bool) {
             Some(error) => println!("{kind}: does not run here: {}", reason(error)),
         }
     }
+    Ok(())
 }
 
-/// In words; they have no character that JSON would want escaped.
+/// In words.
 fn reason(error: Errno) -> String {
     match error {
         Errno::EPERM | Errno::EACCES => {

@@ -71,22 +71,9 @@ impl From<&Command> for Process {
 
 impl Process {
     fn credentials(&self) -> Credentials {
-        let ((uid, gid), root) = (self.user, Credentials::root());
-        let mut groups = self.groups.clone();
-        groups.sort_unstable();
-        let mut who = Credentials {
-            uid,
-            euid: uid,
-            suid: uid,
-            fsuid: uid,
-            gid,
-            egid: gid,
-            sgid: gid,
-            fsgid: gid,
-            groups,
-            no_new_privileges: self.no_new_privileges,
-            ..root
-        };
+        let (uid, gid) = self.user;
+        let user = Credentials::of_user(uid, gid, self.groups.clone());
+        let mut who = Credentials { no_new_privileges: self.no_new_privileges, ..user };
         if uid != 0 {
             who.effective = Capabilities::default();
             who.permitted = Capabilities::default();

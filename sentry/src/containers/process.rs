@@ -33,27 +33,15 @@ pub(super) struct Prepared {
 /// Who a process is (`man 7 capabilities`, "Transformation of capabilities during execve": that comes after).
 fn credentials(plan: &ProcessPlan) -> Credentials {
     let known = |set: u64| Capabilities(set & Capabilities::ALL.0);
-    let (uid, gid) = (plan.uid, plan.gid);
-    let (sets, mut groups) = (&plan.capabilities, plan.groups.clone());
-    // As `setgroups` leaves them.
-    groups.sort_unstable();
+    let sets = &plan.capabilities;
     Credentials {
-        uid,
-        euid: uid,
-        suid: uid,
-        fsuid: uid,
-        gid,
-        egid: gid,
-        sgid: gid,
-        fsgid: gid,
-        groups,
         effective: known(sets.effective),
         permitted: known(sets.permitted),
         inheritable: known(sets.inheritable),
         bounding: known(sets.bounding),
         ambient: known(sets.ambient),
         no_new_privileges: plan.no_new_privileges,
-        ..Credentials::root()
+        ..Credentials::of_user(plan.uid, plan.gid, plan.groups.clone())
     }
 }
 

@@ -40,12 +40,12 @@ use kata_cc_agent_protocol::health_ttrpc::{Health, create_health};
 use kata_cc_sentry::control::{self, message::ProcessNumber};
 use kata_cc_sentry::defence::{Defence, SentryProcess, Served, Strength};
 use kata_cc_sentry::kernel::Kernel;
-use kata_cc_sentry::platform::Kind;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use ttrpc::r#async::Server;
 use ttrpc::r#async::transport::Listener;
 
+use crate::confinement::Confinement;
 use link::Engine;
 use service::Service;
 use work::Monitor;
@@ -85,15 +85,8 @@ pub(crate) struct Serve {
     /// Milliseconds for which its end may still be asked for, where nobody did; 0 where everybody looks at this process instead.
     #[arg(long, value_name = "MS", default_value_t = 2000, requires = "until")]
     linger: u64,
-    /// How guest code runs.
-    #[arg(long, value_enum, default_value_t)]
-    platform: Kind,
-    /// Go on where the host refuses a part of the sentry's defence, with a warning.
-    #[arg(long)]
-    allow_weak: bool,
-    /// For debugging: no namespaces, no filter, all privileges of who runs this.
-    #[arg(long, conflicts_with = "allow_weak")]
-    no_defence: bool,
+    #[command(flatten)]
+    confinement: Confinement,
 }
 
 /// Serves until it is asked to end.
@@ -102,11 +95,7 @@ pub(crate) fn run(options: Serve) -> anyhow::Result<u8> {
     if let Some(until) = &options.until {
         table::check_id(until).context("--until")?;
     }
-    let strength = match (options.no_defence, options.allow_weak) {
-        (true, _) => Strength::Off,
-        (false, true) => Strength::Weak,
-        (false, false) => Strength::Full,
-    };
+    let strength = options.confinement.strength();
     let ready = ready::Ready::take(options.ready_fd)?;
     ready::leave_streams().context("cannot put /dev/null in the place of the standard streams")?;
     match Defence::begin_served(strength).context("cannot defend the sentry")? {
@@ -133,14 +122,12 @@ pub(crate) fn run(options: Serve) -> anyhow::Result<u8> {
 
 /// What the sentry's process does.
 fn sentry(defence: &Defence, control: OwnedFd, options: &Serve) -> anyhow::Result<u8> {
-    let platform = options.platform.start().with_context(|| {
-        format!("cannot start the {} platform: the host refuses a stub process", options.platform)
-    })?;
+    let platform = options.confinement.start_platform()?;
     let kernel = Kernel::new(platform);
     kernel.set_host_name(options.hostname.as_bytes());
     // It looks at the machine's memory, once, and cannot do so later.
     drop(kata_cc_sentry::vfs::tmpfs::Tmpfs::new(None));
-    defence.enter(options.platform).context("cannot defend the sentry")?;
+    defence.enter(options.confinement.platform).context("cannot defend the sentry")?;
     control::serve(&kernel, control).context("the monitor is lost")?;
     Ok(0)
 }

@@ -117,6 +117,25 @@ impl Credentials {
         }
     }
 
+    /// A user with root's capabilities, of these groups in whatever order.
+    #[must_use]
+    pub fn of_user(uid: u32, gid: u32, mut groups: Vec<u32>) -> Self {
+        // As `setgroups` leaves them.
+        groups.sort_unstable();
+        Self {
+            uid,
+            euid: uid,
+            suid: uid,
+            fsuid: uid,
+            gid,
+            egid: gid,
+            sgid: gid,
+            fsgid: gid,
+            groups,
+            ..Self::root()
+        }
+    }
+
     /// Whether a capability is in force for the whole sandbox: that is, in the root namespace.
     #[must_use]
     pub fn capable(&self, capability: u32) -> bool {

@@ -26,7 +26,7 @@ use super::address::Address;
 use super::buffer::ByteQueue;
 use super::options::CAP_NET_RAW;
 use super::pair::End;
-use super::socket::{Context, Socket};
+use super::socket::{Context, Receive, Socket};
 use super::stack::Path;
 use super::{Common, Net, lock};
 use crate::error::Errno;
@@ -156,6 +156,17 @@ pub(crate) fn wanted(context: &Context, common: &Common, address: &Address) -> R
         return Err(Errno::EACCES);
     }
     Ok(SocketAddr::new(ip, port))
+}
+
+/// What a socket of datagrams says before it looks for one: it has no urgent data, an empty queue of errors, and may have an error.
+fn before_receiving(common: &Common, how: Receive) -> Result<(), Errno> {
+    if how.has(libc::MSG_OOB) {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    if how.has(libc::MSG_ERRQUEUE) {
+        return Err(Errno::EAGAIN);
+    }
+    common.take_error()
 }
 
 /// Nothing in particular, as a socket of a domain has it.

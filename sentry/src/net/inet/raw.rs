@@ -14,7 +14,7 @@ use super::super::socket::{Context, Description, Outgoing, Receive, Socket};
 use super::super::stack::{self, Datagram, Path};
 use super::super::unix::gather;
 use super::super::{Common, Identity, Net, lock};
-use super::{Route, destination, options, route, unspecified, wanted};
+use super::{Route, before_receiving, destination, options, route, unspecified, wanted};
 use crate::error::Errno;
 use crate::events::Events;
 
@@ -273,13 +273,7 @@ impl Socket for Raw {
     }
 
     fn receive(&self, sink: &mut dyn Sink, how: Receive) -> Result<Received, Errno> {
-        if how.has(libc::MSG_OOB) {
-            return Err(Errno::EOPNOTSUPP);
-        }
-        if how.has(libc::MSG_ERRQUEUE) {
-            return Err(Errno::EAGAIN);
-        }
-        self.common.take_error()?;
+        before_receiving(&self.common, how)?;
         let mut received = self.inbox.take(sink, how.has(libc::MSG_PEEK))?;
         received.sender = None;
         Ok(received)

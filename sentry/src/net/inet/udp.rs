@@ -15,7 +15,7 @@ use super::super::socket::{Context, Description, Outgoing, Receive, Socket};
 use super::super::unix::gather;
 use super::super::{Common, Identity, Net, lock};
 use super::options::has;
-use super::{Route, claim, destination, options, route, unspecified, wanted};
+use super::{Route, before_receiving, claim, destination, options, route, unspecified, wanted};
 use crate::error::Errno;
 use crate::events::Events;
 
@@ -301,13 +301,7 @@ impl Socket for Udp {
     }
 
     fn receive(&self, sink: &mut dyn Sink, how: Receive) -> Result<Received, Errno> {
-        if how.has(libc::MSG_OOB) {
-            return Err(Errno::EOPNOTSUPP);
-        }
-        if how.has(libc::MSG_ERRQUEUE) {
-            return Err(Errno::EAGAIN);
-        }
-        self.common.take_error()?;
+        before_receiving(&self.common, how)?;
         let over = self.shut.load(Ordering::Relaxed) & 1 != 0;
         match self.inbox.take(sink, how.has(libc::MSG_PEEK)) {
             Err(Errno::EAGAIN) if over && !how.has(libc::MSG_DONTWAIT) => Ok(Received::default()),

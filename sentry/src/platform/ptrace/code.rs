@@ -2,6 +2,7 @@
 //! write; a call that guest code makes by jumping here is a call of the guest's like any other, since its tracer stops it.
 
 use crate::platform::systrap::layout::{END, TASK_SIZE};
+use crate::platform::systrap::let_go::let_go;
 
 core::arch::global_asm!(
     r#"
@@ -10,24 +11,12 @@ core::arch::global_asm!(
     .globl kata_cc_traced_begin
 kata_cc_traced_begin:
 
-    // First thing in a new stub that still has the sentry's memory: let go of it, but for the host's vDSO. r12: where that begins, r13:
-    // where it ends.
+    // First thing in a new stub.
     .globl kata_cc_traced_start
 kata_cc_traced_start:
-    mov $11, %eax                   // munmap
-    xor %edi, %edi
-    lea kata_cc_traced_begin(%rip), %rsi
-    syscall
-    mov $11, %eax
-    movabs ${end}, %rdi
-    mov %r12, %rsi
-    sub %rdi, %rsi
-    syscall
-    mov $11, %eax
-    mov %r13, %rdi
-    movabs ${task_size}, %rsi
-    sub %rdi, %rsi
-    syscall
+    "#,
+    let_go!("kata_cc_traced_begin"),
+    r#"
 
     // Where a thread is while nobody traces it: it sleeps, on a word that nobody changes.
     .globl kata_cc_traced_park

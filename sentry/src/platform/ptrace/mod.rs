@@ -12,7 +12,7 @@ mod thread;
 mod tracee;
 mod vector;
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
 use code::Code;
@@ -22,7 +22,7 @@ use thread::Traced;
 
 use super::systrap::vdso::Vdso;
 use super::systrap::zygote::{self, First};
-use super::systrap::{LOWEST, layout};
+use super::systrap::{LOWEST, layout, sockets};
 use crate::error::Errno;
 use crate::platform::{Platform, Thread};
 use crate::sync::lock;
@@ -41,7 +41,7 @@ impl Ptrace {
     pub fn new() -> Result<Self, Errno> {
         let code = Arc::new(Code::linked());
         let vdso = Vdso::of_host()?;
-        let (ours, its) = stub::sockets()?;
+        let (ours, its) = sockets()?;
         let pid = start(&code, its, &vdso)?;
         let mut first = Traced::new(&code, Arc::new(Stub::new(pid, ours)), pid, 0);
         first.try_out()?;
@@ -49,36 +49,27 @@ impl Ptrace {
     }
 }
 
-/// Makes the first stub from a thread of its own that stays: the host ends stubs together with the thread that made the first one
-/// (`PR_SET_PDEATHSIG`).
-fn start(code: &Arc<Code>, socket: std::os::fd::OwnedFd, vdso: &Vdso) -> Result<Pid, Errno> {
+/// Makes the first stub. Whoever traces a stub learns of its end: the thread that made the first has nothing more to do.
+fn start(code: &Arc<Code>, socket: OwnedFd, vdso: &Vdso) -> Result<Pid, Errno> {
     let (code, vdso) = (Arc::clone(code), vdso.range.clone());
-    let (started, first) = std::sync::mpsc::channel();
-    std::thread::Builder::new()
-        .name("stubs".to_owned())
-        .stack_size(64 << 10)
-        .spawn(move || {
-            let dropped = crate::defence::drop_privileges().map_err(|refused| refused.errno);
-            let first = First {
-                code: code.bytes,
-                start: code.start,
-                table: None,
-                handler: None,
-                contexts: None,
-                socket: socket.as_fd(),
-                vdso,
-            };
-            let pid = dropped.and_then(|()| zygote::start(&first));
-            let begun = pid.is_ok();
-            let _ = started.send(pid);
-            if begun {
-                loop {
-                    std::thread::park();
-                }
-            }
-        })
-        .map_err(|_| Errno::EAGAIN)?;
-    first.recv().map_err(|_| Errno::EAGAIN)?
+    let make = move || {
+        let pid = zygote::start(&First {
+            code: code.bytes,
+            start: code.start,
+            table: None,
+            handler: None,
+            contexts: None,
+            socket: socket.as_fd(),
+            vdso,
+        })?;
+        Ok((pid, ()))
+    };
+    let stay = |_| {
+        loop {
+            std::thread::park();
+        }
+    };
+    zygote::from_thread(make, stay).map(|(pid, ())| pid)
 }
 
 impl Platform for Ptrace {

@@ -1,17 +1,16 @@
 //! A stub process as the sentry sees it: its memory's owner, the way of files to it, and its end.
 
-use std::io::IoSlice;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use nix::sys::signal::{Signal, kill};
-use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use crate::error::Errno;
 use crate::platform::systrap::remote::Process;
+use crate::platform::systrap::send_files;
 use crate::sync::lock;
 
 /// A stub process: one guest address space.
@@ -20,11 +19,6 @@ pub(super) struct Stub {
     socket: Mutex<OwnedFd>,
     live: Mutex<usize>,
     dead: AtomicBool,
-}
-
-/// The ends of the socket by which a stub gets files: the sentry's, and its own.
-pub(super) fn sockets() -> Result<(OwnedFd, OwnedFd), Errno> {
-    socketpair(AddressFamily::Unix, SockType::Datagram, None, SockFlag::SOCK_CLOEXEC)
 }
 
 impl Process for Stub {
@@ -63,15 +57,7 @@ impl Stub {
     /// Sends a file to it; as long as the lock is held that is given back, nobody else sends, or has it receive.
     pub(super) fn send_file(&self, file: BorrowedFd<'_>) -> Result<MutexGuard<'_, OwnedFd>, Errno> {
         let socket = lock(&self.socket);
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        let files = [file.as_raw_fd()];
-        sendmsg::<()>(
-            socket.as_raw_fd(),
-            &[IoSlice::new(&[0])],
-            &[ControlMessage::ScmRights(&files)],
-            flags,
-            None,
-        )?;
+        send_files(&socket, &[file])?;
         Ok(socket)
     }
 }

@@ -9,14 +9,14 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use super::code::Code;
-use super::stub::{Stub, sockets};
+use super::stub::Stub;
 use super::tracee::{Stop, Tracee};
 use super::vector;
 use crate::error::Errno;
 use crate::platform::systrap::filter::{FORK_FLAGS, SPAWN_FLAGS};
 use crate::platform::systrap::layout::{CODE, CONTEXTS, FLAGS, INTERRUPT};
 use crate::platform::systrap::remote::{Process, StubMemory};
-use crate::platform::systrap::{memory_call, result};
+use crate::platform::systrap::{memory_call, result, sockets};
 use crate::platform::{Interrupt, Memory, MemoryCall, Regs, RemoteMemory, Thread, Trap};
 
 /// Where a stub has room for the message by which it gets a file.
@@ -175,10 +175,14 @@ impl Traced {
             if stop == Stop::Event {
                 continue;
             }
-            let Ok((regs, fs_base)) = self.tracee.get() else { return Trap::Gone };
+            let Ok((regs, fs_base, number)) = self.tracee.get() else { return Trap::Gone };
             (self.regs, self.fs_base) = (regs, fs_base);
             match stop {
-                Stop::Syscall => return self.syscall(),
+                Stop::Syscall => {
+                    // `rax` is -ENOSYS at such a stop.
+                    self.regs.rax = number;
+                    return Trap::Syscall { number };
+                }
                 Stop::Signal(signal) if signal as i32 == INTERRUPT => return Trap::Interrupted,
                 Stop::Signal(
                     signal @ (Signal::SIGSEGV
@@ -191,13 +195,6 @@ impl Traced {
                 Stop::Signal(_) | Stop::Event | Stop::Gone => {}
             }
         }
-    }
-
-    /// `rax` is not the number at such a stop (it is -ENOSYS): that is in `orig_rax`.
-    fn syscall(&mut self) -> Trap {
-        let Ok(number) = self.tracee.call_number() else { return Trap::Gone };
-        self.regs.rax = number;
-        Trap::Syscall { number }
     }
 
     fn copy(&mut self, stub: Arc<Stub>, thread: Pid, socket: u64) -> Self {

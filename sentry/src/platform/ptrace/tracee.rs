@@ -100,15 +100,10 @@ impl Tracee {
         Errno::EFAULT
     }
 
-    /// Registers, and the base of `fs`.
-    pub(super) fn get(&mut self) -> Result<(Regs, u64), Errno> {
+    /// Registers, the base of `fs`, and the number of the call at whose entry it stopped, if it did.
+    pub(super) fn get(&mut self) -> Result<(Regs, u64, u64), Errno> {
         let all = ptrace::getregs(self.thread).map_err(|_| self.is_gone())?;
-        Ok((from_user(&all), all.fs_base))
-    }
-
-    /// The number of the call at whose entry it stopped.
-    pub(super) fn call_number(&mut self) -> Result<u64, Errno> {
-        Ok(ptrace::getregs(self.thread).map_err(|_| self.is_gone())?.orig_rax)
+        Ok((from_user(&all), all.fs_base, all.orig_rax))
     }
 
     /// Sets them. What is no address of a program is refused by the kernel: EIO.

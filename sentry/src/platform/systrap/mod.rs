@@ -15,6 +15,7 @@ mod copy;
 pub(super) mod filter;
 pub mod hostile;
 pub(super) mod layout;
+pub(super) mod let_go;
 mod patch;
 pub(super) mod remote;
 mod replace;
@@ -30,6 +31,7 @@ mod waiting;
 pub(super) mod zygote;
 
 pub(crate) use layout::INTERRUPT;
+pub(super) use stub::{send_files, sockets};
 pub(super) use thread::{memory_call, result, signal_thread};
 pub(crate) use waiting::rest;
 
@@ -79,36 +81,23 @@ impl Systrap {
     }
 }
 
-/// Makes the first stub from a thread of its own, which then waits for the end of stubs: the host ends a stub together with the thread that
-/// made it (`PR_SET_PDEATHSIG`), and so this one lives as long as the sentry.
+/// Makes the first stub from a thread that then waits for the end of stubs.
 fn start(processes: &Arc<Processes>, parts: Parts, vdso: Range<u64>) -> Result<(Pid, Parts), Errno> {
     let reaper = Arc::clone(processes);
-    let (started, first) = std::sync::mpsc::channel();
-    std::thread::Builder::new()
-        .name("stubs".to_owned())
-        .stack_size(64 << 10)
-        .spawn(move || {
-            // Here and not later: capabilities are a thread's own, and stubs have those of the thread that makes the first.
-            let dropped = crate::defence::drop_privileges().map_err(|refused| refused.errno);
-            let pid = dropped.and_then(|()| {
-                let code = StubCode::linked();
-                zygote::start(&First {
-                    code: code.bytes,
-                    table: Some((stage::TABLE, stage::table())),
-                    start: code.start,
-                    handler: Some((code.handler, code.restorer)),
-                    contexts: Some(parts.contexts.as_fd()),
-                    socket: parts.its_socket.as_fd(),
-                    vdso,
-                })
-            });
-            let _ = started.send(pid.map(|pid| (pid, parts)));
-            if let Ok(group) = pid {
-                reaper.reap(group);
-            }
-        })
-        .map_err(|_| Errno::EAGAIN)?;
-    first.recv().map_err(|_| Errno::EAGAIN)?
+    let make = move || {
+        let code = StubCode::linked();
+        let pid = zygote::start(&First {
+            code: code.bytes,
+            table: Some((stage::TABLE, stage::table())),
+            start: code.start,
+            handler: Some((code.handler, code.restorer)),
+            contexts: Some(parts.contexts.as_fd()),
+            socket: parts.its_socket.as_fd(),
+            vdso,
+        })?;
+        Ok((pid, parts))
+    };
+    zygote::from_thread(make, move |group| reaper.reap(group))
 }
 
 impl Platform for Systrap {

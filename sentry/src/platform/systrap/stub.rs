@@ -38,10 +38,22 @@ impl Parts {
     pub(super) fn new() -> Result<Self, Errno> {
         let contexts = memfd_create(c"contexts", MFdFlags::MFD_CLOEXEC)?;
         ftruncate(&contexts, i64::try_from(CONTEXTS_SIZE).map_err(|_| Errno::EINVAL)?)?;
-        let (socket, its_socket) =
-            socketpair(AddressFamily::Unix, SockType::Datagram, None, SockFlag::SOCK_CLOEXEC)?;
+        let (socket, its_socket) = sockets()?;
         Ok(Self { contexts, socket, its_socket })
     }
+}
+
+/// The ends of the socket by which a stub gets files: the sentry's, and its own.
+pub(in crate::platform) fn sockets() -> Result<(OwnedFd, OwnedFd), Errno> {
+    socketpair(AddressFamily::Unix, SockType::Datagram, None, SockFlag::SOCK_CLOEXEC)
+}
+
+/// Sends files by the sentry's end.
+pub(in crate::platform) fn send_files(socket: &OwnedFd, files: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+    let raw: Vec<_> = files.iter().map(AsRawFd::as_raw_fd).collect();
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    let control = [ControlMessage::ScmRights(&raw)];
+    sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(&[0])], &control, flags, None).map(drop)
 }
 
 /// The contexts that are in use, by number.
@@ -174,11 +186,7 @@ impl Stub {
     /// Sends files to it; with the lock that is given back, nobody else sends or asks it to receive.
     pub(super) fn send_files(&self, files: &[BorrowedFd<'_>]) -> Result<MutexGuard<'_, OwnedFd>, Errno> {
         let socket = lock(&self.socket);
-        let raw: Vec<_> = files.iter().map(AsRawFd::as_raw_fd).collect();
-        let message = [IoSlice::new(&[0])];
-        let control = [ControlMessage::ScmRights(&raw)];
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        sendmsg::<()>(socket.as_raw_fd(), &message, &control, flags, None)?;
+        send_files(&socket, files)?;
         Ok(socket)
     }
 

@@ -8,6 +8,7 @@
 //! `resume` looks at the note in a stretch that the handler restarts as "interrupted" when the signal comes in the middle of it.
 
 use super::layout::{CONTEXTS, CONTEXTS_SIZE, END, INTERRUPT, TASK_SIZE, at, kind, op, state};
+use super::let_go::let_go;
 use super::stage;
 
 core::arch::global_asm!(
@@ -17,24 +18,12 @@ core::arch::global_asm!(
     .globl kata_cc_stub_begin
 kata_cc_stub_begin:
 
-    // First thing in a new stub that still has the sentry's memory: let go of it, but for the host's vDSO. rbx: context, r12: where that
-    // begins, r13: where it ends.
+    // First thing in a new stub. rbx: context.
     .globl kata_cc_stub_start
 kata_cc_stub_start:
-    mov $11, %eax                   // munmap
-    xor %edi, %edi
-    lea kata_cc_stub_begin(%rip), %rsi
-    syscall
-    mov $11, %eax
-    movabs ${end}, %rdi
-    mov %r12, %rsi
-    sub %rdi, %rsi
-    syscall
-    mov $11, %eax
-    mov %r13, %rdi
-    movabs ${task_size}, %rsi
-    sub %rdi, %rsi
-    syscall
+"#,
+    let_go!("kata_cc_stub_begin"),
+    r#"
     wrgsbase %rbx
     xor %eax, %eax
     jmp .Ldone

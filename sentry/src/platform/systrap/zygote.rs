@@ -106,6 +106,30 @@ pub(in crate::platform) fn start(first: &First<'_>) -> Result<Pid, Errno> {
     }
 }
 
+/// Makes the first stub by `make`, from a thread of its own that then does `stay`: the host ends stubs together with the thread that made
+/// the first one (`PR_SET_PDEATHSIG`), and so it must stay as long as the sentry does.
+pub(in crate::platform) fn from_thread<T: Send + 'static>(
+    make: impl FnOnce() -> Result<(Pid, T), Errno> + Send + 'static,
+    stay: impl FnOnce(Pid) + Send + 'static,
+) -> Result<(Pid, T), Errno> {
+    let (started, first) = std::sync::mpsc::channel();
+    std::thread::Builder::new()
+        .name("stubs".to_owned())
+        .stack_size(64 << 10)
+        .spawn(move || {
+            // Here and not later: capabilities are a thread's own, and stubs have those of the thread that makes the first.
+            let dropped = crate::defence::drop_privileges().map_err(|refused| refused.errno);
+            let made = dropped.and_then(|()| make());
+            let pid = made.as_ref().ok().map(|(pid, _)| *pid);
+            let _ = started.send(made);
+            if let Some(pid) = pid {
+                stay(pid);
+            }
+        })
+        .map_err(|_| Errno::EAGAIN)?;
+    first.recv().map_err(|_| Errno::EAGAIN)?
+}
+
 /// A system call that must succeed.
 macro_rules! must {
     ($($argument:expr),+ $(,)?) => {
