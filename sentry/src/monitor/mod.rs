@@ -165,13 +165,14 @@ async fn monitor(
     });
     let begun = tokio::time::timeout(STARTS, monitor.name(Some(options.hostname.clone()), None)).await;
     begun.context("the sentry does not answer")?.context("the sentry does not start")?;
+    // Before anybody can know that it is there: who does may end it, and whoever it starts may end.
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (mut hangup, mut resized) = (signal(SignalKind::hangup())?, signal(SignalKind::window_change())?);
+    let mut children = signal(SignalKind::child())?;
     let clients = Clients::listen(&options, &monitor).await?;
     tracing::info!(id = options.id, "serving");
     ready.tell();
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let (mut hangup, mut resized) = (signal(SignalKind::hangup())?, signal(SignalKind::window_change())?);
     let linger = Duration::from_millis(options.linger);
-    let mut children = signal(SignalKind::child())?;
     let until = until(options.until.clone(), linger, &monitor);
     tokio::pin!(until);
     let mut sweep = tokio::time::interval(SWEEP);

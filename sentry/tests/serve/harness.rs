@@ -1,5 +1,6 @@
 //! A sandbox of its own for a test, and calls to it.
 
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -45,7 +46,8 @@ impl Sandbox {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let (agent, streams) = sockets(folder.path());
         let begin = Instant::now();
-        while !streams.exists() {
+        // It is there before it is listened on.
+        while UnixStream::connect(&streams).is_err() {
             let log = std::fs::read_to_string(folder.path().join("log")).unwrap();
             assert!(begin.elapsed() < LIMIT && !log.contains("kata-cc-sentry: "), "{log}");
             std::thread::sleep(Duration::from_millis(2));
