@@ -349,6 +349,8 @@ static void pid_signals(void) {
 static void pid_proc(void) {
     CHILD("mounted") {
         private_mounts();
+        // Whenever init mounts its own over it: these are the outer numbers.
+        int outside = open("/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
         pid_t init = fork_into(CLONE_NEWPID);
         if (!init) {
             char link[64] = "";
@@ -382,7 +384,8 @@ static void pid_proc(void) {
             _exit(0);
         }
         char path[64], lines[64];
-        snprintf(path, sizeof path, "/proc/%d/status", init);
+        fchdir(outside);
+        snprintf(path, sizeof path, "%d/status", init);
         snprintf(lines, sizeof lines, "%s", line_of(path, "\nNSpid:"));
         int outer = 0, inner = 0;
         sscanf(lines, "%d %d", &outer, &inner);
