@@ -226,7 +226,8 @@ fn programs_run_by_ptrace() {
         "echo one | tr a-z A-Z",
         "for n in 1 2 3; do /bin/true & done; wait; echo done",
         "trap 'echo caught' USR1; kill -USR1 $$; sh -c 'kill -9 $$'; echo $?",
-        "python3 -c 'import threading; [threading.Thread(target=print, args=(n,)).start() for n in range(3)]' | sort",
+        // One write each: `print` writes a line and its end apart, and threads come between.
+        "python3 -c 'import os, threading; [threading.Thread(target=os.write, args=(1, b\"%d\\n\" % n)).start() for n in range(3)]' | sort",
         "vfork_of_sh=$(sh -c 'exec 3</etc/passwd; head -c 4 <&3'); echo $vfork_of_sh",
     ] {
         let output = sentry(&["--platform", "ptrace"], &["sh", "-c", script]);
