@@ -28,6 +28,7 @@ use crate::wire;
 
 /// Annotations that carry what the agent's messages have no field for.
 const UMASK: &str = "dev.kata-cc.sentry.umask";
+const SECCOMP_ERRNO: &str = "dev.kata-cc.sentry.seccomp-errno";
 const DOMAIN: &str = "dev.kata-cc.sentry.domainname";
 
 /// Who takes the container's terminal.
@@ -298,6 +299,9 @@ fn specification(id: &str, spec: &Value, rootfs: &Path) -> kata_cc_agent_protoco
     made.Hooks = None.into();
     if let Some(umask) = spec["process"]["user"]["umask"].as_u64() {
         made.Annotations.insert(UMASK.into(), format!("{umask:04o}"));
+    }
+    if let Some(errno) = spec["linux"]["seccomp"]["defaultErrnoRet"].as_u64() {
+        made.Annotations.insert(SECCOMP_ERRNO.into(), errno.to_string());
     }
     if let Some(domain) = spec["domainname"].as_str() {
         made.Annotations.insert(DOMAIN.into(), domain.to_owned());

@@ -13,6 +13,7 @@ use crate::error::Errno;
 use crate::kernel::Kernel;
 use crate::launch::{Launch, Loaded};
 use crate::platform::Thread;
+use crate::task::seccomp::{Filters, Instruction, Program};
 use crate::task::{
     Capabilities, ControlGroup, Credentials, Limit, Limits, NewProcess, Resource, Serving, Task,
 };
@@ -22,6 +23,12 @@ use crate::vfs::{
     Caller, Content, FdTable, FileKind, Flags, FsContext, Mount, OpenFile, Place, Resolve, Walk, anon, names,
     open,
 };
+
+/// A container's filter, which the monitor compiled from its profile.
+pub(super) fn filter(instructions: &[u64]) -> Result<Arc<Program>, Failure> {
+    let all: Vec<_> = instructions.iter().map(|one| Instruction::from_bytes(one.to_ne_bytes())).collect();
+    Program::new(&all).map(Arc::new).map_err(|_| invalid("linux.seccomp: the filter is no program"))
+}
 
 /// A process that does not run yet.
 pub(super) struct Prepared {
@@ -60,6 +67,8 @@ pub(super) struct Inside<'a> {
     /// Its `/`.
     pub(super) root: &'a Place,
     pub(super) group: &'a Arc<ControlGroup>,
+    /// What judges its calls.
+    pub(super) filter: Option<&'a Arc<Program>>,
     /// Whether it is the first one of its container, whose terminal is `/dev/console`.
     pub(super) first: bool,
 }
@@ -97,6 +106,9 @@ pub(super) fn prepare(
     })?;
     task.set_comm(&name);
     task.set_control_group(Arc::clone(*group));
+    if let Some(program) = inside.filter {
+        task.set_filters(Filters::of(program));
+    }
     task.group().set_oom_score_adjustment(plan.oom_score);
     let mut prepared = Prepared { task, thread, terminal: None };
     match streams(&prepared.task, inside, plan, passed) {

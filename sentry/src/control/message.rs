@@ -96,6 +96,8 @@ pub struct ContainerPlan {
     pub tasks: Option<u64>,
     /// Whether its processes are numbered by themselves, or with those of the sandbox.
     pub own_processes: bool,
+    /// Judges calls of all its processes: classic BPF, each instruction as the eight bytes of a `struct sock_filter`.
+    pub filter: Option<Vec<u64>>,
     /// The first process.
     pub process: ProcessPlan,
 }

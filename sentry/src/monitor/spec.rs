@@ -5,6 +5,7 @@
 //! memory and CPU (the host's cgroup, which whoever starts the sandbox sets), labels of AppArmor and SELinux (which concern the host's
 //! kernel), propagation of mounts (nobody outside sees them).
 
+mod filter;
 mod mounts;
 mod process;
 
@@ -94,7 +95,10 @@ impl Descriptors {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Options {
     overlay: bool,
-    seccomp_required: bool,
+    /// Whether the profile of system calls is applied.
+    seccomp: bool,
+    /// `errno` of its default action.
+    seccomp_errno: Option<u32>,
     /// For the first process, and others that do not say.
     pub(crate) umask: u32,
 }
@@ -130,7 +134,7 @@ pub(crate) fn container(
     let Some(spec) = request.OCI.as_ref() else { return invalid("OCI", "is missing") };
     let options = options(spec)?;
     let domain = spec.Annotations.get(&format!("{ANNOTATION}domainname")).cloned();
-    refuse_unsupported(spec, &options)?;
+    refuse_unsupported(spec)?;
     let root = spec.Root.get_or_default();
     let Some(first) = spec.Process.as_ref() else { return invalid("process", "is missing") };
     let mut exports = Exports::default();
@@ -147,6 +151,7 @@ pub(crate) fn container(
         settings: settings(spec)?,
         tasks: tasks(spec.Linux.get_or_default().Resources.get_or_default()),
         own_processes: !request.sandbox_pidns,
+        filter: filter::program(spec.Linux.get_or_default(), &options)?,
         process: process(first, around.process, options.umask, streams)?,
     };
     let host = Some(spec.Hostname.clone()).filter(|name| !name.is_empty());
@@ -181,7 +186,7 @@ fn refuse_of_machines(request: &agent::CreateContainerRequest) -> Result<(), Spe
 }
 
 fn options(spec: &oci::Spec) -> Result<Options, SpecError> {
-    let mut options = Options { overlay: true, seccomp_required: false, umask: 0o022 };
+    let mut options = Options { overlay: true, seccomp: true, seccomp_errno: None, umask: 0o022 };
     for (name, value) in &spec.Annotations {
         let Some(name) = name.strip_prefix(ANNOTATION) else { continue };
         let field = || format!("annotation {ANNOTATION}{name}");
@@ -194,7 +199,15 @@ fn options(spec: &oci::Spec) -> Result<Options, SpecError> {
         };
         match name {
             "overlay" => options.overlay = one_of(["memory", "none"])? == 0,
-            "seccomp" => options.seccomp_required = one_of(["ignore", "require"])? == 1,
+            "seccomp" => match value.as_str() {
+                "apply" | "require" => {}
+                "ignore" => options.seccomp = false,
+                _ => return invalid(field(), format!("{value:?} is neither apply nor ignore")),
+            },
+            "seccomp-errno" => match value.parse() {
+                Ok(errno) => options.seccomp_errno = Some(errno),
+                Err(_) => return invalid(field(), format!("{value:?} is no number of an error")),
+            },
             "umask" => match u32::from_str_radix(value, 8) {
                 Ok(umask) if umask <= 0o777 => options.umask = umask,
                 _ => return invalid(field(), format!("{value:?} is no octal number up to 0777")),
@@ -206,7 +219,7 @@ fn options(spec: &oci::Spec) -> Result<Options, SpecError> {
     Ok(options)
 }
 
-fn refuse_unsupported(spec: &oci::Spec, options: &Options) -> Result<(), SpecError> {
+fn refuse_unsupported(spec: &oci::Spec) -> Result<(), SpecError> {
     if spec.Solaris.is_some() || spec.Windows.is_some() {
         return unsupported("solaris, windows", "containers of Linux are run");
     }
@@ -236,15 +249,6 @@ fn refuse_unsupported(spec: &oci::Spec, options: &Options) -> Result<(), SpecErr
     }
     if linux.IntelRdt.is_some() {
         return unsupported("linux.intelRdt", "it is of the host's processors");
-    }
-    if let Some(seccomp) = linux.Seccomp.as_ref() {
-        if options.seccomp_required {
-            return unsupported("linux.seccomp", "filters of guests are not there yet");
-        }
-        tracing::warn!(
-            default_action = seccomp.DefaultAction,
-            "linux.seccomp is not applied: calls of the container do not reach the host's kernel"
-        );
     }
     Ok(())
 }
