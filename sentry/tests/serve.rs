@@ -392,3 +392,32 @@ fn a_profile_of_system_calls_is_applied() {
     let refused = sandbox.create("three", &given).unwrap_err().to_string();
     assert!(refused.contains("linux.seccomp") && refused.contains("SCMP_ACT_NOTIFY"), "{refused}");
 }
+
+#[test]
+fn a_container_sees_its_bounds() {
+    const LOOK: &str = "cd /sys/fs/cgroup; cat memory.max pids.max cpu.max; sed -n 's/MemTotal: *//p' /proc/meminfo; \
+                        test \"$(cat memory.current)\" -gt 4096 && echo used; cat cgroup.procs | head -1; \
+                        echo 1 2> /dev/null > memory.max || echo kept";
+    let sandbox = Sandbox::start(&[]);
+    let mut given = spec(&["/bin/sleep", "1000"]);
+    let resources = given.Linux.mut_or_insert_default().Resources.mut_or_insert_default();
+    resources.Memory.mut_or_insert_default().Limit = 64 << 20;
+    resources.Pids.mut_or_insert_default().Limit = 100;
+    let cpu = resources.CPU.mut_or_insert_default();
+    (cpu.Quota, cpu.Period) = (150_000, 100_000);
+    sandbox.run("one", &given);
+    let look = |exec: &str| sandbox.run_in("one", exec, &["/bin/sh", "-c", LOOK]).1;
+    assert_eq!(look("e1"), "67108864\n100\n150000 100000\n65536 kB\nused\n1\nkept\n");
+    let mut request = api::UpdateContainerRequest::new();
+    request.container_id = "one".to_owned();
+    let resources = request.resources.mut_or_insert_default();
+    resources.Memory.mut_or_insert_default().Limit = 32 << 20;
+    resources.CPU.mut_or_insert_default().Quota = -1;
+    sandbox.call(sandbox.client.update_container(context(), &request)).unwrap();
+    assert_eq!(look("e2"), "33554432\n100\nmax 100000\n32768 kB\nused\n1\nkept\n");
+    // What a sandbox may have bounds a container that says nothing.
+    let small = Sandbox::start(&["--memory", "48"]);
+    small.run("one", &spec(&["/bin/sleep", "1000"]));
+    let (_, total) = small.run_in("one", "e1", &["/bin/sh", "-c", "sed -n 's/MemTotal: *//p' /proc/meminfo"]);
+    assert_eq!(total, "49152 kB\n");
+}

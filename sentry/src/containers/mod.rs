@@ -129,8 +129,8 @@ impl Containers {
                 true => Ok(Answer::Done),
                 false => Err(failure(FailureKind::Failed, "some of its tasks do not stand still")),
             },
-            Ask::LimitTasks(container, most) => {
-                self.group(container)?.set_most(most);
+            Ask::Limit(container, bounds) => {
+                self.group(container)?.set_bounds(&bounds);
                 Ok(Answer::Done)
             }
             Ask::Usage(container) => Ok(Answer::Usage(usage::of(&self.kernel, &self.group(container)?))),
@@ -179,9 +179,9 @@ impl Containers {
                 return Err(failure(FailureKind::Full, "the sandbox has as many containers as it may"));
             }
         }
-        let container = root::build(&self.kernel, &self.shared, plan, &mut passed)?;
         let group = Arc::new(ControlGroup::default());
-        group.set_most(plan.tasks);
+        group.set_bounds(&plan.bounds);
+        let container = root::build(&self.kernel, &self.shared, &group, plan, &mut passed)?;
         let root = container.root();
         let filter = plan.filter.as_deref().map(process::filter).transpose()?;
         let inside = Inside {

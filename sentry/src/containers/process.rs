@@ -111,7 +111,9 @@ pub(super) fn prepare(
     }
     task.group().set_oom_score_adjustment(plan.oom_score);
     let mut prepared = Prepared { task, thread, terminal: None };
-    match streams(&prepared.task, inside, plan, passed) {
+    let opened = streams(&prepared.task, inside, plan, passed)
+        .and_then(|terminal| more(&prepared.task, plan, passed).map(|()| terminal));
+    match opened {
         Ok(terminal) => {
             prepared.terminal = terminal;
             Ok(prepared)
@@ -187,6 +189,16 @@ fn home(root: &Place, uid: u32) -> Option<String> {
         let home = fields.nth(2)?;
         (same && home.starts_with('/')).then(|| home.to_owned())
     })
+}
+
+/// Opens further descriptors.
+fn more(task: &Task, plan: &ProcessPlan, passed: &mut Passed) -> Result<(), Failure> {
+    let fail = |errno| failed("a descriptor besides the streams", errno);
+    for (descriptor, access) in &plan.more {
+        let file = HostIo::open(passed.take(*descriptor)?, Flags(access & 3)).map_err(fail)?;
+        task.files().insert(file, false).map_err(fail)?;
+    }
+    Ok(())
 }
 
 /// Opens descriptors 0, 1 and 2.
