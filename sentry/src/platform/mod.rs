@@ -270,7 +270,8 @@ pub trait Thread: Memory + Send {
     /// restarts sections. What `fork` hands on and threads do not have is as Linux has it, since both are the host's own.
     ///
     /// # Errors
-    /// Those of `rseq`; ENOSYS where the platform cannot do it.
+    /// Those of `rseq`; ENOSYS where the platform cannot do it: a tracer that puts a handler of the guest in the place of a section keeps the
+    /// host's kernel from seeing that the section was left.
     fn restartable(&mut self, arguments: [u64; 4]) -> Result<(), Errno> {
         let _ = arguments;
         Err(Errno::ENOSYS)

@@ -41,11 +41,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_calls_that_exist_and_are_not_there_are_told_of() {
-        let there: Vec<_> = crate::syscalls::table().iter().flatten().map(|entry| entry.name).collect();
+    fn only_calls_that_exist_are_told_of() {
         for (name, _) in USUAL {
             let number = (0..500).find(|number| crate::syscalls::names::name(*number) == Some(name));
-            assert!(number.is_some() && !there.contains(name), "{name}");
+            assert!(number.is_some(), "{name}");
         }
         assert!(usual("ptrace").contains("gdb"));
         assert_eq!(usual("read"), "");

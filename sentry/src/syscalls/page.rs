@@ -16,7 +16,7 @@ pub fn markdown() -> String {
             },
             (None, Some(name)) => match absent::usual(name) {
                 "" => (name, "absent: ENOSYS".to_owned()),
-                usual => (name, format!("absent: ENOSYS; {usual}")),
+                usual => (name, format!("absent: ENOSYS; made by {usual}")),
             },
             (None, None) => continue,
         };

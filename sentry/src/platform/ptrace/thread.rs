@@ -17,7 +17,7 @@ use crate::platform::systrap::filter::{FORK_FLAGS, SPAWN_FLAGS};
 use crate::platform::systrap::layout::{CODE, CONTEXTS, FLAGS, INTERRUPT};
 use crate::platform::systrap::remote::{Process, StubMemory};
 use crate::platform::systrap::{memory_call, result, sockets};
-use crate::platform::{Interrupt, Memory, MemoryCall, Regs, RemoteMemory, Thread, Trap, taken_back};
+use crate::platform::{Interrupt, Memory, MemoryCall, Regs, RemoteMemory, Thread, Trap};
 
 /// Where a stub has room for the message by which it gets a file.
 const WINDOW: u64 = CONTEXTS;
@@ -39,8 +39,6 @@ pub(super) struct Traced {
     socket: u64,
     /// A descriptor that it has from the process of which it is a copy, and does not need.
     surplus: Option<u64>,
-    /// Arguments by which the host's kernel forgets the guest's restartable sequences.
-    restartable: Option<[u64; 4]>,
     interrupt: Arc<TracedInterrupt>,
     memory: Arc<StubMemory<Stub>>,
 }
@@ -80,7 +78,6 @@ impl Traced {
             fs_base: 0,
             socket,
             surplus: None,
-            restartable: None,
             interrupt: Arc::new(interrupt),
         }
     }
@@ -218,7 +215,6 @@ impl Traced {
             let pid = Pid::from_raw(pid);
             let mut child = this.copy(Arc::new(Stub::new(pid, ours)), pid, socket);
             child.surplus = Some(own);
-            child.restartable = this.restartable;
             Ok(child)
         })
     }
@@ -301,13 +297,6 @@ impl Thread for Traced {
         self.call(number, arguments)
     }
 
-    fn restartable(&mut self, arguments: [u64; 4]) -> Result<(), Errno> {
-        let [address, length, flags, signature] = arguments;
-        self.call(libc::SYS_rseq, [address, length, flags, signature, 0, 0])?;
-        self.restartable = taken_back(arguments);
-        Ok(())
-    }
-
     fn compare_exchange(&mut self, address: u64, expected: u32, new: u32) -> Result<u32, Errno> {
         if !address.is_multiple_of(4) || address > CODE - 4 {
             return Err(Errno::EFAULT);
@@ -353,11 +342,7 @@ impl Drop for Traced {
             self.stub.died();
             let _ = nix::sys::signal::kill(self.stub.pid(), Signal::SIGKILL);
         } else if self.tracee.thread() == self.stub.pid() {
-            // The host forgets the memory of a process whose first thread has ended, and the process may well go on: that thread parks,
-            // and the host's kernel writes no more to memory that other threads of the guest may take away.
-            if let Some(arguments) = self.restartable {
-                let _ = self.restartable(arguments);
-            }
+            // The host forgets the memory of a process whose first thread has ended, and the process may well go on: that thread parks.
             self.release();
         } else if self.hold().is_ok() {
             let exit = Regs { rax: libc::SYS_exit.unsigned_abs(), ..Regs::default() };
