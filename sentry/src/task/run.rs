@@ -176,7 +176,8 @@ pub(super) fn carry_out(
     thread: &mut dyn Thread,
     number: u64,
 ) -> SysResult {
-    if task.is_filtered()
+    // Registers are fetched for those alone that their arguments decide.
+    if task.judges(number)
         && let Some(refused) = super::seccomp::refuse(task, thread.regs(), number)
     {
         return Err(refused);

@@ -180,9 +180,6 @@ fn data(number: u64, regs: &Regs) -> [u32; DATA / 4] {
 
 /// Judges a call that a task is about to make. `None`: it is made (`__seccomp_filter`).
 pub(super) fn refuse(task: &Task, regs: &mut Regs, number: u64) -> Option<SysError> {
-    if task.filtered.always_allows(number) {
-        return None;
-    }
     match task.filters().judge(number, regs) {
         Verdict::Allow => return None,
         Verdict::Errno(0) => {
@@ -233,10 +230,16 @@ impl Task {
         self.tasks.tree().tasks_of(self.group.pid()).len() <= 1
     }
 
-    /// Whether calls are judged: looked at before each one.
+    /// Whether calls are judged.
     #[must_use]
     pub fn is_filtered(&self) -> bool {
         self.filtered.any()
+    }
+
+    /// Whether a call is to be judged: looked at before each one.
+    #[must_use]
+    pub(super) fn judges(&self, number: u64) -> bool {
+        self.filtered.any() && !self.filtered.always_allows(number)
     }
 
     /// Whether calls that a platform may answer by itself are none that a program would refuse.
