@@ -342,7 +342,7 @@ fn what_is_not_there_says_its_name() {
     assert!(text.contains("storages") && code_of(error) == ttrpc::Code::INVALID_ARGUMENT, "{text}");
 }
 
-/// A profile by which all is allowed but `mkdir` for one mode, `sethostname`, and `chroot`, which ends who asks for it.
+/// A profile by which all is allowed but `kill` with one number, `sethostname`, and `chroot`, which ends who asks for it.
 fn profile() -> oci::LinuxSeccomp {
     let refuse = |name: &str, errno: u32, args: Vec<oci::LinuxSeccompArg>| oci::LinuxSyscall {
         Names: vec![name.to_owned(), "no_such_call".to_owned()],
@@ -351,13 +351,13 @@ fn profile() -> oci::LinuxSeccomp {
         Args: args,
         ..Default::default()
     };
-    let mode =
-        oci::LinuxSeccompArg { Index: 1, Value: 0o700, Op: "SCMP_CMP_EQ".to_owned(), ..Default::default() };
+    let signal =
+        oci::LinuxSeccompArg { Index: 1, Value: 0, Op: "SCMP_CMP_EQ".to_owned(), ..Default::default() };
     oci::LinuxSeccomp {
         DefaultAction: "SCMP_ACT_ALLOW".to_owned(),
         Architectures: ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"].map(str::to_owned).to_vec(),
         Syscalls: vec![
-            refuse("mkdir", 28, vec![mode]),
+            refuse("kill", 28, vec![signal]),
             refuse("sethostname", 95, Vec::new()),
             oci::LinuxSyscall {
                 Names: vec!["chroot".to_owned()],
@@ -372,21 +372,26 @@ fn profile() -> oci::LinuxSeccomp {
 #[test]
 fn a_profile_of_system_calls_is_applied() {
     const MODE: &str = "grep Seccomp: /proc/self/status";
-    const TRY: &str = "mkdir -m 700 /tmp/a; mkdir -m 755 /tmp/b && echo made; chroot / true; echo $?";
+    const TRY: &str = "kill -0 $$ || echo refused; kill -CONT $$ && echo sent; chroot / true; echo $?";
     let sandbox = Sandbox::start(&[]);
     let mut given = spec(&["/bin/sh", "-c", &format!("{MODE}; {TRY}; sleep 1000")]);
     given.Linux.mut_or_insert_default().Seccomp = Some(profile()).into();
     sandbox.run("one", &given);
     let (status, output) = sandbox.run_in("one", "e1", &["/bin/sh", "-c", &format!("{MODE}; {TRY}")]);
-    assert_eq!((status, output.as_str()), (0, "Seccomp:\t2\nmade\n159\n"), "{}", sandbox.errors("one", "e1"));
+    assert_eq!(
+        (status, output.as_str()),
+        (0, "Seccomp:\t2\nrefused\nsent\n159\n"),
+        "{}",
+        sandbox.errors("one", "e1")
+    );
     assert!(sandbox.errors("one", "e1").contains("No space left on device"));
-    sandbox.read_until("one", "", "Seccomp:\t2\nmade\n159\n");
+    sandbox.read_until("one", "", "Seccomp:\t2\nrefused\nsent\n159\n");
     // The same, left out.
     given.Annotations.insert("dev.kata-cc.sentry.seccomp".to_owned(), "ignore".to_owned());
     given.Process.as_mut().unwrap().Args[2] = format!("{MODE}; {TRY}");
     sandbox.run("two", &given);
     assert_eq!(sandbox.wait("two", "").unwrap(), 0);
-    assert_eq!(sandbox.output("two", ""), "Seccomp:\t0\nmade\n0\n", "{}", sandbox.errors("two", ""));
+    assert_eq!(sandbox.output("two", ""), "Seccomp:\t0\nsent\n125\n", "{}", sandbox.errors("two", ""));
     given.Annotations.clear();
     given.Linux.as_mut().unwrap().Seccomp.as_mut().unwrap().Syscalls[0].Action = "SCMP_ACT_NOTIFY".to_owned();
     let refused = sandbox.create("three", &given).unwrap_err().to_string();
