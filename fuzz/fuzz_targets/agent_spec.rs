@@ -14,7 +14,6 @@ mod stage {
 mod container {
     pub(crate) mod seccomp;
     pub(crate) mod spec;
-    pub(crate) mod syscalls;
 }
 
 use std::path::Path;

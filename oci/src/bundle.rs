@@ -174,10 +174,6 @@ fn check(spec: &Value) -> Result<(), BundleError> {
             return Err(field(kind, "this is a runtime for Linux"));
         }
     }
-    if !wire::list(&spec["hooks"], "startContainer").is_empty() {
-        let reason = "hooks that run inside the container are not there yet for the sentry";
-        return Err(field("hooks.startContainer", reason));
-    }
     let linux = &spec["linux"];
     for (name, why) in [
         ("intelRdt", "caches are the host's, and the sentry's threads come and go"),
@@ -294,7 +290,6 @@ mod tests {
             ("/root/path", json!("nowhere"), "invalid rootfs: "),
             ("/root/path", json!("config.json"), "it is not a folder"),
             ("/windows", json!({}), "windows: "),
-            ("/hooks/startContainer", json!([{"path": "/x"}]), "hooks.startContainer: "),
             ("/linux/intelRdt", json!({"closID": "x"}), "linux.intelRdt: "),
             ("/linux/seccomp/listenerPath", json!("/x"), "linux.seccomp.listenerPath: "),
             ("/linux/resources/pids", json!({"limit": "x"}), "pids.limit"),

@@ -41,6 +41,51 @@ impl When {
     }
 }
 
+/// A hook that runs in the container, as the process that it is there.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Inside {
+    /// Its program.
+    pub path: String,
+    /// Its arguments, the name first.
+    pub arguments: Vec<String>,
+    /// `NAME=value`.
+    pub environment: Vec<String>,
+    /// How long it may take.
+    pub limit: Duration,
+}
+
+/// Hooks that run in the container just before its program (`startContainer`).
+///
+/// # Errors
+/// One without an absolute path.
+pub fn inside(spec: &Value) -> Result<Vec<Inside>, HookError> {
+    let hook = |(index, hook): (usize, &Value)| {
+        let path = hook["path"].as_str().unwrap_or_default();
+        if !path.starts_with('/') {
+            return Err(failed_inside(index, path, "its path is not absolute".to_owned()));
+        }
+        let mut arguments = texts(hook, "args");
+        if arguments.is_empty() {
+            arguments.push(path.to_owned());
+        }
+        let environment = texts(hook, "env");
+        Ok(Inside { path: path.to_owned(), arguments, environment, limit: limit(hook) })
+    };
+    list(&spec["hooks"], START_CONTAINER).iter().enumerate().map(hook).collect()
+}
+
+const START_CONTAINER: &str = "startContainer";
+
+/// The error of a hook in the container.
+#[must_use]
+pub fn failed_inside(index: usize, path: &str, reason: String) -> HookError {
+    HookError { kind: START_CONTAINER, index, path: path.into(), reason }
+}
+
+fn limit(hook: &Value) -> Duration {
+    hook["timeout"].as_u64().filter(|seconds| *seconds > 0).map_or(LIMIT, Duration::from_secs)
+}
+
 /// A hook that failed.
 #[derive(Debug, Error)]
 #[error("error running {kind} hook #{index}: {path}: {reason}")]
@@ -91,7 +136,7 @@ fn run_each(
 fn one(hook: &Value, state: &[u8]) -> Result<(), String> {
     let path =
         hook["path"].as_str().filter(|path| path.starts_with('/')).ok_or("its path is not absolute")?;
-    let limit = hook["timeout"].as_u64().filter(|seconds| *seconds > 0).map_or(LIMIT, Duration::from_secs);
+    let limit = limit(hook);
     let mut command = Command::new(path);
     let arguments = texts(hook, "args");
     if let Some((name, arguments)) = arguments.split_first() {
@@ -165,6 +210,23 @@ mod tests {
         run(When::CreateRuntime, &spec, &json!({"id": "x"})).unwrap();
         assert_eq!(std::fs::read_to_string(&out).unwrap(), "1 b=c {\"id\":\"x\"}\n2 b=c {\"id\":\"x\"}\n");
         run(When::Poststart, &spec, &json!({})).unwrap();
+    }
+
+    #[test]
+    fn those_in_the_container_are_processes() {
+        let spec = json!({"hooks": {"startContainer": [{"path": "/x", "timeout": 3}, {"path": "/y", "args": ["z", "1"], "env": ["A=b"]}]}});
+        let found = inside(&spec).unwrap();
+        let plain = Inside {
+            path: "/x".into(),
+            arguments: vec!["/x".into()],
+            environment: Vec::new(),
+            limit: Duration::from_secs(3),
+        };
+        assert_eq!(found.first(), Some(&plain));
+        assert_eq!(found[1].arguments, ["z", "1"]);
+        let error = inside(&json!({"hooks": {"startContainer": [{"path": "x"}]}})).unwrap_err().to_string();
+        assert!(error.contains("startContainer hook #0") && error.contains("not absolute"), "{error}");
+        assert!(inside(&json!({})).unwrap().is_empty());
     }
 
     #[test]

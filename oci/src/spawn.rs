@@ -69,6 +69,25 @@ fn close_on_exec() -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// A copy of a descriptor that this process was started with.
+///
+/// # Errors
+/// It is not open, or this process opened it itself: what it opens is closed on exec, and what it was started with cannot be.
+pub(crate) fn copied(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: fcntl with F_GETFD looks whether the number is a descriptor.
+    let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
+    if flags < 0 || flags & libc::FD_CLOEXEC != 0 {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    }
+    // SAFETY: fcntl with F_DUPFD_CLOEXEC makes another descriptor and touches nothing else.
+    let copy = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it was just made, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
 /// A descriptor that this process was started with.
 ///
 /// # Errors

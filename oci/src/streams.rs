@@ -1,7 +1,7 @@
 //! Handing descriptors of the host to the sentry, as the streams of a process that is about to be made (docs/sentry.md, "Streams").
 
 use std::io::{BufRead, BufReader, IoSlice, Read};
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -29,7 +29,21 @@ pub enum Streams<'a> {
 /// # Errors
 /// See [`AgentError`].
 pub fn hand_over(folder: &Path, container: &str, exec: &str, streams: Streams<'_>) -> Result<(), AgentError> {
-    let (request, descriptors) = request(container, exec, streams);
+    hand_over_with(folder, container, exec, streams, &[])
+}
+
+/// The same, with further descriptors, which the process has from 3 on.
+///
+/// # Errors
+/// See [`AgentError`].
+pub fn hand_over_with(
+    folder: &Path,
+    container: &str,
+    exec: &str,
+    streams: Streams<'_>,
+    more: &[OwnedFd],
+) -> Result<(), AgentError> {
+    let (request, descriptors) = request(container, exec, streams, more);
     let lost = |what| move |source| AgentError::Unreachable { what, source };
     let socket = agent::connect(folder, STREAMS_SOCKET).map_err(lost("connecting for streams"))?;
     socket.set_read_timeout(Some(LIMIT)).map_err(lost("setting the time limit"))?;
@@ -45,8 +59,8 @@ pub fn hand_over(folder: &Path, container: &str, exec: &str, streams: Streams<'_
     judge(&line)
 }
 
-fn request(container: &str, exec: &str, streams: Streams<'_>) -> (String, Vec<RawFd>) {
-    let (body, descriptors) = match streams {
+fn request(container: &str, exec: &str, streams: Streams<'_>, more: &[OwnedFd]) -> (String, Vec<RawFd>) {
+    let (mut body, mut descriptors): (Value, Vec<RawFd>) = match streams {
         Streams::Pipes(all) => (
             json!({"container": container, "exec": exec, "streams": ["stdin", "stdout", "stderr"]}),
             all.iter().map(AsRawFd::as_raw_fd).collect(),
@@ -55,6 +69,10 @@ fn request(container: &str, exec: &str, streams: Streams<'_>) -> (String, Vec<Ra
             (json!({"container": container, "exec": exec, "terminal": true}), vec![terminal.as_raw_fd()])
         }
     };
+    if !more.is_empty() {
+        body["more"] = json!(more.len());
+        descriptors.extend(more.iter().map(AsRawFd::as_raw_fd));
+    }
     (format!("{body}\n"), descriptors)
 }
 
@@ -106,6 +124,16 @@ mod tests {
         assert_eq!(count, 3);
         let value: Value = serde_json::from_str(text.strip_suffix('\n').unwrap()).unwrap();
         assert_eq!(value, json!({"container": "c", "exec": "e", "streams": ["stdin", "stdout", "stderr"]}));
+    }
+
+    #[test]
+    fn further_descriptors_come_last() {
+        let null: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
+        let more = [null];
+        let (text, descriptors) = request("c", "", Streams::Terminal(more[0].as_fd()), &more);
+        let value: Value = serde_json::from_str(text.trim()).unwrap();
+        assert_eq!(value, json!({"container": "c", "exec": "", "terminal": true, "more": 1}));
+        assert_eq!(descriptors, [more[0].as_raw_fd(); 2]);
     }
 
     #[test]

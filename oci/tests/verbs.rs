@@ -351,7 +351,49 @@ fn what_is_not_there_yet_says_so() {
         assert!(done.code == 1 && done.err.contains("not there yet"), "{done:?}");
     }
     let bundle = world.bundle("b", "true");
-    let done = world.run(&format!("run --preserve-fds 1 --bundle {} c", bundle.display()));
-    assert!(done.code == 1 && done.err.contains("--preserve-fds 1"), "{done:?}");
+    for (count, named) in [(33, "at most 32"), (9, "descriptor")] {
+        let done = world.run(&format!("run --preserve-fds {count} --bundle {} c", bundle.display()));
+        assert!(done.code == 1 && done.err.contains(named), "{done:?}");
+    }
+    world.nothing_left();
+}
+
+#[test]
+fn hooks_run_in_the_container_before_its_program() {
+    let Some(world) = World::new() else { return };
+    let with = |name: &str, hooks: serde_json::Value| {
+        world.bundle_with(name, "cat /tmp/seen", |spec| spec["hooks"] = json!({"startContainer": hooks}))
+    };
+    let hook = |script: &str| json!({"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin", "A=inside"]});
+    let good = with("b", json!([hook("echo $A $(cat | wc -l) >/tmp/seen"), hook("echo second >>/tmp/seen")]));
+    assert_eq!(world.run(&format!("run --bundle {} c", good.display())).ok(), "inside 0\nsecond\n");
+    let bad = with("d", json!([hook("echo no luck >&2; exit 3")]));
+    let pid = world.create("d", &bad);
+    let done = world.run("start d");
+    let told = "startContainer hook #0: /bin/sh: exit status: 3, stderr: no luck";
+    assert!(done.code == 1 && done.err.contains(told), "{done:?}");
+    world.run("delete --force d").ok();
+    assert_eq!(reap(pid), 137);
+    world.nothing_left();
+}
+
+#[test]
+fn descriptors_are_handed_on() {
+    use std::io::Write;
+    use std::os::fd::AsRawFd;
+    let Some(world) = World::new() else { return };
+    let (from, mut to) = std::io::pipe().unwrap();
+    to.write_all(b"handed\n").unwrap();
+    drop(to);
+    let bundle = world.bundle("b", "cat <&3; (echo x >&4) 2>/dev/null || echo three");
+    // A shell puts the pipe where the runtime looks for it.
+    let line = format!("exec 3<&{}; exec \"$@\"", from.as_raw_fd());
+    nix::fcntl::fcntl(&from, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
+    let runtime = world.command(&format!("run --preserve-fds 1 --bundle {} c", bundle.display()));
+    let mut shell = std::process::Command::new("/bin/sh");
+    shell.args(["-c", &line, "sh"]).arg(runtime.get_program()).args(runtime.get_args());
+    let done = shell.stdin(std::process::Stdio::null()).output().unwrap();
+    assert!(done.status.success(), "{done:?}");
+    assert_eq!(String::from_utf8_lossy(&done.stdout), "handed\nthree\n");
     world.nothing_left();
 }

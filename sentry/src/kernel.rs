@@ -1,6 +1,7 @@
 //! The kernel of one sandbox: what all its tasks share.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as Noted;
 use std::sync::{Arc, Mutex};
 
 use crate::net::Net;
@@ -28,7 +29,7 @@ pub struct Kernel {
     pub(crate) proc: crate::vfs::proc::State,
     /// System calls by number.
     pub(crate) calls: Box<[Option<Entry>; NUMBERS]>,
-    unknown_calls: Mutex<BTreeSet<(Vec<u8>, u64)>>,
+    unknown_calls: Mutex<BTreeMap<(Vec<u8>, u64), u64>>,
     /// The network that the sandbox began with.
     pub net: Arc<Net>,
     /// Who waits for words of guest memory.
@@ -65,16 +66,30 @@ impl Kernel {
         lock(self.tasks.first_namespaces().names.uts()).host = name.to_vec();
     }
 
-    /// Says, once for each program and call, that a call is not there.
+    /// Says, for each program and call, that a call is not there: the first time, the tenth, the hundredth and so on (`kata-cc explain --calls`
+    /// reads these lines).
     pub(crate) fn note_unknown_call(&self, program: &[u8], number: u64) {
-        let fresh = {
-            let mut noted = lock(&self.unknown_calls);
-            noted.len() < NOTED && noted.insert((program.to_vec(), number))
-        };
-        if fresh {
-            let program = String::from_utf8_lossy(program);
+        let Some(count) = self.count_unknown_call(program, number) else { return };
+        if count.checked_ilog10().is_some_and(|digits| 10_u64.pow(digits) == count) {
+            // The name is a guest's: with quotes and escapes it cannot look like another line.
+            let program = &*String::from_utf8_lossy(program);
             let name = syscalls::names::name(number).unwrap_or("?");
-            tracing::info!(%program, number, name, "system call that is not there");
+            let usual = syscalls::absent::usual(name);
+            tracing::info!(target: "kata_cc_sentry::calls", program, number, name, count, usual, "system call that is not there");
+        }
+    }
+
+    /// How often a program made a call that is not there; `None` where as many are counted as may be.
+    fn count_unknown_call(&self, program: &[u8], number: u64) -> Option<u64> {
+        let mut noted = lock(&self.unknown_calls);
+        let room = noted.len() < NOTED;
+        match noted.entry((program.to_vec(), number)) {
+            Noted::Vacant(_) if !room => None,
+            entry => {
+                let count = entry.or_insert(0);
+                *count = count.saturating_add(1);
+                Some(*count)
+            }
         }
     }
 }
@@ -125,5 +140,25 @@ mod for_test {
             };
             kernel.new_process(new).unwrap()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_that_are_not_there_are_counted_for_each_program() {
+        let kernel = Kernel::for_test();
+        let count = |program: &str, number| kernel.count_unknown_call(program.as_bytes(), number);
+        assert_eq!(
+            [count("a", 101), count("a", 101), count("b", 101), count("a", 321)]
+                .map(Option::unwrap_or_default),
+            [1, 2, 1, 1]
+        );
+        for number in 0..NOTED as u64 {
+            let _ = count("c", number);
+        }
+        assert_eq!((count("d", 1), count("a", 101)), (None, Some(3)));
     }
 }

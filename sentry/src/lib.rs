@@ -27,6 +27,7 @@
 //!
 //! What blocks where, and which lock is taken before which, stands in the documentation of each room.
 
+mod aio;
 mod bpf;
 pub mod call;
 pub mod container;

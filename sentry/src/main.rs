@@ -120,13 +120,18 @@ fn user(text: &str) -> Result<(u32, u32), String> {
     Ok((number(user)?, number(group)?))
 }
 
+/// What is logged where nobody says: of a sandbox also which calls its guests miss, for `kata-cc explain --calls`.
+fn default_log(verb: &Verb) -> &'static str {
+    if matches!(verb, Verb::Serve(_)) { "warn,kata_cc_sentry::calls=info" } else { "warn" }
+}
+
 fn main() -> ExitCode {
     if gofer::program::is_meant() {
         return gofer::program::run();
     }
     let arguments = Arguments::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("KATA_CC_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default_log(&arguments.command)));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

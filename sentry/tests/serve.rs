@@ -341,3 +341,84 @@ fn what_is_not_there_says_its_name() {
     let text = error.as_ref().unwrap_err().to_string();
     assert!(text.contains("storages") && code_of(error) == ttrpc::Code::INVALID_ARGUMENT, "{text}");
 }
+
+/// A profile by which all is allowed but `kill` with one number, `sethostname`, and `chroot`, which ends who asks for it.
+fn profile() -> oci::LinuxSeccomp {
+    let refuse = |name: &str, errno: u32, args: Vec<oci::LinuxSeccompArg>| oci::LinuxSyscall {
+        Names: vec![name.to_owned(), "no_such_call".to_owned()],
+        Action: "SCMP_ACT_ERRNO".to_owned(),
+        ErrnoRet: Some(oci::linux_syscall::ErrnoRet::Errnoret(errno)),
+        Args: args,
+        ..Default::default()
+    };
+    let signal =
+        oci::LinuxSeccompArg { Index: 1, Value: 0, Op: "SCMP_CMP_EQ".to_owned(), ..Default::default() };
+    oci::LinuxSeccomp {
+        DefaultAction: "SCMP_ACT_ALLOW".to_owned(),
+        Architectures: ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"].map(str::to_owned).to_vec(),
+        Syscalls: vec![
+            refuse("kill", 28, vec![signal]),
+            refuse("sethostname", 95, Vec::new()),
+            oci::LinuxSyscall {
+                Names: vec!["chroot".to_owned()],
+                Action: "SCMP_ACT_KILL_PROCESS".to_owned(),
+                ..Default::default()
+            },
+        ],
+        ..Default::default()
+    }
+}
+
+#[test]
+fn a_profile_of_system_calls_is_applied() {
+    const MODE: &str = "grep Seccomp: /proc/self/status";
+    const TRY: &str = "kill -0 $$ || echo refused; kill -CONT $$ && echo sent; chroot / true; echo $?";
+    let sandbox = Sandbox::start(&[]);
+    let mut given = spec(&["/bin/sh", "-c", &format!("{MODE}; {TRY}; sleep 1000")]);
+    given.Linux.mut_or_insert_default().Seccomp = Some(profile()).into();
+    sandbox.run("one", &given);
+    let (status, said) = sandbox.run_in("one", "e1", &["/bin/sh", "-c", &format!("{MODE}; {TRY}")]);
+    assert_eq!(status, 0, "{said}");
+    assert!(said.starts_with("Seccomp:\t2\nrefused\nsent\n159\n"), "{said}");
+    assert!(said.contains("kill: No space left on device"), "{said}");
+    sandbox.read_until("one", "", "Seccomp:\t2\nrefused\nsent\n159\n");
+    // The same, left out.
+    given.Annotations.insert("dev.kata-cc.sentry.seccomp".to_owned(), "ignore".to_owned());
+    given.Process.as_mut().unwrap().Args[2] = format!("{MODE}; {TRY}");
+    sandbox.run("two", &given);
+    assert_eq!(sandbox.wait("two", "").unwrap(), 0);
+    assert_eq!(sandbox.output("two", ""), "Seccomp:\t0\nsent\n125\n", "{}", sandbox.errors("two", ""));
+    given.Annotations.clear();
+    given.Linux.as_mut().unwrap().Seccomp.as_mut().unwrap().Syscalls[0].Action = "SCMP_ACT_NOTIFY".to_owned();
+    let refused = sandbox.create("three", &given).unwrap_err().to_string();
+    assert!(refused.contains("linux.seccomp") && refused.contains("SCMP_ACT_NOTIFY"), "{refused}");
+}
+
+#[test]
+fn a_container_sees_its_bounds() {
+    const LOOK: &str = "cd /sys/fs/cgroup; cat memory.max pids.max cpu.max; sed -n 's/MemTotal: *//p' /proc/meminfo; \
+                        test \"$(cat memory.current)\" -gt 4096 && echo used; cat cgroup.procs | head -1; \
+                        echo 1 2> /dev/null > memory.max || echo kept";
+    let sandbox = Sandbox::start(&[]);
+    let mut given = spec(&["/bin/sleep", "1000"]);
+    let resources = given.Linux.mut_or_insert_default().Resources.mut_or_insert_default();
+    resources.Memory.mut_or_insert_default().Limit = 64 << 20;
+    resources.Pids.mut_or_insert_default().Limit = 100;
+    let cpu = resources.CPU.mut_or_insert_default();
+    (cpu.Quota, cpu.Period) = (150_000, 100_000);
+    sandbox.run("one", &given);
+    let look = |exec: &str| sandbox.run_in("one", exec, &["/bin/sh", "-c", LOOK]).1;
+    assert_eq!(look("e1"), "67108864\n100\n150000 100000\n65536 kB\nused\n1\nkept\n");
+    let mut request = api::UpdateContainerRequest::new();
+    request.container_id = "one".to_owned();
+    let resources = request.resources.mut_or_insert_default();
+    resources.Memory.mut_or_insert_default().Limit = 32 << 20;
+    resources.CPU.mut_or_insert_default().Quota = -1;
+    sandbox.call(sandbox.client.update_container(context(), &request)).unwrap();
+    assert_eq!(look("e2"), "33554432\n100\nmax 100000\n32768 kB\nused\n1\nkept\n");
+    // What a sandbox may have bounds a container that says nothing.
+    let small = Sandbox::start(&["--memory", "48"]);
+    small.run("one", &spec(&["/bin/sleep", "1000"]));
+    let (_, total) = small.run_in("one", "e1", &["/bin/sh", "-c", "sed -n 's/MemTotal: *//p' /proc/meminfo"]);
+    assert_eq!(total, "49152 kB\n");
+}

@@ -1,6 +1,7 @@
 /* Waiting for many things: poll, select, epoll, eventfd, timerfd, signalfd, inotify. */
 #include "abi.h"
 
+#include <linux/aio_abi.h>
 #include <poll.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -415,8 +416,85 @@ static void inotify_checks(void) {
     say("poll-empty", "%#x", polled(i, POLLIN));
 }
 
+static long submit(aio_context_t context, struct iocb *one) {
+    struct iocb *list[] = {one};
+    return syscall(SYS_io_submit, context, 1L, list);
+}
+
+/* What came of a transfer. */
+static void result(const char *name, aio_context_t context) {
+    struct io_event event = {0};
+    struct timespec second = {5, 0};
+    long count = syscall(SYS_io_getevents, context, 1L, 1L, &event, &second);
+    say(name, "%ld data %llu result %lld %lld", count, (unsigned long long)event.data, (long long)event.res, (long long)event.res2);
+}
+
+static void aio_checks(void) {
+    aio_context_t context = 0, other = 7;
+    ok("setup-none", syscall(SYS_io_setup, 0, &context));
+    ok("setup-taken", syscall(SYS_io_setup, 8, &other));
+    ok("setup-fault", syscall(SYS_io_setup, 8, NULL));
+    ok("setup-absurd", syscall(SYS_io_setup, 0x7fffffff, &context));
+    ok("setup", syscall(SYS_io_setup, 8, &context));
+    yes("setup-number", context != 0);
+    int file = open("f", O_RDWR | O_CREAT, 0600), wake = eventfd(0, EFD_NONBLOCK);
+    char text[16] = "", more[16] = "";
+    struct iocb write_one = {.aio_data = 1, .aio_lio_opcode = IOCB_CMD_PWRITE, .aio_fildes = (unsigned)file,
+                             .aio_buf = (uintptr_t) "hello", .aio_nbytes = 5, .aio_offset = 3,
+                             .aio_flags = IOCB_FLAG_RESFD, .aio_resfd = (unsigned)wake};
+    val("write", submit(context, &write_one));
+    result("write-is", context);
+    uint64_t woken = 0;
+    val("wake", read(wake, &woken, 8));
+    val("wake-is", (long)woken);
+    struct iocb read_one = {.aio_data = 2, .aio_lio_opcode = IOCB_CMD_PREAD, .aio_fildes = (unsigned)file,
+                            .aio_buf = (uintptr_t)text, .aio_nbytes = 16, .aio_offset = 1};
+    val("read", submit(context, &read_one));
+    result("read-is", context);
+    say("read-text", "%s", text + 2);
+    struct iovec parts[] = {{text, 4}, {more, 8}};
+    struct iocb vector = {.aio_data = 3, .aio_lio_opcode = IOCB_CMD_PREADV, .aio_fildes = (unsigned)file,
+                          .aio_buf = (uintptr_t)parts, .aio_nbytes = 2, .aio_offset = 3};
+    struct iocb *both[] = {&read_one, &vector};
+    val("two", syscall(SYS_io_submit, context, 2L, both));
+    struct io_event events[4];
+    struct timespec none = {0, 0};
+    val("two-are", syscall(SYS_io_getevents, context, 2L, 4L, events, NULL));
+    val("empty", syscall(SYS_io_getevents, context, 0L, 4L, events, NULL));
+    val("empty-timeout", syscall(SYS_io_getevents, context, 1L, 4L, events, &none));
+    val("more-than-room", syscall(SYS_io_getevents, context, 5L, 4L, events, NULL));
+    struct iocb sync = {.aio_lio_opcode = IOCB_CMD_FSYNC, .aio_fildes = (unsigned)file};
+    if (submit(context, &sync) == 1) result("fsync", context);
+    struct iocb bad = read_one;
+    bad.aio_fildes = 99;
+    ok("bad-fd", submit(context, &bad));
+    bad = read_one, bad.aio_lio_opcode = 77;
+    ok("bad-operation", submit(context, &bad));
+    bad = read_one, bad.aio_reserved2 = 1;
+    ok("reserved", submit(context, &bad));
+    bad = read_one, bad.aio_offset = -1;
+    ok("bad-offset", submit(context, &bad));
+    bad = read_one, bad.aio_flags = IOCB_FLAG_RESFD, bad.aio_resfd = (unsigned)file;
+    ok("bad-wake", submit(context, &bad));
+    int only = open("f", O_WRONLY);
+    bad = read_one, bad.aio_fildes = (unsigned)only;
+    ok("not-readable", submit(context, &bad));
+    bad = read_one, bad.aio_buf = 8;
+    long handed = submit(context, &bad);
+    if (handed == 1) result("fault", context);
+    else ok("fault", handed);
+    ok("submit-none", syscall(SYS_io_submit, context, 0L, both));
+    ok("submit-negative", syscall(SYS_io_submit, context, -1L, both));
+    ok("submit-fault", syscall(SYS_io_submit, context, 1L, NULL));
+    ok("cancel", syscall(SYS_io_cancel, context, &read_one, events));
+    ok("destroy", syscall(SYS_io_destroy, context));
+    ok("destroy-again", syscall(SYS_io_destroy, context));
+    ok("submit-gone", submit(context, &read_one));
+    ok("get-gone", syscall(SYS_io_getevents, context, 0L, 1L, events, &none));
+}
+
 int main(int argc, char **argv) {
     static const struct checks groups[] = {{"poll", poll_checks}, {"epoll", epoll_checks}, {"eventfd", eventfd_checks},
-                                           {"timerfd", timerfd_checks}, {"signalfd", signalfd_checks}, {"inotify", inotify_checks}, {0}};
+                                           {"timerfd", timerfd_checks}, {"signalfd", signalfd_checks}, {"inotify", inotify_checks}, {"aio", aio_checks}, {0}};
     return run(argc, argv, groups);
 }

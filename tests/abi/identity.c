@@ -277,7 +277,35 @@ static void clock_checks(void) {
     eno("cpuclock-absent", clock_getcpuclockid(0x3fffffff, &other));
 }
 
+static void adjust_checks(void) {
+    struct timex {
+        unsigned modes;
+        long rest[25];
+    } clock = {0};
+    yes("looks", syscall(SYS_adjtimex, &clock) >= 0);
+    yes("tick", clock.rest[10] >= 9000 && clock.rest[10] <= 11000);
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    yes("time", labs(clock.rest[8] - now.tv_sec) < 5);
+    clock.modes = 0xa001;
+    yes("offset-looks", syscall(SYS_adjtimex, &clock) >= 0);
+    clock.modes = 0x8000;
+    ok("no-single-shot", syscall(SYS_adjtimex, &clock));
+    ok("fault", syscall(SYS_adjtimex, NULL));
+    clock.modes = 0;
+    yes("clock-looks", syscall(SYS_clock_adjtime, CLOCK_REALTIME, &clock) >= 0);
+    ok("clock-monotonic", syscall(SYS_clock_adjtime, CLOCK_MONOTONIC, &clock));
+    ok("clock-absent", syscall(SYS_clock_adjtime, 99, &clock));
+    CHILD("user") {
+        as_user();
+        clock.modes = 1;
+        ok("user-changes", syscall(SYS_adjtimex, &clock));
+        clock.modes = 0;
+        yes("user-looks", syscall(SYS_adjtimex, &clock) >= 0);
+    }
+}
+
 int main(int argc, char **argv) {
-    static const struct checks groups[] = {{"user", user_checks}, {"clock", clock_checks}, {0}};
+    static const struct checks groups[] = {{"user", user_checks}, {"clock", clock_checks}, {"adjust", adjust_checks}, {0}};
     return run(argc, argv, groups);
 }

@@ -191,6 +191,14 @@ static void mq_checks(void) {
     say("notified", "%s", signal_name(sigtimedwait(&set, &info, &second)));
     say("notified-info", "code %d value %d", info.si_code, info.si_value.sival_int);
     ok("read-fd", read(q, text, 5) < 0 ? -1 : 0);
+    char state[128];
+    ssize_t length = pread(q, state, sizeof state - 1, 0);
+    say("read-state", "%.*s", (int)(length > 0 ? length - 1 : 0), state);
+    ok("notify-none", mq_notify(q, &(struct sigevent){.sigev_notify = SIGEV_NONE}));
+    length = pread(q, state, 24, 0);
+    say("read-state-notify", "%.*s", (int)(length > 0 ? length : 0), state);
+    mq_notify(q, NULL);
+    ok("write-fd", write(q, text, 5) < 0 ? -1 : 0);
     ok("unlink", mq_unlink("/abi-q"));
     ok("unlink-again", mq_unlink("/abi-q"));
     ok("send-unlinked", mq_send(q, "y", 1, 0));

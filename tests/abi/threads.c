@@ -4,6 +4,7 @@
 #include <linux/futex.h>
 #include <pthread.h>
 #include <sys/prctl.h>
+#include <sys/rseq.h>
 
 static long futex(uint32_t *word, int operation, uint32_t value, const struct timespec *limit, uint32_t *other, uint32_t third) {
     return syscall(SYS_futex, word, operation, value, limit, other, third);
@@ -326,8 +327,89 @@ int faults(void *nothing) {
     return 0;
 }
 
+#define RSEQ_SIGNATURE 0x53053053
+
+/* What the kernel knows of a thread's restartable sequences (struct rseq, as far as all kernels have it). */
+struct sequence {
+    uint32_t cpu_id_start, cpu_id;
+    uint64_t section;
+    uint32_t flags, rest[3];
+} __attribute__((aligned(32)));
+
+static long register_sequence(struct sequence *area, unsigned length, int flags, uint32_t signature) {
+    return syscall(SYS_rseq, area, length, flags, signature);
+}
+
+/* Goes round in a section for ever, until it is restarted. */
+static int restarted(struct sequence *area) {
+    int restarted = 0;
+    __asm__ volatile(
+        ".pushsection abi_rseq, \"aw\"\n"
+        ".balign 32\n"
+        "3: .long 0, 0\n"
+        ".quad 1f, 2f - 1f, 4f\n"
+        ".popsection\n"
+        "leaq 3b(%%rip), %%rax\n"
+        "movq %%rax, 8(%1)\n"
+        "1: pause\n"
+        "jmp 1b\n"
+        "2: jmp 5f\n"
+        ".byte 0x0f, 0xb9, 0x3d\n"
+        ".long 0x53053053\n"
+        "4: movl $1, %0\n"
+        "5:\n"
+        : "+r"(restarted)
+        : "r"(area)
+        : "rax", "memory");
+    return restarted;
+}
+
+static volatile int rang;
+
+static void ring(int signal) {
+    (void)signal;
+    rang = 1;
+}
+
+static void rseq_checks(void) {
+    CHILD("sections") {
+        static struct sequence area, other;
+        /* The C library's, where it has one. */
+        struct sequence *first = (void *)((char *)__builtin_thread_pointer() + __rseq_offset);
+        yes("library", __rseq_size > 0);
+        if (__rseq_size > 0) {
+            yes("library-cpu", first->cpu_id < 4096);
+            ok("library-gone", register_sequence(first, 32, 1, RSEQ_SIGNATURE));
+        }
+        ok("none-to-take", register_sequence(&area, 32, 1, RSEQ_SIGNATURE));
+        ok("length", register_sequence(&area, 31, 0, RSEQ_SIGNATURE));
+        ok("flags", register_sequence(&area, 32, 2, RSEQ_SIGNATURE));
+        ok("unaligned", register_sequence((void *)((char *)&area + 4), 32, 0, RSEQ_SIGNATURE));
+        area.cpu_id = 0xffffffff;
+        ok("register", register_sequence(&area, 32, 0, RSEQ_SIGNATURE));
+        yes("cpu", area.cpu_id < 4096 && area.cpu_id_start == area.cpu_id);
+        ok("again", register_sequence(&area, 32, 0, RSEQ_SIGNATURE));
+        ok("other", register_sequence(&other, 32, 0, RSEQ_SIGNATURE));
+        ok("other-signature", register_sequence(&area, 32, 0, 7));
+        ok("take-other", register_sequence(&other, 32, 1, RSEQ_SIGNATURE));
+        signal(SIGALRM, ring);
+        struct itimerval soon = {.it_value = {0, 20000}};
+        setitimer(ITIMER_REAL, &soon, NULL);
+        int times = 0;
+        while (!rang) times += restarted(&area);
+        yes("restarted", times > 0 && area.section == 0);
+        pid_t child = fork();
+        if (child == 0) _exit(register_sequence(&area, 32, 0, RSEQ_SIGNATURE) < 0 && errno == EBUSY ? 3 : 4);
+        int s = 0;
+        waitpid(child, &s, 0);
+        status("fork-has-it", s);
+        ok("take", register_sequence(&area, 32, 1, RSEQ_SIGNATURE));
+        yes("gone", area.cpu_id == 0xffffffff);
+    }
+}
+
 int main(int argc, char **argv) {
-    static const struct checks groups[] = {{"pthread", pthread_checks}, {"futex", futex_checks}, {"raw", raw_checks}, {0}};
+    static const struct checks groups[] = {{"pthread", pthread_checks}, {"futex", futex_checks}, {"raw", raw_checks}, {"rseq", rseq_checks}, {0}};
     if (argc == 2 && !strcmp(argv[1], "--execed")) return getpid() == gettid() ? 21 : 22;
     return run(argc, argv, groups);
 }

@@ -6,7 +6,6 @@ pub(crate) mod process;
 pub(crate) mod seccomp;
 pub(crate) mod spec;
 pub(crate) mod stream;
-pub(crate) mod syscalls;
 
 use std::collections::HashMap;
 use std::path::PathBuf;

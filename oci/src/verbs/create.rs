@@ -1,6 +1,6 @@
 //! `create`: from a bundle to a container whose program waits for `start`, or to nothing at all.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::Child;
 
@@ -10,7 +10,7 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::{Context, check_terminal, refuse_descriptors, write_pid};
+use super::{Context, check_terminal, preserved, write_pid};
 use crate::agent::Agent;
 use crate::arguments::Create;
 use crate::bundle::Bundle;
@@ -28,6 +28,7 @@ use crate::wire;
 
 /// Annotations that carry what the agent's messages have no field for.
 const UMASK: &str = "dev.kata-cc.sentry.umask";
+const SECCOMP_ERRNO: &str = "dev.kata-cc.sentry.seccomp-errno";
 const DOMAIN: &str = "dev.kata-cc.sentry.domainname";
 
 /// Who takes the container's terminal.
@@ -54,6 +55,8 @@ struct Underway<'a> {
     bundle: &'a Bundle,
     locked: Locked,
     state: State,
+    /// Descriptors that the program is to have from 3 on.
+    more: Vec<OwnedFd>,
     process: Option<Process>,
     /// Whether hooks have run that others undo.
     hooked: bool,
@@ -87,7 +90,6 @@ pub(super) fn create(context: &Context, arguments: &Create) -> Result<u8, OciErr
 
 /// The bundle that is meant.
 pub(super) fn open_bundle(arguments: &Create) -> Result<Bundle, OciError> {
-    refuse_descriptors(arguments.preserve_fds)?;
     Ok(Bundle::open(arguments.bundle.as_deref().unwrap_or_else(|| Path::new(".")))?)
 }
 
@@ -98,10 +100,11 @@ pub(super) fn create_of(
     bundle: &Bundle,
     terminal: Terminal<'_>,
 ) -> Result<Created, OciError> {
+    let more = preserved(arguments.preserve_fds)?;
     let locked = context.store.claim(&arguments.id)?;
     let state = new_state(&arguments.id, bundle);
     let mut underway =
-        Underway { context, bundle, locked, state, process: None, hooked: false, joined: false };
+        Underway { context, bundle, locked, state, more, process: None, hooked: false, joined: false };
     let made = underway.make(terminal).and_then(|()| {
         let pid = underway.process.as_ref().map(Process::id).unwrap_or_default();
         write_pid(arguments.pid_file.as_deref(), pid)
@@ -223,7 +226,7 @@ impl Underway<'_> {
 
     fn hand_streams(&self, folder: &Folder, terminal: Terminal<'_>) -> Result<(), OciError> {
         let id = &self.state.id;
-        let hand = |streams: Streams<'_>| streams::hand_over(folder.path(), id, "", streams);
+        let hand = |streams: Streams<'_>| streams::hand_over_with(folder.path(), id, "", streams, &self.more);
         match (terminal, self.bundle.terminal()) {
             (Terminal::Own(own), _) => hand(Streams::Terminal(own.terminal.as_fd()))?,
             (Terminal::Engine(Some(socket)), true) => {
@@ -298,6 +301,9 @@ fn specification(id: &str, spec: &Value, rootfs: &Path) -> kata_cc_agent_protoco
     made.Hooks = None.into();
     if let Some(umask) = spec["process"]["user"]["umask"].as_u64() {
         made.Annotations.insert(UMASK.into(), format!("{umask:04o}"));
+    }
+    if let Some(errno) = spec["linux"]["seccomp"]["defaultErrnoRet"].as_u64() {
+        made.Annotations.insert(SECCOMP_ERRNO.into(), errno.to_string());
     }
     if let Some(domain) = spec["domainname"].as_str() {
         made.Annotations.insert(DOMAIN.into(), domain.to_owned());

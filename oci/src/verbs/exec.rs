@@ -1,6 +1,6 @@
 //! `exec`: another process in a container.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -8,7 +8,7 @@ use kata_cc_agent_protocol::agent as api;
 use protobuf::well_known_types::empty::Empty;
 use serde_json::{Value, json};
 
-use super::{Context, check_terminal, kept_spec, refuse_descriptors, write_pid};
+use super::{Context, check_terminal, kept_spec, preserved, write_pid};
 use crate::agent::Agent;
 use crate::arguments::Exec;
 use crate::bundle::{check_process, read_object};
@@ -23,7 +23,7 @@ const SETS: [&str; 5] = ["bounding", "effective", "inheritable", "permitted", "a
 
 /// The verb.
 pub(super) fn exec(context: &Context, arguments: &Exec) -> Result<u8, OciError> {
-    refuse_descriptors(arguments.preserve_fds)?;
+    let more = preserved(arguments.preserve_fds)?;
     let (id, command) =
         arguments.words.split_first().ok_or_else(|| OciError::Usage("no container".into()))?;
     let (own_folder, state) = context.store.load(id)?;
@@ -33,17 +33,28 @@ pub(super) fn exec(context: &Context, arguments: &Exec) -> Result<u8, OciError> 
         Status::Paused => return Err(OciError::Paused(id.clone())),
         status => return Err(OciError::NotRunning { id: id.clone(), status }),
     }
-    if !arguments.cgroup.is_empty() {
-        let reason = "--cgroup: the processes of a sandbox are charged together; leave it away";
-        return Err(OciError::Usage(reason.into()));
-    }
+    check_cgroup(&arguments.cgroup)?;
     let process = process(&own_folder, arguments, command)?;
     check_process(&process, "process")?;
     let terminal = process["terminal"].as_bool().unwrap_or_default();
     check_terminal(terminal, arguments.detach, arguments.console_socket.is_some())?;
     let folder = context.store.folder_of(&state.sandbox);
-    let one = Executed { folder: &folder, state: &state, exec: exec_id(), process: &process };
+    let one = Executed { folder: &folder, state: &state, exec: exec_id(), process: &process, more };
     if arguments.detach { one.detached(arguments) } else { one.attended(arguments, terminal) }
+}
+
+/// The container's own group is meant by `/`, with or without a controller before it; there are no others below it.
+fn check_cgroup(groups: &[String]) -> Result<(), OciError> {
+    for group in groups {
+        let path = group.split_once(':').map_or(group.as_str(), |(_, path)| path);
+        if !path.trim_matches('/').is_empty() {
+            let reason = format!(
+                "--cgroup {group}: a container of the sentry has one control group; leave the option away, or give /"
+            );
+            return Err(OciError::Usage(reason));
+        }
+    }
+    Ok(())
 }
 
 /// Nobody but the sentry sees it; it must be new.
@@ -127,11 +138,13 @@ struct Executed<'a> {
     state: &'a State,
     exec: String,
     process: &'a Value,
+    /// Descriptors from 3 on.
+    more: Vec<OwnedFd>,
 }
 
 impl Executed<'_> {
     fn hand(&self, streams: Streams<'_>) -> Result<(), OciError> {
-        Ok(streams::hand_over(self.folder.path(), &self.state.id, &self.exec, streams)?)
+        Ok(streams::hand_over_with(self.folder.path(), &self.state.id, &self.exec, streams, &self.more)?)
     }
 
     fn hand_own_streams(&self) -> Result<(), OciError> {
@@ -226,6 +239,17 @@ mod tests {
             (&all["cwd"], &all["terminal"], &all["noNewPrivileges"]),
             (&json!("/x"), &json!(true), &json!(true))
         );
+    }
+
+    #[test]
+    fn the_containers_own_group_is_the_only_one() {
+        let check = |groups: &[&str]| {
+            check_cgroup(&groups.iter().map(|group| (*group).to_owned()).collect::<Vec<_>>())
+        };
+        check(&["/", "cpu,memory:/", ""]).unwrap();
+        for below in ["/sub", "cpu:/sub", "sub"] {
+            assert!(check(&["/", below]).unwrap_err().to_string().contains(below));
+        }
     }
 
     #[test]

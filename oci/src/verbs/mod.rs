@@ -5,6 +5,7 @@ mod delete;
 mod events;
 mod exec;
 mod features;
+mod inside;
 mod kill;
 mod list;
 mod pause;
@@ -17,6 +18,7 @@ mod update;
 
 use std::ffi::OsString;
 use std::io::Write;
+use std::os::fd::OwnedFd;
 
 use clap::Parser;
 use serde_json::Value;
@@ -33,6 +35,9 @@ use crate::store::{CONFIG, Folder, Store};
 const FAILED: u8 = 1;
 /// The same for `exec`, whose other codes are the program's.
 const EXEC_FAILED: u8 = 255;
+
+/// Descriptors that a process may have besides its streams: as many as the sentry takes.
+const PRESERVED_MAX: u32 = 32;
 
 /// What all verbs have.
 #[derive(Debug)]
@@ -141,15 +146,22 @@ fn kept_spec(folder: &Folder) -> Result<Value, OciError> {
     Ok(bundle::read_object(&folder.file(CONFIG))?.1)
 }
 
-/// Descriptors beyond the standard streams cannot be handed on.
-fn refuse_descriptors(count: u32) -> Result<(), OciError> {
-    if count == 0 {
-        return Ok(());
+/// Descriptors beyond the standard streams that a process is to have (`--preserve-fds`).
+fn preserved(count: u32) -> Result<Vec<OwnedFd>, OciError> {
+    if count > PRESERVED_MAX {
+        let reason = format!("--preserve-fds {count}: at most {PRESERVED_MAX} descriptors are handed on");
+        return Err(OciError::Usage(reason));
     }
-    let reason = format!(
-        "--preserve-fds {count}: descriptors of the host cannot be handed to programs of the sentry, but for the standard streams"
-    );
-    Err(OciError::Usage(reason))
+    let numbers = (3..).take(count as usize);
+    let copy = |number| {
+        crate::spawn::copied(number).map_err(|error| {
+            let reason = format!(
+                "--preserve-fds {count}: descriptor {number} was not handed to this program: {error}"
+            );
+            OciError::Usage(reason)
+        })
+    };
+    numbers.map(copy).collect()
 }
 
 /// Where the terminal of a process comes from: told by an engine, or the user's own.

@@ -3,7 +3,7 @@
 use kata_cc_agent_protocol::agent as api;
 use protobuf::well_known_types::empty::Empty;
 
-use super::{Context, kept_spec};
+use super::{Context, inside, kept_spec};
 use crate::agent::Agent;
 use crate::error::OciError;
 use crate::hooks::{self, When};
@@ -25,6 +25,8 @@ pub(super) fn start_locked(context: &Context, locked: &Locked, state: &mut State
         status @ Status::Creating => return Err(OciError::NotRunning { id: state.id.clone(), status }),
     }
     let folder = context.store.folder_of(&state.sandbox);
+    let spec = kept_spec(&locked.folder)?;
+    inside::run(&folder, state, &spec)?;
     let mut request = api::StartContainerRequest::new();
     request.container_id.clone_from(&state.id);
     // Noted first: a program may be done before its start is answered.
@@ -39,7 +41,7 @@ pub(super) fn start_locked(context: &Context, locked: &Locked, state: &mut State
     }
     let shown = serde_json::to_value(state.shown("")).unwrap_or_default();
     // runtime-spec, runtime.md "Lifecycle", step 9: a hook that fails here is told and passed over.
-    hooks::run_all(When::Poststart, &kept_spec(&locked.folder)?, &shown, |error| {
+    hooks::run_all(When::Poststart, &spec, &shown, |error| {
         context.log.warn(&error.to_string());
     });
     Ok(())

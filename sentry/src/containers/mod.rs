@@ -27,6 +27,7 @@ use crate::error::Errno;
 use crate::events::{Events, Waiter, Wake};
 use crate::kernel::Kernel;
 use crate::sync::lock;
+use crate::task::seccomp::Program;
 use crate::task::{ControlGroup, ThreadGroup};
 use failure::{failed, failure, invalid};
 pub use passed::Passed;
@@ -67,6 +68,8 @@ struct State {
 struct Entry {
     container: Arc<Container>,
     group: Arc<ControlGroup>,
+    /// What judges calls of its processes.
+    filter: Option<Arc<Program>>,
     first: ProcessNumber,
     /// Until it is started.
     waiting: Option<Prepared>,
@@ -126,8 +129,8 @@ impl Containers {
                 true => Ok(Answer::Done),
                 false => Err(failure(FailureKind::Failed, "some of its tasks do not stand still")),
             },
-            Ask::LimitTasks(container, most) => {
-                self.group(container)?.set_most(most);
+            Ask::Limit(container, bounds) => {
+                self.group(container)?.set_bounds(&bounds);
                 Ok(Answer::Done)
             }
             Ask::Usage(container) => Ok(Answer::Usage(usage::of(&self.kernel, &self.group(container)?))),
@@ -176,19 +179,27 @@ impl Containers {
                 return Err(failure(FailureKind::Full, "the sandbox has as many containers as it may"));
             }
         }
-        let container = root::build(&self.kernel, &self.shared, plan, &mut passed)?;
         let group = Arc::new(ControlGroup::default());
-        group.set_most(plan.tasks);
+        group.set_bounds(&plan.bounds);
+        let container = root::build(&self.kernel, &self.shared, &group, plan, &mut passed)?;
         let root = container.root();
-        let inside =
-            Inside { kernel: &self.kernel, container: &container, root: &root, group: &group, first: true };
+        let filter = plan.filter.as_deref().map(process::filter).transpose()?;
+        let inside = Inside {
+            kernel: &self.kernel,
+            container: &container,
+            root: &root,
+            group: &group,
+            filter: filter.as_ref(),
+            first: true,
+        };
         let prepared = process::prepare(&inside, &plan.process, &mut passed)?;
         let pid = prepared.task.own_number();
         if let Err(failure) = self.adopt(plan.number, plan.process.number, &prepared) {
             prepared.forget(&self.kernel);
             return Err(failure);
         }
-        let entry = Entry { container, group, first: plan.process.number, waiting: Some(prepared) };
+        let (first, waiting) = (plan.process.number, Some(prepared));
+        let entry = Entry { container, group, filter, first, waiting };
         lock(&self.state).containers.insert(plan.number, entry);
         Ok(Answer::Process(pid))
     }
@@ -241,18 +252,24 @@ impl Containers {
         plan: &ProcessPlan,
         mut passed: Passed,
     ) -> Result<Answer, Failure> {
-        let (inner, group) = {
+        let (inner, group, filter) = {
             let state = lock(&self.state);
             let found = state.containers.get(&container).ok_or_else(no_container)?;
             let first = state.processes.get(&found.first);
             if first.is_none_or(|first| first.group.exit_status().is_some()) {
                 return Err(invalid("the container's first process has ended"));
             }
-            (Arc::clone(&found.container), Arc::clone(&found.group))
+            (Arc::clone(&found.container), Arc::clone(&found.group), found.filter.clone())
         };
         let root = inner.root();
-        let inside =
-            Inside { kernel: &self.kernel, container: &inner, root: &root, group: &group, first: false };
+        let inside = Inside {
+            kernel: &self.kernel,
+            container: &inner,
+            root: &root,
+            group: &group,
+            filter: filter.as_ref(),
+            first: false,
+        };
         let prepared = process::prepare(&inside, plan, &mut passed)?;
         let pid = prepared.task.own_number();
         if let Err(failure) = self.adopt(container, plan.number, &prepared) {

@@ -13,6 +13,7 @@ use crate::error::Errno;
 use crate::kernel::Kernel;
 use crate::launch::{Launch, Loaded};
 use crate::platform::Thread;
+use crate::task::seccomp::{Filters, Instruction, Program};
 use crate::task::{
     Capabilities, ControlGroup, Credentials, Limit, Limits, NewProcess, Resource, Serving, Task,
 };
@@ -22,6 +23,12 @@ use crate::vfs::{
     Caller, Content, FdTable, FileKind, Flags, FsContext, Mount, OpenFile, Place, Resolve, Walk, anon, names,
     open,
 };
+
+/// A container's filter, which the monitor compiled from its profile.
+pub(super) fn filter(instructions: &[u64]) -> Result<Arc<Program>, Failure> {
+    let all: Vec<_> = instructions.iter().map(|one| Instruction::from_bytes(one.to_ne_bytes())).collect();
+    Program::new(&all).map(Arc::new).map_err(|_| invalid("linux.seccomp: the filter is no program"))
+}
 
 /// A process that does not run yet.
 pub(super) struct Prepared {
@@ -60,6 +67,8 @@ pub(super) struct Inside<'a> {
     /// Its `/`.
     pub(super) root: &'a Place,
     pub(super) group: &'a Arc<ControlGroup>,
+    /// What judges its calls.
+    pub(super) filter: Option<&'a Arc<Program>>,
     /// Whether it is the first one of its container, whose terminal is `/dev/console`.
     pub(super) first: bool,
 }
@@ -97,9 +106,14 @@ pub(super) fn prepare(
     })?;
     task.set_comm(&name);
     task.set_control_group(Arc::clone(*group));
+    if let Some(program) = inside.filter {
+        task.set_filters(Filters::of(program));
+    }
     task.group().set_oom_score_adjustment(plan.oom_score);
     let mut prepared = Prepared { task, thread, terminal: None };
-    match streams(&prepared.task, inside, plan, passed) {
+    let opened = streams(&prepared.task, inside, plan, passed)
+        .and_then(|terminal| more(&prepared.task, plan, passed).map(|()| terminal));
+    match opened {
         Ok(terminal) => {
             prepared.terminal = terminal;
             Ok(prepared)
@@ -175,6 +189,16 @@ fn home(root: &Place, uid: u32) -> Option<String> {
         let home = fields.nth(2)?;
         (same && home.starts_with('/')).then(|| home.to_owned())
     })
+}
+
+/// Opens further descriptors.
+fn more(task: &Task, plan: &ProcessPlan, passed: &mut Passed) -> Result<(), Failure> {
+    let fail = |errno| failed("a descriptor besides the streams", errno);
+    for (descriptor, access) in &plan.more {
+        let file = HostIo::open(passed.take(*descriptor)?, Flags(access & 3)).map_err(fail)?;
+        task.files().insert(file, false).map_err(fail)?;
+    }
+    Ok(())
 }
 
 /// Opens descriptors 0, 1 and 2.

@@ -13,6 +13,8 @@ use crate::error::Errno;
 use crate::gofer::Client;
 use crate::kernel::Kernel;
 use crate::sync::lock;
+use crate::task::ControlGroup;
+use crate::vfs::cgroup::CgroupFs;
 use crate::vfs::host::{HostFs, Sharing};
 use crate::vfs::overlay::Overlay;
 use crate::vfs::proc::Proc;
@@ -50,6 +52,7 @@ struct Root<'a> {
     client: &'a Arc<Client>,
     kernel: &'a Arc<Kernel>,
     shared: &'a SharedMemory,
+    group: &'a Arc<ControlGroup>,
     place: Place,
     caller: Caller,
 }
@@ -58,6 +61,7 @@ struct Root<'a> {
 pub(super) fn build(
     kernel: &Arc<Kernel>,
     shared: &SharedMemory,
+    group: &Arc<ControlGroup>,
     plan: &ContainerPlan,
     passed: &mut Passed,
 ) -> Result<Arc<Container>, Failure> {
@@ -76,6 +80,7 @@ pub(super) fn build(
         client: &client,
         kernel,
         shared,
+        group,
         place: container.root(),
         caller: Caller::root(),
     };
@@ -179,7 +184,7 @@ impl Root<'_> {
             }
             MountKind::Sys => Sysfs::tree(),
             MountKind::Terminals => DevPts::tree(),
-            MountKind::Empty => empty(),
+            MountKind::ControlGroup => CgroupFs::tree(self.kernel, self.group),
         })
     }
 

@@ -18,15 +18,10 @@ fn nanoseconds(time: Duration) -> u64 {
 pub(super) fn of(kernel: &Arc<Kernel>, group: &Arc<ControlGroup>) -> Usage {
     let times = group.cpu_times(&kernel.tasks);
     let tasks = group.tasks(&kernel.tasks);
-    // Threads of one process have one memory.
-    let spaces: BTreeMap<_, _> =
-        tasks.iter().map(|task| task.space()).map(|space| (Arc::as_ptr(&space).addr(), space)).collect();
-    let resident = spaces.values().filter_map(|space| Some(space.memory()?.resident()?.0));
-    let memory = resident.fold(0_u64, u64::saturating_add);
     Usage {
         user: nanoseconds(times.user),
         system: nanoseconds(times.system),
-        memory,
+        memory: group.memory_in_use(&kernel.tasks),
         tasks: tasks.len() as u64,
         most_tasks: group.most(),
     }

@@ -48,8 +48,8 @@ pub enum Ask {
     SignalAll(ContainerNumber, i32),
     /// Lets no guest code of a container run, or all of it again.
     Freeze(ContainerNumber, bool),
-    /// Changes how many tasks a container may have; `None` for no bound.
-    LimitTasks(ContainerNumber, Option<u64>),
+    /// Changes bounds of a container.
+    Limit(ContainerNumber, Bounds),
     /// What a container uses.
     Usage(ContainerNumber),
     /// Its processes.
@@ -92,10 +92,12 @@ pub struct ContainerPlan {
     pub read_only_paths: Vec<String>,
     /// Settings of the kernel: names with dots, and values.
     pub settings: Vec<(String, String)>,
-    /// Most tasks.
-    pub tasks: Option<u64>,
+    /// What it may have, and what it is told that it may.
+    pub bounds: Bounds,
     /// Whether its processes are numbered by themselves, or with those of the sandbox.
     pub own_processes: bool,
+    /// Judges calls of all its processes: classic BPF, each instruction as the eight bytes of a `struct sock_filter`.
+    pub filter: Option<Vec<u64>>,
     /// The first process.
     pub process: ProcessPlan,
 }
@@ -140,8 +142,8 @@ pub enum MountKind {
     Sys,
     /// `devpts`.
     Terminals,
-    /// An empty folder, which cannot be changed.
-    Empty,
+    /// The container's control group.
+    ControlGroup,
 }
 
 /// A device file.
@@ -159,6 +161,29 @@ pub struct DevicePlan {
     pub uid: u32,
     /// Group.
     pub gid: u32,
+}
+
+/// A bound, as far as it is to be changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Bound<T> {
+    /// It stays as it is.
+    #[default]
+    Unsaid,
+    /// There is none.
+    Infinite,
+    /// This much.
+    To(T),
+}
+
+/// Bounds of a container. Those of memory and CPU are the host's control group's: the container is told of them, no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Bounds {
+    /// Most tasks.
+    pub tasks: Bound<u64>,
+    /// Most bytes of memory.
+    pub memory: Bound<u64>,
+    /// Microseconds of CPU in each period of so many.
+    pub cpu: Bound<(u64, u64)>,
 }
 
 /// A process to be run.
@@ -190,6 +215,8 @@ pub struct ProcessPlan {
     pub oom_score: i32,
     /// Its input and output.
     pub streams: StreamPlan,
+    /// Further descriptors, from 3 on, with what they are open for (`O_RDONLY` to `O_RDWR`).
+    pub more: Vec<(Descriptor, u32)>,
 }
 
 /// Sets of capabilities, a bit for each.

@@ -240,7 +240,45 @@ impl MessageQueue {
 /// A queue as an open file.
 pub struct MessageFile(pub Arc<MessageQueue>);
 
+impl MessageQueue {
+    /// What a read of its descriptor tells (`mqueue_read_file`): bytes that lie in it, and who is told of the first.
+    fn status(&self) -> String {
+        const SIGEV_NONE: i32 = 1;
+        let state = lock(&self.state);
+        let texts = state.messages.values().flatten().map(|text| text.len() as u64);
+        let bytes = texts.fold(0, u64::saturating_add);
+        let told = state.notice.as_ref().filter(|notice| notice.process.strong_count() > 0);
+        let (notify, signal, pid) = match told {
+            None => (0, 0, 0),
+            Some(Notice { signal, pid, .. }) => {
+                let shown = crate::task::current().map_or(*pid, |reader| reader.shown(*pid));
+                (if signal.is_some() { 0 } else { SIGEV_NONE }, signal.map_or(0, |(signal, _)| signal), shown)
+            }
+        };
+        format!("QSIZE:{bytes:<10} NOTIFY:{notify:<5} SIGNO:{signal:<5} NOTIFY_PID:{pid:<6}\n")
+    }
+}
+
 impl File for MessageFile {
+    fn read(&self, to: &mut [u8], offset: u64) -> Result<usize, Errno> {
+        let text = self.0.status();
+        let rest = usize::try_from(offset).ok().and_then(|offset| text.as_bytes().get(offset..));
+        let rest = rest.unwrap_or_default();
+        let count = rest.len().min(to.len());
+        for (to, from) in to.iter_mut().zip(rest) {
+            *to = *from;
+        }
+        Ok(count)
+    }
+
+    fn transfers(&self) -> (bool, bool) {
+        (true, false)
+    }
+
+    fn seekable(&self) -> bool {
+        true
+    }
+
     fn ready(&self) -> Events {
         let count = self.0.count();
         let mut ready = Events::empty();
@@ -277,6 +315,11 @@ mod tests {
         }
         assert_eq!(queue.send(1, b"", (1, 0)), Err(Errno::EAGAIN));
         assert!(!file.file().ready().contains(Events::OUT));
+        let mut text = [0; 64];
+        let read = file.file().read(&mut text, 0).unwrap();
+        let told = "QSIZE:10         NOTIFY:0     SIGNO:0     NOTIFY_PID:0     \n";
+        assert_eq!(std::str::from_utf8(&text[..read]).unwrap(), told);
+        assert_eq!(file.file().read(&mut text, told.len() as u64), Ok(0));
         assert_eq!(queue.receive(), Ok((5, b"five".to_vec())));
         assert_eq!(queue.receive(), Ok((1, b"one".to_vec())));
         assert_eq!(queue.receive(), Ok((1, b"uno".to_vec())));

@@ -116,6 +116,7 @@ pub struct AddressSpace {
     robust_lists: Mutex<BTreeMap<Pid, u64>>,
     barriers: AtomicU64,
     program: Mutex<Option<Arc<dyn MappedFile>>>,
+    asynchronous: Mutex<BTreeMap<u64, Arc<crate::aio::Context>>>,
 }
 
 /// What the lock of an address space is for.
@@ -196,7 +197,13 @@ impl AddressSpace {
             robust_lists: Mutex::default(),
             barriers: AtomicU64::new(0),
             program: Mutex::new(None),
+            asynchronous: Mutex::default(),
         }
+    }
+
+    /// Its contexts of asynchronous transfers by number, which a `fork` does not copy (`mm_struct::ioctx_table`).
+    pub(crate) fn asynchronous(&self) -> &Mutex<BTreeMap<u64, Arc<crate::aio::Context>>> {
+        &self.asynchronous
     }
 
     /// Copies it with its stub (`fork`): `thread`'s memory and the tree at one moment. Areas with `MADV_DONTFORK` stay behind, as the

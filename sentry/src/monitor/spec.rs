@@ -5,6 +5,7 @@
 //! memory and CPU (the host's cgroup, which whoever starts the sandbox sets), labels of AppArmor and SELinux (which concern the host's
 //! kernel), propagation of mounts (nobody outside sees them).
 
+mod filter;
 mod mounts;
 mod process;
 
@@ -12,7 +13,7 @@ use std::os::fd::OwnedFd;
 
 use kata_cc_agent_protocol::{agent, oci};
 use kata_cc_sentry::control::message::{
-    ContainerNumber, ContainerPlan, Descriptor, DevicePlan, ProcessNumber,
+    Bound, Bounds, ContainerNumber, ContainerPlan, Descriptor, DevicePlan, ProcessNumber,
 };
 use thiserror::Error;
 
@@ -20,6 +21,8 @@ pub(crate) use process::{Streams, process};
 
 use super::open::{Exports, OpenError};
 
+/// Microseconds of a period where none are said (`cpu.max`).
+const CPU_PERIOD: u64 = 100_000;
 /// What annotations of this tier begin with.
 const ANNOTATION: &str = "dev.kata-cc.sentry.";
 
@@ -65,8 +68,8 @@ pub(super) fn invalid<T>(field: impl Into<String>, why: impl Into<String>) -> Re
 pub(crate) struct Descriptors(Vec<OwnedFd>);
 
 impl Descriptors {
-    /// Streams, and the way to the gofer.
-    const MAX: usize = 8;
+    /// Streams, the way to the gofer, and what a process has besides.
+    const MAX: usize = 8 + super::streams::MORE_MAX;
 
     /// Puts a descriptor among those of a request.
     pub(crate) fn add(&mut self, descriptor: OwnedFd) -> Result<Descriptor, SpecError> {
@@ -94,7 +97,10 @@ impl Descriptors {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Options {
     overlay: bool,
-    seccomp_required: bool,
+    /// Whether the profile of system calls is applied.
+    seccomp: bool,
+    /// `errno` of its default action.
+    seccomp_errno: Option<u32>,
     /// For the first process, and others that do not say.
     pub(crate) umask: u32,
 }
@@ -130,7 +136,7 @@ pub(crate) fn container(
     let Some(spec) = request.OCI.as_ref() else { return invalid("OCI", "is missing") };
     let options = options(spec)?;
     let domain = spec.Annotations.get(&format!("{ANNOTATION}domainname")).cloned();
-    refuse_unsupported(spec, &options)?;
+    refuse_unsupported(spec)?;
     let root = spec.Root.get_or_default();
     let Some(first) = spec.Process.as_ref() else { return invalid("process", "is missing") };
     let mut exports = Exports::default();
@@ -145,8 +151,9 @@ pub(crate) fn container(
         masked: paths("linux.maskedPaths", &spec.Linux.get_or_default().MaskedPaths)?,
         read_only_paths: paths("linux.readonlyPaths", &spec.Linux.get_or_default().ReadonlyPaths)?,
         settings: settings(spec)?,
-        tasks: tasks(spec.Linux.get_or_default().Resources.get_or_default()),
+        bounds: first_bounds(spec.Linux.get_or_default().Resources.get_or_default(), around.memory),
         own_processes: !request.sandbox_pidns,
+        filter: filter::program(spec.Linux.get_or_default(), &options)?,
         process: process(first, around.process, options.umask, streams)?,
     };
     let host = Some(spec.Hostname.clone()).filter(|name| !name.is_empty());
@@ -158,10 +165,32 @@ pub(crate) fn container(
     Ok(Planned { plan, exports, options, host, domain })
 }
 
-/// Most tasks that resources ask for.
-pub(crate) fn tasks(resources: &oci::LinuxResources) -> Option<u64> {
-    let limit = resources.Pids.as_ref().map_or(0, |pids| pids.Limit);
-    u64::try_from(limit).ok().filter(|limit| *limit > 0)
+/// Bounds that resources ask for. A part that is not there changes nothing, nor does a memory limit or quota of 0.
+pub(crate) fn bounds(resources: &oci::LinuxResources) -> Bounds {
+    let positive = |value: i64| u64::try_from(value).ok().filter(|value| *value > 0);
+    let bound = |value: i64| positive(value).map_or(Bound::Infinite, Bound::To);
+    let said = |value: i64| if value == 0 { Bound::Unsaid } else { bound(value) };
+    let cpu = |cpu: &oci::LinuxCPU| match said(cpu.Quota) {
+        Bound::To(quota) => Bound::To((quota, if cpu.Period == 0 { CPU_PERIOD } else { cpu.Period })),
+        Bound::Infinite => Bound::Infinite,
+        Bound::Unsaid => Bound::Unsaid,
+    };
+    Bounds {
+        tasks: resources.Pids.as_ref().map_or(Bound::Unsaid, |pids| bound(pids.Limit)),
+        memory: resources.Memory.as_ref().map_or(Bound::Unsaid, |memory| said(memory.Limit)),
+        cpu: resources.CPU.as_ref().map_or(Bound::Unsaid, cpu),
+    }
+}
+
+/// Those of a new container, in a sandbox with so much memory.
+fn first_bounds(resources: &oci::LinuxResources, sandbox: Option<u64>) -> Bounds {
+    let own = bounds(resources);
+    let memory = match (own.memory, sandbox) {
+        (Bound::To(own), Some(sandbox)) => Bound::To(own.min(sandbox)),
+        (Bound::Unsaid | Bound::Infinite, Some(sandbox)) => Bound::To(sandbox),
+        (own, None) => own,
+    };
+    Bounds { memory, ..own }
 }
 
 /// Fields of the request that are of virtual machines.
@@ -181,7 +210,7 @@ fn refuse_of_machines(request: &agent::CreateContainerRequest) -> Result<(), Spe
 }
 
 fn options(spec: &oci::Spec) -> Result<Options, SpecError> {
-    let mut options = Options { overlay: true, seccomp_required: false, umask: 0o022 };
+    let mut options = Options { overlay: true, seccomp: true, seccomp_errno: None, umask: 0o022 };
     for (name, value) in &spec.Annotations {
         let Some(name) = name.strip_prefix(ANNOTATION) else { continue };
         let field = || format!("annotation {ANNOTATION}{name}");
@@ -194,7 +223,15 @@ fn options(spec: &oci::Spec) -> Result<Options, SpecError> {
         };
         match name {
             "overlay" => options.overlay = one_of(["memory", "none"])? == 0,
-            "seccomp" => options.seccomp_required = one_of(["ignore", "require"])? == 1,
+            "seccomp" => match value.as_str() {
+                "apply" | "require" => {}
+                "ignore" => options.seccomp = false,
+                _ => return invalid(field(), format!("{value:?} is neither apply nor ignore")),
+            },
+            "seccomp-errno" => match value.parse() {
+                Ok(errno) => options.seccomp_errno = Some(errno),
+                Err(_) => return invalid(field(), format!("{value:?} is no number of an error")),
+            },
             "umask" => match u32::from_str_radix(value, 8) {
                 Ok(umask) if umask <= 0o777 => options.umask = umask,
                 _ => return invalid(field(), format!("{value:?} is no octal number up to 0777")),
@@ -206,7 +243,7 @@ fn options(spec: &oci::Spec) -> Result<Options, SpecError> {
     Ok(options)
 }
 
-fn refuse_unsupported(spec: &oci::Spec, options: &Options) -> Result<(), SpecError> {
+fn refuse_unsupported(spec: &oci::Spec) -> Result<(), SpecError> {
     if spec.Solaris.is_some() || spec.Windows.is_some() {
         return unsupported("solaris, windows", "containers of Linux are run");
     }
@@ -236,15 +273,6 @@ fn refuse_unsupported(spec: &oci::Spec, options: &Options) -> Result<(), SpecErr
     }
     if linux.IntelRdt.is_some() {
         return unsupported("linux.intelRdt", "it is of the host's processors");
-    }
-    if let Some(seccomp) = linux.Seccomp.as_ref() {
-        if options.seccomp_required {
-            return unsupported("linux.seccomp", "filters of guests are not there yet");
-        }
-        tracing::warn!(
-            default_action = seccomp.DefaultAction,
-            "linux.seccomp is not applied: calls of the container do not reach the host's kernel"
-        );
     }
     Ok(())
 }
@@ -307,4 +335,28 @@ fn devices(spec: &oci::Spec) -> Result<Vec<DevicePlan>, SpecError> {
         plans.push(DevicePlan { at: device.Path.clone(), major, minor, mode, uid, gid });
     }
     Ok(plans)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bounds_are_those_of_resources_and_sandbox() {
+        let mut resources = oci::LinuxResources::new();
+        assert_eq!(first_bounds(&resources, None), Bounds::default());
+        assert_eq!(first_bounds(&resources, Some(7)).memory, Bound::To(7));
+        resources.Memory.mut_or_insert_default().Limit = 5;
+        resources.Pids.mut_or_insert_default().Limit = -1;
+        resources.CPU.mut_or_insert_default().Quota = 50_000;
+        let wanted =
+            Bounds { tasks: Bound::Infinite, memory: Bound::To(5), cpu: Bound::To((50_000, CPU_PERIOD)) };
+        assert_eq!(first_bounds(&resources, Some(7)), wanted);
+        assert_eq!(first_bounds(&resources, Some(3)).memory, Bound::To(3));
+        resources.Memory.as_mut().unwrap().Limit = -1;
+        resources.CPU.as_mut().unwrap().Quota = 0;
+        let wanted = Bounds { tasks: Bound::Infinite, memory: Bound::Infinite, cpu: Bound::Unsaid };
+        assert_eq!(bounds(&resources), wanted);
+    }
 }

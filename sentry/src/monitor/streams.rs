@@ -20,6 +20,8 @@ use super::terminal;
 
 /// Longest request.
 const LINE_MAX: usize = 4096;
+/// Descriptors of a process besides its streams.
+pub(crate) const MORE_MAX: usize = 32;
 /// How long a request may take to arrive.
 const ARRIVES: Duration = Duration::from_secs(10);
 /// How long descriptors wait for their process.
@@ -56,6 +58,9 @@ struct Request {
     streams: Vec<Name>,
     #[serde(default)]
     terminal: bool,
+    /// How many of the descriptors, the last ones, the process is to have from 3 on.
+    #[serde(default)]
+    more: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -75,7 +80,15 @@ enum Reply<'a> {
 
 /// What a process gets.
 #[derive(Debug)]
-pub(crate) enum Given {
+pub(crate) struct Given {
+    pub(crate) streams: GivenStreams,
+    /// What it has from 3 on.
+    pub(crate) more: Vec<OwnedFd>,
+}
+
+/// Its streams.
+#[derive(Debug)]
+pub(crate) enum GivenStreams {
     /// Input, output and errors, as far as they were given.
     Plain([Option<OwnedFd>; 3]),
     /// The slave of a terminal of the host.
@@ -159,8 +172,9 @@ async fn receive(connection: &UnixStream) -> Result<(Vec<u8>, Vec<OwnedFd>), Str
         if line.len() > LINE_MAX {
             return Err(StreamsError::Request(format!("the request is longer than {LINE_MAX} bytes")));
         }
-        if descriptors.len() > 3 {
-            return Err(StreamsError::Request("more than three descriptors came".to_owned()));
+        if descriptors.len() > 3 + MORE_MAX {
+            let text = format!("more than three and {MORE_MAX} descriptors came");
+            return Err(StreamsError::Request(text));
         }
         if line.last() == Some(&b'\n') {
             return Ok((line, descriptors));
@@ -170,7 +184,7 @@ async fn receive(connection: &UnixStream) -> Result<(Vec<u8>, Vec<OwnedFd>), Str
 
 fn part(connection: &UnixStream) -> std::io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     // Room for one more than there may be, so that too many are seen.
-    let mut room = nix::cmsg_space!([RawFd; 4]);
+    let mut room = nix::cmsg_space!([RawFd; 4 + MORE_MAX]);
     let mut bytes = vec![0; LINE_MAX + 1];
     let mut slices = [IoSliceMut::new(&mut bytes)];
     let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
@@ -188,22 +202,34 @@ fn part(connection: &UnixStream) -> std::io::Result<(Vec<u8>, Vec<OwnedFd>)> {
 }
 
 /// Does what a request asks. The master of a terminal that was made for it.
-fn handle(line: &[u8], descriptors: Vec<OwnedFd>, parked: &Parked) -> Result<Option<OwnedFd>, StreamsError> {
+fn handle(
+    line: &[u8],
+    mut descriptors: Vec<OwnedFd>,
+    parked: &Parked,
+) -> Result<Option<OwnedFd>, StreamsError> {
     let request: Request = serde_json::from_slice(line)
         .map_err(|error| StreamsError::Request(format!("the request is none: {error}")))?;
     check_id(&request.container)?;
     if !request.exec.is_empty() {
         check_id(&request.exec)?;
     }
-    let (given, master) = match request.terminal {
+    let Some(streams) = descriptors.len().checked_sub(request.more).filter(|_| request.more <= MORE_MAX)
+    else {
+        let text =
+            format!("{} further descriptors are told of, and {} came", request.more, descriptors.len());
+        return Err(StreamsError::Request(text));
+    };
+    let more = descriptors.split_off(streams);
+    more.iter().try_for_each(check)?;
+    let (streams, master) = match request.terminal {
         true => terminal(&request, descriptors)?,
         false => (plain(&request, descriptors)?, None),
     };
-    parked.put(request.container, request.exec, given)?;
+    parked.put(request.container, request.exec, Given { streams, more })?;
     Ok(master)
 }
 
-fn plain(request: &Request, descriptors: Vec<OwnedFd>) -> Result<Given, StreamsError> {
+fn plain(request: &Request, descriptors: Vec<OwnedFd>) -> Result<GivenStreams, StreamsError> {
     if request.streams.len() != descriptors.len() {
         let text = format!(
             "{} streams are named, and {} descriptors came",
@@ -220,7 +246,7 @@ fn plain(request: &Request, descriptors: Vec<OwnedFd>) -> Result<Given, StreamsE
             return Err(StreamsError::Request("a stream is named twice".to_owned()));
         }
     }
-    Ok(Given::Plain(places))
+    Ok(GivenStreams::Plain(places))
 }
 
 /// A folder of the host would lead to others.
@@ -239,7 +265,7 @@ fn check(descriptor: &OwnedFd) -> Result<(), StreamsError> {
 fn terminal(
     request: &Request,
     mut descriptors: Vec<OwnedFd>,
-) -> Result<(Given, Option<OwnedFd>), StreamsError> {
+) -> Result<(GivenStreams, Option<OwnedFd>), StreamsError> {
     let host = |what| move |error| StreamsError::Host { what, error };
     if !request.streams.is_empty() || descriptors.len() > 1 {
         return Err(StreamsError::Request("a terminal has one descriptor at most, and no names".to_owned()));
@@ -252,7 +278,7 @@ fn terminal(
         }
     };
     terminal::make_raw(&slave).map_err(host("the descriptor of a terminal"))?;
-    Ok((Given::Terminal(slave), master))
+    Ok((GivenStreams::Terminal(slave), master))
 }
 
 #[cfg(test)]
@@ -277,9 +303,14 @@ mod tests {
         let line = r#"{"container":"c","exec":"e","streams":["stdout","stdin"]}"#;
         assert!(ask(line, 2, &parked).unwrap().is_none());
         assert!(parked.take("c", "").is_none());
-        let Some(Given::Plain([input, output, errors])) = parked.take("c", "e") else { panic!() };
+        let Some(Given { streams: GivenStreams::Plain([input, output, errors]), .. }) = parked.take("c", "e")
+        else {
+            panic!()
+        };
         assert!(input.is_some() && output.is_some() && errors.is_none());
         assert!(parked.take("c", "e").is_none());
+        ask(r#"{"container":"c","streams":["stdin"],"more":2}"#, 3, &parked).unwrap();
+        assert_eq!(parked.take("c", "").unwrap().more.len(), 2);
     }
 
     #[test]
@@ -287,7 +318,7 @@ mod tests {
         let parked = Parked::default();
         let master = ask(r#"{"container":"c","terminal":true}"#, 0, &parked).unwrap();
         assert!(master.is_some());
-        assert!(matches!(parked.take("c", ""), Some(Given::Terminal(_))));
+        assert!(matches!(parked.take("c", ""), Some(Given { streams: GivenStreams::Terminal(_), .. })));
         let error = ask(r#"{"container":"c","terminal":true}"#, 1, &parked).unwrap_err();
         assert!(error.contains("terminal"), "{error}");
     }
@@ -304,6 +335,8 @@ mod tests {
             (r#"{"container":"c","streams":["stdin"]}"#, 0, "0 descriptors came"),
             (r#"{"container":"c"}"#, 1, "1 descriptors came"),
             (r#"{"container":"c","streams":["stdin","stdin"]}"#, 2, "twice"),
+            (r#"{"container":"c","more":2}"#, 1, "2 further descriptors"),
+            (r#"{"container":"c","more":33}"#, 33, "33 further descriptors"),
             (r#"{"container":"c","streams":["stdfoo"]}"#, 1, "stdfoo"),
             (r#"{"container":"c","terminal":true,"streams":["stdin"]}"#, 1, "at most"),
         ] {

@@ -10,13 +10,14 @@ use kata_cc_sentry::control::message::{
 };
 use kata_cc_sentry::defence::Strength;
 use kata_cc_sentry::gofer;
+use nix::fcntl::{FcntlArg, fcntl};
 use thiserror::Error;
 use tokio::sync::Notify;
 
 use super::link::{CallError, Link};
 use super::spec::{self, Around, Descriptors, SpecError, Streams};
 use super::stream::{Stream, pipe};
-use super::streams::{Given, Parked};
+use super::streams::{Given, GivenStreams, Parked};
 use super::table::{Container, Pipes, Process, Table, TableError};
 use super::terminal;
 
@@ -84,6 +85,7 @@ pub(crate) struct Monitor {
 /// A process' streams, as the request and as the table have them.
 struct Connected {
     plan: Streams,
+    more: Vec<(Descriptor, u32)>,
     pipes: Option<Pipes>,
     /// A terminal of the host.
     slave: Option<OwnedFd>,
@@ -163,7 +165,8 @@ impl Monitor {
         let connected = connect(self.parked.take(id, ""), terminal, &mut descriptors)?;
         let files = descriptors.place()?;
         let around = Around { container, process: number, memory: self.memory, files };
-        let planned = spec::container(request, &around, &connected.plan)?;
+        let mut planned = spec::container(request, &around, &connected.plan)?;
+        planned.plan.process.more = connected.more;
         let process = Process::new(number, "", terminal, connected.pipes);
         self.table.add(id, container, process)?;
         let made = async {
@@ -201,7 +204,8 @@ impl Monitor {
         let number = ProcessNumber(self.table.number());
         let mut descriptors = Descriptors::default();
         let connected = connect(self.parked.take(id, exec), given.Terminal, &mut descriptors)?;
-        let plan = spec::process(given, number, container.umask, &connected.plan)?;
+        let mut plan = spec::process(given, number, container.umask, &connected.plan)?;
+        plan.more = connected.more;
         let process = Process::new(number, exec, given.Terminal, connected.pipes);
         self.table.add_exec(id, Arc::clone(&process))?;
         let ask = Ask::Exec(container.number, Box::new(plan));
@@ -281,13 +285,11 @@ impl Monitor {
         let resources = request.resources.get_or_default();
         if resources.Memory.is_some() || resources.CPU.is_some() {
             tracing::info!(
-                "bounds on memory and CPU are the host's cgroup's, which whoever started the sandbox changes"
+                "bounds on memory and CPU are shown to the container; what holds them is the host's cgroup, which whoever \
+                 started the sandbox changes"
             );
         }
-        match resources.Pids.is_some() {
-            true => self.done(Ask::LimitTasks(container.number, spec::tasks(resources))).await,
-            false => Ok(()),
-        }
+        self.done(Ask::Limit(container.number, spec::bounds(resources))).await
     }
 
     /// What a container uses.
@@ -408,26 +410,43 @@ fn pipes<'a>(process: &'a Process, id: &str) -> Result<&'a Pipes, WorkError> {
     process.pipes.as_ref().ok_or_else(|| WorkError::Direct(name.to_owned()))
 }
 
-/// Streams of a process: those that were given for it, or pipes.
+/// What a process gets: what was given for it, or pipes.
 fn connect(
     given: Option<Given>,
     terminal: bool,
     descriptors: &mut Descriptors,
 ) -> Result<Connected, WorkError> {
+    let (given, more) = given.map_or((None, Vec::new()), |given| (Some(given.streams), given.more));
+    let mut connected = connect_streams(given, terminal, descriptors)?;
+    for one in more {
+        let flags = fcntl(&one, FcntlArg::F_GETFL).map_err(std::io::Error::from);
+        let flags = flags.map_err(host("a descriptor of a process"))?.cast_unsigned();
+        let access = flags & libc::O_ACCMODE.cast_unsigned();
+        connected.more.push((descriptors.add(one)?, access));
+    }
+    Ok(connected)
+}
+
+/// Streams of a process.
+fn connect_streams(
+    given: Option<GivenStreams>,
+    terminal: bool,
+    descriptors: &mut Descriptors,
+) -> Result<Connected, WorkError> {
     let fail = || host("the streams of a process");
     match (given, terminal) {
-        (Some(Given::Terminal(slave)), true) => {
+        (Some(GivenStreams::Terminal(slave)), true) => {
             let (input, output) = (slave.try_clone().map_err(fail())?, slave.try_clone().map_err(fail())?);
             let plan = Streams::Terminal(descriptors.add(input)?, descriptors.add(output)?);
-            Ok(Connected { plan, pipes: None, slave: Some(slave) })
+            Ok(Connected { more: Vec::new(), plan, pipes: None, slave: Some(slave) })
         }
-        (Some(Given::Plain(given)), false) => {
+        (Some(GivenStreams::Plain(given)), false) => {
             let mut places = [Descriptor(0); 3];
             for (number, (place, given)) in places.iter_mut().zip(given).enumerate() {
                 let descriptor = given.map_or_else(|| nothing(number == 0), Ok).map_err(fail())?;
                 *place = descriptors.add(descriptor)?;
             }
-            Ok(Connected { plan: Streams::Plain(places), pipes: None, slave: None })
+            Ok(Connected { more: Vec::new(), plan: Streams::Plain(places), pipes: None, slave: None })
         }
         (Some(_), _) => {
             let why = "is not what the streams socket was told for this process";
@@ -441,7 +460,7 @@ fn connect(
                 output: Stream::new(output.0).map_err(fail())?,
                 errors: None,
             };
-            Ok(Connected { plan, pipes: Some(pipes), slave: None })
+            Ok(Connected { more: Vec::new(), plan, pipes: Some(pipes), slave: None })
         }
         (None, false) => {
             let (input, output, errors) =
@@ -452,7 +471,7 @@ fn connect(
                 output: Stream::new(output.0).map_err(fail())?,
                 errors: Some(Stream::new(errors.0).map_err(fail())?),
             };
-            Ok(Connected { plan: Streams::Plain(places), pipes: Some(pipes), slave: None })
+            Ok(Connected { more: Vec::new(), plan: Streams::Plain(places), pipes: Some(pipes), slave: None })
         }
     }
 }

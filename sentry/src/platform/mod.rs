@@ -179,6 +179,12 @@ pub const ANSWERED: [i64; 7] = [
     libc::SYS_getppid,
 ];
 
+/// Arguments of `rseq` that take back what those registered; of a call that takes back, nothing is left to do (`RSEQ_FLAG_UNREGISTER`).
+pub(crate) fn taken_back([address, length, flags, signature]: [u64; 4]) -> Option<[u64; 4]> {
+    const UNREGISTER: u64 = 1;
+    (flags & UNREGISTER == 0).then_some([address, length, flags | UNREGISTER, signature])
+}
+
 /// Reading and writing a guest's memory. Both stop at the first byte that cannot be had and tell how many came before it.
 pub trait Memory {
     /// Copies out of the guest; the number of bytes that could be read from the start.
@@ -279,6 +285,17 @@ pub trait Thread: Memory + Send {
     /// # Errors
     /// EFAULT.
     fn compare_exchange(&mut self, address: u64, expected: u32, new: u32) -> Result<u32, Errno>;
+
+    /// `rseq` of this thread, with its four arguments: the host's kernel keeps the structure, which lies in the guest's own memory, and
+    /// restarts sections. What `fork` hands on and threads do not have is as Linux has it, since both are the host's own.
+    ///
+    /// # Errors
+    /// Those of `rseq`; ENOSYS where the platform cannot do it: a tracer that puts a handler of the guest in the place of a section keeps the
+    /// host's kernel from seeing that the section was left.
+    fn restartable(&mut self, arguments: [u64; 4]) -> Result<(), Errno> {
+        let _ = arguments;
+        Err(Errno::ENOSYS)
+    }
 
     /// A new address space that is a copy of this one (`fork`), with one thread, whose registers are this one's.
     fn fork(&mut self) -> Result<Box<dyn Thread>, Errno>;

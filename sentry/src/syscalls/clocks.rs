@@ -28,8 +28,12 @@ pub(super) const CALLS: &[Entry] = &[
         "the clock is the host's: EPERM",
     ),
     Entry::full(libc::SYS_time, "time", sys_time),
+    Entry::partial(libc::SYS_adjtimex, "adjtimex", sys_adjtimex, READ_ONLY),
+    Entry::partial(libc::SYS_clock_adjtime, "clock_adjtime", sys_clock_adjtime, READ_ONLY),
 ];
 
+const READ_ONLY: &str =
+    "the clock is the host's: it tells a clock that nobody keeps right, and changes are EPERM";
 const TIMER_ABSTIME: u64 = 1;
 /// How often CPU time is looked at by who sleeps by it.
 const TICK: Duration = Duration::from_millis(4);
@@ -118,6 +122,56 @@ fn sys_gettimeofday(call: &mut Call<'_>, [time, zone, ..]: [u64; 6]) -> SysResul
         call.write(zone, &[0; 8])?;
     }
     Ok(0)
+}
+
+/// Bytes of `struct timex`.
+const TIMEX: usize = 208;
+
+fn sys_adjtimex(call: &mut Call<'_>, [address, ..]: [u64; 6]) -> SysResult {
+    /// What `adjtime` asks for, and what only looks (`include/uapi/linux/timex.h`).
+    const ADJTIME: u32 = 0x8000;
+    const SINGLE_SHOT: u32 = 1;
+    const LOOKS: u32 = 0x2000;
+    /// The clock is not known to be right; so is the result.
+    const UNSYNCHRONISED: u32 = 0x40;
+    const TIME_ERROR: u64 = 5;
+    let given: [u8; TIMEX] = call.read_array(address)?;
+    let modes = u32::from_le_bytes([given[0], given[1], given[2], given[3]]);
+    let changes = match modes {
+        modes if modes & ADJTIME != 0 && modes & SINGLE_SHOT == 0 => return Err(Errno::EINVAL.into()),
+        modes if modes & ADJTIME != 0 => modes & LOOKS == 0,
+        modes => modes != 0,
+    };
+    if changes {
+        return Err(Errno::EPERM.into());
+    }
+    let mut bytes = [0; TIMEX];
+    let mut put = |at: usize, value: &[u8]| {
+        bytes.iter_mut().skip(at).zip(value).for_each(|(place, byte)| *place = *byte);
+    };
+    put(0, &modes.to_le_bytes());
+    // Largest and estimated error, in microseconds: as large as they are told (NTP_PHASE_LIMIT).
+    put(24, &16_000_000_u64.to_le_bytes());
+    put(32, &16_000_000_u64.to_le_bytes());
+    put(40, &UNSYNCHRONISED.to_le_bytes());
+    // Time constant, precision, tolerance.
+    put(48, &2_u64.to_le_bytes());
+    put(56, &1_u64.to_le_bytes());
+    put(64, &32_768_000_u64.to_le_bytes());
+    put(72, &timeval(call.kernel.clocks.realtime()));
+    // Microseconds of a tick.
+    put(88, &10_000_u64.to_le_bytes());
+    call.write(address, &bytes)?;
+    Ok(TIME_ERROR)
+}
+
+fn sys_clock_adjtime(call: &mut Call<'_>, [clock, address, ..]: [u64; 6]) -> SysResult {
+    let clock = int(clock);
+    Clock::of(call.task, clock)?;
+    if clock != libc::CLOCK_REALTIME {
+        return Err(Errno::EOPNOTSUPP.into());
+    }
+    sys_adjtimex(call, [address, 0, 0, 0, 0, 0])
 }
 
 fn sys_time(call: &mut Call<'_>, [address, ..]: [u64; 6]) -> SysResult {

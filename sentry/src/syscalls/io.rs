@@ -44,7 +44,7 @@ const RWF_KNOWN: u32 = 0x3f;
 
 /// Where a transfer takes place.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum At {
+pub(super) enum At {
     /// At the position, which it moves.
     Position,
     /// Elsewhere.
@@ -63,7 +63,7 @@ pub(super) fn broken_pipe(call: &mut Call<'_>, file: &OpenFile, error: SysError)
 }
 
 /// EBADF for what is not open for reading, EINVAL for what has no way to read: before the buffer is looked at (`vfs_read`).
-fn may_read(file: &OpenFile) -> Result<(), Errno> {
+pub(super) fn may_read(file: &OpenFile) -> Result<(), Errno> {
     match file.file().transfers() {
         _ if !file.flags().readable() => Err(Errno::EBADF),
         (false, _) => Err(Errno::EINVAL),
@@ -72,7 +72,7 @@ fn may_read(file: &OpenFile) -> Result<(), Errno> {
 }
 
 /// The same for writing.
-fn may_write(file: &OpenFile) -> Result<(), Errno> {
+pub(super) fn may_write(file: &OpenFile) -> Result<(), Errno> {
     match file.file().transfers() {
         _ if !file.flags().writable() => Err(Errno::EBADF),
         (_, false) => Err(Errno::EINVAL),
@@ -108,7 +108,13 @@ fn room_for(call: &Call<'_>, file: &OpenFile, at: At, length: u64) -> Result<u64
     })
 }
 
-fn read_to(call: &mut Call<'_>, file: &Arc<OpenFile>, buffer: &Buffer, at: At, nowait: bool) -> SysResult {
+pub(super) fn read_to(
+    call: &mut Call<'_>,
+    file: &Arc<OpenFile>,
+    buffer: &Buffer,
+    at: At,
+    nowait: bool,
+) -> SysResult {
     may_read(file)?;
     if let Some(target) = sockets::Target::of(file) {
         return sockets::read(call, &target, buffer.parts(), nowait);
@@ -154,7 +160,13 @@ fn read_to(call: &mut Call<'_>, file: &Arc<OpenFile>, buffer: &Buffer, at: At, n
     }
 }
 
-fn write_from(call: &mut Call<'_>, file: &Arc<OpenFile>, buffer: &Buffer, at: At, nowait: bool) -> SysResult {
+pub(super) fn write_from(
+    call: &mut Call<'_>,
+    file: &Arc<OpenFile>,
+    buffer: &Buffer,
+    at: At,
+    nowait: bool,
+) -> SysResult {
     may_write(file)?;
     if let Some(target) = sockets::Target::of(file) {
         return sockets::write(call, &target, buffer.parts(), nowait);
@@ -254,7 +266,7 @@ fn write_vector(
 
 /// EOPNOTSUPP for flags that are not known, and for `RWF_NOWAIT` where the bytes of a file may have to be waited for
 /// (`kiocb_set_rw_flags`).
-fn check_flags(file: &OpenFile, flags: u32) -> Result<(), Errno> {
+pub(super) fn check_flags(file: &OpenFile, flags: u32) -> Result<(), Errno> {
     let regular = file.inode().kind() == FileKind::Regular && file.file().seekable();
     if flags & !RWF_KNOWN != 0 || flags & RWF_NOWAIT != 0 && regular {
         return Err(Errno::EOPNOTSUPP);
@@ -278,7 +290,7 @@ fn positional(file: &OpenFile) -> Result<(), Errno> {
 }
 
 /// `pwrite` on what was opened with `O_APPEND` appends (`man 2 pwrite`, BUGS).
-fn write_place(file: &OpenFile, offset: u64) -> At {
+pub(super) fn write_place(file: &OpenFile, offset: u64) -> At {
     if file.flags().has(libc::O_APPEND) { At::End } else { At::Offset(offset) }
 }
 

@@ -1,5 +1,7 @@
 //! The system calls of x86-64 (`arch/x86/entry/syscalls/syscall_64.tbl`): a file for each family, each with the list of what it has.
 
+pub(crate) mod absent;
+mod aio;
 mod attributes;
 mod clocks;
 mod control;
@@ -15,6 +17,7 @@ mod files;
 mod futexes;
 mod identity;
 mod io;
+mod keys;
 mod limits;
 mod made_files;
 mod memory;
@@ -90,6 +93,7 @@ pub const NUMBERS: usize = 470;
 
 /// Every family's calls.
 const FAMILIES: &[&[Entry]] = &[
+    aio::CALLS,
     attributes::CALLS,
     clocks::CALLS,
     control::CALLS,
@@ -99,6 +103,7 @@ const FAMILIES: &[&[Entry]] = &[
     futexes::CALLS,
     identity::CALLS,
     io::CALLS,
+    keys::CALLS,
     limits::CALLS,
     made_files::CALLS,
     memory::CALLS,

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Status, names, table};
+use super::{Status, absent, names, table};
 
 /// The table as Markdown: number, name, how much of it is there.
 #[must_use]
@@ -14,7 +14,10 @@ pub fn markdown() -> String {
                 Status::Full => (entry.name, "full".to_owned()),
                 Status::Partial(missing) => (entry.name, format!("partial: {missing}")),
             },
-            (None, Some(name)) => (name, "absent: ENOSYS".to_owned()),
+            (None, Some(name)) => match absent::usual(name) {
+                "" => (name, "absent: ENOSYS".to_owned()),
+                usual => (name, format!("absent: ENOSYS; made by {usual}")),
+            },
             (None, None) => continue,
         };
         // Writing to a string does not fail.

@@ -32,7 +32,7 @@ pub(super) const CALLS: &[Entry] = &[
 ];
 
 /// Waits with another signal mask.
-fn with_mask(
+pub(super) fn with_mask(
     call: &mut Call<'_>,
     mask: u64,
     size: u64,

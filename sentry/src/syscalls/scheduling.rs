@@ -12,6 +12,7 @@ use crate::task::{Credentials, Task, capability};
 
 pub(super) const CALLS: &[Entry] = &[
     Entry::full(libc::SYS_sched_yield, "sched_yield", sys_sched_yield),
+    Entry::full(libc::SYS_rseq, "rseq", sys_rseq),
     Entry::partial(libc::SYS_sched_getaffinity, "sched_getaffinity", sys_sched_getaffinity, KEPT),
     Entry::partial(libc::SYS_sched_setaffinity, "sched_setaffinity", sys_sched_setaffinity, KEPT),
     Entry::partial(libc::SYS_sched_getscheduler, "sched_getscheduler", sys_sched_getscheduler, KEPT),
@@ -62,6 +63,12 @@ fn find(call: &Call<'_>, pid: i32) -> Result<Arc<Task>, Errno> {
 /// Whether one may change how another is scheduled.
 fn may_change(who: &Credentials, other: &Credentials) -> bool {
     who.euid == other.euid || who.euid == other.uid || who.capable_in(&other.user_ns, capability::SYS_NICE)
+}
+
+/// Restartable sequences (`kernel/rseq.c`): the host's kernel does for the thread of the stub what Linux does for the guest's.
+fn sys_rseq(call: &mut Call<'_>, [address, length, flags, signature, ..]: [u64; 6]) -> SysResult {
+    call.thread.restartable([address, length, flags, signature])?;
+    Ok(0)
 }
 
 fn sys_sched_yield(_: &mut Call<'_>, _: [u64; 6]) -> SysResult {

@@ -1,14 +1,15 @@
 //! What is known about files: `stat`, `statx`, `access`, `statfs`.
 
 use libc::{
-    SYS_access, SYS_faccessat, SYS_faccessat2, SYS_fstat, SYS_fstatfs, SYS_lstat, SYS_newfstatat, SYS_stat,
-    SYS_statfs, SYS_statx,
+    SYS_access, SYS_faccessat, SYS_faccessat2, SYS_fstat, SYS_fstatfs, SYS_lstat, SYS_name_to_handle_at,
+    SYS_newfstatat, SYS_open_by_handle_at, SYS_stat, SYS_statfs, SYS_statx,
 };
 
 use super::Entry;
 use super::file_args::{CWD, Target, caller, int, place, target, uint};
 use crate::call::Call;
 use crate::error::{Errno, SysResult};
+use crate::task::capability;
 use crate::vfs::access::{self, EXECUTE, WRITE};
 use crate::vfs::{Attributes, Caller, FileKind, FsStatus, MountFlags, Place, Timestamp, device_parts};
 
@@ -24,7 +25,12 @@ pub(super) const CALLS: &[Entry] = &[
     Entry::full(SYS_faccessat2, "faccessat2", faccessat2),
     Entry::full(SYS_statfs, "statfs", statfs),
     Entry::full(SYS_fstatfs, "fstatfs", fstatfs),
+    Entry::partial(SYS_name_to_handle_at, "name_to_handle_at", name_to_handle_at, NO_HANDLES),
+    Entry::partial(SYS_open_by_handle_at, "open_by_handle_at", open_by_handle_at, NO_HANDLES),
 ];
+
+/// As on a file system of Linux that exports none (`overlay`).
+const NO_HANDLES: &str = "no file system has handles: EOPNOTSUPP";
 
 /// Bytes one after another, as the ABI has them.
 struct Record(Vec<u8>);
@@ -251,4 +257,29 @@ fn fstatfs(call: &mut Call<'_>, [fd, to, ..]: [u64; 6]) -> SysResult {
     };
     call.write_result(to, &statfs_bytes(&status, file.place()))?;
     Ok(0)
+}
+
+fn name_to_handle_at(call: &mut Call<'_>, [dirfd, path, _, _, flags, _]: [u64; 6]) -> SysResult {
+    /// `AT_SYMLINK_FOLLOW`, `AT_EMPTY_PATH`, `AT_HANDLE_FID`, `AT_HANDLE_MNT_ID_UNIQUE`, `AT_HANDLE_CONNECTABLE`.
+    const KNOWN: i32 = 0x400 | 0x1000 | 0x200 | 1 | 2;
+    let flags = int(flags);
+    if flags & !KNOWN != 0 {
+        return Err(Errno::EINVAL.into());
+    }
+    let follow = if flags & libc::AT_SYMLINK_FOLLOW != 0 { 0 } else { libc::AT_SYMLINK_NOFOLLOW };
+    target(call, &caller(call), dirfd, path, flags & libc::AT_EMPTY_PATH | follow)?;
+    Err(Errno::EOPNOTSUPP.into())
+}
+
+fn open_by_handle_at(call: &mut Call<'_>, [_, handle, ..]: [u64; 6]) -> SysResult {
+    const SIZE_MAX: u32 = 128;
+    if !call.task.credentials().capable(capability::DAC_READ_SEARCH) {
+        return Err(Errno::EPERM.into());
+    }
+    let size = call.read_u32(handle)?;
+    if size == 0 || size > SIZE_MAX {
+        return Err(Errno::EINVAL.into());
+    }
+    // Nobody was given one.
+    Err(Errno::ESTALE.into())
 }

@@ -12,7 +12,12 @@ pub(super) const CALLS: &[Entry] = &[
     Entry::full(libc::SYS_uname, "uname", sys_uname),
     Entry::full(libc::SYS_sethostname, "sethostname", sys_sethostname),
     Entry::full(libc::SYS_setdomainname, "setdomainname", sys_setdomainname),
-    Entry::partial(libc::SYS_sysinfo, "sysinfo", sys_sysinfo, "memory and load are the host's"),
+    Entry::partial(
+        libc::SYS_sysinfo,
+        "sysinfo",
+        sys_sysinfo,
+        "load is the host's, and memory without a bound of the container",
+    ),
     Entry::full(libc::SYS_getrandom, "getrandom", sys_getrandom),
     Entry::partial(libc::SYS_syslog, "syslog", sys_syslog, "the log is empty"),
 ];
@@ -77,8 +82,14 @@ fn sys_sysinfo(call: &mut Call<'_>, [address, ..]: [u64; 6]) -> SysResult {
     put(8, load(one));
     put(16, load(five));
     put(24, load(fifteen));
-    put(32, host.ram_total());
-    put(40, host.ram_unused());
+    let (mut total, mut free) = (host.ram_total(), host.ram_unused());
+    if let Some((most, left)) = call.task.control_group().memory_left(&call.kernel.tasks)
+        && most < total
+    {
+        (total, free) = (most, left.min(free));
+    }
+    put(32, total);
+    put(40, free);
     let processes = u16::try_from(call.kernel.tasks.count()).unwrap_or(u16::MAX);
     bytes[80..82].copy_from_slice(&processes.to_le_bytes());
     // Units of memory: bytes.

@@ -1,11 +1,13 @@
 //! What a container's tasks have in common: they are held, counted and bounded together (`Documentation/admin-guide/cgroup-v2.rst`, "pids"
-//! and "cgroup.freeze").
+//! and "cgroup.freeze"). Bounds on memory and CPU are held by the host's control group; here they are known, so that guests see them.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::{CpuTimes, Task, Tasks, ThreadGroup, lock};
+use crate::control::message::{Bound, Bounds};
 
 /// A container's tasks.
 #[derive(Default)]
@@ -13,6 +15,10 @@ pub struct ControlGroup {
     frozen: AtomicBool,
     /// Most tasks; 0 for no bound.
     most: AtomicU64,
+    /// Most bytes of memory; 0 for no bound.
+    memory: AtomicU64,
+    /// Microseconds of CPU in a period of so many.
+    cpu: Mutex<Option<(u64, u64)>>,
     /// No task is made any more.
     closed: AtomicBool,
     /// Of tasks that ended.
@@ -38,6 +44,54 @@ impl ControlGroup {
     /// Sets it. A bound of none is one of one: 0 is no bound.
     pub fn set_most(&self, most: Option<u64>) {
         self.most.store(most.map_or(0, |most| most.max(1)), Ordering::Relaxed);
+    }
+
+    /// Changes bounds, those that are said.
+    pub fn set_bounds(&self, bounds: &Bounds) {
+        match bounds.tasks {
+            Bound::Unsaid => {}
+            Bound::Infinite => self.set_most(None),
+            Bound::To(most) => self.set_most(Some(most)),
+        }
+        match bounds.memory {
+            Bound::Unsaid => {}
+            Bound::Infinite => self.memory.store(0, Ordering::Relaxed),
+            Bound::To(most) => self.memory.store(most.max(1), Ordering::Relaxed),
+        }
+        match bounds.cpu {
+            Bound::Unsaid => {}
+            Bound::Infinite => *lock(&self.cpu) = None,
+            Bound::To(quota) => *lock(&self.cpu) = Some(quota),
+        }
+    }
+
+    /// Most bytes of memory, where there is a bound.
+    #[must_use]
+    pub fn most_memory(&self) -> Option<u64> {
+        Some(self.memory.load(Ordering::Relaxed)).filter(|most| *most != 0)
+    }
+
+    /// Microseconds of CPU, and of the period in which they are, where there is a bound.
+    #[must_use]
+    pub fn cpu_quota(&self) -> Option<(u64, u64)> {
+        *lock(&self.cpu)
+    }
+
+    /// Bytes of memory that its processes have in use.
+    #[must_use]
+    pub fn memory_in_use(self: &Arc<Self>, tasks: &Tasks) -> u64 {
+        // Threads of one process have one memory.
+        let spaces = self.tasks(tasks).into_iter().map(|task| task.space());
+        let spaces: BTreeMap<_, _> = spaces.map(|space| (Arc::as_ptr(&space).addr(), space)).collect();
+        let resident = spaces.values().filter_map(|space| Some(space.memory()?.resident()?.0));
+        resident.fold(0_u64, u64::saturating_add)
+    }
+
+    /// How much memory there is for its tasks, and how much of it is left: `None` where that is all of the machine's.
+    #[must_use]
+    pub fn memory_left(self: &Arc<Self>, tasks: &Tasks) -> Option<(u64, u64)> {
+        let most = self.most_memory()?;
+        Some((most, most.saturating_sub(self.memory_in_use(tasks))))
     }
 
     /// From now on no task is made.

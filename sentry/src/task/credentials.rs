@@ -7,6 +7,7 @@ use super::UserNamespace;
 /// Capabilities that this room asks for.
 #[allow(missing_docs, reason = "names as the manual has them")]
 pub mod capability {
+    pub const DAC_READ_SEARCH: u32 = 2;
     pub const KILL: u32 = 5;
     pub const SETGID: u32 = 6;
     pub const SETUID: u32 = 7;

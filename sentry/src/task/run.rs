@@ -69,9 +69,9 @@ fn tell_answers(task: &Task, thread: &mut dyn Thread) {
     thread.set_answers(&[value(libc::SYS_getppid, parent.cast_unsigned())]);
 }
 
-/// Tells the platform which calls it may answer: none of a task whose calls are judged.
+/// Tells the platform which calls it may answer: none of a task that may not make one of them.
 fn set_answers(task: &Task, thread: &mut dyn Thread) {
-    if !task.is_filtered() {
+    if task.lets_answer() {
         tell_answers(task, thread);
     } else if thread.stop_answering().is_err() {
         // Calls would pass by the filter.
@@ -176,7 +176,8 @@ pub(super) fn carry_out(
     thread: &mut dyn Thread,
     number: u64,
 ) -> SysResult {
-    if task.is_filtered()
+    // Registers are fetched for those alone that their arguments decide.
+    if task.judges(number)
         && let Some(refused) = super::seccomp::refuse(task, thread.regs(), number)
     {
         return Err(refused);

@@ -28,6 +28,7 @@
 pub mod access;
 pub mod anon;
 mod attributes;
+pub mod cgroup;
 mod context;
 mod dentry;
 pub mod dev;

@@ -1,10 +1,12 @@
 //! `kata-cc explain`: why something is as it is. Of a sandbox, how it started; of an attestation token or of evidence, every comparison of
-//! the attestation policy: claim, seen, expected, by which rule and reference value, and what to do.
+//! the attestation policy: claim, seen, expected, by which rule and reference value, and what to do; of a log of the sentry, which system calls
+//! programs missed.
 //!
 //! Exit codes of a sandbox: 0 told. Of token and evidence: 0 verified and affirmed; 1 refused, not affirmed, or a token that nobody
 //! verified, with the reasons; 2 something cannot be read. What comes from a token, evidence or a service is never believed for being there:
 //! a token is checked by the keys that are given, and called unverified without any.
 
+mod calls;
 mod evidence;
 mod sandbox;
 mod service;
@@ -17,7 +19,7 @@ use super::evidence::{Given, unreadable};
 use crate::output::Output;
 
 #[derive(Debug, clap::Args)]
-#[command(group(clap::ArgGroup::new("what").required(true).args(["id", "token", "evidence"])))]
+#[command(group(clap::ArgGroup::new("what").required(true).args(["id", "token", "evidence", "calls"])))]
 pub(crate) struct Arguments {
     /// Sandbox, or the beginning of its id.
     id: Option<String>,
@@ -33,6 +35,9 @@ pub(crate) struct Arguments {
     /// Evidence to verify and appraise offline instead; `-` is standard input.
     #[arg(long, value_name = "FILE")]
     evidence: Option<PathBuf>,
+    /// Log of a sandbox on the sentry, or the sandbox, to tell instead which system calls its programs missed; `-` is standard input.
+    #[arg(long, value_name = "FILE|SANDBOX")]
+    calls: Option<String>,
     #[command(flatten)]
     given: Given,
     /// Attestation policy (Rego) for the evidence; the built-in one without it.
@@ -58,9 +63,17 @@ pub(crate) fn explain(arguments: &Arguments, output: &Output) -> anyhow::Result<
         Arguments { token: Some(file), .. } => {
             only_evidence(arguments, true).and_then(|()| token::explain(file, arguments))
         }
+        Arguments { calls: Some(what), .. } => {
+            return match only_evidence(arguments, false).and_then(|()| calls::explain(what, output)) {
+                Ok(code) => Ok(code),
+                Err(error) => Ok(unreadable(&error, output)),
+            };
+        }
         Arguments { evidence: Some(file), service: Some(url), .. } => service::explain(file, url, arguments),
         Arguments { evidence: Some(file), .. } => evidence::explain(file, arguments),
-        _ => anyhow::bail!("nothing is named that could be explained: give a sandbox, --token or --evidence"),
+        _ => anyhow::bail!(
+            "nothing is named that could be explained: give a sandbox, --token, --evidence or --calls"
+        ),
     };
     let answer = match answer {
         Ok(answer) => answer,

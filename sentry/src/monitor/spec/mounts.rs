@@ -71,7 +71,7 @@ pub(super) fn plan(spec: &oci::Spec, exports: &mut Exports) -> Result<Vec<MountP
             made(&field, mount, &parsed)?
         };
         let mut flags = parsed.flags;
-        if kind == MountKind::Empty {
+        if kind == MountKind::ControlGroup {
             flags |= READ_ONLY;
         }
         plans.push(MountPlan { at: mount.destination.clone(), kind, flags });
@@ -117,8 +117,8 @@ fn made(field: &str, mount: &oci::Mount, parsed: &Parsed) -> Result<MountKind, S
         "tmpfs" => memory(field, parsed)?,
         // Queues are the sandbox's, and have no names in a file system here.
         "mqueue" => MountKind::Memory { limit: Some(1 << 20), mode: 0o1777, uid: 0, gid: 0, shared: None },
-        // Bounds are on the host's cgroup, which a container does not see.
-        "cgroup" | "cgroup2" => MountKind::Empty,
+        // Both are what version 2 looks like: the container's own group, which cannot be changed.
+        "cgroup" | "cgroup2" => MountKind::ControlGroup,
         other => {
             let known = "proc, sysfs, tmpfs, devpts, mqueue, cgroup, cgroup2 and bind";
             return unsupported(field, format!("there is no file system {other:?}; there are {known}"));
@@ -211,7 +211,7 @@ mod tests {
         let pts = one("devpts", "devpts", "/dev/pts", "newinstance,ptmxmode=0666,mode=0620,gid=5");
         assert_eq!(pts.unwrap().kind, MountKind::Terminals);
         let cgroup = one("cgroup2", "cgroup", "/sys/fs/cgroup", "nosuid").unwrap();
-        assert_eq!((cgroup.kind, cgroup.flags & READ_ONLY), (MountKind::Empty, READ_ONLY));
+        assert_eq!((cgroup.kind, cgroup.flags & READ_ONLY), (MountKind::ControlGroup, READ_ONLY));
     }
 
     #[test]

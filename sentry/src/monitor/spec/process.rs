@@ -128,6 +128,7 @@ pub(crate) fn process(
         no_new_privileges: process.NoNewPrivileges,
         oom_score,
         streams: stream_plan(process, streams),
+        more: Vec::new(),
     })
 }
 

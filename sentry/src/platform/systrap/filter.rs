@@ -60,6 +60,8 @@ const RULES: &[Rule] = &[
     ),
     Rule(libc::SYS_rt_sigprocmask, &[]),
     Rule(libc::SYS_sigaltstack, &[]),
+    // Of the calling thread, in its own memory.
+    Rule(libc::SYS_rseq, &[]),
     Rule(libc::SYS_exit, &[]),
     Rule(libc::SYS_exit_group, &[]),
 ];
@@ -118,6 +120,7 @@ mod tests {
             (libc::SYS_clone, [SPAWN_FLAGS, 0, 0, 0, 0, 0]),
             (libc::SYS_clone, [FORK_FLAGS, 0, 0, 0, 0, 0]),
             (libc::SYS_prctl, [1, 9, 0, 0, 0, 0]),
+            (libc::SYS_rseq, [0x1000, 32, 0, 1, 0, 0]),
         ] {
             assert_eq!(run(&program, number, STUB, arguments), SECCOMP_RET_ALLOW, "{number} {arguments:x?}");
         }

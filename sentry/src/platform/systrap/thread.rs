@@ -16,7 +16,9 @@ use super::stub::{Parts, Processes, Stub};
 use super::turn::Late;
 use super::waiting::{self, Waiting};
 use crate::error::Errno;
-use crate::platform::{ANSWERED, Interrupt, Memory, MemoryCall, Regs, RemoteMemory, Thread, Trap};
+use crate::platform::{
+    ANSWERED, Interrupt, Memory, MemoryCall, Regs, RemoteMemory, Thread, Trap, taken_back,
+};
 
 /// A guest thread. It owns the turn whenever one of its methods is called.
 pub(super) struct StubThread {
@@ -38,6 +40,8 @@ pub(super) struct StubThread {
     pub(super) memory: Arc<StubMemory<Stub>>,
     /// Which of [`ANSWERED`] the context has answers for.
     pub(super) answered: u64,
+    /// Arguments by which the host's kernel forgets the guest's restartable sequences.
+    restartable: Option<[u64; 4]>,
     pub(super) waiting: Waiting,
     /// Copies that the stub is not asked for, since it was slow.
     pub(super) slow_copies: Cell<u32>,
@@ -144,6 +148,7 @@ impl StubThread {
             interrupt: Arc::new(interrupt),
             memory,
             answered: 0,
+            restartable: None,
             waiting: Waiting::new(),
             slow_copies: Cell::new(0),
             late: Late::default(),
@@ -259,6 +264,7 @@ impl StubThread {
         let (stub, context) = self.processes.adopt(pid, parts, (self.slot, secret), patches)?;
         let place = Place { stub, slot: self.slot, context };
         let mut child = Self::begin(&self.processes, place, pid, socket);
+        child.restartable = self.restartable;
         self.pass_state_to(&mut child)?;
         Ok(child)
     }
@@ -432,6 +438,13 @@ impl Thread for StubThread {
         }
     }
 
+    fn restartable(&mut self, arguments: [u64; 4]) -> Result<(), Errno> {
+        let [address, length, flags, signature] = arguments;
+        self.call(libc::SYS_rseq, [address, length, flags, signature, 0, 0])?;
+        self.restartable = taken_back(arguments);
+        Ok(())
+    }
+
     fn compare_exchange(&mut self, address: u64, expected: u32, new: u32) -> Result<u32, Errno> {
         if !address.is_multiple_of(4) || address > CODE - 4 {
             return Err(Errno::EFAULT);
@@ -505,6 +518,10 @@ impl Drop for StubThread {
         if self.stub.leave() {
             self.stub.kill();
         } else if self.interrupt.thread == self.stub.pid() && !self.stub.is_dead() {
+            // Other threads of the guest may take away the memory in which the host's kernel would still write.
+            if let Some(arguments) = self.restartable.filter(|_| self.has_turn()) {
+                let _ = self.restartable(arguments);
+            }
             // The host forgets the memory of a process whose first thread has ended (`mm_access`), and the process may well go on: that
             // thread waits for a turn, in its context, until the last one ends all.
             return;

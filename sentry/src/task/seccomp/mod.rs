@@ -1,19 +1,22 @@
 //! What a task lets itself call (`man 2 seccomp`; `kernel/seccomp.c`).
 //!
-//! Every call of a task with a filter is judged before it is carried out, also those that a stub would answer by itself: the platform is told
-//! to answer no more in this address space ([`Thread::stop_answering`](crate::platform::Thread::stop_answering)).
+//! Every call of a task with a filter is judged before it is carried out. Numbers that its programs let through whatever the arguments are found
+//! once, when a program is added ([`Allowed`]; `seccomp_cache_prepare` does the same): only the others are run through the programs. Calls that
+//! a stub answers by itself are among the others, or the platform is told to answer no more in this address space
+//! ([`Thread::stop_answering`](crate::platform::Thread::stop_answering)).
 
+mod allowed;
 mod program;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
+pub(super) use allowed::{Allowed, Cached};
 pub use program::{DATA, Instruction, LENGTH_MAX, Program};
 
 use super::signal::{Payload, SignalInfo};
 use super::{Credentials, Pid, Task, capability, lock};
 use crate::error::{Errno, SysError};
-use crate::platform::Regs;
+use crate::platform::{ANSWERED, Regs};
 
 /// Instructions of all filters of a task, each counted with four more (`MAX_INSNS_PER_PATH`).
 const ALL_MAX: usize = 32_768;
@@ -60,11 +63,49 @@ pub enum Filters {
     None,
     /// `read`, `write`, `exit` and `rt_sigreturn`.
     Strict,
-    /// What all of these programs allow, the newest last.
-    Programs(Arc<Vec<Arc<Program>>>),
+    /// What all of these programs allow.
+    Programs(Arc<Programs>),
+}
+
+/// Programs of a task.
+#[derive(Debug)]
+pub struct Programs {
+    /// The newest last.
+    all: Vec<Arc<Program>>,
+    allowed: Allowed,
+}
+
+impl Programs {
+    fn new(all: Vec<Arc<Program>>) -> Self {
+        let allowed = all.iter().fold(Allowed::ALL, |allowed, program| allowed.and(program));
+        Self { all, allowed }
+    }
+
+    /// These and one more.
+    fn with(before: &Filters, program: Program) -> Self {
+        let allowed = before.allowed().and(&program);
+        let all = before.programs().iter().cloned().chain([Arc::new(program)]).collect();
+        Self { all, allowed }
+    }
 }
 
 impl Filters {
+    /// One program, as whoever starts a process gives it.
+    #[must_use]
+    pub fn of(program: &Arc<Program>) -> Self {
+        Self::Programs(Arc::new(Programs::new(vec![Arc::clone(program)])))
+    }
+
+    /// Numbers that are let through whatever the arguments.
+    fn allowed(&self) -> Allowed {
+        match self {
+            Self::None => Allowed::ALL,
+            // `read` and `write` are judged quickly enough.
+            Self::Strict => Allowed::NONE,
+            Self::Programs(programs) => programs.allowed,
+        }
+    }
+
     /// `Seccomp` in `/proc/…/status`.
     #[must_use]
     pub fn mode(&self) -> u8 {
@@ -83,7 +124,7 @@ impl Filters {
 
     fn programs(&self) -> &[Arc<Program>] {
         match self {
-            Self::Programs(programs) => programs,
+            Self::Programs(programs) => &programs.all,
             _ => &[],
         }
     }
@@ -105,7 +146,7 @@ impl Filters {
                 let allowed = ALLOWED.iter().any(|call| call.unsigned_abs() == number);
                 return if allowed { Verdict::Allow } else { Verdict::End };
             }
-            Self::Programs(programs) => programs,
+            Self::Programs(programs) => &programs.all,
         };
         let data = data(number, regs);
         let rank = |value: u32| (value & action::FULL).cast_signed();
@@ -189,10 +230,22 @@ impl Task {
         self.tasks.tree().tasks_of(self.group.pid()).len() <= 1
     }
 
-    /// Whether calls are judged: looked at before each one.
+    /// Whether calls are judged.
     #[must_use]
     pub fn is_filtered(&self) -> bool {
-        self.filtered.load(Ordering::Relaxed)
+        self.filtered.any()
+    }
+
+    /// Whether a call is to be judged: looked at before each one.
+    #[must_use]
+    pub(super) fn judges(&self, number: u64) -> bool {
+        self.filtered.any() && !self.filtered.always_allows(number)
+    }
+
+    /// Whether calls that a platform may answer by itself are none that a program would refuse.
+    #[must_use]
+    pub fn lets_answer(&self) -> bool {
+        !self.is_filtered() || ANSWERED.iter().all(|call| self.filtered.always_allows(call.unsigned_abs()))
     }
 
     /// What it lets itself call.
@@ -201,10 +254,11 @@ impl Task {
         lock(&self.filters).clone()
     }
 
-    pub(super) fn set_filters(&self, filters: Filters) {
-        let filtered = !matches!(filters, Filters::None);
-        *lock(&self.filters) = filters;
-        self.filtered.store(filtered, Ordering::SeqCst);
+    pub(crate) fn set_filters(&self, filters: Filters) {
+        let mut held = lock(&self.filters);
+        let (any, allowed) = (!matches!(filters, Filters::None), filters.allowed());
+        *held = filters;
+        self.filtered.set(any, allowed);
     }
 
     /// `SECCOMP_SET_MODE_STRICT`.
@@ -250,9 +304,7 @@ impl Task {
         if let Some(unlike) = others.iter().find(unlike) {
             return Ok(Some(unlike.pid()));
         }
-        let mut programs = own.programs().to_vec();
-        programs.push(Arc::new(program));
-        let new = Filters::Programs(Arc::new(programs));
+        let new = Filters::Programs(Arc::new(Programs::with(&own, program)));
         let no_new_privileges = self.credentials().no_new_privileges;
         for task in others.iter().filter(|task| !std::ptr::eq(&***task, self)) {
             task.set_filters(new.clone());
@@ -279,7 +331,8 @@ mod tests {
     }
 
     fn of(values: &[u32]) -> Filters {
-        Filters::Programs(Arc::new(values.iter().map(|value| Arc::new(returns(*value))).collect()))
+        let all = values.iter().map(|value| Arc::new(returns(*value)));
+        Filters::Programs(Arc::new(Programs::new(all.collect())))
     }
 
     #[test]
@@ -313,6 +366,40 @@ mod tests {
         let regs = Regs { rip: 0x1_0000_0002, rdi: 3, ..Regs::default() };
         let words = data(39, &regs);
         assert_eq!(words[..6], [39, 0xc000_003e, 2, 1, 3, 0]);
+    }
+
+    #[test]
+    fn what_is_always_allowed_is_known_of_all_programs() {
+        let kernel = Kernel::for_test();
+        let task = Task::for_test(&kernel);
+        assert!(task.lets_answer());
+        // All but `mkdir`, which asks for its argument.
+        let load = |k: u32| Instruction { code: 0x20, yes: 0, no: 0, k };
+        let ret = |k: u32| Instruction { code: 0x06, yes: 0, no: 0, k };
+        let but = |number: i64, rest: &[Instruction]| {
+            let number = u32::try_from(number).unwrap();
+            let head = [load(0), Instruction { code: 0x15, yes: 1, no: 0, k: number }, ret(action::ALLOW)];
+            Program::new(&[&head, rest].concat()).unwrap()
+        };
+        task.add_filter(
+            but(libc::SYS_mkdir, &[load(24), Instruction { code: 0x16, yes: 0, no: 0, k: 0 }]),
+            false,
+        )
+        .unwrap();
+        let always = |number: i64| task.filtered.always_allows(number.unsigned_abs());
+        assert!(task.is_filtered() && task.lets_answer() && always(libc::SYS_read));
+        assert!(!always(libc::SYS_mkdir), "its argument decides");
+        assert!(!always(100_000), "beyond what is kept");
+        task.add_filter(but(libc::SYS_getppid, &[ret(action::ERRNO | 1)]), false).unwrap();
+        assert!(!task.lets_answer() && !always(libc::SYS_getppid) && !always(libc::SYS_mkdir));
+        assert!(always(libc::SYS_getpid));
+        let judge = |number: i64| task.filters().judge(number.unsigned_abs(), &Regs::default());
+        assert_eq!(judge(libc::SYS_getppid), Verdict::Errno(1));
+        let other = Task::for_test(&kernel);
+        other.set_filters(task.filters());
+        assert!(!other.lets_answer());
+        other.set_filters(Filters::Strict);
+        assert!(!other.filtered.always_allows(libc::SYS_read.unsigned_abs()));
     }
 
     #[test]

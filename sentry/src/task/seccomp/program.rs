@@ -165,6 +165,18 @@ impl Program {
     /// What it says of a call. A division by 0 ends it with 0.
     #[must_use]
     pub fn run(&self, data: &[u32; DATA / 4]) -> u32 {
+        self.walk(|word| Some(data.get(word).copied().unwrap_or(0))).unwrap_or(0)
+    }
+
+    /// What it says of a number, whatever place and arguments of the call are; `None` where it looks at them
+    /// (`seccomp_is_const_allow`, which knows fewer instructions).
+    #[must_use]
+    pub fn run_blind(&self, number: u32) -> Option<u32> {
+        self.walk(|word| [number, crate::bpf::AUDIT_ARCH_X86_64].get(word).copied())
+    }
+
+    /// Runs it; `None` where a word of the call is not known that it asks for.
+    fn walk(&self, data: impl Fn(usize) -> Option<u32>) -> Option<u32> {
         let (mut a, mut x, mut memory) = (0u32, 0u32, [0u32; WORDS]);
         let mut at = 0usize;
         // All jumps go forward, so this ends.
@@ -175,7 +187,7 @@ impl Program {
                 Operand::X => x,
             };
             match step {
-                Step::LoadData(word) => a = data.get(*word).copied().unwrap_or(0),
+                Step::LoadData(word) => a = data(*word)?,
                 Step::LoadNumber(number) => a = *number,
                 Step::LoadNumberX(number) => x = *number,
                 Step::LoadWord(word) => a = memory.get(*word).copied().unwrap_or(0),
@@ -184,7 +196,7 @@ impl Program {
                 Step::StoreX(word) => put(&mut memory, *word, x),
                 Step::Calculate(what, from) => match calculate(*what, a, operand(from)) {
                     Some(value) => a = value,
-                    None => return 0,
+                    None => return Some(0),
                 },
                 Step::Negate => a = a.wrapping_neg(),
                 Step::ToX => x = a,
@@ -200,11 +212,11 @@ impl Program {
                     };
                     at += if answer { yes } else { no };
                 }
-                Step::Return(value) => return *value,
-                Step::ReturnA => return a,
+                Step::Return(value) => return Some(*value),
+                Step::ReturnA => return Some(a),
             }
         }
-        0
+        Some(0)
     }
 }
 
@@ -308,6 +320,21 @@ mod tests {
         ];
         assert!(Program::new(&both).is_ok());
         assert_eq!(Program::new(&vec![ret; LENGTH_MAX + 1]).err(), Some(Errno::EINVAL));
+    }
+
+    #[test]
+    fn what_a_number_alone_decides_is_known() {
+        let load = |word: u32| one(0x20, 0, 0, word * 4);
+        let by_number = [load(0), one(0x15, 0, 1, 39), one(0x06, 0, 0, 1), one(0x06, 0, 0, 2)];
+        let program = Program::new(&by_number).unwrap();
+        assert_eq!([program.run_blind(39), program.run_blind(40)], [Some(1), Some(2)]);
+        // Of 39 the argument decides.
+        let argument = [load(0), one(0x15, 0, 1, 39), load(4), RETURN_A];
+        let program = Program::new(&argument).unwrap();
+        assert_eq!([program.run_blind(39), program.run_blind(40)], [None, Some(40)]);
+        let place = Program::new(&[load(2), one(0x06, 0, 0, 1)]).unwrap();
+        assert_eq!(place.run_blind(1), None);
+        assert_eq!(Program::new(&[load(1), RETURN_A]).unwrap().run_blind(1), Some(0xc000_003e));
     }
 
     #[test]

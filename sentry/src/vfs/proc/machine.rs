@@ -96,7 +96,7 @@ impl MachineMemory {
         let total = system.as_ref().map(|system| system.ram_total() / 1024).or_else(|| of("MemTotal"));
         let free = system.as_ref().map(|system| system.ram_unused() / 1024).or_else(|| of("MemFree"));
         let (total, free) = (total.unwrap_or(0), free.unwrap_or(0));
-        Self {
+        let all = Self {
             total,
             free,
             available: of("MemAvailable").unwrap_or(free).min(total),
@@ -105,6 +105,29 @@ impl MachineMemory {
             anonymous: of("AnonPages").unwrap_or(0),
             shared: of("Shmem").unwrap_or(0),
             slab: of("SReclaimable").unwrap_or(0),
+        };
+        match crate::task::current() {
+            Some(task) => all.within(task.control_group().memory_left(task.tasks())),
+            None => all,
+        }
+    }
+
+    /// Where a container has a bound: the machine is as large as that. What the host has cached is no concern of it.
+    fn within(self, left: Option<(u64, u64)>) -> Self {
+        let Some((most, left)) = left.map(|(most, left)| (most / 1024, left / 1024)) else { return self };
+        if most >= self.total {
+            return self;
+        }
+        let free = left.min(self.free);
+        Self {
+            total: most,
+            free,
+            available: left.min(self.available),
+            buffers: 0,
+            cached: 0,
+            anonymous: most.saturating_sub(left),
+            shared: 0,
+            slab: 0,
         }
     }
 
