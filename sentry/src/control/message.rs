@@ -48,6 +48,8 @@ pub enum Ask {
     SignalAll(ContainerNumber, i32),
     /// Lets no guest code of a container run, or all of it again.
     Freeze(ContainerNumber, bool),
+    /// Writes a container to a file: to it, and whether it goes on afterwards.
+    Checkpoint(ContainerNumber, Descriptor, bool),
     /// Changes how many tasks a container may have; `None` for no bound.
     LimitTasks(ContainerNumber, Option<u64>),
     /// What a container uses.
@@ -98,6 +100,8 @@ pub struct ContainerPlan {
     pub own_processes: bool,
     /// The first process.
     pub process: ProcessPlan,
+    /// An image that its processes are restored from; of the plan of the first one only the streams count then.
+    pub image: Option<Descriptor>,
 }
 
 /// Something to be mounted.

@@ -104,6 +104,10 @@ impl Process for Stub {
     fn is_dead(&self) -> bool {
         self.dead.load(Ordering::SeqCst) || !self.is_known()
     }
+
+    fn patches(&self) -> Option<Patches> {
+        Some(Self::patches(self).clone())
+    }
 }
 
 impl Stub {
