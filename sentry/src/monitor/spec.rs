@@ -107,6 +107,8 @@ pub(crate) struct Around {
     pub(crate) memory: Option<u64>,
     /// Where its files will come from.
     pub(crate) files: Descriptor,
+    /// The image that it is restored from.
+    pub(crate) image: Option<Descriptor>,
 }
 
 /// A container to be made.
@@ -148,6 +150,7 @@ pub(crate) fn container(
         tasks: tasks(spec.Linux.get_or_default().Resources.get_or_default()),
         own_processes: !request.sandbox_pidns,
         process: process(first, around.process, options.umask, streams)?,
+        image: around.image,
     };
     let host = Some(spec.Hostname.clone()).filter(|name| !name.is_empty());
     for (field, name) in [("hostname", &host), ("domainname", &domain)] {

@@ -20,9 +20,13 @@ pub(in crate::platform) trait Process: Send + Sync {
     /// Whether it has ended.
     fn is_dead(&self) -> bool;
 
-    /// What the platform keeps about its memory ([`super::kept`]); `None` for nothing.
-    fn patches(&self) -> Option<super::patch::Patches> {
-        None
+    /// What the platform keeps about its memory and in it, which `memory` reads ([`super::kept`]).
+    fn kept(&self, memory: &StubMemory<Self>) -> Result<Vec<u8>, Errno>
+    where
+        Self: Sized,
+    {
+        let _ = memory;
+        Ok(Vec::new())
     }
 }
 
@@ -170,6 +174,6 @@ impl<P: Process> RemoteMemory for StubMemory<P> {
         if self.0.is_dead() {
             return Err(Errno::EFAULT);
         }
-        self.0.patches().map_or(Ok(Vec::new()), |patches| super::kept::tell(&patches, self))
+        self.0.kept(self)
     }
 }

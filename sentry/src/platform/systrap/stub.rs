@@ -20,7 +20,7 @@ use nix::unistd::{Pid, ftruncate};
 use super::context::{Context, futex_wake};
 use super::layout::{CONTEXTS_SIZE, MAX_THREADS, at, context_address, state};
 use super::patch::Patches;
-use super::remote::{Process, word};
+use super::remote::{Process, StubMemory, word};
 use crate::error::Errno;
 use crate::sync::lock;
 
@@ -105,8 +105,9 @@ impl Process for Stub {
         self.dead.load(Ordering::SeqCst) || !self.is_known()
     }
 
-    fn patches(&self) -> Option<Patches> {
-        Some(Self::patches(self).clone())
+    fn kept(&self, memory: &StubMemory<Self>) -> Result<Vec<u8>, Errno> {
+        let patches = self.patches().clone();
+        super::kept::tell(&patches, memory)
     }
 }
 
