@@ -1,5 +1,5 @@
 //! Checkpoint and restore of containers of `kata-cc-sentry serve`: what goes on after it, and what is refused.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may panic, and tells what it does not do")]
 
 #[path = "serve/harness.rs"]
 #[allow(dead_code, reason = "each file of tests uses a part")]
@@ -135,4 +135,146 @@ fn a_python_goes_on() {
     assert_eq!(rest, "3 9 1 3 before nameless /var/tmp 1\nwoken\nsignal\n7 False\n9\n");
     assert_eq!(sandbox.wait("c", "").unwrap(), 0);
     assert_eq!(sandbox.end(), 0);
+}
+
+#[test]
+fn a_redis_answers_with_its_data() {
+    // As `tests/programs.rs` has it: what `tests/programs/make-root programs` prints.
+    let Ok(root) = std::env::var("KATA_CC_PROGRAMS_ROOT") else {
+        eprintln!("not tested: KATA_CC_PROGRAMS_ROOT names no root with a redis-server");
+        return;
+    };
+    let mut spec = spec(&["redis-server", "--save", "", "--appendonly", "no", "--bind", "127.0.0.1"]);
+    spec.Root.mut_or_insert_default().Path = root;
+    let image = tempfile::tempfile().unwrap();
+    let sandbox = Sandbox::start(&[]);
+    sandbox.run("c", &spec);
+    sandbox.read_until("c", "", "eady to accept connections");
+    let client = |sandbox: &Sandbox, exec: &str, words: &str| {
+        let (code, output) = sandbox.run_in("c", exec, &["sh", "-c", &format!("redis-cli {words}")]);
+        assert_eq!(code, 0, "{output}");
+        output
+    };
+    assert_eq!(client(&sandbox, "e1", "set answer 42"), "OK\n");
+    assert_eq!(client(&sandbox, "e2", "eval 'for n=1,20000 do redis.call(\"set\", n, n*n) end' 0"), "\n");
+    save(&sandbox, "c", "checkpoint", &image);
+    drop(sandbox);
+
+    let sandbox = restore("c", &spec, &image);
+    assert_eq!(client(&sandbox, "e1", "get answer"), "42\n");
+    assert_eq!(client(&sandbox, "e2", "get 19999"), "399960001\n");
+    assert_eq!(client(&sandbox, "e3", "incr answer"), "43\n");
+    assert_eq!(client(&sandbox, "e4", "dbsize"), "20001\n");
+    // It works as before, its threads and timers included.
+    assert_eq!(client(&sandbox, "e5", "set soon gone px 200"), "OK\n");
+    assert_eq!(client(&sandbox, "e6", "flushall async"), "OK\n");
+    assert_eq!(client(&sandbox, "e7", "dbsize"), "0\n");
+    sandbox.signal("c", "", 15).unwrap();
+    assert_eq!(sandbox.wait("c", "").unwrap(), 0);
+}
+
+#[test]
+fn what_goes_on_was_not_touched() {
+    let program = "import sys\nfor n, line in enumerate(sys.stdin): print(n, line.strip(), flush=True)";
+    let spec = python(program);
+    let image = tempfile::tempfile().unwrap();
+    let sandbox = Sandbox::start(&[]);
+    sandbox.run("c", &spec);
+    sandbox.write("c", "", b"a\n").unwrap();
+    assert_eq!(sandbox.read_until("c", "", "\n"), "0 a\n");
+    save(&sandbox, "c", "leave-running", &image);
+    sandbox.write("c", "", b"b\n").unwrap();
+    assert_eq!(sandbox.read_until("c", "", "\n"), "1 b\n");
+    // The same image in two sandboxes beside it.
+    let others = [restore("c", &spec, &image), restore("d", &spec, &image)];
+    for (id, other) in ["c", "d"].into_iter().zip(&others) {
+        other.write(id, "", b"c\n").unwrap();
+        assert_eq!(other.read_until(id, "", "\n"), "1 c\n");
+    }
+    sandbox.pause("c", true).unwrap();
+    save(&sandbox, "c", "leave-running", &image);
+    sandbox.pause("c", false).unwrap();
+    sandbox.write("c", "", b"d\n").unwrap();
+    assert_eq!(sandbox.read_until("c", "", "\n"), "2 d\n");
+    sandbox.close_input("c", "").unwrap();
+    assert_eq!(sandbox.wait("c", "").unwrap(), 0);
+}
+
+#[test]
+fn what_cannot_be_kept_is_named_and_the_container_goes_on() {
+    let program = r#"
+import os, sys, socket, select, ctypes, fcntl
+a, b = socket.socketpair()
+os.mkfifo('/tmp/fifo')
+f = os.open('/tmp/fifo', os.O_RDWR)
+locked = open('/tmp/locked', 'w')
+fcntl.flock(locked, fcntl.LOCK_EX)
+i = ctypes.CDLL(None).inotify_init()
+print('ready', a.fileno(), f, locked.fileno(), i, flush=True)
+for line in sys.stdin: print(line.strip(), flush=True)
+"#;
+    let image = tempfile::tempfile().unwrap();
+    let sandbox = Sandbox::start(&[]);
+    sandbox.run("c", &python(program));
+    let ready = sandbox.read_until("c", "", "\n");
+    let fds: Vec<&str> = ready.trim().split(' ').skip(1).collect();
+    sandbox.exec("c", "e", &harness::process(&["sleep", "1000"])).unwrap();
+    let answer = ask(&sandbox, "c", "checkpoint", &image);
+    for (fd, what) in fds.iter().zip(["a socket of family 1", "/tmp/fifo", "holds a lock", "inotify"]) {
+        let at = format!("process 1, descriptor {fd}: ");
+        assert!(answer.contains(&at) && answer.contains(what), "{at} {what}: {answer}");
+    }
+    assert!(answer.contains("put into the container from outside (exec)"), "{answer}");
+    sandbox.write("c", "", b"still here\n").unwrap();
+    assert_eq!(sandbox.read_until("c", "", "\n"), "still here\n");
+    let answer = ask(&sandbox, "nobody", "checkpoint", &image);
+    assert!(answer.contains("container nobody does not exist"), "{answer}");
+}
+
+#[test]
+fn a_broken_image_is_refused_with_words() {
+    let spec = python("import sys; print('up', flush=True); sys.stdin.read()");
+    let mut image = tempfile::tempfile().unwrap();
+    let sandbox = Sandbox::start(&[]);
+    sandbox.run("c", &spec);
+    sandbox.read_until("c", "", "up");
+    save(&sandbox, "c", "checkpoint", &image);
+    let mut whole = Vec::new();
+    image.seek(SeekFrom::Start(0)).unwrap();
+    image.read_to_end(&mut whole).unwrap();
+    let sandbox = Sandbox::start(&[]);
+    let refused = |bytes: &[u8], spec: &oci::Spec| {
+        let mut image = tempfile::tempfile().unwrap();
+        image.write_all(bytes).unwrap();
+        save(&sandbox, "c", "restore", &image);
+        sandbox.create("c", spec).unwrap_err().to_string()
+    };
+    let changed = |at: usize| {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1;
+        bytes
+    };
+    let mut other = spec.clone();
+    other.Mounts.pop();
+    for (bytes, spec, words) in [
+        (Vec::new(), &spec, "no image of a checkpoint"),
+        (vec![0; 5000], &spec, "no image of a checkpoint"),
+        (changed(0), &spec, "no image of a checkpoint"),
+        (changed(16), &spec, "version 0"),
+        (changed(30), &spec, "header is damaged"),
+        (changed(5000), &spec, "part with memory and files is damaged"),
+        (changed(whole.len() - 1), &spec, "state is damaged"),
+        (whole[..whole.len() - 1].to_vec(), &spec, "state is cut off"),
+        (whole[..whole.len() / 2].to_vec(), &spec, "cut off"),
+        ([whole.as_slice(), b"x"].concat(), &spec, "longer than it says"),
+        (whole.clone(), &other, "other mounts: /tmp"),
+    ] {
+        let error = refused(&bytes, spec);
+        assert!(error.contains(words), "{words}: {error}");
+    }
+    // And the sandbox takes the right one.
+    save(&sandbox, "c", "restore", &image);
+    sandbox.run("c", &spec);
+    sandbox.close_input("c", "").unwrap();
+    assert_eq!(sandbox.wait("c", "").unwrap(), 0);
 }
