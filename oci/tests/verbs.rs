@@ -358,7 +358,8 @@ fn a_container_is_saved_and_goes_on() {
     let script = "n=0; echo kept > /tmp/f; while :; do n=$((n+1)); echo $n $(cat /tmp/f); sleep 0.05; done";
     let bundle = world.bundle("b", script);
     let image = world.path("image");
-    let counted = |text: &str| text.lines().filter_map(|line| line.split(' ').next()?.parse::<u32>().ok()).last();
+    let counted =
+        |text: &str| text.lines().filter_map(|line| line.split(' ').next()?.parse::<u32>().ok()).last();
     let pid = world.create("c", &bundle);
     let early = world.run(&format!("checkpoint --image-path {} c", image.display()));
     assert!(early.code == 1 && early.err.contains("not running"), "{early:?}");
@@ -378,11 +379,18 @@ fn a_container_is_saved_and_goes_on() {
     let line = format!("restore --detach --bundle {} --image-path {} d", bundle.display(), image.display());
     let out = std::fs::File::create(world.path("d.out")).unwrap();
     let mut command = world.command(&line);
-    assert!(command.stdout(out.try_clone().unwrap()).stderr(out).status().unwrap().success(), "{}", world.output("d"));
+    assert!(
+        command.stdout(out.try_clone().unwrap()).stderr(out).status().unwrap().success(),
+        "{}",
+        world.output("d")
+    );
     support::eventually("it goes on in another sandbox", || counted(&world.output("d")) > Some(then + 3));
     let output = world.output("d");
     let first: u32 = output.split(' ').next().unwrap().parse().unwrap();
-    assert!((then..=then + 2).contains(&first) && output.lines().all(|line| line.ends_with(" kept")), "{output}");
+    assert!(
+        (then..=then + 2).contains(&first) && output.lines().all(|line| line.ends_with(" kept")),
+        "{output}"
+    );
     world.run("delete --force d").ok();
 
     std::fs::write(&file, b"no image at all").unwrap();

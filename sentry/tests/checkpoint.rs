@@ -1,5 +1,9 @@
 //! Checkpoint and restore of containers of `kata-cc-sentry serve`: what goes on after it, and what is refused.
-#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may panic, and tells what it does not do")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test may panic, and tells what it does not do"
+)]
 
 #[path = "serve/harness.rs"]
 #[allow(dead_code, reason = "each file of tests uses a part")]

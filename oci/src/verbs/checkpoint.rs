@@ -72,7 +72,8 @@ fn refuse(arguments: &Checkpoint) -> Result<(), OciError> {
 
 fn refuse_lazy(criu: &Criu) -> Result<(), OciError> {
     if criu.lazy_pages {
-        let reason = "--lazy-pages: memory of the sentry's guests is put back before they run; leave the option away";
+        let reason =
+            "--lazy-pages: memory of the sentry's guests is put back before they run; leave the option away";
         return Err(OciError::Usage(reason.into()));
     }
     Ok(())

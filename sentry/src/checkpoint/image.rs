@@ -378,3 +378,112 @@ pub fn examine_state(state: &[u8]) -> Result<(), ImageError> {
         Reader { source: state, length: 1 << 20, state: (0, state.len() as u64), platform: String::new() };
     reader.state().map(drop)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::state::SavedSpace;
+    use super::*;
+
+    fn state(extents: Vec<Extent>) -> State {
+        let space = SavedSpace {
+            range: 0..1,
+            mmap_base: 0,
+            stack_top: 0,
+            heap: 0..0,
+            program_data: 0,
+            lock_future: false,
+            strings: crate::mm::Strings::default(),
+            barriers: 0,
+            program: None,
+            areas: Vec::new(),
+            extents,
+            kept: Vec::new(),
+        };
+        State {
+            monotonic: Duration::ZERO,
+            vdso: Vec::new(),
+            vdso_code: [0; 32],
+            names: (b"host".to_vec(), Vec::new()),
+            mounts: Vec::new(),
+            trees: Vec::new(),
+            pipes: Vec::new(),
+            files: Vec::new(),
+            tables: Vec::new(),
+            folders: Vec::new(),
+            shared: Vec::new(),
+            spaces: vec![space],
+            processes: Vec::new(),
+            first: 1,
+        }
+    }
+
+    fn written(state: &State, bytes: &[u8]) -> Vec<u8> {
+        use std::io::{Read, Seek};
+        let mut file = tempfile::tempfile().unwrap();
+        let mut writer = Writer::new(file.try_clone().unwrap().into()).unwrap();
+        assert_eq!(writer.put(bytes).unwrap(), 0);
+        writer.finish(state, "systrap").unwrap();
+        let mut image = Vec::new();
+        file.rewind().unwrap();
+        file.read_to_end(&mut image).unwrap();
+        image
+    }
+
+    #[test]
+    fn what_was_written_is_read() {
+        let state = state(vec![Extent { at: 4096, length: 3, from: Some(1) }]);
+        let image = written(&state, b"bytes");
+        let reader = Reader::open(image.as_slice()).unwrap();
+        assert_eq!((reader.platform(), reader.state()), ("systrap", Ok(state.clone())));
+        let mut seen = Vec::new();
+        let put = |at: u64, bytes: &[u8]| {
+            seen.push((at, bytes.to_vec()));
+            Ok::<(), ImageError>(())
+        };
+        reader.each(&state.spaces[0].extents[0], put).unwrap();
+        assert_eq!(seen, [(4096, b"yte".to_vec())]);
+        assert!(reader.bytes(3, &mut [0; 3]).is_err());
+    }
+
+    #[test]
+    fn every_byte_counts() {
+        let image = written(&state(Vec::new()), b"bytes");
+        assert_eq!(examine(&image), Ok(()));
+        // Between the header and the bytes there is nothing.
+        for at in (0..HEADER).chain(BYTES_AT as usize..image.len()) {
+            let mut broken = image.clone();
+            broken[at] ^= 0x40;
+            assert!(examine(&broken).is_err(), "{at}");
+        }
+        for length in [0, 1, HEADER - 1, HEADER, 4096, 4100, image.len() - 1] {
+            assert!(examine(&image[..length]).is_err(), "{length}");
+        }
+        assert_eq!(examine(&[image.as_slice(), b"x"].concat()), Err(ImageError::Length("state")));
+    }
+
+    #[test]
+    fn bytes_that_are_not_there_are_refused() {
+        let most = i64::MAX.unsigned_abs();
+        for extent in [
+            Extent { at: 0, length: 6, from: Some(0) },
+            Extent { at: 0, length: 1, from: Some(5) },
+            Extent { at: 0, length: u64::MAX, from: Some(2) },
+            Extent { at: most, length: 1, from: None },
+            Extent { at: 0, length: ZEROS_MAX + 1, from: None },
+        ] {
+            let image = written(&state(vec![extent.clone()]), b"bytes");
+            assert!(matches!(examine(&image), Err(ImageError::State(_))), "{extent:?}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn garbage_is_no_state(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..400)) {
+            let _ = examine(&bytes);
+            let _ = examine_state(&bytes);
+        }
+    }
+}

@@ -279,10 +279,12 @@ impl Shared<'_> {
         let mut saved = Vec::new();
         for (space, pid) in self.spaces.clone() {
             let shown = self.shown(pid);
-            let mut number = |mapped: &Arc<dyn MappedFile>| {
+            let mut number = |mapped: &Arc<dyn MappedFile>, private: bool| {
                 let place = || format!("process {shown}, memory that shows a file");
                 let number = files.number(&mapped.open_file()?, place);
-                files.is_mapped(number);
+                if private {
+                    files.is_mapped(number);
+                }
                 Some(number)
             };
             match space.saved(&mut number) {
@@ -382,24 +384,14 @@ pub(crate) fn restore(place: &Setting<'_>, image: OwnedFd) -> Result<Restored, C
         .flat_map(|process| &process.threads)
         .map(|thread| (thread.pid, thread))
         .collect();
-    match give_threads(&tasks, &saved, threads) {
-        Ok(tasks) => {
-            let first =
-                tasks.iter().find(|(task, _)| task.pid() == state.first).map(|(task, _)| Arc::clone(task));
-            match first {
-                Some(first) => Ok(Restored { first, tasks }),
-                None => {
-                    let made: Vec<_> = tasks.iter().map(|(task, _)| Arc::clone(task)).collect();
-                    task::forget(kernel, &made);
-                    Err(CheckpointError::State("its first process is not there"))
-                }
-            }
-        }
-        Err(error) => {
-            task::forget(kernel, &tasks);
-            Err(error)
-        }
-    }
+    let given = give_threads(&tasks, &saved, threads).and_then(|tasks| {
+        let first = tasks.iter().find(|(task, _)| task.pid() == state.first);
+        let first = first.map(|(task, _)| Arc::clone(task));
+        first
+            .map(|first| Restored { first, tasks })
+            .ok_or(CheckpointError::State("its first process is not there"))
+    });
+    given.inspect_err(|_| task::forget(kernel, &state.processes))
 }
 
 fn restore_files<S: Source>(

@@ -22,13 +22,14 @@ pub(crate) trait Sources {
 }
 
 impl AddressSpace {
-    /// What is to be kept. `file` gives a number to each file that is mapped.
+    /// What is to be kept. `file` gives a number to each file that is mapped, and hears whether its bytes have to stay what they are: where they
+    /// are shown without being shared.
     ///
     /// # Errors
     /// The name of a mapping that cannot be kept.
     pub(crate) fn saved(
         &self,
-        file: &mut dyn FnMut(&Arc<dyn MappedFile>) -> Option<u32>,
+        file: &mut dyn FnMut(&Arc<dyn MappedFile>, bool) -> Option<u32>,
     ) -> Result<SavedSpace, String> {
         let layout = self.layout().clone();
         let mut areas = Vec::with_capacity(layout.areas.count());
@@ -37,8 +38,9 @@ impl AddressSpace {
                 Backing::Anonymous => SavedBacking::Anonymous,
                 Backing::SharedAnonymous { id, offset } => SavedBacking::Shared { id: *id, offset: *offset },
                 Backing::File { file: mapped, offset } => {
+                    let private = !area.flags.contains(AreaFlags::SHARED);
                     let name = || String::from_utf8_lossy(&mapped.name()).into_owned();
-                    SavedBacking::File { file: file(mapped).ok_or_else(name)?, offset: *offset }
+                    SavedBacking::File { file: file(mapped, private).ok_or_else(name)?, offset: *offset }
                 }
                 Backing::Special(name) => return Err((*name).to_owned()),
             };
@@ -50,7 +52,7 @@ impl AddressSpace {
                 backing,
             });
         }
-        let program = self.program().as_ref().and_then(file);
+        let program = self.program().as_ref().and_then(|program| file(program, true));
         Ok(SavedSpace {
             range: layout.range,
             mmap_base: layout.mmap_base,

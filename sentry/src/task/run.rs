@@ -111,7 +111,9 @@ fn attach(task: &Task, thread: &dyn Thread) {
 /// Waits while its container is frozen. What there is to deliver is delivered before, and guest code runs after.
 fn stand_still(task: &Arc<Task>, thread: &mut dyn Thread, group: &ControlGroup) -> Flow {
     loop {
-        if task.signal_pending() && deliver(task, thread, None) == Flow::Exit {
+        // What it was saved as stays true as long as it is saved: signals wait.
+        let parked = group.saving() && task.is_parked();
+        if !parked && task.signal_pending() && deliver(task, thread, None) == Flow::Exit {
             return Flow::Exit;
         }
         task.waiter().clear();
@@ -121,7 +123,7 @@ fn stand_still(task: &Arc<Task>, thread: &mut dyn Thread, group: &ControlGroup) 
         if group.saving() {
             task.park(thread);
         }
-        if !task.signal_pending() {
+        if !task.signal_pending() || group.saving() {
             task.waiter().wait(None);
         }
     }

@@ -46,7 +46,8 @@ impl Task {
     /// Says what its guest thread is like. By the thread that serves it, while no guest code runs.
     pub(super) fn park(&self, thread: &mut dyn Thread) {
         let mut parked = lock(&self.parked);
-        if parked.is_none() {
+        // Looked at under the lock: what is noted after the end of a checkpoint would be taken for the state at the next one.
+        if parked.is_none() && self.control_group().saving() {
             let (regs, fs_base) = (*thread.regs(), *thread.fs_base());
             *parked = Some(Parked { regs, fs_base, vector: thread.vector_state().ok() });
         }
@@ -54,6 +55,8 @@ impl Task {
 
     pub(super) fn unpark(&self) {
         *lock(&self.parked) = None;
+        // Signals that came meanwhile are looked at now.
+        self.waiter.set();
     }
 
     pub(super) fn is_parked(&self) -> bool {
@@ -305,46 +308,58 @@ type Claimed = BTreeMap<Pid, Option<Arc<Numbers>>>;
 /// # Errors
 /// EINVAL for what no container is like; EEXIST where a number is taken; EAGAIN for too many.
 pub(crate) fn restore(room: &Room<'_>, processes: &[SavedProcess]) -> Result<Vec<Arc<Task>>, Errno> {
-    let mut tasks = Vec::new();
-    {
+    let made = {
         let mut tree = room.kernel.tasks.tree();
         check_numbers(&mut tree, processes)?;
-        let mut claimed = Claimed::new();
-        for process in processes {
-            restore_process(&mut tree, room, process, &mut claimed, &mut tasks)?;
-        }
-        for process in processes {
-            let numbers = [(process.pgid, process.numbers[1]), (process.sid, process.numbers[2])];
-            for (pid, number) in numbers {
-                claim(&mut claimed, room, pid, number)?;
-            }
-            let known = |pid: Pid| claimed.get(&pid).cloned().flatten();
-            if let Some(state) = tree.groups.get_mut(&process.pid) {
-                state.numbers = [known(process.pid), known(process.pgid), known(process.sid)];
-            }
-            let parent = tree.groups.get_mut(&process.parent).filter(|_| process.parent != process.pid);
-            if let Some(parent) = parent {
-                parent.children.insert(process.pid);
-            }
-        }
-        // What signals each has is known now.
-        tasks.iter().for_each(|task| tree.settle(task));
-    }
+        // All numbers were free: what has one from now on is of this image.
+        restore_all(&mut tree, room, processes)
+    };
+    let tasks = made.inspect_err(|_| forget(room.kernel, processes))?;
     for process in processes {
         restore_timers(room.kernel, process);
     }
     Ok(tasks)
 }
 
-/// Takes back what [`restore`] made, where something else fails afterwards.
-pub(crate) fn forget(kernel: &Kernel, tasks: &[Arc<Task>]) {
+fn restore_all(
+    tree: &mut Tree,
+    room: &Room<'_>,
+    processes: &[SavedProcess],
+) -> Result<Vec<Arc<Task>>, Errno> {
+    let mut tasks = Vec::new();
+    let mut claimed = Claimed::new();
+    for process in processes {
+        restore_process(tree, room, process, &mut claimed, &mut tasks)?;
+    }
+    for process in processes {
+        let numbers = [(process.pgid, process.numbers[1]), (process.sid, process.numbers[2])];
+        for (pid, number) in numbers {
+            claim(&mut claimed, room, pid, number)?;
+        }
+        let known = |pid: Pid| claimed.get(&pid).cloned().flatten();
+        if let Some(state) = tree.groups.get_mut(&process.pid) {
+            state.numbers = [known(process.pid), known(process.pgid), known(process.sid)];
+        }
+        let parent = tree.groups.get_mut(&process.parent).filter(|_| process.parent != process.pid);
+        if let Some(parent) = parent {
+            parent.children.insert(process.pid);
+        }
+    }
+    // What signals each has is known now.
+    tasks.iter().for_each(|task| tree.settle(task));
+    Ok(tasks)
+}
+
+/// Takes back what [`restore`] made of an image, where something else fails afterwards: none of it runs.
+pub(crate) fn forget(kernel: &Kernel, processes: &[SavedProcess]) {
     let mut gone = (Vec::new(), Vec::new());
     let mut tree = kernel.tasks.tree();
-    for task in tasks {
-        gone.0.extend(tree.threads.remove(&task.pid()));
-        gone.1.extend(tree.groups.remove(&task.group().pid()));
+    for process in processes {
+        gone.0.extend(process.threads.iter().filter_map(|thread| tree.threads.remove(&thread.pid)));
+        gone.1.extend(tree.groups.remove(&process.pid));
     }
     drop(tree);
+    // Dropped without the lock.
     drop(gone);
 }
 
