@@ -359,7 +359,7 @@ fn a_container_is_saved_and_goes_on() {
     let bundle = world.bundle("b", script);
     let image = world.path("image");
     let counted =
-        |text: &str| text.lines().filter_map(|line| line.split(' ').next()?.parse::<u32>().ok()).last();
+        |text: &str| text.lines().filter_map(|line| line.split(' ').next()?.parse::<u32>().ok()).next_back();
     let pid = world.create("c", &bundle);
     let early = world.run(&format!("checkpoint --image-path {} c", image.display()));
     assert!(early.code == 1 && early.err.contains("not running"), "{early:?}");

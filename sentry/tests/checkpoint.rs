@@ -282,3 +282,28 @@ fn a_broken_image_is_refused_with_words() {
     sandbox.close_input("c", "").unwrap();
     assert_eq!(sandbox.wait("c", "").unwrap(), 0);
 }
+
+#[test]
+fn traced_guests_go_on_and_another_platform_refuses_them() {
+    let spec = python("import sys\nfor n, line in enumerate(sys.stdin): print(n, line.strip(), flush=True)");
+    let image = tempfile::tempfile().unwrap();
+    let ptrace = ["--platform", "ptrace"];
+    let sandbox = Sandbox::start(&ptrace);
+    sandbox.run("c", &spec);
+    sandbox.write("c", "", b"a\n").unwrap();
+    assert_eq!(sandbox.read_until("c", "", "\n"), "0 a\n");
+    save(&sandbox, "c", "checkpoint", &image);
+
+    let sandbox = Sandbox::start(&["--platform", "systrap"]);
+    save(&sandbox, "c", "restore", &image);
+    let error = sandbox.create("c", &spec).unwrap_err().to_string();
+    assert!(error.contains("of platform ptrace, and this is systrap"), "{error}");
+
+    let sandbox = Sandbox::start(&ptrace);
+    save(&sandbox, "c", "restore", &image);
+    sandbox.run("c", &spec);
+    sandbox.write("c", "", b"b\n").unwrap();
+    assert_eq!(sandbox.read_until("c", "", "\n"), "1 b\n");
+    sandbox.close_input("c", "").unwrap();
+    assert_eq!(sandbox.wait("c", "").unwrap(), 0);
+}

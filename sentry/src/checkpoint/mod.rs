@@ -308,8 +308,11 @@ pub(crate) struct Setting<'a> {
 /// Tasks that were restored and do not run yet, the container's first process first.
 pub(crate) struct Restored {
     pub(crate) first: Arc<Task>,
-    pub(crate) tasks: Vec<(Arc<Task>, Box<dyn Thread>)>,
+    pub(crate) tasks: Vec<Served>,
 }
+
+/// A task, and its guest thread.
+type Served = (Arc<Task>, Box<dyn Thread>);
 
 /// What mappings show, when they are made anew.
 struct Shown {
@@ -487,8 +490,8 @@ fn give_threads(
     tasks: &[Arc<Task>],
     saved: &BTreeMap<Pid, &SavedThread>,
     mut threads: Vec<Option<Box<dyn Thread>>>,
-) -> Result<Vec<(Arc<Task>, Box<dyn Thread>)>, CheckpointError> {
-    let mut given: Vec<(Arc<Task>, Box<dyn Thread>)> = Vec::new();
+) -> Result<Vec<Served>, CheckpointError> {
+    let mut given: Vec<Served> = Vec::new();
     let mut owners: BTreeMap<u32, usize> = BTreeMap::new();
     for task in tasks {
         let state = saved.get(&task.pid()).ok_or(CheckpointError::State("a thread"))?;

@@ -21,16 +21,16 @@ pub(crate) trait Sources {
     fn shared(&self, number: u64) -> Result<(Arc<OwnedFd>, u64), Errno>;
 }
 
+/// Gives a number to a file that is mapped, and hears whether its bytes have to stay what they are.
+type Numbering<'a> = &'a mut dyn FnMut(&Arc<dyn MappedFile>, bool) -> Option<u32>;
+
 impl AddressSpace {
     /// What is to be kept. `file` gives a number to each file that is mapped, and hears whether its bytes have to stay what they are: where they
     /// are shown without being shared.
     ///
     /// # Errors
     /// The name of a mapping that cannot be kept.
-    pub(crate) fn saved(
-        &self,
-        file: &mut dyn FnMut(&Arc<dyn MappedFile>, bool) -> Option<u32>,
-    ) -> Result<SavedSpace, String> {
+    pub(crate) fn saved(&self, file: Numbering<'_>) -> Result<SavedSpace, String> {
         let layout = self.layout().clone();
         let mut areas = Vec::with_capacity(layout.areas.count());
         for area in layout.areas.iter() {

@@ -103,6 +103,9 @@ pub struct Epoll {
     items: Mutex<BTreeMap<(i32, u64), Arc<Item>>>,
 }
 
+/// Descriptor, file, events (`None` once a one-shot went off), mode, data.
+type Awaited = (i32, Arc<OpenFile>, Option<u32>, u32, u64);
+
 impl Epoll {
     /// Watching nothing.
     #[must_use]
@@ -146,8 +149,8 @@ impl Epoll {
         }
     }
 
-    /// What it waits for: descriptor, file, events (`None` once a one-shot went off), mode, data.
-    pub(crate) fn saved(&self) -> Vec<(i32, Arc<OpenFile>, Option<u32>, u32, u64)> {
+    /// What it waits for.
+    pub(crate) fn saved(&self) -> Vec<Awaited> {
         let items = lock(&self.items);
         let saved = items.iter().filter_map(|((fd, _), item)| {
             let watch = *lock(&item.watch);
