@@ -92,9 +92,9 @@ pub enum Verb {
     /// Change the limits of a container.
     Update(Box<Update>),
     /// Keep a running container in files.
-    Checkpoint(Rest),
+    Checkpoint(Checkpoint),
     /// Make a running container of such files.
-    Restore(Rest),
+    Restore(Restore),
     /// Write a new config.json.
     Spec(Spec),
     /// Print what this runtime can do as JSON.
@@ -133,6 +133,9 @@ pub struct Create {
     /// Hand this many descriptors from 3 on to the container.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub preserve_fds: u32,
+    /// The image that it is made of; none but `restore` says so.
+    #[arg(skip)]
+    pub image: Option<PathBuf>,
     /// The container.
     #[arg(value_name = "ID")]
     pub id: String,
@@ -329,12 +332,80 @@ pub struct Update {
     pub id: String,
 }
 
-/// Words that are not looked at.
+/// `checkpoint`. What the sentry always does, or cannot need, is taken and passed over; what it does not do is refused.
 #[derive(Debug, Args)]
-pub struct Rest {
-    /// Options and the container.
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENTS")]
-    pub words: Vec<String>,
+pub struct Checkpoint {
+    /// Folder of the image; it is made where it is not there.
+    #[arg(long, value_name = "DIR", default_value = "checkpoint")]
+    pub image_path: PathBuf,
+    /// Let the container go on afterwards.
+    #[arg(long)]
+    pub leave_running: bool,
+    /// Of CRIU; without effect.
+    #[command(flatten)]
+    pub criu: Criu,
+    /// Save memory alone (refused).
+    #[arg(long, hide = true)]
+    pub pre_dump: bool,
+    /// The folder of a checkpoint before (refused).
+    #[arg(long, value_name = "DIR", hide = true)]
+    pub parent_path: Option<PathBuf>,
+    /// Another machine for the memory (refused).
+    #[arg(long, value_name = "ADDRESS", hide = true)]
+    pub page_server: Option<String>,
+    /// A descriptor to tell that memory can be fetched (refused).
+    #[arg(long, value_name = "FD", hide = true)]
+    pub status_fd: Option<u32>,
+    /// The container.
+    #[arg(value_name = "ID")]
+    pub id: String,
+}
+
+/// Options of CRIU that engines give, and that change nothing here.
+#[derive(Clone, Debug, Args)]
+#[allow(clippy::struct_excessive_bools, reason = "flags of runc")]
+#[allow(missing_docs, reason = "named as runc names them")]
+pub struct Criu {
+    #[arg(long, value_name = "DIR", hide = true)]
+    pub work_path: Option<PathBuf>,
+    #[arg(long, hide = true)]
+    pub tcp_established: bool,
+    #[arg(long, hide = true)]
+    pub tcp_skip_in_flight: bool,
+    #[arg(long, hide = true)]
+    pub ext_unix_sk: bool,
+    #[arg(long, hide = true)]
+    pub shell_job: bool,
+    #[arg(long, hide = true)]
+    pub file_locks: bool,
+    #[arg(long, hide = true)]
+    pub auto_dedup: bool,
+    #[arg(long, value_name = "MODE", hide = true)]
+    pub manage_cgroups_mode: Option<String>,
+    #[arg(long, value_name = "NAMESPACE", hide = true)]
+    pub empty_ns: Vec<String>,
+    #[arg(long, hide = true)]
+    pub lazy_pages: bool,
+}
+
+/// `restore`: `run` of an image.
+#[derive(Debug, Args)]
+pub struct Restore {
+    /// As for a container that is made.
+    #[command(flatten)]
+    pub create: Create,
+    /// Folder of the image.
+    #[arg(long, value_name = "DIR", default_value = "checkpoint")]
+    pub image_path: PathBuf,
+    /// Return when it runs.
+    #[arg(long, short)]
+    pub detach: bool,
+    /// Accepted; without effect.
+    #[arg(long, hide = true)]
+    pub no_subreaper: bool,
+    /// Of CRIU; without effect.
+    #[command(flatten)]
+    pub criu: Criu,
 }
 
 /// `spec`.

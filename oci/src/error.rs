@@ -88,9 +88,6 @@ pub enum OciError {
     /// An option does not fit.
     #[error("{0}")]
     Usage(String),
-    /// Nothing here does it yet.
-    #[error("{0} is not there yet for the sentry; run the container anew instead")]
-    NotYet(&'static str),
     /// The file of a container's state is not as it was written.
     #[error("{path} is damaged: {reason}; `delete --force` takes the container away")]
     State {

@@ -12,8 +12,10 @@ use crate::agent::{self, AgentError, STREAMS_SOCKET};
 
 /// How long the answer may take.
 const LIMIT: Duration = Duration::from_secs(30);
+/// How long a container may take to be written to a file.
+const IMAGE_LIMIT: Duration = Duration::from_secs(600);
 /// Longest answer.
-const MOST: u64 = 4096;
+const MOST: u64 = 16384;
 
 /// What a process gets.
 #[derive(Clone, Copy, Debug)]
@@ -44,10 +46,44 @@ pub fn hand_over_with(
     more: &[OwnedFd],
 ) -> Result<(), AgentError> {
     let (request, descriptors) = request(container, exec, streams, more);
+    ask(folder, &request, &descriptors, LIMIT)
+}
+
+/// What is to be done with an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Image {
+    /// The container is written to it, and ends.
+    Checkpoint,
+    /// The same, and it goes on.
+    LeaveRunning,
+    /// The container that is made next is made of it.
+    Restore,
+}
+
+/// Hands over the descriptor of an image, and waits until what is to be done with it is done.
+///
+/// # Errors
+/// The sentry says no, with all that cannot be kept, or cannot be reached.
+pub fn hand_image(
+    folder: &Path,
+    container: &str,
+    what: Image,
+    image: BorrowedFd<'_>,
+) -> Result<(), AgentError> {
+    let name = match what {
+        Image::Checkpoint => "checkpoint",
+        Image::LeaveRunning => "leave-running",
+        Image::Restore => "restore",
+    };
+    let request = format!("{}\n", json!({"container": container, "image": name}));
+    ask(folder, &request, &[image.as_raw_fd()], IMAGE_LIMIT)
+}
+
+fn ask(folder: &Path, request: &str, descriptors: &[RawFd], limit: Duration) -> Result<(), AgentError> {
     let lost = |what| move |source| AgentError::Unreachable { what, source };
     let socket = agent::connect(folder, STREAMS_SOCKET).map_err(lost("connecting for streams"))?;
-    socket.set_read_timeout(Some(LIMIT)).map_err(lost("setting the time limit"))?;
-    let rights = [ControlMessage::ScmRights(&descriptors)];
+    socket.set_read_timeout(Some(limit)).map_err(lost("setting the time limit"))?;
+    let rights = [ControlMessage::ScmRights(descriptors)];
     let bytes = [IoSlice::new(request.as_bytes())];
     let sent = sendmsg::<()>(socket.as_raw_fd(), &bytes, &rights, MsgFlags::MSG_NOSIGNAL, None);
     let sent = sent.map_err(|errno| lost("handing over streams")(errno.into()))?;

@@ -346,10 +346,6 @@ fn containers_of_a_pod_share_a_sandbox() {
 #[test]
 fn what_is_not_there_yet_says_so() {
     let Some(world) = World::new() else { return };
-    for line in ["checkpoint --image-path /x c", "restore --image-path /x c"] {
-        let done = world.run(line);
-        assert!(done.code == 1 && done.err.contains("not there yet"), "{done:?}");
-    }
     let bundle = world.bundle("b", "true");
     for (count, named) in [(33, "at most 32"), (9, "descriptor")] {
         let done = world.run(&format!("run --preserve-fds {count} --bundle {} c", bundle.display()));
@@ -395,5 +391,59 @@ fn descriptors_are_handed_on() {
     let done = shell.stdin(std::process::Stdio::null()).output().unwrap();
     assert!(done.status.success(), "{done:?}");
     assert_eq!(String::from_utf8_lossy(&done.stdout), "handed\nthree\n");
+    world.nothing_left();
+}
+
+#[test]
+fn a_container_is_saved_and_goes_on() {
+    let Some(world) = World::new() else { return };
+    let script = "n=0; echo kept > /tmp/f; while :; do n=$((n+1)); echo $n $(cat /tmp/f); sleep 0.05; done";
+    let bundle = world.bundle("b", script);
+    let image = world.path("image");
+    let counted =
+        |text: &str| text.lines().filter_map(|line| line.split(' ').next()?.parse::<u32>().ok()).next_back();
+    let pid = world.create("c", &bundle);
+    let early = world.run(&format!("checkpoint --image-path {} c", image.display()));
+    assert!(early.code == 1 && early.err.contains("not running"), "{early:?}");
+    world.run("start c").ok();
+    support::eventually("it counts", || counted(&world.output("c")) > Some(3));
+    world.run(&format!("checkpoint --image-path {} --leave-running c", image.display())).ok();
+    let then = counted(&world.output("c"));
+    support::eventually("it goes on", || counted(&world.output("c")) > then);
+    world.run(&format!("checkpoint --image-path {} --work-path /tmp --file-locks c", image.display())).ok();
+    assert_eq!(reap(pid), 137);
+    let then = counted(&world.output("c")).unwrap();
+    assert!(world.run("state c").err.contains("container does not exist"));
+    let file = image.join("sentry.img");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&file).unwrap().permissions());
+    assert_eq!((mode & 0o777, std::fs::read_dir(&image).unwrap().count()), (0o600, 1));
+
+    let line = format!("restore --detach --bundle {} --image-path {} d", bundle.display(), image.display());
+    let out = std::fs::File::create(world.path("d.out")).unwrap();
+    let mut command = world.command(&line);
+    assert!(
+        command.stdout(out.try_clone().unwrap()).stderr(out).status().unwrap().success(),
+        "{}",
+        world.output("d")
+    );
+    support::eventually("it goes on in another sandbox", || counted(&world.output("d")) > Some(then + 3));
+    let output = world.output("d");
+    let first: u32 = output.split(' ').next().unwrap().parse().unwrap();
+    assert!(
+        (then..=then + 2).contains(&first) && output.lines().all(|line| line.ends_with(" kept")),
+        "{output}"
+    );
+    world.run("delete --force d").ok();
+
+    std::fs::write(&file, b"no image at all").unwrap();
+    let broken = world.run(&line);
+    assert!(broken.code == 1 && broken.err.contains("no image of a checkpoint"), "{broken:?}");
+    std::fs::remove_file(&file).unwrap();
+    let missing = world.run(&line);
+    assert!(missing.code == 1 && missing.err.contains("cannot open the image"), "{missing:?}");
+    for refused in ["checkpoint --pre-dump c", "checkpoint --lazy-pages c", "checkpoint --page-server x c"] {
+        let done = world.run(refused);
+        assert!(done.code == 1 && done.err.contains("leave the option away"), "{done:?}");
+    }
     world.nothing_left();
 }

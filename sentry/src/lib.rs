@@ -22,6 +22,7 @@
 //! | [`fuzzing`] | what `fuzz/` drives |
 //! | [`container`] | containers of a sandbox: namespaces, mounts, processes from outside |
 //! | [`containers`] | several containers in one sandbox, as a monitor asks for them |
+//! | [`checkpoint`] | a container as a file, and made anew of it |
 //! | [`control`] | what the monitor asks and the sentry tells: messages, and the socket between them |
 //! | [`syscalls`] | the table of system calls, a file for each family |
 //!
@@ -30,6 +31,7 @@
 mod aio;
 mod bpf;
 pub mod call;
+pub mod checkpoint;
 pub mod container;
 pub mod containers;
 pub mod control;

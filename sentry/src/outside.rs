@@ -87,3 +87,58 @@ pub(crate) fn cpus() -> usize {
     static CPUS: OnceLock<usize> = OnceLock::new();
     *CPUS.get_or_init(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get))
 }
+
+fn file_of(process: nix::unistd::Pid, name: &str) -> Result<OwnedFd, Errno> {
+    let name = format!("{process}/{name}");
+    match HELD.get() {
+        Some(all) => openat(&all.processes, name.as_str(), OPEN_FLAGS, Mode::empty()),
+        None => nix::fcntl::open(format!("/proc/{name}").as_str(), OPEN_FLAGS, Mode::empty()),
+    }
+}
+
+/// Pages of a process that are in memory and no file's, in a range of whole pages (`Documentation/admin-guide/mm/pagemap.rst`: an
+/// entry of 64 bits for each; bit 63 present, 62 swapped, 61 page of a file or shared).
+pub(crate) fn own_pages(
+    process: nix::unistd::Pid,
+    range: std::ops::Range<u64>,
+) -> Result<Vec<std::ops::Range<u64>>, Errno> {
+    const PAGE: u64 = 4096;
+    let map = file_of(process, "pagemap")?;
+    let mut part = vec![0; 256 << 10];
+    let (mut at, mut found) = (range.start, Vec::<std::ops::Range<u64>>::new());
+    while at < range.end {
+        let want = usize::try_from((range.end - at) / PAGE * 8).unwrap_or(usize::MAX).min(part.len());
+        let to = part.get_mut(..want).unwrap_or_default();
+        let count = pread(&map, to, i64::try_from(at / PAGE * 8).map_err(|_| Errno::EINVAL)?)?;
+        let (entries, _) = to.get(..count).unwrap_or_default().as_chunks::<8>();
+        if entries.is_empty() {
+            return Err(Errno::EFAULT);
+        }
+        for entry in entries {
+            if u64::from_ne_bytes(*entry) >> 61 & 7 >= 2 && u64::from_ne_bytes(*entry) >> 61 & 1 == 0 {
+                match found.last_mut() {
+                    Some(last) if last.end == at => last.end = at + PAGE,
+                    _ => found.push(at..at + PAGE),
+                }
+            }
+            at += PAGE;
+        }
+    }
+    Ok(found)
+}
+
+/// Memory of a process, whatever its protection.
+pub(crate) fn read_memory(process: nix::unistd::Pid, address: u64, to: &mut [u8]) -> Result<usize, Errno> {
+    let memory = file_of(process, "mem")?;
+    let mut done = 0usize;
+    while let Some(part) = to.get_mut(done..).filter(|part| !part.is_empty()) {
+        let at = i64::try_from(address.saturating_add(done as u64)).map_err(|_| Errno::EINVAL)?;
+        match pread(&memory, part, at) {
+            Ok(0) => break,
+            Ok(count) => done = done.saturating_add(count),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return if done == 0 { Err(errno) } else { Ok(done) },
+        }
+    }
+    Ok(done)
+}

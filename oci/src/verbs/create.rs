@@ -23,7 +23,7 @@ use crate::keeper::{self, Keeper};
 use crate::monitor::{self, SENTRY_LOG};
 use crate::process::Known;
 use crate::store::{CONFIG, Folder, Locked, State};
-use crate::streams::{self, Streams};
+use crate::streams::{self, Image, Streams};
 use crate::wire;
 
 /// Annotations that carry what the agent's messages have no field for.
@@ -58,6 +58,8 @@ struct Underway<'a> {
     /// Descriptors that the program is to have from 3 on.
     more: Vec<OwnedFd>,
     process: Option<Process>,
+    /// The image that it is made of.
+    image: Option<std::fs::File>,
     /// Whether hooks have run that others undo.
     hooked: bool,
     /// Whether the container may be in a sandbox that stays.
@@ -100,11 +102,18 @@ pub(super) fn create_of(
     bundle: &Bundle,
     terminal: Terminal<'_>,
 ) -> Result<Created, OciError> {
+    let image = match &arguments.image {
+        Some(path) => {
+            let what = || format!("cannot open the image {}", path.display());
+            Some(std::fs::File::open(path).map_err(|error| io(what())(error))?)
+        }
+        None => None,
+    };
     let more = preserved(arguments.preserve_fds)?;
     let locked = context.store.claim(&arguments.id)?;
     let state = new_state(&arguments.id, bundle);
     let mut underway =
-        Underway { context, bundle, locked, state, more, process: None, hooked: false, joined: false };
+        Underway { context, bundle, locked, state, more, process: None, image, hooked: false, joined: false };
     let made = underway.make(terminal).and_then(|()| {
         let pid = underway.process.as_ref().map(Process::id).unwrap_or_default();
         write_pid(arguments.pid_file.as_deref(), pid)
@@ -158,6 +167,9 @@ impl Underway<'_> {
         self.locked.write(&self.state)?;
         self.run_hooks()?;
         self.hand_streams(&folder, terminal)?;
+        if let Some(image) = &self.image {
+            streams::hand_image(folder.path(), &self.state.id, Image::Restore, image.as_fd())?;
+        }
         self.joined = true;
         let mut agent = Agent::connect(folder.path())?;
         agent

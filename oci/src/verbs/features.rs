@@ -31,7 +31,7 @@ pub(super) fn features() -> Value {
             "intelRdt": {"enabled": false},
         },
         "annotations": {"dev.kata-cc.tier": "sentry", "dev.kata-cc.version": env!("CARGO_PKG_VERSION"),
-            "org.opencontainers.runc.checkpoint.enabled": "false"},
+            "org.opencontainers.runc.checkpoint.enabled": "true"},
     })
 }
 

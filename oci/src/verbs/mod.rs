@@ -1,5 +1,6 @@
 //! The verbs, a file each, and what they share.
 
+mod checkpoint;
 mod create;
 mod delete;
 mod events;
@@ -91,6 +92,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         Verb::Create(_) => ("create failed: ", FAILED),
         Verb::Run(_) => ("run failed: ", FAILED),
         Verb::Exec(_) => ("exec failed: ", EXEC_FAILED),
+        Verb::Checkpoint(_) => ("checkpoint failed: ", FAILED),
+        Verb::Restore(_) => ("restore failed: ", FAILED),
         _ => ("", FAILED),
     };
     match run(&context, arguments.verb) {
@@ -117,8 +120,8 @@ fn run(context: &Context, verb: Verb) -> Result<u8, OciError> {
         Verb::Pause(arguments) => pause::pause(context, &arguments.id),
         Verb::Resume(arguments) => pause::resume(context, &arguments.id),
         Verb::Update(arguments) => update::update(context, &arguments),
-        Verb::Checkpoint(_) => Err(OciError::NotYet("checkpoint")),
-        Verb::Restore(_) => Err(OciError::NotYet("restore")),
+        Verb::Checkpoint(arguments) => checkpoint::checkpoint(context, &arguments),
+        Verb::Restore(arguments) => checkpoint::restore(context, arguments),
         Verb::Spec(arguments) => spec::spec(&arguments),
         Verb::Features => print(&features::features()),
         Verb::Keep(arguments) => keeper::keep(&arguments),

@@ -19,9 +19,10 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::checkpoint::{self, Streams};
 use crate::container::Container;
 use crate::control::message::{
-    Answer, Ask, ContainerNumber, ContainerPlan, Failure, FailureKind, ProcessNumber, ProcessPlan,
+    Answer, Ask, ContainerNumber, ContainerPlan, Descriptor, Failure, FailureKind, ProcessNumber, ProcessPlan,
 };
 use crate::error::Errno;
 use crate::events::{Events, Waiter, Wake};
@@ -73,6 +74,8 @@ struct Entry {
     first: ProcessNumber,
     /// Until it is started.
     waiting: Option<Prepared>,
+    /// What its first process had as 0, 1 and 2.
+    streams: Streams,
 }
 
 struct Process {
@@ -129,6 +132,7 @@ impl Containers {
                 true => Ok(Answer::Done),
                 false => Err(failure(FailureKind::Failed, "some of its tasks do not stand still")),
             },
+            Ask::Checkpoint(container, image, goes_on) => self.checkpoint(container, image, goes_on, passed),
             Ask::Limit(container, bounds) => {
                 self.group(container)?.set_bounds(&bounds);
                 Ok(Answer::Done)
@@ -158,6 +162,47 @@ impl Containers {
                 gone.map(|_| Answer::Done).ok_or_else(no_process)
             }
         }
+    }
+
+    /// Writes a container to a file, and ends it unless it is to go on.
+    fn checkpoint(
+        &self,
+        number: ContainerNumber,
+        image: Descriptor,
+        goes_on: bool,
+        mut passed: Passed,
+    ) -> Result<Answer, Failure> {
+        let image = passed.take(image)?;
+        let (container, group, first, streams) = {
+            let state = lock(&self.state);
+            let found = state.containers.get(&number).ok_or_else(no_container)?;
+            let first = state.processes.get(&found.first).map(|process| Arc::clone(&process.group));
+            let first = first.filter(|first| first.exit_status().is_none() && found.waiting.is_none());
+            let first = first.ok_or_else(|| invalid("the container does not run"))?;
+            (Arc::clone(&found.container), Arc::clone(&found.group), first, found.streams.clone())
+        };
+        let was_frozen = group.frozen();
+        let saved = if group.freeze(&self.kernel.tasks, true) {
+            let subject = checkpoint::Subject {
+                kernel: &self.kernel,
+                container: &container,
+                group: &group,
+                first: first.pid(),
+                streams: &streams,
+            };
+            checkpoint::save(&subject, image).map_err(|error| process::refusal(&error))
+        } else {
+            Err(failure(FailureKind::Failed, "some of its tasks do not stand still"))
+        };
+        if saved.is_ok() && !goes_on {
+            // Dead before they could go on.
+            group.close();
+            self.kill(&group);
+        }
+        if !was_frozen {
+            group.freeze(&self.kernel.tasks, false);
+        }
+        saved.map(|()| Answer::Done)
     }
 
     fn group(&self, container: ContainerNumber) -> Result<Arc<ControlGroup>, Failure> {
@@ -192,14 +237,18 @@ impl Containers {
             filter: filter.as_ref(),
             first: true,
         };
-        let prepared = process::prepare(&inside, &plan.process, &mut passed)?;
+        let prepared = match plan.image {
+            Some(image) => process::restore(&inside, &plan.process, image, &mut passed)?,
+            None => process::prepare(&inside, &plan.process, &mut passed)?,
+        };
         let pid = prepared.task.own_number();
         if let Err(failure) = self.adopt(plan.number, plan.process.number, &prepared) {
             prepared.forget(&self.kernel);
             return Err(failure);
         }
+        let streams = prepared.streams.clone();
         let (first, waiting) = (plan.process.number, Some(prepared));
-        let entry = Entry { container, group, filter, first, waiting };
+        let entry = Entry { container, group, filter, first, waiting, streams };
         lock(&self.state).containers.insert(plan.number, entry);
         Ok(Answer::Process(pid))
     }
@@ -228,12 +277,19 @@ impl Containers {
     }
 
     fn run(&self, prepared: Prepared) -> Result<(), Failure> {
-        let Prepared { task, thread, terminal } = prepared;
+        let Prepared { task, threads, terminal, .. } = prepared;
         let fail = |errno| failed("a thread for the process", errno);
         if let Some(terminal) = terminal {
             terminal.carry(Arc::clone(task.group())).map_err(fail)?;
         }
-        crate::launch::run(&self.kernel, &task, thread).map_err(fail)
+        for (of, thread) in threads {
+            if let Err(errno) = crate::launch::run(&self.kernel, &of, thread) {
+                // What of it runs already is not all of it.
+                task.exit_group(libc::SIGKILL);
+                return Err(fail(errno));
+            }
+        }
+        Ok(())
     }
 
     fn start(&self, container: ContainerNumber) -> Result<Answer, Failure> {

@@ -7,8 +7,9 @@ use super::failure::{failed, failure, invalid};
 use super::passed::Passed;
 use super::root::{make_folders, terminals};
 use super::terminal::Terminal;
+use crate::checkpoint::{self, CheckpointError, ImageError, Streams};
 use crate::container::Container;
-use crate::control::message::{Failure, FailureKind, ProcessPlan, StreamPlan};
+use crate::control::message::{Descriptor, Failure, FailureKind, ProcessPlan, StreamPlan};
 use crate::error::Errno;
 use crate::kernel::Kernel;
 use crate::launch::{Launch, Loaded};
@@ -20,8 +21,8 @@ use crate::task::{
 use crate::vfs::host_io::HostIo;
 use crate::vfs::tty::Console;
 use crate::vfs::{
-    Caller, Content, FdTable, FileKind, Flags, FsContext, Mount, OpenFile, Place, Resolve, Walk, anon, names,
-    open,
+    Caller, Content, FdTable, FileKind, Flags, FsContext, Inode, Mount, OpenFile, Place, Resolve, Walk, anon,
+    names, open,
 };
 
 /// A container's filter, which the monitor compiled from its profile.
@@ -33,8 +34,16 @@ pub(super) fn filter(instructions: &[u64]) -> Result<Arc<Program>, Failure> {
 /// A process that does not run yet.
 pub(super) struct Prepared {
     pub(super) task: Arc<Task>,
-    pub(super) thread: Box<dyn Thread>,
+    /// All threads there are yet: one of the process, or those of an image.
+    pub(super) threads: Vec<(Arc<Task>, Box<dyn Thread>)>,
     pub(super) terminal: Option<Arc<Terminal>>,
+    /// What it has as 0, 1 and 2, where these are descriptors of the host.
+    pub(super) streams: Streams,
+}
+
+/// No streams.
+fn no_streams() -> Streams {
+    std::array::from_fn(|_| std::sync::Weak::<anon::AnonInode>::new() as std::sync::Weak<dyn Inode>)
 }
 
 /// Who a process is (`man 7 capabilities`, "Transformation of capabilities during execve": that comes after).
@@ -110,12 +119,14 @@ pub(super) fn prepare(
         task.set_filters(Filters::of(program));
     }
     task.group().set_oom_score_adjustment(plan.oom_score);
-    let mut prepared = Prepared { task, thread, terminal: None };
+    let threads = vec![(Arc::clone(&task), thread)];
+    let mut prepared = Prepared { task, threads, terminal: None, streams: no_streams() };
     let opened = streams(&prepared.task, inside, plan, passed)
-        .and_then(|terminal| more(&prepared.task, plan, passed).map(|()| terminal));
+        .and_then(|opened| more(&prepared.task, plan, passed).map(|()| opened));
     match opened {
-        Ok(terminal) => {
+        Ok((terminal, streams)) => {
             prepared.terminal = terminal;
+            prepared.streams = streams;
             Ok(prepared)
         }
         Err(failure) => {
@@ -125,12 +136,55 @@ pub(super) fn prepare(
     }
 }
 
+/// Makes the processes of an image. Of the plan only the streams count.
+pub(super) fn restore(
+    inside: &Inside<'_>,
+    plan: &ProcessPlan,
+    image: Descriptor,
+    passed: &mut Passed,
+) -> Result<Prepared, Failure> {
+    let image = passed.take(image)?;
+    let mut streams = [None, None, None];
+    if let StreamPlan::Plain(descriptors) = plan.streams {
+        for (number, (place, descriptor)) in streams.iter_mut().zip(descriptors).enumerate() {
+            let flags = if number == 0 { Flags::READ } else { Flags(libc::O_WRONLY.cast_unsigned()) };
+            let file = HostIo::open(passed.take(descriptor)?, flags);
+            let file = file.map_err(|errno| failed("a standard stream", errno))?;
+            *place = Some(Arc::clone(file.inode()));
+        }
+    }
+    let Inside { kernel, container, group, .. } = *inside;
+    let setting = checkpoint::Setting { kernel, container, group, streams: &streams };
+    let restored = checkpoint::restore(&setting, image).map_err(|error| refusal(&error))?;
+    let weak = |stream: &Option<Arc<dyn Inode>>| stream.as_ref().map(Arc::downgrade);
+    let mut kept = no_streams();
+    for (place, stream) in kept.iter_mut().zip(&streams) {
+        if let Some(stream) = weak(stream) {
+            *place = stream;
+        }
+    }
+    Ok(Prepared { task: restored.first, threads: restored.tasks, terminal: None, streams: kept })
+}
+
+/// A checkpoint, or what an image said, that came to nothing.
+pub(super) fn refusal(error: &CheckpointError) -> Failure {
+    let of_host = matches!(
+        error,
+        CheckpointError::Host { .. }
+            | CheckpointError::Image(ImageError::Host { .. })
+            | CheckpointError::Moving(_)
+    );
+    failure(if of_host { FailureKind::Failed } else { FailureKind::Invalid }, &error.to_string())
+}
+
 impl Prepared {
     /// Ends a process that never ran.
     pub(super) fn forget(self, kernel: &Arc<Kernel>) {
-        self.task.exit_group(libc::SIGKILL);
-        // It ends before its first instruction. Without a thread for it, it stays as one that never runs, and holds memory alone.
-        let _ = crate::launch::run(kernel, &self.task, self.thread);
+        for (task, thread) in self.threads {
+            task.exit_group(libc::SIGKILL);
+            // It ends before its first instruction. Without a thread for it, it stays as one that never runs, and holds memory alone.
+            let _ = crate::launch::run(kernel, &task, thread);
+        }
     }
 }
 
@@ -207,16 +261,20 @@ fn streams(
     inside: &Inside<'_>,
     plan: &ProcessPlan,
     passed: &mut Passed,
-) -> Result<Option<Arc<Terminal>>, Failure> {
+) -> Result<(Option<Arc<Terminal>>, Streams), Failure> {
     let fail = |errno| failed("a standard stream", errno);
+    let mut all = no_streams();
     match plan.streams {
         StreamPlan::Plain(descriptors) => {
             for (number, descriptor) in descriptors.into_iter().enumerate() {
                 let flags = if number == 0 { Flags::READ } else { Flags(libc::O_WRONLY.cast_unsigned()) };
                 let file = HostIo::open(passed.take(descriptor)?, flags).map_err(fail)?;
+                if let Some(place) = all.get_mut(number) {
+                    *place = Arc::downgrade(file.inode());
+                }
                 task.files().insert(file, false).map_err(fail)?;
             }
-            Ok(None)
+            Ok((None, all))
         }
         StreamPlan::Terminal { input, output, size } => {
             let host = (passed.take(input)?, passed.take(output)?);
@@ -224,7 +282,7 @@ fn streams(
             if let Some(size) = size {
                 terminal.resize(size);
             }
-            Ok(Some(terminal))
+            Ok((Some(terminal), all))
         }
     }
 }

@@ -48,6 +48,8 @@ pub enum Ask {
     SignalAll(ContainerNumber, i32),
     /// Lets no guest code of a container run, or all of it again.
     Freeze(ContainerNumber, bool),
+    /// Writes a container to a file: to it, and whether it goes on afterwards.
+    Checkpoint(ContainerNumber, Descriptor, bool),
     /// Changes bounds of a container.
     Limit(ContainerNumber, Bounds),
     /// What a container uses.
@@ -100,6 +102,8 @@ pub struct ContainerPlan {
     pub filter: Option<Vec<u64>>,
     /// The first process.
     pub process: ProcessPlan,
+    /// An image that its processes are restored from; of the plan of the first one only the streams count then.
+    pub image: Option<Descriptor>,
 }
 
 /// Something to be mounted.

@@ -127,7 +127,7 @@ pub(super) const CALLS: &[HostCall] = &[
         libc::SYS_openat,
         &[(0, OneOf(&[PROCESSES as u32, CPUS as u32])), (2, Is(READ_ONLY))],
         "below descriptors 3 and 4, to read",
-        "memory that a stub uses; what CPUs are like",
+        "memory that a stub uses, and that memory for a checkpoint; what CPUs are like",
     ),
     any(libc::SYS_close, "files that are not used any more"),
     only(

@@ -266,6 +266,14 @@ pub struct Ipc {
 }
 
 impl Ipc {
+    /// Whether there is any object.
+    pub(crate) fn any(&self) -> bool {
+        !self.semaphores.all().is_empty()
+            || !self.messages.all().is_empty()
+            || !self.memory.all().is_empty()
+            || self.names.any()
+    }
+
     /// A process ended: what it did with `SEM_UNDO` is undone.
     pub fn process_ended(&self, process: Pid) {
         for set in self.semaphores.all() {

@@ -69,6 +69,11 @@ pub struct MessageQueue {
 pub struct Names(Mutex<BTreeMap<Vec<u8>, Arc<MessageQueue>>>);
 
 impl Names {
+    /// Whether there is any queue.
+    pub(crate) fn any(&self) -> bool {
+        !lock(&self.0).is_empty()
+    }
+
     /// Opens or makes a queue (`mq_open`). `flags` are those of `open`; `mode` has the umask taken off.
     ///
     /// # Errors

@@ -77,6 +77,11 @@ pub trait MappedFile: Send + Sync {
         None
     }
 
+    /// The open file behind it, where it is one.
+    fn open_file(&self) -> Option<Arc<crate::vfs::OpenFile>> {
+        None
+    }
+
     /// Which file it is.
     fn identity(&self) -> FileIdentity;
 

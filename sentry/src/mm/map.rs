@@ -38,7 +38,7 @@ pub struct MapRequest {
 }
 
 /// How an area is mapped on the host: `PROT_*` and `MAP_*` of [`MemoryCall::Map`].
-fn host_flags(flags: AreaFlags) -> i32 {
+pub(super) fn host_flags(flags: AreaFlags) -> i32 {
     let sharing = if flags.contains(AreaFlags::SHARED) { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
     let reserve = if flags.contains(AreaFlags::NO_RESERVE) { libc::MAP_NORESERVE } else { 0 };
     sharing | reserve

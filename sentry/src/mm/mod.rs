@@ -24,6 +24,7 @@ mod map;
 mod maps;
 mod random;
 mod remap;
+mod saved;
 mod tree;
 
 #[cfg(test)]
@@ -41,6 +42,7 @@ pub use map::{MapRequest, Source};
 pub use maps::Summary;
 pub use random::pages_below as random_pages;
 pub use remap::RemapRequest;
+pub(crate) use saved::Sources;
 pub use tree::Areas;
 
 use crate::error::Errno;
@@ -140,7 +142,7 @@ struct Layout {
 }
 
 /// Where the first stack holds what `/proc/PID/cmdline`, `environ` and `auxv` show.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Strings {
     /// Arguments.
     pub arguments: Range<u64>,

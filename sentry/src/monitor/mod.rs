@@ -285,7 +285,7 @@ impl Clients {
             while let Some(connection) = connections.next().await {
                 let monitor = Arc::clone(&monitor);
                 if let Ok(connection) = connection {
-                    tokio::spawn(async move { streams::serve(connection, &monitor.parked).await });
+                    tokio::spawn(async move { streams::serve(connection, &monitor).await });
                 }
             }
         });

@@ -113,6 +113,8 @@ pub(crate) struct Around {
     pub(crate) memory: Option<u64>,
     /// Where its files will come from.
     pub(crate) files: Descriptor,
+    /// The image that it is restored from.
+    pub(crate) image: Option<Descriptor>,
 }
 
 /// A container to be made.
@@ -155,6 +157,7 @@ pub(crate) fn container(
         own_processes: !request.sandbox_pidns,
         filter: filter::program(spec.Linux.get_or_default(), &options)?,
         process: process(first, around.process, options.umask, streams)?,
+        image: around.image,
     };
     let host = Some(spec.Hostname.clone()).filter(|name| !name.is_empty());
     for (field, name) in [("hostname", &host), ("domainname", &domain)] {

@@ -17,6 +17,7 @@ use tokio::net::UnixStream;
 
 use super::table::{TableError, check_id};
 use super::terminal;
+use super::work::Monitor;
 
 /// Longest request.
 const LINE_MAX: usize = 4096;
@@ -61,7 +62,24 @@ struct Request {
     /// How many of the descriptors, the last ones, the process is to have from 3 on.
     #[serde(default)]
     more: usize,
+    #[serde(default)]
+    image: Option<Image>,
 }
+
+/// What is to be done with the image that comes.
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Image {
+    /// The container is written to it, and ends.
+    Checkpoint,
+    /// The same, and it goes on.
+    LeaveRunning,
+    /// The container, when it is made, is made of it.
+    Restore,
+}
+
+/// In place of the name of an exec: the image of a container that is to be restored.
+pub(crate) const IMAGE: &str = "\0image";
 
 #[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -93,6 +111,16 @@ pub(crate) enum GivenStreams {
     Plain([Option<OwnedFd>; 3]),
     /// The slave of a terminal of the host.
     Terminal(OwnedFd),
+    /// No stream: the image that a container is restored from.
+    Image(OwnedFd),
+}
+
+/// What a request came to.
+enum Handled {
+    /// It waits for its process. The master of a terminal, where one was made.
+    Parked(Option<OwnedFd>),
+    /// A container is to be written to a file.
+    Checkpoint { container: String, image: OwnedFd, goes_on: bool },
 }
 
 /// What waits for its process.
@@ -131,15 +159,24 @@ impl Parked {
 }
 
 /// Serves one connection.
-pub(crate) async fn serve(connection: UnixStream, parked: &Parked) {
+pub(crate) async fn serve(connection: UnixStream, monitor: &Monitor) {
+    let parked = &monitor.parked;
     let handled = match tokio::time::timeout(ARRIVES, receive(&connection)).await {
         Ok(received) => received.and_then(|(line, descriptors)| handle(&line, descriptors, parked)),
         Err(_) => Err(StreamsError::Request(format!("no whole request within {ARRIVES:?}"))),
     };
+    let handled = match handled {
+        Ok(Handled::Parked(master)) => Ok(master),
+        Ok(Handled::Checkpoint { container, image, goes_on }) => {
+            let saved = monitor.checkpoint(&container, image, goes_on).await;
+            saved.map(|()| None).map_err(|error| StreamsError::Request(error.to_string()))
+        }
+        Err(error) => Err(error),
+    };
     let (reply, master) = match &handled {
         Ok(master) => (Reply::Ok(true), master.as_ref()),
         Err(error) => {
-            tracing::warn!(%error, "streams are refused");
+            tracing::warn!(%error, "what came by the streams socket is refused");
             (Reply::Error(&error.to_string()), None)
         }
     };
@@ -202,16 +239,15 @@ fn part(connection: &UnixStream) -> std::io::Result<(Vec<u8>, Vec<OwnedFd>)> {
 }
 
 /// Does what a request asks. The master of a terminal that was made for it.
-fn handle(
-    line: &[u8],
-    mut descriptors: Vec<OwnedFd>,
-    parked: &Parked,
-) -> Result<Option<OwnedFd>, StreamsError> {
+fn handle(line: &[u8], mut descriptors: Vec<OwnedFd>, parked: &Parked) -> Result<Handled, StreamsError> {
     let request: Request = serde_json::from_slice(line)
         .map_err(|error| StreamsError::Request(format!("the request is none: {error}")))?;
     check_id(&request.container)?;
     if !request.exec.is_empty() {
         check_id(&request.exec)?;
+    }
+    if let Some(what) = request.image {
+        return image(request, what, descriptors, parked);
     }
     let Some(streams) = descriptors.len().checked_sub(request.more).filter(|_| request.more <= MORE_MAX)
     else {
@@ -226,7 +262,34 @@ fn handle(
         false => (plain(&request, descriptors)?, None),
     };
     parked.put(request.container, request.exec, Given { streams, more })?;
-    Ok(master)
+    Ok(Handled::Parked(master))
+}
+
+/// An image: a regular file, by one descriptor, and nothing else.
+fn image(
+    request: Request,
+    what: Image,
+    mut descriptors: Vec<OwnedFd>,
+    parked: &Parked,
+) -> Result<Handled, StreamsError> {
+    let alone =
+        request.exec.is_empty() && request.streams.is_empty() && request.more == 0 && !request.terminal;
+    let (Some(image), true, true) = (descriptors.pop(), descriptors.is_empty(), alone) else {
+        let text = "an image is one descriptor, of a container, without streams";
+        return Err(StreamsError::Request(text.to_owned()));
+    };
+    let host = |errno: nix::errno::Errno| StreamsError::Host { what: "the image", error: errno.into() };
+    let mode = SFlag::from_bits_truncate(fstat(image.as_fd()).map_err(host)?.st_mode & SFlag::S_IFMT.bits());
+    if mode != SFlag::S_IFREG {
+        return Err(StreamsError::Request("the image is no regular file".to_owned()));
+    }
+    let container = request.container;
+    if what == Image::Restore {
+        let given = Given { streams: GivenStreams::Image(image), more: Vec::new() };
+        parked.put(container, IMAGE.to_owned(), given)?;
+        return Ok(Handled::Parked(None));
+    }
+    Ok(Handled::Checkpoint { container, image, goes_on: what == Image::LeaveRunning })
 }
 
 fn plain(request: &Request, descriptors: Vec<OwnedFd>) -> Result<GivenStreams, StreamsError> {
@@ -294,7 +357,10 @@ mod tests {
 
     fn ask(line: &str, descriptors: usize, parked: &Parked) -> Result<Option<OwnedFd>, String> {
         let descriptors = (0..descriptors).map(|_| file()).collect();
-        handle(line.as_bytes(), descriptors, parked).map_err(|error| error.to_string())
+        match handle(line.as_bytes(), descriptors, parked).map_err(|error| error.to_string())? {
+            Handled::Parked(master) => Ok(master),
+            Handled::Checkpoint { .. } => Err("a checkpoint".to_owned()),
+        }
     }
 
     #[test]
@@ -339,6 +405,11 @@ mod tests {
             (r#"{"container":"c","more":33}"#, 33, "33 further descriptors"),
             (r#"{"container":"c","streams":["stdfoo"]}"#, 1, "stdfoo"),
             (r#"{"container":"c","terminal":true,"streams":["stdin"]}"#, 1, "at most"),
+            (r#"{"container":"c","image":"checkpoint"}"#, 0, "one descriptor"),
+            (r#"{"container":"c","image":"restore"}"#, 2, "one descriptor"),
+            (r#"{"container":"c","exec":"e","image":"restore"}"#, 1, "of a container"),
+            (r#"{"container":"c","image":"restore"}"#, 1, "no regular file"),
+            (r#"{"container":"c","image":"burn"}"#, 1, "burn"),
         ] {
             let error = ask(line, descriptors, &parked).unwrap_err();
             assert!(error.contains(named), "{line}: {error}");

@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 use super::link::{CallError, Link};
 use super::spec::{self, Around, Descriptors, SpecError, Streams};
 use super::stream::{Stream, pipe};
-use super::streams::{Given, GivenStreams, Parked};
+use super::streams::{self, Given, GivenStreams, Parked};
 use super::table::{Container, Pipes, Process, Table, TableError};
 use super::terminal;
 
@@ -163,8 +163,12 @@ impl Monitor {
         let terminal = request.OCI.get_or_default().Process.get_or_default().Terminal;
         let mut descriptors = Descriptors::default();
         let connected = connect(self.parked.take(id, ""), terminal, &mut descriptors)?;
+        let image = match self.parked.take(id, streams::IMAGE) {
+            Some(Given { streams: GivenStreams::Image(image), .. }) => Some(descriptors.add(image)?),
+            _ => None,
+        };
         let files = descriptors.place()?;
-        let around = Around { container, process: number, memory: self.memory, files };
+        let around = Around { container, process: number, memory: self.memory, files, image };
         let mut planned = spec::container(request, &around, &connected.plan)?;
         planned.plan.process.more = connected.more;
         let process = Process::new(number, "", terminal, connected.pipes);
@@ -277,6 +281,17 @@ impl Monitor {
     pub(crate) async fn freeze(&self, id: &str, frozen: bool) -> Result<(), WorkError> {
         let container = self.table.container(id)?;
         self.done(Ask::Freeze(container.number, frozen)).await
+    }
+
+    /// Writes a container to a file; it ends with that, unless it is to go on.
+    pub(crate) async fn checkpoint(&self, id: &str, image: OwnedFd, goes_on: bool) -> Result<(), WorkError> {
+        let container = self.table.container(id)?;
+        let mut descriptors = Descriptors::default();
+        let ask = Ask::Checkpoint(container.number, descriptors.add(image)?, goes_on);
+        match self.link.ask(ask, descriptors.into_inner()).await? {
+            Answer::Done => Ok(()),
+            _ => Err(WorkError::Answer),
+        }
     }
 
     /// Changes bounds of a container.

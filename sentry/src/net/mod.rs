@@ -61,6 +61,7 @@ use crate::sync::{read, write};
 use crate::task::UserNamespace;
 
 pub use common::{Common, Identity};
+pub(crate) use options::Options;
 pub use socket::SocketFile;
 pub(crate) use socket::{Context, Outgoing, Receive, Socket, create, create_pair, option, set_option};
 

@@ -36,7 +36,7 @@ const STORED: &[(i32, bool)] = &[
 ];
 
 /// Options of a socket.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Options {
     pub(crate) reuse_address: bool,
     pub(crate) reuse_port: bool,
@@ -78,6 +78,14 @@ impl Options {
             send_timeout: None,
             stored: Vec::new(),
         }
+    }
+
+    /// Those of an image, within what a guest could have set.
+    pub(crate) fn bounded(mut self) -> Self {
+        self.send_buffer = self.send_buffer.clamp(BUFFER_MIN[0], BUFFER_FORCED);
+        self.receive_buffer = self.receive_buffer.clamp(BUFFER_MIN[1], BUFFER_FORCED);
+        self.stored.truncate(64);
+        self
     }
 
     /// What was stored.

@@ -322,6 +322,14 @@ pub trait Thread: Memory + Send {
         Ok(())
     }
 
+    /// Takes over what [`RemoteMemory::kept`] told of another address space, which this one becomes a copy of: before guest code runs.
+    ///
+    /// # Errors
+    /// EINVAL for what this platform did not tell; what the host says.
+    fn set_kept(&mut self, kept: &[u8]) -> Result<(), Errno> {
+        if kept.is_empty() { Ok(()) } else { Err(Errno::EINVAL) }
+    }
+
     /// What interrupts this thread from elsewhere.
     fn interrupt(&self) -> Arc<dyn Interrupt>;
 
@@ -334,6 +342,29 @@ pub trait RemoteMemory: Memory + Send + Sync {
     /// Bytes of the address space that are in memory, and how many of them are files' or shared; `None` where nobody knows.
     fn resident(&self) -> Option<(u64, u64)> {
         None
+    }
+
+    /// The parts of a range of whole pages that are in memory and belong to this address space alone: anonymous pages, and pages of a private
+    /// mapping that were written.
+    ///
+    /// # Errors
+    /// What the host says; ENOSYS where nobody can know.
+    fn own_pages(&self, range: std::ops::Range<u64>) -> Result<Vec<std::ops::Range<u64>>, Errno> {
+        let _ = range;
+        Err(Errno::ENOSYS)
+    }
+
+    /// As [`read`](Memory::read), whatever guest code may do there.
+    fn read_protected(&self, address: u64, to: &mut [u8]) -> usize {
+        self.read(address, to)
+    }
+
+    /// What the platform keeps in and about this address space for itself, for [`Thread::set_kept`]. No guest code may run meanwhile.
+    ///
+    /// # Errors
+    /// EFAULT where the stub is gone.
+    fn kept(&self) -> Result<Vec<u8>, Errno> {
+        Ok(Vec::new())
     }
 }
 
@@ -404,6 +435,16 @@ pub trait Platform: Send + Sync {
     /// the host's.
     fn vdso(&self) -> Option<u64> {
         None
+    }
+
+    /// The mappings that a vDSO is made of, its data first, as they lie in every new address space.
+    fn vdso_parts(&self) -> Vec<std::ops::Range<u64>> {
+        Vec::new()
+    }
+
+    /// The code of the vDSO: programs keep addresses in it, so who is restored needs the same.
+    fn vdso_code(&self) -> Vec<u8> {
+        Vec::new()
     }
 }
 

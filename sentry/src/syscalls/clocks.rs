@@ -6,7 +6,7 @@ use super::Entry;
 use super::processes::int;
 use crate::call::{Call, Unready};
 use crate::error::{Errno, Restart, SysError, SysResult};
-use crate::task::capability;
+use crate::task::{RestartBlock, capability};
 use crate::time::Clock;
 
 pub(super) const CALLS: &[Entry] = &[
@@ -204,6 +204,11 @@ fn sleep(call: &mut Call<'_>, clock: &Clock, until: Duration) -> Result<(), Unre
     }
 }
 
+/// Goes on with a sleep that was interrupted.
+pub(super) fn sleep_again(call: &mut Call<'_>, restart: RestartBlock) -> SysResult {
+    sleep_relative(call, restart.clock, restart.until, restart.left_to)
+}
+
 /// Sleeps for a time; what is left of it is told, and slept where no handler ran.
 fn sleep_relative(call: &mut Call<'_>, clock: Clock, until: Duration, left_to: u64) -> SysResult {
     if sleep(call, &clock, until).is_ok() {
@@ -216,7 +221,7 @@ fn sleep_relative(call: &mut Call<'_>, clock: Clock, until: Duration, left_to: u
     if left_to != 0 {
         call.write(left_to, &timespec(left))?;
     }
-    call.task.set_restart(Box::new(move |call| sleep_relative(call, clock, until, left_to)));
+    call.task.set_restart(RestartBlock { clock, until, left_to });
     Err(SysError::Interrupted(Restart::Block))
 }
 

@@ -59,6 +59,10 @@ impl MappedFile for Mapped {
         self.0.place().cloned()
     }
 
+    fn open_file(&self) -> Option<Arc<OpenFile>> {
+        Some(Arc::clone(&self.0))
+    }
+
     fn identity(&self) -> FileIdentity {
         let attributes = self.0.inode().attributes().ok();
         let (major, minor) = attributes.map_or((0, 0), |attributes| device_parts(attributes.device));
@@ -98,6 +102,15 @@ impl Program for Mapped {
 /// What an open file of the caller shows when it is mapped.
 pub(super) fn mapped_file(call: &Call<'_>, fd: i32) -> Result<Arc<dyn MappedFile>, Errno> {
     Ok(Arc::new(Mapped(call.task.files().get(fd)?, None)))
+}
+
+/// An open file as something that is mapped, and, where it `runs`, that nobody may write meanwhile.
+///
+/// # Errors
+/// ETXTBSY.
+pub(crate) fn map_again(file: Arc<OpenFile>, runs: bool) -> Result<Arc<dyn MappedFile>, Errno> {
+    let denied = if runs { WriteAccess::deny(file.inode())? } else { None };
+    Ok(Arc::new(Mapped(file, denied)))
 }
 
 /// Opens a file to run it.

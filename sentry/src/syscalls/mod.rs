@@ -130,7 +130,7 @@ const FAMILIES: &[&[Entry]] = &[
     xattrs::CALLS,
 ];
 
-pub(crate) use exec_rooms::run_place;
+pub(crate) use exec_rooms::{map_again, run_place};
 pub use page::markdown;
 
 /// All calls by number.

@@ -214,7 +214,7 @@ fn sys_tgkill(call: &mut Call<'_>, [group, pid, signal, ..]: [u64; 6]) -> SysRes
 
 fn sys_restart_syscall(call: &mut Call<'_>, _: [u64; 6]) -> SysResult {
     match call.task.take_restart() {
-        Some(restart) => restart(call),
+        Some(restart) => super::clocks::sleep_again(call, restart),
         None => Err(Errno::EINTR.into()),
     }
 }

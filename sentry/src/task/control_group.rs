@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::events::Waiter;
+
 use super::{CpuTimes, Task, Tasks, ThreadGroup, lock};
 use crate::control::message::{Bound, Bounds};
 
@@ -13,6 +15,8 @@ use crate::control::message::{Bound, Bounds};
 #[derive(Default)]
 pub struct ControlGroup {
     frozen: AtomicBool,
+    /// Whether what is frozen is to be saved, too: waiting is given up, and goes on later.
+    saving: AtomicBool,
     /// Most tasks; 0 for no bound.
     most: AtomicU64,
     /// Most bytes of memory; 0 for no bound.
@@ -33,6 +37,34 @@ impl ControlGroup {
     #[must_use]
     pub fn frozen(&self) -> bool {
         self.frozen.load(Ordering::Acquire)
+    }
+
+    /// Whether its tasks are to say what they are like.
+    pub(super) fn saving(&self) -> bool {
+        self.saving.load(Ordering::Acquire)
+    }
+
+    /// Brings all tasks to where they can be saved: frozen, and in no call. A call that waits is given up as if by a signal that nobody has,
+    /// and made again later. Gives those that do not get there in time.
+    pub(crate) fn park(self: &Arc<Self>, tasks: &Tasks) -> Vec<Arc<Task>> {
+        let begin = Instant::now();
+        let nobody = Waiter::new();
+        self.saving.store(true, Ordering::Release);
+        loop {
+            let moving: Vec<_> =
+                self.tasks(tasks).into_iter().filter(|task| !task.is_parked() || task.in_guest()).collect();
+            if moving.is_empty() || begin.elapsed() > STANDS_STILL {
+                return moving;
+            }
+            moving.iter().for_each(|task| task.poke());
+            nobody.wait(Some(Instant::now() + Duration::from_millis(1)));
+        }
+    }
+
+    /// Ends what [`park`](Self::park) began; they stay frozen.
+    pub(crate) fn unpark(self: &Arc<Self>, tasks: &Tasks) {
+        self.saving.store(false, Ordering::Release);
+        self.tasks(tasks).iter().for_each(|task| task.unpark());
     }
 
     /// Most tasks, where there is a bound.

@@ -30,6 +30,7 @@ pub mod namespaces;
 mod pool;
 mod process;
 mod run;
+mod saved;
 pub mod seccomp;
 pub mod signal;
 mod tree;
@@ -53,13 +54,12 @@ pub use namespaces::{Namespaces, PidNamespace, UserNamespace, unshare};
 pub use pool::Workers;
 pub use process::{NewProcess, ProcessInfo};
 pub use run::run;
+pub(crate) use saved::{Lists, Parked, Room, forget, restore, save, set_registers};
 pub use tree::Tasks;
 pub(crate) use tree::Tree;
 pub use usage::{CpuTimes, Usage};
 pub use wait::{WaitOptions, WaitTarget, Waited};
 
-use crate::call::Call;
-use crate::error::SysResult;
 use crate::events::Waiter;
 use crate::mm::AddressSpace;
 use crate::platform::{Interrupt, Thread};
@@ -68,8 +68,16 @@ use crate::vfs::{FdTable, FsContext};
 /// Number of a task: as guests of the root namespace see it ([`namespaces`]).
 pub type Pid = i32;
 
-/// What an interrupted call does when it goes on (`restart_syscall`).
-pub type RestartBlock = Box<dyn FnOnce(&mut Call<'_>) -> SysResult + Send>;
+/// An interrupted sleep for a time, which goes on by `restart_syscall`.
+#[derive(Clone)]
+pub struct RestartBlock {
+    /// By which it sleeps.
+    pub clock: crate::time::Clock,
+    /// What the clock shows when it is over.
+    pub until: Duration,
+    /// Where the guest is told how much is left; 0 for nowhere.
+    pub left_to: u64,
+}
 
 /// A thread of a guest process.
 pub struct Task {
@@ -102,6 +110,8 @@ pub struct Task {
     exit_status: AtomicI32,
     usage: Usage,
     control_group: Mutex<Arc<ControlGroup>>,
+    /// What its guest thread is like, while it stands still to be saved.
+    parked: Mutex<Option<Parked>>,
 }
 
 /// Default slack of a timer, in nanoseconds.
@@ -154,6 +164,7 @@ impl Task {
             exit_status: AtomicI32::new(0),
             usage: Usage::default(),
             control_group: Mutex::default(),
+            parked: Mutex::default(),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::signal::{Flow, SignalInfo, deliver, force_fault};
+use super::signal::{Flow, SignalInfo, deliver, force_fault, make_call_again};
 use super::{ControlGroup, Resource, Serving, Task, exit, lock};
 use crate::call::Call;
 use crate::error::{Errno, Restart, SysError, SysResult};
@@ -111,14 +111,19 @@ fn attach(task: &Task, thread: &dyn Thread) {
 /// Waits while its container is frozen. What there is to deliver is delivered before, and guest code runs after.
 fn stand_still(task: &Arc<Task>, thread: &mut dyn Thread, group: &ControlGroup) -> Flow {
     loop {
-        if task.signal_pending() && deliver(task, thread, None) == Flow::Exit {
+        // What it was saved as stays true as long as it is saved: signals wait.
+        let parked = group.saving() && task.is_parked();
+        if !parked && task.signal_pending() && deliver(task, thread, None) == Flow::Exit {
             return Flow::Exit;
         }
         task.waiter().clear();
         if !group.frozen() {
             return Flow::GoOn;
         }
-        if !task.signal_pending() {
+        if group.saving() {
+            task.park(thread);
+        }
+        if !task.signal_pending() || group.saving() {
             task.waiter().wait(None);
         }
     }
@@ -197,6 +202,10 @@ pub(super) fn carry_out(
 fn finish_call(task: &Arc<Task>, thread: &mut dyn Thread, number: u64, result: SysResult) -> Option<i32> {
     match result {
         Ok(value) => thread.set_result(value),
+        Err(SysError::Errno(Errno::EINTR)) if task.only_saved() => {
+            task.restore_saved_mask();
+            make_call_again(thread, Restart::Always, number);
+        }
         Err(SysError::Errno(errno)) => thread.set_result((-i64::from(errno as i32)).cast_unsigned()),
         Err(SysError::Interrupted(rule)) => return interrupted(task, thread, rule, number),
         Err(SysError::RegistersSet) => {}

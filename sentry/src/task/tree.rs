@@ -210,6 +210,17 @@ impl Tree {
         self.groups.get(&group).map_or(0, |state| state.parent)
     }
 
+    /// Whether so many tasks more are too many.
+    pub(super) fn is_full(&self, more: usize) -> bool {
+        self.threads.len().saturating_add(more) > self.limit
+            || self.groups.len().saturating_add(more) > self.limit
+    }
+
+    /// Numbers up to this one were given: the next is another.
+    pub(super) fn gave(&mut self, pid: Pid) {
+        self.last = self.last.max(pid).min(PID_MAX);
+    }
+
     /// A number for a task: `wanted`, or the next that is free.
     ///
     /// # Errors

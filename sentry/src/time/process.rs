@@ -105,6 +105,11 @@ impl ProcessTimers {
         Arc::clone(self.cpu_limit.get_or_insert_with(make))
     }
 
+    /// Whether there are any of `timer_create`.
+    pub(crate) fn has_posix(&self) -> bool {
+        !self.posix.is_empty()
+    }
+
     /// `setitimer`'s timer if it was ever set: what `getitimer` asks.
     #[must_use]
     pub fn interval_setting(&self, which: Which) -> Setting {

@@ -118,6 +118,11 @@ impl GuestTimer {
         left(&lock(&self.state), now)
     }
 
+    /// Whether its clock is the monotonic one.
+    pub(crate) fn is_monotonic(&self) -> bool {
+        matches!(self.clock, WeakClock::Wall { real: false })
+    }
+
     /// Whether it is set.
     #[must_use]
     pub fn is_set(&self) -> bool {

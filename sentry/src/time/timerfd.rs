@@ -62,6 +62,17 @@ impl TimerFd {
         }
     }
 
+    /// Whether it goes by the monotonic clock, what is left, and how often it has expired since it was read.
+    pub(crate) fn saved(&self) -> (bool, Setting, u64) {
+        (self.timer.is_monotonic(), self.timer.get(), self.shared.expirations.load(Ordering::SeqCst))
+    }
+
+    /// The same again: it goes on with what was left.
+    pub(crate) fn restore(&self, setting: Setting, expirations: u64) {
+        self.timer.set(setting, false);
+        self.shared.expirations.store(expirations, Ordering::SeqCst);
+    }
+
     /// Told when it can be read.
     #[must_use]
     pub fn events(&self) -> &WaitQueue {

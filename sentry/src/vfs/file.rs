@@ -469,6 +469,11 @@ impl OpenFile {
         self.position.try_lock().ok().map(|position| *position)
     }
 
+    /// Sets the position of a file that is made anew.
+    pub(crate) fn restore_position(&self, position: u64) {
+        *lock(&self.position) = position.min(i64::MAX.unsigned_abs());
+    }
+
     /// Moves the position.
     ///
     /// # Errors

@@ -65,6 +65,12 @@ struct State {
 static WAITING: LazyLock<Mutex<HashMap<Owner, Owner>>> = LazyLock::new(Mutex::default);
 
 impl FileLocks {
+    /// Whether anybody holds a lock.
+    pub(crate) fn any(&self) -> bool {
+        let state = lock(&self.state);
+        !state.records.is_empty() || !state.whole.is_empty()
+    }
+
     /// Told when a lock goes.
     #[must_use]
     pub fn queue(&self) -> &WaitQueue {

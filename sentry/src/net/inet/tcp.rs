@@ -17,6 +17,7 @@ use super::super::pair::End;
 use super::super::socket::{Context, Description, Outgoing, Receive, Socket};
 use super::super::{BACKLOG, Common, Identity, Net, lock};
 use super::{BUFFER, claim, destination, limit, options, over, unspecified, wanted};
+use crate::checkpoint::state::SavedTcp;
 use crate::error::Errno;
 use crate::events::Events;
 
@@ -72,6 +73,25 @@ impl Tcp {
             State::Connected(end) => Some(end.clone()),
             _ => None,
         }
+    }
+
+    /// What a checkpoint keeps; `None` for a connection, which it does not.
+    pub(crate) fn saved(&self) -> Option<SavedTcp> {
+        let backlog = match &*lock(&self.state) {
+            State::Fresh => None,
+            State::Listening { backlog, .. } => Some(*backlog as u64),
+            State::Knocking(_) | State::Connected(_) | State::Closed => return None,
+        };
+        let options = lock(&self.common.options).clone();
+        Some(SavedTcp { domain: self.common.domain, local: lock(&self.names).local, backlog, options })
+    }
+
+    /// Becomes one whose connection the other end has reset.
+    pub(crate) fn become_reset(&self) -> Result<(), Errno> {
+        let (other, end) = self.child(self)?;
+        *lock(&self.state) = State::Connected(end);
+        other.abort();
+        Ok(())
     }
 
     fn as_socket(&self) -> Weak<dyn Socket> {

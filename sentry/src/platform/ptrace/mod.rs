@@ -92,6 +92,14 @@ impl Platform for Ptrace {
     fn vdso(&self) -> Option<u64> {
         Some(self.vdso.header)
     }
+
+    fn vdso_parts(&self) -> Vec<std::ops::Range<u64>> {
+        self.vdso.parts.clone()
+    }
+
+    fn vdso_code(&self) -> Vec<u8> {
+        self.vdso.code()
+    }
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ mod context;
 mod copy;
 pub(super) mod filter;
 pub mod hostile;
+mod kept;
 pub(super) mod layout;
 pub(super) mod let_go;
 mod patch;
@@ -54,6 +55,11 @@ use crate::platform::{Platform, Thread};
 
 /// Lowest address that a guest may use: above the table of replaced call sites.
 pub(super) const LOWEST: u64 = patch::SLOTS + patch::SLOTS_SIZE;
+
+/// The code of every stub: by it builds are told apart ([`crate::checkpoint`]).
+pub(crate) fn code() -> Vec<u8> {
+    stub_image::StubCode::linked().bytes.to_vec()
+}
 
 /// The platform. As long as it lives, one stub waits to be copied.
 pub struct Systrap {
@@ -116,6 +122,14 @@ impl Platform for Systrap {
 
     fn vdso(&self) -> Option<u64> {
         Some(self.vdso.header)
+    }
+
+    fn vdso_parts(&self) -> Vec<std::ops::Range<u64>> {
+        self.vdso.parts.clone()
+    }
+
+    fn vdso_code(&self) -> Vec<u8> {
+        self.vdso.code()
     }
 }
 

@@ -16,6 +16,8 @@
 
 use std::collections::{HashMap, HashSet};
 
+use serde::{Deserialize, Serialize};
+
 use super::layout::{CODE, at};
 use super::stub_image::StubCode;
 
@@ -48,7 +50,7 @@ pub(super) fn comparison(site: [u8; COMPARED_SIZE]) -> Option<u64> {
 }
 
 /// The sites of one address space.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, Serialize, Deserialize)]
 pub(super) struct Patches {
     hits: HashMap<u64, u32>,
     sites: HashSet<u64>,
@@ -148,6 +150,17 @@ impl Patches {
             answers: false,
             number: 0,
         })
+    }
+
+    /// Bytes of the table that are in use, its first word included; 0 while there is none.
+    pub(super) fn table_size(&self) -> Option<u64> {
+        let size = if self.slots == 0 { 0 } else { self.slots.checked_add(1)?.checked_mul(SLOT_SIZE)? };
+        (size <= SLOTS_SIZE).then_some(size)
+    }
+
+    /// What the first word of the table says.
+    pub(super) fn entry() -> u64 {
+        CODE + StubCode::linked().entry
     }
 
     fn free_slot(&self, size: u64) -> Option<u64> {

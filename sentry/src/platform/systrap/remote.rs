@@ -7,6 +7,7 @@ use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::unistd::Pid;
 
 use super::layout::{CODE, END};
+use crate::error::Errno;
 use crate::platform::{Memory, RemoteMemory};
 
 const PAGE: usize = 4096;
@@ -18,6 +19,15 @@ pub(in crate::platform) trait Process: Send + Sync {
 
     /// Whether it has ended.
     fn is_dead(&self) -> bool;
+
+    /// What the platform keeps about its memory and in it, which `memory` reads ([`super::kept`]).
+    fn kept(&self, memory: &StubMemory<Self>) -> Result<Vec<u8>, Errno>
+    where
+        Self: Sized,
+    {
+        let _ = memory;
+        Ok(Vec::new())
+    }
 }
 
 /// A stub's memory, without what is the stub's own.
@@ -141,5 +151,29 @@ impl<P: Process> RemoteMemory for StubMemory<P> {
         let mut pages = text.split(' ').skip(1).map(|word| word.trim().parse::<u64>().ok());
         let mut bytes = || pages.next().flatten().map(|pages| pages.saturating_mul(PAGE as u64));
         Some((bytes()?, bytes()?))
+    }
+
+    fn own_pages(&self, range: std::ops::Range<u64>) -> Result<Vec<std::ops::Range<u64>>, Errno> {
+        if self.0.is_dead() {
+            return Err(Errno::EFAULT);
+        }
+        crate::outside::own_pages(self.0.pid(), range.start..range.end.min(CODE))
+    }
+
+    fn read_protected(&self, address: u64, to: &mut [u8]) -> usize {
+        let done = self.read(address, to);
+        if done == to.len() || self.0.is_dead() {
+            return done;
+        }
+        let end = usize::try_from(CODE.saturating_sub(address)).unwrap_or(0).min(to.len());
+        let to = to.get_mut(..end).unwrap_or_default();
+        crate::outside::read_memory(self.0.pid(), address, to).unwrap_or(0)
+    }
+
+    fn kept(&self) -> Result<Vec<u8>, Errno> {
+        if self.0.is_dead() {
+            return Err(Errno::EFAULT);
+        }
+        self.0.kept(self)
     }
 }

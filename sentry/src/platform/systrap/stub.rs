@@ -20,7 +20,7 @@ use nix::unistd::{Pid, ftruncate};
 use super::context::{Context, futex_wake};
 use super::layout::{CONTEXTS_SIZE, MAX_THREADS, at, context_address, state};
 use super::patch::Patches;
-use super::remote::{Process, word};
+use super::remote::{Process, StubMemory, word};
 use crate::error::Errno;
 use crate::sync::lock;
 
@@ -103,6 +103,11 @@ impl Process for Stub {
 
     fn is_dead(&self) -> bool {
         self.dead.load(Ordering::SeqCst) || !self.is_known()
+    }
+
+    fn kept(&self, memory: &StubMemory<Self>) -> Result<Vec<u8>, Errno> {
+        let patches = self.patches().clone();
+        super::kept::tell(&patches, memory)
     }
 }
 

@@ -486,6 +486,10 @@ impl Thread for StubThread {
         self.replace_site(protection)
     }
 
+    fn set_kept(&mut self, kept: &[u8]) -> Result<(), Errno> {
+        self.take_over(kept)
+    }
+
     fn release(&mut self) {
         // Who serves it from now on works; whoever prepared it may never do again.
         waiting::rest();

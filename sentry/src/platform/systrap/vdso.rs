@@ -14,6 +14,8 @@ pub(in crate::platform) struct Vdso {
     pub(in crate::platform) range: Range<u64>,
     /// Its ELF header.
     pub(in crate::platform) header: u64,
+    /// The same as the host keeps it, one mapping after the other: they move as wholes only.
+    pub(in crate::platform) parts: Vec<Range<u64>>,
 }
 
 impl Vdso {
@@ -29,6 +31,7 @@ impl Vdso {
     /// In the text of `/proc/PID/maps`: `[vdso]`, and what lies right before it and is its data (`[vvar]`, `[vvar_vclock]`).
     fn find(maps: &str) -> Option<Self> {
         let mut before: Option<Range<u64>> = None;
+        let mut data: Vec<Range<u64>> = Vec::new();
         for line in maps.lines() {
             let (addresses, _) = line.split_once(' ')?;
             let (start, end) = addresses.split_once('-')?;
@@ -37,7 +40,12 @@ impl Vdso {
             if name == "[vdso]" {
                 let begin =
                     before.filter(|data| data.end == here.start).map_or(here.start, |data| data.start);
-                return Some(Self { range: begin..here.end, header: here.start });
+                data.retain(|part| part.start >= begin);
+                data.push(here.clone());
+                return Some(Self { range: begin..here.end, header: here.start, parts: data });
+            }
+            if name.starts_with("[vvar") {
+                data.push(here.clone());
             }
             before = match before {
                 Some(data) if name.starts_with("[vvar") && data.end == here.start => {
@@ -47,6 +55,20 @@ impl Vdso {
             };
         }
         None
+    }
+}
+
+impl Vdso {
+    /// Its code, as it lies in this process.
+    pub(in crate::platform) fn code(&self) -> Vec<u8> {
+        let (Ok(start), Ok(end)) = (usize::try_from(self.header), usize::try_from(self.range.end)) else {
+            return Vec::new();
+        };
+        let mut bytes = vec![0; end.saturating_sub(start)];
+        let from = std::ptr::with_exposed_provenance::<u8>(start);
+        // SAFETY: the host mapped these pages readable when the process began, and they are neither changed nor taken away.
+        unsafe { std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), bytes.len()) };
+        bytes
     }
 }
 
@@ -60,7 +82,12 @@ mod tests {
                     7ffe41af6000-7ffe41afa000 r--p 00000000 00:00 0                          [vvar]\n\
                     7ffe41afa000-7ffe41afc000 r--p 00000000 00:00 0                          [vvar_vclock]\n\
                     7ffe41afc000-7ffe41afe000 r-xp 00000000 00:00 0                          [vdso]\n";
-        let expected = Vdso { range: 0x7ffe_41af_6000..0x7ffe_41af_e000, header: 0x7ffe_41af_c000 };
+        let parts = vec![
+            0x7ffe_41af_6000..0x7ffe_41af_a000,
+            0x7ffe_41af_a000..0x7ffe_41af_c000,
+            0x7ffe_41af_c000..0x7ffe_41af_e000,
+        ];
+        let expected = Vdso { range: 0x7ffe_41af_6000..0x7ffe_41af_e000, header: 0x7ffe_41af_c000, parts };
         assert_eq!(Vdso::find(maps), Some(expected));
         assert_eq!(Vdso::find("00400000-00401000 r-xp 00000000 00:00 0 \n"), None);
     }

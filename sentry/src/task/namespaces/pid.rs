@@ -157,6 +157,12 @@ impl PidNamespace {
     }
 
     /// Whether its first process ends or ended.
+    /// Numbers up to this one were given: the next is another.
+    pub(in crate::task) fn gave(&self, number: Pid) {
+        let mut inner = lock(&self.inner);
+        inner.last = inner.last.max(number).min(PID_MAX);
+    }
+
     pub(in crate::task) fn is_closed(&self) -> bool {
         lock(&self.inner).closed
     }

@@ -59,7 +59,7 @@ pub(crate) fn deliver(
     Flow::GoOn
 }
 
-fn make_call_again(thread: &mut dyn Thread, rule: Restart, number: u64) {
+pub(crate) fn make_call_again(thread: &mut dyn Thread, rule: Restart, number: u64) {
     let regs = thread.regs();
     regs.rip = regs.rip.wrapping_sub(SYSCALL_LENGTH);
     regs.rax = if rule == Restart::Block { RESTART_SYSCALL } else { number };

@@ -20,7 +20,7 @@ mod pending;
 mod send;
 
 pub use action::{Actions, AltStack, SS_AUTODISARM, SigAction};
-pub(super) use deliver::{Flow, deliver, force_fault};
+pub(super) use deliver::{Flow, deliver, force_fault, make_call_again};
 pub use frame::{pop_frame, push_frame};
 pub use info::{Payload, SI_KERNEL, SI_QUEUE, SI_TIMER, SI_TKILL, SI_USER, SignalInfo};
 pub(super) use pending::Charge;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{FIRST_REALTIME, Payload, SignalInfo, SignalSet};
+use crate::checkpoint::state::SavedPending;
 
 /// One queued signal on a user's account (`RLIMIT_SIGPENDING`); given back when it is dropped.
 #[derive(Debug)]
@@ -33,6 +34,21 @@ pub struct Pending {
 }
 
 impl Pending {
+    /// What a checkpoint keeps.
+    pub(in crate::task) fn saved(&self) -> SavedPending {
+        let queue = self.queue.iter().map(|(info, _)| (info.signal, info.to_bytes().to_vec())).collect();
+        SavedPending { set: self.set.0, queue }
+    }
+
+    /// The same again; `None` where a signal is none.
+    pub(in crate::task) fn restored(saved: &SavedPending) -> Option<Self> {
+        let mut queue = VecDeque::new();
+        for (signal, bytes) in &saved.queue {
+            queue.push_back((SignalInfo::from_bytes(*signal, bytes.as_slice().try_into().ok()?)?, None));
+        }
+        Some(Self { set: SignalSet(saved.set), queue })
+    }
+
     /// Which signals are there.
     #[must_use]
     pub fn set(&self) -> SignalSet {

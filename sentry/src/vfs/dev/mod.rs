@@ -120,6 +120,6 @@ pub fn populate(folder: &Arc<Dentry>) -> Result<(), Errno> {
 }
 
 /// Whether a file is what an overlay takes for "not there": a character device of number 0.
-pub(super) fn is_whiteout(inode: &Arc<dyn Inode>) -> bool {
+pub(crate) fn is_whiteout(inode: &Arc<dyn Inode>) -> bool {
     inode.kind() == FileKind::CharDevice && inode.attributes().is_ok_and(|attributes| attributes.rdev == 0)
 }

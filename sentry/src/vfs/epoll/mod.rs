@@ -103,6 +103,9 @@ pub struct Epoll {
     items: Mutex<BTreeMap<(i32, u64), Arc<Item>>>,
 }
 
+/// Descriptor, file, events (`None` once a one-shot went off), mode, data.
+type Awaited = (i32, Arc<OpenFile>, Option<u32>, u32, u64);
+
 impl Epoll {
     /// Watching nothing.
     #[must_use]
@@ -144,6 +147,32 @@ impl Epoll {
                 Ok(())
             }
         }
+    }
+
+    /// What it waits for.
+    pub(crate) fn saved(&self) -> Vec<Awaited> {
+        let items = lock(&self.items);
+        let saved = items.iter().filter_map(|((fd, _), item)| {
+            let watch = *lock(&item.watch);
+            let events = watch.events.map(|events| events.bits());
+            Some((*fd, item.file.upgrade()?, events, watch.mode.bits(), watch.data))
+        });
+        saved.collect()
+    }
+
+    /// Waits for one of them again. An edge that was told is told once more.
+    pub(crate) fn restore(
+        &self,
+        (fd, file): (i32, &Arc<OpenFile>),
+        (events, mode, data): (Option<u32>, u32, u64),
+    ) -> Result<(), Errno> {
+        self.change(fd, file, Change::Add(events.unwrap_or(0) & 0xffff | mode, data))?;
+        if events.is_none()
+            && let Some(item) = lock(&self.items).get(&(fd, file.id()))
+        {
+            lock(&item.watch).events = None;
+        }
+        Ok(())
     }
 
     fn watch(events: u32, data: u64) -> Watch {

@@ -28,6 +28,19 @@ impl EventFd {
     }
 }
 
+impl EventFd {
+    /// Its count, and whether it is a semaphore.
+    pub(crate) fn saved(&self) -> (u64, bool) {
+        (*lock(&self.count), self.semaphore)
+    }
+
+    /// One with any count.
+    pub(crate) fn restored(count: u64, semaphore: bool, flags: Flags) -> Arc<OpenFile> {
+        let file = Self { count: Mutex::new(count.min(MAX)), semaphore, queue: WaitQueue::new() };
+        OpenFile::anonymous(Box::new(file), flags, "anon_inode:[eventfd]")
+    }
+}
+
 impl File for EventFd {
     fn ignores_seek(&self) -> bool {
         true

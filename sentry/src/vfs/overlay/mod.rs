@@ -22,7 +22,7 @@ use crate::error::Errno;
 /// Marks an opaque folder.
 pub(super) const OPAQUE: &[u8] = b"trusted.overlay.opaque";
 /// Names of extended attributes that are the overlay's own.
-pub(super) const PRIVATE: &[u8] = b"trusted.overlay.";
+pub(crate) const PRIVATE: &[u8] = b"trusted.overlay.";
 
 /// What all files of one overlay share.
 struct Shared {
@@ -86,6 +86,18 @@ impl Overlay {
         let (upper, work) = (root.create(b"upper", &new)?, root.create(b"work", &new)?);
         Ok(Tree::of(Box::new(Self::new(Box::new(memory), upper, work, lower)?)))
     }
+}
+
+impl Overlay {
+    /// The top of the upper layer: what was changed.
+    pub(crate) fn upper(&self) -> Option<Arc<dyn Inode>> {
+        self.root.upper()
+    }
+}
+
+/// Whether a folder of the upper layer hides what lies below it.
+pub(crate) fn is_opaque(folder: &Arc<dyn Inode>) -> bool {
+    node::is_opaque(folder)
 }
 
 impl FileSystem for Overlay {

@@ -34,7 +34,7 @@ pub(super) struct Node {
     locks: FileLocks,
 }
 
-fn is_opaque(folder: &Arc<dyn Inode>) -> bool {
+pub(super) fn is_opaque(folder: &Arc<dyn Inode>) -> bool {
     folder.xattr(OPAQUE).is_ok_and(|value| value == b"y")
 }
 

@@ -85,6 +85,36 @@ impl Pipe {
     }
 }
 
+impl Pipe {
+    /// How much it takes, and what is in it.
+    pub(crate) fn saved(&self) -> (u64, Vec<(Vec<u8>, bool)>) {
+        let state = lock(&self.state);
+        (state.capacity as u64, state.slots.saved())
+    }
+
+    /// A pipe with this in it, and its inode; `None` for more than a pipe takes.
+    pub(crate) fn restored(capacity: u64, slots: &[(Vec<u8>, bool)]) -> Option<(Arc<Self>, Arc<dyn Inode>)> {
+        let pipe = Self::new();
+        {
+            let mut state = lock(&pipe.state);
+            state.capacity = usize::try_from(capacity).ok().filter(|capacity| {
+                capacity.is_power_of_two() && (ATOMIC..=CAPACITY_MAX).contains(capacity)
+            })?;
+            state.slots = Slots::restored(slots)?;
+            if state.slots.used() > state.capacity / ATOMIC {
+                return None;
+            }
+        }
+        let inode = anon::of_pipe(&pipe);
+        Some((pipe, inode))
+    }
+
+    /// One more end of it.
+    pub(crate) fn end(self: &Arc<Self>, inode: &Arc<dyn Inode>, flags: Flags) -> Arc<OpenFile> {
+        OpenFile::nameless(Arc::clone(inode), Box::new(self.reopen(flags)), flags)
+    }
+}
+
 /// No count of openings: who was met at once is not waited for, though it may be gone before somebody looks.
 const MET: (u64, u64) = (u64::MAX, u64::MAX);
 
@@ -121,6 +151,11 @@ impl PipeFile {
         let state = lock(&self.pipe.state);
         (!self.reads || state.writers > 0 || state.opened.1 != self.opened.1)
             && (!self.writes || state.readers > 0 || state.opened.0 != self.opened.0)
+    }
+
+    /// The pipe that it is an end of.
+    pub(crate) fn pipe(&self) -> &Arc<Pipe> {
+        &self.pipe
     }
 
     /// Whether both are ends of the same pipe.

@@ -27,6 +27,20 @@ pub(super) struct Slots {
 }
 
 impl Slots {
+    /// What is left in each, and whether it is a packet.
+    pub(super) fn saved(&self) -> Vec<(Vec<u8>, bool)> {
+        self.slots.iter().map(|slot| (slot.left().to_vec(), slot.packet)).collect()
+    }
+
+    /// `None` where one holds more than a page, or nothing.
+    pub(super) fn restored(saved: &[(Vec<u8>, bool)]) -> Option<Self> {
+        let slot = |(bytes, packet): &(Vec<u8>, bool)| {
+            let fits = (1..=ATOMIC).contains(&bytes.len());
+            fits.then(|| Slot { bytes: bytes.clone(), taken: 0, packet: *packet })
+        };
+        Some(Self { slots: saved.iter().map(slot).collect::<Option<_>>()? })
+    }
+
     /// Buffers in use.
     pub(super) fn used(&self) -> usize {
         self.slots.len()

@@ -52,6 +52,19 @@ impl SignalFd {
         self.queue.notify(Events::IN | Events::RDNORM);
     }
 
+    /// What it takes.
+    pub(crate) fn saved(&self) -> SignalSet {
+        *lock(&self.wanted)
+    }
+
+    /// One that nobody has looked at yet: who does, listens.
+    pub(crate) fn restored(wanted: SignalSet, flags: Flags) -> Arc<OpenFile> {
+        let file =
+            Self { wanted: Mutex::new(SignalSet::EMPTY), queue: Arc::default(), bridges: Mutex::default() };
+        file.set(wanted);
+        OpenFile::anonymous(Box::new(file), flags, "anon_inode:[signalfd]")
+    }
+
     /// Hears of signals of a task's process from now on.
     fn listen(&self, task: &Task) {
         let group = task.group();
