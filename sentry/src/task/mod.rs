@@ -29,6 +29,7 @@ mod limits;
 pub mod namespaces;
 mod pool;
 mod process;
+pub mod ptrace;
 mod run;
 pub mod seccomp;
 pub mod signal;
@@ -36,7 +37,7 @@ mod tree;
 mod usage;
 mod wait;
 
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 pub(crate) use crate::sync::lock;
@@ -102,6 +103,9 @@ pub struct Task {
     exit_status: AtomicI32,
     usage: Usage,
     control_group: Mutex<Arc<ControlGroup>>,
+    traced: AtomicBool,
+    called: AtomicI64,
+    shared: ptrace::Shared,
 }
 
 /// Default slack of a timer, in nanoseconds.
@@ -154,6 +158,9 @@ impl Task {
             exit_status: AtomicI32::new(0),
             usage: Usage::default(),
             control_group: Mutex::default(),
+            traced: AtomicBool::new(false),
+            called: AtomicI64::new(-1),
+            shared: ptrace::Shared::default(),
         }
     }
 

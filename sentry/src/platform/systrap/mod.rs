@@ -21,6 +21,7 @@ pub(super) mod remote;
 mod replace;
 mod spare;
 mod stage;
+mod step;
 mod stub;
 mod stub_code;
 mod stub_image;
