@@ -510,8 +510,8 @@ static void one_event(const char *name, void (*what)(void), int seize) {
     }
     /* the stops of the first one, those of the other one, in order of each */
     pid_t other = 0;
-    int count[2] = {0, 0}, living = 1;
-    while (living > 0) {
+    int count[2] = {0, 0};
+    for (;;) {
         int s;
         alarm(20);
         pid_t got = waitpid(-1, &s, __WALL);
@@ -520,14 +520,13 @@ static void one_event(const char *name, void (*what)(void), int seize) {
         int which = got != child;
         snprintf(text, sizeof text, "%s-%s-%d", name, which ? "new" : "first", count[which]++);
         if (!WIFSTOPPED(s)) {
-            living--;
             status(text, s);
             continue;
         }
         int event = s >> 16;
         unsigned long message = 0;
         trace(PTRACE_GETEVENTMSG, got, 0, AT(&message));
-        if (!which && event >= PTRACE_EVENT_FORK && event <= PTRACE_EVENT_CLONE) other = message, living++;
+        if (!which && event >= PTRACE_EVENT_FORK && event <= PTRACE_EVENT_CLONE) other = message;
         say(text, "%s event %d message %s", signal_name(WSTOPSIG(s) & 0x7f), event,
             event == PTRACE_EVENT_EXIT ? (message == 0x500 ? "exit 5" : message == 0x600 ? "exit 6" : message == 0 ? "exit 0" : "another exit")
             : event == PTRACE_EVENT_EXEC ? (message == (unsigned long)child ? "same" : "other")
