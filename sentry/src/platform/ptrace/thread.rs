@@ -354,6 +354,10 @@ impl Drop for Traced {
             // The last of its process ends with it, in `Stub`.
             self.stub.died();
             let _ = nix::sys::signal::kill(self.stub.pid(), Signal::SIGKILL);
+            if self.tracee.thread() != self.stub.pid() {
+                // The host tells of the end of a process only when its tracers know of that of all its threads.
+                self.tracee.see_end();
+            }
         } else if self.tracee.thread() == self.stub.pid() {
             // The host forgets the memory of a process whose first thread has ended, and the process may well go on: that thread parks.
             self.release();

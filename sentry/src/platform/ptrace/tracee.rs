@@ -161,6 +161,12 @@ impl Tracee {
         self.gone = true;
     }
 
+    /// Waits for its end, which is under way. Nothing where nobody traces it.
+    pub(super) fn see_end(&mut self) {
+        while self.tracer.is_some() && self.wait() != Stop::Gone {}
+        self.gone = true;
+    }
+
     fn wait(&mut self) -> Stop {
         loop {
             return match waitpid(self.thread, Some(WaitPidFlag::__WALL)) {

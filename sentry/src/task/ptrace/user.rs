@@ -136,7 +136,6 @@ pub fn set_bytes(shown: &mut Shown, bytes: &[u8]) -> Result<(), Errno> {
 #[must_use]
 pub fn vector(mut state: Vec<u8>) -> Vec<u8> {
     const HEADER: usize = 512;
-    const MAGIC: [u8; 4] = 0x4650_5853_u32.to_le_bytes();
     let word = |state: &[u8], at: usize| {
         state.get(at..at + 8).and_then(|word| word.try_into().ok()).map_or(0, u64::from_le_bytes)
     };
@@ -144,9 +143,6 @@ pub fn vector(mut state: Vec<u8>) -> Vec<u8> {
         return state;
     }
     let present = word(&state, HEADER);
-    let framed = state.get(SOFTWARE..SOFTWARE + 4) == Some(&MAGIC[..]);
-    let features = word(&state, if framed { SOFTWARE + 8 } else { SOFTWARE });
-    let features = if features == 0 { present | 3 } else { features };
     if present & 1 == 0 {
         state[..24].fill(0);
         state[..2].copy_from_slice(&0x37f_u16.to_le_bytes());
@@ -159,8 +155,20 @@ pub fn vector(mut state: Vec<u8>) -> Vec<u8> {
         state[24..28].copy_from_slice(&0x1f80_u32.to_le_bytes());
     }
     state[SOFTWARE..HEADER].fill(0);
-    state[SOFTWARE..SOFTWARE + 8].copy_from_slice(&features.to_le_bytes());
+    state[SOFTWARE..SOFTWARE + 8].copy_from_slice(&features().to_le_bytes());
     state
+}
+
+/// The parts of vector state that programs have here (`XCR0`), as far as tracers know them.
+fn features() -> u64 {
+    /// `OSPKE` of leaf 7.
+    const KEYS: u32 = 1 << 4;
+    let bits = |there: bool, bits: u64| if there { bits } else { 0 };
+    let avx = std::arch::is_x86_feature_detected!("avx");
+    let avx512 = std::arch::is_x86_feature_detected!("avx512f");
+    let keys =
+        std::arch::x86_64::__cpuid(0).eax >= 7 && std::arch::x86_64::__cpuid_count(7, 0).ecx & KEYS != 0;
+    3 | bits(avx, 4) | bits(avx512, 0xe0) | bits(keys, 0x200)
 }
 
 #[cfg(test)]
@@ -193,11 +201,10 @@ mod tests {
     fn parts_as_after_a_reset_have_its_values() {
         let mut state = vec![0xee; 832];
         state[512..520].copy_from_slice(&4_u64.to_le_bytes());
-        state[464..472].copy_from_slice(&7_u64.to_le_bytes());
         let seen = vector(state);
         assert_eq!(
-            (seen[0], seen[1], seen[24], seen[160], seen[464], seen[576]),
-            (0x7f, 3, 0xee, 0, 7, 0xee)
+            (seen[0], seen[1], seen[24], seen[160], seen[464] & 3, seen[480], seen[576]),
+            (0x7f, 3, 0xee, 0, 3, 0, 0xee)
         );
         assert_eq!(vector(vec![1; 100]), vec![1; 100]);
     }
