@@ -116,7 +116,7 @@ impl StubThread {
                 && now == *new
                 && let Some(protection) = protection(*site)
             {
-                self.put_back(*site, new, old, protection)?;
+                self.put_back(*site, old, protection)?;
             }
         }
         drop(lock);
@@ -127,7 +127,7 @@ impl StubThread {
         Ok(())
     }
 
-    fn put_back(&mut self, site: u64, new: &[u8], old: &[u8], protection: i32) -> Result<(), Errno> {
+    fn put_back(&mut self, site: u64, old: &[u8], protection: i32) -> Result<(), Errno> {
         let page = site & !0xfff;
         let pages = (page, ((site + old.len() as u64).next_multiple_of(0x1000)) - page);
         self.protect(pages.0, pages.1, WRITABLE)?;

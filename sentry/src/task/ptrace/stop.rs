@@ -103,13 +103,8 @@ pub(super) fn stand(
     *lock(&task.shared.open) = Some((shown, Vec::new()));
     *lock(&task.shared.after) = (0, None);
     let begun = task.tasks().tree().begin_trace_stop(task, reason);
-    while begun {
-        task.waiter().clear();
-        serve(task, thread);
-        if !task.tasks().tree().is_trace_stopped(task) {
-            break;
-        }
-        task.waiter().wait(None);
+    if begun {
+        wait_for_tracer(task, thread);
     }
     // Jobs that nobody does any more are dropped: who asked hears of it.
     let (shown, jobs) = lock(&task.shared.open).take().unwrap_or((shown, Vec::new()));
@@ -120,6 +115,17 @@ pub(super) fn stand(
     task.tasks().tree().end_trace_stop(task);
     let after = std::mem::take(&mut *lock(&task.shared.after));
     begun.then_some(after)
+}
+
+fn wait_for_tracer(task: &Task, thread: &mut dyn Thread) {
+    loop {
+        task.waiter().clear();
+        serve(task, thread);
+        if !task.tasks().tree().is_trace_stopped(task) {
+            return;
+        }
+        task.waiter().wait(None);
+    }
 }
 
 fn serve(task: &Task, thread: &mut dyn Thread) {
