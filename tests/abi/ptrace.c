@@ -1,6 +1,7 @@
 /* ptrace: who may trace whom, stops for calls, signals, steps and events, memory and registers of tracees, waiting for them. */
 #include "abi.h"
 
+#include <dirent.h>
 #include <elf.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
@@ -478,8 +479,13 @@ static void threads_too(void) {
     pthread_create(&thread, NULL, thread_of, NULL);
     pthread_join(thread, NULL);
     /* until it is gone wholly */
-    struct stat attributes;
-    while (!stat("/proc/self/task", &attributes) && attributes.st_nlink > 3) usleep(1000);
+    for (int many = 2; many > 1;) {
+        DIR *tasks = opendir("/proc/self/task");
+        if (!tasks) break;
+        many = 0;
+        for (struct dirent *entry; (entry = readdir(tasks));) many += entry->d_name[0] != '.';
+        closedir(tasks);
+    }
     _exit(6);
 }
 static void executes(void) {
