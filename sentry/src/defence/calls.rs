@@ -97,6 +97,7 @@ const TRACING: &[u32] = &[
     libc::PTRACE_INTERRUPT,
     libc::PTRACE_CONT,
     libc::PTRACE_SYSEMU,
+    libc::PTRACE_SYSEMU_SINGLESTEP,
     libc::PTRACE_GETREGS,
     libc::PTRACE_SETREGS,
     libc::PTRACE_GETREGSET,

@@ -18,6 +18,7 @@ mod advise;
 pub mod area;
 pub mod barrier;
 mod brk;
+mod forced;
 pub mod futex;
 mod lock;
 mod map;

@@ -199,6 +199,26 @@ pub trait Thread: Memory + Send {
     /// Lets guest code run until it traps.
     fn resume(&mut self) -> Trap;
 
+    /// As [`resume`](Self::resume), for one instruction: [`Trap::Fault`] by SIGTRAP with TRAP_TRACE behind it, unless it traps otherwise. A
+    /// `syscall` is [`Trap::Syscall`], and nothing is run behind it.
+    fn step(&mut self) -> Trap {
+        self.resume()
+    }
+
+    /// Puts the guest's code back as its program has it ([`replace`](Self::replace)), and neither changes code of this address space nor
+    /// answers calls of this thread from now on: somebody looks at it. `protection` tells that of the page of an address (`PROT_*`).
+    ///
+    /// # Errors
+    /// When the host could not change a page's protection: the guest may have lost its code, and should end. EFAULT where the stub is gone.
+    fn show_code(&mut self, protection: &dyn Fn(u64) -> Option<i32>) -> Result<(), Errno> {
+        let _ = protection;
+        Ok(())
+    }
+
+    /// What came with the call ([`read_early`](Self::read_early), [`says_writable`](Self::says_writable)) counts no more, and what was to be
+    /// written late is written: somebody else looks at the guest's memory and may change it.
+    fn forget_early(&mut self) {}
+
     /// Registers, as they were at the trap and as they will be at the next [`resume`](Self::resume).
     fn regs(&mut self) -> &mut Regs;
 

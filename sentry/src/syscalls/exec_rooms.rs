@@ -161,7 +161,8 @@ pub(super) fn closes_at_exec(call: &Call<'_>, fd: i32) -> bool {
 
 /// Who the task is once it runs that program.
 pub(super) fn credentials_after(call: &Call<'_>, program: &dyn Program) -> Credentials {
-    let (user, group) = program.set_ids();
+    // Who traces it would be who the file says, too.
+    let (user, group) = if call.task.tracer_covers() { program.set_ids() } else { (None, None) };
     call.task.credentials().after_exec(user, group)
 }
 

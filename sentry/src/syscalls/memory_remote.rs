@@ -7,10 +7,7 @@ use super::memory::check_user;
 use crate::call::Call;
 use crate::error::{Errno, SysResult};
 use crate::platform::RemoteMemory;
-use crate::task::Credentials;
 
-/// `CAP_SYS_PTRACE`.
-const CAP_SYS_PTRACE: u32 = 19;
 /// Most parts of one vector (`UIO_MAXIOV`).
 const MAX_PARTS: u64 = 1024;
 /// Most bytes of one call (`MAX_RW_COUNT`).
@@ -73,21 +70,13 @@ impl Parts {
     }
 }
 
-/// Whether `caller` may look into a task of `other` (`__ptrace_may_access`, with the real identity).
-pub(super) fn may_access(caller: &Credentials, other: &Credentials) -> bool {
-    let same_user = [other.uid, other.euid, other.suid].iter().all(|uid| *uid == caller.uid);
-    let same_group = [other.gid, other.egid, other.sgid].iter().all(|gid| *gid == caller.gid);
-    let covers = other.permitted.0 & !caller.permitted.0 == 0;
-    (same_user && same_group && covers) || caller.capable_in(&other.user_ns, CAP_SYS_PTRACE)
-}
-
 fn other_memory(call: &Call<'_>, pid: i32) -> Result<Arc<dyn RemoteMemory>, Errno> {
     if pid == call.task.own_number() {
         return Ok(call.thread.remote());
     }
     let other = call.task.find(pid).ok_or(Errno::ESRCH)?;
     let same_space = other.space().id() == call.task.space().id();
-    if !same_space && !may_access(&call.task.credentials(), &other.credentials()) {
+    if !same_space && !call.task.may_access(&other) {
         return Err(Errno::EPERM);
     }
     if same_space {

@@ -33,6 +33,7 @@ mod paths;
 mod polling;
 mod prctl;
 mod processes;
+mod ptrace;
 mod scheduling;
 mod scratch;
 mod seccomp;
@@ -117,6 +118,7 @@ const FAMILIES: &[&[Entry]] = &[
     polling::CALLS,
     prctl::CALLS,
     processes::CALLS,
+    ptrace::CALLS,
     scheduling::CALLS,
     seccomp::CALLS,
     signals::CALLS,

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::Entry;
 use super::file_args::int;
-use super::memory_remote::may_access;
 use super::special_files::{process_of, some_task};
 use crate::call::Call;
 use crate::error::{Errno, SysResult};
@@ -38,7 +37,7 @@ fn sys_setns(call: &mut Call<'_>, [fd, flags, ..]: [u64; 6]) -> SysResult {
     // Flags are looked at before the process is.
     all_of_task(&own, flags)?;
     let other = some_task(call, &group)?;
-    if !Arc::ptr_eq(&group, own.group()) && !may_access(&own.credentials(), &other.credentials()) {
+    if !own.may_access(&other) {
         return Err(Errno::EPERM.into());
     }
     let wanted = all_of_task(&other, flags)?;

@@ -13,7 +13,7 @@ pub(super) const CALLS: &[Entry] = &[Entry::partial(
     libc::SYS_seccomp,
     "seccomp",
     seccomp,
-    "listeners (SECCOMP_FILTER_FLAG_NEW_LISTENER): SECCOMP_RET_USER_NOTIF and SECCOMP_RET_TRACE are ENOSYS",
+    "listeners (SECCOMP_FILTER_FLAG_NEW_LISTENER): SECCOMP_RET_USER_NOTIF is ENOSYS",
 )];
 
 const TSYNC: u32 = 1;

@@ -10,7 +10,6 @@ use libc::{
 use super::Entry;
 use super::clocks::{may_wake, read_timespec, timespec};
 use super::file_args::{int, uint};
-use super::memory_remote::may_access;
 use crate::call::Call;
 use crate::error::{Errno, SysResult};
 use crate::task::signal::{SI_TKILL, SignalInfo, SignalSet};
@@ -197,7 +196,7 @@ fn pidfd_getfd(call: &mut Call<'_>, [fd, wanted, flags, ..]: [u64; 6]) -> SysRes
     let (group, _) = process(call, int(fd))?;
     let other = some_task(call, &group)?;
     let own = Arc::ptr_eq(&group, call.task.group());
-    if !own && !may_access(&call.task.credentials(), &other.credentials()) {
+    if !own && !call.task.may_access(&other) {
         return Err(Errno::EPERM.into());
     }
     let file = other.files().find(int(wanted))?;

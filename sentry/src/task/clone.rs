@@ -163,8 +163,10 @@ pub fn clone(call: &mut Call<'_>, args: &CloneArgs) -> Result<Pid, SysError> {
         drop(forgotten);
         return Err(errno.into());
     }
+    call.task.report_clone(call.thread, args, task.pid());
     if let Some(vfork) = vfork {
         wait_for_vfork(call.task, &vfork);
+        call.task.report_vfork_done(call.thread, task.pid());
     }
     Ok(pid)
 }
@@ -327,6 +329,7 @@ impl Tree {
         } else {
             self.add_group(caller, args, (group, numbers), credentials);
         }
+        self.trace_child(caller.pid(), args, pid);
         self.settle(&task);
         Ok(task)
     }
@@ -371,6 +374,7 @@ impl Tree {
 
     /// Takes a task back that never ran. What is to be dropped without the lock.
     fn forget(&mut self, task: &Task) -> (Option<ThreadState>, Option<GroupState>) {
+        self.unlink(task.pid(), 0);
         let thread = self.threads.remove(&task.pid());
         let group = task.group().pid();
         if group != task.pid() {

@@ -140,6 +140,7 @@ impl Tree {
         if old == group {
             return;
         }
+        self.take_over_traces(old, group);
         let numbers = self.groups.get(&group).and_then(|state| state.numbers[0].clone());
         if let Some(thread) = self.threads.remove(&old) {
             self.threads.insert(group, super::tree::ThreadState { numbers, ..thread });
@@ -147,6 +148,7 @@ impl Tree {
         task.pid.store(group, Ordering::Relaxed);
         let Some(state) = self.groups.get_mut(&group) else { return };
         state.threads = vec![group];
+        state.traced_end = None;
         state.credentials = task.credentials();
         for child in state.children.clone() {
             if let Some(child) = self.groups.get_mut(&child)

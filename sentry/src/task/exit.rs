@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::ptrace::Ended;
 use super::signal::{SignalInfo, SignalSet, Target, is_signal};
 use super::tree::{GroupState, Report, ThreadState};
 use super::{Pid, PidNamespace, Task, Tree, hooks, lock};
@@ -91,7 +92,8 @@ impl Tree {
     fn remove_thread(&mut self, task: &Task, status: i32) -> Remains {
         let mut remains = Remains::default();
         let (pid, group) = (task.pid(), task.group().pid());
-        remains.threads.extend(self.threads.remove(&pid));
+        let thread = self.threads.remove(&pid);
+        self.tracer_ended(pid, &mut remains);
         let Some(state) = self.groups.get_mut(&group) else { return remains };
         state.threads.retain(|thread| *thread != pid);
         let last = state.threads.is_empty();
@@ -99,6 +101,19 @@ impl Tree {
             // The process ends as its last thread does (`synchronize_group_exit`).
             state.leader_status = status;
         }
+        if let Some(trace) = thread.as_ref().and_then(|thread| thread.trace.as_ref()) {
+            let tracer = trace.tracer;
+            if pid == group {
+                state.traced_end = Some(tracer);
+            } else {
+                let status = state.exiting.unwrap_or(status);
+                let (uid, numbers) =
+                    (task.credentials().uid, thread.as_ref().and_then(|t| t.numbers.clone()));
+                self.keep_ended(pid, Ended { tracer, group, status, uid, _numbers: numbers });
+            }
+        }
+        remains.threads.extend(thread);
+        let Some(state) = self.groups.get_mut(&group) else { return remains };
         if pid == group {
             state.credentials = task.credentials();
         }
@@ -121,8 +136,8 @@ impl Tree {
         remains
     }
 
-    /// A thread that ends may have been the last that did not stand still.
-    fn finish_stop(&mut self, group: Pid) {
+    /// Tells the parent that a process stopped, once all its threads stand still: not where it traces the process anyhow.
+    pub(super) fn finish_stop(&mut self, group: Pid) {
         let Some(state) = self.groups.get_mut(&group) else { return };
         let all = state.threads.iter().all(|pid| self.threads.get(pid).is_none_or(|thread| thread.stopped));
         if let Some(signal) = state.stop
@@ -131,7 +146,10 @@ impl Tree {
         {
             state.stopped = true;
             state.report = Some(Report::Stopped(signal));
-            self.tell_parent_of_stop(group, libc::CLD_STOPPED, signal);
+            let parent = state.parent;
+            if !self.is_traced_by(group, parent) {
+                self.tell_parent_of_stop(group, libc::CLD_STOPPED, signal);
+            }
         }
     }
 
@@ -177,7 +195,7 @@ impl Tree {
         if let Some((pgid, _)) = own {
             self.settle_orphans(pgid, group);
         }
-        if self.tell_parent_of_end(group, status) {
+        if self.tell_of_end(group, status) {
             self.reap(group, remains);
         }
         handle.set_exited(status);
@@ -253,7 +271,7 @@ impl Tree {
                 heir.children.insert(child);
             }
             match zombie {
-                Some(status) if self.tell_parent_of_end(child, status) => self.reap(child, remains),
+                Some(status) if self.tell_of_end(child, status) => self.reap(child, remains),
                 Some(_) => {}
                 None => self.settle_orphans(pgid, group),
             }
@@ -282,8 +300,21 @@ impl Tree {
         }
     }
 
+    /// Tells the tracer, else the parent. Whether nobody will wait for the child.
+    fn tell_of_end(&mut self, child: Pid, status: i32) -> bool {
+        let Some(state) = self.groups.get(&child) else { return false };
+        let Some(tracer) = state.traced_end else { return self.tell_parent_of_end(child, status) };
+        let (parent, uid) = (state.parent, state.credentials.uid);
+        if self.threads.get(&tracer).is_some_and(|thread| thread.group == parent) {
+            self.tell_parent_of_end(child, status);
+        } else {
+            self.tell_tracer_of_end(tracer, (child, uid), status);
+        }
+        false
+    }
+
     /// Tells the parent (`do_notify_parent`). Whether nobody will wait for the child.
-    fn tell_parent_of_end(&mut self, child: Pid, status: i32) -> bool {
+    pub(super) fn tell_parent_of_end(&mut self, child: Pid, status: i32) -> bool {
         let Some(state) = self.groups.get(&child) else { return false };
         let (code, number) = reason(status);
         let mut info = self.child_info(state, code, number);
@@ -304,6 +335,9 @@ impl Tree {
     /// A child that ended is gone for good; its time is its parent's from now on, where the parent waited for it.
     pub(super) fn reap(&mut self, child: Pid, remains: &mut Remains) {
         let Some(state) = self.groups.remove(&child) else { return };
+        if let Some(tracer) = state.traced_end {
+            self.forget_tracee(tracer, child);
+        }
         if let Some(parent) = self.groups.get_mut(&state.parent) {
             parent.children.remove(&child);
         }

@@ -29,6 +29,7 @@ mod limits;
 pub mod namespaces;
 mod pool;
 mod process;
+pub mod ptrace;
 mod run;
 mod saved;
 pub mod seccomp;
@@ -37,7 +38,7 @@ mod tree;
 mod usage;
 mod wait;
 
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 pub(crate) use crate::sync::lock;
@@ -112,6 +113,9 @@ pub struct Task {
     control_group: Mutex<Arc<ControlGroup>>,
     /// What its guest thread is like, while it stands still to be saved.
     parked: Mutex<Option<Parked>>,
+    traced: AtomicBool,
+    called: AtomicI64,
+    shared: ptrace::Shared,
 }
 
 /// Default slack of a timer, in nanoseconds.
@@ -165,6 +169,9 @@ impl Task {
             usage: Usage::default(),
             control_group: Mutex::default(),
             parked: Mutex::default(),
+            traced: AtomicBool::new(false),
+            called: AtomicI64::new(-1),
+            shared: ptrace::Shared::default(),
         }
     }
 

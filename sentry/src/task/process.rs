@@ -79,6 +79,8 @@ impl GroupState {
             stopped: false,
             report: None,
             exiting: None,
+            killed: false,
+            traced_end: None,
             execs: None,
             zombie: None,
             leader_status: 0,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::signal::{Flow, SignalInfo, deliver, force_fault, make_call_again};
-use super::{ControlGroup, Resource, Serving, Task, exit, lock};
+use super::{ControlGroup, Pid, Resource, Serving, Task, exit, lock, ptrace};
 use crate::call::Call;
 use crate::error::{Errno, Restart, SysError, SysResult};
 use crate::kernel::Kernel;
@@ -28,7 +28,10 @@ pub fn run(kernel: &Arc<Kernel>, task: &Arc<Task>, mut thread: Box<dyn Thread>) 
     task.usage.begin();
     attach(task, thread.as_ref());
     set_answers(task, thread.as_mut());
-    let (thread, status) = serve(kernel, task, thread);
+    let (mut thread, status) = serve(kernel, task, thread);
+    if task.is_traced() {
+        ptrace::report_end(task, thread.as_mut(), status);
+    }
     *lock(&task.interrupt) = None;
     crate::events::serves(None);
     exit::exit(task, thread, status);
@@ -69,9 +72,12 @@ fn tell_answers(task: &Task, thread: &mut dyn Thread) {
     thread.set_answers(&[value(libc::SYS_getppid, parent.cast_unsigned())]);
 }
 
-/// Tells the platform which calls it may answer: none of a task that may not make one of them.
+/// Tells the platform which calls it may answer: none of a task that may not make one of them, or that is traced.
 fn set_answers(task: &Task, thread: &mut dyn Thread) {
-    if task.lets_answer() {
+    if task.is_traced() {
+        ptrace::show_code(task, thread);
+    }
+    if task.lets_answer() && !task.is_traced() {
         tell_answers(task, thread);
     } else if thread.stop_answering().is_err() {
         // Calls would pass by the filter.
@@ -144,22 +150,11 @@ fn serve(kernel: &Arc<Kernel>, task: &Arc<Task>, mut thread: Box<dyn Thread>) ->
             return (thread, 0);
         }
         task.usage.enter();
-        let trap = thread.resume();
+        let trap = if task.is_traced() { ptrace::run(task, thread.as_mut()) } else { thread.resume() };
         task.usage.leave();
         match trap {
             Trap::Syscall { number } => {
-                let result = carry_out(kernel, task, thread.as_mut(), number);
-                let replaced = result == Err(SysError::RegistersSet);
-                if let Some(next) = replaced.then(|| task.take_next_thread()).flatten() {
-                    attach(task, next.as_ref());
-                    thread = next;
-                } else {
-                    speed_up(task, thread.as_mut());
-                }
-                if CHANGES_ANSWERS.contains(&number.cast_signed()) {
-                    set_answers(task, thread.as_mut());
-                }
-                if let Some(status) = finish_call(task, thread.as_mut(), number, result) {
+                if let Some(status) = serve_call(kernel, task, &mut thread, number) {
                     return (thread, status);
                 }
             }
@@ -174,6 +169,55 @@ fn serve(kernel: &Arc<Kernel>, task: &Arc<Task>, mut thread: Box<dyn Thread>) ->
     }
 }
 
+/// Serves a call. The status, where the thread ends.
+fn serve_call(
+    kernel: &Arc<Kernel>,
+    task: &Arc<Task>,
+    thread: &mut Box<dyn Thread>,
+    number: u64,
+) -> Option<i32> {
+    let traced = task.is_traced();
+    let before = task.pid();
+    let made = if traced { ptrace::enter_call(task, thread.as_mut(), number) } else { Some(number) };
+    let result = match made {
+        Some(number) => carry_out(kernel, task, thread.as_mut(), number),
+        None => Err(SysError::RegistersSet),
+    };
+    let replaced = result == Err(SysError::RegistersSet);
+    let next = replaced.then(|| task.take_next_thread()).flatten();
+    let executed = next.is_some();
+    if let Some(next) = next {
+        attach(task, next.as_ref());
+        *thread = next;
+    } else {
+        speed_up(task, thread.as_mut());
+    }
+    if executed || CHANGES_ANSWERS.contains(&number.cast_signed()) {
+        set_answers(task, thread.as_mut());
+    }
+    if traced {
+        return finish_traced_call(task, thread.as_mut(), result, executed.then_some(before));
+    }
+    finish_call(task, thread.as_mut(), number, result)
+}
+
+/// As [`finish_call`], of a task that is traced; `executed`: a new program begins, and this was the task's number.
+fn finish_traced_call(
+    task: &Arc<Task>,
+    thread: &mut dyn Thread,
+    result: SysResult,
+    executed: Option<Pid>,
+) -> Option<i32> {
+    if let Some(before) = executed {
+        ptrace::after_exec(task, thread, before);
+    }
+    let again = match ptrace::finish_call(task, thread, result) {
+        Ok(again) => again?,
+        Err(status) => return Some(status),
+    };
+    interrupted(task, thread, again.0, again.1)
+}
+
 /// Makes the call that the registers say.
 pub(super) fn carry_out(
     kernel: &Arc<Kernel>,
@@ -182,11 +226,7 @@ pub(super) fn carry_out(
     number: u64,
 ) -> SysResult {
     // Registers are fetched for those alone that their arguments decide.
-    if task.judges(number)
-        && let Some(refused) = super::seccomp::refuse(task, thread.regs(), number)
-    {
-        return Err(refused);
-    }
+    let number = if task.judges(number) { super::seccomp::admit(task, thread, number)? } else { number };
     let arguments = thread.arguments();
     let entry = usize::try_from(number).ok().and_then(|number| kernel.calls.get(number)).copied().flatten();
     match entry {

@@ -15,6 +15,7 @@ use crate::testing::{BASE, FlatThread};
 mod anything;
 mod life;
 mod signals;
+mod tracing;
 
 /// Where handlers are.
 const HANDLER: u64 = 0x5000;

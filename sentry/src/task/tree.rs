@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::hooks::Sessions;
 use super::namespaces::{Numbers, PID_MAX, RESERVED};
+use super::ptrace::{Ended, Trace};
 use super::signal::{Actions, AltStack, Pending, SignalSet};
 use super::{Credentials, Namespaces, Pid, PidNamespace, Task, ThreadGroup, lock};
 use crate::error::Errno;
@@ -38,6 +39,8 @@ impl Tasks {
             last: 0,
             wrapped: false,
             limit,
+            tracees: BTreeMap::new(),
+            ended_tracees: BTreeMap::new(),
         };
         let pids = PidNamespace::first();
         let namespaces = Arc::new(Namespaces::first(&pids));
@@ -116,6 +119,10 @@ pub(crate) struct Tree {
     last: Pid,
     wrapped: bool,
     limit: usize,
+    /// What a thread traces.
+    pub(super) tracees: BTreeMap<Pid, BTreeSet<Pid>>,
+    /// Threads that ended, and that their tracers have not heard of yet.
+    pub(super) ended_tracees: BTreeMap<Pid, Ended>,
 }
 
 /// What of a thread is under the lock.
@@ -136,6 +143,8 @@ pub(crate) struct ThreadState {
     pub(super) parent_death: i32,
     /// Exception, error code and address of its last fault, for signal frames.
     pub(super) fault: (u64, u64, u64),
+    /// Who traces it.
+    pub(super) trace: Option<Trace>,
 }
 
 impl ThreadState {
@@ -152,6 +161,7 @@ impl ThreadState {
             stopped: false,
             parent_death: 0,
             fault: (0, 0, 0),
+            trace: None,
         }
     }
 }
@@ -188,6 +198,10 @@ pub(crate) struct GroupState {
     pub(super) report: Option<Report>,
     /// It ends, with this status.
     pub(super) exiting: Option<i32>,
+    /// By SIGKILL, or as its namespace does: nothing holds it up.
+    pub(super) killed: bool,
+    /// Its first thread ended, which this thread traced: that one hears of the end first.
+    pub(super) traced_end: Option<Pid>,
     /// This thread replaces the program: the others end.
     pub(super) execs: Option<Pid>,
     /// It ended, with this status.
@@ -251,6 +265,7 @@ impl Tree {
     fn in_use(&self, pid: Pid) -> bool {
         self.threads.contains_key(&pid)
             || self.groups.contains_key(&pid)
+            || self.ended_tracees.contains_key(&pid)
             || (self.wrapped && self.groups.values().any(|group| group.pgid == pid || group.sid == pid))
     }
 

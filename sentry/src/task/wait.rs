@@ -84,6 +84,13 @@ impl Tree {
         let own = self.groups.get(&task.group().pid()).ok_or(Errno::ECHILD)?;
         let children = own.children.iter().copied().collect::<Vec<_>>();
         let mut any = false;
+        // Stops of what this process traces itself are told as a tracer hears of them.
+        let own = task.group().pid();
+        let traced = |child: &Pid| {
+            self.is_traced_by(*child, own)
+                && self.groups.get(child).is_some_and(|state| state.zombie.is_none())
+        };
+        let hidden = children.iter().copied().filter(traced).collect::<Vec<_>>();
         for child in children {
             let Some(state) = self.groups.get_mut(&child) else { continue };
             if !is_meant(state, task, target, options) {
@@ -91,6 +98,10 @@ impl Tree {
             }
             // One that ended is none to wait for, unless its end is (`wait_consider_task`).
             any |= state.zombie.is_none() || options.contains(WaitOptions::EXITED);
+            if state.zombie.is_some() && state.traced_end.is_some() || hidden.contains(&child) {
+                // Its tracer hears of it first.
+                continue;
+            }
             if let Some(mut waited) = news(state, options) {
                 // As the caller sees it: the number may be nobody's from here on.
                 waited.pid = task.shown(waited.pid);
@@ -103,7 +114,12 @@ impl Tree {
                 return Ok(Some(waited));
             }
         }
-        if any { Ok(None) } else { Err(Errno::ECHILD) }
+        let (traces, news) = self.wait_for_tracees(task, target, options, remains);
+        match news {
+            Some(news) => Ok(Some(news)),
+            None if any || traces => Ok(None),
+            None => Err(Errno::ECHILD),
+        }
     }
 }
 

@@ -158,7 +158,7 @@ impl Traced {
         Trap::Fault { signal: signal as i32, code: info.si_code, address, exception: (0, 0) }
     }
 
-    fn run(&mut self) -> Trap {
+    fn run(&mut self, step: bool) -> Trap {
         let eflags = (self.regs.eflags & FLAGS) | 0x202;
         let regs = Regs { eflags, ..self.regs };
         match self.tracee.set(&regs, self.fs_base) {
@@ -168,7 +168,7 @@ impl Traced {
             Err(_) => return Trap::Gone,
         }
         loop {
-            let stop = self.tracee.run();
+            let stop = if step { self.tracee.step() } else { self.tracee.run() };
             if stop == Stop::Gone {
                 return Trap::Gone;
             }
@@ -235,20 +235,33 @@ impl Memory for Traced {
     }
 }
 
-impl Thread for Traced {
-    fn resume(&mut self) -> Trap {
+impl Traced {
+    fn let_run(&mut self, step: bool) -> Trap {
         if self.hold().is_err() {
             return Trap::Gone;
         }
         let interrupt = Arc::clone(&self.interrupt);
         interrupt.in_guest.store(true, Ordering::SeqCst);
-        let trap =
-            if interrupt.requested.swap(false, Ordering::SeqCst) { Trap::Interrupted } else { self.run() };
+        let trap = if interrupt.requested.swap(false, Ordering::SeqCst) {
+            Trap::Interrupted
+        } else {
+            self.run(step)
+        };
         interrupt.in_guest.store(false, Ordering::SeqCst);
         if trap == Trap::Gone {
             self.stub.died();
         }
         trap
+    }
+}
+
+impl Thread for Traced {
+    fn resume(&mut self) -> Trap {
+        self.let_run(false)
+    }
+
+    fn step(&mut self) -> Trap {
+        self.let_run(true)
     }
 
     fn regs(&mut self) -> &mut Regs {
@@ -341,6 +354,10 @@ impl Drop for Traced {
             // The last of its process ends with it, in `Stub`.
             self.stub.died();
             let _ = nix::sys::signal::kill(self.stub.pid(), Signal::SIGKILL);
+            if self.tracee.thread() != self.stub.pid() {
+                // The host tells of the end of a process only when its tracers know of that of all its threads.
+                self.tracee.see_end();
+            }
         } else if self.tracee.thread() == self.stub.pid() {
             // The host forgets the memory of a process whose first thread has ended, and the process may well go on: that thread parks.
             self.release();

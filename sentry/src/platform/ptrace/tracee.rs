@@ -117,7 +117,16 @@ impl Tracee {
 
     /// Lets guest code run until it stops: its system calls are not made.
     pub(super) fn run(&mut self) -> Stop {
-        match ptrace::sysemu(self.thread, None) {
+        self.begin(ptrace::sysemu(self.thread, None))
+    }
+
+    /// As [`run`](Self::run), for one instruction.
+    pub(super) fn step(&mut self) -> Stop {
+        self.begin(ptrace::sysemu_step(self.thread, None))
+    }
+
+    fn begin(&mut self, begun: Result<(), Errno>) -> Stop {
+        match begun {
             Ok(()) => self.wait(),
             Err(_) => {
                 self.gone = true;
@@ -149,6 +158,12 @@ impl Tracee {
         if self.set(&Regs { rip: CODE + place, ..*regs }, 0).is_ok() {
             while ptrace::cont(self.thread, None).is_ok() && self.wait() != Stop::Gone {}
         }
+        self.gone = true;
+    }
+
+    /// Waits for its end, which is under way. Nothing where nobody traces it.
+    pub(super) fn see_end(&mut self) {
+        while self.tracer.is_some() && self.wait() != Stop::Gone {}
         self.gone = true;
     }
 

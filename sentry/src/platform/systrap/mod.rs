@@ -23,6 +23,7 @@ pub(in crate::platform) mod remote;
 mod replace;
 mod spare;
 mod stage;
+mod step;
 mod stub;
 mod stub_code;
 mod stub_image;

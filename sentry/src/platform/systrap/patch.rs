@@ -62,6 +62,33 @@ pub(super) struct Patches {
     answering: Vec<(u64, u64, u32)>,
     /// Nothing is answered any more.
     silent: bool,
+    /// Nothing is replaced any more: somebody looks at the code.
+    shown: bool,
+    /// What was replaced, as long as it is.
+    replaced: Vec<Replaced>,
+    /// What was put back under running threads.
+    put_back: HashSet<u64>,
+    /// Every slot, with its site.
+    places: Vec<(u64, u64, SlotKind)>,
+}
+
+/// A site that has been replaced.
+#[derive(Clone, Serialize, Deserialize)]
+pub(super) struct Replaced {
+    pub(super) site: u64,
+    pub(super) old: Vec<u8>,
+    pub(super) new: Vec<u8>,
+}
+
+/// What a slot does.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+enum SlotKind {
+    /// Loads a number.
+    Number,
+    /// Loads the answer.
+    Answer,
+    /// Compares what came of the call.
+    Comparison,
 }
 
 /// What has to be written to replace a site.
@@ -90,7 +117,7 @@ pub(super) fn number(site: [u8; SITE_SIZE]) -> Option<u32> {
 impl Patches {
     /// A call trapped behind the site at this address; whether it is time to replace it.
     pub(super) fn met(&mut self, site: u64) -> bool {
-        if self.hits.len() >= COUNTED && !self.hits.contains_key(&site) {
+        if self.shown || self.hits.len() >= COUNTED && !self.hits.contains_key(&site) {
             return false;
         }
         let hits = self.hits.entry(site).or_default();
@@ -189,16 +216,54 @@ impl Patches {
     }
 
     /// The site has been replaced as planned.
-    pub(super) fn done(&mut self, site: u64, plan: &Patch) {
+    pub(super) fn done(&mut self, site: u64, old: &[u8], plan: &Patch) {
         self.slots += 1;
+        let kind = if plan.answers { SlotKind::Answer } else { SlotKind::Number };
+        self.remember(site, old, plan, kind);
         if plan.answers {
             self.answering.push((plan.slot, site, plan.number));
         }
     }
 
     /// The site that compares has been replaced.
-    pub(super) fn done_compared(&mut self) {
+    pub(super) fn done_compared(&mut self, site: u64, old: &[u8], plan: &Patch) {
         self.slots += 2;
+        self.remember(site, old, plan, SlotKind::Comparison);
+    }
+
+    fn remember(&mut self, site: u64, old: &[u8], plan: &Patch, kind: SlotKind) {
+        self.replaced.push(Replaced { site, old: old.to_vec(), new: plan.site_bytes.clone() });
+        self.places.push((plan.slot, site, kind));
+    }
+
+    /// Nothing is to be replaced any more: what has been, to be put back.
+    pub(super) fn show(&mut self) -> Vec<Replaced> {
+        self.shown = true;
+        std::mem::take(&mut self.replaced)
+    }
+
+    /// A site is about to be put back while threads may run through it.
+    pub(super) fn begin_to_put_back(&mut self, site: u64) {
+        self.put_back.insert(site);
+    }
+
+    /// Whether it was, or just is.
+    pub(super) fn was_put_back(&self, site: u64) -> bool {
+        self.put_back.contains(&site)
+    }
+
+    /// Where in its own code a program is that is in a slot.
+    pub(super) fn original(&self, rip: u64) -> Option<u64> {
+        let within = |(slot, ..): &&(u64, u64, SlotKind)| rip.checked_sub(*slot).is_some_and(|at| at < 40);
+        let (slot, site, kind) = self.places.iter().rev().find(within)?;
+        // What was not loaded yet is loaded once more; only what a call changes anyhow has been.
+        Some(match (kind, rip - slot) {
+            (SlotKind::Number, 23..) => site + 5,
+            (SlotKind::Answer, 27..) => site + 7,
+            (SlotKind::Comparison, 32..) => site + 8,
+            (SlotKind::Comparison, 26..) => site + 2,
+            _ => *site,
+        })
     }
 
     /// Nothing is to be answered any more: the slots that still do, each with one that does not. `None` when the table is full.
@@ -208,6 +273,7 @@ impl Patches {
         for (slot, site, number) in self.answering.clone() {
             let plan = self.plan(site, number, None)?;
             self.slots += 1;
+            self.places.push((plan.slot, site, SlotKind::Number));
             plans.push((slot, plan));
         }
         self.answering.clear();
@@ -284,7 +350,7 @@ mod tests {
         for (site, answer) in [(0x1000, Some(at::ANSWERS)), (0x2000, None), (0x3000, Some(at::ANSWERS))] {
             let plan = patches.plan(site, 39, answer).unwrap();
             assert_eq!(plan.answers, answer.is_some());
-            patches.done(site, &plan);
+            patches.done(site, &[], &plan);
         }
         let plans = patches.silence().unwrap();
         let moved: Vec<_> = plans.iter().map(|(old, plan)| (*old, plan.slot, plan.answers)).collect();
@@ -292,6 +358,30 @@ mod tests {
         assert_eq!(moved, [(slot(1), slot(4), false), (slot(3), slot(5), false)]);
         assert!(patches.silence().unwrap().is_empty());
         assert!(!patches.plan(0x4000, 39, Some(at::ANSWERS)).unwrap().answers);
+    }
+
+    #[test]
+    fn what_was_replaced_is_told_once_and_who_is_in_a_slot_has_a_place() {
+        let mut patches = Patches::default();
+        let bytes = [0xb8, 39, 0, 0, 0, 0x0f, 0x05];
+        let number = patches.plan(0x1000, 39, None).unwrap();
+        patches.done(0x1000, &bytes, &number);
+        let answer = patches.plan(0x2000, 39, Some(at::ANSWERS)).unwrap();
+        patches.done(0x2000, &bytes, &answer);
+        let compared = patches.plan_compared(0x3000, COMPARED).unwrap();
+        patches.done_compared(0x3000, &COMPARED, &compared);
+        let place = |slot: u64, at: &[u64]| {
+            at.iter().map(|at| patches.original(slot + at).unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(place(number.slot, &[8, 18, 23]), [0x1000, 0x1000, 0x1005]);
+        assert_eq!(place(answer.slot, &[8, 18, 27]), [0x2000, 0x2000, 0x2007]);
+        assert_eq!(place(compared.slot, &[8, 18, 24, 26, 32]), [0x3000, 0x3000, 0x3000, 0x3002, 0x3008]);
+        assert_eq!(patches.original(0x3002), None);
+        let shown = patches.show();
+        assert_eq!(shown.iter().map(|one| one.site).collect::<Vec<_>>(), [0x1000, 0x2000, 0x3000]);
+        assert_eq!((shown[0].old.as_slice(), &shown[2].new), (&bytes[..], &compared.site_bytes));
+        assert!(patches.show().is_empty());
+        assert!((0..64).all(|_| !patches.met(0x4000)), "nothing is replaced any more");
     }
 
     #[test]
@@ -307,7 +397,7 @@ mod tests {
             assert!(patch.slot_bytes.len() as u64 <= SLOT_SIZE);
             patches.begin(0x40_0000 + planned);
             assert!(patches.entered_inside(0x40_0005 + planned), "while it is written");
-            patches.done(0x40_0000 + planned, &patch);
+            patches.done(0x40_0000 + planned, &[], &patch);
             planned += 16;
         }
         assert_eq!(planned / 16, SLOTS_SIZE / SLOT_SIZE - 1);
@@ -319,7 +409,7 @@ mod tests {
         assert_eq!((patch.slot_bytes.len(), patch.site_bytes.len()), (48, COMPARED_SIZE));
         patches.begin_compared(0x40_0000, 5);
         assert!(patches.behind_comparison(0x40_0002).is_some(), "while it is written");
-        patches.done_compared();
+        patches.done_compared(0x40_0000, &COMPARED, &patch);
         assert_eq!(patches.behind_comparison(0x40_0002), Some((0x40_0008, 5)));
         assert_eq!(patches.behind_comparison(0x40_0003), None);
         assert!(patches.plan(0x40_0000, 1, None).unwrap().slot >= patch.slot + 2 * SLOT_SIZE);

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use super::layout::{at, kind};
-use super::patch::{self, COMPARED_SIZE, Patch, SITE_SIZE, SLOTS, SLOTS_SIZE};
+use super::patch::{self, COMPARED_SIZE, Patch, Replaced, SITE_SIZE, SLOTS, SLOTS_SIZE};
 use super::thread::{StubThread, answer_of};
 use crate::error::Errno;
 use crate::platform::Memory;
 
 const WRITABLE: i32 = READABLE | libc::PROT_WRITE;
+/// `int3`.
+const BREAKPOINT: u8 = 0xcc;
 const READABLE: i32 = libc::PROT_READ | libc::PROT_EXEC;
 
 impl StubThread {
@@ -43,7 +45,7 @@ impl StubThread {
             let Some(plan) = self.stub.patches().plan(site, number, answer) else { return Ok(()) };
             self.stub.patches().begin(site);
             if self.put(site, first, &plan, protection)? {
-                self.stub.patches().done(site, &plan);
+                self.stub.patches().done(site, first, &plan);
             } else {
                 self.stub.patches().give_up(site);
             }
@@ -54,7 +56,7 @@ impl StubThread {
             let Some(plan) = self.stub.patches().plan_compared(site, *old) else { return Ok(()) };
             self.stub.patches().begin_compared(site, with);
             if self.put(site, old, &plan, protection)? {
-                self.stub.patches().done_compared();
+                self.stub.patches().done_compared(site, old, &plan);
             } else {
                 self.stub.patches().give_up(site);
             }
@@ -106,6 +108,91 @@ impl StubThread {
         self.protect(SLOTS, SLOTS_SIZE, READABLE)?;
         drop(lock);
         Ok(())
+    }
+
+    /// Puts all sites of this address space back, replaces no more, and has the guest go on in its own code. Slots stay: others may be in them.
+    pub(super) fn restore_sites(&mut self, protection: &dyn Fn(u64) -> Option<i32>) -> Result<(), Errno> {
+        let stub = Arc::clone(&self.stub);
+        let lock = stub.replacing();
+        let replaced = self.stub.patches().show();
+        for Replaced { site, old, new } in &replaced {
+            let mut now = vec![0; new.len()];
+            // The guest may have put something else there since.
+            if self.read(*site, &mut now) == now.len()
+                && now == *new
+                && let Some(protection) = protection(*site)
+            {
+                self.put_back(*site, old, protection)?;
+            }
+        }
+        drop(lock);
+        self.take_registers();
+        if let Some(rip) = self.stub.patches().original(self.regs.rip) {
+            self.regs.rip = rip;
+        }
+        Ok(())
+    }
+
+    fn put_back(&mut self, site: u64, old: &[u8], protection: i32) -> Result<(), Errno> {
+        let page = site & !0xfff;
+        let pages = (page, ((site + old.len() as u64).next_multiple_of(0x1000)) - page);
+        self.protect(pages.0, pages.1, WRITABLE)?;
+        let written = if self.stub.is_single() {
+            self.put_byte_by_byte(site, old, (0..old.len()).rev())
+        } else {
+            self.put_back_under_threads(site, old, pages)
+        };
+        self.protect(pages.0, pages.1, protection)?;
+        written
+    }
+
+    fn put_byte_by_byte(
+        &mut self,
+        site: u64,
+        bytes: &[u8],
+        order: impl IntoIterator<Item = usize>,
+    ) -> Result<(), Errno> {
+        for n in order {
+            let byte = bytes.get(n..=n).ok_or(Errno::EFAULT)?;
+            if self.write(site + n as u64, byte) != 1 {
+                return Err(Errno::EFAULT);
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a site back that other threads may be running through: its first byte becomes a breakpoint, at which they go on only when
+    /// all is done ([`Patches::was_put_back`](patch::Patches::was_put_back)); then the rest from its end on, so that what is no instruction stays
+    /// so until what follows it is there; at last the first byte. In between the host interrupts all threads, as above.
+    fn put_back_under_threads(&mut self, site: u64, old: &[u8], pages: (u64, u64)) -> Result<(), Errno> {
+        let inside = if old.len() == COMPARED_SIZE { 2 } else { 5 };
+        self.stub.patches().begin_to_put_back(site);
+        self.put_byte_by_byte(site, &[BREAKPOINT], 0..1)?;
+        self.interrupt_all(pages)?;
+        let rest = (1..old.len()).rev().filter(|n| *n != inside).chain(std::iter::once(inside));
+        self.put_byte_by_byte(site, old, rest)?;
+        self.interrupt_all(pages)?;
+        self.put_byte_by_byte(site, old, 0..1)
+    }
+
+    /// Has the host interrupt all threads of the guest: these pages lose a permission for a moment.
+    fn interrupt_all(&self, pages: (u64, u64)) -> Result<(), Errno> {
+        self.protect(pages.0, pages.1, READABLE)?;
+        self.protect(pages.0, pages.1, WRITABLE).map(|_| ())
+    }
+
+    /// Whether the guest met a breakpoint that was there for a moment alone, while a site was put back.
+    pub(super) fn met_while_put_back(&self, rip: u64) -> bool {
+        let site = rip.wrapping_sub(1);
+        if !self.stub.patches().was_put_back(site) {
+            return false;
+        }
+        // Until it is done; then there may be a breakpoint of a debugger's.
+        let lock = self.stub.replacing();
+        let mut byte = [0];
+        let read = self.read(site, &mut byte);
+        drop(lock);
+        read == 1 && byte[0] != BREAKPOINT
     }
 
     /// Replaces a site that other threads may be running through, in steps that each of them may meet: its beginning becomes a jump to

@@ -30,6 +30,8 @@ pub(super) struct StubThread {
     pub(super) regs: Regs,
     pub(super) fs_base: u64,
     pub(super) all: bool,
+    /// The guest is to run for one instruction.
+    pub(super) stepping: bool,
     /// What came with the guest's call: flags of [`super::layout::kind`].
     pub(super) came_with: u32,
     /// Number of that call.
@@ -142,6 +144,7 @@ impl StubThread {
             regs: Regs::default(),
             fs_base: 0,
             all: true,
+            stepping: false,
             came_with: 0,
             called: 0,
             socket,
@@ -332,6 +335,21 @@ pub(in crate::platform) fn memory_call(call: &MemoryCall<'_>) -> (i64, [u64; 6])
 impl Thread for StubThread {
     fn resume(&mut self) -> Trap {
         self.run_guest()
+    }
+
+    fn step(&mut self) -> Trap {
+        self.step_guest()
+    }
+
+    fn show_code(&mut self, protection: &dyn Fn(u64) -> Option<i32>) -> Result<(), Errno> {
+        self.answered = 0;
+        self.context.store(at::ANSWERED, 0);
+        self.restore_sites(protection)
+    }
+
+    fn forget_early(&mut self) {
+        self.take_registers();
+        self.came_with = 0;
     }
 
     fn regs(&mut self) -> &mut Regs {

@@ -8,6 +8,7 @@ use super::layout::{CODE, FLAGS, INTERRUPT, at, context_address, kind, op, state
 use super::patch::flags_of_comparison;
 use super::remote::Process;
 use super::stage;
+use super::step::TRAP_FLAG;
 use super::thread::StubThread;
 use crate::error::Errno;
 use crate::platform::{Regs, Trap};
@@ -163,7 +164,8 @@ impl StubThread {
         self.context.store(at::TURN, self.regs.rax);
         let what = if self.all {
             // The stub's own code would run under any other flag, too.
-            let eflags = (self.regs.eflags & FLAGS) | 0x202;
+            let trap = if self.stepping { TRAP_FLAG } else { 0 };
+            let eflags = (self.regs.eflags & FLAGS) | 0x202 | trap;
             self.context.set_regs(&Regs { eflags, ..self.regs });
             self.context.store(at::FS_BASE, self.fs_base);
             op::RESUME_ALL
@@ -206,6 +208,10 @@ impl StubThread {
             Ok(libc::SIGILL) if self.stub.patches().entered_inside(self.regs.rip) => {
                 self.regs.rip += 2;
                 Trap::Syscall { number: self.regs.rax }
+            }
+            Ok(libc::SIGTRAP) if self.met_while_put_back(self.regs.rip) => {
+                self.regs.rip -= 1;
+                return None;
             }
             Ok(libc::SIGSEGV)
                 if let Some((behind, with)) = self.stub.patches().behind_comparison(self.regs.rip) =>

@@ -16,7 +16,7 @@ pub use program::{DATA, Instruction, LENGTH_MAX, Program};
 use super::signal::{Payload, SignalInfo};
 use super::{Credentials, Pid, Task, capability, lock};
 use crate::error::{Errno, SysError};
-use crate::platform::{ANSWERED, Regs};
+use crate::platform::{ANSWERED, Regs, Thread};
 
 /// Instructions of all filters of a task, each counted with four more (`MAX_INSNS_PER_PATH`).
 const ALL_MAX: usize = 32_768;
@@ -36,6 +36,8 @@ pub enum Verdict {
     Errno(u16),
     /// Who would decide is not there: ENOSYS.
     Nobody,
+    /// The tracer decides, if there is one that wants to, and is told this number.
+    Trace(u16),
     /// The thread ends by SIGKILL: what strict mode does.
     End,
 }
@@ -159,7 +161,8 @@ impl Filters {
             action::ALLOW | action::LOG => Verdict::Allow,
             action::ERRNO => Verdict::Errno(low.min(4095)),
             action::TRAP => Verdict::Trap(low),
-            action::TRACE | action::USER_NOTIF => Verdict::Nobody,
+            action::TRACE => Verdict::Trace(low),
+            action::USER_NOTIF => Verdict::Nobody,
             action::KILL_THREAD => Verdict::KillThread,
             _ => Verdict::KillProcess,
         }
@@ -178,10 +181,24 @@ fn data(number: u64, regs: &Regs) -> [u32; DATA / 4] {
     data
 }
 
-/// Judges a call that a task is about to make. `None`: it is made (`__seccomp_filter`).
-pub(super) fn refuse(task: &Task, regs: &mut Regs, number: u64) -> Option<SysError> {
-    match task.filters().judge(number, regs) {
-        Verdict::Allow => return None,
+/// Judges a call that a task is about to make: the number of the one that is made, which a tracer may have changed (`__seccomp_filter`).
+pub(super) fn admit(task: &Arc<Task>, thread: &mut dyn Thread, number: u64) -> Result<u64, SysError> {
+    let verdict = task.filters().judge(number, thread.regs());
+    let Verdict::Trace(told) = verdict else {
+        return refuse(task, thread.regs(), number, verdict).map_or(Ok(number), Err);
+    };
+    let number = super::ptrace::report_seccomp(task, thread, told)?;
+    // What the tracer made of it is judged, too, but it is not asked once more.
+    match task.filters().judge(number, thread.regs()) {
+        Verdict::Trace(_) => Ok(number),
+        verdict => refuse(task, thread.regs(), number, verdict).map_or(Ok(number), Err),
+    }
+}
+
+/// What comes of a call that is judged so; `None`: it is made.
+fn refuse(task: &Task, regs: &mut Regs, number: u64, verdict: Verdict) -> Option<SysError> {
+    match verdict {
+        Verdict::Allow | Verdict::Trace(_) => return None,
         Verdict::Errno(0) => {
             regs.rax = 0;
             return Some(SysError::RegistersSet);
@@ -351,7 +368,8 @@ mod tests {
         assert_eq!(judge(&[action::KILL_PROCESS, action::KILL_THREAD]), Verdict::KillProcess);
         assert_eq!(judge(&[0x1234_0000]), Verdict::KillProcess, "an action that is not known");
         assert_eq!(judge(&[action::LOG]), Verdict::Allow);
-        assert_eq!(judge(&[action::TRACE]), Verdict::Nobody);
+        assert_eq!(judge(&[action::TRACE]), Verdict::Trace(0));
+        assert_eq!(judge(&[action::USER_NOTIF]), Verdict::Nobody);
     }
 
     #[test]

@@ -23,7 +23,7 @@ impl Tree {
         let pending = thread.pending.set().union(group.pending.set());
         !pending.without(thread.mask).is_empty()
             || group.exiting.is_some()
-            || group.stop.is_some()
+            || thread.trace.as_ref().map_or(group.stop.is_some(), |trace| trace.trap)
             || group.execs.is_some_and(|by| by != task.pid())
     }
 

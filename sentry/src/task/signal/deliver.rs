@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use super::super::tree::Report;
-use super::super::{Pid, Resource, Task, Tree, lock};
+use super::super::{Pid, Resource, Task, Tree, lock, ptrace};
 use super::action::{SA_NODEFER, SA_RESETHAND, SA_RESTART, SIG_DFL, SIG_IGN};
 use super::frame::{Frame, push_frame};
 use super::{Default, SigAction, SignalInfo, SignalSet, default_action};
@@ -28,6 +27,10 @@ pub(crate) enum Flow {
 enum Step {
     Exit,
     Stop,
+    /// A traced thread takes part in a stop, or was asked to stop.
+    Trap,
+    /// Its tracer hears of a signal first.
+    Report(SignalInfo),
     Handle(SignalInfo, SigAction),
     Nothing,
 }
@@ -38,18 +41,37 @@ pub(crate) fn deliver(
     thread: &mut dyn Thread,
     mut interrupted: Option<(Restart, u64)>,
 ) -> Flow {
+    if let Some((rule, number)) = interrupted
+        && task.is_traced()
+    {
+        ptrace::show_interrupted(task, thread, rule, number);
+    }
     loop {
-        let step = task.tasks().tree().next_step(task);
+        let mut step = task.tasks().tree().next_step(task);
+        if let Step::Report(info) = step {
+            let info = ptrace::signal_stop(task, thread, info);
+            ptrace::recheck(task, thread, &mut interrupted);
+            let Some(info) = info else { continue };
+            let Some(next) = task.tasks().tree().act_on(task, info) else { continue };
+            step = next;
+        }
         match step {
             Step::Exit => return Flow::Exit,
             Step::Stop => stand_still(task),
+            Step::Trap => {
+                ptrace::trap_stop(task, thread);
+                ptrace::recheck(task, thread, &mut interrupted);
+            }
             Step::Handle(info, action) => {
                 if let Some(interrupted) = interrupted.take() {
                     settle_call_before_handler(thread, interrupted, action);
                 }
                 run_handler(task, thread, &info, action);
+                if task.is_traced() {
+                    ptrace::step_into_handler(task, thread);
+                }
             }
-            Step::Nothing => break,
+            Step::Report(_) | Step::Nothing => break,
         }
     }
     if let Some((rule, number)) = interrupted {
@@ -164,8 +186,10 @@ impl Tree {
             if state.exiting.is_some() || state.execs.is_some_and(|by| by != pid) {
                 return Step::Exit;
             }
-            if state.stop.is_some() {
-                return Step::Stop;
+            match thread.trace.as_ref() {
+                Some(trace) if trace.trap => return Step::Trap,
+                None if state.stop.is_some() => return Step::Stop,
+                _ => {}
             }
             let wanted = SignalSet::ALL.without(thread.mask);
             let taken = thread.pending.take(wanted).or_else(|| state.pending.take(wanted));
@@ -173,23 +197,35 @@ impl Tree {
                 self.settle(task);
                 return Step::Nothing;
             };
-            let action = {
-                let mut actions = lock(&state.actions);
-                let action = actions.of(info.signal);
-                if action.handler > SIG_IGN && action.flags & SA_RESETHAND != 0 {
-                    actions.reset(info.signal);
-                }
-                action
-            };
-            match action.handler {
-                SIG_IGN => {}
-                SIG_DFL => {
-                    if let Some(step) = self.take_default(group, info.signal) {
-                        return step;
-                    }
-                }
-                _ => return Step::Handle(info, action),
+            if thread.trace.is_some() && info.signal != libc::SIGKILL {
+                return Step::Report(info);
             }
+            if let Some(step) = self.act_on(task, info) {
+                return step;
+            }
+        }
+    }
+
+    /// What a signal does to a thread; `None` for nothing.
+    fn act_on(&mut self, task: &Task, info: SignalInfo) -> Option<Step> {
+        let group = task.group().pid();
+        let state = self.groups.get_mut(&group)?;
+        let action = {
+            let mut actions = lock(&state.actions);
+            let action = actions.of(info.signal);
+            if action.handler > SIG_IGN && action.flags & SA_RESETHAND != 0 {
+                actions.reset(info.signal);
+            }
+            action
+        };
+        match action.handler {
+            SIG_IGN => None,
+            SIG_DFL => match self.take_default(group, info.signal) {
+                // It takes part in the stop as all traced threads do.
+                Some(Step::Stop) if self.trace(task.pid()).is_some() => None,
+                step => step,
+            },
+            _ => Some(Step::Handle(info, action)),
         }
     }
 
@@ -227,30 +263,28 @@ impl Tree {
         if let Some(state) = self.groups.get_mut(&group) {
             state.stop = Some(signal);
         }
+        self.trap_all(group, false);
         self.poke_all(group);
     }
 
     /// Whether the thread still has to stand still. The last one to do so tells the parent.
     fn stands_still(&mut self, pid: Pid, group: Pid) -> bool {
+        let traced = self.trace(pid).is_some();
         let Some(state) = self.groups.get_mut(&group) else { return false };
-        let stop = match (state.stop, state.exiting) {
-            (Some(stop), None) if state.execs.is_none_or(|by| by == pid) => stop,
+        match (state.stop, state.exiting) {
+            _ if traced => return false,
+            (Some(_), None) if state.execs.is_none_or(|by| by == pid) => {}
             _ => {
                 if let Some(thread) = self.threads.get_mut(&pid) {
                     thread.stopped = false;
                 }
                 return false;
             }
-        };
+        }
         if let Some(thread) = self.threads.get_mut(&pid) {
             thread.stopped = true;
         }
-        let all = state.threads.iter().all(|pid| self.threads.get(pid).is_none_or(|thread| thread.stopped));
-        if all && !state.stopped {
-            state.stopped = true;
-            state.report = Some(Report::Stopped(stop));
-            self.tell_parent_of_stop(group, libc::CLD_STOPPED, stop);
-        }
+        self.finish_stop(group);
         true
     }
 }

@@ -106,6 +106,11 @@ impl Pending {
         })
     }
 
+    /// Those that are queued, as they came.
+    pub fn iter(&self) -> impl Iterator<Item = &SignalInfo> {
+        self.queue.iter().map(|(info, _)| info)
+    }
+
     /// How many are queued.
     #[must_use]
     pub fn queued(&self) -> usize {

@@ -107,6 +107,8 @@ impl Tree {
         if state.stop.take().is_none() {
             return;
         }
+        self.trap_all(group, true);
+        let Some(state) = self.groups.get_mut(&group) else { return };
         let was_stopped = std::mem::take(&mut state.stopped);
         if was_stopped {
             state.report = Some(Report::Continued);
@@ -125,7 +127,7 @@ impl Tree {
             Target::Group(_) => state.threads.first().copied(),
         };
         if let Some(thread) = pid.and_then(|pid| self.threads.get(&pid))
-            && thread.mask.union(thread.awaited).has(signal)
+            && (thread.mask.union(thread.awaited).has(signal) || self.is_heard(thread.task.pid(), signal))
         {
             return false;
         }
@@ -216,6 +218,7 @@ impl Tree {
             state.stop = None;
             state.stopped = false;
         }
+        state.killed |= status == libc::SIGKILL;
         self.poke_all(group);
     }
 

@@ -8,6 +8,8 @@ use super::super::{Caller, File};
 use super::process::View;
 use crate::error::Errno;
 use crate::mm::AddressSpace;
+use crate::platform::Thread;
+use crate::task::Task;
 
 type Read = Result<Vec<u8>, Errno>;
 
@@ -130,25 +132,63 @@ pub(super) fn numa_maps(view: &View, _: &Caller) -> Read {
     Ok(text.into_bytes())
 }
 
+/// Most bytes that are read or written at once where the guest itself may not.
+const FORCED_MAX: usize = 1 << 20;
+
 /// `mem`: the memory as a file. What was opened is that of the program that ran then.
-pub(super) struct Mem(Weak<AddressSpace>);
+pub(super) struct Mem {
+    space: Weak<AddressSpace>,
+    task: Weak<Task>,
+}
 
 impl Mem {
     pub(super) fn of(view: &View) -> Result<Self, Errno> {
-        Ok(Self(Arc::downgrade(&view.living()?.space())))
+        let task = view.living()?;
+        Ok(Self { space: Arc::downgrade(&task.space()), task: Arc::downgrade(task) })
+    }
+
+    /// Has a thread do something that stands still for its tracer: it can do more than the guest's own code. `None` where there is none.
+    fn by_force<T: Send + 'static>(
+        &self,
+        job: impl Fn(&AddressSpace, &mut dyn Thread) -> T + Send + Sync + 'static,
+    ) -> Option<T> {
+        let (space, task) = (self.space.upgrade()?, self.task.upgrade()?);
+        let job = Arc::new(job);
+        task.threads().into_iter().filter(|thread| thread.space().id() == space.id()).find_map(|thread| {
+            let (space, job) = (Arc::clone(&space), Arc::clone(&job));
+            thread.ask_tracee(move |thread| job(&space, thread)).ok()
+        })
     }
 }
 
 impl File for Mem {
     fn read(&self, to: &mut [u8], offset: u64) -> Result<usize, Errno> {
-        let Some(space) = self.0.upgrade() else { return Ok(0) };
-        let got = space.memory().map_or(0, |memory| memory.read(offset, to));
+        let Some(space) = self.space.upgrade() else { return Ok(0) };
+        let mut got = space.memory().map_or(0, |memory| memory.read(offset, to));
+        if got < to.len() {
+            let length = to.len().min(FORCED_MAX);
+            let forced = self.by_force(move |space, thread| {
+                let mut bytes = vec![0; length];
+                let got = space.read_by_force(thread, offset, &mut bytes);
+                bytes.truncate(got);
+                bytes
+            });
+            if let Some(bytes) = forced.filter(|bytes| bytes.len() > got) {
+                got = bytes.len();
+                to[..got].copy_from_slice(&bytes);
+            }
+        }
         if got == 0 && !to.is_empty() { Err(Errno::EIO) } else { Ok(got) }
     }
 
     fn write(&self, from: &[u8], offset: u64) -> Result<usize, Errno> {
-        let Some(space) = self.0.upgrade() else { return Ok(0) };
-        let got = space.memory().map_or(0, |memory| memory.write(offset, from));
+        let Some(space) = self.space.upgrade() else { return Ok(0) };
+        let mut got = space.memory().map_or(0, |memory| memory.write(offset, from));
+        if got < from.len() {
+            let bytes = from[..from.len().min(FORCED_MAX)].to_vec();
+            let forced = self.by_force(move |space, thread| space.write_by_force(thread, offset, &bytes));
+            got = got.max(forced.unwrap_or(0));
+        }
         if got == 0 && !from.is_empty() { Err(Errno::EIO) } else { Ok(got) }
     }
 

@@ -26,6 +26,7 @@ pub(super) fn ticks(time: Duration) -> u128 {
 fn state(view: &View, caller: &Caller, info: &ProcessInfo) -> char {
     match (&view.task, info.state) {
         (None, _) => 'Z',
+        (Some(task), _) if task.tracer().is_some_and(|(_, stands)| stands) => 't',
         (Some(_), other) if other != 'R' => other,
         // A call that goes on runs; so does a task that has not begun yet.
         (Some(task), _) if task.waiter().sleeps() && task.pid() != caller.process => 'S',
@@ -181,6 +182,7 @@ fn identity(view: &View, caller: &Caller, info: &ProcessInfo, who: &Credentials,
     let state = match letter {
         'R' => "R (running)",
         'T' => "T (stopped)",
+        't' => "t (tracing stop)",
         'Z' => "Z (zombie)",
         _ => "S (sleeping)",
     };
@@ -189,13 +191,14 @@ fn identity(view: &View, caller: &Caller, info: &ProcessInfo, who: &Credentials,
     let users = &caller.credentials.user_ns;
     let groups: String = who.groups.iter().map(|group| format!("{} ", users.shown_gid(*group))).collect();
     let space = view.group.pid_namespace();
+    let tracer = view.task.as_ref().and_then(|task| task.tracer()).map_or(0, |(pid, _)| view.shown(pid));
     let nested = |pid: i32| {
         let numbers = view.pids.all_shown(space, pid);
         numbers.iter().map(|number| format!("\t{number}")).collect::<String>()
     };
     let _ = write!(
         text,
-        "State:\t{state}\nTgid:\t{}\nNgid:\t0\nPid:\t{pid}\nPPid:\t{}\nTracerPid:\t0\n\
+        "State:\t{state}\nTgid:\t{}\nNgid:\t0\nPid:\t{pid}\nPPid:\t{}\nTracerPid:\t{tracer}\n\
          Uid:\t{}\t{}\t{}\t{}\nGid:\t{}\t{}\t{}\t{}\nFDSize:\t{table}\nGroups:\t{groups}{}\n\
          NStgid:{}\nNSpid:{}\nNSpgid:{}\nNSsid:{}\nKthread:\t0\n",
         view.shown(info.pid),

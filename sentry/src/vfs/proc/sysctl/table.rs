@@ -161,7 +161,7 @@ pub(super) static SETTINGS: &[Setting] = &[
     s("sys/kernel/version", "", Rule::Made(|_| Ok(VERSION.to_owned()))),
     s("sys/kernel/watchdog", "0", B),
     s("sys/kernel/watchdog_thresh", "10", Rule::Number(0, 60)),
-    s("sys/kernel/yama/ptrace_scope", "1", Rule::Number(0, 3)),
+    s("sys/kernel/yama/ptrace_scope", "0", Rule::Number(0, 0)),
     s("sys/net/core/bpf_jit_enable", "1", F),
     s("sys/net/core/bpf_jit_harden", "0", F),
     s("sys/net/core/busy_poll", "0", I),
