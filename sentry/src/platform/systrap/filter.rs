@@ -153,4 +153,18 @@ mod tests {
             assert_eq!(run(&program, number, STUB, arguments), SECCOMP_RET_TRAP, "{number} {arguments:x?}");
         }
     }
+
+    #[test]
+    fn requests_are_let_through_by_their_numbers() {
+        const RUN: u32 = 0xae80;
+        let program = program(&[RUN]);
+        let request = |number: u64| [3, number, 0, 0, 0, 0];
+        let answer = |ip, number| run(&program, libc::SYS_ioctl, ip, request(number));
+        assert_eq!(answer(STUB, u64::from(RUN)), SECCOMP_RET_ALLOW);
+        // Another, one of more bits, and by a guest.
+        for (ip, number) in [(STUB, 0xae81), (STUB, u64::from(RUN) | 1 << 32), (GUEST, u64::from(RUN))] {
+            assert_eq!(answer(ip, number), SECCOMP_RET_TRAP, "{ip:#x} {number:#x}");
+        }
+        assert_eq!(run(&program, libc::SYS_openat, STUB, [0; 6]), SECCOMP_RET_TRAP);
+    }
 }
