@@ -2,6 +2,7 @@
 
 use anyhow::anyhow;
 use kata_cc_sentry::defence::Strength;
+use kata_cc_sentry::error::Errno;
 use kata_cc_sentry::platform::{Kind, Platform};
 
 use crate::platforms::reason;
@@ -30,7 +31,7 @@ impl Confinement {
 
     pub(crate) fn start_platform(&self) -> anyhow::Result<Box<dyn Platform>> {
         let kind = self.platform;
-        let told = |error| {
+        let told = |error: Errno| {
             anyhow!(error).context(format!("cannot start the {kind} platform: {}", reason(kind, error)))
         };
         kind.start().map_err(told)

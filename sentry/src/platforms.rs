@@ -25,7 +25,7 @@ pub(crate) fn print(json: bool) -> anyhow::Result<()> {
     for (kind, error) in tried {
         match error {
             None => println!("{kind}: runs here"),
-            Some(error) => println!("{kind}: does not run here: {}", reason(error)),
+            Some(error) => println!("{kind}: does not run here: {}", reason(kind, error)),
         }
     }
     Ok(())
