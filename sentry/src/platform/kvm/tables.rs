@@ -76,8 +76,8 @@ impl Tables {
             tables.take()?;
         }
         let lead = PRESENT | WRITABLE | USED;
-        tables.set(0, index(CODE, 3), FIRST_TABLE + PAGE | lead);
-        tables.set(1, index(CODE, 2), FIRST_TABLE + 2 * PAGE | lead);
+        tables.set(0, index(CODE, 3), (FIRST_TABLE + PAGE) | lead);
+        tables.set(1, index(CODE, 2), (FIRST_TABLE + 2 * PAGE) | lead);
         let end = CONTEXTS - CODE + CONTEXTS_SIZE as u64;
         for (n, place) in (0..end).step_by(REGION as usize).enumerate() {
             tables.set(2, n, place | lead | LARGE);
@@ -127,7 +127,7 @@ impl Tables {
             _ => {
                 let new = self.take()?;
                 let lead = PRESENT | WRITABLE | USER | USED;
-                self.set(table, entry, FIRST_TABLE + new as u64 * PAGE | lead);
+                self.set(table, entry, (FIRST_TABLE + new as u64 * PAGE) | lead);
                 Ok(new)
             }
         }
@@ -166,7 +166,7 @@ impl Tables {
         let (table, entry) = self.region(address)?;
         let lowest = self.below(table, entry)?;
         let page = address - address % PAGE;
-        self.set(lowest, index(page, 0), chunk + page % CHUNK | bits(protection));
+        self.set(lowest, index(page, 0), (chunk + page % CHUNK) | bits(protection));
         Ok(())
     }
 
