@@ -1,8 +1,11 @@
 //! How guest code runs, and how much of the sentry's defence there is: the same options for `do` and `serve`.
 
-use anyhow::Context;
+use anyhow::anyhow;
 use kata_cc_sentry::defence::Strength;
+use kata_cc_sentry::error::Errno;
 use kata_cc_sentry::platform::{Kind, Platform};
+
+use crate::platforms::reason;
 
 #[derive(clap::Args)]
 pub(crate) struct Confinement {
@@ -27,8 +30,10 @@ impl Confinement {
     }
 
     pub(crate) fn start_platform(&self) -> anyhow::Result<Box<dyn Platform>> {
-        self.platform.start().with_context(|| {
-            format!("cannot start the {} platform: the host refuses a stub process", self.platform)
-        })
+        let kind = self.platform;
+        let told = |error: Errno| {
+            anyhow!(error).context(format!("cannot start the {kind} platform: {}", reason(kind, error)))
+        };
+        kind.start().map_err(told)
     }
 }

@@ -249,4 +249,6 @@ fn platforms_are_told() {
         let row = format!("{{\"name\":\"{name}\",\"available\":true,\"reason\":null}}");
         assert!(text.contains(&row), "{text}");
     }
+    // Whether it runs is this machine's: it is tried and told.
+    assert!(text.contains("{\"name\":\"kvm\",\"available\":"), "{text}");
 }

@@ -205,7 +205,8 @@ fn sentry(config: &NodeConfig) -> Finding {
     command.args(["do", "--read-only", "--", "/bin/true"]).stdin(std::process::Stdio::null());
     let (seen, advice) = match command.output() {
         Ok(output) if output.status.success() => {
-            return found(CHECK, format!("{} runs programs (systrap)", program.display()));
+            let others = platforms(&program).map(|told| format!("; {told}")).unwrap_or_default();
+            return found(CHECK, format!("{} runs programs (systrap){others}", program.display()));
         }
         Ok(output) => {
             let said = String::from_utf8_lossy(&output.stderr);
@@ -218,6 +219,28 @@ fn sentry(config: &NodeConfig) -> Finding {
         Err(error) => (format!("{}: {error}", program.display()), "install kata-cc-sentry of this release"),
     };
     lacking(CHECK, State::Missing, seen, advice)
+}
+
+/// What the sentry says of its platforms other than the default one, each of which it tries.
+fn platforms(program: &Path) -> Option<String> {
+    let output = Command::new(program)
+        .args(["platforms", "--json"])
+        .stdin(std::process::Stdio::null())
+        .output()
+        .ok()?;
+    let rows: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).ok()?;
+    let tell = |row: &serde_json::Value| {
+        let name = row["name"].as_str()?;
+        match row["reason"].as_str() {
+            _ if name == "systrap" => None,
+            None => Some(format!("{} runs, too", crate::output::printable(name))),
+            Some(why) => {
+                Some(format!("not {}: {}", crate::output::printable(name), crate::output::printable(why)))
+            }
+        }
+    };
+    let told: Vec<_> = rows.iter().filter_map(tell).collect();
+    (!told.is_empty()).then(|| told.join("; "))
 }
 
 fn guest_image() -> Finding {
@@ -411,6 +434,17 @@ mod tests {
         );
         script("test \"$1 $2 $3 $4\" = 'do --read-only -- /bin/true'");
         assert_eq!(finding().state, State::Ok, "{:?}", finding());
+        assert!(finding().seen.ends_with("(systrap)"), "{:?}", finding());
+        script(
+            "test $1 = do || echo '[{\"name\":\"systrap\",\"available\":true,\"reason\":null},\
+             {\"name\":\"ptrace\",\"available\":true,\"reason\":null},\
+             {\"name\":\"kvm\",\"available\":false,\"reason\":\"there is none\"}]'",
+        );
+        assert!(
+            finding().seen.ends_with("(systrap); ptrace runs, too; not kvm: there is none"),
+            "{:?}",
+            finding()
+        );
     }
 
     #[test]

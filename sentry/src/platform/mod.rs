@@ -9,6 +9,7 @@
 //! The host does what it is good at: page tables, copy-on-write at `fork`, page cache of mapped files. What an address means is kept in
 //! [`crate::mm`].
 
+pub mod kvm;
 pub mod ptrace;
 pub mod systrap;
 
@@ -410,11 +411,13 @@ pub enum Kind {
     Systrap,
     /// Traced stubs: ten times slower, for hosts that do not let stubs have filters or handlers of their own.
     Ptrace,
+    /// Ring 3 of virtual machines: guest code meets no kernel of the host's; for hosts with a `/dev/kvm` of their own.
+    Kvm,
 }
 
 impl Kind {
     /// All, the one that is to be preferred first.
-    pub const ALL: [Self; 2] = [Self::Systrap, Self::Ptrace];
+    pub const ALL: [Self; 3] = [Self::Systrap, Self::Ptrace, Self::Kvm];
 
     /// Starts it.
     ///
@@ -424,6 +427,7 @@ impl Kind {
         Ok(match self {
             Self::Systrap => Box::new(systrap::Systrap::new()?),
             Self::Ptrace => Box::new(ptrace::Ptrace::new()?),
+            Self::Kvm => Box::new(kvm::Kvm::new()?),
         })
     }
 }
@@ -433,6 +437,7 @@ impl std::fmt::Display for Kind {
         f.write_str(match self {
             Self::Systrap => "systrap",
             Self::Ptrace => "ptrace",
+            Self::Kvm => "kvm",
         })
     }
 }

@@ -60,6 +60,7 @@ fn start(code: &Arc<Code>, socket: OwnedFd, vdso: &Vdso) -> Result<Pid, Errno> {
             handler: None,
             contexts: None,
             socket: socket.as_fd(),
+            requests: &[],
             vdso,
         })?;
         Ok((pid, ()))

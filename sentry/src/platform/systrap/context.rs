@@ -13,7 +13,7 @@ use crate::error::Errno;
 use crate::platform::Regs;
 
 /// One context, mapped.
-pub(super) struct Context {
+pub(in crate::platform) struct Context {
     base: NonNull<u8>,
 }
 
@@ -24,7 +24,7 @@ unsafe impl Sync for Context {}
 
 impl Context {
     /// Maps the context at `slot` of the file with an address space's contexts.
-    pub(super) fn map(file: BorrowedFd<'_>, slot: usize) -> Result<Self, Errno> {
+    pub(in crate::platform) fn map(file: BorrowedFd<'_>, slot: usize) -> Result<Self, Errno> {
         let size = std::num::NonZeroUsize::new(CONTEXT_SIZE).ok_or(Errno::EINVAL)?;
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         let offset = i64::try_from(slot * CONTEXT_SIZE).map_err(|_| Errno::EINVAL)?;
@@ -40,7 +40,7 @@ impl Context {
     }
 
     /// A 32-bit word.
-    pub(super) fn u32_at(&self, offset: usize) -> &AtomicU32 {
+    pub(in crate::platform) fn u32_at(&self, offset: usize) -> &AtomicU32 {
         self.word32(offset)
     }
 
@@ -51,29 +51,29 @@ impl Context {
     }
 
     /// A 64-bit word.
-    pub(super) fn load(&self, offset: usize) -> u64 {
+    pub(in crate::platform) fn load(&self, offset: usize) -> u64 {
         self.word64(offset).load(Ordering::Relaxed)
     }
 
     /// Sets a 64-bit word.
-    pub(super) fn store(&self, offset: usize, value: u64) {
+    pub(in crate::platform) fn store(&self, offset: usize, value: u64) {
         self.word64(offset).store(value, Ordering::Relaxed);
     }
 
     /// Registers.
-    pub(super) fn regs(&self) -> Regs {
+    pub(in crate::platform) fn regs(&self) -> Regs {
         Regs::from_array(std::array::from_fn(|n| self.load(at::REGS + 8 * n)))
     }
 
     /// Sets registers.
-    pub(super) fn set_regs(&self, regs: &Regs) {
+    pub(in crate::platform) fn set_regs(&self, regs: &Regs) {
         for (n, value) in regs.to_array().iter().enumerate() {
             self.store(at::REGS + 8 * n, *value);
         }
     }
 
     /// Copies bytes out. The range must lie inside.
-    pub(super) fn read(&self, offset: usize, to: &mut [u8]) {
+    pub(in crate::platform) fn read(&self, offset: usize, to: &mut [u8]) {
         assert!(offset + to.len() <= CONTEXT_SIZE);
         // SAFETY: inside the mapping by the assertion; the two do not overlap. Bytes may change meanwhile: any bytes are valid.
         unsafe { std::ptr::copy_nonoverlapping(self.base.as_ptr().add(offset), to.as_mut_ptr(), to.len()) }
@@ -90,7 +90,7 @@ impl Context {
     }
 
     /// Copies bytes in. The range must lie inside.
-    pub(super) fn write(&self, offset: usize, from: &[u8]) {
+    pub(in crate::platform) fn write(&self, offset: usize, from: &[u8]) {
         assert!(offset + from.len() <= CONTEXT_SIZE);
         // SAFETY: as `read`.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), self.base.as_ptr().add(offset), from.len()) }

@@ -59,7 +59,7 @@ impl StubThread {
     }
 
     /// Has the stub copy bytes; how many it could.
-    pub(super) fn copy(&self, to: u64, from: u64, length: usize) -> usize {
+    pub(in crate::platform) fn copy(&self, to: u64, from: u64, length: usize) -> usize {
         let Ok(left) = self.ask(op::COPY, &[to, from, length as u64]) else { return 0 };
         if self.waiting.looks.get() > SLOW_COPY {
             self.slow_copies.set(SLOW_COPIES);

@@ -66,8 +66,8 @@ const RULES: &[Rule] = &[
     Rule(libc::SYS_exit_group, &[]),
 ];
 
-/// The filter as a program for `SECCOMP_SET_MODE_FILTER`.
-pub(in crate::platform) fn program() -> Vec<sock_filter> {
+/// The filter as a program for `SECCOMP_SET_MODE_FILTER`. `requests`: of `ioctl`, those that a stub makes whose guest's code runs elsewhere.
+pub(in crate::platform) fn program(requests: &'static [u32]) -> Vec<sock_filter> {
     const { assert!(CODE as u32 == 0, "the low half of the code's addresses begins at 0") };
     let mut program = vec![
         load(ARCH),
@@ -83,6 +83,10 @@ pub(in crate::platform) fn program() -> Vec<sock_filter> {
     for Rule(number, checks) in RULES {
         rule(*number, checks, SECCOMP_RET_ALLOW, SECCOMP_RET_TRAP, &mut program);
     }
+    if !requests.is_empty() {
+        let checks = [(1, Check::OneOf(requests))];
+        rule(libc::SYS_ioctl, &checks, SECCOMP_RET_ALLOW, SECCOMP_RET_TRAP, &mut program);
+    }
     program.push(ret(SECCOMP_RET_TRAP));
     program
 }
@@ -97,7 +101,7 @@ mod tests {
 
     #[test]
     fn a_guests_calls_trap_whatever_they_are() {
-        let program = program();
+        let program = program(&[]);
         for number in 0..500 {
             for ip in [0, GUEST, CODE - 1, CODE + CODE_SIZE, CODE + (1 << 32), 0x123] {
                 assert_eq!(run(&program, number, ip, [0; 6]), SECCOMP_RET_TRAP, "{number} {ip:#x}");
@@ -107,7 +111,7 @@ mod tests {
 
     #[test]
     fn the_stubs_own_are_let_through_by_their_arguments() {
-        let program = program();
+        let program = program(&[]);
         let anonymous = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED) as u64;
         let receive = (libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC) as u64;
         for (number, arguments) in [
@@ -128,7 +132,7 @@ mod tests {
 
     #[test]
     fn what_reaches_beyond_the_process_is_refused_to_the_stub_too() {
-        let program = program();
+        let program = program(&[]);
         let huge = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB) as u64;
         for (number, arguments) in [
             (libc::SYS_futex, [1, 128, 2, 0, 0, 0]),
@@ -145,10 +149,25 @@ mod tests {
             (libc::SYS_prctl, [4, 9, 0, 0, 0, 0]),
             (libc::SYS_openat, [0; 6]),
             (libc::SYS_sendmsg, [0; 6]),
+            (libc::SYS_ioctl, [0, 0xae80, 0, 0, 0, 0]),
             (libc::SYS_process_vm_readv, [0; 6]),
             (libc::SYS_ptrace, [0; 6]),
         ] {
             assert_eq!(run(&program, number, STUB, arguments), SECCOMP_RET_TRAP, "{number} {arguments:x?}");
         }
+    }
+
+    #[test]
+    fn requests_are_let_through_by_their_numbers() {
+        const RUN: u32 = 0xae80;
+        let program = program(&[RUN]);
+        let request = |number: u64| [3, number, 0, 0, 0, 0];
+        let answer = |ip, number| run(&program, libc::SYS_ioctl, ip, request(number));
+        assert_eq!(answer(STUB, u64::from(RUN)), SECCOMP_RET_ALLOW);
+        // Another, one of more bits, and by a guest.
+        for (ip, number) in [(STUB, 0xae81), (STUB, u64::from(RUN) | 1 << 32), (GUEST, u64::from(RUN))] {
+            assert_eq!(answer(ip, number), SECCOMP_RET_TRAP, "{ip:#x} {number:#x}");
+        }
+        assert_eq!(run(&program, libc::SYS_openat, STUB, [0; 6]), SECCOMP_RET_TRAP);
     }
 }

@@ -17,10 +17,10 @@ pub(in crate::platform) const CONTEXTS: u64 = CODE + 0x10_0000;
 pub(in crate::platform) const CONTEXT_SIZE: usize = 0x1_0000;
 
 /// Most threads of one address space.
-pub(super) const MAX_THREADS: usize = 4096;
+pub(in crate::platform) const MAX_THREADS: usize = 4096;
 
 /// Bytes of all contexts of an address space. Only what is used takes memory.
-pub(super) const CONTEXTS_SIZE: usize = CONTEXT_SIZE * MAX_THREADS;
+pub(in crate::platform) const CONTEXTS_SIZE: usize = CONTEXT_SIZE * MAX_THREADS;
 
 /// First byte behind all that is the stub's.
 pub(in crate::platform) const END: u64 = CONTEXTS + CONTEXTS_SIZE as u64;
@@ -29,13 +29,13 @@ pub(in crate::platform) const END: u64 = CONTEXTS + CONTEXTS_SIZE as u64;
 pub(in crate::platform) const TASK_SIZE: u64 = 0x7fff_ffff_f000;
 
 /// Address of a context in every guest.
-pub(super) fn context_address(slot: usize) -> u64 {
+pub(in crate::platform) fn context_address(slot: usize) -> u64 {
     CONTEXTS + (slot * CONTEXT_SIZE) as u64
 }
 
 /// Offsets in a context. What passes with the turn has one cache line, so that a hand-over is one line that changes its processor; words
 /// that one side looks at and the other seldom writes have lines of their own.
-pub(super) mod at {
+pub(in crate::platform) mod at {
     /// Whose turn it is: see [`super::state`]. 32 bits, a futex.
     pub(crate) const STATE: usize = 0x000;
     /// What is asked of who gets the turn: [`super::op`] for the stub, [`super::kind`] for the sentry. 32 bits.

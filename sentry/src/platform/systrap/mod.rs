@@ -10,7 +10,7 @@
 //!
 //! `unsafe` is in [`context`] (shared memory), [`hostile`] (descriptors that came), [`stub_image`] (the assembler's symbols), [`zygote`] (`fork`) and one `tgkill` in [`thread`].
 
-mod context;
+pub(super) mod context;
 mod copy;
 pub(super) mod filter;
 pub mod hostile;
@@ -21,13 +21,13 @@ mod patch;
 pub(super) mod put_off;
 pub(in crate::platform) mod remote;
 mod replace;
-mod spare;
+pub(super) mod spare;
 mod stage;
 mod step;
-mod stub;
+pub(super) mod stub;
 mod stub_code;
 mod stub_image;
-mod thread;
+pub(super) mod thread;
 mod turn;
 pub(super) mod vdso;
 mod waiting;
@@ -75,22 +75,29 @@ impl Systrap {
     /// # Errors
     /// What the host says: no processes left, seccomp or memfd not there.
     pub fn new() -> Result<Self, Errno> {
-        let parts = Parts::new()?;
-        thread::prepare(&Context::map(parts.contexts.as_fd(), 0)?, 0, 0, layout::state::STUB);
-        let processes = Arc::new(Processes::default());
         let vdso = Vdso::of_host()?;
-        let (pid, parts) = start(&processes, parts, vdso.range.clone())?;
-        let (stub, context) = processes.first(pid, parts)?;
-        let first = StubThread::begin(&processes, Place { stub, slot: 0, context }, pid, 0);
-        if !first.wait(0) {
-            return Err(Errno::EAGAIN);
-        }
-        Ok(Self { spare: Spare::new(first), vdso })
+        Ok(Self { spare: Spare::new(first_stub(&vdso, &[])?), vdso })
     }
 }
 
+/// Makes a first stub, whose filter lets these requests of `ioctl` through.
+pub(super) fn first_stub(vdso: &Vdso, requests: &'static [u32]) -> Result<StubThread, Errno> {
+    let parts = Parts::new()?;
+    thread::prepare(&Context::map(parts.contexts.as_fd(), 0)?, 0, 0, layout::state::STUB);
+    let processes = Arc::new(Processes::default());
+    let (pid, parts) = start(&processes, parts, vdso.range.clone(), requests)?;
+    let (stub, context) = processes.first(pid, parts)?;
+    let first = StubThread::begin(&processes, Place { stub, slot: 0, context }, pid, 0);
+    if first.wait(0) { Ok(first) } else { Err(Errno::EAGAIN) }
+}
+
 /// Makes the first stub from a thread that then waits for the end of stubs.
-fn start(processes: &Arc<Processes>, parts: Parts, vdso: Range<u64>) -> Result<(Pid, Parts), Errno> {
+fn start(
+    processes: &Arc<Processes>,
+    parts: Parts,
+    vdso: Range<u64>,
+    requests: &'static [u32],
+) -> Result<(Pid, Parts), Errno> {
     let reaper = Arc::clone(processes);
     let make = move || {
         let code = StubCode::linked();
@@ -101,6 +108,7 @@ fn start(processes: &Arc<Processes>, parts: Parts, vdso: Range<u64>) -> Result<(
             handler: Some((code.handler, code.restorer)),
             contexts: Some(parts.contexts.as_fd()),
             socket: parts.its_socket.as_fd(),
+            requests,
             vdso,
         })?;
         Ok((pid, parts))

@@ -12,7 +12,7 @@ use crate::sync::lock;
 const MOST: usize = 2;
 
 /// The first stub, and copies of it that nobody uses yet.
-pub(super) struct Spare {
+pub(in crate::platform) struct Spare {
     first: Mutex<StubThread>,
     state: Mutex<State>,
     taken: Condvar,
@@ -28,7 +28,7 @@ struct State {
 }
 
 impl Spare {
-    pub(super) fn new(first: StubThread) -> Arc<Self> {
+    pub(in crate::platform) fn new(first: StubThread) -> Arc<Self> {
         first.let_sleep();
         Arc::new(Self { first: Mutex::new(first), state: Mutex::default(), taken: Condvar::new() })
     }
@@ -41,7 +41,7 @@ impl Spare {
     }
 
     /// One that is ready, or a new one.
-    pub(super) fn take(self: &Arc<Self>) -> Result<StubThread, Errno> {
+    pub(in crate::platform) fn take(self: &Arc<Self>) -> Result<StubThread, Errno> {
         let (ready, fill) = {
             let mut state = lock(&self.state);
             state.asked += 1;

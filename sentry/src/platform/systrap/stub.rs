@@ -78,7 +78,7 @@ impl Slot {
 }
 
 /// A stub process: one guest address space.
-pub(super) struct Stub {
+pub(in crate::platform) struct Stub {
     pid: Pid,
     contexts: OwnedFd,
     socket: Mutex<OwnedFd>,
@@ -174,6 +174,11 @@ impl Stub {
         Ok((slot, context))
     }
 
+    /// A context that no thread has, for other use of its memory.
+    pub(in crate::platform) fn map_context(&self, slot: usize) -> Result<Context, Errno> {
+        Context::map(self.contexts.as_fd(), slot)
+    }
+
     /// A thread is about to end; `true` when it is the last.
     pub(super) fn leave(&self) -> bool {
         let mut slots = lock(&self.slots);
@@ -196,7 +201,7 @@ impl Stub {
     }
 
     /// Ends it, with whatever it does.
-    pub(super) fn kill(&self) {
+    pub(in crate::platform) fn kill(&self) {
         if let Some(processes) = self.processes.upgrade() {
             processes.kill(self.pid);
         }

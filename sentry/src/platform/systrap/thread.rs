@@ -21,11 +21,11 @@ use crate::platform::{
 };
 
 /// A guest thread. It owns the turn whenever one of its methods is called.
-pub(super) struct StubThread {
+pub(in crate::platform) struct StubThread {
     processes: Arc<Processes>,
-    pub(super) stub: Arc<Stub>,
-    pub(super) slot: usize,
-    pub(super) context: Arc<Context>,
+    pub(in crate::platform) stub: Arc<Stub>,
+    pub(in crate::platform) slot: usize,
+    pub(in crate::platform) context: Arc<Context>,
     /// What the guest's call says of itself, and the rest where `all` says so: else that lies in the context, as it was at the call.
     pub(super) regs: Regs,
     pub(super) fs_base: u64,
@@ -38,8 +38,8 @@ pub(super) struct StubThread {
     pub(super) called: u64,
     /// Its descriptor of the socket by which files come.
     socket: u64,
-    pub(super) interrupt: Arc<StubInterrupt>,
-    pub(super) memory: Arc<StubMemory<Stub>>,
+    pub(in crate::platform) interrupt: Arc<StubInterrupt>,
+    pub(in crate::platform) memory: Arc<StubMemory<Stub>>,
     /// Which of [`ANSWERED`] the context has answers for.
     pub(super) answered: u64,
     /// Arguments by which the host's kernel forgets the guest's restartable sequences.
@@ -52,10 +52,10 @@ pub(super) struct StubThread {
 }
 
 /// Interrupts a stub's thread.
-pub(super) struct StubInterrupt {
+pub(in crate::platform) struct StubInterrupt {
     stub: Arc<Stub>,
     context: Arc<Context>,
-    thread: Pid,
+    pub(in crate::platform) thread: Pid,
     pub(super) requested: AtomicBool,
     pub(super) in_guest: AtomicBool,
 }
@@ -164,7 +164,7 @@ impl StubThread {
     }
 
     /// Has the stub make a system call of the host.
-    fn call(&self, number: i64, arguments: [u64; 6]) -> Result<u64, Errno> {
+    pub(in crate::platform) fn call(&self, number: i64, arguments: [u64; 6]) -> Result<u64, Errno> {
         let [a, b, c, d, e, f] = arguments;
         result(self.ask(op::CALL, &[number.unsigned_abs(), a, b, c, d, e, f])?)
     }
@@ -196,7 +196,10 @@ impl StubThread {
     }
 
     /// Gives files to the stub; the numbers that they have there.
-    fn give_files<const N: usize>(&self, files: [BorrowedFd<'_>; N]) -> Result<[u64; N], Errno> {
+    pub(in crate::platform) fn give_files<const N: usize>(
+        &self,
+        files: [BorrowedFd<'_>; N],
+    ) -> Result<[u64; N], Errno> {
         self.give(&files, |[socket, header, flags]| {
             self.call(libc::SYS_recvmsg, [socket, header, flags, 0, 0, 0])?;
             let mut numbers = [0; N];
@@ -231,7 +234,7 @@ impl StubThread {
     }
 
     /// Compares and swaps a word of the guest's; what was there.
-    pub(super) fn swap(&self, address: u64, expected: u32, new: u32) -> Result<u32, Errno> {
+    pub(in crate::platform) fn swap(&self, address: u64, expected: u32, new: u32) -> Result<u32, Errno> {
         let seen = self.ask(op::COMPARE_EXCHANGE, &[address, u64::from(expected), u64::from(new)])?;
         u32::try_from(seen).map_err(|_| Errno::EFAULT)
     }
@@ -255,7 +258,7 @@ impl StubThread {
     }
 
     /// A copy of the stub with this thread alone.
-    pub(super) fn fork_stub(&mut self) -> Result<Self, Errno> {
+    pub(in crate::platform) fn fork_stub(&mut self) -> Result<Self, Errno> {
         let parts = Parts::new()?;
         let [contexts, socket] = self.give_files([parts.contexts.as_fd(), parts.its_socket.as_fd()])?;
         // The child runs in the context with the same number and address, of another file.
@@ -268,6 +271,29 @@ impl StubThread {
         let place = Place { stub, slot: self.slot, context };
         let mut child = Self::begin(&self.processes, place, pid, socket);
         child.restartable = self.restartable;
+        self.pass_state_to(&mut child)?;
+        Ok(child)
+    }
+
+    /// A further thread of the stub.
+    pub(in crate::platform) fn spawn_thread(&mut self) -> Result<Self, Errno> {
+        let (slot, context) = self.stub.take_slot()?;
+        prepare(&context, slot, 0, state::SENTRY);
+        let address = context_address(slot);
+        let thread =
+            result(self.ask(op::SPAWN, &[SPAWN_FLAGS, 0, 0, address + at::STATE as u64, 0, address])?)
+                .and_then(|thread| i32::try_from(thread).map_err(|_| Errno::EFAULT));
+        let thread = match thread {
+            Ok(thread) => Pid::from_raw(thread),
+            Err(error) => {
+                self.stub.leave();
+                context.u32_at(at::STATE).store(state::DEAD, Ordering::SeqCst);
+                self.stub.free_slot(slot);
+                return Err(error);
+            }
+        };
+        let place = Place { stub: Arc::clone(&self.stub), slot, context };
+        let mut child = Self::begin(&self.processes, place, thread, self.socket);
         self.pass_state_to(&mut child)?;
         Ok(child)
     }
@@ -475,25 +501,7 @@ impl Thread for StubThread {
     }
 
     fn spawn(&mut self) -> Result<Box<dyn Thread>, Errno> {
-        let (slot, context) = self.stub.take_slot()?;
-        prepare(&context, slot, 0, state::SENTRY);
-        let address = context_address(slot);
-        let thread =
-            result(self.ask(op::SPAWN, &[SPAWN_FLAGS, 0, 0, address + at::STATE as u64, 0, address])?)
-                .and_then(|thread| i32::try_from(thread).map_err(|_| Errno::EFAULT));
-        let thread = match thread {
-            Ok(thread) => Pid::from_raw(thread),
-            Err(error) => {
-                self.stub.leave();
-                context.u32_at(at::STATE).store(state::DEAD, Ordering::SeqCst);
-                self.stub.free_slot(slot);
-                return Err(error);
-            }
-        };
-        let place = Place { stub: Arc::clone(&self.stub), slot, context };
-        let mut child = Self::begin(&self.processes, place, thread, self.socket);
-        self.pass_state_to(&mut child)?;
-        Ok(Box::new(child))
+        Ok(Box::new(self.spawn_thread()?))
     }
 
     fn replaceable(&mut self) -> Option<u64> {

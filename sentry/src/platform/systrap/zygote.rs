@@ -47,6 +47,8 @@ pub(in crate::platform) struct First<'a> {
     pub(in crate::platform) contexts: Option<BorrowedFd<'a>>,
     /// The stub's end of the socket by which it gets files.
     pub(in crate::platform) socket: BorrowedFd<'a>,
+    /// Requests of `ioctl` that its filter lets through.
+    pub(in crate::platform) requests: &'static [u32],
     /// The host's vDSO, which stays.
     pub(in crate::platform) vdso: Range<u64>,
 }
@@ -84,7 +86,7 @@ fn prepare(first: &First<'_>) -> Result<Prepared, Errno> {
         code: file.into(),
         start: CODE + first.start,
         action,
-        filter: filter::program(),
+        filter: filter::program(first.requests),
         contexts: first.contexts.map(|file| file.as_raw_fd()),
         socket: first.socket.as_raw_fd(),
         vdso: first.vdso.clone(),

@@ -1,0 +1,286 @@
+//! One virtual machine: the memory and the processors of one address space. It belongs to a stub, whose memory is the guest's, and is made when a
+//! guest first runs there: a copy that is made ahead, or ends at once, has none.
+//!
+//! An address of the guest is the same address in the stub. A machine has fewer bits of them, so each gigabyte that is used gets a slot of
+//! the machine's memory, and page tables lead there.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+
+use super::host::{Host, ask, ask_with};
+use super::interrupt::KvmInterrupt;
+use super::ranges::Ranges;
+use super::requests;
+use super::tables::{CHUNK, REGION, Tables};
+use crate::error::Errno;
+use crate::platform::systrap::layout::{CODE, TASK_SIZE, at, context_address};
+use crate::platform::systrap::thread::StubThread;
+use crate::platform::systrap::vdso::Vdso;
+use crate::platform::{MemoryCall, Thread as _};
+use crate::sync::lock;
+
+/// Page faults that are looked at one by one after the host did not give what tables said.
+const CAREFUL: u32 = 64;
+
+/// The machine of an address space.
+pub(super) struct Machine {
+    /// What the host is like.
+    pub(super) host: Arc<Host>,
+    state: Mutex<State>,
+    /// How often tables were thrown away.
+    generation: AtomicU64,
+    /// They are about to be: no processor begins to run. Whoever says so holds the state.
+    changing: AtomicBool,
+    threads: Mutex<Vec<Weak<KvmInterrupt>>>,
+}
+
+/// What is there of it.
+struct State {
+    /// What the guest may do where.
+    ranges: Ranges,
+    made: Option<Made>,
+    careful: u32,
+}
+
+/// Of a machine that was made.
+struct Made {
+    vm: u64,
+    /// Descriptors of processors, by context.
+    processors: BTreeMap<usize, u64>,
+    /// Where in the machine's memory gigabytes of the stub's lie, by their number.
+    chunks: HashMap<u64, u64>,
+    tables: Tables,
+}
+
+/// What becomes of a page fault.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Page {
+    /// The guest has the page now.
+    There,
+    /// It may not: a signal and its `si_code`.
+    Refused(i32, i32),
+}
+
+// `si_code` of SIGSEGV and SIGBUS (`include/uapi/asm-generic/siginfo.h`).
+const SEGV_MAPERR: i32 = 1;
+const SEGV_ACCERR: i32 = 2;
+const BUS_ADRERR: i32 = 2;
+
+// Error code of a page fault.
+const WRITE: u64 = 1 << 1;
+const FETCH: u64 = 1 << 4;
+
+impl Machine {
+    /// One of a new address space, which has nothing but the host's vDSO.
+    pub(super) fn new(host: &Arc<Host>, vdso: &Vdso) -> Self {
+        let mut ranges = Ranges::default();
+        ranges.set(&(vdso.range.start..vdso.header), libc::PROT_READ);
+        ranges.set(&(vdso.header..vdso.range.end), libc::PROT_READ | libc::PROT_EXEC);
+        Self::with(host, ranges)
+    }
+
+    fn with(host: &Arc<Host>, ranges: Ranges) -> Self {
+        Self {
+            host: Arc::clone(host),
+            state: Mutex::new(State { ranges, made: None, careful: 0 }),
+            generation: AtomicU64::new(0),
+            changing: AtomicBool::new(false),
+            threads: Mutex::default(),
+        }
+    }
+
+    /// A copy of the stub, which gives the descriptors of this machine back, and a machine for it. Nothing changes here meanwhile.
+    pub(super) fn fork(&self, stub: &mut StubThread) -> Result<(StubThread, Self), Errno> {
+        let state = lock(&self.state);
+        let child = stub.fork_stub()?;
+        for descriptor in state.made.iter().flat_map(|made| made.processors.values().chain([&made.vm])) {
+            let _ = child.call(libc::SYS_close, [*descriptor, 0, 0, 0, 0, 0]);
+        }
+        Ok((child, Self::with(&self.host, state.ranges.clone())))
+    }
+
+    /// A thread that may run in it.
+    pub(super) fn enter(&self, thread: &Arc<KvmInterrupt>) {
+        let mut threads = lock(&self.threads);
+        threads.retain(|thread| thread.strong_count() > 0);
+        threads.push(Arc::downgrade(thread));
+    }
+
+    /// How often tables were thrown away: a processor that has seen fewer must look anew. Asked by who has said that its processor is about to
+    /// run; `None`: it has to take that back and [`wait`](Self::wait).
+    pub(super) fn generation(&self) -> Option<u64> {
+        (!self.changing.load(Ordering::SeqCst)).then(|| self.generation.load(Ordering::SeqCst))
+    }
+
+    /// Waits until tables do not change.
+    pub(super) fn wait(&self) {
+        drop(lock(&self.state));
+    }
+
+    /// The processor of a thread's context: its descriptor, and whether it is new.
+    pub(super) fn processor(&self, stub: &StubThread) -> Result<(u64, bool), Errno> {
+        let mut state = lock(&self.state);
+        if state.made.is_none() {
+            let vm = ask(stub, self.host.device, requests::CREATE_VM, 0)?;
+            let mut own = requests::region(0, 0, CHUNK, CODE);
+            ask_with(stub, vm, requests::SET_USER_MEMORY_REGION, &mut own)?;
+            let tables = Tables::new(&stub.stub)?;
+            state.made = Some(Made { vm, processors: BTreeMap::new(), chunks: HashMap::new(), tables });
+        }
+        let made = state.made.as_mut().ok_or(Errno::EFAULT)?;
+        if let Some(known) = made.processors.get(&stub.slot) {
+            return Ok((*known, false));
+        }
+        let new = ask(stub, made.vm, requests::CREATE_VCPU, stub.slot as u64)?;
+        made.processors.insert(stub.slot, new);
+        Ok((new, true))
+    }
+
+    /// Carries out a change of memory and notes what may be done there now.
+    pub(super) fn change(&self, stub: &mut StubThread, call: &MemoryCall<'_>) -> Result<u64, Errno> {
+        let mut state = lock(&self.state);
+        let value = stub.change_memory(call)?;
+        let pages = |address: u64, length: u64| {
+            address..address.saturating_add(length).checked_next_multiple_of(4096).unwrap_or(u64::MAX)
+        };
+        let ranges = &mut state.ranges;
+        let lost = match *call {
+            MemoryCall::Map { address, length, protection, .. } => {
+                ranges.set(&pages(address, length), protection)
+            }
+            MemoryCall::Unmap { address, length } => ranges.clear(&pages(address, length)),
+            MemoryCall::Protect { address, length, protection } => {
+                ranges.protect(&pages(address, length), protection)
+            }
+            MemoryCall::Move { address, length, new_address, new_length, keep } => {
+                moved(ranges, &pages(address, length), &pages(new_address, new_length), keep)
+            }
+            MemoryCall::Advise { .. } => false,
+        };
+        if lost {
+            // The host does not see to it that what it maps is not run.
+            self.forget(&mut state);
+        }
+        Ok(value)
+    }
+
+    /// The host did not give what tables say: they are thrown away, and it is asked about each page for a while.
+    pub(super) fn doubt(&self) {
+        let mut state = lock(&self.state);
+        state.careful = CAREFUL;
+        self.forget(&mut state);
+    }
+
+    /// Throws tables away, once no processor uses them.
+    fn forget(&self, state: &mut State) {
+        self.changing.store(true, Ordering::SeqCst);
+        let threads: Vec<_> = lock(&self.threads).iter().filter_map(Weak::upgrade).collect();
+        for thread in threads {
+            thread.come_out();
+        }
+        if let Some(made) = &mut state.made {
+            made.tables.reset();
+        }
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        self.changing.store(false, Ordering::SeqCst);
+    }
+
+    /// A page fault of the guest's.
+    pub(super) fn page_fault(&self, stub: &StubThread, address: u64, error: u64) -> Result<Page, Errno> {
+        if address >= TASK_SIZE || (CODE..CODE + CHUNK).contains(&address) {
+            return Ok(Page::Refused(libc::SIGSEGV, SEGV_MAPERR));
+        }
+        let mut state = lock(&self.state);
+        let (write, fetch) = (error & WRITE != 0, error & FETCH != 0);
+        let protection = state.ranges.at(address);
+        let needed = match (fetch, write) {
+            (true, _) => libc::PROT_EXEC,
+            (_, true) => libc::PROT_WRITE,
+            _ => libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC,
+        };
+        let allowed = protection.is_some_and(|protection| protection & needed != 0);
+        let careful = state.careful > 0;
+        state.careful = state.careful.saturating_sub(1);
+        if careful || !allowed {
+            // By the stub's own hand: an area that grows down grows.
+            if fetch && !allowed || !touch(stub, address, write) {
+                return Ok(match protection {
+                    _ if allowed => Page::Refused(libc::SIGBUS, BUS_ADRERR),
+                    Some(_) => Page::Refused(libc::SIGSEGV, SEGV_ACCERR),
+                    None => Page::Refused(libc::SIGSEGV, SEGV_MAPERR),
+                });
+            }
+        }
+        let chunk = self.chunk(&mut state, stub, address)?;
+        let State { ranges, made, .. } = &mut *state;
+        let tables = &mut made.as_mut().ok_or(Errno::EFAULT)?.tables;
+        let filled = if careful || !allowed {
+            let read_write = if write { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
+            let run = protection.unwrap_or(0) & libc::PROT_EXEC;
+            tables.page(address, chunk, read_write | run)
+        } else {
+            tables.fill(address, chunk, ranges)
+        };
+        if filled == Err(Errno::ENOMEM) {
+            // No room for tables: the guest goes on with those that it needs now.
+            self.forget(&mut state);
+        }
+        Ok(Page::There)
+    }
+
+    /// Where in the machine's memory the gigabyte of an address lies.
+    fn chunk(&self, state: &mut State, stub: &StubThread, address: u64) -> Result<u64, Errno> {
+        let number = address / CHUNK;
+        let made = state.made.as_mut().ok_or(Errno::EFAULT)?;
+        if let Some(known) = made.chunks.get(&number) {
+            return Ok(*known);
+        }
+        if made.chunks.len() as u64 + 1 >= self.host.chunks {
+            self.give_back(state, stub)?;
+        }
+        let made = state.made.as_mut().ok_or(Errno::EFAULT)?;
+        let slot = made.chunks.len() as u64 + 1;
+        let (host, guest) = (number * CHUNK, slot * CHUNK);
+        let size = CHUNK.min(TASK_SIZE - host);
+        let mut region = requests::region(slot as u32, guest, size, host);
+        ask_with(stub, made.vm, requests::SET_USER_MEMORY_REGION, &mut region)?;
+        made.chunks.insert(number, guest);
+        Ok(guest)
+    }
+
+    /// All slots of memory are in use: the guest goes on with those that it needs now.
+    fn give_back(&self, state: &mut State, stub: &StubThread) -> Result<(), Errno> {
+        self.forget(state);
+        let made = state.made.as_mut().ok_or(Errno::EFAULT)?;
+        for guest in std::mem::take(&mut made.chunks).into_values() {
+            let mut region = requests::region((guest / CHUNK) as u32, guest, 0, 0);
+            ask_with(stub, made.vm, requests::SET_USER_MEMORY_REGION, &mut region)?;
+        }
+        Ok(())
+    }
+}
+
+const _: () = assert!(CHUNK.is_multiple_of(REGION) && CODE.is_multiple_of(CHUNK));
+
+/// What `mremap` makes of ranges. Whether something could be run that cannot now.
+fn moved(ranges: &mut Ranges, from: &Range<u64>, to: &Range<u64>, keep: bool) -> bool {
+    let parts = ranges.within(from);
+    let Some((_, last)) = parts.last().cloned() else { return false };
+    let mut lost = !keep && ranges.clear(from);
+    lost |= ranges.set(to, last);
+    for (part, protection) in parts {
+        let at = |address: u64| (address - from.start).saturating_add(to.start).min(to.end);
+        ranges.set(&(at(part.start)..at(part.end)), protection);
+    }
+    lost
+}
+
+/// Whether the stub can read or write there.
+fn touch(stub: &StubThread, address: u64, write: bool) -> bool {
+    if write {
+        return stub.swap(address & !3, 0, 0).is_ok();
+    }
+    stub.copy(context_address(stub.slot) + at::WINDOW as u64, address, 1) == 1
+}

@@ -1,0 +1,186 @@
+//! The platform with real machines: guest code of a few bytes. Nothing is tried where the host cannot run them, unless `KATA_CC_SENTRY_KVM` says that
+//! it must.
+#![allow(clippy::unwrap_used)]
+
+use std::sync::LazyLock;
+
+use super::*;
+use crate::platform::tests::{CALLS, DATA, TEXT, guest};
+
+static PLATFORM: LazyLock<Option<Kvm>> = LazyLock::new(|| {
+    let made = Kvm::new();
+    let must = std::env::var_os("KATA_CC_SENTRY_KVM").is_some();
+    if must { Some(made.unwrap()) } else { made.ok() }
+});
+
+/// Those of every platform.
+macro_rules! where_it_runs {
+    ($($name:ident),+ $(,)?) => {
+        $(
+            #[test]
+            fn $name() {
+                if let Some(platform) = &*PLATFORM {
+                    crate::platform::tests::$name(platform);
+                }
+            }
+        )+
+    };
+}
+
+where_it_runs!(
+    a_call_stops_and_goes_on_with_its_value,
+    running_code_is_interrupted,
+    faults_are_told,
+    memory_is_read_and_written_up_to_where_it_ends,
+    memory_is_changed_as_the_host_would,
+    a_file_is_mapped,
+    words_are_swapped_atomically,
+    a_fork_has_memory_and_registers_of_its_own,
+    threads_share_memory,
+    vector_registers_live_through_calls_forks_and_threads,
+    thread_local_storage_has_its_base,
+    the_hosts_vdso_is_there_and_its_calls_are_the_guests,
+);
+
+const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
+
+/// `mov (%rdi), %eax; syscall`
+const LOAD: &[u8] = &[0x8b, 0x07, 0x0f, 0x05];
+
+/// `mov %eax, (%rdi); syscall`
+const STORE: &[u8] = &[0x89, 0x07, 0x0f, 0x05];
+
+const ELSEWHERE: u64 = 0x7000_0000;
+
+/// Runs the guest's code once more, with this address.
+fn again(thread: &mut dyn Thread, address: u64) -> Trap {
+    (thread.regs().rip, thread.regs().rdi, thread.regs().rax) = (TEXT, address, 5);
+    thread.resume()
+}
+
+fn map(thread: &mut dyn Thread, address: u64, length: u64, protection: i32, flags: i32) {
+    let call = MemoryCall::Map { address, length, protection, flags, file: None };
+    assert_eq!(thread.change_memory(&call), Ok(address));
+}
+
+/// Signal, code and address.
+fn fault(trap: Trap) -> (i32, i32, u64) {
+    let Trap::Fault { signal, code, address, .. } = trap else { panic!("{trap:?}") };
+    (signal, code, address)
+}
+
+#[test]
+fn what_was_taken_away_is_missed() {
+    let Some(platform) = &*PLATFORM else { return };
+    let mut thread = guest(platform, STORE);
+    map(&mut *thread, ELSEWHERE, 0x3000, READ_WRITE, libc::MAP_PRIVATE);
+    let at = ELSEWHERE + 0x1010;
+    assert_eq!(again(&mut *thread, at), Trap::Syscall { number: 5 });
+    let protect = MemoryCall::Protect { address: ELSEWHERE, length: 0x3000, protection: libc::PROT_READ };
+    assert_eq!(thread.change_memory(&protect), Ok(0));
+    assert_eq!(fault(again(&mut *thread, at)), (libc::SIGSEGV, 2, at));
+    let unmap = MemoryCall::Unmap { address: ELSEWHERE, length: 0x3000 };
+    assert_eq!(thread.change_memory(&unmap), Ok(0));
+    assert_eq!(fault(again(&mut *thread, at)), (libc::SIGSEGV, 1, at));
+    // And what comes in its place is there.
+    map(&mut *thread, ELSEWHERE, 0x3000, READ_WRITE, libc::MAP_PRIVATE);
+    assert_eq!(again(&mut *thread, at), Trap::Syscall { number: 5 });
+    let mut word = [0; 4];
+    assert_eq!(thread.read(at, &mut word), 4);
+    assert_eq!(word, 5_u32.to_le_bytes());
+}
+
+#[test]
+fn what_may_not_be_run_any_more_is_not() {
+    let Some(platform) = &*PLATFORM else { return };
+    let mut thread = guest(platform, CALLS);
+    let mut other = thread.spawn().unwrap();
+    assert_eq!(thread.resume(), Trap::Syscall { number: 39 });
+    assert_eq!(other.resume(), Trap::Syscall { number: 39 });
+    let protect = MemoryCall::Protect { address: TEXT, length: 0x1000, protection: READ_WRITE };
+    assert_eq!(thread.change_memory(&protect), Ok(0));
+    for thread in [thread, other] {
+        let mut thread = thread;
+        assert_eq!(fault(thread.resume()), (libc::SIGSEGV, 2, TEXT + 7));
+    }
+}
+
+#[test]
+fn a_thread_that_runs_learns_that_pages_may_not_be_run() {
+    let Some(platform) = &*PLATFORM else { return };
+    let mut thread = guest(platform, &[0xeb, 0xfe]);
+    let mut other = thread.spawn().unwrap();
+    let running = std::thread::spawn(move || other.resume());
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    let protect = MemoryCall::Protect { address: TEXT, length: 0x1000, protection: READ_WRITE };
+    assert_eq!(thread.change_memory(&protect), Ok(0));
+    assert_eq!(fault(running.join().unwrap()), (libc::SIGSEGV, 2, TEXT));
+}
+
+#[test]
+fn a_file_ends_where_it_ends() {
+    let Some(platform) = &*PLATFORM else { return };
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(0x2000).unwrap();
+    let mut thread = guest(platform, LOAD);
+    let call = MemoryCall::Map {
+        address: ELSEWHERE,
+        length: 0x3000,
+        protection: READ_WRITE,
+        flags: libc::MAP_SHARED,
+        file: Some((file.as_fd(), 0)),
+    };
+    assert_eq!(thread.change_memory(&call), Ok(ELSEWHERE));
+    assert_eq!(again(&mut *thread, ELSEWHERE + 0x1000), Trap::Syscall { number: 0 });
+    assert_eq!(fault(again(&mut *thread, ELSEWHERE + 0x2000)), (libc::SIGBUS, 2, ELSEWHERE + 0x2000));
+    file.set_len(0x1000).unwrap();
+    assert_eq!(fault(again(&mut *thread, ELSEWHERE + 0x1000)), (libc::SIGBUS, 2, ELSEWHERE + 0x1000));
+    assert_eq!(again(&mut *thread, ELSEWHERE), Trap::Syscall { number: 0 });
+}
+
+#[test]
+fn a_stack_grows() {
+    let Some(platform) = &*PLATFORM else { return };
+    let mut thread = guest(platform, STORE);
+    let flags = libc::MAP_PRIVATE | libc::MAP_GROWSDOWN;
+    map(&mut *thread, ELSEWHERE, 0x1000, READ_WRITE, flags);
+    for page in 0..4 {
+        let at = ELSEWHERE - page * 0x1000;
+        assert_eq!(again(&mut *thread, at), Trap::Syscall { number: 5 });
+    }
+    assert_eq!(fault(again(&mut *thread, DATA + 0x1000)), (libc::SIGSEGV, 1, DATA + 0x1000));
+}
+
+#[test]
+fn whole_regions_are_there_at_once() {
+    let Some(platform) = &*PLATFORM else { return };
+    let mut thread = guest(platform, STORE);
+    map(&mut *thread, ELSEWHERE, 8 << 20, READ_WRITE, libc::MAP_PRIVATE);
+    for page in (0..8 << 20).step_by(0x5_5000) {
+        assert_eq!(again(&mut *thread, ELSEWHERE + page), Trap::Syscall { number: 5 });
+    }
+    // A page of one has another protection now.
+    let protect = MemoryCall::Protect { address: ELSEWHERE + (4 << 20), length: 0x1000, protection: 0 };
+    assert_eq!(thread.change_memory(&protect), Ok(0));
+    let at = ELSEWHERE + (4 << 20) + 8;
+    assert_eq!(fault(again(&mut *thread, at)), (libc::SIGSEGV, 2, at));
+    assert_eq!(again(&mut *thread, at + 0x1000), Trap::Syscall { number: 5 });
+}
+
+#[test]
+fn the_shims_memory_is_not_the_guests() {
+    let Some(platform) = &*PLATFORM else { return };
+    let mut thread = guest(platform, LOAD);
+    for place in [layout::CODE, layout::CONTEXTS + 0xe000, layout::CONTEXTS + 0xd000, u64::MAX - 7] {
+        assert_eq!(fault(again(&mut *thread, place)).0, libc::SIGSEGV, "{place:#x}");
+    }
+    // hlt; cli; mov %cr3, %rax; lgdt (%rdi); wrmsr
+    let privileged: [&[u8]; 5] = [&[0xf4], &[0xfa], &[0x0f, 0x20, 0xd8], &[0x0f, 0x01, 0x17], &[0x0f, 0x30]];
+    for code in privileged {
+        assert_eq!(thread.write(TEXT, code), code.len());
+        assert_eq!(fault(again(&mut *thread, DATA)), (libc::SIGSEGV, libc::SI_KERNEL, 0), "{code:x?}");
+    }
+    // int $32; under `kvm_pvm` it is no instruction.
+    assert_eq!(thread.write(TEXT, &[0xcd, 32]), 2);
+    assert!(matches!(fault(again(&mut *thread, DATA)).0, libc::SIGSEGV | libc::SIGILL));
+}
