@@ -34,6 +34,7 @@ use crate::mm::{AddressSpace, MappedFile, Sources};
 use crate::platform::Thread;
 use crate::sync::lock;
 use crate::syscalls::map_again;
+use crate::task::seccomp::Program;
 use crate::task::{self, ControlGroup, Lists, Pid, Task};
 use crate::vfs::{Caller, FdTable, FsContext, Inode, Mount, OpenFile, Place};
 
@@ -108,6 +109,8 @@ pub(crate) struct Subject<'a> {
     /// Number of its first process.
     pub(crate) first: Pid,
     pub(crate) streams: &'a Streams,
+    /// What judges calls of all its processes.
+    pub(crate) filter: Option<&'a Arc<Program>>,
 }
 
 /// Mounts of a container, by path and file system.
@@ -128,6 +131,7 @@ struct Shared<'a> {
     spaces: Vec<(Arc<AddressSpace>, Pid)>,
     tables: Vec<(Arc<FdTable>, Pid)>,
     folders: Vec<(Arc<FsContext>, Pid)>,
+    filter: Option<&'a Arc<Program>>,
     refused: Vec<String>,
 }
 
@@ -158,6 +162,10 @@ impl Lists for Shared<'_> {
         number(&mut self.folders, pid, folders)
     }
 
+    fn filter(&self) -> Option<&Arc<Program>> {
+        self.filter
+    }
+
     fn refuse(&mut self, pid: Pid, what: &str) {
         self.refused.push(format!("process {}: {what}", self.shown(pid)));
     }
@@ -180,13 +188,14 @@ pub(crate) fn save(subject: &Subject<'_>, image: OwnedFd) -> Result<(), Checkpoi
 }
 
 fn write(subject: &Subject<'_>, image: OwnedFd) -> Result<(), CheckpointError> {
-    let Subject { kernel, container, first, streams, .. } = *subject;
+    let Subject { kernel, container, first, streams, filter, .. } = *subject;
     let mut out = Writer::new(image)?;
     let mut shared = Shared {
         container,
         spaces: Vec::new(),
         tables: Vec::new(),
         folders: Vec::new(),
+        filter,
         refused: Vec::new(),
     };
     let processes = task::save(kernel, (container.number(), container.namespaces()), &mut shared);

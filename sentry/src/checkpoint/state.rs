@@ -297,6 +297,8 @@ pub(crate) struct SavedThread {
     pub(crate) regs: Vec<u64>,
     pub(crate) fs_base: u64,
     pub(crate) vector: Vec<u8>,
+    /// Arguments of `rseq`.
+    pub(crate) sequences: Option<[u64; 4]>,
     pub(crate) mask: u64,
     pub(crate) saved_mask: Option<u64>,
     pub(crate) stack: (u64, u64, u32),

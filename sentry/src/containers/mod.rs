@@ -173,13 +173,14 @@ impl Containers {
         mut passed: Passed,
     ) -> Result<Answer, Failure> {
         let image = passed.take(image)?;
-        let (container, group, first, streams) = {
+        let (container, group, first, streams, filter) = {
             let state = lock(&self.state);
             let found = state.containers.get(&number).ok_or_else(no_container)?;
             let first = state.processes.get(&found.first).map(|process| Arc::clone(&process.group));
             let first = first.filter(|first| first.exit_status().is_none() && found.waiting.is_none());
             let first = first.ok_or_else(|| invalid("the container does not run"))?;
-            (Arc::clone(&found.container), Arc::clone(&found.group), first, found.streams.clone())
+            let (streams, filter) = (found.streams.clone(), found.filter.clone());
+            (Arc::clone(&found.container), Arc::clone(&found.group), first, streams, filter)
         };
         let was_frozen = group.frozen();
         let saved = if group.freeze(&self.kernel.tasks, true) {
@@ -189,6 +190,7 @@ impl Containers {
                 group: &group,
                 first: first.pid(),
                 streams: &streams,
+                filter: filter.as_ref(),
             };
             checkpoint::save(&subject, image).map_err(|error| process::refusal(&error))
         } else {

@@ -156,6 +156,9 @@ pub(super) fn restore(
     let Inside { kernel, container, group, .. } = *inside;
     let setting = checkpoint::Setting { kernel, container, group, streams: &streams };
     let restored = checkpoint::restore(&setting, image).map_err(|error| refusal(&error))?;
+    if let Some(program) = inside.filter {
+        restored.tasks.iter().for_each(|(task, _)| task.set_filters(Filters::of(program)));
+    }
     let weak = |stream: &Option<Arc<dyn Inode>>| stream.as_ref().map(Arc::downgrade);
     let mut kept = no_streams();
     for (place, stream) in kept.iter_mut().zip(&streams) {

@@ -318,6 +318,11 @@ pub trait Thread: Memory + Send {
         Err(Errno::ENOSYS)
     }
 
+    /// What is registered by [`restartable`](Self::restartable), as it was asked for.
+    fn registered(&self) -> Option<[u64; 4]> {
+        None
+    }
+
     /// A new address space that is a copy of this one (`fork`), with one thread, whose registers are this one's.
     fn fork(&mut self) -> Result<Box<dyn Thread>, Errno>;
 

@@ -28,6 +28,8 @@ pub(crate) struct Parked {
     pub(crate) fs_base: u64,
     /// Vector state; `None` where it could not be had.
     pub(crate) vector: Option<Vec<u8>>,
+    /// Restartable sequences.
+    pub(crate) sequences: Option<[u64; 4]>,
 }
 
 /// Gives numbers to what tasks share, and hears what cannot be kept.
@@ -38,6 +40,8 @@ pub(crate) trait Lists {
     fn table(&mut self, pid: Pid, table: &Arc<FdTable>) -> u32;
     /// Of root and working folder.
     fn folders(&mut self, pid: Pid, folders: &Arc<FsContext>) -> u32;
+    /// What judges calls of all processes of the container.
+    fn filter(&self) -> Option<&Arc<seccomp::Program>>;
     /// Something of a process is not kept.
     fn refuse(&mut self, pid: Pid, what: &str);
 }
@@ -49,7 +53,8 @@ impl Task {
         // Looked at under the lock: what is noted after the end of a checkpoint would be taken for the state at the next one.
         if parked.is_none() && self.control_group().saving() {
             let (regs, fs_base) = (*thread.regs(), *thread.fs_base());
-            *parked = Some(Parked { regs, fs_base, vector: thread.vector_state().ok() });
+            let (vector, sequences) = (thread.vector_state().ok(), thread.registered());
+            *parked = Some(Parked { regs, fs_base, vector, sequences });
         }
     }
 
@@ -236,14 +241,18 @@ fn save_thread(
     if !Arc::ptr_eq(&task.namespaces(), namespaces) {
         lists.refuse(pid, "it has other namespaces than its container (unshare, setns)");
     }
-    if !matches!(task.filters(), seccomp::Filters::None) {
-        lists.refuse(pid, "it has a filter of system calls (seccomp)");
+    // That of the container comes with its bundle.
+    if !task.filters().is_only(lists.filter()) {
+        lists.refuse(pid, "it has a filter of system calls of its own (seccomp)");
+    }
+    if task.is_traced() {
+        lists.refuse(pid, "it is traced (ptrace)");
     }
     if lock(&task.vfork).is_some() {
         lists.refuse(pid, "its parent waits for it in vfork");
     }
     let parked = lock(&task.parked).clone();
-    let Some(Parked { regs, fs_base, vector: Some(vector) }) = parked else {
+    let Some(Parked { regs, fs_base, vector: Some(vector), sequences }) = parked else {
         lists.refuse(pid, "its registers cannot be had");
         return None;
     };
@@ -260,6 +269,7 @@ fn save_thread(
         regs: regs.to_array().to_vec(),
         fs_base,
         vector,
+        sequences,
         mask: state.mask.0,
         saved_mask: state.saved_mask.map(|mask| mask.0),
         stack: (state.stack.address, state.stack.size, state.stack.flags),
@@ -539,10 +549,12 @@ fn restore_timers(kernel: &Kernel, saved: &SavedProcess) {
 /// Registers of a guest thread from an image.
 ///
 /// # Errors
-/// EINVAL for what no thread has.
+/// EINVAL for what no thread has; ENOSYS for restartable sequences where the platform has none.
 pub(crate) fn set_registers(thread: &mut dyn Thread, saved: &SavedThread) -> Result<(), Errno> {
     let regs: [u64; Regs::COUNT] = saved.regs.as_slice().try_into().map_err(|_| Errno::EINVAL)?;
     *thread.regs() = Regs::from_array(regs);
     *thread.fs_base() = saved.fs_base;
-    thread.set_vector_state(&saved.vector)
+    thread.set_vector_state(&saved.vector)?;
+    // The host's kernel writes to the structure: its memory is there by now.
+    saved.sequences.map_or(Ok(()), |arguments| thread.restartable(arguments))
 }

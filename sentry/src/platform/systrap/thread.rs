@@ -489,6 +489,10 @@ impl Thread for StubThread {
         Ok(())
     }
 
+    fn registered(&self) -> Option<[u64; 4]> {
+        self.restartable.map(|[address, length, _, signature]| [address, length, 0, signature])
+    }
+
     fn compare_exchange(&mut self, address: u64, expected: u32, new: u32) -> Result<u32, Errno> {
         if !address.is_multiple_of(4) || address > CODE - 4 {
             return Err(Errno::EFAULT);

@@ -124,6 +124,17 @@ impl Filters {
         self.programs().len()
     }
 
+    /// Whether it is this program, or none where that is `None`, and nothing else.
+    pub(super) fn is_only(&self, program: Option<&Arc<Program>>) -> bool {
+        match (self, program) {
+            (Self::None, None) => true,
+            (Self::Programs(programs), Some(program)) => {
+                matches!(programs.all.as_slice(), [only] if Arc::ptr_eq(only, program))
+            }
+            _ => false,
+        }
+    }
+
     fn programs(&self) -> &[Arc<Program>] {
         match self {
             Self::Programs(programs) => &programs.all,
