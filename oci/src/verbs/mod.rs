@@ -21,7 +21,7 @@ use std::io::Write;
 use clap::Parser;
 use serde_json::Value;
 
-use crate::arguments::{Arguments, Global, Rootless, Verb};
+use crate::arguments::{Arguments, Global, Mode, Rootless, Verb};
 use crate::bundle;
 use crate::cgroup::Driver;
 use crate::error::{OciError, io};
@@ -41,6 +41,7 @@ pub struct Context {
     log: Log,
     driver: Driver,
     rootless: Rootless,
+    network: Mode,
     weak: bool,
 }
 
@@ -51,6 +52,7 @@ impl Context {
             log: Log { file: global.log, format: global.log_format, debug: global.debug },
             driver: if global.systemd_cgroup { Driver::Systemd } else { Driver::Cgroupfs },
             rootless: global.rootless,
+            network: global.network,
             weak: global.allow_weak,
         }
     }

@@ -14,6 +14,7 @@ use kata_cc_agent_protocol::{agent, oci};
 use kata_cc_sentry::control::message::{
     ContainerNumber, ContainerPlan, Descriptor, DevicePlan, ProcessNumber,
 };
+use kata_cc_sentry::link;
 use thiserror::Error;
 
 pub(crate) use process::{Streams, process};
@@ -56,7 +57,7 @@ pub(crate) fn unsupported<T>(field: impl Into<String>, why: impl Into<String>) -
     Err(SpecError::Unsupported { field: field.into(), why: why.into() })
 }
 
-pub(super) fn invalid<T>(field: impl Into<String>, why: impl Into<String>) -> Result<T, SpecError> {
+pub(crate) fn invalid<T>(field: impl Into<String>, why: impl Into<String>) -> Result<T, SpecError> {
     Err(SpecError::Invalid { field: field.into(), why: why.into() })
 }
 
@@ -95,6 +96,8 @@ impl Descriptors {
 pub(crate) struct Options {
     overlay: bool,
     seccomp_required: bool,
+    /// Whether the pod's network is wanted, where that is said.
+    pub(crate) network: Option<bool>,
     /// For the first process, and others that do not say.
     pub(crate) umask: u32,
 }
@@ -181,7 +184,7 @@ fn refuse_of_machines(request: &agent::CreateContainerRequest) -> Result<(), Spe
 }
 
 fn options(spec: &oci::Spec) -> Result<Options, SpecError> {
-    let mut options = Options { overlay: true, seccomp_required: false, umask: 0o022 };
+    let mut options = Options { overlay: true, seccomp_required: false, network: None, umask: 0o022 };
     for (name, value) in &spec.Annotations {
         let Some(name) = name.strip_prefix(ANNOTATION) else { continue };
         let field = || format!("annotation {ANNOTATION}{name}");
@@ -195,6 +198,8 @@ fn options(spec: &oci::Spec) -> Result<Options, SpecError> {
         match name {
             "overlay" => options.overlay = one_of(["memory", "none"])? == 0,
             "seccomp" => options.seccomp_required = one_of(["ignore", "require"])? == 1,
+            "network" if value == "host" => return invalid(field(), link::SpecError::Host.to_string()),
+            "network" => options.network = Some(one_of(["sandbox", "none"])? == 0),
             "umask" => match u32::from_str_radix(value, 8) {
                 Ok(umask) if umask <= 0o777 => options.umask = umask,
                 _ => return invalid(field(), format!("{value:?} is no octal number up to 0777")),

@@ -19,6 +19,9 @@ pub(crate) fn command(program: &Path, agent: &Path, streams: &Path, spec: &Sandb
     if !spec.hostname.is_empty() {
         command.args(["--hostname", &spec.hostname]);
     }
+    if spec.netns.is_some() {
+        command.args(["--network", "sandbox"]);
+    }
     command
 }
 
