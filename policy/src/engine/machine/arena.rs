@@ -4,7 +4,7 @@
 //! is read or written; all goes when the evaluation is over.
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use regorus::Value;
 use regorus::value::{Object, Set};
@@ -28,17 +28,56 @@ pub(super) struct Arena {
     first: [OnceCell<Value>; FIRST],
     blocks: [OnceCell<Box<[OnceCell<Value>]>>; BLOCKS],
     used: Cell<usize>,
+    known: Arc<Keys>,
     /// Keys of objects, which rules ask for again and again: where the object is, and which of the values here they are.
     keys: RefCell<Vec<(usize, usize)>>,
+    /// The list that was sorted last and what came of it: which of the values here they are. A process' sets of capabilities mostly are the same.
+    sorted: Cell<Option<(usize, usize)>>,
+}
+
+/// Keys of the objects in a policy's data, by where these are. They are sets, and making one takes longer than looking at it.
+#[derive(Default)]
+pub(super) struct Keys(Vec<(usize, Value)>);
+
+impl Keys {
+    /// Of all objects within `values`, which must stay where they are.
+    pub(super) fn within<'a>(values: impl Iterator<Item = &'a Value>) -> Self {
+        let mut found = Vec::new();
+        let mut rest: Vec<&Value> = values.collect();
+        while let Some(value) = rest.pop() {
+            match value {
+                Value::Object(members) => {
+                    found.push((std::ptr::from_ref::<Object>(members).addr(), set_of_keys(members)));
+                    rest.extend(members.values());
+                }
+                Value::Array(items) => rest.extend(items.iter()),
+                _ => {}
+            }
+        }
+        found.sort_by_key(|(place, _)| *place);
+        Self(found)
+    }
+
+    pub(super) fn of(&self, of: &Object) -> Option<&Value> {
+        let place = std::ptr::from_ref(of).addr();
+        let at = self.0.binary_search_by_key(&place, |(known, _)| *known).ok()?;
+        self.0.get(at).map(|(_, keys)| keys)
+    }
+}
+
+fn set_of_keys(of: &Object) -> Value {
+    of.keys().cloned().collect::<Set>().into_value()
 }
 
 impl Arena {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(known: Arc<Keys>) -> Self {
         Self {
+            known,
             first: [const { OnceCell::new() }; FIRST],
             blocks: Default::default(),
             used: Cell::new(0),
             keys: RefCell::default(),
+            sorted: Cell::default(),
         }
     }
 
@@ -55,13 +94,37 @@ impl Arena {
 
     /// The keys of an object. It lives as long as this does: no other comes to where it is.
     pub(super) fn keys<'a>(&'a self, of: &'a Object) -> Result<&'a Value, Undecided> {
+        if let Some(keys) = self.known.of(of) {
+            return Ok(keys);
+        }
         let place = std::ptr::from_ref(of).addr();
         let known = self.keys.borrow().iter().find(|(known, _)| *known == place).map(|(_, number)| *number);
         if let Some(value) = known.and_then(|number| self.slot(number).ok()?.get()) {
             return Ok(value);
         }
         self.keys.borrow_mut().push((place, self.used.get()));
-        self.keep(of.keys().cloned().collect::<Set>().into_value())
+        self.keep(set_of_keys(of))
+    }
+
+    /// A list's items in their order.
+    pub(super) fn sorted<'a>(&'a self, whole: &'a Value) -> Result<&'a Value, Undecided> {
+        let Value::Array(items) = whole else { return Err(Undecided("what is no list is not sorted")) };
+        if items.as_slice().is_sorted() {
+            return Ok(whole);
+        }
+        let value = |number| self.slot(number).ok().and_then(OnceCell::get);
+        if let Some((before, after)) = self.sorted.get()
+            && value(before) == Some(whole)
+            && let Some(after) = value(after)
+        {
+            return Ok(after);
+        }
+        let before = self.used.get();
+        self.keep(whole.clone())?;
+        let mut items = items.to_vec();
+        items.sort();
+        self.sorted.set(Some((before, self.used.get())));
+        self.keep(Value::from(items))
     }
 
     #[cold]
@@ -103,7 +166,7 @@ mod tests {
 
     #[test]
     fn values_stay_where_they_are_and_their_number_is_limited() {
-        let arena = Arena::new();
+        let arena = Arena::new(Arc::default());
         let kept: Vec<&Value> = (0..3000_usize).map(|n| arena.keep(Value::from(n)).unwrap()).collect();
         assert!(kept.iter().enumerate().all(|(n, value)| **value == Value::from(n)));
         assert_eq!(

@@ -2,6 +2,7 @@
 //!
 //! Both are undecided where an argument has another type than the function takes: what that means, the interpreter says.
 
+use regex::Regex;
 use regorus::rvm::program::Program;
 use regorus::unstable::{BuiltinFcn, Expr, Ref, Source, Span};
 use regorus::value::Set;
@@ -21,6 +22,8 @@ pub(super) struct Builtin {
 
 enum What {
     Native(Native),
+    /// `regex.match`, with the patterns that the program spells out.
+    Match(Vec<(Rc<str>, Regex)>, Box<What>),
     /// It wants to know where in a text it is called, for its messages.
     Regorus {
         function: BuiltinFcn,
@@ -55,7 +58,10 @@ impl Builtin {
         };
         let known = program.builtin_info_table.iter().enumerate().map(|(n, info)| {
             let arguments = usize::from(info.num_args);
-            let what = what(&info.name, arguments, program.resolved_builtins.get(n));
+            let mut what = what(&info.name, arguments, program.resolved_builtins.get(n));
+            if (&*info.name, arguments) == ("regex.match", 2) {
+                what = What::Match(patterns(program), Box::new(what));
+            }
             Self { arguments, what }
         });
         known.collect()
@@ -66,16 +72,40 @@ impl Builtin {
         if arguments.len() != self.arguments {
             return Err(Undecided("a built-in function with other arguments"));
         }
-        match &self.what {
-            What::Native(native) => native(arguments, arena),
-            What::Regorus { function, span, expressions } => {
+        self.what.call(arguments, arena)
+    }
+}
+
+impl What {
+    fn call<'a>(&self, arguments: &[&'a Value], arena: &'a Arena) -> Answer<'a> {
+        match self {
+            Self::Native(native) => native(arguments, arena),
+            Self::Match(patterns, others) => match arguments {
+                [Value::String(pattern), Value::String(text)] => {
+                    match patterns.iter().find(|(known, _)| Rc::ptr_eq(known, pattern)) {
+                        Some((_, known)) => Ok(truth(known.is_match(text))),
+                        None => others.call(arguments, arena),
+                    }
+                }
+                _ => Err(TYPE),
+            },
+            Self::Regorus { function, span, expressions } => {
                 let arguments: Vec<Value> = arguments.iter().map(|value| (*value).clone()).collect();
                 let value = (function.0)(span, expressions, &arguments, true);
                 arena.keep(value.map_err(|_| Undecided("a built-in function failed"))?)
             }
-            What::Missing => Err(Undecided("a built-in function that is not there")),
+            Self::Missing => Err(Undecided("a built-in function that is not there")),
         }
     }
+}
+
+/// Patterns among a program's literals: those that begin as patterns of whole texts do. Which one a call means is seen by where it lies.
+fn patterns(program: &Program) -> Vec<(Rc<str>, Regex)> {
+    let pattern = |literal: &Value| match literal {
+        Value::String(text) if text.starts_with('^') => Some((Rc::clone(text), Regex::new(text).ok()?)),
+        _ => None,
+    };
+    program.literals.iter().filter_map(pattern).collect()
 }
 
 fn native(name: &str, arguments: usize) -> Option<Native> {
@@ -105,12 +135,19 @@ fn native(name: &str, arguments: usize) -> Option<Native> {
         ("trim_prefix", 2) => |of, arena| {
             texts(of).and_then(|[text, begin]| part(of, text.strip_prefix(begin).unwrap_or(text), arena))
         },
-        ("strings.any_prefix_match", 2) => |of, _| any(of, |text, begin| text.starts_with(begin)),
+        // Most differ in the first character.
+        ("strings.any_prefix_match", 2) => |of, _| {
+            any(of, |text, begin| {
+                text.as_bytes().first() == begin.as_bytes().first() && text.starts_with(begin)
+                    || begin.is_empty()
+            })
+        },
         ("strings.any_suffix_match", 2) => |of, _| any(of, |text, end| text.ends_with(end)),
         ("json.marshal", 1) => marshal,
-        ("sort", 1) => sort,
+        ("sort", 1) => |of, arena| arena.sorted(of.first().ok_or(TYPE)?),
         ("split", 2) => split,
         ("array.slice", 3) => slice,
+        ("array.concat", 2) => append,
         ("object.get", 3) => get,
         ("object.keys", 1) => keys,
         ("object.remove", 2) => remove,
@@ -198,7 +235,11 @@ fn any<'a>(of: &[&'a Value], matches: impl Fn(&str, &str) -> bool) -> Answer<'a>
 fn indexof<'a>(of: &[&'a Value], arena: &'a Arena) -> Answer<'a> {
     let [text, part] = texts(of)?;
     // regorus finds nothing in an empty text, not even nothing
-    match text.find(part).filter(|_| !text.is_empty()) {
+    let found = match part.as_bytes() {
+        [byte] => text.bytes().position(|other| other == *byte),
+        _ => text.find(part).filter(|_| !text.is_empty()),
+    };
+    match found {
         Some(at) => arena.number(text.get(..at).ok_or(TYPE)?.chars().count()),
         None => arena.keep(Value::from(-1_i64)),
     }
@@ -211,7 +252,11 @@ fn substring<'a>(of: &[&'a Value], arena: &'a Arena) -> Answer<'a> {
     };
     let (Some(from), Some(length)) = (from.as_i64(), length.as_i64()) else { return Err(TYPE) };
     let from = usize::try_from(from).map_err(|_| TYPE)?;
-    let place = |text: &str, n: usize| text.char_indices().nth(n).map_or(text.len(), |(at, _)| at);
+    let is_ascii = text.is_ascii();
+    let place = |text: &str, n: usize| match is_ascii {
+        true => n.min(text.len()),
+        false => text.char_indices().nth(n).map_or(text.len(), |(at, _)| at),
+    };
     let rest = text.get(place(text, from)..).ok_or(TYPE)?;
     let found = match usize::try_from(length) {
         Ok(length) => rest.get(..place(rest, length)).ok_or(TYPE)?,
@@ -234,22 +279,22 @@ fn split<'a>(of: &[&'a Value], arena: &'a Arena) -> Answer<'a> {
     arena.keep(Value::from(text.split(between).map(Value::from).collect::<Vec<_>>()))
 }
 
-fn sort<'a>(of: &[&'a Value], arena: &'a Arena) -> Answer<'a> {
-    let [whole @ Value::Array(items)] = of else { return Err(TYPE) };
-    if items.as_slice().is_sorted() {
-        return Ok(whole);
-    }
-    let mut items = items.to_vec();
-    items.sort();
-    arena.keep(Value::from(items))
-}
-
 fn slice<'a>(of: &[&'a Value], arena: &'a Arena) -> Answer<'a> {
     let [Value::Array(items), Value::Number(from), Value::Number(to)] = of else { return Err(TYPE) };
     let (Some(from), Some(to)) = (from.as_i64(), to.as_i64()) else { return Err(TYPE) };
     let place = |n: i64| usize::try_from(n).unwrap_or(0).min(items.len());
     let part = items.as_slice().get(place(from)..place(to)).unwrap_or_default();
     arena.keep(Value::from(part.to_vec()))
+}
+
+fn append<'a>(of: &[&'a Value], arena: &'a Arena) -> Answer<'a> {
+    match *of {
+        [all @ Value::Array(_), Value::Array(others)] if others.is_empty() => Ok(all),
+        [Value::Array(items), Value::Array(others)] => {
+            arena.keep(Value::from(items.iter().chain(others.iter()).cloned().collect::<Vec<_>>()))
+        }
+        _ => Err(TYPE),
+    }
 }
 
 fn get<'a>(of: &[&'a Value], _: &'a Arena) -> Answer<'a> {

@@ -11,6 +11,7 @@ use regorus::rvm::program::{Program, RuleInfo};
 
 use super::Undecided;
 
+const LARGE: Undecided = Undecided("a program that is too large");
 const MALFORMED: Undecided = Undecided("an instruction without its parameters");
 
 /// What must be true of the value that an instruction has made.
@@ -25,14 +26,15 @@ pub(super) enum Test {
 #[derive(Clone, Copy)]
 pub(super) struct Flow {
     pub(super) test: Test,
-    /// Literals that are loaded on the way: of [`Flows::loads`].
-    pub(super) loads: (usize, usize),
-    pub(super) next: usize,
+    /// Literals that are loaded on the way: how many, and where they begin in [`Flows::loads`].
+    pub(super) loads: u8,
+    pub(super) first_load: u16,
+    pub(super) next: u32,
 }
 
-/// That of all instructions.
+/// All instructions, each with what is behind it. They are small and lie together, since an evaluation goes through some thousand of them.
 pub(super) struct Flows {
-    pub(super) of: Vec<Flow>,
+    pub(super) of: Vec<(Instruction, Flow)>,
     /// Registers and literals.
     pub(super) loads: Vec<(u8, u16)>,
 }
@@ -69,7 +71,10 @@ pub(super) fn flow(program: &Program, chains: &[Option<u16>]) -> Result<Flows, U
             }
             next += 1;
         }
-        Ok(Flow { test, loads: (start, loads.len()), next })
+        let count = u8::try_from(loads.len() - start).map_err(|_| LARGE)?;
+        let (first_load, next) =
+            (u16::try_from(start).map_err(|_| LARGE)?, u32::try_from(next).map_err(|_| LARGE)?);
+        Ok((*instruction, Flow { test, loads: count, first_load, next }))
     });
     let of = flow.collect::<Result<_, _>>()?;
     Ok(Flows { of, loads })

@@ -122,7 +122,7 @@ impl Machine {
             message: format!("in the machine: {message}"),
         };
         let rule = self.code.entry(path).ok_or_else(|| fail("no such rule".to_owned()))?;
-        let arena = Arena::new();
+        let arena = Arena::new(Arc::clone(&self.known.keys));
         let question = Question { code: &self.code, input: Some(&input.0), data: &self.data, arena: &arena };
         match Run::new(question, &self.known, &self.limits).rule(rule) {
             Ok(Value::Undefined) => Ok(None),
@@ -212,7 +212,13 @@ mod tests {
     /// The interpreter takes a built-in function that fails for undefined.
     #[test]
     fn it_leaves_values_of_another_type_to_the_interpreter() {
-        for text in ["not startswith(input.list, \"a\")", "not lower(input.list)", "not input.list < \"a\""] {
+        for text in [
+            "not startswith(input.list, \"a\")",
+            "not lower(input.list)",
+            "not input.list < \"a\"",
+            "not regex.match(`^a`, input.list)",
+            "not regex.match(`^(`, \"a\")",
+        ] {
             let (_, machine) = compiled(&format!("allow if {text}"), &Limits::default());
             let quick = ask(&machine, json!({"list": 7})).unwrap_err().to_string();
             assert!(quick.contains("undecided"), "{text}: {quick}");
@@ -276,6 +282,14 @@ mod tests {
             "allow := [split(input.text, \"=\"), split(input.text, \"zz\"), split(\"\", \"=\")]",
             "allow := [object.subset(input.list, {1, 3}), object.subset(input.list, {1, 4}), object.subset([], set())]",
             "allow := json.marshal(input.deep)",
+            "allow := [regex.match(`^[a-c]+=`, \"ab=\"), regex.match(`^[a-c]+=`, \"xab=\"), regex.match(`^a$`, \"a\\n\")]",
+            "allow := [n | some n in input.names; regex.match(form, n)]\nform := `^a=` if input.text else := `^b=`",
+            "allow if regex.match(concat(\"\", [\"^\", input.names[0]]), \"a=1\")",
+            "allow := [array.concat(input.list, [1]), array.concat([], input.names), array.concat(input.list, [])]",
+            "allow := [sort(input.names), sort([\"b\", \"a\"]), sort([\"b\", \"a\"]), sort([\"c\", \"a\"])]",
+            "allow := [object.keys(table.x), object.keys(table), object.keys(input.deep)]\ntable := {\"x\": {\"b\": 1, \"a\": 2}}",
+            "allow := [substring(\"abc\", 1, 9), substring(\"äbc\", 1, 1), indexof(\"äb=\", \"=\"), indexof(\"\", \"=\")]",
+            "allow := [strings.any_prefix_match([\"ab\", \"\"], [\"\"]), strings.any_prefix_match(\"ab\", \"b\"), strings.any_prefix_match([], [\"\"])]",
             "allow := trim(\"xöx\", \"xö\")",
             "allow := [count(input.list) + 1, 300 + 1]",
             "allow := {input.list[0], 3}",

@@ -4,7 +4,7 @@
 
 use std::array::from_fn;
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use regorus::Value;
@@ -13,7 +13,7 @@ use regorus::rvm::instructions::{GuardMode, LiteralOrRegister};
 use regorus::rvm::program::{RuleInfo, RuleType};
 use regorus::value::Set;
 
-use super::arena::{Arena, UNDEFINED, is_undefined, truth};
+use super::arena::{Arena, Keys, UNDEFINED, is_undefined, truth};
 use super::builtins::difference;
 use super::code::{Code, Lookup, Place};
 use super::contexts::{Contexts, Step, nothing};
@@ -53,17 +53,20 @@ pub(super) struct Known {
     values: Vec<Option<Value>>,
     /// What is at places.
     places: Vec<Option<Value>>,
+    /// Keys of the objects in them.
+    pub(super) keys: Arc<Keys>,
 }
 
 impl Known {
     /// What can be said without a request: whatever looks at one is undecided.
     pub(super) fn new(code: &Code, data: &Value, limits: &Limits) -> Self {
-        let arena = Arena::new();
+        let arena = Arena::new(Arc::default());
         let none = Self::default();
         let mut run = Run::new(Question { code, input: None, data, arena: &arena }, &none, limits);
-        let values = (0..code.program.rule_infos.len()).map(|n| run.attempt(n, Run::rule)).collect();
+        let values: Vec<_> = (0..code.program.rule_infos.len()).map(|n| run.attempt(n, Run::rule)).collect();
         let places = (0..code.places.len()).map(|n| run.attempt(n, Run::place)).collect();
-        Self { values, places }
+        let keys = Arc::new(Keys::within(values.iter().flatten()));
+        Self { values, places, keys }
     }
 }
 
@@ -210,11 +213,10 @@ impl<'a> Run<'a> {
         let floor = self.contexts.len();
         let code = self.of.code;
         let start = usize::try_from(start).map_err(|_| PLACE)?;
-        let mut at = self.onwards(code.flow.of.get(start).ok_or(PLACE)?)?;
+        let mut at = self.onwards(&code.flow.of.get(start).ok_or(PLACE)?.1)?;
         loop {
             self.step()?;
-            let instruction = code.program.instructions.get(at).ok_or(PLACE)?;
-            let flow = code.flow.of.get(at).ok_or(PLACE)?;
+            let (instruction, flow) = code.flow.of.get(at).ok_or(PLACE)?;
             let mut jump = None;
             let holds = match *instruction {
                 Instruction::RuleReturn {} => {
@@ -351,8 +353,8 @@ impl<'a> Run<'a> {
                 let Value::Object(template) = self.literal(params.template_literal_idx)? else {
                     return Err(PLACE);
                 };
-                let template = template.iter().map(|(key, value)| (key.clone(), value.clone()));
-                let mut members: BTreeMap<_, _> = template.collect();
+                // It has all literal keys: a value takes its place.
+                let mut members = regorus::value::Object::clone(template);
                 let fields =
                     params.fields.iter().map(|(key, value)| Ok((self.get(*key)?, self.get(*value)?)));
                 let literal = params.literal_key_fields.iter();
@@ -362,7 +364,7 @@ impl<'a> Run<'a> {
                     members.insert(key.clone(), value.clone());
                 }
                 let is_whole = members.iter().all(|(key, value)| !is_undefined(key) && !is_undefined(value));
-                (params.dest, self.keep(is_whole.then(|| Value::from(members)))?)
+                (params.dest, self.keep(is_whole.then(|| members.into_value()))?)
             }
             Instruction::SetAdd { set: 0, value } => {
                 let (Value::Set(items), value) = (self.get(0)?, self.get(value)?) else {
@@ -436,6 +438,7 @@ impl<'a> Run<'a> {
         self.set(params.dest, value)
     }
 
+    #[inline(always)]
     fn key(&self, key: &LiteralOrRegister) -> Answer<'a> {
         match key {
             LiteralOrRegister::Literal(literal) => self.literal(*literal),
@@ -543,6 +546,7 @@ impl<'a> Run<'a> {
     }
 
     /// A body that says two things in two steps of a loop says none.
+    #[inline(always)]
     fn said(&mut self, dest: u8, value: &Value) -> Result<(), Undecided> {
         if dest == 0 {
             self.valueless |= is_undefined(value);
@@ -555,15 +559,20 @@ impl<'a> Run<'a> {
     }
 
     /// Loads what is on the way.
+    #[inline(always)]
     fn onwards(&mut self, flow: &Flow) -> Result<usize, Undecided> {
-        let (start, end) = flow.loads;
-        for (register, literal) in self.of.code.flow.loads.get(start..end).unwrap_or_default() {
-            let value = self.literal(*literal)?;
-            self.set(*register, value)?;
+        if flow.loads > 0 {
+            let start = usize::from(flow.first_load);
+            let loads = self.of.code.flow.loads.get(start..start + usize::from(flow.loads)).ok_or(PLACE)?;
+            for (register, literal) in loads {
+                let value = self.literal(*literal)?;
+                self.set(*register, value)?;
+            }
         }
-        Ok(flow.next)
+        usize::try_from(flow.next).map_err(|_| PLACE)
     }
 
+    #[inline(always)]
     fn go(&mut self, step: Step<'a>) -> Result<usize, Undecided> {
         for (register, value) in step.set.into_iter().flatten() {
             self.set(register, value)?;
@@ -571,6 +580,7 @@ impl<'a> Run<'a> {
         Ok(step.at)
     }
 
+    #[inline(always)]
     fn step(&mut self) -> Result<(), Undecided> {
         self.steps = self.steps.checked_sub(1).ok_or(STEPS)?;
         if self.steps.is_multiple_of(CLOCK_STEPS) {
@@ -582,15 +592,18 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    #[inline(always)]
     fn get(&self, register: u8) -> Answer<'a> {
         self.registers.get(self.base + usize::from(register)).copied().ok_or(PLACE)
     }
 
+    #[inline(always)]
     fn set(&mut self, register: u8, value: &'a Value) -> Answer<'a> {
         *self.registers.get_mut(self.base + usize::from(register)).ok_or(PLACE)? = value;
         Ok(value)
     }
 
+    #[inline(always)]
     fn literal(&self, literal: u16) -> Answer<'a> {
         self.of.code.program.literals.get(usize::from(literal)).ok_or(PLACE)
     }

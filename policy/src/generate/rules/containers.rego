@@ -177,7 +177,6 @@ create_violations contains {"rule": "device rules", "field": sprintf("OCI.Linux.
 
 create_violations contains {"rule": "devices by annotation", "field": "OCI.Annotations", "value": key, "allowed": []} if {
 	count(container.devices) == 0
-	strings.any_prefix_match(object.keys(annotations), "cdi.k8s.io/")
 	some key, _ in annotations
 	startswith(key, "cdi.k8s.io/")
 }
@@ -207,7 +206,12 @@ create_violations contains {"rule": "namespaces", "field": "OCI.Linux.Namespaces
 }
 
 create_violations contains {"rule": "namespaces", "field": "OCI.Linux.Namespaces", "value": null, "allowed": "a mount namespace of its own"} if {
-	not "mount" in {namespace.Type | some namespace in input.OCI.Linux.Namespaces}
+	not own_mounts
+}
+
+own_mounts if {
+	some namespace in input.OCI.Linux.Namespaces
+	namespace.Type == "mount"
 }
 
 create_violations contains {"rule": "user namespace", "field": concat(".", ["OCI.Linux", field]), "value": input.OCI.Linux[field], "allowed": []} if {

@@ -28,10 +28,9 @@ sandbox_folder := "/run/kata-containers/sandbox/"
 # Most mounts are known at a glance: those of the kernel's that every containerd makes in the same form, and files and memory that are bound
 # in a usual way. The rest is looked at by its parts.
 mounts_to_look_at := {mount |
-	places := object.union(pod_files, container.mounts)
 	some mount in mounts.others
-	not usual_bind(mount, places[mount.destination])
-	not mount in memory_mounts
+	not usual_bind(mount, object.get(container.mounts, mount.destination, object.get(pod_files, mount.destination, {})))
+	not usual_memory(mount)
 }
 
 kernel_mounts := [
@@ -52,22 +51,24 @@ mounts := {"known": kernel_places, "others": array.slice(input.OCI.Mounts, 6, co
 } else := {"known": set(), "others": input.OCI.Mounts}
 
 # Memory that the pod's containers share, in the form that this project's shim gives it.
-memory_mounts := {{"destination": "/dev/shm", "type_": "bind", "source": shared_memory, "options": ["rbind", "rprivate", "rw"]}} if {
+usual_memory(mount) if {
+	mount == {"destination": "/dev/shm", "type_": "bind", "source": shared_memory, "options": ["rbind", "rprivate", "rw"]}
 	not container.mounts["/dev/shm"]
-} else := set()
+}
 
-# Type and options of a bind in a usual way: whether it must be read-only, or need not.
-bind_forms := {
-	true: {["bind", ["rbind", "rprivate", "ro"]], ["bind", ["rbind", "ro"]], ["bind", ["rbind", "ro", "nosuid", "nodev", "noexec"]]},
+# Options of a bind in a usual way: whether it must be read-only, or need not.
+bind_options := {
+	true: {["rbind", "rprivate", "ro"], ["rbind", "ro"], ["rbind", "ro", "nosuid", "nodev", "noexec"]},
 	false: {
-		["bind", ["rbind", "rprivate", "ro"]], ["bind", ["rbind", "ro"]], ["bind", ["rbind", "ro", "nosuid", "nodev", "noexec"]],
-		["bind", ["rbind", "rprivate", "rw"]], ["bind", ["rbind", "rw"]],
+		["rbind", "rprivate", "ro"], ["rbind", "ro"], ["rbind", "ro", "nosuid", "nodev", "noexec"],
+		["rbind", "rprivate", "rw"], ["rbind", "rw"],
 	},
 }
 
 usual_bind(mount, declared) if {
 	declared.kind == "files"
-	[mount.type_, mount.options] in bind_forms[declared.read_only]
+	mount.type_ == "bind"
+	mount.options in bind_options[declared.read_only]
 	startswith(mount.source, shared_folder)
 	name := trim_prefix(mount.source, shared_folder)
 	not contains(name, "/")
@@ -75,7 +76,8 @@ usual_bind(mount, declared) if {
 	name != ""
 } else if {
 	declared.kind == "scratch"
-	[mount.type_, mount.options] in bind_forms[declared.read_only]
+	mount.type_ == "bind"
+	mount.options in bind_options[declared.read_only]
 	scratch_place(mount.source, declared.volume)
 }
 

@@ -118,7 +118,7 @@ env_problems(of, looked_at, entries) := {{"entry": entry, "allowed": allowed} |
 	not of.env[entry]
 	not known[entry]
 	name := substring(entry, 0, indexof(entry, "="))
-	not run_time_entry(of, name, substring(entry, count(name) + 1, -1))
+	not run_time_entry(of, entry, name)
 	not overridden(of, entries, entry, name)
 	allowed := object.get(of.env_at_run_time, name, own_entries(of, name))
 }
@@ -138,49 +138,41 @@ overridden(of, entries, entry, name) if {
 	same[count(same) - 1] != entry
 }
 
-run_time_entry(of, name, value) if {
+run_time_entry(of, entry, name) if {
 	of.env_at_run_time[name]
-	value_is(of.env_at_run_time[name], value)
+	value_is(of.env_at_run_time[name], substring(entry, count(name) + 1, -1))
 } else if {
 	# What Kubernetes and terminals add: names that no loader, shell or language runtime acts on, and only where the container has no
 	# entry of that name.
 	not of.env_at_run_time[name]
 	not of.env[name]
 	strings.any_prefix_match(object.keys(of.env), concat("", [name, "="])) == false
-	added_entry(name, value)
+	added_entry(entry, name)
 }
 
-added_entry(name, value) if {
-	service_name(name)
-	not startswith(name, "LD_")
-	trim(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_") == ""
-	trim(value, "abcdefghijklmnopqrstuvwxyz0123456789.:/[]-") == ""
-	count(value) < 254
+added_entry(entry, name) if {
+	of_service(entry)
 } else if {
 	name == "HOSTNAME"
-	value_is(policy_data.pod.hostname, value)
+	value_is(policy_data.pod.hostname, substring(entry, 9, -1))
 } else if {
 	name == "TERM"
-	value_is({"is": "word"}, value)
+	value_is({"is": "word"}, substring(entry, 5, -1))
 } else if {
 	# Of a runtime's own, where the image has none.
-	name == "PATH"
-	value == "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+	entry == "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+	is_string(name)
 }
 
-service_name(name) if {
-	strings.any_prefix_match(name, ["KUBERNETES_SERVICE_", "KUBERNETES_PORT"])
-} else if {
-	policy_data.pod.service_variables
-	strings.any_suffix_match(name, ["_SERVICE_HOST", "_PORT"])
-} else if {
-	policy_data.pod.service_variables
-	contains(name, "_SERVICE_PORT")
-} else if {
-	policy_data.pod.service_variables
-	contains(name, "_PORT_")
-	strings.any_suffix_match(name, ["_TCP", "_UDP", "_SCTP", "_PROTO", "_PORT", "_ADDR"])
+of_service(entry) if {
+	regex.match(service_form, entry)
+	not startswith(entry, "LD_")
 }
+
+# A variable that says where a service is: of the cluster's own, or of any where the pod asks for them.
+service_form := `^(KUBERNETES_(SERVICE_|PORT)[A-Z0-9_]*|[A-Z0-9_]*(_SERVICE_HOST|_SERVICE_PORT[A-Z0-9_]*|_PORT|_PORT_([A-Z0-9_]*_)?(TCP|UDP|SCTP|PROTO|PORT|ADDR)))=[a-z0-9.:/\[\]-]*$` if {
+	policy_data.pod.service_variables
+} else := `^KUBERNETES_(SERVICE_|PORT)[A-Z0-9_]*=[a-z0-9.:/\[\]-]*$`
 
 # User, capabilities and privileges, of a container or of a command in it.
 process_problems(of, process) := user_problems(of, process.User) | right_problems(of, process)

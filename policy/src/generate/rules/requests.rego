@@ -246,27 +246,25 @@ known_name := data.pstate[concat("", ["container ", input.container_id])]
 # much length it is not remembered, and looked at each time.
 process_remembered := [{"op": "add", "path": concat("", ["/pstate/process ", input.container_id]), "value": process}] if {
 	container.kind != "sandbox"
+	count(concat("", input.OCI.Process.Env)) < 32768
 	process := {
 		"Env": input.OCI.Process.Env,
 		"User": input.OCI.Process.User,
 		"Capabilities": input.OCI.Process.Capabilities,
 		"NoNewPrivileges": input.OCI.Process.NoNewPrivileges,
 	}
-	count(json.marshal(process)) < 32768
 } else := []
 
-# What Kubernetes adds, the host name and variables of services, is the same in all containers of a pod. That of the first is remembered: in
-# the others it need not be looked at by its parts. Services that are made while the pod runs are looked at each time.
+# Variables of services are the same in all containers of a pod. Those of the first are remembered: in the others they need not be looked at
+# by their parts. Services that are made while the pod runs are looked at each time.
 known_variables := data.pstate.variables if {
 	data.pstate.variables
 } else := {"entries": entries, "names": names} if {
-	entries := {entry: parts[0] |
+	entries := {entry: name |
 		some entry in input.OCI.Process.Env
-		not container.env[entry]
-		parts := split(entry, "=")
-		count(parts) == 2
-		not parts[0] in {"PATH", "TERM"}
-		added_entry(parts[0], parts[1])
+		regex.match(service_form, entry)
+		not startswith(entry, "LD_")
+		name := substring(entry, 0, indexof(entry, "="))
 	}
 	names := [name | some name in entries]
 }
@@ -275,7 +273,7 @@ variables_remembered := [{"op": "add", "path": "/pstate/variables", "value": kno
 	not data.pstate.variables
 	container.kind != "sandbox"
 	count(known_variables.names) > 0
-	count(concat("", object.keys(known_variables.entries))) < 32768
+	count(known_variables.names) < 1000
 } else := []
 
 # What was looked at when the container was created.

@@ -97,20 +97,24 @@ impl Past {
 mod tests {
     use super::*;
 
+    fn of(header: Header) -> Segment<'static> {
+        Segment { header, payload: &[] }
+    }
+
     #[test]
     fn the_end_is_acknowledged_again_and_a_new_beginning_let_in() {
         let names: Names = ["10.0.0.1:80".parse().unwrap(), "10.0.0.2:1000".parse().unwrap()];
         let (mut past, now) = (Past::default(), Instant::now());
-        let fin = Segment { seq: Seq(99), ack: Some(Seq(7)), fin: true, ..Segment::default() };
+        let fin = of(Header { seq: Seq(99), ack: Some(Seq(7)), fin: true, ..Header::default() });
         assert_eq!(past.arrive(names, &fin, now), Answer::Unknown);
         past.remember(names, ([Seq(7), Seq(100)], None), now);
         let Answer::Send(header) = past.arrive(names, &fin, now) else { panic!() };
         assert_eq!((header.seq, header.ack), (Seq(7), Some(Seq(100))));
-        let rst = Segment { seq: Seq(100), rst: true, ..Segment::default() };
+        let rst = of(Header { seq: Seq(100), rst: true, ..Header::default() });
         assert_eq!(past.arrive(names, &rst, now), Answer::Ignore);
-        let old = Segment { seq: Seq(50), syn: true, ..Segment::default() };
+        let old = of(Header { seq: Seq(50), syn: true, ..Header::default() });
         assert!(matches!(past.arrive(names, &old, now), Answer::Send(_)));
-        let fresh = Segment { seq: Seq(5000), syn: true, ..Segment::default() };
+        let fresh = of(Header { seq: Seq(5000), syn: true, ..Header::default() });
         assert_eq!(past.arrive(names, &fresh, now), Answer::Unknown);
         past.remember(names, ([Seq(7), Seq(100)], None), now);
         assert_eq!(past.arrive(names, &fin, now + TIME), Answer::Unknown);

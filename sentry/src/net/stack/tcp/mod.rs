@@ -305,7 +305,7 @@ impl Output for Wire<'_> {
 impl Wire<'_> {
     fn write(&self, buffer: &mut Vec<u8>, header: &Header, bytes: Option<Bytes<'_>>) -> bool {
         let [local, remote] = self.names;
-        let length = header.length();
+        let length = header.size();
         let count = bytes.map_or(0, |bytes| bytes.count);
         let mut packet = Packet::new(local.ip(), remote.ip(), IpProtocol::Tcp);
         (packet.hops, packet.class, packet.ident) = (self.hops, self.class, self.stack.next_ident());

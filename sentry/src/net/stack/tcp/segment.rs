@@ -44,9 +44,9 @@ pub(crate) type Range = (Seq, Seq);
 /// Most blocks that a segment tells of what arrived out of order, with timestamps beside them.
 pub(crate) const BLOCKS: usize = 3;
 
-/// A segment that came.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Segment<'a> {
+/// What a segment says of itself (RFC 9293, 3.1), without its ports.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Header {
     pub(crate) seq: Seq,
     pub(crate) ack: Option<Seq>,
     /// As it stands there, without its scale.
@@ -54,6 +54,8 @@ pub(crate) struct Segment<'a> {
     pub(crate) syn: bool,
     pub(crate) fin: bool,
     pub(crate) rst: bool,
+    /// Not looked at in what comes.
+    pub(crate) push: bool,
     /// Where urgent data ends, from `seq` on.
     pub(crate) urgent: Option<u16>,
     pub(crate) mss: Option<u16>,
@@ -62,7 +64,21 @@ pub(crate) struct Segment<'a> {
     pub(crate) blocks: [Option<Range>; BLOCKS],
     /// `TSval`, `TSecr`.
     pub(crate) timestamp: Option<(u32, u32)>,
+}
+
+/// A segment that came.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Segment<'a> {
+    pub(crate) header: Header,
     pub(crate) payload: &'a [u8],
+}
+
+impl std::ops::Deref for Segment<'_> {
+    type Target = Header;
+
+    fn deref(&self) -> &Header {
+        &self.header
+    }
 }
 
 impl Segment<'_> {
@@ -85,43 +101,22 @@ pub(crate) fn parse(
     }
     let repr = TcpRepr::parse(&packet, &from.into(), &to.into(), &checksums).ok()?;
     let control = repr.control;
-    Some((
-        repr.src_port,
-        repr.dst_port,
-        Segment {
-            seq: Seq(repr.seq_number.0.cast_unsigned()),
-            ack: repr.ack_number.map(|number| Seq(number.0.cast_unsigned())),
-            window: repr.window_len,
-            syn: control == TcpControl::Syn,
-            fin: control == TcpControl::Fin,
-            rst: control == TcpControl::Rst,
-            urgent: packet.urg().then(|| packet.urgent_at()),
-            mss: repr.max_seg_size,
-            scale: repr.window_scale,
-            sack_permitted: repr.sack_permitted,
-            blocks: repr.sack_ranges.map(|range| range.map(|(start, end)| (Seq(start), Seq(end)))),
-            timestamp: repr.timestamp.map(|stamp| (stamp.tsval, stamp.tsecr)),
-            payload: repr.payload,
-        },
-    ))
-}
-
-/// A segment to be sent, without its bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Header {
-    pub(crate) seq: Seq,
-    pub(crate) ack: Option<Seq>,
-    pub(crate) window: u16,
-    pub(crate) syn: bool,
-    pub(crate) fin: bool,
-    pub(crate) rst: bool,
-    pub(crate) push: bool,
-    pub(crate) urgent: Option<u16>,
-    pub(crate) mss: Option<u16>,
-    pub(crate) scale: Option<u8>,
-    pub(crate) sack_permitted: bool,
-    pub(crate) blocks: [Option<Range>; BLOCKS],
-    pub(crate) timestamp: Option<(u32, u32)>,
+    let header = Header {
+        seq: Seq(repr.seq_number.0.cast_unsigned()),
+        ack: repr.ack_number.map(|number| Seq(number.0.cast_unsigned())),
+        window: repr.window_len,
+        syn: control == TcpControl::Syn,
+        fin: control == TcpControl::Fin,
+        rst: control == TcpControl::Rst,
+        push: control == TcpControl::Psh,
+        urgent: packet.urg().then(|| packet.urgent_at()),
+        mss: repr.max_seg_size,
+        scale: repr.window_scale,
+        sack_permitted: repr.sack_permitted,
+        blocks: repr.sack_ranges.map(|range| range.map(|(start, end)| (Seq(start), Seq(end)))),
+        timestamp: repr.timestamp.map(|stamp| (stamp.tsval, stamp.tsecr)),
+    };
+    Some((repr.src_port, repr.dst_port, Segment { header, payload: repr.payload }))
 }
 
 impl Header {
@@ -149,7 +144,7 @@ impl Header {
     }
 
     /// Bytes of it, options included.
-    pub(crate) fn length(&self) -> usize {
+    pub(crate) fn size(&self) -> usize {
         self.repr([1, 1]).header_len()
     }
 

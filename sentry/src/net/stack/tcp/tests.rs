@@ -81,24 +81,6 @@ fn begin(first: u32, now: Instant) -> Begin {
     Begin { first: Seq(first), stamp: first, mss: 1460, settings: Settings::default(), now }
 }
 
-fn as_segment<'a>(header: &Header, payload: &'a [u8]) -> Segment<'a> {
-    Segment {
-        seq: header.seq,
-        ack: header.ack,
-        window: header.window,
-        syn: header.syn,
-        fin: header.fin,
-        rst: header.rst,
-        urgent: header.urgent,
-        mss: header.mss,
-        scale: header.scale,
-        sack_permitted: header.sack_permitted,
-        blocks: header.blocks,
-        timestamp: header.timestamp,
-        payload,
-    }
-}
-
 impl World {
     fn new(line: Line, bytes: [&[u8]; 2], seed: u64) -> Self {
         let net = Net::new();
@@ -193,7 +175,7 @@ impl World {
             self.now = self.now.max(next);
             if first.is_some_and(|first| first <= self.now) {
                 let (_, (to, header, payload)) = self.on_way.pop_first().unwrap();
-                let segment = as_segment(&header, &payload);
+                let segment = Segment { header, payload: &payload };
                 if self.sides[to].machine.is_none() {
                     if header.syn {
                         let wire = self.sides[to].wire.take().unwrap();
@@ -335,7 +317,8 @@ fn an_rst_ends_it_where_it_is_expected_alone() {
         world.sides.iter_mut().for_each(|side| side.closes = false);
         world.run(Duration::from_secs(1));
         let [_, expected] = world.sides[0].machine.as_ref().unwrap().sequences();
-        let rst = Segment { seq: Seq(expected.0.wrapping_add(offset)), rst: true, ..Segment::default() };
+        let header = Header { seq: Seq(expected.0.wrapping_add(offset)), rst: true, ..Header::default() };
+        let rst = Segment { header, payload: &[] };
         world.drive(0, |machine, now, _| machine.arrive(&rst, now));
         assert_eq!(world.sides[0].news.failed, failed, "{offset}");
     }
@@ -394,7 +377,7 @@ proptest! {
             let [sent, expected] = machine.sequences();
             let near = |base: Seq, offset: i32| Seq(base.0.wrapping_add_signed(offset % 5000));
             let blocks = [Some((near(sent, blocks[0]), near(sent, blocks[1]))), Some((near(sent, blocks[2]), near(sent, blocks[3]))), None];
-            let segment = Segment {
+            let header = Header {
                 seq: near(expected, seq),
                 ack: (flags & 8 == 0).then(|| near(sent, ack)),
                 window,
@@ -403,9 +386,9 @@ proptest! {
                 rst: flags & 7 == 5,
                 urgent: (flags & 7 == 4).then_some(window),
                 blocks,
-                payload: &payload[..count],
-                ..Segment::default()
+                ..Header::default()
             };
+            let segment = Segment { header, payload: &payload[..count] };
             world.drive(at, |machine, now, output| {
                 machine.arrive(&segment, now);
                 machine.pump(now, output);
