@@ -164,8 +164,13 @@ impl Podman {
         tar.arg("-cf").arg(&archive).arg("-C").arg(bundle.join("rootfs")).arg(".");
         assert!(tar.status().unwrap().success());
         podman.run(&["import", "--change", "ENV PATH=/bin", &archive.to_string_lossy(), "box"]).ok();
-        podman.run(&["network", "create", "--subnet", "10.66.0.0/24", "kccnet"]).ok();
+        podman.run(&["network", "create", "--subnet", "10.66.0.0/24", &podman.network("net")]).ok();
         Some(podman)
+    }
+
+    /// A name of a network that no other test has: plugins keep addresses in use for the whole machine.
+    fn network(&self, what: &str) -> String {
+        format!("{}-{what}", self.host.0)
     }
 
     fn run(&self, words: &[&str]) -> Done {
@@ -184,10 +189,10 @@ impl Podman {
         finish(&mut command)
     }
 
-    /// Rules of the firewall that are of one container: those that name it, or its address.
+    /// Rules of the firewall that name an address of the first network.
     fn rules(&self) -> Vec<String> {
         let mut rules: Vec<String> = self.host.run("iptables-save").out.lines().map(str::to_owned).collect();
-        rules.retain(|rule| rule.starts_with('-') && (rule.contains("10.66.0.") || rule.contains("id: ")));
+        rules.retain(|rule| rule.starts_with('-') && rule.contains("10.66.0."));
         rules.sort();
         rules
     }
@@ -203,6 +208,9 @@ impl Drop for Podman {
     fn drop(&mut self) {
         let _ = self.run(&["pod", "rm", "--all", "--force", "--time", "0"]);
         let _ = self.run(&["rm", "--all", "--force", "--time", "0"]);
+        for what in ["net", "more"] {
+            let _ = std::fs::remove_dir_all(Path::new("/var/lib/cni/networks").join(self.network(what)));
+        }
     }
 }
 
@@ -223,10 +231,11 @@ while True:
 fn podman_connects_containers() {
     let Some(podman) = Podman::new() else { return };
     let host = &podman.host;
-    let options = ["--name", "web", "--network", "kccnet", "--publish", "8080:8000"];
+    let (network, more) = (podman.network("net"), podman.network("more"));
+    let options = ["--name", "web", "--network", &network, "--publish", "8080:8000"];
     podman.start(&options, &page("published", 8000)).ok();
     eventually("the published port", || get(host, "10.66.0.1", 8080).ends_with("published\n"));
-    let format = "{{.NetworkSettings.Networks.kccnet.IPAddress}}";
+    let format = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}";
     let address = podman.run(&["inspect", "--format", format, "web"]).ok();
     let address = address.trim();
     assert!(get(host, address, 8000).ends_with("published\n"));
@@ -238,7 +247,7 @@ fn podman_connects_containers() {
     std::fs::write(folder.join("index.html"), "of the host\n").unwrap();
     let mut server = host.command("busybox");
     let server = Server(server.args(["httpd", "-f", "-p", "9000", "-h"]).arg(&folder).spawn().unwrap());
-    let options = ["--name", "asks", "--network", "kccnet", "--dns", "10.66.0.1", "--cap-add", "NET_RAW"];
+    let options = ["--name", "asks", "--network", &network, "--dns", "10.66.0.1", "--cap-add", "NET_RAW"];
     podman.start(&options, "exec sleep 1000").ok();
     let exec = |script: &str| podman.run(&["exec", "asks", "sh", "-c", script]);
     assert!(exec(&asking(address, 8000)).ok().ends_with("published\n"));
@@ -255,11 +264,11 @@ fn podman_connects_containers() {
     }
 
     // It is connected to a further network while it runs, and taken off it.
-    podman.run(&["network", "create", "--subnet", "10.65.0.0/24", "kccmore"]).ok();
-    podman.run(&["network", "connect", "kccmore", "asks"]).ok();
+    podman.run(&["network", "create", "--subnet", "10.65.0.0/24", &more]).ok();
+    podman.run(&["network", "connect", &more, "asks"]).ok();
     eventually("the second interface", || exec("busybox ip address").out.contains("10.65.0."));
     exec("busybox ping -c 1 -W 5 10.65.0.1").ok();
-    podman.run(&["network", "disconnect", "kccmore", "asks"]).ok();
+    podman.run(&["network", "disconnect", &more, "asks"]).ok();
     eventually("its end", || !exec("busybox ip address").out.contains("10.65.0."));
 
     // Plugins that take a network away find the addresses by which they know their rules.
@@ -274,7 +283,8 @@ fn podman_connects_containers() {
 #[test]
 fn podman_runs_a_pod() {
     let Some(podman) = Podman::new() else { return };
-    let create = ["pod", "create", "--name", "pod", "--network", "kccnet", "--publish", "8080:8000"];
+    let network = podman.network("net");
+    let create = ["pod", "create", "--name", "pod", "--network", &network, "--publish", "8080:8000"];
     podman.run(&[&create[..], &["--infra-image", "box", "--infra-command", "sleep 1000"]].concat()).ok();
     podman.start(&["--pod", "pod", "--name", "web"], &page("of the pod", 8000)).ok();
     podman.start(&["--pod", "pod", "--name", "asks"], "exec sleep 1000").ok();

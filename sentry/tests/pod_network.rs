@@ -235,6 +235,7 @@ fn a_client_of_the_agent_changes_the_network() {
 #[test]
 fn a_container_says_whether_there_is_a_network() {
     let Some(lab) = Lab::new(false) else { return };
+    eventually("the end of a look for doubles", || !of_host(&lab).contains("tentative"));
     let before = of_host(&lab);
     let sandbox = Sandbox::start_in(&lab.pod, &["--network", "sandbox"]);
     let plain = spec(&["/bin/sleep", "1000"]);
@@ -285,6 +286,7 @@ fn networks_that_are_refused() {
         assert!(machine.contains("the network namespace of process 1"), "{machine}");
     }
     let Some(lab) = Lab::new(false) else { return };
+    eventually("the end of a look for doubles", || !of_host(&lab).contains("tentative"));
     let (pod, before) = (&lab.pod, of_host(&lab));
     let missing = harness::inside(pod, &harness::command(folder.path(), &["--network", "host-veth=eth9"]));
     assert!(said(missing).contains("there is no interface eth9"));
