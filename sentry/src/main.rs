@@ -44,7 +44,7 @@ enum Verb {
     /// Be a sandbox whose containers are made and driven by the agent API.
     ///
     /// Ends with 0 when it is asked to (DestroySandbox, SIGTERM), 125 when it cannot start, 70 when the sentry is lost.
-    Serve(monitor::Serve),
+    Serve(Box<monitor::Serve>),
     /// Say which platforms run here, and why others do not.
     Platforms(Platforms),
     /// Print the table of system calls as Markdown.
@@ -134,7 +134,7 @@ fn main() -> ExitCode {
         .init();
     let result = match arguments.command {
         Verb::Do(arguments) => run(*arguments),
-        Verb::Serve(options) => monitor::run(options),
+        Verb::Serve(options) => monitor::run(*options),
         Verb::Platforms(arguments) => platforms::print(arguments.json).map(|()| 0),
         Verb::Syscalls => {
             print!("{}", syscalls::markdown());
