@@ -46,16 +46,21 @@ impl Prepared {
         limits: &Limits,
         identity: &Identity,
     ) -> Result<(), Errno> {
+        thread.gather(true)?;
         let top = space.map_stack(thread, self.image.executable_stack, limits)?;
         let bias = place_program(space, &self.image)?;
-        map_image(space, thread, &self.program, &self.image, bias, limits)?;
+        let mut rests = map_image(space, thread, &self.program, &self.image, bias, limits)?;
         set_heap(space, &self.image, bias)?;
         let entry = self.image.entry.checked_add(bias).ok_or(Errno::EINVAL)?;
         let mut start = (entry, 0);
         if let Some((file, image)) = &self.interpreter {
             let bias = place_interpreter(space, image)?;
-            map_image(space, thread, file, image, bias, limits)?;
+            rests.extend(map_image(space, thread, file, image, bias, limits)?);
             start = (image.entry.checked_add(bias).ok_or(Errno::EINVAL)?, bias);
+        }
+        thread.gather(false)?;
+        for rest in &rests {
+            rest.clear(thread)?;
         }
         if start.0 >= crate::mm::TASK_SIZE {
             return Err(Errno::EINVAL);
@@ -146,6 +151,23 @@ fn set_heap(space: &AddressSpace, image: &Image, bias: u64) -> Result<(), Errno>
     Ok(())
 }
 
+/// What the file does not have of a segment's last page of it: it is cleared when all segments are mapped.
+struct Rest {
+    address: u64,
+    length: u64,
+    writable: bool,
+}
+
+impl Rest {
+    fn clear(&self, thread: &mut dyn Thread) -> Result<(), Errno> {
+        let zeros = [0; PAGE as usize];
+        // Where it cannot be written nobody relies on it: Linux leaves it as well.
+        let written = thread.write(self.address, &zeros[..self.length as usize]);
+        if written as u64 != self.length && self.writable { Err(Errno::EFAULT) } else { Ok(()) }
+    }
+}
+
+/// Maps all segments; of what they leave to be cleared, what is not cleared yet.
 fn map_image(
     space: &AddressSpace,
     thread: &mut dyn Thread,
@@ -153,14 +175,20 @@ fn map_image(
     image: &Image,
     bias: u64,
     limits: &Limits,
-) -> Result<(), Errno> {
+) -> Result<Vec<Rest>, Errno> {
+    let mut rests: Vec<Rest> = Vec::new();
     for segment in &image.segments {
-        map_segment(space, thread, file, segment, bias, limits)?;
+        // One that lies over a page that is still to be cleared comes after that, as in Linux.
+        let start = page_down(segment.address.wrapping_add(bias));
+        while let Some(rest) = rests.pop_if(|rest| start < rest.address + rest.length) {
+            rest.clear(thread)?;
+        }
+        rests.extend(map_segment(space, thread, file, segment, bias, limits)?);
     }
-    Ok(())
+    Ok(rests)
 }
 
-/// One segment: its pages of the file, zeros in what the file does not have of the last of them, and memory behind.
+/// One segment: its pages of the file, and memory behind; and what is to be cleared of the last page of the file.
 fn map_segment(
     space: &AddressSpace,
     thread: &mut dyn Thread,
@@ -168,7 +196,7 @@ fn map_segment(
     segment: &Segment,
     bias: u64,
     limits: &Limits,
-) -> Result<(), Errno> {
+) -> Result<Option<Rest>, Errno> {
     // A bias may be "negative": the sum is what counts, and that lies among the guest's addresses or is refused.
     let address = segment.address.wrapping_add(bias);
     let file_end = address.checked_add(segment.file_bytes).ok_or(Errno::ENOMEM)?;
@@ -190,14 +218,8 @@ fn map_segment(
     if next < end {
         map(next..end, Source::Anonymous)?;
     }
-    let rest = next.saturating_sub(file_end);
-    if segment.memory_bytes > segment.file_bytes && segment.file_bytes > 0 && rest > 0 {
-        let zeros = [0; PAGE as usize];
-        // Where it cannot be written nobody relies on it: Linux leaves it as well.
-        let written = thread.write(file_end, &zeros[..rest as usize]);
-        if written as u64 != rest && segment.protection.contains(Protection::WRITE) {
-            return Err(Errno::EFAULT);
-        }
-    }
-    Ok(())
+    let length = next.saturating_sub(file_end);
+    let clears = segment.memory_bytes > segment.file_bytes && segment.file_bytes > 0 && length > 0;
+    let writable = segment.protection.contains(Protection::WRITE);
+    Ok(clears.then_some(Rest { address: file_end, length, writable }))
 }

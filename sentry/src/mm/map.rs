@@ -278,7 +278,7 @@ impl Layout {
             flags: host_flags(area.flags),
             file: host.as_ref().map(|(descriptor, offset)| (descriptor.as_fd(), *offset)),
         };
-        match thread.change_memory(&call) {
+        match thread.map_kept(&call, host.as_ref().map(|(descriptor, _)| descriptor)) {
             Ok(_) => {
                 self.areas.remove(&area.range());
                 self.areas.insert(area);

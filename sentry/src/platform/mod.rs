@@ -14,7 +14,7 @@ pub mod systrap;
 
 pub(crate) use systrap::rest;
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use crate::error::Errno;
@@ -253,6 +253,26 @@ pub trait Thread: Memory + Send {
     /// # Errors
     /// What the host says: ENOMEM above all. EFAULT where the stub is gone.
     fn change_memory(&mut self, call: &MemoryCall<'_>) -> Result<u64, Errno>;
+
+    /// From now on mappings that are made by [`map_kept`](Self::map_kept) may be put off, and made together: when memory is read or written,
+    /// when anything else is asked, and at the latest when this is called with `false`. For an address space that nobody else has, and that is
+    /// of no use when one of them fails.
+    ///
+    /// # Errors
+    /// What the host said of a mapping that was put off.
+    fn gather(&mut self, gather: bool) -> Result<(), Errno> {
+        let _ = gather;
+        Ok(())
+    }
+
+    /// As [`change_memory`](Self::change_memory) for a [`MemoryCall::Map`] of this file, which may be kept until it is done.
+    ///
+    /// # Errors
+    /// The same, also of a mapping that was put off before.
+    fn map_kept(&mut self, call: &MemoryCall<'_>, file: Option<&Arc<OwnedFd>>) -> Result<u64, Errno> {
+        let _ = file;
+        self.change_memory(call)
+    }
 
     /// Compares and swaps 32 bits of the guest's memory, atomically against guest code. What was there before.
     ///

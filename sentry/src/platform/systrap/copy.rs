@@ -19,6 +19,9 @@ const _: () = assert!(COPIED <= at::WINDOW_SIZE);
 impl Memory for StubThread {
     fn read(&self, address: u64, to: &mut [u8]) -> usize {
         self.finish_late();
+        if self.make_mappings().is_err() {
+            return 0;
+        }
         if !self.copies(address, to.len()) {
             return self.memory.read(address, to);
         }
@@ -30,6 +33,9 @@ impl Memory for StubThread {
 
     fn write(&self, address: u64, from: &[u8]) -> usize {
         self.finish_late();
+        if self.make_mappings().is_err() {
+            return 0;
+        }
         if !self.copies(address, from.len()) {
             return self.memory.write(address, from);
         }

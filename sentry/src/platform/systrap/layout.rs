@@ -77,8 +77,6 @@ pub(super) mod at {
     pub(crate) const REGS: usize = 0x180;
     /// Values of calls that are answered without a hand-over, in the order of [`crate::platform::ANSWERED`].
     pub(crate) const ANSWERS: usize = 0x240;
-    /// Arguments of the `mmap` of [`super::op::MAP_FILE`]: address, length, protection, flags, offset.
-    pub(crate) const MAP_ARGUMENTS: usize = 0x280;
     /// Which of them are there: a bit for each.
     pub(crate) const ANSWERED: usize = 0x2c0;
     /// What only the sentry and who has this context can know.
@@ -111,6 +109,14 @@ pub(super) mod at {
     pub(crate) const CONTROL: usize = 128;
     /// Where in that the descriptors are (behind `struct cmsghdr`).
     pub(crate) const DESCRIPTORS: usize = CONTROL + 16;
+    /// In the window: mappings of [`super::op::MAP`], each six words: address, length, protection, flags, offset, and which of the files that
+    /// come with the message, or -1.
+    pub(crate) const MAPS: usize = 512;
+    /// Most of them.
+    pub(crate) const MAPS_COUNT: usize = 32;
+    /// Most files that come with them.
+    pub(crate) const FILES_COUNT: usize = 8;
+    const _: () = assert!(DESCRIPTORS + 4 * FILES_COUNT <= MAPS && MAPS + 48 * MAPS_COUNT <= WINDOW_SIZE);
 }
 
 /// Whose turn it is.
@@ -143,8 +149,9 @@ pub(super) mod op {
     pub(crate) const SPAWN: u32 = 7;
     /// `clone` of a process: flags, descriptor of the new contexts, descriptors that the new process and the old one close.
     pub(crate) const FORK: u32 = 8;
-    /// Receives a file and maps it: socket, message header, flags; the rest is at [`super::at::MAP_ARGUMENTS`]. The result is `mmap`'s.
-    pub(crate) const MAP_FILE: u32 = 9;
+    /// Receives files and makes mappings: socket, message header, flags, how many files, how many mappings, of which there is one at least; they
+    /// are at [`super::at::MAPS`]. The result is that of the last `mmap`, or of the first that failed.
+    pub(crate) const MAP: u32 = 9;
     /// Run the guest as it stopped, with another `rax`.
     pub(crate) const RESUME: u32 = 10;
     /// The same, after what [`super::at::LATE`] says was put into its memory.

@@ -29,7 +29,7 @@ const SLOT_SIZE: u64 = 32;
 /// The first slot's place is the address of the stub's entry.
 const ENTRY: u64 = SLOTS;
 /// How often a call must be met before its site is replaced.
-pub(super) const HITS: u32 = 4;
+pub(super) const HITS: u32 = 16;
 /// Most sites whose calls are counted.
 const COUNTED: usize = 4096;
 /// Bytes of a site.
@@ -159,18 +159,32 @@ impl Patches {
         (self.slots == 0).then(|| (CODE + StubCode::linked().entry).to_le_bytes())
     }
 
+    /// The site is about to be replaced: a thread that meets half of what is written there is inside of it.
+    pub(super) fn begin(&mut self, site: u64) {
+        self.sites.insert(site);
+    }
+
+    /// The same of a site that compares with this.
+    pub(super) fn begin_compared(&mut self, site: u64, with: u64) {
+        self.compared.insert(site, with);
+    }
+
+    /// It could not be replaced.
+    pub(super) fn give_up(&mut self, site: u64) {
+        self.sites.remove(&site);
+        self.compared.remove(&site);
+    }
+
     /// The site has been replaced as planned.
     pub(super) fn done(&mut self, site: u64, plan: &Patch) {
-        self.sites.insert(site);
         self.slots += 1;
         if plan.answers {
             self.answering.push((plan.slot, site, plan.number));
         }
     }
 
-    /// The site that compares with this has been replaced.
-    pub(super) fn done_compared(&mut self, site: u64, with: u64) {
-        self.compared.insert(site, with);
+    /// The site that compares has been replaced.
+    pub(super) fn done_compared(&mut self) {
         self.slots += 2;
     }
 
@@ -278,6 +292,8 @@ mod tests {
         {
             assert_eq!(patch.table_bytes.is_some(), planned == 0);
             assert!(patch.slot_bytes.len() as u64 <= SLOT_SIZE);
+            patches.begin(0x40_0000 + planned);
+            assert!(patches.entered_inside(0x40_0005 + planned), "while it is written");
             patches.done(0x40_0000 + planned, &patch);
             planned += 16;
         }
@@ -288,11 +304,16 @@ mod tests {
         let mut patches = Patches::default();
         let patch = patches.plan_compared(0x40_0000, COMPARED).unwrap();
         assert_eq!((patch.slot_bytes.len(), patch.site_bytes.len()), (48, COMPARED_SIZE));
-        patches.done_compared(0x40_0000, 5);
+        patches.begin_compared(0x40_0000, 5);
+        assert!(patches.behind_comparison(0x40_0002).is_some(), "while it is written");
+        patches.done_compared();
         assert_eq!(patches.behind_comparison(0x40_0002), Some((0x40_0008, 5)));
         assert_eq!(patches.behind_comparison(0x40_0003), None);
         assert!(patches.plan(0x40_0000, 1, None).unwrap().slot >= patch.slot + 2 * SLOT_SIZE);
         assert!(!patches.entered_inside(3));
+        patches.begin(0x50_0000);
+        patches.give_up(0x50_0000);
+        assert!(!patches.entered_inside(0x50_0005));
     }
 
     /// As the processor does it.

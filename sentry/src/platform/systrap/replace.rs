@@ -41,16 +41,22 @@ impl StubThread {
             let answer = answer_of(u64::from(number)).filter(|place| self.answered >> place & 1 != 0);
             let answer = answer.map(|place| at::ANSWERS + 8 * place);
             let Some(plan) = self.stub.patches().plan(site, number, answer) else { return Ok(()) };
+            self.stub.patches().begin(site);
             if self.put(site, first, &plan, protection)? {
                 self.stub.patches().done(site, &plan);
+            } else {
+                self.stub.patches().give_up(site);
             }
         } else if let Some(old) = bytes.last_chunk().filter(|_| read == bytes.len())
             && let Some(with) = patch::comparison(*old)
         {
             let site = site + 5;
             let Some(plan) = self.stub.patches().plan_compared(site, *old) else { return Ok(()) };
+            self.stub.patches().begin_compared(site, with);
             if self.put(site, old, &plan, protection)? {
-                self.stub.patches().done_compared(site, with);
+                self.stub.patches().done_compared();
+            } else {
+                self.stub.patches().give_up(site);
             }
         }
         drop(lock);

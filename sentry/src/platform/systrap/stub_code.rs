@@ -121,8 +121,8 @@ kata_cc_stub_handler:
     je .Lspawn
     cmp ${FORK}, %eax
     je .Lfork
-    cmp ${MAP_FILE}, %eax
-    je .Lmap_file
+    cmp ${MAP}, %eax
+    je .Lmap
     jmp .Lend
 
     // From a replaced call site: rax: number, rcx: where to go on. The rest is the guest's. No signal frame, no trap.
@@ -261,7 +261,11 @@ kata_cc_stub_entry:
     movl ${DONE}, {WHAT}(%rbx)
     jmp .Lpost
 
-.Lmap_file:
+.Lmap:
+    mov {ARGUMENTS}+24(%rbx), %r12  // files
+    mov {ARGUMENTS}+32(%rbx), %r14  // mappings
+    test %r12, %r12
+    jz 1f
     mov $47, %eax                   // recvmsg
     mov {ARGUMENTS}(%rbx), %rdi
     mov {ARGUMENTS}+8(%rbx), %rsi
@@ -269,20 +273,32 @@ kata_cc_stub_entry:
     syscall
     test %rax, %rax
     js .Ldone
-    mov {DESCRIPTOR}(%rbx), %r12d
-    mov $9, %eax                    // mmap
-    mov {MAP_ARGUMENTS}(%rbx), %rdi
-    mov {MAP_ARGUMENTS}+8(%rbx), %rsi
-    mov {MAP_ARGUMENTS}+16(%rbx), %rdx
-    mov {MAP_ARGUMENTS}+24(%rbx), %r10
-    mov %r12, %r8
-    mov {MAP_ARGUMENTS}+32(%rbx), %r9
+1:  lea {MAPS}(%rbx), %r15
+2:  mov 40(%r15), %rax
+    mov $-1, %r8
+    test %rax, %rax
+    js 3f
+    mov {DESCRIPTOR}(%rbx,%rax,4), %r8d
+3:  mov $9, %eax                    // mmap
+    mov (%r15), %rdi
+    mov 8(%r15), %rsi
+    mov 16(%r15), %rdx
+    mov 24(%r15), %r10
+    mov 32(%r15), %r9
     syscall
     mov %rax, %r13
+    cmp $-4095, %rax
+    jae 4f
+    add $48, %r15
+    sub $1, %r14
+    jnz 2b
+4:  sub $1, %r12
+    js 5f
     mov $3, %eax                    // close
-    mov %r12, %rdi
+    mov {DESCRIPTOR}(%rbx,%r12,4), %edi
     syscall
-    mov %r13, %rax
+    jmp 4b
+5:  mov %r13, %rax
     jmp .Ldone
 
 .Lcopy:
@@ -608,8 +624,8 @@ kata_cc_stub_end:
     LOAD_VECTOR = const op::LOAD_VECTOR,
     SPAWN = const op::SPAWN,
     FORK = const op::FORK,
-    MAP_FILE = const op::MAP_FILE,
-    MAP_ARGUMENTS = const at::MAP_ARGUMENTS,
+    MAP = const op::MAP,
+    MAPS = const at::WINDOW + at::MAPS,
     DESCRIPTOR = const at::WINDOW + at::DESCRIPTORS,
     INTERRUPT = const INTERRUPT,
     options(att_syntax)

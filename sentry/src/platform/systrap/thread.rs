@@ -1,7 +1,7 @@
 //! A guest thread: a thread of a stub process, and the turn that passes between it and the sentry's thread.
 
 use std::cell::Cell;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 use super::context::Context;
 use super::filter::{FORK_FLAGS, SPAWN_FLAGS};
 use super::layout::{CODE, INTERRUPT, at, context_address, op, state};
+use super::put_off::{Mapping, PutOff};
 use super::remote::{Process, StubMemory};
 use super::stub::{Parts, Processes, Stub};
 use super::turn::Late;
@@ -41,6 +42,7 @@ pub(super) struct StubThread {
     /// Copies that the stub is not asked for, since it was slow.
     pub(super) slow_copies: Cell<u32>,
     pub(super) late: Late,
+    pub(super) put_off: PutOff,
 }
 
 /// Interrupts a stub's thread.
@@ -145,6 +147,7 @@ impl StubThread {
             waiting: Waiting::new(),
             slow_copies: Cell::new(0),
             late: Late::default(),
+            put_off: PutOff::default(),
         };
         let (awake, woken) = thread.waiting.told();
         thread.context.u32_at(at::SPIN).store(awake, Ordering::Relaxed);
@@ -159,7 +162,7 @@ impl StubThread {
     }
 
     /// Sends files to the stub and hands the arguments for receiving them to `receive`.
-    fn give<T>(
+    pub(super) fn give<T>(
         &self,
         files: &[BorrowedFd<'_>],
         receive: impl FnOnce([u64; 3]) -> Result<T, Errno>,
@@ -207,21 +210,11 @@ impl StubThread {
         flags: i32,
         file: Option<(BorrowedFd<'_>, u64)>,
     ) -> Result<u64, Errno> {
-        let place = [address, length, u64::from(protection.cast_unsigned())];
-        let flags = u64::from((flags | libc::MAP_FIXED).cast_unsigned());
-        let [a, b, c] = place;
-        match file {
-            None => {
-                let flags = flags | u64::from(libc::MAP_ANONYMOUS.cast_unsigned());
-                self.call(libc::SYS_mmap, [a, b, c, flags, u64::MAX, 0])
-            }
-            Some((file, offset)) => self.give(&[file], |receive| {
-                for (n, argument) in [a, b, c, flags, offset].iter().enumerate() {
-                    self.context.store(at::MAP_ARGUMENTS + 8 * n, *argument);
-                }
-                result(self.ask(op::MAP_FILE, &receive)?)
-            }),
-        }
+        let place = (address, length);
+        let Some((file, offset)) = file else {
+            return self.map_all(&[Mapping::new(place, protection, flags, None)], &[]);
+        };
+        self.map_all(&[Mapping::new(place, protection, flags, Some((0, offset)))], &[file])
     }
 
     /// `mprotect`.
@@ -426,6 +419,17 @@ impl Thread for StubThread {
         }
         let (number, arguments) = memory_call(call);
         self.call(number, arguments)
+    }
+
+    fn gather(&mut self, gather: bool) -> Result<(), Errno> {
+        self.gather_mappings(gather)
+    }
+
+    fn map_kept(&mut self, call: &MemoryCall<'_>, file: Option<&Arc<OwnedFd>>) -> Result<u64, Errno> {
+        match self.put_off_mapping(call, file)? {
+            Some(address) => Ok(address),
+            None => self.change_memory(call),
+        }
     }
 
     fn compare_exchange(&mut self, address: u64, expected: u32, new: u32) -> Result<u32, Errno> {

@@ -81,6 +81,7 @@ impl StubThread {
 
     /// Asks the stub for something other than to run the guest. What it says is whatever the guest wants it to be.
     pub(super) fn ask(&self, what: u32, arguments: &[u64]) -> Result<u64, Errno> {
+        self.make_mappings()?;
         if !self.has_turn() {
             return Err(Errno::EFAULT);
         }
@@ -129,7 +130,7 @@ impl StubThread {
 
     /// Lets the guest run until it stops.
     pub(super) fn run_guest(&mut self) -> Trap {
-        if !self.has_turn() {
+        if self.make_mappings().is_err() || !self.has_turn() {
             return Trap::Gone;
         }
         let interrupted = self.context.u32_at(at::INTERRUPTED);
