@@ -45,9 +45,32 @@ pub struct Global {
     /// Go on without control groups where they may not be made.
     #[arg(long, value_enum, default_value_t, num_args = 0..=1, default_missing_value = "true")]
     pub rootless: Rootless,
+    /// What containers have of the network namespace that their bundle names: `sandbox`, all its interfaces, or `none`, loopback alone.
+    #[arg(long, value_name = "MODE", default_value = "sandbox", value_parser = mode)]
+    pub network: Mode,
     /// Start also where the host refuses a part of the sentry's defence.
     #[arg(long)]
     pub allow_weak: bool,
+}
+
+/// What containers have of their network namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Its interfaces.
+    Sandbox,
+    /// Loopback alone.
+    None,
+}
+
+fn mode(text: &str) -> Result<Mode, String> {
+    match text {
+        "sandbox" => Ok(Mode::Sandbox),
+        "none" => Ok(Mode::None),
+        "host" => Err("a sentry has given up the calls of the host that its network would need (docs/sentry.md, \"Network\"): \
+                       sandbox or none is possible"
+            .into()),
+        _ => Err("sandbox or none is possible".into()),
+    }
 }
 
 /// Whether control groups may be missing.

@@ -3,12 +3,14 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
 
 use crate::agent::{AGENT_SOCKET, STREAMS_SOCKET};
+use crate::arguments::Mode;
 use crate::cgroup::Groups;
 use crate::error::{OciError, io, sys};
 use crate::spawn::{Entry, Network};
@@ -30,8 +32,46 @@ pub struct Plan<'a> {
     pub spec: &'a Value,
     /// Its control groups.
     pub groups: Option<&'a Groups>,
+    /// What it has of its network namespace.
+    pub mode: Mode,
     /// Whether the sentry may go on where the host refuses a part of its defence.
     pub weak: bool,
+}
+
+impl Plan<'_> {
+    /// The network namespace, and whether its interfaces are the sandbox'. The machine's own are never taken.
+    fn network(&self) -> Result<(Network, bool), OciError> {
+        let network = network(self.spec)?;
+        let pods = match &network {
+            Network::Inherited => false,
+            Network::New => true,
+            Network::Of(file) => !is_of_machine(file),
+        };
+        Ok((network, pods && self.mode == Mode::Sandbox && nix::unistd::geteuid().is_root()))
+    }
+
+    /// Why the container has loopback alone though its bundle wants more.
+    #[must_use]
+    pub fn lacks_network(&self) -> Option<&'static str> {
+        let (network, taken) = self.network().ok()?;
+        let wanted = self.mode == Mode::Sandbox && !taken && nix::unistd::geteuid().is_root();
+        match network {
+            Network::New => None,
+            _ if !wanted => None,
+            _ => Some(
+                "the container's network is the machine's own, which a sentry cannot pass on: the container has loopback alone",
+            ),
+        }
+    }
+}
+
+/// Whether a network namespace is that of process 1.
+fn is_of_machine(namespace: &File) -> bool {
+    let identity = |found: std::fs::Metadata| (found.dev(), found.ino());
+    match (namespace.metadata(), std::fs::metadata("/proc/1/ns/net")) {
+        (Ok(own), Ok(first)) => identity(own) == identity(first),
+        _ => false,
+    }
 }
 
 /// One of our programs: beside the running one, else found in `PATH`. `KATA_CC_SENTRY` names another sentry.
@@ -75,7 +115,8 @@ pub fn start(plan: &Plan<'_>) -> Result<Child, OciError> {
     let (ready, keep) =
         nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(sys("cannot make a pipe"))?;
     let doors = plan.groups.map(Groups::doors).transpose()?.unwrap_or_default();
-    let entry = Entry { doors, network: network(plan.spec)?, keep };
+    let (network, taken) = plan.network()?;
+    let entry = Entry { doors, network, keep };
     let mut command = Command::new(&program);
     command.args(["serve", "--agent-socket", AGENT_SOCKET, "--streams-socket", STREAMS_SOCKET]);
     command.args(["--id", plan.container, "--until", plan.container]);
@@ -83,6 +124,7 @@ pub fn start(plan: &Plan<'_>) -> Result<Child, OciError> {
     let terminal = plan.spec["process"]["terminal"] == true;
     command.args(["--linger", if terminal { "100" } else { "0" }]);
     command.arg("--ready-fd").arg(entry.kept().to_string());
+    command.args(["--network", if taken { "sandbox" } else { "none" }]);
     if plan.weak {
         command.arg("--allow-weak");
     }
@@ -144,6 +186,23 @@ mod tests {
         assert!(matches!(new, Network::New) == nix::unistd::geteuid().is_root());
         let error = of(json!([{"type": "network", "path": "/nowhere"}])).unwrap_err().to_string();
         assert!(error.contains("network namespace /nowhere"), "{error}");
+    }
+
+    #[test]
+    fn the_machines_own_network_is_not_taken() {
+        let spec = |path: &str| json!({"linux": {"namespaces": [{"type": "network", "path": path}]}});
+        let of = |spec: &Value, mode| {
+            let folder = Path::new("/");
+            let plan = Plan { folder, container: "c", spec, groups: None, mode, weak: false };
+            (plan.network().unwrap().1, plan.lacks_network().is_some())
+        };
+        let root = nix::unistd::geteuid().is_root();
+        assert_eq!(of(&spec("/proc/1/ns/net"), Mode::Sandbox), (false, root));
+        assert_eq!(of(&spec("/proc/1/ns/net"), Mode::None), (false, false));
+        assert_eq!(of(&json!({}), Mode::Sandbox), (false, root));
+        let new = json!({"linux": {"namespaces": [{"type": "network"}]}});
+        assert_eq!(of(&new, Mode::Sandbox), (root, false));
+        assert_eq!(of(&new, Mode::None), (false, false));
     }
 
     #[test]

@@ -51,6 +51,17 @@ impl Known {
         }
     }
 
+    /// Asks it to end, if it is still the one, and kills it where it does not for so long.
+    pub fn end(self, patience: Duration) {
+        if self.alive()
+            && let Ok(raw) = i32::try_from(self.pid)
+        {
+            let _ = kill(Pid::from_raw(raw), Signal::SIGTERM);
+            self.wait(patience);
+        }
+        self.kill();
+    }
+
     /// Waits for its end; whether it came.
     pub fn wait(self, limit: Duration) -> bool {
         until(limit, || !self.alive())
@@ -88,5 +99,17 @@ mod tests {
         known.kill();
         assert!(!known.alive(), "one that was not waited for counts as gone");
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn who_does_not_end_when_asked_is_killed() {
+        let script = "trap '' TERM; echo; while :; do sleep 0.01; done";
+        let mut command = std::process::Command::new("sh");
+        let mut child = command.args(["-c", script]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+        // It has begun to ignore the signal.
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+        Known::of(child.id()).unwrap().end(Duration::from_millis(50));
+        let status = child.wait().unwrap();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
     }
 }

@@ -44,7 +44,7 @@ enum Verb {
     /// Be a sandbox whose containers are made and driven by the agent API.
     ///
     /// Ends with 0 when it is asked to (DestroySandbox, SIGTERM), 125 when it cannot start, 70 when the sentry is lost.
-    Serve(monitor::Serve),
+    Serve(Box<monitor::Serve>),
     /// Say which platforms run here, and why others do not.
     Platforms(Platforms),
     /// Print the table of system calls as Markdown.
@@ -87,7 +87,7 @@ struct Do {
     /// Name of the machine.
     #[arg(long, default_value = "sandbox")]
     hostname: String,
-    /// Network besides loopback: `none`; `host-veth=INTERFACE` takes over an interface with its addresses and routes, out of the network
+    /// Network besides loopback: `none`; `sandbox`, all interfaces of the caller's network namespace; `host-veth=INTERFACE` takes over an interface with its addresses and routes, out of the network
     /// namespace `netns=PATH` or the caller's own; `tap=NAME,address=IP/BITS,gateway=IP` (also `mac=`, `mtu=`, `netns=`).
     #[arg(long, default_value = "none", value_name = "NETWORK")]
     network: Network,
@@ -139,7 +139,7 @@ fn main() -> ExitCode {
         .init();
     let result = match arguments.command {
         Verb::Do(arguments) => run(*arguments),
-        Verb::Serve(options) => monitor::run(options),
+        Verb::Serve(options) => monitor::run(*options),
         Verb::Platforms(arguments) => platforms::print(arguments.json).map(|()| 0),
         Verb::Syscalls => {
             print!("{}", syscalls::markdown());
@@ -168,10 +168,11 @@ fn run(arguments: Do) -> anyhow::Result<u8> {
     let strength = arguments.confinement.strength();
     let mut kept = Vec::new();
     let opened = link::open(&arguments.network).context("cannot take the network over")?;
-    let network = opened.map(|Opened { config, fd }| {
+    let attach = |Opened { config, fd }| {
         kept.push(fd);
         config
-    });
+    };
+    let network: Vec<LinkConfig> = opened.into_iter().map(attach).collect();
     if let Some(path) = &arguments.erofs {
         let image = std::fs::File::open(path).with_context(|| format!("image {}", path.display()))?;
         kept.push(image.into());
@@ -190,7 +191,7 @@ fn run(arguments: Do) -> anyhow::Result<u8> {
 /// Goes on in two processes: one that waits, and the sentry.
 fn go_on(
     arguments: Do,
-    network: Option<LinkConfig>,
+    network: Vec<LinkConfig>,
     strength: Strength,
     (kept, helpers): (Vec<OwnedFd>, &[Helper]),
 ) -> anyhow::Result<u8> {
@@ -228,13 +229,13 @@ fn root(
 /// What the sentry's process does.
 fn serve(
     arguments: Do,
-    network: Option<LinkConfig>,
+    network: Vec<LinkConfig>,
     defence: &Defence,
     kept: Vec<OwnedFd>,
 ) -> anyhow::Result<u8> {
     let platform = arguments.confinement.start_platform()?;
     let mut kept = kept.into_iter();
-    let network = network.and_then(|config| Some((config, kept.next()?)));
+    let network: Vec<(LinkConfig, OwnedFd)> = network.into_iter().zip(kept.by_ref()).collect();
     let image = if arguments.erofs.is_some() { kept.next() } else { None };
     let client = kept.next().map(Client::connect).transpose()?;
     let memory = arguments.memory.map(|mib| mib << 20);
@@ -259,7 +260,7 @@ fn serve(
         Command { arguments: arguments.command, environment, folder: arguments.cwd, user: arguments.user };
     let streams = streams()?;
     defence.enter(arguments.confinement.platform).context("cannot defend the sentry")?;
-    if let Some((config, fd)) = network {
+    for (config, fd) in network {
         // Its thread is made after the defence, as all that serve guests are: so it has no privileges either.
         sandbox.kernel().net.attach(config, fd).context("cannot attach the network")?;
     }

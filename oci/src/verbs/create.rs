@@ -213,8 +213,12 @@ impl Underway<'_> {
                 container: &state.id,
                 spec: &self.bundle.spec,
                 groups,
+                mode: self.context.network,
                 weak: self.context.weak,
             };
+            if let Some(lacks) = plan.lacks_network() {
+                self.context.log.warn(lacks);
+            }
             self.process = Some(Process::Monitor(monitor::start(&plan)?));
             return Ok(folder);
         }

@@ -54,8 +54,10 @@ fn end(context: &Context, state: &State) {
         if state.process.wait(std::time::Duration::from_secs(1)) {
             return;
         }
+        return state.process.kill();
     }
-    state.process.kill();
+    // Asked to, it gives the interfaces of its network namespace back before it ends.
+    state.process.end(std::time::Duration::from_secs(1));
 }
 
 /// What cannot be understood any more goes with `--force`.

@@ -24,7 +24,7 @@ use std::os::fd::OwnedFd;
 use clap::Parser;
 use serde_json::Value;
 
-use crate::arguments::{Arguments, Global, Rootless, Verb};
+use crate::arguments::{Arguments, Global, Mode, Rootless, Verb};
 use crate::bundle;
 use crate::cgroup::Driver;
 use crate::error::{OciError, io};
@@ -47,6 +47,7 @@ pub struct Context {
     log: Log,
     driver: Driver,
     rootless: Rootless,
+    network: Mode,
     weak: bool,
 }
 
@@ -57,6 +58,7 @@ impl Context {
             log: Log { file: global.log, format: global.log_format, debug: global.debug },
             driver: if global.systemd_cgroup { Driver::Systemd } else { Driver::Cgroupfs },
             rootless: global.rootless,
+            network: global.network,
             weak: global.allow_weak,
         }
     }

@@ -8,6 +8,7 @@
 //! thread.
 
 mod failure;
+mod network;
 mod passed;
 mod process;
 mod root;
@@ -161,6 +162,9 @@ impl Containers {
                 let gone = lock(&self.state).processes.remove(&number);
                 gone.map(|_| Answer::Done).ok_or_else(no_process)
             }
+            Ask::Attach(config, frames) => network::attach(&self.kernel.net, *config, passed, frames),
+            Ask::Configure(config) => network::done(self.kernel.net.configure(*config)),
+            Ask::Detach(name) => network::done(self.kernel.net.detach(&name)),
         }
     }
 

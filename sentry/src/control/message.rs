@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::net::stack::LinkConfig;
+
 /// Place of a descriptor among those of the message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Descriptor(pub u8);
@@ -62,6 +64,12 @@ pub enum Ask {
     Remove(ContainerNumber),
     /// Forgets a process that ended.
     Forget(ProcessNumber),
+    /// Attaches an interface of the pod, whose frames are at a descriptor.
+    Attach(Box<LinkConfig>, Descriptor),
+    /// Gives an interface, by its name, other addresses, routes, neighbours and another MTU.
+    Configure(Box<LinkConfig>),
+    /// Lets an interface go.
+    Detach(String),
 }
 
 /// Rows and columns.

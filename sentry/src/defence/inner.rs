@@ -41,8 +41,8 @@ pub(super) fn fork(strength: Strength, mut kept: Vec<OwnedFd>, helpers: &[Helper
     }
 }
 
-/// Makes the process, and a socket between the two.
-pub(super) fn fork_served(strength: Strength) -> Result<Served, Refused> {
+/// Makes the process, and a socket between the two. With `network` the caller keeps what interfaces need.
+pub(super) fn fork_served(strength: Strength, network: bool) -> Result<Served, Refused> {
     let pair = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC);
     let (ours, theirs) = pair.map_err(refused)?;
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
@@ -66,7 +66,9 @@ pub(super) fn fork_served(strength: Strength) -> Result<Served, Refused> {
                 let _ = setns(own, CloneFlags::CLONE_NEWPID);
             }
             if strength != Strength::Off {
-                strength.judge(privileges::keep_capabilities(&privileges::OF_MONITOR))?;
+                let for_network = privileges::OF_NETWORK.iter().filter(|_| network);
+                let kept: Vec<u32> = privileges::OF_MONITOR.iter().chain(for_network).copied().collect();
+                strength.judge(privileges::keep_capabilities(&kept))?;
             }
             Ok(Served::Monitor(sentry, ours))
         }

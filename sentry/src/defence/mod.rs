@@ -114,15 +114,15 @@ impl Defence {
     }
 
     /// Goes on in two processes, the second of which is the sentry. The caller has one thread and has opened nothing that it needs later in
-    /// the second.
+    /// the second. With `network` it is to take interfaces over later, and keeps the capabilities for that.
     ///
     /// # Errors
     /// A step that the host refuses.
-    pub fn begin_served(strength: Strength) -> Result<Served, Refused> {
+    pub fn begin_served(strength: Strength, network: bool) -> Result<Served, Refused> {
         if strength == Strength::Off {
             tracing::warn!("the defence is off: whoever breaks out of a guest has what this process has");
         }
-        inner::fork_served(strength)
+        inner::fork_served(strength, network)
     }
 
     /// The part that the new process does first. It keeps some descriptors.

@@ -42,6 +42,8 @@ pub fn drop_privileges() -> Result<(), Refused> {
 /// `CAP_CHOWN`, `CAP_DAC_OVERRIDE`, `CAP_DAC_READ_SEARCH`, `CAP_FOWNER`, `CAP_FSETID`, `CAP_SYS_ADMIN`, `CAP_SETFCAP`
 /// (`include/uapi/linux/capability.h`): what gofers that a monitor starts need until they have settled.
 pub(super) const OF_MONITOR: [u32; 7] = [0, 1, 2, 3, 4, 21, 31];
+/// `CAP_NET_ADMIN`, `CAP_NET_RAW`: what a monitor needs besides that takes the pod's interfaces over, and gives them back.
+pub(super) const OF_NETWORK: [u32; 2] = [12, 13];
 
 /// The same for all capabilities but these. Of those it keeps what it has.
 pub(crate) fn keep_capabilities(kept: &[u32]) -> Result<(), Refused> {

@@ -3,19 +3,28 @@
 //! [`open`] enters the pod's network namespace, reads by netlink what its interface is like, takes the addresses off it, so that the host's own
 //! kernel does not answer for them, and opens a packet socket that is bound to it. A tap is opened the same way, but what it is like has to
 //! be said. What comes back is a descriptor and a [`LinkConfig`], which [`crate::net::Net::attach`] wants.
+//!
+//! [`Pod`] takes over all interfaces of the namespace that the calling thread is in, sees what is new there later, and gives back what it took.
 
+mod before;
+mod look;
 mod netlink;
 mod packet;
+mod pod;
 mod spec;
 mod tap;
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use nix::sched::{CloneFlags, setns};
 use thiserror::Error;
 
+use before::Before;
+pub use netlink::news;
+pub use pod::{Change, Pod};
 pub use spec::{Network, SpecError, Tap};
 
 use crate::error::Errno;
@@ -41,6 +50,18 @@ pub enum LinkError {
     /// It is down.
     #[error("interface {0} is down: `ip link set {0} up`")]
     Down(String),
+    /// It is one that works by the addresses that the host's side has.
+    #[error(
+        "interface {0} is an ipvlan, to which the host's kernel gives packets by addresses that it would not have any more: \
+         use a bridge, ptp or macvlan network"
+    )]
+    Shared(String),
+    /// It is the machine's own network.
+    #[error(
+        "this is the network namespace of process 1, the machine's own, which would be cut off: start the sandbox in a pod's namespace \
+         (`ip netns exec POD …`), or name one interface (host-veth=…)"
+    )]
+    Machine,
     /// A step that the host refuses.
     #[error("interface {name}: {step}: {errno}; {way_out}")]
     Refused {
@@ -104,20 +125,45 @@ impl Drop for Inside {
     }
 }
 
-/// Takes over what a sandbox is to have; `None` where it is to have nothing. The calling thread is in the same network namespace afterwards.
+/// Whether a network namespace, by the path of its file, is that of process 1.
+#[must_use]
+pub fn is_of_machine(namespace: &Path) -> bool {
+    let identity = |path: &Path| std::fs::metadata(path).map(|found| (found.dev(), found.ino()));
+    match (identity(namespace), identity(Path::new("/proc/1/ns/net"))) {
+        (Ok(own), Ok(first)) => own == first,
+        _ => false,
+    }
+}
+
+/// All interfaces of this thread's network namespace, unless that is the machine's own.
+///
+/// # Errors
+/// [`LinkError::Machine`].
+pub fn pod() -> Result<Pod, LinkError> {
+    if is_of_machine(Path::new("/proc/thread-self/ns/net")) {
+        return Err(LinkError::Machine);
+    }
+    Ok(Pod::default())
+}
+
+/// Takes over what a sandbox is to have. The calling thread is in the same network namespace afterwards.
 ///
 /// # Errors
 /// See [`LinkError`].
-pub fn open(network: &Network) -> Result<Option<Opened>, LinkError> {
+pub fn open(network: &Network) -> Result<Vec<Opened>, LinkError> {
     match network {
-        Network::None => Ok(None),
+        Network::None => Ok(Vec::new()),
+        Network::Sandbox => {
+            let taken = |change| if let Change::Taken(opened) = change { Some(opened) } else { None };
+            Ok(pod()?.look(true)?.into_iter().filter_map(taken).collect())
+        }
         Network::Interface { name, namespace } => {
             let _inside = Inside::enter(namespace.as_deref())?;
-            packet::open(name).map(Some)
+            packet::open(name).map(|opened| vec![opened])
         }
         Network::Tap { tap, namespace } => {
             let _inside = Inside::enter(namespace.as_deref())?;
-            tap::open(tap).map(Some)
+            tap::open(tap).map(|opened| vec![opened])
         }
     }
 }

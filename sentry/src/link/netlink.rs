@@ -2,13 +2,16 @@
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, socket,
+};
 
 use crate::error::Errno;
 
 const HEADER: usize = 16;
 const REQUEST: u16 = 1;
 const ACK: u16 = 4;
+const CREATE: u16 = 0x400;
 const DUMP: u16 = 0x300;
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
@@ -90,6 +93,34 @@ impl Netlink {
         self.request(kind, ACK, body)?;
         self.answers().map(drop)
     }
+
+    /// Something that is made.
+    pub(super) fn make(&mut self, kind: u16, body: &[u8]) -> Result<(), Errno> {
+        self.request(kind, ACK | CREATE, body)?;
+        self.answers().map(drop)
+    }
+}
+
+/// A socket that hears of interfaces and addresses of this thread's network namespace that come, change and go.
+///
+/// # Errors
+/// The host gives none.
+pub fn news() -> Result<OwnedFd, Errno> {
+    // `include/uapi/linux/rtnetlink.h`: RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
+    const GROUPS: u32 = 0x1 | 0x10 | 0x100;
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
+    bind(fd.as_raw_fd(), &NetlinkAddr::new(0, GROUPS))?;
+    Ok(fd)
+}
+
+/// Adds an attribute to a message.
+pub(super) fn push(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    let Ok(length) = u16::try_from(value.len().saturating_add(4)) else { return };
+    message.extend_from_slice(&length.to_ne_bytes());
+    message.extend_from_slice(&kind.to_ne_bytes());
+    message.extend_from_slice(value);
+    message.resize(message.len().next_multiple_of(4), 0);
 }
 
 /// Attributes after a header of so many bytes, by kind.

@@ -13,6 +13,8 @@ use crate::net::stack::Prefix;
 pub enum Network {
     /// Loopback alone.
     None,
+    /// All interfaces of the caller's network namespace are taken over.
+    Sandbox,
     /// An interface of a network namespace is taken over, with its addresses and routes.
     Interface {
         /// Its name.
@@ -49,13 +51,13 @@ pub struct Tap {
 pub enum SpecError {
     /// A kind that is not there.
     #[error(
-        "network {0:?}: none, host-veth=INTERFACE[,netns=PATH] or tap=NAME,address=IP/BITS[,gateway=IP] is possible"
+        "network {0:?}: none, sandbox, host-veth=INTERFACE[,netns=PATH] or tap=NAME,address=IP/BITS[,gateway=IP] is possible"
     )]
     Kind(String),
     /// The host's own network.
     #[error(
         "network \"host\": sockets of the host would need host calls (socket, connect, sendto and others) that the sentry has given up \
-         when a guest runs; give the sandbox an interface (host-veth=…, tap=…)"
+         when a guest runs; give the sandbox an interface (sandbox, host-veth=…, tap=…)"
     )]
     Host,
     /// A part of it.
@@ -109,6 +111,7 @@ impl FromStr for Network {
         }
         match (kind, name.is_empty()) {
             ("none", true) if namespace.is_none() => Ok(Self::None),
+            ("sandbox", true) if namespace.is_none() => Ok(Self::Sandbox),
             ("host", true) => Err(SpecError::Host),
             ("host-veth", false) => Ok(Self::Interface { name, namespace }),
             ("tap", false) if tap.addresses.is_empty() => {
@@ -128,6 +131,7 @@ mod tests {
     fn what_can_be_said() {
         let parse = |text: &str| text.parse::<Network>();
         assert_eq!(parse("none"), Ok(Network::None));
+        assert_eq!(parse("sandbox"), Ok(Network::Sandbox));
         assert_eq!(
             parse("host-veth=eth0,netns=/run/netns/pod"),
             Ok(Network::Interface { name: "eth0".to_owned(), namespace: Some("/run/netns/pod".into()) })
@@ -145,7 +149,9 @@ mod tests {
     fn what_cannot() {
         let parse = |text: &str| text.parse::<Network>().unwrap_err();
         assert_eq!(parse("host"), SpecError::Host);
-        for kind in ["", "bridge", "none=x", "host-veth", "host-veth=", "tap"] {
+        for kind in
+            ["", "bridge", "none=x", "sandbox=x", "sandbox,netns=/x", "host-veth", "host-veth=", "tap"]
+        {
             assert_eq!(parse(kind), SpecError::Kind(kind.to_owned()), "{kind}");
         }
         for part in [

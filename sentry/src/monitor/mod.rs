@@ -13,10 +13,13 @@
 //! | `streams` | descriptors that clients give |
 //! | `stream`, `terminal` | pipes, terminals of the host |
 //! | `table` | containers and processes by name |
+//! | `network`, `addresses` | the pod's interfaces, and how the agent API tells of them |
 //! | `link` | the socket to the sentry |
 //! | `sockets` | sockets that clients come to |
 
+mod addresses;
 mod link;
+mod network;
 mod open;
 mod ready;
 mod service;
@@ -85,6 +88,10 @@ pub(crate) struct Serve {
     /// Milliseconds for which its end may still be asked for, where nobody did; 0 where everybody looks at this process instead.
     #[arg(long, value_name = "MS", default_value_t = 2000, requires = "until")]
     linger: u64,
+    /// Network besides loopback: `sandbox`, all interfaces of the network namespace that it is started in, with their addresses and routes, from
+    /// the first container on; `none`; or as `do` has it.
+    #[arg(long, default_value = "none", value_name = "NETWORK")]
+    network: kata_cc_sentry::link::Network,
     #[command(flatten)]
     confinement: Confinement,
 }
@@ -96,9 +103,12 @@ pub(crate) fn run(options: Serve) -> anyhow::Result<u8> {
         table::check_id(until).context("--until")?;
     }
     let strength = options.confinement.strength();
+    let network = network::Network::new(options.network.clone()).context("--network")?;
     let ready = ready::Ready::take(options.ready_fd)?;
     ready::leave_streams().context("cannot put /dev/null in the place of the standard streams")?;
-    match Defence::begin_served(strength).context("cannot defend the sentry")? {
+    match Defence::begin_served(strength, options.network != kata_cc_sentry::link::Network::None)
+        .context("cannot defend the sentry")?
+    {
         Served::Sentry(defence, control) => {
             match strength {
                 Strength::Off => drop(ready),
@@ -112,7 +122,7 @@ pub(crate) fn run(options: Serve) -> anyhow::Result<u8> {
                 .enable_all()
                 .build()
                 .context("start the runtime")?;
-            let ended = runtime.block_on(monitor(options, strength, sentry, control, ready));
+            let ended = runtime.block_on(monitor(options, network, (sentry, control), ready));
             // Reads and waits of clients do not hold up the end.
             runtime.shutdown_background();
             ended
@@ -144,9 +154,8 @@ enum End {
 
 async fn monitor(
     options: Serve,
-    strength: Strength,
-    sentry: SentryProcess,
-    control: OwnedFd,
+    network: network::Network,
+    (sentry, control): (SentryProcess, OwnedFd),
     ready: ready::Ready,
 ) -> anyhow::Result<u8> {
     let (link, engine) = link::new(control).context("the socket to the sentry")?;
@@ -157,7 +166,8 @@ async fn monitor(
         link: link.clone(),
         table,
         parked: streams::Parked::default(),
-        strength,
+        strength: options.confinement.strength(),
+        network,
         memory: options.memory.map(|mib| mib << 20),
         destroyed: tokio::sync::Notify::new(),
         gofers: std::sync::Mutex::default(),
@@ -165,6 +175,7 @@ async fn monitor(
     });
     let begun = tokio::time::timeout(STARTS, monitor.name(Some(options.hostname.clone()), None)).await;
     begun.context("the sentry does not answer")?.context("the sentry does not start")?;
+    monitor.begin_network().await.context("cannot take the network over")?;
     // Before anybody can know that it is there: who does may end it, and whoever it starts may end.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let (mut hangup, mut resized) = (signal(SignalKind::hangup())?, signal(SignalKind::window_change())?);
@@ -198,6 +209,8 @@ async fn monitor(
     tokio::time::sleep(LEAVES.min(linger)).await;
     drop(clients);
     lost.abort();
+    let _ = lost.await;
+    monitor.give_network_back().await;
     Ok(code(&end, options.until.is_some()))
 }
 

@@ -231,11 +231,13 @@ impl AgentService for Service {
         _: &TtrpcContext,
         _: api::ListInterfacesRequest,
     ) -> Answered<api::Interfaces> {
-        Ok(api::Interfaces::new())
+        let mut answer = api::Interfaces::new();
+        answer.Interfaces = self.0.interfaces().await;
+        Ok(answer)
     }
 
     async fn list_routes(&self, _: &TtrpcContext, _: api::ListRoutesRequest) -> Answered<api::Routes> {
-        Ok(api::Routes::new())
+        Ok(self.routes().await)
     }
 
     async fn get_metrics(&self, _: &TtrpcContext, _: api::GetMetricsRequest) -> Answered<api::Metrics> {
@@ -305,17 +307,23 @@ impl AgentService for Service {
     async fn update_interface(
         &self,
         _: &TtrpcContext,
-        _: api::UpdateInterfaceRequest,
+        r: api::UpdateInterfaceRequest,
     ) -> Answered<types::Interface> {
-        absent("UpdateInterface")
+        let wanted = r.interface.into_option().unwrap_or_default();
+        self.0.update_interface(&wanted).await.map_err(refused)?;
+        Ok(wanted)
     }
 
-    async fn update_routes(&self, _: &TtrpcContext, _: api::UpdateRoutesRequest) -> Answered<api::Routes> {
-        absent("UpdateRoutes")
+    async fn update_routes(&self, _: &TtrpcContext, r: api::UpdateRoutesRequest) -> Answered<api::Routes> {
+        let wanted = r.routes.into_option().unwrap_or_default().Routes;
+        self.0.update_routes(&wanted).await.map_err(refused)?;
+        Ok(self.routes().await)
     }
 
-    async fn add_arp_neighbors(&self, _: &TtrpcContext, _: api::AddARPNeighborsRequest) -> Answered<Empty> {
-        absent("AddARPNeighbors")
+    async fn add_arp_neighbors(&self, _: &TtrpcContext, r: api::AddARPNeighborsRequest) -> Answered<Empty> {
+        let wanted = r.neighbors.into_option().unwrap_or_default().ARPNeighbors;
+        self.0.add_neighbours(&wanted).await.map_err(refused)?;
+        empty()
     }
 
     async fn get_ip_tables(
@@ -392,6 +400,12 @@ impl AgentService for Service {
 }
 
 impl Service {
+    async fn routes(&self) -> api::Routes {
+        let mut answer = api::Routes::new();
+        answer.Routes = self.0.routes().await;
+        answer
+    }
+
     async fn read(&self, r: &api::ReadStreamRequest, errors: bool) -> Answered<api::ReadStreamResponse> {
         let mut answer = api::ReadStreamResponse::new();
         let read = self.0.read(&r.container_id, &r.exec_id, errors, r.len).await;

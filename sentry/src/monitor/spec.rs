@@ -15,6 +15,7 @@ use kata_cc_agent_protocol::{agent, oci};
 use kata_cc_sentry::control::message::{
     Bound, Bounds, ContainerNumber, ContainerPlan, Descriptor, DevicePlan, ProcessNumber,
 };
+use kata_cc_sentry::link;
 use thiserror::Error;
 
 pub(crate) use process::{Streams, process};
@@ -59,7 +60,7 @@ pub(crate) fn unsupported<T>(field: impl Into<String>, why: impl Into<String>) -
     Err(SpecError::Unsupported { field: field.into(), why: why.into() })
 }
 
-pub(super) fn invalid<T>(field: impl Into<String>, why: impl Into<String>) -> Result<T, SpecError> {
+pub(crate) fn invalid<T>(field: impl Into<String>, why: impl Into<String>) -> Result<T, SpecError> {
     Err(SpecError::Invalid { field: field.into(), why: why.into() })
 }
 
@@ -101,6 +102,8 @@ pub(crate) struct Options {
     seccomp: bool,
     /// `errno` of its default action.
     seccomp_errno: Option<u32>,
+    /// Whether the pod's network is wanted, where that is said.
+    pub(crate) network: Option<bool>,
     /// For the first process, and others that do not say.
     pub(crate) umask: u32,
 }
@@ -213,7 +216,8 @@ fn refuse_of_machines(request: &agent::CreateContainerRequest) -> Result<(), Spe
 }
 
 fn options(spec: &oci::Spec) -> Result<Options, SpecError> {
-    let mut options = Options { overlay: true, seccomp: true, seccomp_errno: None, umask: 0o022 };
+    let mut options =
+        Options { overlay: true, seccomp: true, seccomp_errno: None, network: None, umask: 0o022 };
     for (name, value) in &spec.Annotations {
         let Some(name) = name.strip_prefix(ANNOTATION) else { continue };
         let field = || format!("annotation {ANNOTATION}{name}");
@@ -235,6 +239,8 @@ fn options(spec: &oci::Spec) -> Result<Options, SpecError> {
                 Ok(errno) => options.seccomp_errno = Some(errno),
                 Err(_) => return invalid(field(), format!("{value:?} is no number of an error")),
             },
+            "network" if value == "host" => return invalid(field(), link::SpecError::Host.to_string()),
+            "network" => options.network = Some(one_of(["sandbox", "none"])? == 0),
             "umask" => match u32::from_str_radix(value, 8) {
                 Ok(umask) if umask <= 0o777 => options.umask = umask,
                 _ => return invalid(field(), format!("{value:?} is no octal number up to 0777")),

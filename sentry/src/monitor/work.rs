@@ -10,11 +10,13 @@ use kata_cc_sentry::control::message::{
 };
 use kata_cc_sentry::defence::Strength;
 use kata_cc_sentry::gofer;
+use kata_cc_sentry::link::LinkError;
 use nix::fcntl::{FcntlArg, fcntl};
 use thiserror::Error;
 use tokio::sync::Notify;
 
 use super::link::{CallError, Link};
+use super::network::Network;
 use super::spec::{self, Around, Descriptors, SpecError, Streams};
 use super::stream::{Stream, pipe};
 use super::streams::{self, Given, GivenStreams, Parked};
@@ -33,6 +35,9 @@ pub(crate) enum WorkError {
     /// The sentry.
     #[error(transparent)]
     Call(#[from] CallError),
+    /// The pod's network.
+    #[error("the network of the sandbox: {0}")]
+    Network(#[from] LinkError),
     /// Of the host.
     #[error("{what}: {error}")]
     Host {
@@ -62,7 +67,7 @@ impl WorkError {
     }
 }
 
-fn host(what: &'static str) -> impl FnOnce(std::io::Error) -> WorkError {
+pub(super) fn host(what: &'static str) -> impl FnOnce(std::io::Error) -> WorkError {
     move |error| WorkError::Host { what, error }
 }
 
@@ -74,6 +79,8 @@ pub(crate) struct Monitor {
     pub(crate) strength: Strength,
     /// Most bytes of changes to a root.
     pub(crate) memory: Option<u64>,
+    /// Interfaces of the pod.
+    pub(crate) network: Network,
     /// Rung by DestroySandbox.
     pub(crate) destroyed: Notify,
     /// Processes that hold files of containers.
@@ -171,6 +178,8 @@ impl Monitor {
         let around = Around { container, process: number, memory: self.memory, files, image };
         let mut planned = spec::container(request, &around, &connected.plan)?;
         planned.plan.process.more = connected.more;
+        let said = planned.options.network;
+        self.check_network(said).await?;
         let process = Process::new(number, "", terminal, connected.pipes);
         self.table.add(id, container, process)?;
         let made = async {
@@ -182,7 +191,19 @@ impl Monitor {
                 _ => Err(WorkError::Answer),
             }
         };
-        match made.await {
+        let made = match made.await {
+            // What nobody uses is not taken over.
+            Ok(()) => match self.join_network(said).await {
+                Ok(()) => Ok(()),
+                Err(error) => {
+                    // The error is why there is no container; that it cannot be ended either says less.
+                    let _ = self.done(Ask::Remove(container)).await;
+                    Err(error)
+                }
+            },
+            Err(error) => Err(error),
+        };
+        match made {
             Ok(()) => {
                 self.table.set_created(id, planned.options.umask);
                 self.follow(connected.slave, number).await;

@@ -37,12 +37,33 @@ pub(crate) fn command(folder: &Path, options: &[&str]) -> Command {
     command
 }
 
+/// The same command in a network namespace that `ip netns` made.
+pub(crate) fn inside(namespace: &str, command: &Command) -> Command {
+    let mut inside = Command::new("ip");
+    inside.args(["netns", "exec", namespace]).arg(command.get_program()).args(command.get_args());
+    inside.env("KATA_CC_LOG", "info").env_remove("NOTIFY_SOCKET");
+    inside.stdin(Stdio::null()).stdout(Stdio::null());
+    inside
+}
+
 impl Sandbox {
     /// With the log of the sandbox in the test's output.
     pub(crate) fn start(options: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
+        let command = command(folder.path(), options);
+        Self::start_by(folder, command)
+    }
+
+    /// In a network namespace that `ip netns` made.
+    pub(crate) fn start_in(namespace: &str, options: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let command = inside(namespace, &command(folder.path(), options));
+        Self::start_by(folder, command)
+    }
+
+    fn start_by(folder: tempfile::TempDir, mut command: Command) -> Self {
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
-        let child = command(folder.path(), options).stderr(log).spawn().unwrap();
+        let child = command.stderr(log).spawn().unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let (agent, streams) = sockets(folder.path());
         let begin = Instant::now();

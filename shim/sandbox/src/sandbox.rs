@@ -378,8 +378,9 @@ impl Sandbox {
         }
         if matches!(self.machine, Machine::Vm(_)) && self.ended.borrow().is_none() {
             let _ = tokio::time::timeout(GRACE, vmm::ask(&self.dir, &ControlRequest::Stop)).await;
-            let _ = tokio::time::timeout(Duration::from_secs(1), self.ended()).await;
         }
+        // A sentry's monitor gives the pod's interfaces back, which the engine's plug-ins look at.
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.ended()).await;
         process::kill_if_same(self.monitor.0, self.monitor.1).await;
         let _ = tokio::time::timeout(GRACE, self.ended()).await;
         for task in self.tasks.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {

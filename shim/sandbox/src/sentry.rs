@@ -19,6 +19,8 @@ pub(crate) fn command(program: &Path, agent: &Path, streams: &Path, spec: &Sandb
     if !spec.hostname.is_empty() {
         command.args(["--hostname", &spec.hostname]);
     }
+    // Of the pod's namespace, or of a new one that hooks may put interfaces into.
+    command.args(["--network", "sandbox"]);
     command
 }
 

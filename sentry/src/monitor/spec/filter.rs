@@ -42,7 +42,8 @@ mod tests {
         call.Action = "SCMP_ACT_ALLOW".to_owned();
         profile.Syscalls.push(call);
         change(profile);
-        let options = Options { overlay: true, seccomp: apply, seccomp_errno: None, umask: 0o022 };
+        let options =
+            Options { overlay: true, seccomp: apply, seccomp_errno: None, network: None, umask: 0o022 };
         let program = program(&linux, &options).map_err(|error| error.to_string())?;
         Ok(program.map(|program| program.len()))
     }

@@ -25,8 +25,8 @@ pub(super) async fn start(plan: Plan<'_>, underway: &mut Underway<'_>) -> Result
     let Plan { config, spec, dir, record, log } = plan;
     charge(plan, underway).await?;
     note(plan, &leftovers(plan, underway, None))?;
-    // The network that the pod has is that of this namespace, which hooks and plug-ins of the engine find by the monitor's number. What the
-    // sentry takes of it is the sentry's own business; a pod without one gets an empty one, never the host's.
+    // The network that the pod has is that of this namespace, which hooks and plug-ins of the engine find by the monitor's number, and whose
+    // interfaces the sentry takes over; a pod without one gets an empty one, never the host's.
     let netns = spec.netns.as_deref().map_or(Netns::New, Netns::Of);
     let program = config.sentry();
     let sockets = (dir.join(AGENT_SOCKET), dir.join(STREAMS_SOCKET));
