@@ -307,3 +307,53 @@ fn traced_guests_go_on_and_another_platform_refuses_them() {
     sandbox.close_input("c", "").unwrap();
     assert_eq!(sandbox.wait("c", "").unwrap(), 0);
 }
+
+/// The container's profile is that of its bundle, before and after; a filter that a process has given itself cannot be kept.
+#[test]
+fn a_profile_of_calls_holds_afterwards_too() {
+    const ASKS: &str = r"
+import sys, socket, ctypes, struct
+C = ctypes.CDLL(None)
+for line in sys.stdin:
+    if line == 'filter\n':
+        allow = ctypes.create_string_buffer(struct.pack('HBBI', 6, 0, 0, 0x7fff0000))
+        program = ctypes.create_string_buffer(struct.pack('HxxxxxxQ', 1, ctypes.addressof(allow)))
+        C.prctl(38, 1, 0, 0, 0)
+        print('filtered', C.prctl(22, 2, program), flush=True)
+        continue
+    try:
+        socket.sethostname('x')
+        print('set', flush=True)
+    except OSError as error:
+        print('errno', error.errno, flush=True)
+";
+    let mut spec = python(ASKS);
+    spec.Linux.mut_or_insert_default().Seccomp = Some(oci::LinuxSeccomp {
+        DefaultAction: "SCMP_ACT_ALLOW".to_owned(),
+        Syscalls: vec![oci::LinuxSyscall {
+            Names: vec!["sethostname".to_owned()],
+            Action: "SCMP_ACT_ERRNO".to_owned(),
+            ErrnoRet: Some(oci::linux_syscall::ErrnoRet::Errnoret(95)),
+            ..Default::default()
+        }],
+        ..Default::default()
+    })
+    .into();
+    let image = tempfile::tempfile().unwrap();
+    let sandbox = Sandbox::start(&[]);
+    let asked = |sandbox: &Sandbox, line: &[u8]| {
+        sandbox.write("c", "", line).unwrap();
+        sandbox.read_until("c", "", "\n")
+    };
+    sandbox.run("c", &spec);
+    assert_eq!(asked(&sandbox, b"\n"), "errno 95\n");
+    save(&sandbox, "c", "checkpoint", &image);
+
+    let sandbox = restore("c", &spec, &image);
+    assert_eq!(asked(&sandbox, b"\n"), "errno 95\n");
+    save(&sandbox, "c", "leave-running", &image);
+    assert_eq!(asked(&sandbox, b"filter\n"), "filtered 0\n");
+    let answer = ask(&sandbox, "c", "checkpoint", &image);
+    assert!(answer.contains("process 1: it has a filter of system calls of its own"), "{answer}");
+    assert_eq!(asked(&sandbox, b"\n"), "errno 95\n");
+}

@@ -69,99 +69,99 @@ core::arch::global_asm!(
     .balign 4096
     .globl kata_cc_shim_begin
 kata_cc_shim_begin:
-    .set .Lcontext, kata_cc_shim_begin - {CODE}
+    .set .Lshim_context, kata_cc_shim_begin - {CODE}
 
     // `syscall`: rcx is where the guest goes on, r11 its flags. Interrupts are off.
     .globl kata_cc_shim_call
 kata_cc_shim_call:
-    mov %rsp, .Lcontext+{REGS}+120(%rip)
-    mov %rcx, .Lcontext+{REGS}+128(%rip)
-    mov %r11, .Lcontext+{REGS}+136(%rip)
-    movl ${CALL}, .Lcontext+{KIND}(%rip)
-    jmp .Lsave
+    mov %rsp, .Lshim_context+{REGS}+120(%rip)
+    mov %rcx, .Lshim_context+{REGS}+128(%rip)
+    mov %r11, .Lshim_context+{REGS}+136(%rip)
+    movl ${CALL}, .Lshim_context+{KIND}(%rip)
+    jmp .Lshim_save
 
     // A place of 16 bytes for each vector; some have an error code by themselves.
     .balign 16
     .globl kata_cc_shim_vectors
 kata_cc_shim_vectors:
-    .set .Lvector, 0
+    .set .Lshim_vector, 0
     .rept {VECTORS}
     .balign 16
-    .if (.Lvector == 8) || (.Lvector == 10) || (.Lvector == 11) || (.Lvector == 12) || (.Lvector == 13) || (.Lvector == 14) || (.Lvector == 17) || (.Lvector == 21)
+    .if (.Lshim_vector == 8) || (.Lshim_vector == 10) || (.Lshim_vector == 11) || (.Lshim_vector == 12) || (.Lshim_vector == 13) || (.Lshim_vector == 14) || (.Lshim_vector == 17) || (.Lshim_vector == 21)
     .else
     pushq $0
     .endif
-    pushq $.Lvector
-    jmp .Lexception
-    .set .Lvector, .Lvector + 1
+    pushq $.Lshim_vector
+    jmp .Lshim_exception
+    .set .Lshim_vector, .Lshim_vector + 1
     .endr
 
-.Lexception:
-    popq .Lcontext+{VECTOR}(%rip)
-    popq .Lcontext+{ERROR}(%rip)
-    popq .Lcontext+{REGS}+128(%rip)
-    popq .Lcontext+{CS}(%rip)
-    popq .Lcontext+{REGS}+136(%rip)
-    popq .Lcontext+{REGS}+120(%rip)
-    mov %rax, .Lcontext+{REGS}+104(%rip)
+.Lshim_exception:
+    popq .Lshim_context+{VECTOR}(%rip)
+    popq .Lshim_context+{ERROR}(%rip)
+    popq .Lshim_context+{REGS}+128(%rip)
+    popq .Lshim_context+{CS}(%rip)
+    popq .Lshim_context+{REGS}+136(%rip)
+    popq .Lshim_context+{REGS}+120(%rip)
+    mov %rax, .Lshim_context+{REGS}+104(%rip)
     mov %cr2, %rax
-    mov %rax, .Lcontext+{CR2}(%rip)
-    mov .Lcontext+{REGS}+104(%rip), %rax
-    movl ${EXCEPTION}, .Lcontext+{KIND}(%rip)
-.Lsave:
-    mov %r8, .Lcontext+{REGS}(%rip)
-    mov %r9, .Lcontext+{REGS}+8(%rip)
-    mov %r10, .Lcontext+{REGS}+16(%rip)
-    mov %r11, .Lcontext+{REGS}+24(%rip)
-    mov %r12, .Lcontext+{REGS}+32(%rip)
-    mov %r13, .Lcontext+{REGS}+40(%rip)
-    mov %r14, .Lcontext+{REGS}+48(%rip)
-    mov %r15, .Lcontext+{REGS}+56(%rip)
-    mov %rdi, .Lcontext+{REGS}+64(%rip)
-    mov %rsi, .Lcontext+{REGS}+72(%rip)
-    mov %rbp, .Lcontext+{REGS}+80(%rip)
-    mov %rbx, .Lcontext+{REGS}+88(%rip)
-    mov %rdx, .Lcontext+{REGS}+96(%rip)
-    mov %rax, .Lcontext+{REGS}+104(%rip)
-    mov %rcx, .Lcontext+{REGS}+112(%rip)
+    mov %rax, .Lshim_context+{CR2}(%rip)
+    mov .Lshim_context+{REGS}+104(%rip), %rax
+    movl ${EXCEPTION}, .Lshim_context+{KIND}(%rip)
+.Lshim_save:
+    mov %r8, .Lshim_context+{REGS}(%rip)
+    mov %r9, .Lshim_context+{REGS}+8(%rip)
+    mov %r10, .Lshim_context+{REGS}+16(%rip)
+    mov %r11, .Lshim_context+{REGS}+24(%rip)
+    mov %r12, .Lshim_context+{REGS}+32(%rip)
+    mov %r13, .Lshim_context+{REGS}+40(%rip)
+    mov %r14, .Lshim_context+{REGS}+48(%rip)
+    mov %r15, .Lshim_context+{REGS}+56(%rip)
+    mov %rdi, .Lshim_context+{REGS}+64(%rip)
+    mov %rsi, .Lshim_context+{REGS}+72(%rip)
+    mov %rbp, .Lshim_context+{REGS}+80(%rip)
+    mov %rbx, .Lshim_context+{REGS}+88(%rip)
+    mov %rdx, .Lshim_context+{REGS}+96(%rip)
+    mov %rax, .Lshim_context+{REGS}+104(%rip)
+    mov %rcx, .Lshim_context+{REGS}+112(%rip)
     rdfsbase %rax
-    mov %rax, .Lcontext+{FS_BASE}(%rip)
+    mov %rax, .Lshim_context+{FS_BASE}(%rip)
     hlt
 
     // The registers of the context are loaded from here on: who is stopped before the last instruction may begin anew.
     .globl kata_cc_shim_resume
 kata_cc_shim_resume:
-    cmpl $0, .Lcontext+{FLUSH}(%rip)
+    cmpl $0, .Lshim_context+{FLUSH}(%rip)
     je 1f
     mov %cr3, %rax
     mov %rax, %cr3
-    movl $0, .Lcontext+{FLUSH}(%rip)
-1:  mov .Lcontext+{FS_BASE}(%rip), %rax
+    movl $0, .Lshim_context+{FLUSH}(%rip)
+1:  mov .Lshim_context+{FS_BASE}(%rip), %rax
     wrfsbase %rax
-    lea .Lcontext+{STACK}-40(%rip), %rsp
-    mov .Lcontext+{REGS}+128(%rip), %rax
+    lea .Lshim_context+{STACK}-40(%rip), %rsp
+    mov .Lshim_context+{REGS}+128(%rip), %rax
     mov %rax, (%rsp)
     movq ${USER_CODE}, 8(%rsp)
-    mov .Lcontext+{REGS}+136(%rip), %rax
+    mov .Lshim_context+{REGS}+136(%rip), %rax
     mov %rax, 16(%rsp)
-    mov .Lcontext+{REGS}+120(%rip), %rax
+    mov .Lshim_context+{REGS}+120(%rip), %rax
     mov %rax, 24(%rsp)
     movq ${USER_DATA}, 32(%rsp)
-    mov .Lcontext+{REGS}(%rip), %r8
-    mov .Lcontext+{REGS}+8(%rip), %r9
-    mov .Lcontext+{REGS}+16(%rip), %r10
-    mov .Lcontext+{REGS}+24(%rip), %r11
-    mov .Lcontext+{REGS}+32(%rip), %r12
-    mov .Lcontext+{REGS}+40(%rip), %r13
-    mov .Lcontext+{REGS}+48(%rip), %r14
-    mov .Lcontext+{REGS}+56(%rip), %r15
-    mov .Lcontext+{REGS}+64(%rip), %rdi
-    mov .Lcontext+{REGS}+72(%rip), %rsi
-    mov .Lcontext+{REGS}+80(%rip), %rbp
-    mov .Lcontext+{REGS}+88(%rip), %rbx
-    mov .Lcontext+{REGS}+96(%rip), %rdx
-    mov .Lcontext+{REGS}+104(%rip), %rax
-    mov .Lcontext+{REGS}+112(%rip), %rcx
+    mov .Lshim_context+{REGS}(%rip), %r8
+    mov .Lshim_context+{REGS}+8(%rip), %r9
+    mov .Lshim_context+{REGS}+16(%rip), %r10
+    mov .Lshim_context+{REGS}+24(%rip), %r11
+    mov .Lshim_context+{REGS}+32(%rip), %r12
+    mov .Lshim_context+{REGS}+40(%rip), %r13
+    mov .Lshim_context+{REGS}+48(%rip), %r14
+    mov .Lshim_context+{REGS}+56(%rip), %r15
+    mov .Lshim_context+{REGS}+64(%rip), %rdi
+    mov .Lshim_context+{REGS}+72(%rip), %rsi
+    mov .Lshim_context+{REGS}+80(%rip), %rbp
+    mov .Lshim_context+{REGS}+88(%rip), %rbx
+    mov .Lshim_context+{REGS}+96(%rip), %rdx
+    mov .Lshim_context+{REGS}+104(%rip), %rax
+    mov .Lshim_context+{REGS}+112(%rip), %rcx
     iretq
     .globl kata_cc_shim_end
 kata_cc_shim_end:
