@@ -56,8 +56,13 @@ fn end(context: &Context, state: &State) {
         }
         return state.process.kill();
     }
-    // Asked to, it gives the interfaces of its network namespace back before it ends.
-    state.process.end(std::time::Duration::from_secs(1));
+    // With the container its monitor ends, and gives the interfaces of the network namespace back; so it does when it is asked to.
+    let second = std::time::Duration::from_secs(1);
+    let folder = context.store.folder_of(&state.id);
+    let killed = Agent::connect(folder.path()).and_then(|mut agent| agent.signal(&state.id, "", 9));
+    if killed.is_err() || !state.process.wait(second) {
+        state.process.end(second);
+    }
 }
 
 /// What cannot be understood any more goes with `--force`.

@@ -8,6 +8,7 @@
 //! A container is restored into what the same bundle has made: root, volumes and mounts are there, and its first process is not made but read.
 //! An image holds the container's secrets, and is untrusted when it comes back ([`image`]).
 
+mod admission;
 mod files;
 mod image;
 mod memory;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+pub(crate) use admission::Ceiling;
 pub(crate) use files::Streams;
 use files::{Files, Opened, Reopening, pick, walk};
 pub use image::{ImageError, examine, examine_state};
@@ -64,6 +66,9 @@ pub enum CheckpointError {
     /// It says what no container is like.
     #[error("the image: its state is none: {0}")]
     State(&'static str),
+    /// It would let its processes do what the bundle does not.
+    #[error("the image: its processes may more than the bundle lets them: {0}")]
+    Rights(&'static str),
     /// The bundle is another.
     #[error("the image is of a container with other mounts: {0}")]
     Mounts(String),
@@ -296,7 +301,9 @@ impl Shared<'_> {
                 }
                 Some(number)
             };
+            let transfers = !lock(space.asynchronous()).is_empty();
             match space.saved(&mut number) {
+                Ok(_) if transfers => self.refuse(pid, "contexts of asynchronous transfers (io_setup)"),
                 Ok(space) => saved.push(space),
                 Err(name) => self.refuse(pid, &format!("memory that shows {name}")),
             }
@@ -312,6 +319,8 @@ pub(crate) struct Setting<'a> {
     pub(crate) group: &'a Arc<ControlGroup>,
     /// Its streams, where they are no terminal.
     pub(crate) streams: &'a [Option<Arc<dyn Inode>>; 3],
+    /// What its processes may do at most.
+    pub(crate) ceiling: &'a Ceiling,
 }
 
 /// Tasks that were restored and do not run yet, the container's first process first.
@@ -349,16 +358,17 @@ impl Sources for Shown {
 
 /// Makes the tasks of an image.
 pub(crate) fn restore(place: &Setting<'_>, image: OwnedFd) -> Result<Restored, CheckpointError> {
-    let Setting { kernel, container, group, streams } = *place;
+    let Setting { kernel, container, group, streams, ceiling } = *place;
     let image = Reader::open(image)?;
     let platform = kernel.platform.name();
     if image.platform() != platform {
         return Err(ImageError::Platform(image.platform().to_owned(), platform.to_owned()).into());
     }
-    let state = image.state()?;
+    let mut state = image.state()?;
     if state.vdso_code != sha256(&kernel.platform.vdso_code()) {
         return Err(CheckpointError::Vdso);
     }
+    admission::admit(&mut state.processes, ceiling)?;
     restore_files(&image, container, &state)?;
     let root = container.root();
     let reopening = Reopening { image: &image, kernel, root: &root, streams };

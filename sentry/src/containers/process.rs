@@ -136,7 +136,7 @@ pub(super) fn prepare(
     }
 }
 
-/// Makes the processes of an image. Of the plan only the streams count.
+/// Makes the processes of an image. Of the plan the streams count, and what it lets a process do at most.
 pub(super) fn restore(
     inside: &Inside<'_>,
     plan: &ProcessPlan,
@@ -154,7 +154,13 @@ pub(super) fn restore(
         }
     }
     let Inside { kernel, container, group, .. } = *inside;
-    let setting = checkpoint::Setting { kernel, container, group, streams: &streams };
+    let own = credentials(plan);
+    let ceiling = checkpoint::Ceiling {
+        bounding: own.bounding,
+        no_new_privileges: own.no_new_privileges,
+        limits: limits(plan),
+    };
+    let setting = checkpoint::Setting { kernel, container, group, streams: &streams, ceiling: &ceiling };
     let restored = checkpoint::restore(&setting, image).map_err(|error| refusal(&error))?;
     if let Some(program) = inside.filter {
         restored.tasks.iter().for_each(|(task, _)| task.set_filters(Filters::of(program)));

@@ -125,13 +125,17 @@ impl Drop for Inside {
     }
 }
 
-/// Whether a network namespace, by the path of its file, is that of process 1.
-#[must_use]
-pub fn is_of_machine(namespace: &Path) -> bool {
-    let identity = |path: &Path| std::fs::metadata(path).map(|found| (found.dev(), found.ino()));
-    match (identity(namespace), identity(Path::new("/proc/1/ns/net"))) {
+/// Whether this thread's network namespace is the machine's own, that of process 1. Where that cannot be told, it is: nothing of it is taken then.
+fn is_of_machine() -> bool {
+    let identity = |path: &str| std::fs::metadata(path).map(|found| (found.dev(), found.ino()));
+    match (identity("/proc/thread-self/ns/net"), identity("/proc/1/ns/net")) {
         (Ok(own), Ok(first)) => own == first,
-        _ => false,
+        // Process 1 may not be looked at. The second setting is one of the first namespace alone (`net_core_table` in
+        // `net/core/sysctl_net_core.c`), the first of all.
+        _ => {
+            let has = |setting: &str| Path::new("/proc/sys/net/core").join(setting).exists();
+            has("netdev_budget") || !has("somaxconn")
+        }
     }
 }
 
@@ -140,7 +144,7 @@ pub fn is_of_machine(namespace: &Path) -> bool {
 /// # Errors
 /// [`LinkError::Machine`].
 pub fn pod() -> Result<Pod, LinkError> {
-    if is_of_machine(Path::new("/proc/thread-self/ns/net")) {
+    if is_of_machine() {
         return Err(LinkError::Machine);
     }
     Ok(Pod::default())
