@@ -67,17 +67,25 @@ impl Plan<'_> {
 
 /// Whether a network namespace is the machine's own, that of process 1. Where that cannot be told, it is: nothing of it is taken then.
 fn is_of_machine(namespace: &File) -> bool {
-    // A setting of the first namespace alone (`net_core_table` in `net/core/sysctl_net_core.c`): where process 1 may not be looked at, the
-    // engine is in the machine's network as a rule.
-    let engines = || Path::new("/proc/sys/net/core/netdev_budget").exists();
-    let first = std::fs::metadata("/proc/1/ns/net");
-    let first =
-        first.or_else(|error| if engines() { std::fs::metadata("/proc/self/ns/net") } else { Err(error) });
     let identity = |found: std::fs::Metadata| (found.dev(), found.ino());
-    match (namespace.metadata(), first) {
+    match (namespace.metadata(), std::fs::metadata("/proc/1/ns/net")) {
         (Ok(own), Ok(first)) => identity(own) == identity(first),
-        _ => true,
+        // Process 1 may not be looked at.
+        _ => looks_like_first(namespace).unwrap_or(true),
     }
+}
+
+/// Whether a network namespace has a setting that the first one alone has (`net_core_table` in `net/core/sysctl_net_core.c`). A thread goes there
+/// to look, and ends.
+fn looks_like_first(namespace: &File) -> Option<bool> {
+    let namespace = namespace.try_clone().ok()?;
+    let look = move || {
+        nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNET).ok()?;
+        let has = |setting: &str| Path::new("/proc/sys/net/core").join(setting).exists();
+        // The second one all have: else the settings are not shown here.
+        has("somaxconn").then(|| has("netdev_budget"))
+    };
+    std::thread::spawn(look).join().ok().flatten()
 }
 
 /// One of our programs: beside the running one, else found in `PATH`. `KATA_CC_SENTRY` names another sentry.
