@@ -16,6 +16,8 @@ const LONG_MODE: u64 = 1 | 1 << 8 | 1 << 10 | 1 << 11;
 
 const STAR: u32 = 0xc000_0081;
 const LSTAR: u32 = 0xc000_0082;
+/// Where `syscall` of 32-bit code goes on AMD's processors.
+const CSTAR: u32 = 0xc000_0083;
 const FMASK: u32 = 0xc000_0084;
 
 /// Flags that a call clears: TF, IF, DF, IOPL, NT, AC.
@@ -67,8 +69,8 @@ pub(super) fn prepare(stub: &StubThread, host: &Host, processor: u64, vector: &[
     ask_with(stub, processor, requests::SET_SREGS, &mut sregs)?;
     let star = u64::from(selector::USER_CODE_32) << 48 | u64::from(selector::KERNEL_CODE) << 32;
     let call = here + place::CODE as u64 + shim.call;
-    let mut msrs = requests::msrs(&[(STAR, star), (LSTAR, call), (FMASK, CLEARED)]);
-    if ask_with(stub, processor, requests::SET_MSRS, &mut msrs)? != 3 {
+    let mut msrs = requests::msrs(&[(STAR, star), (LSTAR, call), (CSTAR, call), (FMASK, CLEARED)]);
+    if ask_with(stub, processor, requests::SET_MSRS, &mut msrs)? != 4 {
         return Err(Errno::ENOSYS);
     }
     set_vector(stub, processor, vector)?;
@@ -146,6 +148,8 @@ fn write_context(stub: &StubThread, shim: &Shim) -> Result<(), Errno> {
     }
     // The stack of ring 0 lies at an odd place of the task's state.
     context.write(place::TSS + 4, &(here + place::STACK as u64).to_le_bytes());
+    // The map of ports begins behind the end: ring 3 has none.
+    context.write(place::TSS + 0x66, &0x68_u16.to_le_bytes());
     for vector in 0..VECTORS {
         let entry = here + place::CODE as u64 + shim.vectors + VECTOR_CODE * vector as u64;
         // Guests may make those of `int3` and `into` themselves.

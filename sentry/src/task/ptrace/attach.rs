@@ -54,6 +54,10 @@ impl Task {
         let mut tree = self.tasks.tree();
         let state = tree.groups.get(&other.group.pid()).ok_or(Errno::ESRCH)?;
         let (ending, stops) = (state.zombie.is_some(), state.stop.is_some());
+        if state.execs.is_some() {
+            // What it may do is about to change, and has been asked for already (`cred_guard_mutex`).
+            return Err(Errno::EAGAIN);
+        }
         if ending || tree.trace(other.pid()).is_some() || !tree.threads.contains_key(&other.pid()) {
             return Err(Errno::EPERM);
         }
