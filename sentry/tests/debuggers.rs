@@ -2,9 +2,11 @@
 //! installed (or no gcc), its tests say so and pass.
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may panic, and tells what it skips")]
 
+mod support;
+
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Output;
+use std::time::Duration;
 
 /// The longest that one program may take.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -21,25 +23,9 @@ fn have(programs: &[&str]) -> bool {
 }
 
 fn sentry(platform: &str, script: &str) -> Output {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_kata-cc-sentry"))
-        .args(["do", "--platform", platform, "--", "/bin/bash", "-c", script])
-        .env("KATA_CC_LOG", "error")
-        .env("DEBUGINFOD_URLS", "")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let begin = Instant::now();
-    while child.try_wait().unwrap().is_none() {
-        if begin.elapsed() > LIMIT {
-            child.kill().unwrap();
-            let output = child.wait_with_output().unwrap();
-            panic!("{script} did not end within {LIMIT:?}: {output:?}");
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    child.wait_with_output().unwrap()
+    let arguments = ["--platform", platform, "--", "/bin/bash", "-c", script];
+    let mut command = support::sentry_do(&arguments);
+    support::within(LIMIT, script, command.env("KATA_CC_LOG", "error").env("DEBUGINFOD_URLS", ""))
 }
 
 /// What a script prints on both platforms, which must be the same lines.

@@ -1,6 +1,8 @@
 //! The real binary with real programs: those of the machine that the tests run on, its root being the sandbox's.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod support;
+
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -8,27 +10,9 @@ use std::time::{Duration, Instant};
 const LIMIT: Duration = Duration::from_secs(60);
 
 fn sentry(options: &[&str], command: &[&str]) -> Output {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_kata-cc-sentry"))
-        .arg("do")
-        .args(options)
-        .arg("--")
-        .args(command)
-        .env("KATA_CC_LOG", "warn")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let begin = Instant::now();
-    while child.try_wait().unwrap().is_none() {
-        if begin.elapsed() > LIMIT {
-            child.kill().unwrap();
-            let output = child.wait_with_output().unwrap();
-            panic!("{command:?} did not end within {LIMIT:?}: {output:?}");
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    child.wait_with_output().unwrap()
+    let arguments = [options, &["--"], command].concat();
+    let mut started = support::sentry_do(&arguments);
+    support::within(LIMIT, &format!("{command:?}"), started.env("KATA_CC_LOG", "warn"))
 }
 
 /// Output of a program that succeeds and complains of nothing.

@@ -95,7 +95,7 @@ mod tests {
             parent_thread: parent,
             pgid,
             sid: pgid,
-            numbers: [pid; 3],
+            number: pid,
             actions: Vec::new(),
             pending: crate::checkpoint::state::SavedPending::default(),
             zombie: Some(0),

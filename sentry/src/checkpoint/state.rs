@@ -267,8 +267,8 @@ pub(crate) struct SavedProcess {
     pub(crate) parent_thread: Pid,
     pub(crate) pgid: Pid,
     pub(crate) sid: Pid,
-    /// Numbers of itself, its group and its session in the container's namespace.
-    pub(crate) numbers: [Pid; 3],
+    /// Its number in the container's namespace.
+    pub(crate) number: Pid,
     /// Handler, flags, restorer and mask of each signal.
     pub(crate) actions: Vec<[u64; 4]>,
     pub(crate) pending: SavedPending,

@@ -226,10 +226,10 @@ pub(super) fn the_hosts_vdso_is_there_and_its_calls_are_the_guests(platform: &dy
     assert_eq!(thread.resume(), Trap::Syscall { number: u64::from(u32::from_le_bytes(*b"\x7fELF")) });
 }
 
-/// All of these for one platform: an expression of type `&dyn Platform`.
-macro_rules! for_platform {
-    ($platform:expr) => {
-        $crate::platform::tests::for_platform!($platform =>
+/// Hands the names of the tests above to the macro `each`, behind what else it is to get.
+macro_rules! of_every_platform {
+    ($each:ident $($with:tt)*) => {
+        $each!($($with)*
             a_call_stops_and_goes_on_with_its_value,
             running_code_is_interrupted,
             faults_are_told,
@@ -242,6 +242,14 @@ macro_rules! for_platform {
             vector_registers_live_through_calls_forks_and_threads,
             thread_local_storage_has_its_base,
             the_hosts_vdso_is_there_and_its_calls_are_the_guests);
+    };
+}
+pub(super) use of_every_platform;
+
+/// All of these for one platform: an expression of type `&dyn Platform`.
+macro_rules! for_platform {
+    ($platform:expr) => {
+        $crate::platform::tests::of_every_platform!(for_platform $platform =>);
     };
     ($platform:expr => $($name:ident),+) => {
         $(

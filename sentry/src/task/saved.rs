@@ -197,14 +197,13 @@ fn save_process(
         let action = actions.of(signal);
         [action.handler, action.flags, action.restorer, action.mask.0]
     });
-    let number = |pid: Pid| if pid == 0 { 0 } else { group.pid_namespace().shown(pid) };
     let saved = SavedProcess {
         pid,
         parent: state.parent,
         parent_thread: state.parent_thread,
         pgid: state.pgid,
         sid: state.sid,
-        numbers: [number(pid), number(state.pgid), number(state.sid)],
+        number: group.pid_namespace().shown(pid),
         actions: actions.collect(),
         pending: state.pending.saved(),
         zombie: state.zombie,
@@ -342,16 +341,12 @@ fn restore_all(
         restore_process(tree, room, process, &mut claimed, &mut tasks)?;
     }
     for process in processes {
-        let numbers = [(process.pgid, process.numbers[1]), (process.sid, process.numbers[2])];
-        for (pid, number) in numbers {
-            claim(&mut claimed, room, pid, number)?;
-        }
+        // Leaders are of the image, too (`checkpoint::admission`).
         let known = |pid: Pid| claimed.get(&pid).cloned().flatten();
         if let Some(state) = tree.groups.get_mut(&process.pid) {
             state.numbers = [known(process.pid), known(process.pgid), known(process.sid)];
         }
-        let parent = tree.groups.get_mut(&process.parent).filter(|_| process.parent != process.pid);
-        if let Some(parent) = parent {
+        if let Some(parent) = tree.groups.get_mut(&process.parent) {
             parent.children.insert(process.pid);
         }
     }
@@ -407,8 +402,6 @@ fn claim(
     let pids = &room.namespaces.pids_for_children;
     let own = pids.level() > 0;
     let numbers = match own {
-        // Somebody from outside of the namespace.
-        true if number == 0 => None,
         true if !(1..PID_MAX).contains(&number) => return Err(Errno::EINVAL),
         true => Numbers::claim(pid, pids, &[number])?,
         false => None,
@@ -447,7 +440,7 @@ fn restore_process(
     tasks: &mut Vec<Arc<Task>>,
 ) -> Result<(), Errno> {
     let pids = &room.namespaces.pids_for_children;
-    claim(claimed, room, saved.pid, saved.numbers[0])?;
+    claim(claimed, room, saved.pid, saved.number)?;
     let all = Arc::clone(&room.kernel.tasks);
     let place = (Arc::clone(pids), room.container);
     let group = ThreadGroup::new(saved.pid, place, all, saved.started, restore_limits(saved));

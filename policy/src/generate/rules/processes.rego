@@ -161,7 +161,6 @@ added_entry(entry, name) if {
 } else if {
 	# Of a runtime's own, where the image has none.
 	entry == "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-	is_string(name)
 }
 
 of_service(entry) if {

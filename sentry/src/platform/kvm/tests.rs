@@ -5,7 +5,7 @@
 use std::sync::LazyLock;
 
 use super::*;
-use crate::platform::tests::{CALLS, DATA, TEXT, guest};
+use crate::platform::tests::{CALLS, DATA, TEXT, guest, of_every_platform};
 
 static PLATFORM: LazyLock<Option<Kvm>> = LazyLock::new(|| {
     let made = Kvm::new();
@@ -27,20 +27,7 @@ macro_rules! where_it_runs {
     };
 }
 
-where_it_runs!(
-    a_call_stops_and_goes_on_with_its_value,
-    running_code_is_interrupted,
-    faults_are_told,
-    memory_is_read_and_written_up_to_where_it_ends,
-    memory_is_changed_as_the_host_would,
-    a_file_is_mapped,
-    words_are_swapped_atomically,
-    a_fork_has_memory_and_registers_of_its_own,
-    threads_share_memory,
-    vector_registers_live_through_calls_forks_and_threads,
-    thread_local_storage_has_its_base,
-    the_hosts_vdso_is_there_and_its_calls_are_the_guests,
-);
+of_every_platform!(where_it_runs);
 
 const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
 

@@ -18,7 +18,7 @@ mod kept;
 pub(super) mod layout;
 pub(super) mod let_go;
 mod patch;
-pub(super) mod put_off;
+mod put_off;
 pub(in crate::platform) mod remote;
 mod replace;
 pub(super) mod spare;
