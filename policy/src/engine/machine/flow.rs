@@ -5,11 +5,14 @@
 
 use std::collections::BTreeSet;
 
+use regorus::Value;
 use regorus::rvm::Instruction;
 use regorus::rvm::instructions::{GuardMode, InstructionData, LiteralOrRegister};
 use regorus::rvm::program::{Program, RuleInfo};
 
 use super::Undecided;
+use super::arena::is_undefined;
+use super::values::is_false;
 
 const LARGE: Undecided = Undecided("a program that is too large");
 const MALFORMED: Undecided = Undecided("an instruction without its parameters");
@@ -22,62 +25,123 @@ pub(super) enum Test {
     Defined,
 }
 
+impl Test {
+    #[inline(always)]
+    pub(super) fn is_met(self, value: &Value) -> bool {
+        match self {
+            Self::None => true,
+            Self::Holds => !is_false(value),
+            Self::Defined => !is_undefined(value),
+        }
+    }
+}
+
+/// An instruction that only looks at what is there, as most do.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Short {
+    pub(super) what: What,
+    pub(super) dest: u8,
+    pub(super) test: Test,
+}
+
+/// What a short instruction puts into its register.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum What {
+    Literal(u16),
+    Place(u16),
+    Rule(u16),
+    Truth(bool),
+    Register(u8),
+    Not(u8),
+    /// Whether two registers are equal.
+    Equal(u8, u8),
+    Unequal(u8, u8),
+}
+
 /// How it goes on behind an instruction.
 #[derive(Clone, Copy)]
 pub(super) struct Flow {
     pub(super) test: Test,
-    /// Literals that are loaded on the way: how many, and where they begin in [`Flows::loads`].
-    pub(super) loads: u8,
-    pub(super) first_load: u16,
+    /// Short instructions on the way: how many, and where they begin in [`Flows::shorts`].
+    pub(super) shorts: u8,
+    pub(super) first_short: u16,
     pub(super) next: u32,
 }
 
 /// All instructions, each with what is behind it. They are small and lie together, since an evaluation goes through some thousand of them.
 pub(super) struct Flows {
     pub(super) of: Vec<(Instruction, Flow)>,
-    /// Registers and literals.
-    pub(super) loads: Vec<(u8, u16)>,
+    pub(super) shorts: Vec<Short>,
 }
 
 /// That of each instruction.
 pub(super) fn flow(program: &Program, chains: &[Option<u16>]) -> Result<Flows, Undecided> {
     let idle = idle(program, chains)?;
-    let mut loads = Vec::new();
+    let mut shorts = Vec::new();
     let flow = program.instructions.iter().enumerate().map(|(at, instruction)| {
-        let made = match destinations(instruction, &program.instruction_data)? {
-            [Some(made), None, None] if !matches!(instruction, Instruction::ComprehensionBegin { .. }) => {
-                Some(made)
-            }
-            _ => None,
-        };
-        let test = match program.instructions.get(at + 1) {
-            Some(Instruction::Guard { register, mode: GuardMode::Condition }) if made == Some(*register) => {
-                Test::Holds
-            }
-            Some(Instruction::Guard { register, mode: GuardMode::NotUndefined })
-                if made == Some(*register) =>
-            {
-                Test::Defined
-            }
-            _ => Test::None,
-        };
-        let mut next = if test == Test::None { at + 1 } else { at + 2 };
-        let start = loads.len();
+        let (test, mut next) = tested(program, at)?;
+        let first = shorts.len();
         loop {
-            match program.instructions.get(next) {
-                Some(Instruction::Load { dest, literal_idx }) => loads.push((*dest, *literal_idx)),
-                _ if idle.get(next) == Some(&true) => {}
-                _ => break,
+            if idle.get(next) == Some(&true) {
+                next += 1;
+            } else if let Some((dest, what)) = short(program, chains, next)? {
+                let (test, behind) = tested(program, next)?;
+                // What is undefined is not moved.
+                let is_bare_move = matches!(what, What::Register(_)) && test == Test::None;
+                shorts.push(Short { what, dest, test: if is_bare_move { Test::Defined } else { test } });
+                next = behind;
+            } else {
+                break;
             }
-            next += 1;
         }
-        let count = u8::try_from(loads.len() - start).map_err(|_| LARGE)?;
-        let (first_load, next) =
-            (u16::try_from(start).map_err(|_| LARGE)?, u32::try_from(next).map_err(|_| LARGE)?);
-        Ok((*instruction, Flow { test, loads: count, first_load, next }))
+        let count = u8::try_from(shorts.len() - first).map_err(|_| LARGE)?;
+        let (first_short, next) =
+            (u16::try_from(first).map_err(|_| LARGE)?, u32::try_from(next).map_err(|_| LARGE)?);
+        Ok((*instruction, Flow { test, shorts: count, first_short, next }))
     });
     let of = flow.collect::<Result<_, _>>()?;
-    Ok(Flows { of, loads })
+    Ok(Flows { of, shorts })
+}
+
+/// The condition on what an instruction makes, and the place behind both.
+fn tested(program: &Program, at: usize) -> Result<(Test, usize), Undecided> {
+    let instruction = program.instructions.get(at).ok_or(MALFORMED)?;
+    let made = match destinations(instruction, &program.instruction_data)? {
+        [Some(made), None, None] if !matches!(instruction, Instruction::ComprehensionBegin { .. }) => made,
+        _ => return Ok((Test::None, at + 1)),
+    };
+    Ok(match program.instructions.get(at + 1) {
+        Some(Instruction::Guard { register, mode: GuardMode::Condition }) if made == *register => {
+            (Test::Holds, at + 2)
+        }
+        Some(Instruction::Guard { register, mode: GuardMode::NotUndefined }) if made == *register => {
+            (Test::Defined, at + 2)
+        }
+        _ => (Test::None, at + 1),
+    })
+}
+
+/// The register that a short instruction writes, and what it puts there; a rule's own value, in register 0, is looked at more closely.
+fn short(program: &Program, chains: &[Option<u16>], at: usize) -> Result<Option<(u8, What)>, Undecided> {
+    use Instruction as I;
+    let short = match program.instructions.get(at) {
+        Some(I::Load { dest, literal_idx }) => Some((*dest, What::Literal(*literal_idx))),
+        Some(I::LoadBool { dest, value }) => Some((*dest, What::Truth(*value))),
+        Some(I::LoadTrue { dest }) => Some((*dest, What::Truth(true))),
+        Some(I::LoadFalse { dest }) => Some((*dest, What::Truth(false))),
+        Some(I::CallRule { dest, rule_index }) => Some((*dest, What::Rule(*rule_index))),
+        Some(I::Move { dest, src }) => Some((*dest, What::Register(*src))),
+        Some(I::Not { dest, operand }) => Some((*dest, What::Not(*operand))),
+        Some(I::Eq { dest, left, right }) => Some((*dest, What::Equal(*left, *right))),
+        Some(I::Ne { dest, left, right }) => Some((*dest, What::Unequal(*left, *right))),
+        Some(I::ChainedIndex { params_index }) => {
+            let params = program.instruction_data.get_chained_index_params(*params_index).ok_or(MALFORMED)?;
+            let place = chains.get(usize::from(*params_index)).copied().flatten();
+            place.map(|place| (params.dest, What::Place(place)))
+        }
+        _ => None,
+    };
+    Ok(short.filter(|(dest, what)| *dest != 0 || !matches!(what, What::Register(_))))
 }
 
 /// Whether the parameters of a function are nothing but its arguments: each is moved to the register that is as many behind it as there are.

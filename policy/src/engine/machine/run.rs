@@ -17,8 +17,8 @@ use super::arena::{Arena, Keys, UNDEFINED, is_undefined, truth};
 use super::builtins::difference;
 use super::code::{Code, Lookup, Place};
 use super::contexts::{Contexts, Step, nothing};
-use super::flow::{Flow, Test};
-use super::values::member;
+use super::flow::{Flow, Short, Test, What};
+use super::values::{is_false, member};
 use super::{Answer, Limits, Undecided};
 
 /// Rules within rules at most. Rego has no recursion: this guards our stack all the same.
@@ -213,8 +213,15 @@ impl<'a> Run<'a> {
         let floor = self.contexts.len();
         let code = self.of.code;
         let start = usize::try_from(start).map_err(|_| PLACE)?;
-        let mut at = self.onwards(&code.flow.of.get(start).ok_or(PLACE)?.1)?;
+        let mut next = self.onwards(&code.flow.of.get(start).ok_or(PLACE)?.1)?;
         loop {
+            let at = match next {
+                Some(at) => at,
+                None => match self.contexts.failed(floor, self.of.arena)? {
+                    Some(step) => self.go(step)?,
+                    None => return Ok(false),
+                },
+            };
             self.step()?;
             let (instruction, flow) = code.flow.of.get(at).ok_or(PLACE)?;
             let mut jump = None;
@@ -266,24 +273,12 @@ impl<'a> Run<'a> {
                     self.contexts.add(floor, key, value)?;
                     true
                 }
-                other => {
-                    let made = self.plain(other)?;
-                    match flow.test {
-                        Test::None => true,
-                        Test::Holds => !is_false(made),
-                        Test::Defined => !is_undefined(made),
-                    }
-                }
+                other => flow.test.is_met(self.plain(other)?),
             };
-            if !holds {
-                match self.contexts.failed(floor, self.of.arena)? {
-                    Some(step) => jump = Some(step),
-                    None => return Ok(false),
-                }
-            }
-            at = match jump {
-                Some(step) => self.go(step)?,
-                None => self.onwards(flow)?,
+            next = match jump {
+                Some(step) => Some(self.go(step)?),
+                None if holds => self.onwards(flow)?,
+                None => None,
             };
         }
     }
@@ -558,18 +553,29 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Loads what is on the way.
+    /// Does what is on the way to the next instruction that is not short, and says where that is; `None` where a condition does not hold.
     #[inline(always)]
-    fn onwards(&mut self, flow: &Flow) -> Result<usize, Undecided> {
-        if flow.loads > 0 {
-            let start = usize::from(flow.first_load);
-            let loads = self.of.code.flow.loads.get(start..start + usize::from(flow.loads)).ok_or(PLACE)?;
-            for (register, literal) in loads {
-                let value = self.literal(*literal)?;
-                self.set(*register, value)?;
+    fn onwards(&mut self, flow: &Flow) -> Result<Option<usize>, Undecided> {
+        let first = usize::from(flow.first_short);
+        let shorts = self.of.code.flow.shorts.get(first..first + usize::from(flow.shorts)).ok_or(PLACE)?;
+        for Short { what, dest, test } in shorts {
+            self.step()?;
+            let value = match *what {
+                What::Literal(literal) => self.literal(literal)?,
+                What::Place(place) => self.place(place)?,
+                What::Rule(rule) => self.rule(rule)?,
+                What::Truth(value) => truth(value),
+                What::Register(register) => self.get(register)?,
+                What::Not(register) => truth(is_false(self.get(register)?)),
+                What::Equal(left, right) => self.equal(left, right, true)?,
+                What::Unequal(left, right) => self.equal(left, right, false)?,
+            };
+            self.set(*dest, value)?;
+            if !test.is_met(value) {
+                return Ok(None);
             }
         }
-        usize::try_from(flow.next).map_err(|_| PLACE)
+        usize::try_from(flow.next).map(Some).map_err(|_| PLACE)
     }
 
     #[inline(always)]
@@ -607,9 +613,4 @@ impl<'a> Run<'a> {
     fn literal(&self, literal: u16) -> Answer<'a> {
         self.of.code.program.literals.get(usize::from(literal)).ok_or(PLACE)
     }
-}
-
-/// Undefined, or false.
-fn is_false(value: &Value) -> bool {
-    matches!(value, Value::Undefined | Value::Bool(false))
 }

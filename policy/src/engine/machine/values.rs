@@ -14,11 +14,18 @@ const FEW: usize = 24;
 pub(super) fn member<'a>(of: &'a Value, key: &Value) -> &'a Value {
     match (of, key) {
         (Value::Object(members), Value::String(name)) if members.len() <= FEW => {
-            let is_it = |key: &Value| matches!(key, Value::String(key) if key == name);
+            let (length, first) = (name.len(), name.as_bytes().first());
+            let is_it = |key: &Value| matches!(key, Value::String(key) if key.len() == length && key.as_bytes().first() == first && key == name);
             members.iter_sorted().find(|(key, _)| is_it(key)).map_or(&UNDEFINED, |(_, value)| value)
         }
         _ => &of[key],
     }
+}
+
+/// Undefined, or false.
+#[inline(always)]
+pub(super) fn is_false(value: &Value) -> bool {
+    matches!(value, Value::Undefined | Value::Bool(false))
 }
 
 /// How two values are ordered; many are one and the same.

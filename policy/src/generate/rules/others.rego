@@ -7,6 +7,9 @@ own_namespaces := {
 	{"Type": "network", "Path": ""}, {"Type": "pid", "Path": ""}, {"Type": "uts", "Path": ""},
 }
 
+# As containerd names them where nothing is said of them: known at a glance.
+usual_namespaces := [{"Type": "pid", "Path": ""}, {"Type": "ipc", "Path": ""}, {"Type": "uts", "Path": ""}, {"Type": "mount", "Path": ""}]
+
 namespace_matches(namespace) if {
 	namespace.Type in namespace_types
 	namespace.Path == ""

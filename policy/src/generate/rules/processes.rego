@@ -86,7 +86,7 @@ exec_violations contains {"rule": "terminal", "field": "process.Terminal", "valu
 }
 
 exec_violations contains {"rule": "environment", "field": "process.Env", "value": problem.entry, "allowed": problem.allowed} if {
-	some problem in env_problems(named(known_name), variables_to_look_at, input.process.Env)
+	some problem in env_problems(known_name, named(known_name), variables_to_look_at, input.process.Env)
 }
 
 exec_violations contains object.union(problem, {"field": concat(".", ["process", problem.field])}) if {
@@ -112,8 +112,8 @@ own_entries(of, name) := [own | some own, _ in of.env; startswith(own, concat(""
 
 # Entries that are neither the container's own nor of those whose values only the running pod knows: of `looked_at`, which is all `entries`
 # or the end of them.
-env_problems(of, looked_at, entries) := {{"entry": entry, "allowed": allowed} |
-	known := variables_known(of)
+env_problems(name_of, of, looked_at, entries) := {{"entry": entry, "allowed": allowed} |
+	known := variables_known(name_of)
 	some entry in looked_at
 	not of.env[entry]
 	not known[entry]
@@ -123,11 +123,19 @@ env_problems(of, looked_at, entries) := {{"entry": entry, "allowed": allowed} |
 	allowed := object.get(of.env_at_run_time, name, own_entries(of, name))
 }
 
-# Those that were looked at in another container, unless this one has something that begins like one of them.
-variables_known(of) := known_variables.entries if {
-	strings.any_prefix_match(object.keys(of.env), known_variables.names) == false
-	strings.any_prefix_match(object.keys(of.env_at_run_time), known_variables.names) == false
+# Those that were looked at in another container, unless this one has a variable of such a name.
+variables_known(name_of) := known_variables if {
+	strings.any_prefix_match(object.keys(known_variables), own_begins[name_of]) == false
 } else := {}
+
+# How each container's own variables begin.
+own_begins := {name_of: begins |
+	some name_of, of in policy_data.containers
+	begins := array.concat(
+		[substring(entry, 0, indexof(entry, "=") + 1) | some entry, _ in of.env],
+		[concat("", [name, "="]) | some name, _ in of.env_at_run_time],
+	)
+}
 
 # containerd leaves the image's entry before the pod's of the same name. The last of a name is what a program sees (the agent gives it no
 # other, as runc does), and that one is looked at by itself.

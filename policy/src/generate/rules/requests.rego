@@ -259,21 +259,19 @@ process_remembered := [{"op": "add", "path": concat("", ["/pstate/process ", inp
 # by their parts. Services that are made while the pod runs are looked at each time.
 known_variables := data.pstate.variables if {
 	data.pstate.variables
-} else := {"entries": entries, "names": names} if {
-	entries := {entry: name |
+} else := entries if {
+	entries := {entry: true |
 		some entry in input.OCI.Process.Env
 		regex.match(service_form, entry)
-		not startswith(entry, "LD_")
-		name := substring(entry, 0, indexof(entry, "="))
 	}
-	names := [name | some name in entries]
+	strings.any_prefix_match(object.keys(entries), "LD_") == false
 }
 
 variables_remembered := [{"op": "add", "path": "/pstate/variables", "value": known_variables}] if {
 	not data.pstate.variables
 	container.kind != "sandbox"
-	count(known_variables.names) > 0
-	count(known_variables.names) < 1000
+	count(known_variables) > 0
+	count(known_variables) < 1000
 } else := []
 
 # What was looked at when the container was created.
