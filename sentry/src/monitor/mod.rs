@@ -89,7 +89,7 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "MS", default_value_t = 2000, requires = "until")]
     linger: u64,
     /// Network besides loopback: `sandbox`, all interfaces of the network namespace that it is started in, with their addresses and routes, from
-    /// the first container on; `none`; or as `do` has it.
+    /// the first container on (`sandbox,seize`: also where processes outside the sandbox use it); `none`; or as `do` has it.
     #[arg(long, default_value = "none", value_name = "NETWORK")]
     network: kata_cc_sentry::link::Network,
     #[command(flatten)]
