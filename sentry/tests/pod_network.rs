@@ -275,15 +275,17 @@ fn give_too_many(lab: &Lab, interface: &str, then: &str) {
     let mut ip = Command::new("ip");
     ip.args(["-n", &lab.pod, "-batch", "-"]).stdin(std::process::Stdio::piped());
     let mut ip = ip.spawn().unwrap();
-    let many: String =
-        (0..4097).map(|n| format!("address add 10.90.{}.{}/32 dev {interface}\n", n / 256, n % 256)).collect();
+    let many: String = (0..4097)
+        .map(|n| format!("address add 10.90.{}.{}/32 dev {interface}\n", n / 256, n % 256))
+        .collect();
     ip.stdin.take().unwrap().write_all((many + then).as_bytes()).unwrap();
     assert!(ip.wait().unwrap().success());
 }
 
 /// Addresses that the host's kernel has on an interface of the pod.
 fn count_of_host(lab: &Lab, interface: &str) -> usize {
-    let output = Command::new("ip").args(["-n", &lab.pod, "-o", "-4", "address", "show", "dev", interface]).output();
+    let output =
+        Command::new("ip").args(["-n", &lab.pod, "-o", "-4", "address", "show", "dev", interface]).output();
     output.unwrap().stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).count()
 }
 
@@ -333,7 +335,9 @@ impl Neighbour {
     fn start(lab: &Lab) -> Self {
         let child = Command::new("ip").args(["netns", "exec", &lab.pod, "sleep", "1000"]).spawn().unwrap();
         let comm = format!("/proc/{}/comm", child.id());
-        eventually("the neighbour", || std::fs::read_to_string(&comm).is_ok_and(|name| name.trim() == "sleep"));
+        eventually("the neighbour", || {
+            std::fs::read_to_string(&comm).is_ok_and(|name| name.trim() == "sleep")
+        });
         Self(child)
     }
 }

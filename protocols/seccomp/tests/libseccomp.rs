@@ -1,7 +1,9 @@
 //! The compiler against the real libseccomp, which is given rules as runc gives them: the same calls are decided the same way.
 //!
 //! It needs `cc` and libseccomp's headers; where one is missing nothing is tested, and that is said. Where libseccomp itself refuses a profile
-//! there is nothing to compare, nor where rules with conditions of one call have different actions: it tries them in an order of its own.
+//! there is nothing to compare, nor where rules with conditions of one call have different actions: it tries them in an order of its own. Nor where
+//! there are several and one of them compares by order: libseccomp 2.5 puts halves of 64 bits of different rules together then, and so finds that
+//! `arg1 > 1 && arg0 < 0xffffffff` holds for 0xffffffff and 0xffffffff.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use std::fmt::Write as _;
@@ -113,6 +115,22 @@ impl Profile {
         Self { default, errno: own, rules }
     }
 
+    /// Whether libseccomp can be believed about a call.
+    fn is_clear(&self, number: u32) -> bool {
+        let default = value(self.default, self.errno);
+        let rules = self.rules.iter().filter(|rule| {
+            let counts = value(rule.action, rule.errno) != default;
+            counts && !rule.conditions.is_empty() && rule.calls.iter().any(|(_, other)| *other == number)
+        });
+        let by_order = |rule: &Rule| {
+            rule.conditions.iter().any(|(_, comparison, ..)| (1..=5).contains(comparison) && *comparison != 3)
+        };
+        // Conditions on one argument are several rules.
+        let alone = |rule: &Rule| rule.conditions.len() == 1;
+        let found: Vec<&Rule> = rules.collect();
+        !found.iter().any(|rule| by_order(rule)) || matches!(found.as_slice(), [one] if alone(one))
+    }
+
     fn compiled(&self) -> Option<Filter> {
         let mut profile = LinuxSeccomp::new();
         profile.DefaultAction = self.default.0.to_owned();
@@ -206,6 +224,9 @@ fn calls_are_decided_as_libseccomp_decides_them() {
             continue;
         };
         for (name, number) in CALLS.into_iter().chain([("mount", 165)]) {
+            if !profile.is_clear(number) {
+                continue;
+            }
             for _ in 0..40 {
                 let arguments = [(); 6].map(|()| dice.one_of(&VALUES));
                 let decided = |filter: &Filter| filter.judge(AUDIT_X86_64, number, arguments);

@@ -2,6 +2,9 @@
 //!
 //! What is taken over is taken from them. A thread that is there for a moment, as plug-ins of the network have them, is none: the namespace of a
 //! process' first thread counts. Nor are processes of the sentry's own program: they use no socket of the host's kernel there.
+//!
+//! Two processes have the same namespace where `/proc/PID/net/dev` is the same file (`proc_tgid_net_lookup` in `fs/proc/proc_net.c`: each namespace
+//! has files of its own). Unlike `/proc/PID/ns/net` that may be looked at by a monitor, too, which has given most of its privileges up.
 
 use std::fs;
 use std::io::{Error, ErrorKind};
@@ -36,33 +39,54 @@ fn identity(path: &Path) -> Result<Identity, Error> {
     fs::metadata(path).map(|found| (found.dev(), found.ino()))
 }
 
+/// What this process is.
+struct Own {
+    namespace: Identity,
+    program: Option<Identity>,
+    name: String,
+}
+
 /// What a process is here.
 #[derive(Debug, PartialEq, Eq)]
 enum Place {
-    /// It is elsewhere, or gone.
+    /// It is elsewhere, or gone, or a sentry.
     Elsewhere,
-    /// It is in the namespace, with this program.
-    Here(Option<Identity>),
+    /// It is in the namespace, with this name.
+    Here(String),
     /// The host does not say.
     Unsaid,
 }
 
-fn place(process: &Path, namespace: Identity) -> Place {
-    match identity(&process.join("ns/net")) {
-        Ok(found) if found == namespace => Place::Here(identity(&process.join("exe")).ok()),
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => Place::Unsaid,
-        _ => Place::Elsewhere,
+fn name(process: &Path) -> String {
+    fs::read_to_string(process.join("comm")).unwrap_or_default().trim().to_owned()
+}
+
+impl Own {
+    fn place(&self, process: &Path) -> Place {
+        match identity(&process.join("net/dev")) {
+            Ok(found) if found == self.namespace => {}
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => return Place::Unsaid,
+            _ => return Place::Elsewhere,
+        }
+        let name = name(process);
+        let ours = match (identity(&process.join("exe")), self.program) {
+            (Ok(program), Some(own)) => program == own,
+            // Where the program may not be looked at its name has to do.
+            _ => name == self.name,
+        };
+        if ours { Place::Elsewhere } else { Place::Here(name) }
     }
 }
 
 /// Looks at all processes that are shown here.
 pub(super) fn look() -> Users {
     let proc = Path::new("/proc");
-    let Ok(namespace) = identity(&proc.join("thread-self/ns/net")) else {
+    let Ok(namespace) = identity(&proc.join("thread-self/net/dev")) else {
         return Users { blind: Some("/proc does not show this process"), ..Users::default() };
     };
-    let own = identity(&proc.join("self/exe")).ok();
-    let mut users = users(proc, namespace, own);
+    let own = proc.join("self");
+    let own = Own { namespace, program: identity(&own.join("exe")).ok(), name: name(&own) };
+    let mut users = users(proc, &own);
     let pids = fs::metadata(proc.join("self/ns/pid")).map(|found| found.ino());
     if pids.ok() != Some(FIRST_PIDS) {
         users.blind = Some("processes of other namespaces of processes are not shown here");
@@ -70,18 +94,16 @@ pub(super) fn look() -> Users {
     users
 }
 
-fn users(proc: &Path, namespace: Identity, own: Option<Identity>) -> Users {
+fn users(proc: &Path, own: &Own) -> Users {
     let mut users = Users::default();
     let Ok(processes) = fs::read_dir(proc) else {
         return Users { blind: Some("/proc cannot be read"), ..users };
     };
     for process in processes.flatten() {
         let Some(pid) = process.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        let path = process.path();
-        match place(&path, namespace) {
-            Place::Here(program) if pid != std::process::id() && (program.is_none() || program != own) => {
-                let name = fs::read_to_string(path.join("comm")).unwrap_or_default();
-                users.other = Some(Other { pid, name: name.trim().to_owned() });
+        match own.place(&process.path()) {
+            Place::Here(name) if pid != std::process::id() => {
+                users.other = Some(Other { pid, name });
                 return users;
             }
             Place::Unsaid => users.unseen = users.unseen.saturating_add(1),
@@ -119,9 +141,9 @@ mod tests {
         }
         for (pid, namespace, program) in processes {
             let process = folder.path().join(pid);
-            fs::create_dir_all(process.join("ns")).unwrap();
+            fs::create_dir_all(process.join("net")).unwrap();
             let link = |to: &str, at| std::os::unix::fs::symlink(folder.path().join(to), process.join(at));
-            link(namespace, "ns/net").unwrap();
+            link(namespace, "net/dev").unwrap();
             link(program, "exe").unwrap();
             fs::write(process.join("comm"), format!("{program}\n")).unwrap();
         }
@@ -131,7 +153,8 @@ mod tests {
     fn found(processes: &[(&str, &str, &str)]) -> Users {
         let folder = proc(processes);
         let of = |name: &str| identity(&folder.path().join(name)).unwrap();
-        users(folder.path(), of("pod"), Some(of("sentry")))
+        let (namespace, program) = (of("pod"), Some(of("sentry")));
+        users(folder.path(), &Own { namespace, program, name: "gone-sentry".to_owned() })
     }
 
     #[test]
@@ -154,10 +177,11 @@ mod tests {
         assert_eq!(found(&[(&own, "pod", "nginx")]).other, None);
     }
 
-    /// One whose program is not told is taken for another.
+    /// One whose program is not told is known by its name.
     #[test]
-    fn a_program_that_is_not_told_is_no_sentry() {
-        assert!(found(&[("4194301", "pod", "missing")]).other.is_some());
+    fn a_program_that_is_not_told_has_a_name() {
+        assert!(found(&[("4194301", "pod", "gone-nginx")]).other.is_some());
+        assert!(found(&[("4194301", "pod", "gone-sentry")]).other.is_none());
     }
 
     #[test]

@@ -258,7 +258,10 @@ fn options(spec: &oci::Spec) -> Result<Options, SpecError> {
                     "sandbox,seize" => Wish::Sandbox { seize: true },
                     "none" => Wish::None,
                     _ => {
-                        return invalid(field(), format!("{value:?} is neither sandbox nor none (nor sandbox,seize)"));
+                        return invalid(
+                            field(),
+                            format!("{value:?} is neither sandbox nor none (nor sandbox,seize)"),
+                        );
                     }
                 });
             }
