@@ -201,6 +201,8 @@ impl Monitor {
                 Err(error) => {
                     // The error is why there is no container; that it cannot be ended either says less.
                     let _ = self.done(Ask::Remove(container)).await;
+                    // The end of its process is still told, and is no lie.
+                    self.table.remove(id);
                     Err(error)
                 }
             },
