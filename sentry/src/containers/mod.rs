@@ -53,12 +53,21 @@ pub struct Ended {
     pub status: i32,
 }
 
+/// What the monitor hears without asking.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum News {
+    /// A process ended.
+    Ended(Ended),
+    /// A container lost a process to the host.
+    Lost(ContainerNumber),
+}
+
 /// All containers.
 pub struct Containers {
     kernel: Arc<Kernel>,
     shared: SharedMemory,
     state: Mutex<State>,
-    news: Sender<Ended>,
+    news: Sender<News>,
 }
 
 #[derive(Default)]
@@ -91,22 +100,22 @@ struct Process {
 struct Watch {
     process: ProcessNumber,
     group: std::sync::Weak<ThreadGroup>,
-    news: Sender<Ended>,
+    news: Sender<News>,
 }
 
 impl Wake for Watch {
     fn wake(&self, _: Events) {
         if let Some(status) = self.group.upgrade().and_then(|group| group.exit_status()) {
             // Who heard of it goes with the sandbox.
-            let _ = self.news.send(Ended { process: self.process, status });
+            let _ = self.news.send(News::Ended(Ended { process: self.process, status }));
         }
     }
 }
 
 impl Containers {
-    /// None yet. The ends of processes are sent to `news`.
+    /// None yet. What the monitor is to hear is sent to `news`.
     #[must_use]
-    pub fn new(kernel: Arc<Kernel>, news: Sender<Ended>) -> Self {
+    pub fn new(kernel: Arc<Kernel>, news: Sender<News>) -> Self {
         Self { kernel, shared: SharedMemory::default(), state: Mutex::default(), news }
     }
 
@@ -165,6 +174,10 @@ impl Containers {
             Ask::Attach(config, frames) => network::attach(&self.kernel.net, *config, passed, frames),
             Ask::Configure(config) => network::done(self.kernel.net.configure(*config)),
             Ask::Detach(name) => network::done(self.kernel.net.detach(&name)),
+            Ask::OutOfMemory(container) => {
+                self.group(container)?.count_out_of_memory();
+                Ok(Answer::Done)
+            }
         }
     }
 
@@ -231,6 +244,11 @@ impl Containers {
             }
         }
         let group = Arc::new(ControlGroup::default());
+        let (news, number) = (self.news.clone(), plan.number);
+        group.tell_losses(move || {
+            // Who heard of it goes with the sandbox.
+            let _ = news.send(News::Lost(number));
+        });
         group.set_bounds(&plan.bounds);
         let container = root::build(&self.kernel, &self.shared, &group, plan, &mut passed)?;
         let root = container.root();

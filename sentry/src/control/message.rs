@@ -70,6 +70,8 @@ pub enum Ask {
     Configure(Box<LinkConfig>),
     /// Lets an interface go.
     Detach(String),
+    /// The process that a container lost was ended by the host for want of memory.
+    OutOfMemory(ContainerNumber),
 }
 
 /// Rows and columns.
@@ -279,6 +281,8 @@ pub enum Told {
         /// Its status as `wait` tells it.
         status: i32,
     },
+    /// A process of a container was ended from outside the sandbox, or by its own stub.
+    Lost(ContainerNumber),
 }
 
 /// What was asked for.

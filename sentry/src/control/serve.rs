@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, channel};
 
 use super::link::{self, LinkError, Writer};
 use super::message::Told;
-use crate::containers::{Containers, Ended, Passed};
+use crate::containers::{Containers, Ended, News, Passed};
 use crate::kernel::Kernel;
 
 /// Stack of the thread that tells ends.
@@ -34,9 +34,14 @@ pub fn serve(kernel: &Arc<Kernel>, socket: OwnedFd) -> Result<(), LinkError> {
     Ok(())
 }
 
-fn tell_ends(containers: &Containers, writer: &Writer, ends: &Receiver<Ended>) {
-    while let Ok(Ended { process, status }) = ends.recv() {
-        containers.ended(process);
-        writer.tell(&Told::Ended { process, status });
+fn tell_ends(containers: &Containers, writer: &Writer, ends: &Receiver<News>) {
+    while let Ok(news) = ends.recv() {
+        match news {
+            News::Ended(Ended { process, status }) => {
+                containers.ended(process);
+                writer.tell(&Told::Ended { process, status });
+            }
+            News::Lost(container) => writer.tell(&Told::Lost(container)),
+        }
     }
 }

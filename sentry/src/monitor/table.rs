@@ -187,6 +187,17 @@ impl Table {
         found.cloned().ok_or_else(|| TableError::NoContainer(id.to_owned()))
     }
 
+    /// The name of a container.
+    pub(crate) fn name(&self, number: ContainerNumber) -> Option<String> {
+        let state = self.lock();
+        state.containers.iter().find(|(_, container)| container.number == number).map(|(id, _)| id.clone())
+    }
+
+    /// All names.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.lock().containers.keys().cloned().collect()
+    }
+
     /// Forgets a container. The ends of its processes may still be on their way.
     pub(crate) fn remove(&self, id: &str) {
         let container = self.lock().containers.remove(id);

@@ -16,6 +16,7 @@ use thiserror::Error;
 use tokio::sync::Notify;
 
 use super::link::{CallError, Link};
+use super::memory::Memory as HostMemory;
 use super::network::Network;
 use super::spec::{self, Around, Descriptors, SpecError, Streams};
 use super::stream::{Stream, pipe};
@@ -79,6 +80,8 @@ pub(crate) struct Monitor {
     pub(crate) strength: Strength,
     /// Most bytes of changes to a root.
     pub(crate) memory: Option<u64>,
+    /// What the host does for want of memory.
+    pub(crate) memory_of_host: Arc<HostMemory>,
     /// Interfaces of the pod.
     pub(crate) network: Network,
     /// Rung by DestroySandbox.
@@ -198,6 +201,8 @@ impl Monitor {
                 Err(error) => {
                     // The error is why there is no container; that it cannot be ended either says less.
                     let _ = self.done(Ask::Remove(container)).await;
+                    // The end of its process is still told, and is no lie.
+                    self.table.remove(id);
                     Err(error)
                 }
             },

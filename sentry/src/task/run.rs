@@ -164,7 +164,8 @@ fn serve(kernel: &Arc<Kernel>, task: &Arc<Task>, mut thread: Box<dyn Thread>) ->
                 force_fault(task, SignalInfo::fault(signal, code, address));
             }
             Trap::Interrupted => {}
-            Trap::Gone => task.exit_group(libc::SIGKILL),
+            Trap::Gone if task.exit_lost() => group.lost_one(),
+            Trap::Gone => {}
         }
     }
 }
