@@ -288,6 +288,7 @@ fn refused(errno: Errno) -> Result<bool, Errno> {
 pub(super) mod tests {
     use std::cell::Cell;
 
+    use super::super::remote::Process;
     use super::super::tests::{PLATFORM, RX};
     use super::*;
     use crate::platform::tests::{TEXT, give_code};

@@ -187,7 +187,7 @@ fn nobody_attaches_while_a_program_becomes_somebody_else() {
     run_in(&kernel, move |cpu| {
         let child = cpu.fork(move |cpu| {
             assert_eq!(cpu.sys(libc::SYS_setresuid, &[1000, 1000, 1000]), 0);
-            let sleeper = || cpu.fork(|cpu| drop(cpu.pause()));
+            let sleeper = || cpu.fork(|cpu| _ = cpu.pause());
             let task = |pid: i64| of.tasks.find(i32::try_from(pid).unwrap()).unwrap();
             let root = Credentials { euid: 0, ..(*task(cpu.pid()).credentials()).clone() };
             // Somebody attaches when the credentials were made, and they have to be made again.
@@ -228,7 +228,7 @@ fn a_tracer_that_waits_for_its_tracee_can_be_killed() {
         let (release, released) = std::sync::mpsc::channel::<()>();
         let (told, tells) = std::sync::mpsc::channel();
         let tracer = cpu.fork(move |cpu| {
-            let tracee = cpu.traced(|cpu| drop(cpu.pause()));
+            let tracee = cpu.traced(|cpu| _ = cpu.pause());
             let task = |pid: i64| of.tasks.find(i32::try_from(pid).unwrap()).unwrap();
             let _serving = Serving::begin(&task(cpu.pid()));
             let job = move |_: &mut dyn Thread| {
