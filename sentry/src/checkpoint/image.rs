@@ -392,7 +392,7 @@ pub fn examine(image: &[u8]) -> Result<(), ImageError> {
 /// What is wrong with it.
 pub fn examine_state(state: &[u8]) -> Result<(), ImageError> {
     let reader = Reader::new(state, &Arc::default());
-    Reader { length: 1 << 20, state: (0, state.len() as u64), ..reader }.state().map(drop)
+    Reader { length: 1 << 30, state: (0, state.len() as u64), ..reader }.state().map(drop)
 }
 
 #[cfg(test)]

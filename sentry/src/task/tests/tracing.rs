@@ -187,6 +187,7 @@ fn nobody_attaches_while_a_program_becomes_somebody_else() {
     run_in(&kernel, move |cpu| {
         let child = cpu.fork(move |cpu| {
             assert_eq!(cpu.sys(libc::SYS_setresuid, &[1000, 1000, 1000]), 0);
+            assert_eq!(cpu.sys(libc::SYS_prctl, &[libc::PR_SET_DUMPABLE.into(), 1]), 0);
             let sleeper = || cpu.fork(|cpu| _ = cpu.pause());
             let task = |pid: i64| of.tasks.find(i32::try_from(pid).unwrap()).unwrap();
             let root = Credentials { euid: 0, ..(*task(cpu.pid()).credentials()).clone() };
