@@ -19,11 +19,12 @@ use crate::console::{self, Own};
 use crate::error::{OciError, io};
 use crate::grouping::{self, Kind};
 use crate::hooks::{self, When};
+use crate::images;
 use crate::keeper::{self, Keeper};
 use crate::monitor::{self, SENTRY_LOG};
 use crate::process::Known;
 use crate::store::{CONFIG, Folder, Locked, State};
-use crate::streams::{self, Image, Streams};
+use crate::streams::{self, Streams};
 use crate::wire;
 
 /// For so long a sandbox whose creation failed may give back what it took of its network; then it is killed.
@@ -166,13 +167,19 @@ impl Underway<'_> {
         self.run_hooks()?;
         self.hand_streams(&folder, terminal)?;
         if let Some(image) = &self.image {
-            streams::hand_image(folder.path(), &self.state.id, Image::Restore, image.as_fd())?;
+            images::hand_over(folder.path(), &self.state.id, image.as_fd())?;
         }
         self.joined = true;
         let mut agent = Agent::connect(folder.path())?;
-        agent
-            .call::<Empty>("CreateContainer", &self.request())
-            .map_err(|error| self.explained(error.into()))?;
+        let request = self.request();
+        let made: Result<Empty, _> = match &self.image {
+            // A large one takes as long as it takes.
+            Some(_) => agent.call_when("CreateContainer", &request, None, |socket| {
+                images::wait(folder.path(), &self.state.id, socket)
+            }),
+            None => agent.call("CreateContainer", &request),
+        };
+        made.map_err(|error| self.explained(error.into()))?;
         self.state.creating = false;
         self.locked.write(&self.state)
     }

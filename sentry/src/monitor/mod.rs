@@ -18,6 +18,7 @@
 //! | `sockets` | sockets that clients come to |
 
 mod addresses;
+mod images;
 mod link;
 mod memory;
 mod network;
