@@ -162,6 +162,29 @@ fn a_variable_that_another_container_has_does_not_replace_ones_own() {
     }
 }
 
+/// Those of a pod's first container are looked at themselves: the form of a service's variable does not let in one that the loader might act on.
+#[test]
+fn a_first_containers_variables_are_none_of_the_loader() {
+    let (case, workload) = support::one(
+        "kind: Pod\nmetadata: {name: a, namespace: default}\nspec:\n  containers:\n    - {name: a, image: docker.io/bitnami/redis:7.4}\n",
+    );
+    let (generated, images) = (support::policy(&case, &workload), support::images());
+    let node =
+        Node { manifest: &case.manifest, workload: &workload, images: &images, version: Containerd::V1_7 };
+    let mut policy = AgentPolicy::new("policy.rego", &generated.text).unwrap();
+    let asked = node.containers();
+    policy.check("CreateSandboxRequest", &node.create_sandbox()).unwrap();
+    policy.check("CreateContainerRequest", &asked[0].create).unwrap();
+    for (variable, allowed) in [("X_SERVICE_PORT=1", true), ("LD_X_SERVICE_PORT=1", false)] {
+        let mut create = asked[1].create.clone();
+        create["OCI"]["Process"]["Env"].as_array_mut().unwrap().push(variable.into());
+        let answer =
+            policy.would_allow("CreateContainerRequest", &create).map_err(|denial| denial.to_string());
+        assert_eq!(answer.is_ok(), allowed, "{variable}: {answer:?}");
+        assert!(allowed || answer.is_err_and(|words| words.contains("rule environment")), "{variable}");
+    }
+}
+
 #[test]
 fn every_request_that_is_not_named_is_denied() {
     let case = &support::corpus()[0];

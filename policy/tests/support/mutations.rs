@@ -71,9 +71,16 @@ fn process(add: Add<'_>, data: &Value) {
         v.pointer_mut("/OCI/Process/Args")?.as_array_mut()?.pop();
         Some(())
     });
-    for entry in
-        ["LD_PRELOAD=/tmp/x.so", "PATH=/tmp", "BASH_ENV=/tmp/x", "X_PORT=$(id)", "HOSTNAME=a/b", "=", ""]
-    {
+    for entry in [
+        "LD_PRELOAD=/tmp/x.so",
+        "PATH=/tmp",
+        "BASH_ENV=/tmp/x",
+        "X_PORT=$(id)",
+        "LD_X_SERVICE_PORT=1",
+        "HOSTNAME=a/b",
+        "=",
+        "",
+    ] {
         let owned = data["env"].as_object().is_some_and(|env| env.contains_key(entry));
         if !owned {
             add(&format!("variable {entry:?}"), "environment", &|v| push(v, "/Process/Env", entry.into()));

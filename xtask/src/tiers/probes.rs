@@ -1,10 +1,12 @@
 //! One start of a sandbox, or several, and the figures that it gives.
 
 use std::io::Read;
+use std::os::fd::AsFd;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::processes;
 use super::runtimes::{Mode, Place, Runtime};
@@ -82,11 +84,15 @@ fn ended(child: &mut Child, limit: Duration) -> anyhow::Result<()> {
     }
 }
 
-/// Waits for the byte that a program writes when it runs.
-fn first_byte(reader: &mut impl Read) -> anyhow::Result<()> {
-    let mut byte = [0];
-    ensure!(reader.read(&mut byte)? == 1, "ended before its program ran");
-    Ok(())
+/// Waits for the byte that a program writes when it runs, and says whether it came before the end. A runtime may stand still as it starts: then all
+/// that was started is ended.
+fn first_byte(reader: &mut (impl Read + AsFd)) -> anyhow::Result<bool> {
+    let mut came = [PollFd::new(reader.as_fd(), PollFlags::POLLIN)];
+    if poll(&mut came, PollTimeout::try_from(LIMIT)?)? == 0 {
+        processes::end_all()?;
+        bail!("its program did not run within {LIMIT:?}");
+    }
+    Ok(reader.read(&mut [0])? == 1)
 }
 
 fn start(place: &Place, runtime: Runtime, times: usize) -> anyhow::Result<Values> {
@@ -97,11 +103,11 @@ fn start(place: &Place, runtime: Runtime, times: usize) -> anyhow::Result<Values
         let begin = Instant::now();
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let mut output = child.stdout.take().context("its output is piped")?;
-        let came = first_byte(&mut output);
+        let came = first_byte(&mut output)?;
         first.push(milliseconds(begin));
         let status = child.wait()?;
         run.push(milliseconds(begin));
-        if came.is_err() || !status.success() {
+        if !came || !status.success() {
             let mut told = String::new();
             child.stderr.take().context("its errors are piped")?.read_to_string(&mut told)?;
             bail!("{status}: {}", told.trim());
@@ -175,9 +181,13 @@ impl<'a> Sleepers<'a> {
         }
         drop(writer);
         for _ in 0..count {
-            if let Err(error) = first_byte(&mut reader) {
+            let came = first_byte(&mut reader);
+            if !matches!(came, Ok(true)) {
                 all.end()?;
-                return Err(error);
+                bail!(
+                    "{}",
+                    came.err().map_or("ended before its program ran".into(), |error| error.to_string())
+                );
             }
         }
         if place.detaches(runtime) {
@@ -195,9 +205,9 @@ impl<'a> Sleepers<'a> {
             result = result.and(removed);
         }
         for child in &mut self.children {
-            // it may have ended
+            // it may have ended, and its end may have been taken
             let _ = child.kill();
-            child.wait()?;
+            let _ = child.wait();
         }
         processes::end_all()?;
         result

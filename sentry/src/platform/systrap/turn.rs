@@ -10,6 +10,7 @@ use super::remote::Process;
 use super::stage;
 use super::step::TRAP_FLAG;
 use super::thread::StubThread;
+use super::waiting::Waiting;
 use crate::error::Errno;
 use crate::platform::{Regs, Trap};
 use crate::ticks;
@@ -59,6 +60,7 @@ impl StubThread {
             }
             std::hint::spin_loop();
         }
+        Waiting::sleeps();
         let begin = ticks::now();
         let sleeps = self.context.u32_at(at::SENTRY_SLEEPS);
         sleeps.store(1, Ordering::SeqCst);
