@@ -111,7 +111,7 @@ impl Host {
             vector_size: vector_size.min(requests::XSAVE_SIZE),
             cr4,
             // Besides there are the stub's own, and one that comes and goes.
-            chunks: (slots.clamp(32, 1 << 20)).min((1 << bits) / CHUNK) - 2,
+            chunks: slots.clamp(32, 1 << 20).min((1 << bits) / CHUNK) - 2,
             remembers: AtomicBool::new(false),
             told: Told::default(),
             threads: usize::try_from(threads).unwrap_or(1).clamp(1, FIRST_ROOM),
