@@ -3,7 +3,7 @@
 //! ttrpc frames are ten bytes (length, stream, type, flags; big-endian) and a message (ttrpc, PROTOCOL.md).
 
 use std::io::{Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -116,6 +116,20 @@ impl Agent {
         request: &impl Message,
         limit: Option<Duration>,
     ) -> Result<A, AgentError> {
+        self.call_when(method, request, limit, |_| Ok(()))
+    }
+
+    /// The same, where `wait` waits until there is an answer to read.
+    ///
+    /// # Errors
+    /// See [`AgentError`]; what `wait` says.
+    pub fn call_when<A: Message>(
+        &mut self,
+        method: &'static str,
+        request: &impl Message,
+        limit: Option<Duration>,
+        wait: impl FnOnce(BorrowedFd<'_>) -> Result<(), AgentError>,
+    ) -> Result<A, AgentError> {
         let unreachable = |what| move |source| AgentError::Unreachable { what, source };
         let odd = |reason: String| AgentError::Answer { method, reason };
         let stream_id = self.next;
@@ -124,6 +138,7 @@ impl Agent {
         let frame = frame(method, request, stream_id, limit).map_err(|error| odd(error.to_string()))?;
         self.stream.set_read_timeout(limit).map_err(unreachable("setting the time limit"))?;
         self.stream.write_all(&frame).map_err(unreachable("sending"))?;
+        wait(self.stream.as_fd())?;
         let answer = loop {
             let (header, payload) = self.receive().map_err(unreachable("receiving"))?;
             // An answer to a question that was given up may come late.

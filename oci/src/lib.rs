@@ -19,6 +19,7 @@ pub mod console;
 pub mod error;
 pub mod grouping;
 pub mod hooks;
+pub mod images;
 mod keeper;
 pub mod log;
 pub mod monitor;

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, IoSlice, Read};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,8 +13,6 @@ use crate::agent::{self, AgentError, STREAMS_SOCKET};
 
 /// How long the answer may take.
 const LIMIT: Duration = Duration::from_secs(30);
-/// How long a container may take to be written to a file.
-const IMAGE_LIMIT: Duration = Duration::from_secs(600);
 /// Longest answer.
 const MOST: u64 = 16384;
 
@@ -46,53 +45,50 @@ pub fn hand_over_with(
     more: &[OwnedFd],
 ) -> Result<(), AgentError> {
     let (request, descriptors) = request(container, exec, streams, more);
-    ask(folder, &request, &descriptors, LIMIT)
+    judge(&ask(folder, &request, &descriptors, LIMIT)?)
 }
 
-/// What is to be done with an image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Image {
-    /// The container is written to it, and ends.
-    Checkpoint,
-    /// The same, and it goes on.
-    LeaveRunning,
-    /// The container that is made next is made of it.
-    Restore,
-}
-
-/// Hands over the descriptor of an image, and waits until what is to be done with it is done.
+/// Asks something, and reads a line of answer.
 ///
 /// # Errors
-/// The sentry says no, with all that cannot be kept, or cannot be reached.
-pub fn hand_image(
+/// See [`AgentError`].
+pub(crate) fn ask(
     folder: &Path,
-    container: &str,
-    what: Image,
-    image: BorrowedFd<'_>,
-) -> Result<(), AgentError> {
-    let name = match what {
-        Image::Checkpoint => "checkpoint",
-        Image::LeaveRunning => "leave-running",
-        Image::Restore => "restore",
-    };
-    let request = format!("{}\n", json!({"container": container, "image": name}));
-    ask(folder, &request, &[image.as_raw_fd()], IMAGE_LIMIT)
+    request: &str,
+    descriptors: &[RawFd],
+    limit: Duration,
+) -> Result<String, AgentError> {
+    let socket = connect(folder, limit)?;
+    send(&socket, request, descriptors)?;
+    receive(&mut BufReader::new(&socket))
 }
 
-fn ask(folder: &Path, request: &str, descriptors: &[RawFd], limit: Duration) -> Result<(), AgentError> {
-    let lost = |what| move |source| AgentError::Unreachable { what, source };
+pub(crate) fn connect(folder: &Path, limit: Duration) -> Result<UnixStream, AgentError> {
     let socket = agent::connect(folder, STREAMS_SOCKET).map_err(lost("connecting for streams"))?;
     socket.set_read_timeout(Some(limit)).map_err(lost("setting the time limit"))?;
+    Ok(socket)
+}
+
+pub(crate) fn send(socket: &UnixStream, request: &str, descriptors: &[RawFd]) -> Result<(), AgentError> {
     let rights = [ControlMessage::ScmRights(descriptors)];
+    let control = if descriptors.is_empty() { &[][..] } else { &rights };
     let bytes = [IoSlice::new(request.as_bytes())];
-    let sent = sendmsg::<()>(socket.as_raw_fd(), &bytes, &rights, MsgFlags::MSG_NOSIGNAL, None);
+    let sent = sendmsg::<()>(socket.as_raw_fd(), &bytes, control, MsgFlags::MSG_NOSIGNAL, None);
     let sent = sent.map_err(|errno| lost("handing over streams")(errno.into()))?;
     if sent != request.len() {
         return Err(lost("handing over streams")(std::io::ErrorKind::WriteZero.into()));
     }
+    Ok(())
+}
+
+pub(crate) fn receive(from: &mut impl BufRead) -> Result<String, AgentError> {
     let mut line = String::new();
-    BufReader::new(socket.take(MOST)).read_line(&mut line).map_err(lost("receiving the answer"))?;
-    judge(&line)
+    from.take(MOST).read_line(&mut line).map_err(lost("receiving the answer"))?;
+    Ok(line)
+}
+
+fn lost(what: &'static str) -> impl FnOnce(std::io::Error) -> AgentError {
+    move |source| AgentError::Unreachable { what, source }
 }
 
 fn request(container: &str, exec: &str, streams: Streams<'_>, more: &[OwnedFd]) -> (String, Vec<RawFd>) {
@@ -113,10 +109,18 @@ fn request(container: &str, exec: &str, streams: Streams<'_>, more: &[OwnedFd]) 
 }
 
 fn judge(line: &str) -> Result<(), AgentError> {
+    match said(line, "ok")? {
+        Value::Bool(true) => Ok(()),
+        _ => Err(AgentError::Answer { method: "streams", reason: format!("{line:?}") }),
+    }
+}
+
+/// What an answer says of `key`.
+pub(crate) fn said(line: &str, key: &str) -> Result<Value, AgentError> {
     let odd = |reason: String| AgentError::Answer { method: "streams", reason };
-    let answer: Value = serde_json::from_str(line).map_err(|error| odd(format!("{line:?}: {error}")))?;
-    match (&answer["ok"], answer["error"].as_str()) {
-        (Value::Bool(true), _) => Ok(()),
+    let mut answer: Value = serde_json::from_str(line).map_err(|error| odd(format!("{line:?}: {error}")))?;
+    match (answer.get_mut(key).map(Value::take), answer["error"].as_str()) {
+        (Some(value), _) => Ok(value),
         (_, Some(message)) => Err(AgentError::Refused { code: 13, message: message.to_owned() }),
         _ => Err(odd(format!("{line:?}"))),
     }

@@ -69,6 +69,31 @@ pub fn specification(id: &str, spec: &Value, root: &str, mounts: Vec<wire::Mount
     }
 }
 
+/// Annotations of `kata-cc-sentry serve` (docs/sentry.md) that carry what the agent's messages have no field for.
+const SENTRY_UMASK: &str = "dev.kata-cc.sentry.umask";
+const SENTRY_SECCOMP_ERRNO: &str = "dev.kata-cc.sentry.seccomp-errno";
+const SENTRY_DOMAIN: &str = "dev.kata-cc.sentry.domainname";
+
+/// A container's specification as the sentry takes it: paths are the host's, hooks are run by whoever starts it, and what has no field is said by
+/// annotations, which the sentry believes as it does the rest. An agent in a guest is told no errno of a default action: its policy, which looks at
+/// the answers of a profile, does not look at annotations.
+#[must_use]
+pub fn for_sentry(id: &str, spec: &Value, root: &str) -> wire::Spec {
+    let mounts = list(spec, "mounts").iter().map(mount).collect();
+    let mut made = specification(id, spec, root, mounts);
+    made.Hooks = None.into();
+    let mut say = |name: &str, value: Option<String>| {
+        if let Some(value) = value {
+            made.Annotations.insert(name.to_owned(), value);
+        }
+    };
+    say(SENTRY_UMASK, spec["process"]["user"]["umask"].as_u64().map(|umask| format!("{umask:04o}")));
+    let errno = &spec["linux"]["seccomp"]["defaultErrnoRet"];
+    say(SENTRY_SECCOMP_ERRNO, errno.as_u64().map(|errno| errno.to_string()));
+    say(SENTRY_DOMAIN, spec["domainname"].as_str().map(str::to_owned));
+    made
+}
+
 /// A mount as it is.
 #[must_use]
 pub fn mount(mount: &Value) -> wire::Mount {
@@ -279,5 +304,27 @@ fn seccomp(value: &Value) -> wire::LinuxSeccomp {
         Flags: texts(value, "flags"),
         Syscalls: list(value, "syscalls").iter().map(syscall).collect(),
         ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_sentry_gets_paths_of_the_host_and_no_hooks() {
+        let spec = json!({"ociVersion": "1.0.2", "process": {"args": ["x"], "user": {"umask": 18}}, "domainname": "d",
+            "hooks": {"prestart": [{"path": "/x"}]}, "linux": {"seccomp": {"defaultErrnoRet": 38}},
+            "mounts": [{"destination": "/v", "type": "bind", "source": "/srv", "options": ["rbind", "ro"]}]});
+        let made = for_sentry("c", &spec, "/b/rootfs");
+        assert_eq!(made.Root.Path, "/b/rootfs");
+        assert!(made.Hooks.is_none());
+        assert_eq!(made.Mounts[0].source, "/srv");
+        let annotation = |name: &str| made.Annotations.get(name).map(String::as_str);
+        assert_eq!(annotation(SENTRY_UMASK), Some("0022"));
+        assert_eq!(annotation(SENTRY_DOMAIN), Some("d"));
+        assert_eq!(annotation(SENTRY_SECCOMP_ERRNO), Some("38"));
+        assert!(for_sentry("c", &json!({}), "/").Annotations.is_empty());
     }
 }

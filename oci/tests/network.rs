@@ -81,6 +81,30 @@ fn get(from: &Namespace, host: &str, port: u16) -> String {
     finish(shell.arg("-c").arg(asking(host, port))).out
 }
 
+/// A creation that fails when the container has its network already leaves that as it was.
+#[test]
+fn a_creation_that_fails_gives_the_network_back() {
+    let (Some(world), Some(pod), Some(out)) = (World::new(), Namespace::new("pod"), Namespace::new("out"))
+    else {
+        return;
+    };
+    assert!(ip(&format!("link add eth0 netns {} type veth peer name out0 netns {}", pod.0, out.0)));
+    assert!(ip(&format!("-n {} link set out0 up", out.0)));
+    assert!(ip(&format!("-n {} address add 10.67.0.2/24 dev eth0", pod.0)));
+    assert!(ip(&format!("-n {} link set eth0 up", pod.0)));
+    assert!(ip(&format!("-n {} route add default via 10.67.0.1", pod.0)));
+    let seen = || ["ip -4 -o address", "ip route"].map(|words| pod.run(words).out);
+    let before = seen();
+    let bundle = world.bundle_with("one", "sleep 1000", |spec| {
+        spec["linux"]["namespaces"] = json!([{"type": "pid"}, {"type": "network", "path": pod.path()}]);
+    });
+    let file = world.path("missing/pid");
+    let done = world.run(&format!("create --bundle {} --pid-file {} one", bundle.display(), file.display()));
+    assert!(done.code != 0 && done.err.contains("missing/pid"), "{done:?}");
+    assert_eq!(seen(), before);
+    world.nothing_left();
+}
+
 /// Containers of one pod, by the verbs: one serves, the other asks it by loopback; who is outside asks by the pod's address. Then the
 /// namespace is as it was.
 #[test]

@@ -410,11 +410,20 @@ fn a_container_is_saved_and_goes_on() {
     world.run(&format!("checkpoint --image-path {} --leave-running c", image.display())).ok();
     let then = counted(&world.output("c"));
     support::eventually("it goes on", || counted(&world.output("c")) > then);
+    // Where the image cannot get its name the container goes on.
+    let file = image.join("sentry.img");
+    std::fs::remove_file(&file).unwrap();
+    std::fs::create_dir(&file).unwrap();
+    let nameless = world.run(&format!("checkpoint --image-path {} c", image.display()));
+    assert!(nameless.code == 1 && nameless.err.contains("cannot name the image"), "{nameless:?}");
+    assert_eq!(std::fs::read_dir(&image).unwrap().count(), 1);
+    let then = counted(&world.output("c"));
+    support::eventually("it goes on without an image", || counted(&world.output("c")) > then);
+    std::fs::remove_dir(&file).unwrap();
     world.run(&format!("checkpoint --image-path {} --work-path /tmp --file-locks c", image.display())).ok();
     assert_eq!(reap(pid), 137);
     let then = counted(&world.output("c")).unwrap();
     assert!(world.run("state c").err.contains("container does not exist"));
-    let file = image.join("sentry.img");
     let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&file).unwrap().permissions());
     assert_eq!((mode & 0o777, std::fs::read_dir(&image).unwrap().count()), (0o600, 1));
 

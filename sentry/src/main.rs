@@ -87,7 +87,7 @@ struct Do {
     /// Name of the machine.
     #[arg(long, default_value = "sandbox")]
     hostname: String,
-    /// Network besides loopback: `none`; `sandbox`, all interfaces of the caller's network namespace; `host-veth=INTERFACE` takes over an interface with its addresses and routes, out of the network
+    /// Network besides loopback: `none`; `sandbox`, all interfaces of the caller's network namespace (`sandbox,seize`: also where other processes use it); `host-veth=INTERFACE` takes over an interface with its addresses and routes, out of the network
     /// namespace `netns=PATH` or the caller's own; `tap=NAME,address=IP/BITS,gateway=IP` (also `mac=`, `mtu=`, `netns=`).
     #[arg(long, default_value = "none", value_name = "NETWORK")]
     network: Network,

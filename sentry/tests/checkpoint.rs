@@ -5,30 +5,59 @@
     reason = "a test may panic, and tells what it does not do"
 )]
 
+#[path = "checkpoint/around.rs"]
+mod around;
 #[path = "serve/harness.rs"]
 #[allow(dead_code, reason = "each file of tests uses a part")]
 mod harness;
 
 use std::fs::File;
-use std::io::{IoSlice, Read, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, IoSlice, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
-use harness::{Sandbox, sockets, spec};
+use harness::{Called, Sandbox, context, sockets, spec};
+use kata_cc_agent_protocol::agent as api;
 use kata_cc_agent_protocol::oci;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
-/// Asks for something to be done with an image: the answer.
+/// What the sentry says of an image that is whole.
+const WRITTEN: &str = "{\"written\":true}\n";
+
+/// Asks for something to be done with an image: the answer. An image that is whole is kept.
 fn ask(sandbox: &Sandbox, id: &str, what: &str, image: &File) -> String {
-    let mut socket = UnixStream::connect(sockets(sandbox.folder.path()).1).unwrap();
+    let socket = begin(sandbox.folder.path(), id, what, image);
+    let first = line(&socket);
+    if first != WRITTEN {
+        return first;
+    }
+    (&socket).write_all(b"{\"kept\":true}\n").unwrap();
+    line(&socket)
+}
+
+fn line(mut socket: &UnixStream) -> String {
+    let mut line = String::new();
+    BufReader::new(&mut socket).read_line(&mut line).unwrap();
+    line
+}
+
+fn begin(folder: &Path, id: &str, what: &str, image: &File) -> UnixStream {
+    let socket = UnixStream::connect(sockets(folder).1).unwrap();
     let line = format!("{{\"container\":\"{id}\",\"image\":\"{what}\"}}\n");
     let numbers = [image.as_raw_fd()];
     let rights = [ControlMessage::ScmRights(&numbers)];
     let slices = [IoSlice::new(line.as_bytes())];
     sendmsg::<()>(socket.as_raw_fd(), &slices, &rights, MsgFlags::empty(), None).unwrap();
-    let mut answer = String::new();
-    socket.read_to_string(&mut answer).unwrap();
-    answer
+    socket
+}
+
+/// How far what is done with a container's image has come.
+fn progress(folder: &Path, id: &str) -> String {
+    let socket = UnixStream::connect(sockets(folder).1).unwrap();
+    (&socket).write_all(format!("{{\"container\":\"{id}\",\"progress\":true}}\n").as_bytes()).unwrap();
+    line(&socket)
 }
 
 fn save(sandbox: &Sandbox, id: &str, what: &str, image: &File) {
@@ -264,7 +293,7 @@ fn a_broken_image_is_refused_with_words() {
         (Vec::new(), &spec, "no image of a checkpoint"),
         (vec![0; 5000], &spec, "no image of a checkpoint"),
         (changed(0), &spec, "no image of a checkpoint"),
-        (changed(16), &spec, "version 0"),
+        (changed(16), &spec, "version 3"),
         (changed(30), &spec, "header is damaged"),
         (changed(5000), &spec, "part with memory and files is damaged"),
         (changed(whole.len() - 1), &spec, "state is damaged"),
@@ -356,4 +385,148 @@ for line in sys.stdin:
     let answer = ask(&sandbox, "c", "checkpoint", &image);
     assert!(answer.contains("process 1: it has a filter of system calls of its own"), "{answer}");
     assert_eq!(asked(&sandbox, b"\n"), "errno 95\n");
+}
+
+const COUNT: &str = "import sys\nfor n, line in enumerate(sys.stdin): print(n, line.strip(), flush=True)";
+
+/// Lets a container that counts lines tell the next one.
+fn counts(sandbox: &Sandbox, id: &str, number: u32) {
+    sandbox.write(id, "", b"line\n").unwrap();
+    assert_eq!(sandbox.read_until(id, "", "\n"), format!("{number} line\n"));
+}
+
+#[test]
+fn a_container_whose_image_nobody_keeps_goes_on() {
+    let image = tempfile::tempfile().unwrap();
+    let sandbox = Sandbox::start(&[]);
+    sandbox.run("c", &python(COUNT));
+    counts(&sandbox, "c", 0);
+    let folder = sandbox.folder.path();
+    // It goes away when the image is whole: the verb was killed, or could not give the image its name.
+    let socket = begin(folder, "c", "checkpoint", &image);
+    assert_eq!(line(&socket), WRITTEN);
+    let busy = "an image of the container is being written or read";
+    let refused = |called: Called<()>| called.unwrap_err().to_string();
+    assert!(refused(sandbox.exec("c", "e", &harness::process(&["true"]))).contains(busy));
+    assert!(refused(sandbox.pause("c", false)).contains(busy));
+    let other = tempfile::tempfile().unwrap();
+    assert!(ask(&sandbox, "c", "leave-running", &other).contains(busy));
+    sandbox.write("c", "", b"line\n").unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    drop(socket);
+    assert_eq!(sandbox.read_until("c", "", "\n"), "1 line\n");
+    // It says no, or something else.
+    for answer in ["{\"kept\":false}\n", "what\n"] {
+        let socket = begin(folder, "c", "checkpoint", &image);
+        assert_eq!(line(&socket), WRITTEN);
+        (&socket).write_all(answer.as_bytes()).unwrap();
+        let told = line(&socket);
+        assert!(told.contains("the image is not kept, and the container goes on"), "{told}");
+    }
+    counts(&sandbox, "c", 2);
+    // It goes away while the image is written.
+    drop(begin(folder, "c", "checkpoint", &image));
+    counts(&sandbox, "c", 3);
+    // One that was paused stays so, and one that is removed goes.
+    let pause = |paused| {
+        let begun = Instant::now();
+        while sandbox.pause("c", paused).is_err() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "{}", sandbox.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    pause(true);
+    let socket = begin(folder, "c", "checkpoint", &image);
+    assert_eq!(line(&socket), WRITTEN);
+    drop(socket);
+    pause(false);
+    counts(&sandbox, "c", 4);
+    let socket = begin(folder, "c", "checkpoint", &image);
+    assert_eq!(line(&socket), WRITTEN);
+    sandbox.remove("c").unwrap();
+    sandbox.run("c", &python(COUNT));
+    counts(&sandbox, "c", 0);
+}
+
+/// Has 256 MiB in memory that are no zeros.
+const LARGE: &str =
+    "import sys\nheld = bytes(range(1, 256)) * (1 << 20)\nprint('up', flush=True)\nsys.stdin.read()";
+
+/// Answers of another container until `done`: how many, and how long one took at most.
+async fn answered(sandbox: &Sandbox, done: impl Fn() -> bool) -> (u32, Duration) {
+    let (mut count, mut longest) = (0, Duration::ZERO);
+    while !done() {
+        let begun = Instant::now();
+        let request = api::StatsContainerRequest { container_id: "o".to_owned(), ..Default::default() };
+        sandbox.client.stats_container(context(), &request).await.unwrap();
+        longest = longest.max(begun.elapsed());
+        count += 1;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    (count, longest)
+}
+
+#[test]
+fn others_are_answered_while_an_image_is_written_or_read() {
+    let image = tempfile::tempfile().unwrap();
+    let sandbox = Sandbox::start(&[]);
+    sandbox.run("o", &python(COUNT));
+    sandbox.run("c", &python(LARGE));
+    sandbox.read_until("c", "", "up");
+    let folder = sandbox.folder.path().to_owned();
+    let begun = Instant::now();
+    let (of, watched, file) = (folder.clone(), folder.clone(), image.try_clone().unwrap());
+    let saved = std::thread::spawn(move || line(&begin(&of, "c", "leave-running", &file)));
+    let far = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(50));
+        [progress(&watched, "c"), progress(&watched, "nobody")]
+    });
+    let (count, longest) = sandbox.runtime.block_on(answered(&sandbox, || saved.is_finished()));
+    assert_eq!(saved.join().unwrap(), "{\"ok\":true}\n");
+    let all = begun.elapsed();
+    eprintln!("written in {all:?}: {count} answers, the longest took {longest:?}");
+    assert!(count > 4 && longest < all / 2, "{count} answers, the longest took {longest:?} of {all:?}");
+    let [of_it, of_nobody] = far.join().unwrap();
+    assert!(
+        of_it.starts_with("{\"progress\":") && of_nobody.contains("does not exist"),
+        "{of_it} {of_nobody}"
+    );
+    assert_eq!(progress(&folder, "c"), "{\"progress\":0}\n");
+    sandbox.remove("c").unwrap();
+
+    save(&sandbox, "c", "restore", &image);
+    let begun = Instant::now();
+    let done = std::cell::Cell::new(false);
+    let mut request = api::CreateContainerRequest::new();
+    request.container_id = "c".to_owned();
+    request.OCI = Some(python(LARGE)).into();
+    let create = async {
+        let created = sandbox.client.create_container(context(), &request).await;
+        done.set(true);
+        created.map(drop).map_err(|error| error.to_string())
+    };
+    let both = async { tokio::join!(create, answered(&sandbox, || done.get())) };
+    let (created, (count, longest)) = sandbox.runtime.block_on(both);
+    created.unwrap();
+    let all = begun.elapsed();
+    eprintln!("read in {all:?}: {count} answers, the longest took {longest:?}");
+    assert!(count > 4 && longest < all / 2, "{count} answers, the longest took {longest:?} of {all:?}");
+    // One that is removed while it is made is given up.
+    sandbox.remove("c").unwrap();
+    save(&sandbox, "c", "restore", &image);
+    let removed = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let request = api::RemoveContainerRequest { container_id: "c".to_owned(), ..Default::default() };
+        sandbox.client.remove_container(context(), &request).await
+    };
+    let create = sandbox.client.create_container(context(), &request);
+    let (created, removed) = sandbox.runtime.block_on(async { tokio::join!(create, removed) });
+    match (created, removed) {
+        (Err(error), _) => assert!(error.to_string().contains("nobody waits for it"), "{error}"),
+        // A fast machine has made it by then.
+        (Ok(_), removed) => drop(removed.unwrap()),
+    }
+    sandbox.run("c", &python(COUNT));
+    counts(&sandbox, "c", 0);
+    counts(&sandbox, "o", 0);
 }

@@ -269,6 +269,125 @@ fn a_container_says_whether_there_is_a_network() {
     assert!(error.contains("not started with --network sandbox"), "{error}");
 }
 
+/// Gives an interface of the pod more addresses than a sandbox takes, all at once.
+fn give_too_many(lab: &Lab, interface: &str, then: &str) {
+    use std::io::Write as _;
+    let mut ip = Command::new("ip");
+    ip.args(["-n", &lab.pod, "-batch", "-"]).stdin(std::process::Stdio::piped());
+    let mut ip = ip.spawn().unwrap();
+    let many: String = (0..4097)
+        .map(|n| format!("address add 10.90.{}.{}/32 dev {interface}\n", n / 256, n % 256))
+        .collect();
+    ip.stdin.take().unwrap().write_all((many + then).as_bytes()).unwrap();
+    assert!(ip.wait().unwrap().success());
+}
+
+/// Addresses that the host's kernel has on an interface of the pod.
+fn count_of_host(lab: &Lab, interface: &str) -> usize {
+    let output =
+        Command::new("ip").args(["-n", &lab.pod, "-o", "-4", "address", "show", "dev", interface]).output();
+    output.unwrap().stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).count()
+}
+
+/// What the sandbox cannot take stays the host's, whole; what was found beside it is taken over.
+#[test]
+fn an_interface_that_is_not_taken_concerns_no_other() {
+    let Some(lab) = Lab::new(false) else { return };
+    let (pod, out) = (&lab.pod, &lab.out);
+    let sandbox = Sandbox::start_in(pod, &["--network", "sandbox"]);
+    sandbox.run("one", &python(SERVER));
+    sandbox.read_until("one", "", "ready");
+    for number in [1, 2] {
+        assert!(
+            ip(&format!("link add eth{number} netns {pod} type veth peer name out{number} netns {out}"))
+                && ip(&format!("-n {out} link set out{number} up"))
+        );
+    }
+    assert!(
+        ip(&format!("-n {out} address add 10.78.0.1/24 dev out2"))
+            && ip(&format!("-n {pod} address add 10.78.0.2/24 dev eth2"))
+    );
+    // The first is refused by the sentry. Both are found by one look.
+    give_too_many(&lab, "eth1", "link set eth1 up\nlink set eth2 up\n");
+    eventually("the interface beside it", || interfaces(&sandbox).len() == 2);
+    let talk = |peers: &str| lab.outside(&client(peers, 100_000, true)).printed();
+    assert_eq!(talk("['10.77.0.2', '10.78.0.2']"), "[True, True] [True, True]\n");
+    eventually("what was refused", || count_of_host(&lab, "eth1") == 4097);
+    assert!(ip(&format!("-n {pod} link delete eth1")));
+
+    // More of one that is the sandbox' already: that is the host's, and what was there before still the sandbox'.
+    let before = addresses(&sandbox);
+    give_too_many(&lab, "eth2", "");
+    // They are found by one look or by several, which take some. None is lost.
+    let all_are_somewhere = || {
+        let (host, sandbox) = (count_of_host(&lab, "eth2"), addresses(&sandbox).len());
+        host > 0 && host + sandbox == before.len() + 4097
+    };
+    eventually("the refusal of addresses", all_are_somewhere);
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(all_are_somewhere());
+    assert!(before.iter().all(|address| addresses(&sandbox).contains(address)));
+    assert_eq!(talk("['10.77.0.2', '10.78.0.2']"), "[True, True] [True, True]\n");
+    assert_eq!(sandbox.end(), 0);
+    assert_eq!(count_of_host(&lab, "eth2"), 4098);
+    assert!(of_host(&lab).contains("10.77.0.2/24"));
+}
+
+/// A program of the host that stays in a namespace until it is dropped.
+struct Neighbour(std::process::Child);
+
+impl Neighbour {
+    fn start(lab: &Lab) -> Self {
+        let child = Command::new("ip").args(["netns", "exec", &lab.pod, "sleep", "1000"]).spawn().unwrap();
+        let comm = format!("/proc/{}/comm", child.id());
+        eventually("the neighbour", || {
+            std::fs::read_to_string(&comm).is_ok_and(|name| name.trim() == "sleep")
+        });
+        Self(child)
+    }
+}
+
+impl Drop for Neighbour {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A process of the host that is in the namespace keeps its network, unless that was said to be taken.
+#[test]
+fn what_others_use_is_left_to_them() {
+    let Some(lab) = Lab::new(false) else { return };
+    eventually("the end of a look for doubles", || !of_host(&lab).contains("tentative"));
+    let before = of_host(&lab);
+    let neighbour = Neighbour::start(&lab);
+    let plain = spec(&["/bin/sleep", "1000"]);
+    let sandbox = Sandbox::start_in(&lab.pod, &["--network", "sandbox"]);
+    let error = sandbox.create("one", &plain).unwrap_err().to_string();
+    let process = format!("process {} (sleep)", neighbour.0.id());
+    assert!(error.contains(&process) && error.contains("sandbox,seize"), "{error}");
+    assert_eq!(of_host(&lab), before);
+    // It can do without, or have it all the same.
+    sandbox.run("without", &with_annotation(plain.clone(), "none"));
+    assert_eq!((interfaces(&sandbox).len(), sandbox.end()), (0, 0));
+    let sandbox = Sandbox::start_in(&lab.pod, &["--network", "sandbox"]);
+    sandbox.run("one", &with_annotation(plain.clone(), "sandbox,seize"));
+    assert!(!of_host(&lab).contains("10.77.0.2"));
+    assert_eq!((interfaces(&sandbox).len(), sandbox.end()), (1, 0));
+    assert_eq!(of_host(&lab), before);
+    let sandbox = Sandbox::start_in(&lab.pod, &["--network", "sandbox,seize"]);
+    sandbox.run("one", &plain);
+    assert_eq!((interfaces(&sandbox).len(), sandbox.end()), (1, 0));
+
+    // A sandbox that is refused can be had when the other has ended.
+    let sandbox = Sandbox::start_in(&lab.pod, &["--network", "sandbox"]);
+    sandbox.create("one", &plain).unwrap_err();
+    drop(neighbour);
+    sandbox.run("one", &plain);
+    assert_eq!((interfaces(&sandbox).len(), sandbox.end()), (1, 0));
+    assert_eq!(of_host(&lab), before);
+}
+
 /// What the command line cannot have.
 #[test]
 fn networks_that_are_refused() {

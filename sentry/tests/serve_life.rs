@@ -13,7 +13,8 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use harness::{Sandbox, code_of, command, process, sockets, spec};
+use harness::{Sandbox, code_of, command, context, mount, process, sockets, spec};
+use kata_cc_agent_protocol::agent as api;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use nix::unistd::Pid;
@@ -328,4 +329,63 @@ fn an_idle_sandbox_is_small_and_still() {
     let kib: u64 = all.iter().map(pss).sum();
     eprintln!("{} processes of an idle sandbox: {kib} KiB", all.len());
     assert!(kib < 20 << 10, "{kib} KiB");
+}
+
+/// A control group of the host for memory, until it is dropped.
+struct Limited(std::path::PathBuf);
+
+impl Limited {
+    fn new(bytes: u64) -> Option<Self> {
+        let (mut root, mut limit) = (Path::new("/sys/fs/cgroup/memory"), "memory.limit_in_bytes");
+        if !root.join(limit).exists() {
+            (root, limit) = (Path::new("/sys/fs/cgroup"), "memory.max");
+        }
+        let group = Self(root.join(format!("kcc-sentry-{}", std::process::id())));
+        let made = fs::create_dir(&group.0).and_then(|()| fs::write(group.0.join(limit), bytes.to_string()));
+        if let Err(error) = made {
+            eprintln!("not tested: a control group for memory cannot be made: {error}");
+            return None;
+        }
+        Some(group)
+    }
+}
+
+impl Drop for Limited {
+    fn drop(&mut self) {
+        let begin = Instant::now();
+        while fs::remove_dir(&self.0).is_err() && begin.elapsed() < Duration::from_secs(10) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// What the host kills for want of memory is told, and counted where the container looks. Who is killed otherwise is not.
+#[test]
+fn a_container_that_runs_out_of_memory_is_told_of() {
+    let python = "/usr/bin/python3";
+    let Some(limited) = Limited::new(192 << 20).filter(|_| Path::new(python).exists()) else { return };
+    let entered = format!("echo 0 > {}/cgroup.procs", limited.0.display());
+    let sandbox = Sandbox::start_after(&entered, &[]);
+    let eats = "a = []\nwhile True: a.append(bytearray(b'x') * (1 << 20))";
+    let script = format!(
+        "{python} -c \"{eats}\"; echo \"code $?\"; cat /sys/fs/cgroup/memory.events; exec sleep 1000"
+    );
+    let mut shell = spec(&["/bin/sh", "-c", &script]);
+    shell.Mounts.push(mount("cgroup2", "/sys/fs/cgroup", "ro"));
+    sandbox.run("quiet", &spec(&["/bin/sleep", "1000"]));
+    sandbox.signal("quiet", "", 9).unwrap();
+    sandbox.wait("quiet", "").unwrap();
+    sandbox.run("eats", &shell);
+    let request = api::GetOOMEventRequest::new();
+    let event = sandbox.call(sandbox.client.get_oom_event(context(), &request)).unwrap();
+    assert_eq!(event.container_id, "eats");
+    sandbox.read_until("eats", "", "code 137");
+    let looks = |exec: &str| sandbox.run_in("eats", exec, &["/bin/cat", "/sys/fs/cgroup/memory.events"]).1;
+    let begin = Instant::now();
+    let mut number = 0;
+    while !looks(&format!("look{number}")).contains("oom_kill 1\n") {
+        assert!(begin.elapsed() < Duration::from_secs(30), "{}", sandbox.log());
+        number += 1;
+    }
+    assert_eq!(sandbox.end(), 0);
 }

@@ -11,8 +11,8 @@ use std::path::Path;
 use super::{Context, delete, run};
 use crate::arguments::{Checkpoint, Criu, Restore, Run};
 use crate::error::{OciError, io};
+use crate::images;
 use crate::store::Status;
-use crate::streams::{self, Image};
 
 /// Name of the image in its folder.
 const IMAGE: &str = "sentry.img";
@@ -29,18 +29,28 @@ pub(super) fn checkpoint(context: &Context, arguments: &Checkpoint) -> Result<u8
     }
     let folder = &arguments.image_path;
     let file = begin(folder)?;
-    let what = if arguments.leave_running { Image::LeaveRunning } else { Image::Checkpoint };
     let sandbox = context.store.folder_of(&state.sandbox);
-    let saved = streams::hand_image(sandbox.path(), &state.id, what, file.as_fd());
+    let saved = match arguments.leave_running {
+        true => images::save(sandbox.path(), &state.id, file.as_fd())
+            .map_err(OciError::from)
+            .and_then(|()| keep(folder)),
+        // It ends when its image has its name, and goes on where it gets none.
+        false => images::save_and_end(sandbox.path(), &state.id, file.as_fd(), || keep(folder)),
+    };
     if let Err(error) = saved {
         // Half an image is of no use to anybody.
         let _ = std::fs::remove_file(folder.join(UNDERWAY));
-        return Err(error.into());
+        return Err(error);
     }
-    let named = std::fs::rename(folder.join(UNDERWAY), folder.join(IMAGE));
-    named.map_err(io(format!("cannot name the image in {}", folder.display())))?;
     drop(locked);
     if arguments.leave_running { Ok(0) } else { delete::delete(context, &state.id, true) }
+}
+
+/// Gives the image its name, for good.
+fn keep(folder: &Path) -> Result<(), OciError> {
+    let what = || format!("cannot name the image in {}", folder.display());
+    std::fs::rename(folder.join(UNDERWAY), folder.join(IMAGE)).map_err(|error| io(what())(error))?;
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| io(what())(error))
 }
 
 /// Makes the folder, and the file in it.

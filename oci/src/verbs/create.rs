@@ -3,10 +3,10 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::Child;
+use std::time::Duration;
 
 use kata_cc_agent_protocol::agent as api;
 use protobuf::well_known_types::empty::Empty;
-use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -19,17 +19,16 @@ use crate::console::{self, Own};
 use crate::error::{OciError, io};
 use crate::grouping::{self, Kind};
 use crate::hooks::{self, When};
+use crate::images;
 use crate::keeper::{self, Keeper};
 use crate::monitor::{self, SENTRY_LOG};
 use crate::process::Known;
 use crate::store::{CONFIG, Folder, Locked, State};
-use crate::streams::{self, Image, Streams};
+use crate::streams::{self, Streams};
 use crate::wire;
 
-/// Annotations that carry what the agent's messages have no field for.
-const UMASK: &str = "dev.kata-cc.sentry.umask";
-const SECCOMP_ERRNO: &str = "dev.kata-cc.sentry.seccomp-errno";
-const DOMAIN: &str = "dev.kata-cc.sentry.domainname";
+/// For so long a sandbox whose creation failed may give back what it took of its network; then it is killed.
+const ENDS: Duration = Duration::from_secs(5);
 
 /// Who takes the container's terminal.
 #[derive(Clone, Copy, Debug)]
@@ -168,13 +167,19 @@ impl Underway<'_> {
         self.run_hooks()?;
         self.hand_streams(&folder, terminal)?;
         if let Some(image) = &self.image {
-            streams::hand_image(folder.path(), &self.state.id, Image::Restore, image.as_fd())?;
+            images::hand_over(folder.path(), &self.state.id, image.as_fd())?;
         }
         self.joined = true;
         let mut agent = Agent::connect(folder.path())?;
-        agent
-            .call::<Empty>("CreateContainer", &self.request())
-            .map_err(|error| self.explained(error.into()))?;
+        let request = self.request();
+        let made: Result<Empty, _> = match &self.image {
+            // A large one takes as long as it takes.
+            Some(_) => agent.call_when("CreateContainer", &request, None, |socket| {
+                images::wait(folder.path(), &self.state.id, socket)
+            }),
+            None => agent.call("CreateContainer", &request),
+        };
+        made.map_err(|error| self.explained(error.into()))?;
         self.state.creating = false;
         self.locked.write(&self.state)
     }
@@ -262,7 +267,7 @@ impl Underway<'_> {
         let mut request = api::CreateContainerRequest::new();
         request.container_id.clone_from(id);
         request.exec_id.clone_from(id);
-        request.OCI = Some(specification(id, spec, &self.bundle.rootfs)).into();
+        request.OCI = Some(wire::for_sentry(id, spec, &self.bundle.rootfs.to_string_lossy())).into();
         request
     }
 
@@ -279,6 +284,10 @@ impl Underway<'_> {
     fn undo(self) {
         match self.process {
             Some(Process::Monitor(mut child)) => {
+                // By itself it gives the interfaces of the network namespace back.
+                if let Some(known) = Known::of(child.id()) {
+                    known.end(ENDS);
+                }
                 let _ = child.kill();
                 let _ = child.wait();
             }
@@ -306,42 +315,5 @@ impl Underway<'_> {
         if let Err(error) = self.locked.folder.remove() {
             self.context.log.warn(&error.to_string());
         }
-    }
-}
-
-/// The specification as the sentry's agent takes it: paths are the host's.
-fn specification(id: &str, spec: &Value, rootfs: &Path) -> kata_cc_agent_protocol::oci::Spec {
-    let mounts = wire::list(spec, "mounts").iter().map(wire::mount).collect();
-    let mut made = wire::specification(id, spec, &rootfs.to_string_lossy(), mounts);
-    // They are run here.
-    made.Hooks = None.into();
-    if let Some(umask) = spec["process"]["user"]["umask"].as_u64() {
-        made.Annotations.insert(UMASK.into(), format!("{umask:04o}"));
-    }
-    if let Some(errno) = spec["linux"]["seccomp"]["defaultErrnoRet"].as_u64() {
-        made.Annotations.insert(SECCOMP_ERRNO.into(), errno.to_string());
-    }
-    if let Some(domain) = spec["domainname"].as_str() {
-        made.Annotations.insert(DOMAIN.into(), domain.to_owned());
-    }
-    made
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn the_sentry_gets_paths_of_the_host_and_no_hooks() {
-        let spec = json!({"ociVersion": "1.0.2", "process": {"args": ["x"], "user": {"umask": 18}}, "domainname": "d",
-            "hooks": {"prestart": [{"path": "/x"}]},
-            "mounts": [{"destination": "/v", "type": "bind", "source": "/srv", "options": ["rbind", "ro"]}]});
-        let made = specification("c", &spec, Path::new("/b/rootfs"));
-        assert_eq!(made.Root.Path, "/b/rootfs");
-        assert!(made.Hooks.is_none());
-        assert_eq!(made.Mounts[0].source, "/srv");
-        assert_eq!(made.Annotations.get(UMASK).map(String::as_str), Some("0022"));
-        assert_eq!(made.Annotations.get(DOMAIN).map(String::as_str), Some("d"));
     }
 }

@@ -4,9 +4,11 @@
 //! not seccompiler: a profile has several actions and an errno of its own for each rule (that crate knows one
 //! action for all matches), and several architectures.
 //!
-//! Meaning: rules are tried in order, the first whose conditions all hold decides, else the default action. Several
-//! conditions on one argument are alternatives (as in runc). Names that this kernel's table does not have are
-//! passed over, as are rules whose action is the default. When the default is an errno, calls newer than the table answer
+//! Meaning, as runc and libseccomp have it: rules whose action is the default do not count. The first rule of a call that has no
+//! conditions decides it alone, whatever stands before or after it. Else the first rule whose conditions all hold decides, else the default
+//! action. (libseccomp has an order of its own for rules with conditions whose actions differ, by argument and value, and refuses those
+//! that differ in nothing else: where two such rules hold for one call, it may decide otherwise.) Several conditions on one argument are
+//! alternatives (as in runc). Names that this kernel's table does not have are passed over. When the default is an errno, calls newer than the table answer
 //! ENOSYS, so that C libraries fall back to older calls (as in runc).
 //!
 //! Layout: architecture, then for each a binary search for the number, then the rules of that call.
@@ -277,11 +279,23 @@ fn calls(
     for syscall in &profile.Syscalls {
         let rules = alternatives(syscall)?;
         for number in syscall.Names.iter().filter_map(|n| table.number(n)) {
-            let wanted = rules.iter().filter(|r| r.action != default || !r.conditions.is_empty());
-            all.entry(number).or_default().extend(wanted.cloned());
+            for rule in rules.iter().filter(|rule| rule.action != default) {
+                add(all.entry(number).or_default(), rule);
+            }
         }
     }
     Ok(all)
+}
+
+/// One without conditions takes the place of all (`db_rule_add` in libseccomp's `src/db.c`).
+fn add(known: &mut Vec<Rule>, rule: &Rule) {
+    if known.iter().any(|known| known.conditions.is_empty()) {
+        return;
+    }
+    if rule.conditions.is_empty() {
+        known.clear();
+    }
+    known.push(rule.clone());
 }
 
 fn alternatives(syscall: &LinuxSyscall) -> Result<Vec<Rule>, SeccompError> {
@@ -293,11 +307,15 @@ fn alternatives(syscall: &LinuxSyscall) -> Result<Vec<Rule>, SeccompError> {
     let conditions: Vec<Condition> = syscall.Args.iter().map(condition).collect::<Result<_, _>>()?;
     let repeated =
         conditions.iter().enumerate().any(|(n, c)| conditions.iter().take(n).any(|d| d.index == c.index));
+    // A mask of nothing holds always: a rule that has no other condition has none.
+    let rule = |mut conditions: Vec<Condition>| {
+        conditions.retain(|c| !(c.op == Op::Masked && c.value == 0 && c.two == 0));
+        Rule { conditions, action }
+    };
     if repeated {
-        let one = |c| Rule { conditions: vec![c], action };
-        return Ok(conditions.into_iter().map(one).collect());
+        return Ok(conditions.into_iter().map(|c| rule(vec![c])).collect());
     }
-    Ok(vec![Rule { conditions, action }])
+    Ok(vec![rule(conditions)])
 }
 
 fn condition(arg: &LinuxSeccompArg) -> Result<Condition, SeccompError> {

@@ -54,6 +54,25 @@ fn each_rule_has_its_own_errno() {
     assert_eq!(run(&program, AUDIT_X86_64, 9999, [0; 6]), RET_ERRNO | ENOSYS);
 }
 
+/// Rules with the default action do not count; one without conditions decides alone, and the first of several.
+#[test]
+fn a_rule_without_conditions_decides_alone() {
+    let zero = [(0, "SCMP_CMP_EQ", 0, 0)];
+    let refused = |args: &[(u64, &str, u64, u64)]| call(&["read"], "SCMP_ACT_ERRNO", Some(5), args);
+    let plain = |action: &str| call(&["read"], action, None, &[]);
+    let decided = |default: &str, calls: Vec<LinuxSyscall>| {
+        let filter = compile(&profile(default, calls)).unwrap().unwrap();
+        [0, 1].map(|first| run(&filter, AUDIT_X86_64, number("read"), [first, 0, 0, 0, 0, 0]))
+    };
+    let errno = "SCMP_ACT_ERRNO";
+    assert_eq!(decided(errno, vec![refused(&zero), plain("SCMP_ACT_ALLOW")]), [ALLOW, ALLOW]);
+    assert_eq!(decided(errno, vec![plain("SCMP_ACT_ALLOW"), refused(&zero)]), [ALLOW, ALLOW]);
+    assert_eq!(decided(errno, vec![plain("SCMP_ACT_ALLOW"), plain("SCMP_ACT_TRAP")]), [ALLOW, ALLOW]);
+    let allowed = call(&["read"], "SCMP_ACT_ALLOW", None, &zero);
+    assert_eq!(decided("SCMP_ACT_ALLOW", vec![allowed, refused(&[])]), [RET_ERRNO | 5, RET_ERRNO | 5]);
+    assert_eq!(decided("SCMP_ACT_ALLOW", vec![refused(&zero)]), [RET_ERRNO | 5, ALLOW]);
+}
+
 #[test]
 fn the_default_may_have_an_errno() {
     let p = profile("SCMP_ACT_ERRNO", vec![call(&["read"], "SCMP_ACT_ALLOW", None, &[])]);

@@ -12,6 +12,22 @@ pub(crate) struct Ceiling {
     pub(crate) no_new_privileges: bool,
     /// Of these the hard ones count.
     pub(crate) limits: Limits,
+    /// Most tasks, where there is a bound.
+    pub(crate) tasks: Option<u64>,
+    /// Most bytes of memory, where there is a bound.
+    pub(crate) memory: Option<u64>,
+}
+
+impl Ceiling {
+    /// Refuses an image that puts back so many bytes of memory, where the bundle gives less.
+    pub(super) fn admit_memory(&self, (stored, zeros): (u64, u64)) -> Result<(), CheckpointError> {
+        match self.memory {
+            Some(most) if stored.saturating_add(zeros) > most => {
+                Err(CheckpointError::Rights("its memory is more than the container may have"))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Refuses processes that may more than `ceiling`, and those whose parents are no tree; relations to processes that are not in the image are
@@ -28,6 +44,11 @@ pub(super) fn admit(processes: &mut [SavedProcess], ceiling: &Ceiling) -> Result
         if (0..).zip(&process.limits).any(over) {
             return Err(CheckpointError::Rights("a limit (rlimit) is higher"));
         }
+    }
+    // Those that ended and were not waited for have no threads, and count as little as they do in the container.
+    let tasks: usize = processes.iter().map(|process| process.threads.len()).sum();
+    if ceiling.tasks.is_some_and(|most| tasks as u64 > most) {
+        return Err(CheckpointError::Rights("it has more tasks than the container may have"));
     }
     let ours: BTreeSet<Pid> = processes.iter().map(|process| process.pid).collect();
     let threads: BTreeSet<Pid> =
@@ -79,6 +100,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::checkpoint::state::SavedThread;
 
     fn process(pid: Pid, parent: Pid, pgid: Pid) -> SavedProcess {
         let credentials = SavedCredentials {
@@ -116,7 +138,57 @@ mod tests {
     }
 
     fn ceiling() -> Ceiling {
-        Ceiling { bounding: Capabilities(3), no_new_privileges: true, limits: Limits::default() }
+        let (bounding, limits) = (Capabilities(3), Limits::default());
+        Ceiling { bounding, no_new_privileges: true, limits, tasks: None, memory: None }
+    }
+
+    fn thread(of: &SavedProcess, pid: Pid) -> SavedThread {
+        SavedThread {
+            pid,
+            number: pid,
+            regs: Vec::new(),
+            fs_base: 0,
+            vector: Vec::new(),
+            sequences: None,
+            mask: 0,
+            saved_mask: None,
+            stack: (0, 0, 0),
+            pending: crate::checkpoint::state::SavedPending::default(),
+            parent_death: 0,
+            credentials: of.credentials.clone(),
+            comm: Vec::new(),
+            clear_child_tid: 0,
+            robust_list: 0,
+            timer_slack: 0,
+            personality: 0,
+            nice: 0,
+            io_priority: 0,
+            scheduling: (0, 0),
+            affinity: None,
+            no_huge_pages: false,
+            sleep: None,
+            space: 0,
+            table: 0,
+            folders: 0,
+        }
+    }
+
+    #[test]
+    fn what_is_more_than_the_bundle_lets_a_container_have_is_refused() {
+        let mut all = [process(5, 0, 5), process(6, 5, 5)];
+        for (process, pids) in all.iter_mut().zip([5..8, 9..11]) {
+            process.threads = pids.map(|pid| thread(process, pid)).collect();
+        }
+        admit(&mut all, &Ceiling { tasks: Some(5), ..ceiling() }).unwrap();
+        let error = admit(&mut all, &Ceiling { tasks: Some(4), ..ceiling() }).unwrap_err().to_string();
+        assert!(error.contains("more tasks"), "{error}");
+        let bounded = Ceiling { memory: Some(100), ..ceiling() };
+        bounded.admit_memory((60, 40)).unwrap();
+        ceiling().admit_memory((u64::MAX, 1)).unwrap();
+        for lengths in [(60, 41), (u64::MAX, u64::MAX)] {
+            let error = bounded.admit_memory(lengths).unwrap_err().to_string();
+            assert!(error.contains("its memory is more"), "{error}");
+        }
     }
 
     #[test]

@@ -93,6 +93,12 @@ impl Files {
         mapped: bool,
     ) -> Result<Result<SavedKind, String>, CheckpointError> {
         if let Some(place) = file.place() {
+            let top = place.dentry.parent().is_none() && !place.dentry.unlinked();
+            if super::tree::is_shared(&place.dentry) && !top {
+                let path = place.path(root).unwrap_or_default();
+                let shown = String::from_utf8_lossy(&path).into_owned();
+                return Ok(Err(format!("{shown}, in memory that other containers of the pod have, too")));
+            }
             return match by_path(file, place, root, mapped) {
                 Err(what) if place.dentry.unlinked() => self.nameless(out, file, what),
                 kind => Ok(kind),

@@ -10,18 +10,20 @@
 //! believed, and then only as far as [`check`](Reader::state) goes: digests tell what was broken, not what was forged.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use aws_lc_rs::digest::{Context, SHA256, digest};
 use nix::sys::uio::{pread, pwrite};
 use thiserror::Error;
 
-use super::state::{Extent, SavedBody, SavedKind, State};
+use super::progress::Progress;
+use super::state::{Extent, State};
 use crate::error::Errno;
 
 /// Beginning of every image.
 const MAGIC: [u8; 16] = *b"kata-cc-sentry\0C";
 /// Changes with the meaning of anything in an image.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Bytes of the header.
 const HEADER: usize = 192;
 /// Where the bytes begin.
@@ -32,6 +34,8 @@ pub(crate) const STATE_MAX: u64 = 256 << 20;
 const BYTES_MAX: u64 = 1 << 42;
 /// Most zeros that are written out.
 const ZEROS_MAX: u64 = 1 << 36;
+/// So many bytes are written before the disk has to have them: then they count as progress.
+const SYNCED: u64 = 256 << 20;
 /// Bytes that are moved at once.
 pub(crate) const PART: usize = 1 << 20;
 
@@ -67,6 +71,9 @@ pub enum ImageError {
     /// It says what cannot be.
     #[error("its state is none: {0}")]
     State(&'static str),
+    /// Who wanted it does not wait for it.
+    #[error("nobody waits for it any more")]
+    GivenUp,
 }
 
 fn host(what: &'static str) -> impl FnOnce(Errno) -> ImageError {
@@ -99,14 +106,17 @@ pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
 pub(crate) struct Writer {
     file: OwnedFd,
     length: u64,
+    synced: u64,
     context: Context,
+    progress: Arc<Progress>,
 }
 
 impl Writer {
-    pub(crate) fn new(file: OwnedFd) -> Result<Self, ImageError> {
+    pub(crate) fn new(file: OwnedFd, progress: &Arc<Progress>) -> Result<Self, ImageError> {
         // What is there already is none from now on.
         nix::unistd::ftruncate(&file, 0).map_err(host("emptying"))?;
-        Ok(Self { file, length: 0, context: Context::new(&SHA256) })
+        let (context, progress) = (Context::new(&SHA256), Arc::clone(progress));
+        Ok(Self { file, length: 0, synced: 0, context, progress })
     }
 
     fn write(&self, mut bytes: &[u8], mut at: u64) -> Result<(), ImageError> {
@@ -114,6 +124,7 @@ impl Writer {
             let offset = i64::try_from(at).map_err(|_| ImageError::Length("bytes"))?;
             match pwrite(&self.file, bytes, offset) {
                 Ok(count) => {
+                    self.progress.add(count)?;
                     bytes = bytes.get(count..).unwrap_or_default();
                     at = at.saturating_add(count as u64);
                 }
@@ -130,7 +141,15 @@ impl Writer {
         self.write(bytes, BYTES_AT.saturating_add(from))?;
         self.context.update(bytes);
         self.length = from.saturating_add(bytes.len() as u64);
+        if self.length.saturating_sub(self.synced) >= SYNCED {
+            self.sync()?;
+            self.synced = self.length;
+        }
         Ok(from)
+    }
+
+    fn sync(&self) -> Result<(), ImageError> {
+        nix::unistd::fdatasync(&self.file).map_err(host("syncing"))
     }
 
     /// Writes the rest.
@@ -141,7 +160,7 @@ impl Writer {
         }
         let at = BYTES_AT.saturating_add(self.length);
         self.write(&encoded, at)?;
-        nix::unistd::fdatasync(&self.file).map_err(host("syncing"))?;
+        self.sync()?;
         let mut header = Vec::with_capacity(HEADER);
         header.extend(MAGIC);
         header.extend(VERSION.to_le_bytes());
@@ -157,7 +176,7 @@ impl Writer {
         header.extend(sha256(&encoded));
         header.extend(sha256(&header));
         self.write(&header, 0)?;
-        nix::unistd::fdatasync(&self.file).map_err(host("syncing"))
+        self.sync()
     }
 }
 
@@ -193,6 +212,7 @@ pub(crate) struct Reader<S> {
     length: u64,
     state: (u64, u64),
     platform: String,
+    progress: Arc<Progress>,
 }
 
 struct Fields<'a>(&'a [u8]);
@@ -210,10 +230,15 @@ impl<'a> Fields<'a> {
 }
 
 impl<S: Source> Reader<S> {
+    fn new(source: S, progress: &Arc<Progress>) -> Self {
+        let progress = Arc::clone(progress);
+        Self { source, length: u64::MAX, state: (0, 0), platform: String::new(), progress }
+    }
+
     /// Reads the header, and all the rest once for its digest.
-    pub(crate) fn open(source: S) -> Result<Self, ImageError> {
+    pub(crate) fn open(source: S, progress: &Arc<Progress>) -> Result<Self, ImageError> {
         let mut header = [0; HEADER];
-        let mut reader = Self { source, length: u64::MAX, state: (0, 0), platform: String::new() };
+        let mut reader = Self::new(source, progress);
         reader.fill(&mut header, 0, "header").map_err(|error| match error {
             ImageError::Length(_) => ImageError::Magic,
             other => other,
@@ -260,6 +285,7 @@ impl<S: Source> Reader<S> {
             if count == 0 {
                 return Err(ImageError::Length(what));
             }
+            self.progress.add(count)?;
             done = done.saturating_add(count);
             at = at.saturating_add(count as u64);
         }
@@ -309,6 +335,8 @@ impl<S: Source> Reader<S> {
                 self.bytes(from.saturating_add(done), bytes)?;
             }
             put(extent.at.saturating_add(done), bytes)?;
+            // Zeros are written without being read.
+            self.progress.add(bytes.len())?;
             done = done.saturating_add(count);
         }
         Ok(())
@@ -328,30 +356,19 @@ impl<S: Source> Reader<S> {
     }
 
     fn check(&self, state: &State) -> Result<(), ImageError> {
-        let files = state.files.iter().filter_map(|file| match &file.kind {
-            SavedKind::Memory { extents, .. } => Some(extents),
-            _ => None,
-        });
-        let nodes =
-            state.trees.iter().flat_map(|(_, tree)| &tree.nodes).filter_map(|node| match &node.body {
-                SavedBody::Regular { extents, .. } => Some(extents),
-                _ => None,
-            });
-        let spaces = state.spaces.iter().map(|space| &space.extents);
-        let shared = state.shared.iter().map(|shared| &shared.extents);
-        let mut zeros = 0u64;
-        for extent in files.chain(nodes).chain(spaces).chain(shared).flatten() {
+        let outside = ImageError::State("bytes lie outside of the image");
+        for extent in state.extents() {
             let end = extent.at.checked_add(extent.length).filter(|end| *end <= i64::MAX.unsigned_abs());
-            let inside = match extent.from {
-                Some(from) => from.checked_add(extent.length).is_some_and(|end| end <= self.length),
-                None => {
-                    zeros = zeros.saturating_add(extent.length);
-                    zeros <= ZEROS_MAX
-                }
-            };
-            if end.is_none() || !inside {
-                return Err(ImageError::State("bytes lie outside of the image"));
+            let from = extent.from.unwrap_or(0);
+            let stored = extent.from.map_or(0, |_| extent.length);
+            if end.is_none() || from.checked_add(stored).is_none_or(|end| end > self.length) {
+                return Err(outside);
             }
+        }
+        // Each byte is written once: who says some of them again and again would have more written than there is.
+        let (stored, zeros) = state.lengths();
+        if stored > self.length || zeros > ZEROS_MAX {
+            return Err(ImageError::State("it has more bytes put back than there are in the image"));
         }
         Ok(())
     }
@@ -366,7 +383,7 @@ fn hex(bytes: &[u8]) -> String {
 /// # Errors
 /// What is wrong with it.
 pub fn examine(image: &[u8]) -> Result<(), ImageError> {
-    Reader::open(image)?.state().map(drop)
+    Reader::open(image, &Arc::default())?.state().map(drop)
 }
 
 /// Reads bytes as the state of an image alone: for fuzzing, where no digest is ever right.
@@ -374,9 +391,8 @@ pub fn examine(image: &[u8]) -> Result<(), ImageError> {
 /// # Errors
 /// What is wrong with it.
 pub fn examine_state(state: &[u8]) -> Result<(), ImageError> {
-    let reader =
-        Reader { source: state, length: 1 << 20, state: (0, state.len() as u64), platform: String::new() };
-    reader.state().map(drop)
+    let reader = Reader::new(state, &Arc::default());
+    Reader { length: 1 << 30, state: (0, state.len() as u64), ..reader }.state().map(drop)
 }
 
 #[cfg(test)]
@@ -406,7 +422,7 @@ mod tests {
             monotonic: Duration::ZERO,
             vdso: Vec::new(),
             vdso_code: [0; 32],
-            names: (b"host".to_vec(), Vec::new()),
+            names: Some((b"host".to_vec(), Vec::new())),
             mounts: Vec::new(),
             trees: Vec::new(),
             pipes: Vec::new(),
@@ -423,7 +439,7 @@ mod tests {
     fn written(state: &State, bytes: &[u8]) -> Vec<u8> {
         use std::io::{Read, Seek};
         let mut file = tempfile::tempfile().unwrap();
-        let mut writer = Writer::new(file.try_clone().unwrap().into()).unwrap();
+        let mut writer = Writer::new(file.try_clone().unwrap().into(), &Arc::default()).unwrap();
         assert_eq!(writer.put(bytes).unwrap(), 0);
         writer.finish(state, "systrap").unwrap();
         let mut image = Vec::new();
@@ -436,7 +452,7 @@ mod tests {
     fn what_was_written_is_read() {
         let state = state(vec![Extent { at: 4096, length: 3, from: Some(1) }]);
         let image = written(&state, b"bytes");
-        let reader = Reader::open(image.as_slice()).unwrap();
+        let reader = Reader::open(image.as_slice(), &Arc::default()).unwrap();
         assert_eq!((reader.platform(), reader.state()), ("systrap", Ok(state.clone())));
         let mut seen = Vec::new();
         let put = |at: u64, bytes: &[u8]| {
@@ -477,6 +493,32 @@ mod tests {
             let image = written(&state(vec![extent.clone()]), b"bytes");
             assert!(matches!(examine(&image), Err(ImageError::State(_))), "{extent:?}");
         }
+    }
+
+    #[test]
+    fn bytes_that_are_said_again_and_again_are_refused() {
+        let part = |at, from, length| Extent { at, length, from: Some(from) };
+        let fits = written(&state(vec![part(0, 0, 3), part(9, 3, 2)]), b"bytes");
+        assert_eq!(examine(&fits), Ok(()));
+        for extents in [vec![part(0, 0, 3), part(9, 2, 3)], vec![part(0, 0, 5); 2]] {
+            let image = written(&state(extents), b"bytes");
+            let error = examine(&image).unwrap_err().to_string();
+            assert!(error.contains("more bytes put back than there are"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_nobody_waits_for_is_not_written_or_read() {
+        let progress = Arc::new(Progress::default());
+        let image = written(&state(Vec::new()), b"bytes");
+        assert!(Reader::open(image.as_slice(), &progress).is_ok());
+        assert!(progress.moved() > image.len() as u64 - BYTES_AT);
+        let mut writer = Writer::new(tempfile::tempfile().unwrap().into(), &progress).unwrap();
+        assert_eq!(writer.put(b"x"), Ok(0));
+        progress.give_up();
+        assert_eq!(writer.put(b"x"), Err(ImageError::GivenUp));
+        let opened = Reader::open(image.as_slice(), &progress);
+        assert_eq!(opened.map(drop), Err(ImageError::GivenUp));
     }
 
     proptest::proptest! {

@@ -12,6 +12,7 @@ mod admission;
 mod files;
 mod image;
 mod memory;
+mod progress;
 pub(crate) mod state;
 mod tree;
 
@@ -27,6 +28,7 @@ use files::{Files, Opened, Reopening, pick, walk};
 pub use image::{ImageError, examine, examine_state};
 use image::{Reader, Source, Writer, sha256};
 use memory::SharedMemory;
+pub(crate) use progress::Progress;
 use state::{SavedFolders, SavedSpace, SavedTable, SavedThread, State};
 
 use crate::container::Container;
@@ -37,11 +39,13 @@ use crate::platform::Thread;
 use crate::sync::lock;
 use crate::syscalls::map_again;
 use crate::task::seccomp::Program;
-use crate::task::{self, ControlGroup, Lists, Pid, Task};
+use crate::task::{self, ControlGroup, Lists, Pid, Task, capability};
 use crate::vfs::{Caller, FdTable, FsContext, Inode, Mount, OpenFile, Place};
 
 /// Most things that one refusal names.
 const TOLD_MAX: usize = 24;
+/// Longest name of a machine (`__NEW_UTS_LEN`).
+const NAME_MAX: usize = 64;
 
 /// Why a container is not saved, or not restored.
 #[derive(Debug, Error)]
@@ -69,6 +73,11 @@ pub enum CheckpointError {
     /// It would let its processes do what the bundle does not.
     #[error("the image: its processes may more than the bundle lets them: {0}")]
     Rights(&'static str),
+    /// The image has what is not the container's alone here.
+    #[error(
+        "the image has files of {0}, which is memory of all containers of the pod here: restore it where the container has that for itself"
+    )]
+    Shared(String),
     /// The bundle is another.
     #[error("the image is of a container with other mounts: {0}")]
     Mounts(String),
@@ -116,7 +125,13 @@ pub(crate) struct Subject<'a> {
     pub(crate) streams: &'a Streams,
     /// What judges calls of all its processes.
     pub(crate) filter: Option<&'a Arc<Program>>,
+    /// Names of machine and domain that the sandbox was given.
+    pub(crate) named: &'a Names,
+    pub(crate) progress: &'a Arc<Progress>,
 }
+
+/// Names of a machine and its domain.
+pub(crate) type Names = (Vec<u8>, Vec<u8>);
 
 /// Mounts of a container, by path and file system.
 fn mounts(container: &Container) -> Vec<(Vec<u8>, Arc<Mount>)> {
@@ -193,8 +208,8 @@ pub(crate) fn save(subject: &Subject<'_>, image: OwnedFd) -> Result<(), Checkpoi
 }
 
 fn write(subject: &Subject<'_>, image: OwnedFd) -> Result<(), CheckpointError> {
-    let Subject { kernel, container, first, streams, filter, .. } = *subject;
-    let mut out = Writer::new(image)?;
+    let Subject { kernel, container, first, streams, filter, named, progress, .. } = *subject;
+    let mut out = Writer::new(image, progress)?;
     let mut shared = Shared {
         container,
         spaces: Vec::new(),
@@ -224,12 +239,13 @@ fn write(subject: &Subject<'_>, image: OwnedFd) -> Result<(), CheckpointError> {
         memory::save(&mut out, space, saved, &mut memory)?;
     }
     let mounts = mounts(container);
-    let names = lock(container.namespaces().names.uts()).clone();
+    let uts = lock(container.namespaces().names.uts()).clone();
+    let names = Some((uts.host, uts.domain)).filter(|names| names != named);
     let state = State {
         monotonic: kernel.clocks.monotonic(),
         vdso: kernel.platform.vdso_parts(),
         vdso_code: sha256(&kernel.platform.vdso_code()),
-        names: (names.host, names.domain),
+        names,
         trees: trees(&mut out, &mounts)?,
         mounts: mounts.into_iter().map(|(path, mount)| (path, mount_name(&mount))).collect(),
         pipes,
@@ -321,6 +337,9 @@ pub(crate) struct Setting<'a> {
     pub(crate) streams: &'a [Option<Arc<dyn Inode>>; 3],
     /// What its processes may do at most.
     pub(crate) ceiling: &'a Ceiling,
+    /// Whether it is the only container of its sandbox, whose names are its own then.
+    pub(crate) alone: bool,
+    pub(crate) progress: &'a Arc<Progress>,
 }
 
 /// Tasks that were restored and do not run yet, the container's first process first.
@@ -358,8 +377,8 @@ impl Sources for Shown {
 
 /// Makes the tasks of an image.
 pub(crate) fn restore(place: &Setting<'_>, image: OwnedFd) -> Result<Restored, CheckpointError> {
-    let Setting { kernel, container, group, streams, ceiling } = *place;
-    let image = Reader::open(image)?;
+    let Setting { kernel, container, group, streams, ceiling, .. } = *place;
+    let image = Reader::open(image, place.progress)?;
     let platform = kernel.platform.name();
     if image.platform() != platform {
         return Err(ImageError::Platform(image.platform().to_owned(), platform.to_owned()).into());
@@ -369,6 +388,10 @@ pub(crate) fn restore(place: &Setting<'_>, image: OwnedFd) -> Result<Restored, C
         return Err(CheckpointError::Vdso);
     }
     admission::admit(&mut state.processes, ceiling)?;
+    ceiling.admit_memory(state.lengths())?;
+    if let Some(names) = state.names.take() {
+        restore_names(place, names)?;
+    }
     restore_files(&image, container, &state)?;
     let root = container.root();
     let reopening = Reopening { image: &image, kernel, root: &root, streams };
@@ -416,6 +439,24 @@ pub(crate) fn restore(place: &Setting<'_>, image: OwnedFd) -> Result<Restored, C
     given.inspect_err(|_| task::forget(kernel, &state.processes))
 }
 
+/// Names the machine as the container had it. In a pod of several containers that is the pod's name, and stays.
+fn restore_names(place: &Setting<'_>, (host, domain): Names) -> Result<(), CheckpointError> {
+    if host.len() > NAME_MAX || domain.len() > NAME_MAX {
+        return Err(CheckpointError::State("the name of the machine"));
+    }
+    // As `sethostname` asks for (`man 2 sethostname`).
+    if !place.ceiling.bounding.has(capability::SYS_ADMIN) {
+        return Err(CheckpointError::Rights(
+            "it has named the machine, for which it may not have CAP_SYS_ADMIN",
+        ));
+    }
+    if place.alone {
+        let mut uts = lock(place.container.namespaces().names.uts());
+        (uts.host, uts.domain) = (host, domain);
+    }
+    Ok(())
+}
+
 fn restore_files<S: Source>(
     image: &Reader<S>,
     container: &Container,
@@ -439,7 +480,10 @@ fn restore_files<S: Source>(
         return Err(CheckpointError::Mounts(path));
     }
     for (number, tree) in &state.trees {
-        let (_, mount) = pick(&mounts, *number)?;
+        let (path, mount) = pick(&mounts, *number)?;
+        if tree::is_shared(mount.root()) {
+            return Err(CheckpointError::Shared(String::from_utf8_lossy(path).into_owned()));
+        }
         tree::restore(image, &tree::top(mount), tree)?;
     }
     Ok(())

@@ -31,8 +31,8 @@ pub(crate) struct State {
     pub(crate) vdso: Vec<Range<u64>>,
     /// SHA-256 of its code.
     pub(crate) vdso_code: [u8; 32],
-    /// Name of the machine and of its domain.
-    pub(crate) names: (Vec<u8>, Vec<u8>),
+    /// Name of the machine and of its domain, where they are not those that the sandbox was given.
+    pub(crate) names: Option<(Vec<u8>, Vec<u8>)>,
     /// Mounts by path and name of the file system.
     pub(crate) mounts: Vec<(Vec<u8>, Vec<u8>)>,
     /// What lies in memory of file systems, by the place in that list.
@@ -53,6 +53,32 @@ pub(crate) struct State {
     pub(crate) processes: Vec<SavedProcess>,
     /// Number of the container's first process.
     pub(crate) first: Pid,
+}
+
+impl State {
+    /// All bytes that lie elsewhere in the image.
+    pub(crate) fn extents(&self) -> impl Iterator<Item = &Extent> {
+        let files = self.files.iter().filter_map(|file| match &file.kind {
+            SavedKind::Memory { extents, .. } => Some(extents),
+            _ => None,
+        });
+        let nodes = self.trees.iter().flat_map(|(_, tree)| &tree.nodes);
+        let nodes = nodes.filter_map(|node| match &node.body {
+            SavedBody::Regular { extents, .. } => Some(extents),
+            _ => None,
+        });
+        let spaces = self.spaces.iter().map(|space| &space.extents);
+        let shared = self.shared.iter().map(|shared| &shared.extents);
+        files.chain(nodes).chain(spaces).chain(shared).flatten()
+    }
+
+    /// How many bytes are put back out of the image, and how many zeros.
+    pub(crate) fn lengths(&self) -> (u64, u64) {
+        self.extents().fold((0, 0), |(stored, zeros): (u64, u64), extent| match extent.from {
+            Some(_) => (stored.saturating_add(extent.length), zeros),
+            None => (stored, zeros.saturating_add(extent.length)),
+        })
+    }
 }
 
 /// An address space.

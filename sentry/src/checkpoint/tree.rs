@@ -13,6 +13,7 @@ use super::state::{Extent, SavedBody, SavedNode, SavedTree};
 use crate::error::Errno;
 use crate::vfs::dev::is_whiteout;
 use crate::vfs::overlay::{self, Overlay};
+use crate::vfs::tmpfs::Tmpfs;
 use crate::vfs::{
     AttributeChange, Attributes, Caller, Content, Dentry, File, FileKind, Flags, Inode, Mount, NewNode,
     Timestamp, XattrMode,
@@ -40,8 +41,14 @@ fn layer(dentry: &Arc<Dentry>) -> Option<(Arc<dyn Inode>, bool)> {
     let fs = &*dentry.tree().fs;
     match (fs as &dyn Any).downcast_ref::<Overlay>() {
         Some(overlay) => overlay.upper().map(|upper| (upper, false)),
-        None => (fs.name() == "tmpfs").then(|| (Arc::clone(dentry.inode()), true)),
+        None => (fs.name() == "tmpfs" && !is_shared(dentry)).then(|| (Arc::clone(dentry.inode()), true)),
     }
+}
+
+/// Whether it is in memory that other containers have, too: that is neither kept nor put back.
+pub(super) fn is_shared(dentry: &Dentry) -> bool {
+    let fs = &*dentry.tree().fs;
+    (fs as &dyn Any).downcast_ref::<Tmpfs>().is_some_and(Tmpfs::is_of_many)
 }
 
 /// Saves what is in memory of a file system.

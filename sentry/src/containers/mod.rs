@@ -5,9 +5,10 @@
 //! others. All containers have the kernel in common.
 //!
 //! **Locks**: the table of containers is held for moments and nothing is called under it but small locks of tasks; requests come from one
-//! thread.
+//! thread, and those that take long are carried out by others ([`images`]).
 
 mod failure;
+mod images;
 mod network;
 mod passed;
 mod process;
@@ -20,10 +21,10 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::checkpoint::{self, Streams};
+use crate::checkpoint::{Names, Progress, Streams};
 use crate::container::Container;
 use crate::control::message::{
-    Answer, Ask, ContainerNumber, ContainerPlan, Descriptor, Failure, FailureKind, ProcessNumber, ProcessPlan,
+    Answer, Ask, ContainerNumber, ContainerPlan, Failure, FailureKind, ProcessNumber, ProcessPlan,
 };
 use crate::error::Errno;
 use crate::events::{Events, Waiter, Wake};
@@ -32,6 +33,7 @@ use crate::sync::lock;
 use crate::task::seccomp::Program;
 use crate::task::{ControlGroup, ThreadGroup};
 use failure::{failed, failure, invalid};
+use images::Image;
 pub use passed::Passed;
 use process::{Inside, Prepared};
 use root::SharedMemory;
@@ -43,6 +45,8 @@ const CONTAINERS_MAX: usize = 256;
 const PROCESSES_MAX: usize = 4096;
 /// How long a container that is removed may take to end.
 const ENDS: Duration = Duration::from_secs(10);
+/// Between two looks at what is waited for.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// The end of a process that was started from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,18 +57,31 @@ pub struct Ended {
     pub status: i32,
 }
 
+/// What the monitor hears without asking.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum News {
+    /// A process ended.
+    Ended(Ended),
+    /// A container lost a process to the host.
+    Lost(ContainerNumber),
+}
+
 /// All containers.
 pub struct Containers {
     kernel: Arc<Kernel>,
     shared: SharedMemory,
     state: Mutex<State>,
-    news: Sender<Ended>,
+    news: Sender<News>,
 }
 
 #[derive(Default)]
 struct State {
     containers: BTreeMap<ContainerNumber, Entry>,
     processes: BTreeMap<ProcessNumber, Process>,
+    /// What is done with images of containers.
+    images: BTreeMap<ContainerNumber, Image>,
+    /// Names of machine and domain that were given.
+    named: Names,
 }
 
 struct Entry {
@@ -91,23 +108,25 @@ struct Process {
 struct Watch {
     process: ProcessNumber,
     group: std::sync::Weak<ThreadGroup>,
-    news: Sender<Ended>,
+    news: Sender<News>,
 }
 
 impl Wake for Watch {
     fn wake(&self, _: Events) {
         if let Some(status) = self.group.upgrade().and_then(|group| group.exit_status()) {
             // Who heard of it goes with the sandbox.
-            let _ = self.news.send(Ended { process: self.process, status });
+            let _ = self.news.send(News::Ended(Ended { process: self.process, status }));
         }
     }
 }
 
 impl Containers {
-    /// None yet. The ends of processes are sent to `news`.
+    /// None yet. What the monitor is to hear is sent to `news`.
     #[must_use]
-    pub fn new(kernel: Arc<Kernel>, news: Sender<Ended>) -> Self {
-        Self { kernel, shared: SharedMemory::default(), state: Mutex::default(), news }
+    pub fn new(kernel: Arc<Kernel>, news: Sender<News>) -> Self {
+        let named = names(&kernel);
+        let state = State { named, ..State::default() };
+        Self { kernel, shared: SharedMemory::default(), state: Mutex::new(state), news }
     }
 
     /// Does what the monitor asks.
@@ -117,10 +136,7 @@ impl Containers {
     pub fn carry_out(&self, ask: Ask, passed: Passed) -> Result<Answer, Failure> {
         match ask {
             Ask::Names { host, domain } => {
-                let names = &self.kernel.tasks.first_namespaces().names;
-                let mut uts = lock(names.uts());
-                uts.host = host.map_or_else(|| uts.host.clone(), String::into_bytes);
-                uts.domain = domain.map_or_else(|| uts.domain.clone(), String::into_bytes);
+                self.name(host, domain);
                 Ok(Answer::Done)
             }
             Ask::Create(plan) => self.create(&plan, passed),
@@ -128,12 +144,16 @@ impl Containers {
             Ask::Exec(container, plan) => self.exec(container, &plan, passed),
             Ask::Signal(process, signal) => self.signal(process, signal),
             Ask::SignalAll(container, signal) => self.signal_all(container, signal),
-            Ask::Freeze(container, frozen) => match self.group(container)?.freeze(&self.kernel.tasks, frozen)
-            {
-                true => Ok(Answer::Done),
-                false => Err(failure(FailureKind::Failed, "some of its tasks do not stand still")),
-            },
+            Ask::Freeze(container, frozen) => {
+                lock(&self.state).is_idle(container)?;
+                match self.group(container)?.freeze(&self.kernel.tasks, frozen) {
+                    true => Ok(Answer::Done),
+                    false => Err(failure(FailureKind::Failed, "some of its tasks do not stand still")),
+                }
+            }
             Ask::Checkpoint(container, image, goes_on) => self.checkpoint(container, image, goes_on, passed),
+            Ask::Settle(container, kept) => self.settle(container, kept),
+            Ask::Progress(container) => Ok(self.progress(container)),
             Ask::Limit(container, bounds) => {
                 self.group(container)?.set_bounds(&bounds);
                 Ok(Answer::Done)
@@ -165,50 +185,21 @@ impl Containers {
             Ask::Attach(config, frames) => network::attach(&self.kernel.net, *config, passed, frames),
             Ask::Configure(config) => network::done(self.kernel.net.configure(*config)),
             Ask::Detach(name) => network::done(self.kernel.net.detach(&name)),
+            Ask::OutOfMemory(container) => {
+                self.group(container)?.count_out_of_memory();
+                Ok(Answer::Done)
+            }
         }
     }
 
-    /// Writes a container to a file, and ends it unless it is to go on.
-    fn checkpoint(
-        &self,
-        number: ContainerNumber,
-        image: Descriptor,
-        goes_on: bool,
-        mut passed: Passed,
-    ) -> Result<Answer, Failure> {
-        let image = passed.take(image)?;
-        let (container, group, first, streams, filter) = {
-            let state = lock(&self.state);
-            let found = state.containers.get(&number).ok_or_else(no_container)?;
-            let first = state.processes.get(&found.first).map(|process| Arc::clone(&process.group));
-            let first = first.filter(|first| first.exit_status().is_none() && found.waiting.is_none());
-            let first = first.ok_or_else(|| invalid("the container does not run"))?;
-            let (streams, filter) = (found.streams.clone(), found.filter.clone());
-            (Arc::clone(&found.container), Arc::clone(&found.group), first, streams, filter)
-        };
-        let was_frozen = group.frozen();
-        let saved = if group.freeze(&self.kernel.tasks, true) {
-            let subject = checkpoint::Subject {
-                kernel: &self.kernel,
-                container: &container,
-                group: &group,
-                first: first.pid(),
-                streams: &streams,
-                filter: filter.as_ref(),
-            };
-            checkpoint::save(&subject, image).map_err(|error| process::refusal(&error))
-        } else {
-            Err(failure(FailureKind::Failed, "some of its tasks do not stand still"))
-        };
-        if saved.is_ok() && !goes_on {
-            // Dead before they could go on.
-            group.close();
-            self.kill(&group);
+    /// Names the machine, which all containers have in common.
+    fn name(&self, host: Option<String>, domain: Option<String>) {
+        {
+            let mut uts = lock(self.kernel.tasks.first_namespaces().names.uts());
+            uts.host = host.map_or_else(|| uts.host.clone(), String::into_bytes);
+            uts.domain = domain.map_or_else(|| uts.domain.clone(), String::into_bytes);
         }
-        if !was_frozen {
-            group.freeze(&self.kernel.tasks, false);
-        }
-        saved.map(|()| Answer::Done)
+        lock(&self.state).named = names(&self.kernel);
     }
 
     fn group(&self, container: ContainerNumber) -> Result<Arc<ControlGroup>, Failure> {
@@ -220,17 +211,37 @@ impl Containers {
         lock(&self.state).processes.get(&number).map(look).ok_or_else(no_process)
     }
 
-    fn create(&self, plan: &ContainerPlan, mut passed: Passed) -> Result<Answer, Failure> {
-        {
+    fn create(&self, plan: &ContainerPlan, passed: Passed) -> Result<Answer, Failure> {
+        let checked = {
             let state = lock(&self.state);
             if state.containers.contains_key(&plan.number) {
-                return Err(invalid("the number of the container is taken"));
+                Err(invalid("the number of the container is taken"))
+            } else if state.containers.len() >= CONTAINERS_MAX {
+                Err(failure(FailureKind::Full, "the sandbox has as many containers as it may"))
+            } else {
+                plan.image.map(|_| state.progress_of(plan.number)).transpose()
             }
-            if state.containers.len() >= CONTAINERS_MAX {
-                return Err(failure(FailureKind::Full, "the sandbox has as many containers as it may"));
-            }
+        };
+        let made = checked.and_then(|progress| self.make(plan, passed, progress.as_ref()));
+        if plan.image.is_some() {
+            lock(&self.state).images.remove(&plan.number);
         }
+        made
+    }
+
+    /// Makes a container, of an image where there is one, whose reading `progress` tells.
+    fn make(
+        &self,
+        plan: &ContainerPlan,
+        mut passed: Passed,
+        progress: Option<&Arc<Progress>>,
+    ) -> Result<Answer, Failure> {
         let group = Arc::new(ControlGroup::default());
+        let (news, number) = (self.news.clone(), plan.number);
+        group.tell_losses(move || {
+            // Who heard of it goes with the sandbox.
+            let _ = news.send(News::Lost(number));
+        });
         group.set_bounds(&plan.bounds);
         let container = root::build(&self.kernel, &self.shared, &group, plan, &mut passed)?;
         let root = container.root();
@@ -243,12 +254,18 @@ impl Containers {
             filter: filter.as_ref(),
             first: true,
         };
-        let prepared = match plan.image {
-            Some(image) => process::restore(&inside, &plan.process, image, &mut passed)?,
+        let prepared = match plan.image.zip(progress) {
+            Some((image, progress)) => {
+                let alone = self.is_alone(plan.number);
+                let from = process::Origin { image: passed.take(image)?, alone, progress };
+                process::restore(&inside, &plan.process, from, &mut passed)?
+            }
             None => process::prepare(&inside, &plan.process, &mut passed)?,
         };
         let pid = prepared.task.own_number();
-        if let Err(failure) = self.adopt(plan.number, plan.process.number, &prepared) {
+        let wanted = progress.map_or(Ok(()), |progress| images::is_wanted(progress));
+        let adopted = wanted.and_then(|()| self.adopt(plan.number, plan.process.number, &prepared));
+        if let Err(failure) = adopted {
             prepared.forget(&self.kernel);
             return Err(failure);
         }
@@ -257,6 +274,12 @@ impl Containers {
         let entry = Entry { container, group, filter, first, waiting, streams };
         lock(&self.state).containers.insert(plan.number, entry);
         Ok(Answer::Process(pid))
+    }
+
+    /// Whether there is no other container, also none in the making.
+    fn is_alone(&self, number: ContainerNumber) -> bool {
+        let state = lock(&self.state);
+        state.containers.keys().chain(state.images.keys()).all(|other| *other == number)
     }
 
     /// Remembers a process, whose end is told from now on.
@@ -316,6 +339,7 @@ impl Containers {
     ) -> Result<Answer, Failure> {
         let (inner, group, filter) = {
             let state = lock(&self.state);
+            state.is_idle(container)?;
             let found = state.containers.get(&container).ok_or_else(no_container)?;
             let first = state.processes.get(&found.first);
             if first.is_none_or(|first| first.group.exit_status().is_some()) {
@@ -405,7 +429,6 @@ impl Containers {
 
     /// Kills all of a group, which makes no tasks any more, and waits until they are gone.
     fn end(&self, group: &Arc<ControlGroup>) -> Result<(), Failure> {
-        const PAUSE: Duration = Duration::from_millis(1);
         let (begin, nobody) = (Instant::now(), Waiter::new());
         while !group.tasks(&self.kernel.tasks).is_empty() {
             if begin.elapsed() > ENDS {
@@ -419,6 +442,7 @@ impl Containers {
     }
 
     fn remove(&self, number: ContainerNumber) -> Result<Answer, Failure> {
+        self.call_off(number)?;
         let (group, waiting) = {
             let mut state = lock(&self.state);
             let found = state.containers.get_mut(&number).ok_or_else(no_container)?;
@@ -438,6 +462,12 @@ impl Containers {
         drop(container);
         Ok(Answer::Done)
     }
+}
+
+/// Names of machine and domain.
+fn names(kernel: &Kernel) -> Names {
+    let uts = lock(kernel.tasks.first_namespaces().names.uts());
+    (uts.host.clone(), uts.domain.clone())
 }
 
 fn send(group: &ThreadGroup, signal: i32) -> Result<(), Failure> {

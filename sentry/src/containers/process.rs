@@ -7,9 +7,9 @@ use super::failure::{failed, failure, invalid};
 use super::passed::Passed;
 use super::root::{make_folders, terminals};
 use super::terminal::Terminal;
-use crate::checkpoint::{self, CheckpointError, ImageError, Streams};
+use crate::checkpoint::{self, CheckpointError, ImageError, Progress, Streams};
 use crate::container::Container;
-use crate::control::message::{Descriptor, Failure, FailureKind, ProcessPlan, StreamPlan};
+use crate::control::message::{Failure, FailureKind, ProcessPlan, StreamPlan};
 use crate::error::Errno;
 use crate::kernel::Kernel;
 use crate::launch::{Launch, Loaded};
@@ -136,14 +136,22 @@ pub(super) fn prepare(
     }
 }
 
+/// What processes are restored from.
+pub(super) struct Origin<'a> {
+    pub(super) image: OwnedFd,
+    /// Whether there is no other container in the sandbox.
+    pub(super) alone: bool,
+    pub(super) progress: &'a Arc<Progress>,
+}
+
 /// Makes the processes of an image. Of the plan the streams count, and what it lets a process do at most.
 pub(super) fn restore(
     inside: &Inside<'_>,
     plan: &ProcessPlan,
-    image: Descriptor,
+    from: Origin<'_>,
     passed: &mut Passed,
 ) -> Result<Prepared, Failure> {
-    let image = passed.take(image)?;
+    let Origin { image, alone, progress } = from;
     let mut streams = [None, None, None];
     if let StreamPlan::Plain(descriptors) = plan.streams {
         for (number, (place, descriptor)) in streams.iter_mut().zip(descriptors).enumerate() {
@@ -159,8 +167,18 @@ pub(super) fn restore(
         bounding: own.bounding,
         no_new_privileges: own.no_new_privileges,
         limits: limits(plan),
+        tasks: group.most(),
+        memory: group.most_memory(),
     };
-    let setting = checkpoint::Setting { kernel, container, group, streams: &streams, ceiling: &ceiling };
+    let setting = checkpoint::Setting {
+        kernel,
+        container,
+        group,
+        streams: &streams,
+        ceiling: &ceiling,
+        alone,
+        progress,
+    };
     let restored = checkpoint::restore(&setting, image).map_err(|error| refusal(&error))?;
     if let Some(program) = inside.filter {
         restored.tasks.iter().for_each(|(task, _)| task.set_filters(Filters::of(program)));
@@ -180,7 +198,7 @@ pub(super) fn refusal(error: &CheckpointError) -> Failure {
     let of_host = matches!(
         error,
         CheckpointError::Host { .. }
-            | CheckpointError::Image(ImageError::Host { .. })
+            | CheckpointError::Image(ImageError::Host { .. } | ImageError::GivenUp)
             | CheckpointError::Moving(_)
     );
     failure(if of_host { FailureKind::Failed } else { FailureKind::Invalid }, &error.to_string())

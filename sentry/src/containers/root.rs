@@ -2,6 +2,7 @@
 //!
 //! Paths are walked in the container's own tree: a symbolic link of an image leads to somewhere in the image.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, Weak};
 
@@ -38,6 +39,10 @@ impl SharedMemory {
         let mut trees = lock(&self.trees);
         trees.retain(|_, tree| tree.strong_count() > 0);
         if let Some(tree) = trees.get(name).and_then(Weak::upgrade) {
+            // A checkpoint of one of them has to know.
+            if let Some(memory) = (&*tree.tree().fs as &dyn Any).downcast_ref::<Tmpfs>() {
+                memory.become_of_many();
+            }
             return tree;
         }
         let tree = make();

@@ -50,8 +50,12 @@ pub enum Ask {
     SignalAll(ContainerNumber, i32),
     /// Lets no guest code of a container run, or all of it again.
     Freeze(ContainerNumber, bool),
-    /// Writes a container to a file: to it, and whether it goes on afterwards.
+    /// Writes a container to a file: to it, and whether it goes on at once. Where it does not, it stands still until [`Ask::Settle`].
     Checkpoint(ContainerNumber, Descriptor, bool),
+    /// Whether the image of a container is kept: it ends, or goes on. One that is still being written is given up.
+    Settle(ContainerNumber, bool),
+    /// How far what is done with a container's image has come.
+    Progress(ContainerNumber),
     /// Changes bounds of a container.
     Limit(ContainerNumber, Bounds),
     /// What a container uses.
@@ -70,6 +74,8 @@ pub enum Ask {
     Configure(Box<LinkConfig>),
     /// Lets an interface go.
     Detach(String),
+    /// The process that a container lost was ended by the host for want of memory.
+    OutOfMemory(ContainerNumber),
 }
 
 /// Rows and columns.
@@ -279,6 +285,8 @@ pub enum Told {
         /// Its status as `wait` tells it.
         status: i32,
     },
+    /// A process of a container was ended from outside the sandbox, or by its own stub.
+    Lost(ContainerNumber),
 }
 
 /// What was asked for.
@@ -292,6 +300,8 @@ pub enum Answer {
     Usage(Usage),
     /// Its processes.
     Processes(Vec<ProcessEntry>),
+    /// A number that grows as long as something is done.
+    Progress(u64),
 }
 
 /// What a container uses.

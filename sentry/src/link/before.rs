@@ -7,7 +7,7 @@ use std::fs;
 use std::io::ErrorKind;
 
 use super::look::{Link, Seen, word};
-use super::netlink::{Netlink, attributes, push};
+use super::netlink::{Changes, attributes, push};
 use crate::error::Errno;
 
 // `include/uapi/linux/rtnetlink.h`, `if_addr.h`, `neighbour.h`
@@ -35,6 +35,14 @@ pub(super) struct Before {
     routes: Vec<Vec<u8>>,
     neighbours: Vec<Vec<u8>>,
     settings: Vec<(String, String)>,
+}
+
+/// How much of it was known at a moment.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Mark {
+    addresses: usize,
+    routes: usize,
+    neighbours: usize,
 }
 
 /// A message with some of its attributes.
@@ -83,8 +91,26 @@ impl Before {
         }
     }
 
-    /// Takes addresses off the host's side, and what hangs on them; remembers all.
-    pub(super) fn strip(&mut self, netlink: &mut Netlink, seen: &Seen) -> Result<(), Errno> {
+    /// Takes addresses off the host's side, and what hangs on them; remembers all. Where one is refused, those before it are put back, and nothing
+    /// is remembered.
+    pub(super) fn strip(&mut self, netlink: &mut impl Changes, seen: &Seen) -> Result<(), Errno> {
+        let mark = self.mark();
+        // Before the first goes: others go with it.
+        self.remember(seen);
+        for (_, body) in &seen.addresses {
+            match netlink.change(DELADDR, body) {
+                // It went with another one, of which it was a further one.
+                Ok(()) | Err(Errno::EADDRNOTAVAIL) => {}
+                Err(errno) => {
+                    self.put_back_since(netlink, mark);
+                    return Err(errno);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn remember(&mut self, seen: &Seen) {
         let by_hand = |protocol: u8| protocol != BY_KERNEL && protocol != BY_ADVERTISEMENT;
         let routes = seen.routes.iter().filter(|(route, _)| by_hand(route.protocol));
         let (via, direct): (Vec<_>, Vec<_>) = routes.partition(|(route, _)| route.gateway.is_some());
@@ -92,14 +118,24 @@ impl Before {
         let lasting = seen.neighbours.iter().filter(|(neighbour, _)| neighbour.permanent);
         // NDA_DST, NDA_LLADDR
         self.neighbours.extend(lasting.map(|(_, body)| with_only(body, 12, &[1, 2])));
-        for (_, body) in &seen.addresses {
-            match netlink.change(DELADDR, body) {
-                // It went with another one, of which it was a further one.
-                Ok(()) | Err(Errno::EADDRNOTAVAIL) => self.addresses.push(address(body)),
-                Err(errno) => return Err(errno),
-            }
+        self.addresses.extend(seen.addresses.iter().map(|(_, body)| address(body)));
+    }
+
+    /// How much is remembered now.
+    pub(super) fn mark(&self) -> Mark {
+        let Self { addresses, routes, neighbours, .. } = self;
+        Mark { addresses: addresses.len(), routes: routes.len(), neighbours: neighbours.len() }
+    }
+
+    /// Puts back what was taken off since, and forgets it. Settings stay.
+    pub(super) fn put_back_since(&mut self, netlink: &mut impl Changes, mark: Mark) {
+        fn since(all: &mut Vec<Vec<u8>>, mark: usize) -> Vec<Vec<u8>> {
+            all.split_off(mark.min(all.len()))
         }
-        Ok(())
+        let addresses = since(&mut self.addresses, mark.addresses);
+        let routes = since(&mut self.routes, mark.routes);
+        let neighbours = since(&mut self.neighbours, mark.neighbours);
+        self.make(netlink, [(NEWADDR, &addresses), (NEWROUTE, &routes), (NEWNEIGH, &neighbours)]);
     }
 
     /// The host's kernel gives the interface no addresses of IPv6 by itself. Without a `/proc/sys` that can be written it stays as it is: an
@@ -119,13 +155,19 @@ impl Before {
     }
 
     /// Makes it as it was. What cannot be is told in the log: the interface may be gone, or down.
-    pub(super) fn put_back(&self, netlink: &mut Netlink) {
+    pub(super) fn put_back(&self, netlink: &mut impl Changes) {
         for (path, value) in self.settings.iter().rev() {
             if let Err(error) = fs::write(path, value) {
                 tracing::debug!(path, %error, "a setting of the interface is not put back");
             }
         }
-        let all = [(NEWADDR, &self.addresses), (NEWROUTE, &self.routes), (NEWNEIGH, &self.neighbours)];
+        self.make(
+            netlink,
+            [(NEWADDR, &self.addresses), (NEWROUTE, &self.routes), (NEWNEIGH, &self.neighbours)],
+        );
+    }
+
+    fn make(&self, netlink: &mut impl Changes, all: [(u16, &Vec<Vec<u8>>); 3]) {
         for (kind, messages) in all {
             for message in messages {
                 match netlink.make(kind, message) {
@@ -167,6 +209,84 @@ mod tests {
         let made = route(&body);
         assert_eq!(word(&made, 8), Some(ON_LINK));
         assert_eq!(attributes(&made, 12), [(5, &[10, 0, 0, 1][..])]);
+    }
+
+    /// A host with these addresses that refuses to take one off.
+    #[derive(Default)]
+    struct Fake {
+        there: Vec<u8>,
+        refused: u8,
+        /// Those that go with the first.
+        further: Vec<u8>,
+    }
+
+    fn of(body: &[u8]) -> u8 {
+        attributes(body, 8).first().and_then(|(_, value)| value.last().copied()).unwrap_or(0)
+    }
+
+    impl Changes for Fake {
+        fn change(&mut self, _: u16, body: &[u8]) -> Result<(), Errno> {
+            let address = of(body);
+            if address == self.refused {
+                return Err(Errno::EPERM);
+            }
+            if !self.there.contains(&address) {
+                return Err(Errno::EADDRNOTAVAIL);
+            }
+            let first = self.there.first() == Some(&address);
+            self.there.retain(|other| *other != address && !(first && self.further.contains(other)));
+            Ok(())
+        }
+
+        fn make(&mut self, _: u16, body: &[u8]) -> Result<(), Errno> {
+            if self.there.contains(&of(body)) {
+                return Err(Errno::EEXIST);
+            }
+            self.there.push(of(body));
+            Ok(())
+        }
+    }
+
+    fn seen(addresses: &[u8]) -> Seen {
+        let told = |last: &u8| {
+            let mut body = vec![2, 24, 0x80, 0, 7, 0, 0, 0];
+            push(&mut body, 1, &[10, 0, 0, *last]);
+            (crate::net::stack::Prefix { ip: [10, 0, 0, *last].into(), length: 24 }, body)
+        };
+        let addresses = addresses.iter().map(told).collect();
+        Seen { addresses, routes: Vec::new(), neighbours: Vec::new(), tentative: false }
+    }
+
+    fn before() -> Before {
+        let (addresses, routes, neighbours, settings) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Before { name: "eth0".to_owned(), addresses, routes, neighbours, settings }
+    }
+
+    /// The second address goes with the first, of which it is a further one, and the third is refused.
+    #[test]
+    fn what_is_refused_halfway_is_undone() {
+        let mut host = Fake { there: vec![1, 2, 3], refused: 3, further: vec![2] };
+        let mut before = before();
+        assert_eq!(before.strip(&mut host, &seen(&[1, 2, 3])), Err(Errno::EPERM));
+        host.there.sort_unstable();
+        assert_eq!(host.there, [1, 2, 3]);
+        assert!(before.addresses.is_empty());
+    }
+
+    /// What came later can be put back alone; all of it is known at the end.
+    #[test]
+    fn what_came_later_is_put_back_alone() {
+        let mut host = Fake { there: vec![1, 2], refused: 9, further: vec![2] };
+        let mut before = before();
+        before.strip(&mut host, &seen(&[1, 2])).unwrap();
+        let mark = before.mark();
+        host.there = vec![4];
+        before.strip(&mut host, &seen(&[4])).unwrap();
+        assert!(host.there.is_empty());
+        before.put_back_since(&mut host, mark);
+        assert_eq!(host.there, [4]);
+        before.put_back(&mut host);
+        assert_eq!(host.there, [4, 1, 2]);
     }
 
     #[test]

@@ -64,10 +64,15 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    /// Whether somebody gave it an address: those of its link alone it has by itself.
-    pub(super) fn is_given(&self) -> bool {
+    /// Addresses that somebody gave it: those of its link alone it has by itself.
+    pub(super) fn given(&self) -> impl Iterator<Item = &Prefix> {
         let local = |ip: IpAddr| matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
-        self.addresses.iter().any(|(prefix, _)| !local(prefix.ip))
+        self.addresses.iter().map(|(prefix, _)| prefix).filter(move |prefix| !local(prefix.ip))
+    }
+
+    /// Whether somebody gave it an address.
+    pub(super) fn is_given(&self) -> bool {
+        self.given().next().is_some()
     }
 }
 

@@ -13,6 +13,7 @@ mod packet;
 mod pod;
 mod spec;
 mod tap;
+mod users;
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -24,7 +25,7 @@ use thiserror::Error;
 
 use before::Before;
 pub use netlink::news;
-pub use pod::{Change, Pod};
+pub use pod::{Change, Found, Pod};
 pub use spec::{Network, SpecError, Tap};
 
 use crate::error::Errno;
@@ -56,6 +57,20 @@ pub enum LinkError {
          use a bridge, ptp or macvlan network"
     )]
     Shared(String),
+    /// A process outside the sandbox would lose it.
+    #[error(
+        "interface {interface}: process {pid} ({name}), which is outside the sandbox, uses this network namespace as well, and would have no addresses \
+         there any more: give the sandbox a namespace of its own, end that process, or allow it by `--network sandbox,seize` or by the \
+         annotation dev.kata-cc.sentry.network: sandbox,seize"
+    )]
+    Used {
+        /// The interface.
+        interface: String,
+        /// The process.
+        pid: u32,
+        /// What it is called.
+        name: String,
+    },
     /// It is the machine's own network.
     #[error(
         "this is the network namespace of process 1, the machine's own, which would be cut off: start the sandbox in a pod's namespace \
@@ -139,15 +154,31 @@ fn is_of_machine() -> bool {
     }
 }
 
-/// All interfaces of this thread's network namespace, unless that is the machine's own.
+/// All interfaces of this thread's network namespace, unless that is the machine's own. With `seize` they are taken from processes outside the
+/// sandbox, too.
 ///
 /// # Errors
 /// [`LinkError::Machine`].
-pub fn pod() -> Result<Pod, LinkError> {
+pub fn pod(seize: bool) -> Result<Pod, LinkError> {
     if is_of_machine() {
         return Err(LinkError::Machine);
     }
-    Ok(Pod::default())
+    let mut pod = Pod::default();
+    if seize {
+        pod.seize();
+    }
+    Ok(pod)
+}
+
+/// All that a pod has, or nothing of it.
+fn take_all(mut pod: Pod) -> Result<Vec<Opened>, LinkError> {
+    let Found { changes, failed } = pod.look(true)?;
+    if let Some(error) = failed.into_iter().next() {
+        pod.give_all_back();
+        return Err(error);
+    }
+    let taken = |change| if let Change::Taken(opened) = change { Some(opened) } else { None };
+    Ok(changes.into_iter().filter_map(taken).collect())
 }
 
 /// Takes over what a sandbox is to have. The calling thread is in the same network namespace afterwards.
@@ -157,10 +188,7 @@ pub fn pod() -> Result<Pod, LinkError> {
 pub fn open(network: &Network) -> Result<Vec<Opened>, LinkError> {
     match network {
         Network::None => Ok(Vec::new()),
-        Network::Sandbox => {
-            let taken = |change| if let Change::Taken(opened) = change { Some(opened) } else { None };
-            Ok(pod()?.look(true)?.into_iter().filter_map(taken).collect())
-        }
+        Network::Sandbox { seize } => take_all(pod(*seize)?),
         Network::Interface { name, namespace } => {
             let _inside = Inside::enter(namespace.as_deref())?;
             packet::open(name).map(|opened| vec![opened])

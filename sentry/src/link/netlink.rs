@@ -18,6 +18,15 @@ const DONE: u16 = 3;
 /// Most bytes of an answer that is taken.
 const ANSWER: usize = 16 << 20;
 
+/// Who carries out changes of interfaces.
+pub(super) trait Changes {
+    /// A change.
+    fn change(&mut self, kind: u16, body: &[u8]) -> Result<(), Errno>;
+
+    /// Something that is made.
+    fn make(&mut self, kind: u16, body: &[u8]) -> Result<(), Errno>;
+}
+
 /// A netlink socket.
 pub(super) struct Netlink {
     fd: OwnedFd,
@@ -87,15 +96,15 @@ impl Netlink {
         self.request(kind, DUMP, body)?;
         Ok(self.answers()?.into_iter().map(|(_, body)| body).collect())
     }
+}
 
-    /// A change.
-    pub(super) fn change(&mut self, kind: u16, body: &[u8]) -> Result<(), Errno> {
+impl Changes for Netlink {
+    fn change(&mut self, kind: u16, body: &[u8]) -> Result<(), Errno> {
         self.request(kind, ACK, body)?;
         self.answers().map(drop)
     }
 
-    /// Something that is made.
-    pub(super) fn make(&mut self, kind: u16, body: &[u8]) -> Result<(), Errno> {
+    fn make(&mut self, kind: u16, body: &[u8]) -> Result<(), Errno> {
         self.request(kind, ACK | CREATE, body)?;
         self.answers().map(drop)
     }

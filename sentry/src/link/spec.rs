@@ -14,7 +14,10 @@ pub enum Network {
     /// Loopback alone.
     None,
     /// All interfaces of the caller's network namespace are taken over.
-    Sandbox,
+    Sandbox {
+        /// Also where processes outside the sandbox use it.
+        seize: bool,
+    },
     /// An interface of a network namespace is taken over, with its addresses and routes.
     Interface {
         /// Its name.
@@ -51,7 +54,7 @@ pub struct Tap {
 pub enum SpecError {
     /// A kind that is not there.
     #[error(
-        "network {0:?}: none, sandbox, host-veth=INTERFACE[,netns=PATH] or tap=NAME,address=IP/BITS[,gateway=IP] is possible"
+        "network {0:?}: none, sandbox[,seize], host-veth=INTERFACE[,netns=PATH] or tap=NAME,address=IP/BITS[,gateway=IP] is possible"
     )]
     Kind(String),
     /// The host's own network.
@@ -86,10 +89,11 @@ impl FromStr for Network {
         let name = name.to_owned();
         let wrong =
             |part: (&str, &str), why| SpecError::Part(format!("{}={}", part.0, part.1), text.to_owned(), why);
-        let mut namespace = None;
+        let (mut namespace, mut seize) = (None, false);
         let mut tap = Tap { name: name.clone(), addresses: vec![], gateways: vec![], mac: None, mtu: None };
         for part in parts {
             match part {
+                ("seize", "") if kind == "sandbox" => seize = true,
                 ("netns", path) if !path.is_empty() => namespace = Some(PathBuf::from(path)),
                 ("address", value) if kind == "tap" => {
                     tap.addresses.push(prefix(value).ok_or_else(|| wrong(part, "IP/BITS is wanted"))?);
@@ -111,7 +115,7 @@ impl FromStr for Network {
         }
         match (kind, name.is_empty()) {
             ("none", true) if namespace.is_none() => Ok(Self::None),
-            ("sandbox", true) if namespace.is_none() => Ok(Self::Sandbox),
+            ("sandbox", true) if namespace.is_none() => Ok(Self::Sandbox { seize }),
             ("host", true) => Err(SpecError::Host),
             ("host-veth", false) => Ok(Self::Interface { name, namespace }),
             ("tap", false) if tap.addresses.is_empty() => {
@@ -131,7 +135,8 @@ mod tests {
     fn what_can_be_said() {
         let parse = |text: &str| text.parse::<Network>();
         assert_eq!(parse("none"), Ok(Network::None));
-        assert_eq!(parse("sandbox"), Ok(Network::Sandbox));
+        assert_eq!(parse("sandbox"), Ok(Network::Sandbox { seize: false }));
+        assert_eq!(parse("sandbox,seize"), Ok(Network::Sandbox { seize: true }));
         assert_eq!(
             parse("host-veth=eth0,netns=/run/netns/pod"),
             Ok(Network::Interface { name: "eth0".to_owned(), namespace: Some("/run/netns/pod".into()) })
@@ -163,6 +168,8 @@ mod tests {
             "tap=a,address=1.2.3.4/8,gateway=x",
             "host-veth=a,address=1.2.3.4/8",
             "none,x",
+            "none,seize",
+            "sandbox,seize=no",
         ] {
             assert!(matches!(parse(part), SpecError::Part(..)), "{part}");
         }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kata_cc_sentry::control::frame::{self, ASKED_MAX, FrameError, Frames, TOLD_MAX};
-use kata_cc_sentry::control::message::{Answer, Ask, Failure, ProcessNumber, Request, Told};
+use kata_cc_sentry::control::message::{Answer, Ask, ContainerNumber, Failure, ProcessNumber, Request, Told};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use thiserror::Error;
 use tokio::io::Interest;
@@ -124,13 +124,17 @@ impl Drop for Forget<'_> {
 }
 
 impl Engine {
-    /// Carries requests and answers. Ends of processes go to `ended`, which says whether there is such a process. Comes back with what
-    /// was wrong when the socket is at its end.
-    pub(crate) async fn run(&mut self, ended: impl Fn(Ended) -> bool) -> String {
+    /// Carries requests and answers. Ends of processes go to `ended`, which says whether there is such a process, and containers that lost one to
+    /// `lost`. Comes back with what was wrong when the socket is at its end.
+    pub(crate) async fn run(
+        &mut self,
+        ended: impl Fn(Ended) -> bool,
+        lost: impl Fn(ContainerNumber),
+    ) -> String {
         let Self { socket, outgoing, pending, .. } = self;
         tokio::select! {
             error = write(socket, outgoing) => error,
-            error = read(socket, pending, ended) => error,
+            error = read(socket, pending, (ended, lost)) => error,
         }
     }
 
@@ -167,7 +171,14 @@ async fn write(socket: &UnixStream, outgoing: &mut mpsc::Receiver<Outgoing>) -> 
     "nobody asks any more".to_owned()
 }
 
-async fn read(socket: &UnixStream, pending: &Pending, ended: impl Fn(Ended) -> bool) -> String {
+/// What is done with the end of a process, and with the loss of one.
+type Hears<E, L> = (E, L);
+
+async fn read<E: Fn(Ended) -> bool, L: Fn(ContainerNumber)>(
+    socket: &UnixStream,
+    pending: &Pending,
+    hears: Hears<E, L>,
+) -> String {
     let mut frames = Frames::new(TOLD_MAX);
     let mut part = vec![0; PART];
     loop {
@@ -184,7 +195,7 @@ async fn read(socket: &UnixStream, pending: &Pending, ended: impl Fn(Ended) -> b
                 Ok(Some(frame)) if frame.descriptors != 0 => return "it told of descriptors".to_owned(),
                 Ok(Some(frame)) => match frame::decode(&frame.body) {
                     Ok(told) => {
-                        if let Err(error) = hear(told, pending, &ended) {
+                        if let Err(error) = hear(told, pending, &hears) {
                             return error;
                         }
                     }
@@ -196,7 +207,11 @@ async fn read(socket: &UnixStream, pending: &Pending, ended: impl Fn(Ended) -> b
     }
 }
 
-fn hear(told: Told, pending: &Pending, ended: impl Fn(Ended) -> bool) -> Result<(), String> {
+fn hear<E: Fn(Ended) -> bool, L: Fn(ContainerNumber)>(
+    told: Told,
+    pending: &Pending,
+    (ended, lost): &Hears<E, L>,
+) -> Result<(), String> {
     match told {
         Told::Answer { number, result } => {
             let waiting = pending.lock().remove(&number);
@@ -207,6 +222,10 @@ fn hear(told: Told, pending: &Pending, ended: impl Fn(Ended) -> bool) -> Result<
             Ok(())
         }
         Told::Ended { process, status } if ended((process, status)) => Ok(()),
+        Told::Lost(container) => {
+            lost(container);
+            Ok(())
+        }
         Told::Ended { process, .. } => {
             Err(format!("it told the end of process {}, which there is not", process.0))
         }
@@ -219,7 +238,6 @@ mod tests {
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream as StdStream;
 
-    use kata_cc_sentry::control::message::ContainerNumber;
     use proptest::prelude::*;
 
     use super::*;
@@ -239,7 +257,7 @@ mod tests {
         drop(sentry);
         runtime().block_on(async {
             let (_link, mut engine) = new(monitor.into()).unwrap();
-            engine.run(|(process, _)| process.0 == known).await
+            engine.run(|(process, _)| process.0 == known, |_| ()).await
         })
     }
 
@@ -261,7 +279,7 @@ mod tests {
             };
             tokio::select! {
                 answer = asks => answer,
-                reason = engine.run(|_| true) => panic!("{reason}"),
+                reason = engine.run(|_| true, |_| ()) => panic!("{reason}"),
             }
         });
         assert!(matches!(answer, Ok(Answer::Done)));
@@ -269,6 +287,19 @@ mod tests {
         let count = sentry.read(&mut bytes).unwrap();
         let request: Request = frame::decode(&bytes[frame::HEAD..count]).unwrap();
         assert_eq!(request, Request { number: 0, ask: Ask::Start(ContainerNumber(1)) });
+    }
+
+    #[test]
+    fn a_loss_is_heard() {
+        let (monitor, mut sentry) = StdStream::pair().unwrap();
+        sentry.write_all(&told(&Told::Lost(ContainerNumber(5)))).unwrap();
+        drop(sentry);
+        let heard = std::cell::Cell::new(0);
+        runtime().block_on(async {
+            let (_link, mut engine) = new(monitor.into()).unwrap();
+            engine.run(|_| true, |container| heard.set(container.0)).await
+        });
+        assert_eq!(heard.get(), 5);
     }
 
     #[test]
@@ -288,7 +319,7 @@ mod tests {
             let (link, mut engine) = new(monitor.into()).unwrap();
             let lost = async {
                 drop(sentry);
-                let reason = engine.run(|_| true).await;
+                let reason = engine.run(|_| true, |_| ()).await;
                 engine.close(format!("gone: {reason}"));
             };
             let (answer, ()) = tokio::join!(link.ask(Ask::Start(ContainerNumber(1)), Vec::new()), lost);

@@ -18,7 +18,9 @@
 //! | `sockets` | sockets that clients come to |
 
 mod addresses;
+mod images;
 mod link;
+mod memory;
 mod network;
 mod open;
 mod ready;
@@ -40,7 +42,8 @@ use anyhow::{Context, bail};
 use futures::StreamExt;
 use kata_cc_agent_protocol::agent_ttrpc::{AgentService, create_agent_service};
 use kata_cc_agent_protocol::health_ttrpc::{Health, create_health};
-use kata_cc_sentry::control::{self, message::ProcessNumber};
+use kata_cc_sentry::control;
+use kata_cc_sentry::control::message::{Ask, ContainerNumber, ProcessNumber};
 use kata_cc_sentry::defence::{Defence, SentryProcess, Served, Strength};
 use kata_cc_sentry::kernel::Kernel;
 use tokio::signal::unix::{SignalKind, signal};
@@ -89,7 +92,7 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "MS", default_value_t = 2000, requires = "until")]
     linger: u64,
     /// Network besides loopback: `sandbox`, all interfaces of the network namespace that it is started in, with their addresses and routes, from
-    /// the first container on; `none`; or as `do` has it.
+    /// the first container on (`sandbox,seize`: also where processes outside the sandbox use it); `none`; or as `do` has it.
     #[arg(long, default_value = "none", value_name = "NETWORK")]
     network: kata_cc_sentry::link::Network,
     #[command(flatten)]
@@ -161,13 +164,17 @@ async fn monitor(
     let (link, engine) = link::new(control).context("the socket to the sentry")?;
     let table = Arc::new(table::Table::default());
     let (ends, mut ended) = mpsc::unbounded_channel();
-    let lost = tokio::spawn(drive(engine, sentry, Arc::clone(&table), ends));
+    let memory_of_host = Arc::new(memory::Memory::of_host());
+    let losses =
+        Losses { memory: Arc::clone(&memory_of_host), table: Arc::clone(&table), link: link.clone() };
+    let lost = tokio::spawn(drive(engine, sentry, losses, ends));
     let monitor = Arc::new(Monitor {
         link: link.clone(),
         table,
         parked: streams::Parked::default(),
         strength: options.confinement.strength(),
         network,
+        memory_of_host,
         memory: options.memory.map(|mib| mib << 20),
         destroyed: tokio::sync::Notify::new(),
         gofers: std::sync::Mutex::default(),
@@ -225,29 +232,59 @@ fn code(end: &End, until: bool) -> u8 {
     }
 }
 
+/// Containers that lose processes to the host.
+struct Losses {
+    memory: Arc<memory::Memory>,
+    table: Arc<table::Table>,
+    link: link::Link,
+}
+
+impl Losses {
+    /// A container has lost one. Where the host counts it, that was for want of memory: else its own code ended it, or somebody on the host.
+    fn hear(&self, container: ContainerNumber) {
+        let Some(name) = self.table.name(container).filter(|_| self.memory.ran_out()) else { return };
+        self.memory.tell(name);
+        let link = self.link.clone();
+        // Who reads its group's count sees it, too.
+        tokio::spawn(async move {
+            let _ = link.ask(Ask::OutOfMemory(container), Vec::new()).await;
+        });
+    }
+
+    /// The sentry itself is lost. Whether that was for want of memory, which then concerns all containers.
+    fn hear_of_all(&self) -> bool {
+        let ran_out = self.memory.ran_out();
+        if ran_out {
+            self.table.names().into_iter().for_each(|name| self.memory.tell(name));
+        }
+        ran_out
+    }
+}
+
 /// Carries messages until the sentry is lost, ends what is left of it, and tells why.
 async fn drive(
     mut engine: Engine,
     sentry: SentryProcess,
-    table: Arc<table::Table>,
+    losses: Losses,
     ends: mpsc::UnboundedSender<ProcessNumber>,
 ) {
     // When this task is dropped the sentry is to end, too.
     let sentry = Killed(sentry);
     let ended = |(number, status)| {
-        let known = table.ended(number, status);
+        let known = losses.table.ended(number, status);
         // The receiver is gone at the end alone.
         let _ = ends.send(number);
         known
     };
-    let seen = engine.run(ended).await;
+    let seen = engine.run(ended, |container| losses.hear(container)).await;
+    let why = if losses.hear_of_all() { ", killed by the host, as its memory was used up" } else { "" };
     sentry.0.kill();
     let how = match sentry.0.wait() {
         Ok(code) if code > 128 => format!("ended by signal {}", code - 128),
         Ok(code) => format!("ended with code {code}"),
         Err(errno) => format!("cannot be waited for: {errno}"),
     };
-    engine.close(format!("the sentry is gone, and all containers with it: {seen}; its process {how}"));
+    engine.close(format!("the sentry is gone, and all containers with it: {seen}; its process {how}{why}"));
 }
 
 struct Killed(SentryProcess);

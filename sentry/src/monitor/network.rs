@@ -5,6 +5,10 @@
 //! tells of news: an engine may connect a container to a further network while it runs. News are looked at once nothing was new for a
 //! moment ([`SETTLES`]), as addresses come before routes.
 //!
+//! **Whole or not at all.** Each interface is taken over by itself, and is the host's again where the sentry does not take it; the others are not
+//! concerned. A first container that cannot be made for it leaves the whole network where it was. A namespace that processes outside the sandbox use
+//! is left to them, unless it is said that it may be taken (`seize`).
+//!
 //! **Until when.** At the end the interfaces are given back as they were: plug-ins that take a network away look at them. Who kills this
 //! process takes the namespace, too.
 //!
@@ -16,11 +20,11 @@ use std::time::Duration;
 
 use kata_cc_agent_protocol::types::{ARPNeighbor, Interface, Route};
 use kata_cc_sentry::control::message::{Answer, Ask};
-use kata_cc_sentry::link::{self, Change, LinkError, Opened, Pod};
+use kata_cc_sentry::link::{self, Change, Found, LinkError, Opened, Pod};
 use kata_cc_sentry::net::stack::LinkConfig;
 
 use super::addresses;
-use super::spec::{Descriptors, SpecError, invalid, unsupported};
+use super::spec::{Descriptors, SpecError, Wish, invalid, unsupported};
 use super::stream::Stream;
 use super::work::{Monitor, WorkError};
 
@@ -64,15 +68,21 @@ enum Phase {
 impl Network {
     /// As the command line has it. Whether the pod's namespace may be taken over is said now.
     pub(crate) fn new(wanted: link::Network) -> Result<Self, LinkError> {
-        if wanted == link::Network::Sandbox {
-            link::pod()?;
+        let mut state = State::default();
+        if let link::Network::Sandbox { seize } = wanted {
+            state.pod = link::pod(seize)?;
         }
-        Ok(Self { wanted, state: tokio::sync::Mutex::default() })
+        Ok(Self { wanted, state: tokio::sync::Mutex::new(state) })
+    }
+
+    fn is_pods(&self) -> bool {
+        matches!(self.wanted, link::Network::Sandbox { .. })
     }
 
     /// Whether a container can be had with what it says of the network.
-    async fn check(&self, said: Option<bool>) -> Result<(), SpecError> {
-        let followed = match (self.wanted == link::Network::Sandbox, self.state.lock().await.phase) {
+    async fn check(&self, said: Option<Wish>) -> Result<(), SpecError> {
+        let said = said.map(|wish| wish != Wish::None);
+        let followed = match (self.is_pods(), self.state.lock().await.phase) {
             (true, Phase::Waiting) => return Ok(()),
             (true, phase) => phase == Phase::Followed,
             (false, _) if said == Some(true) => {
@@ -93,7 +103,7 @@ impl Network {
 impl Monitor {
     /// Hands over what the command line names, and begins to listen for news of the pod's namespace.
     pub(crate) async fn begin_network(self: &Arc<Self>) -> Result<(), WorkError> {
-        if self.network.wanted == link::Network::Sandbox {
+        if self.network.is_pods() {
             let news = link::news().map_err(std::io::Error::from).and_then(Stream::new);
             let news = news.map_err(super::work::host("hearing of interfaces"))?;
             tokio::spawn(follow(Arc::downgrade(self), news));
@@ -107,49 +117,71 @@ impl Monitor {
     }
 
     /// Whether a container can be had with what it says of the network.
-    pub(crate) async fn check_network(&self, said: Option<bool>) -> Result<(), WorkError> {
+    pub(crate) async fn check_network(&self, said: Option<Wish>) -> Result<(), WorkError> {
         Ok(self.network.check(said).await?)
     }
 
     /// A container is made, and says this of the network.
-    pub(crate) async fn join_network(&self, said: Option<bool>) -> Result<(), WorkError> {
+    pub(crate) async fn join_network(&self, said: Option<Wish>) -> Result<(), WorkError> {
         let mut state = self.network.state.lock().await;
-        if self.network.wanted == link::Network::Sandbox && state.phase == Phase::Waiting {
-            state.phase = if said == Some(false) { Phase::Declined } else { Phase::Followed };
+        let before = state.phase;
+        if self.network.is_pods() && before == Phase::Waiting {
+            state.phase = if said == Some(Wish::None) { Phase::Declined } else { Phase::Followed };
         }
-        self.look(&mut state, true).await
+        if said == Some(Wish::Sandbox { seize: true }) {
+            state.pod.seize();
+        }
+        let looked = self.look(&mut state, true).await;
+        if looked.is_err() && before == Phase::Waiting {
+            // There is nobody to have it.
+            for (config, _) in std::mem::take(&mut state.links) {
+                // Where the sentry is gone, so is its interface.
+                let _ = self.told(Ask::Detach(config.name), Vec::new()).await;
+            }
+            state.pod.give_all_back();
+            state.phase = before;
+        }
+        looked
     }
 
-    /// Looks what there is in the pod's namespace, and tells the sentry.
+    /// Looks what there is in the pod's namespace, and tells the sentry. What fails concerns its interface alone; the first failure is told.
     async fn look(&self, state: &mut State, complete: bool) -> Result<(), WorkError> {
         if state.phase != Phase::Followed {
             return Ok(());
         }
-        for change in state.pod.look(complete)? {
-            match change {
-                Change::Taken(opened) => {
-                    let name = opened.config.name.clone();
-                    if let Err(error) = self.attach(state, opened).await {
-                        state.pod.give_back(&name);
-                        return Err(error);
-                    }
-                    tracing::info!(interface = name, "taken over");
-                }
-                Change::Changed(host) => {
-                    let Some((known, most)) =
-                        state.links.iter_mut().find(|(known, _)| known.name == host.name)
-                    else {
-                        continue;
-                    };
-                    let mut next = known.clone();
-                    addresses::add(&mut next, host, most);
-                    self.configure(known, next).await?;
-                }
-                Change::Gone(name) => {
-                    state.links.retain(|(known, _)| known.name != name);
-                    self.told(Ask::Detach(name.clone()), Vec::new()).await?;
-                    tracing::info!(interface = name, "the interface is gone");
-                }
+        let Found { changes, failed } = state.pod.look(complete)?;
+        let mut failed: Vec<WorkError> = failed.into_iter().map(WorkError::from).collect();
+        for change in changes {
+            if let Err(error) = self.change(state, change).await {
+                failed.push(error);
+            }
+        }
+        let mut failed = failed.into_iter();
+        let first = failed.next();
+        failed.for_each(|error| tracing::warn!(%error, "an interface of the pod is not taken over"));
+        first.map_or(Ok(()), Err)
+    }
+
+    /// Tells the sentry of a change. One that it does not take is undone.
+    async fn change(&self, state: &mut State, change: Change) -> Result<(), WorkError> {
+        match change {
+            Change::Taken(opened) => {
+                let name = opened.config.name.clone();
+                self.attach(state, opened).await.inspect_err(|_| state.pod.undo(&name))?;
+                tracing::info!(interface = name, "taken over");
+            }
+            Change::Changed(host) => {
+                let named = |(known, _): &&mut (LinkConfig, u32)| known.name == host.name;
+                let Some((known, most)) = state.links.iter_mut().find(named) else { return Ok(()) };
+                let (name, mut next, mut longest) = (host.name.clone(), known.clone(), *most);
+                addresses::add(&mut next, host, &mut longest);
+                self.configure(known, next).await.inspect_err(|_| state.pod.undo(&name))?;
+                *most = longest;
+            }
+            Change::Gone(name) => {
+                state.links.retain(|(known, _)| known.name != name);
+                self.told(Ask::Detach(name.clone()), Vec::new()).await?;
+                tracing::info!(interface = name, "the interface is gone");
             }
         }
         Ok(())

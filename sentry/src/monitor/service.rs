@@ -284,8 +284,15 @@ impl AgentService for Service {
     }
 
     async fn get_oom_event(&self, _: &TtrpcContext, _: api::GetOOMEventRequest) -> Answered<api::OOMEvent> {
-        // The host ends processes of its cgroup without telling for which container: there is never such an event.
-        Err(refused(WorkError::Call(CallError::Gone(self.0.link.ended().await))))
+        let gone = tokio::select! {
+            // What was told before the end is told.
+            biased;
+            Some(container_id) = self.0.memory_of_host.next() => {
+                return Ok(api::OOMEvent { container_id, ..Default::default() });
+            }
+            reason = self.0.link.ended() => reason,
+        };
+        Err(refused(WorkError::Call(CallError::Gone(gone))))
     }
 
     async fn update_ephemeral_mounts(

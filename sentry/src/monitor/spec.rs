@@ -103,9 +103,21 @@ pub(crate) struct Options {
     /// `errno` of its default action.
     seccomp_errno: Option<u32>,
     /// Whether the pod's network is wanted, where that is said.
-    pub(crate) network: Option<bool>,
+    pub(crate) network: Option<Wish>,
     /// For the first process, and others that do not say.
     pub(crate) umask: u32,
+}
+
+/// What a container says of the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wish {
+    /// Loopback alone.
+    None,
+    /// The pod's interfaces.
+    Sandbox {
+        /// Also where processes outside the sandbox use them.
+        seize: bool,
+    },
 }
 
 /// What is known besides the specification.
@@ -240,7 +252,19 @@ fn options(spec: &oci::Spec) -> Result<Options, SpecError> {
                 Err(_) => return invalid(field(), format!("{value:?} is no number of an error")),
             },
             "network" if value == "host" => return invalid(field(), link::SpecError::Host.to_string()),
-            "network" => options.network = Some(one_of(["sandbox", "none"])? == 0),
+            "network" => {
+                options.network = Some(match value.as_str() {
+                    "sandbox" => Wish::Sandbox { seize: false },
+                    "sandbox,seize" => Wish::Sandbox { seize: true },
+                    "none" => Wish::None,
+                    _ => {
+                        return invalid(
+                            field(),
+                            format!("{value:?} is neither sandbox nor none (nor sandbox,seize)"),
+                        );
+                    }
+                });
+            }
             "umask" => match u32::from_str_radix(value, 8) {
                 Ok(umask) if umask <= 0o777 => options.umask = umask,
                 _ => return invalid(field(), format!("{value:?} is no octal number up to 0777")),

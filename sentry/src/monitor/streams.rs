@@ -15,6 +15,7 @@ use thiserror::Error;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
+use super::images;
 use super::table::{TableError, check_id};
 use super::terminal;
 use super::work::Monitor;
@@ -64,13 +65,16 @@ struct Request {
     more: usize,
     #[serde(default)]
     image: Option<Image>,
+    /// Whether it is asked how far what is done with the image has come.
+    #[serde(default)]
+    progress: bool,
 }
 
 /// What is to be done with the image that comes.
 #[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Image {
-    /// The container is written to it, and ends.
+    /// The container is written to it, and ends when it is kept.
     Checkpoint,
     /// The same, and it goes on.
     LeaveRunning,
@@ -91,8 +95,10 @@ enum Name {
 
 #[derive(Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Reply<'a> {
+pub(super) enum Reply<'a> {
     Ok(bool),
+    Written(bool),
+    Progress(u64),
     Error(&'a str),
 }
 
@@ -121,6 +127,8 @@ enum Handled {
     Parked(Option<OwnedFd>),
     /// A container is to be written to a file.
     Checkpoint { container: String, image: OwnedFd, goes_on: bool },
+    /// How far has it come?
+    Progress(String),
 }
 
 /// What waits for its process.
@@ -166,21 +174,36 @@ pub(crate) async fn serve(connection: UnixStream, monitor: &Monitor) {
         Err(_) => Err(StreamsError::Request(format!("no whole request within {ARRIVES:?}"))),
     };
     let handled = match handled {
-        Ok(Handled::Parked(master)) => Ok(master),
+        Ok(Handled::Parked(master)) => Ok((Reply::Ok(true), master)),
         Ok(Handled::Checkpoint { container, image, goes_on }) => {
-            let saved = monitor.checkpoint(&container, image, goes_on).await;
-            saved.map(|()| None).map_err(|error| StreamsError::Request(error.to_string()))
+            let saved = images::checkpoint(&connection, monitor, &container, (image, goes_on)).await;
+            saved.map(|()| (Reply::Ok(true), None))
         }
+        Ok(Handled::Progress(container)) => match monitor.progress(&container).await {
+            Ok(moved) => Ok((Reply::Progress(moved), None)),
+            Err(error) => Err(StreamsError::Request(error.to_string())),
+        },
         Err(error) => Err(error),
     };
-    let (reply, master) = match &handled {
-        Ok(master) => (Reply::Ok(true), master.as_ref()),
+    let answered = match handled {
+        Ok((reply, master)) => answer(&connection, &reply, master.as_ref()).await,
         Err(error) => {
             tracing::warn!(%error, "what came by the streams socket is refused");
-            (Reply::Error(&error.to_string()), None)
+            answer(&connection, &Reply::Error(&error.to_string()), None).await
         }
     };
-    let mut line = serde_json::to_vec(&reply).unwrap_or_default();
+    if let Err(error) = answered {
+        tracing::debug!(%error, "who gave streams has gone away");
+    }
+}
+
+/// Sends a line, with a descriptor where there is one.
+pub(super) async fn answer(
+    connection: &UnixStream,
+    reply: &Reply<'_>,
+    master: Option<&OwnedFd>,
+) -> std::io::Result<()> {
+    let mut line = serde_json::to_vec(reply).unwrap_or_default();
     line.push(b'\n');
     let numbers: Vec<RawFd> = master.iter().map(|fd| fd.as_raw_fd()).collect();
     let answered = connection.async_io(Interest::WRITABLE, || {
@@ -189,13 +212,11 @@ pub(crate) async fn serve(connection: UnixStream, monitor: &Monitor) {
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         Ok(sendmsg::<()>(connection.as_raw_fd(), &[IoSlice::new(&line)], control, flags, None)?)
     });
-    if let Err(error) = answered.await {
-        tracing::debug!(%error, "who gave streams has gone away");
-    }
+    answered.await.map(drop)
 }
 
 /// A line and what came with it.
-async fn receive(connection: &UnixStream) -> Result<(Vec<u8>, Vec<OwnedFd>), StreamsError> {
+pub(super) async fn receive(connection: &UnixStream) -> Result<(Vec<u8>, Vec<OwnedFd>), StreamsError> {
     let host = |error| StreamsError::Host { what: "reading the request", error };
     let (mut line, mut descriptors) = (Vec::new(), Vec::new());
     loop {
@@ -245,6 +266,12 @@ fn handle(line: &[u8], mut descriptors: Vec<OwnedFd>, parked: &Parked) -> Result
     check_id(&request.container)?;
     if !request.exec.is_empty() {
         check_id(&request.exec)?;
+    }
+    if request.progress {
+        return match descriptors.is_empty() {
+            true => Ok(Handled::Progress(request.container)),
+            false => Err(StreamsError::Request("who asks for progress gives no descriptors".to_owned())),
+        };
     }
     if let Some(what) = request.image {
         return image(request, what, descriptors, parked);
@@ -360,6 +387,7 @@ mod tests {
         match handle(line.as_bytes(), descriptors, parked).map_err(|error| error.to_string())? {
             Handled::Parked(master) => Ok(master),
             Handled::Checkpoint { .. } => Err("a checkpoint".to_owned()),
+            Handled::Progress(_) => Err("how far it is".to_owned()),
         }
     }
 
@@ -407,6 +435,8 @@ mod tests {
             (r#"{"container":"c","terminal":true,"streams":["stdin"]}"#, 1, "at most"),
             (r#"{"container":"c","image":"checkpoint"}"#, 0, "one descriptor"),
             (r#"{"container":"c","image":"restore"}"#, 2, "one descriptor"),
+            (r#"{"container":"c","progress":true}"#, 1, "gives no descriptors"),
+            (r#"{"container":"c","progress":true}"#, 0, "how far"),
             (r#"{"container":"c","exec":"e","image":"restore"}"#, 1, "of a container"),
             (r#"{"container":"c","image":"restore"}"#, 1, "no regular file"),
             (r#"{"container":"c","image":"burn"}"#, 1, "burn"),

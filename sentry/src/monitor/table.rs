@@ -187,6 +187,24 @@ impl Table {
         found.cloned().ok_or_else(|| TableError::NoContainer(id.to_owned()))
     }
 
+    /// The name of a container.
+    pub(crate) fn name(&self, number: ContainerNumber) -> Option<String> {
+        let state = self.lock();
+        state.containers.iter().find(|(_, container)| container.number == number).map(|(id, _)| id.clone())
+    }
+
+    /// All names.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.lock().containers.keys().cloned().collect()
+    }
+
+    /// The number of a container, also of one that is being made.
+    pub(crate) fn number_of(&self, id: &str) -> Result<ContainerNumber, TableError> {
+        let state = self.lock();
+        let found = state.containers.get(id).map(|container| container.number);
+        found.ok_or_else(|| TableError::NoContainer(id.to_owned()))
+    }
+
     /// Forgets a container. The ends of its processes may still be on their way.
     pub(crate) fn remove(&self, id: &str) {
         let container = self.lock().containers.remove(id);
@@ -298,6 +316,8 @@ mod tests {
         }
         table.add("one", ContainerNumber(1), process(1, "")).unwrap();
         assert_eq!(table.container("one").err(), Some(TableError::NoContainer("one".into())), "not made yet");
+        assert_eq!(table.number_of("one"), Ok(ContainerNumber(1)));
+        assert_eq!(table.number_of("two"), Err(TableError::NoContainer("two".into())));
         table.set_created("one", 0o022);
         assert!(matches!(table.add("one", ContainerNumber(2), process(2, "")), Err(TableError::Exists(_))));
         table.add_exec("one", process(3, "e")).unwrap();

@@ -16,6 +16,7 @@ use thiserror::Error;
 use tokio::sync::Notify;
 
 use super::link::{CallError, Link};
+use super::memory::Memory as HostMemory;
 use super::network::Network;
 use super::spec::{self, Around, Descriptors, SpecError, Streams};
 use super::stream::{Stream, pipe};
@@ -79,6 +80,8 @@ pub(crate) struct Monitor {
     pub(crate) strength: Strength,
     /// Most bytes of changes to a root.
     pub(crate) memory: Option<u64>,
+    /// What the host does for want of memory.
+    pub(crate) memory_of_host: Arc<HostMemory>,
     /// Interfaces of the pod.
     pub(crate) network: Network,
     /// Rung by DestroySandbox.
@@ -198,6 +201,8 @@ impl Monitor {
                 Err(error) => {
                     // The error is why there is no container; that it cannot be ended either says less.
                     let _ = self.done(Ask::Remove(container)).await;
+                    // The end of its process is still told, and is no lie.
+                    self.table.remove(id);
                     Err(error)
                 }
             },
@@ -289,10 +294,9 @@ impl Monitor {
         Ok(code)
     }
 
-    /// Ends and forgets a container.
+    /// Ends and forgets a container, also one that is still being made of an image.
     pub(crate) async fn remove(&self, id: &str) -> Result<(), WorkError> {
-        let container = self.table.container(id)?;
-        self.done(Ask::Remove(container.number)).await?;
+        self.done(Ask::Remove(self.table.number_of(id)?)).await?;
         self.table.remove(id);
         self.gofers().retain_mut(|gofer| gofer.leave(id));
         Ok(())
@@ -304,13 +308,27 @@ impl Monitor {
         self.done(Ask::Freeze(container.number, frozen)).await
     }
 
-    /// Writes a container to a file; it ends with that, unless it is to go on.
+    /// Writes a container to a file. Unless it is to go on at once it stands still until [`settle`](Self::settle).
     pub(crate) async fn checkpoint(&self, id: &str, image: OwnedFd, goes_on: bool) -> Result<(), WorkError> {
         let container = self.table.container(id)?;
         let mut descriptors = Descriptors::default();
         let ask = Ask::Checkpoint(container.number, descriptors.add(image)?, goes_on);
         match self.link.ask(ask, descriptors.into_inner()).await? {
             Answer::Done => Ok(()),
+            _ => Err(WorkError::Answer),
+        }
+    }
+
+    /// Whether the image of a container is kept: it ends, or goes on.
+    pub(crate) async fn settle(&self, id: &str, kept: bool) -> Result<(), WorkError> {
+        let container = self.table.container(id)?;
+        self.done(Ask::Settle(container.number, kept)).await
+    }
+
+    /// How far what is done with a container's image has come.
+    pub(crate) async fn progress(&self, id: &str) -> Result<u64, WorkError> {
+        match self.link.ask(Ask::Progress(self.table.number_of(id)?), Vec::new()).await? {
+            Answer::Progress(moved) => Ok(moved),
             _ => Err(WorkError::Answer),
         }
     }

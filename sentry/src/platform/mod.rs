@@ -258,6 +258,35 @@ pub trait Thread: Memory + Send {
     /// Vector state in the form of XSAVE, as a signal frame holds it; empty when it cannot be had.
     fn vector_state(&mut self) -> Result<Vec<u8>, Errno>;
 
+    /// Bytes of vector state that [`push_frame`](Self::push_frame) puts on a stack; `None` where that is done step by step.
+    fn pushed_state(&self) -> Option<usize> {
+        None
+    }
+
+    /// Puts vector state at `vector`, with what tells a program how much there is of it and the mark behind it, and `frame` at `place`; the
+    /// guest's own vector state is then as after a reset: all that a signal's handler finds, in one step.
+    ///
+    /// # Errors
+    /// EFAULT where not all of it can be written; ENOSYS where [`pushed_state`](Self::pushed_state) is `None`.
+    fn push_frame(&mut self, vector: u64, place: u64, frame: &[u8]) -> Result<(), Errno> {
+        let _ = (vector, place, frame);
+        Err(Errno::ENOSYS)
+    }
+
+    /// Bytes of vector state that [`load_state`](Self::load_state) takes; `None` where that is not possible now.
+    fn loaded_state(&self) -> Option<usize> {
+        None
+    }
+
+    /// Sets all of the vector state to what lies at `from` in the guest's memory, as [`set_vector_state`](Self::set_vector_state) does with bytes.
+    ///
+    /// # Errors
+    /// EFAULT where it cannot be read; ENOSYS where [`loaded_state`](Self::loaded_state) is `None`.
+    fn load_state(&mut self, from: u64) -> Result<(), Errno> {
+        let _ = from;
+        Err(Errno::ENOSYS)
+    }
+
     /// Sets vector state: bytes that a guest may have chosen. What is no valid state is refused (EINVAL).
     fn set_vector_state(&mut self, state: &[u8]) -> Result<(), Errno>;
 

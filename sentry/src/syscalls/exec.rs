@@ -9,7 +9,9 @@ use super::{Entry, exec_rooms as rooms};
 use crate::call::Call;
 use crate::error::{Errno, SysError, SysResult};
 use crate::loader::{self, Identity, MAX_STRING, Opener, Program, Strings};
-use crate::mm::{AddressSpace, futex};
+use crate::mm::{AddressSpace, Limits, futex};
+use crate::platform::Thread;
+use crate::task::Credentials;
 
 pub(super) const CALLS: &[Entry] =
     &[Entry::full(libc::SYS_execve, "execve", execve), Entry::full(libc::SYS_execveat, "execveat", execveat)];
@@ -88,8 +90,34 @@ fn execute(
     let strings = Strings { arguments, environment };
     let prepared = loader::prepare(&AsCaller(call), program, &name, reachable, strings, limits.stack)?;
 
+    // From the end of this on there is no way back.
+    let task = (call.task.pid(), call.task.own_number(), call.task.pid_namespace().meta().number());
+    let old_space = call.task.space();
+    let (space, thread, credentials) = loop {
+        let loaded = load(call, &prepared, &limits)?;
+        if rooms::begin(call, loaded.covered)? {
+            break (loaded.space, loaded.thread, loaded.credentials);
+        }
+    };
+    futex::exit_robust_list(&old_space, call.thread, task);
+    let base = path.rsplit(|byte| *byte == b'/').next().unwrap_or(&path);
+    let comm = if base.is_empty() { name.rsplit(|byte| *byte == b'/').next().unwrap_or(&name) } else { base };
+    rooms::finish(call, space, thread, comm, credentials);
+    Err(SysError::RegistersSet)
+}
+
+/// A program in an address space of its own.
+struct Loaded {
+    space: AddressSpace,
+    thread: Box<dyn Thread>,
+    credentials: Credentials,
+    covered: bool,
+}
+
+/// Loads it, for who the task will be.
+fn load(call: &Call<'_>, prepared: &loader::Prepared, limits: &Limits) -> Result<Loaded, Errno> {
     let old = call.task.credentials();
-    let credentials = rooms::credentials_after(call, prepared.program().as_ref());
+    let (credentials, covered) = rooms::credentials_after(call, prepared.program().as_ref());
     let identity = Identity {
         uid: credentials.user_ns.shown_uid(credentials.uid),
         euid: credentials.user_ns.shown_uid(credentials.euid),
@@ -98,22 +126,13 @@ fn execute(
         secure: credentials.euid != old.uid || credentials.egid != old.gid,
         vdso: call.kernel.platform.vdso(),
     };
-    let old_space = call.task.space();
     let mut thread = call.kernel.platform.new_address_space()?;
     let space = AddressSpace::new(
         call.kernel.platform.guest_range(),
         limits.stack,
         Some(thread.remote()),
-        Arc::clone(old_space.futexes()),
+        Arc::clone(call.task.space().futexes()),
     );
-    prepared.load(&space, thread.as_mut(), &limits, &identity)?;
-
-    // From here on there is no way back.
-    let task = (call.task.pid(), call.task.own_number(), call.task.pid_namespace().meta().number());
-    rooms::begin(call)?;
-    futex::exit_robust_list(&old_space, call.thread, task);
-    let base = path.rsplit(|byte| *byte == b'/').next().unwrap_or(&path);
-    let comm = if base.is_empty() { name.rsplit(|byte| *byte == b'/').next().unwrap_or(&name) } else { base };
-    rooms::finish(call, space, thread, comm, credentials);
-    Err(SysError::RegistersSet)
+    prepared.load(&space, thread.as_mut(), limits, &identity)?;
+    Ok(Loaded { space, thread, credentials, covered })
 }

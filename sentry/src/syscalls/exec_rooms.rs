@@ -159,16 +159,17 @@ pub(super) fn closes_at_exec(call: &Call<'_>, fd: i32) -> bool {
     call.task.files().is_close_on_exec(fd).unwrap_or(true)
 }
 
-/// Who the task is once it runs that program.
-pub(super) fn credentials_after(call: &Call<'_>, program: &dyn Program) -> Credentials {
+/// Who the task is once it runs that program, and what that rests on, which [`begin`] asks for.
+pub(super) fn credentials_after(call: &Call<'_>, program: &dyn Program) -> (Credentials, bool) {
     // Who traces it would be who the file says, too.
-    let (user, group) = if call.task.tracer_covers() { program.set_ids() } else { (None, None) };
-    call.task.credentials().after_exec(user, group)
+    let covered = call.task.tracer_covers();
+    let (user, group) = if covered { program.set_ids() } else { (None, None) };
+    (call.task.credentials().after_exec(user, group), covered)
 }
 
-/// Ends the other threads of the process.
-pub(super) fn begin(call: &Call<'_>) -> Result<(), SysError> {
-    call.task.begin_exec()
+/// Ends the other threads of the process; `false` where the new credentials have to be made again.
+pub(super) fn begin(call: &Call<'_>, covered: bool) -> Result<bool, SysError> {
+    call.task.begin_exec(covered)
 }
 
 /// Puts the task on its new program.
@@ -179,7 +180,8 @@ pub(super) fn finish(
     comm: &[u8],
     credentials: Credentials,
 ) {
-    drop(call.task.set_space(Arc::new(space)));
-    call.task.replace_thread(thread);
-    call.task.finish_exec(comm, credentials);
+    call.task.finish_exec(comm, credentials, || {
+        drop(call.task.set_space(Arc::new(space)));
+        call.task.replace_thread(thread);
+    });
 }

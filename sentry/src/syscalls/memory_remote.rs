@@ -75,14 +75,16 @@ fn other_memory(call: &Call<'_>, pid: i32) -> Result<Arc<dyn RemoteMemory>, Errn
         return Ok(call.thread.remote());
     }
     let other = call.task.find(pid).ok_or(Errno::ESRCH)?;
-    let same_space = other.space().id() == call.task.space().id();
+    // That of before an `execve` where who it is changes while it is asked.
+    let space = other.space();
+    let same_space = space.id() == call.task.space().id();
     if !same_space && !call.task.may_access(&other) {
         return Err(Errno::EPERM);
     }
     if same_space {
         return Ok(call.thread.remote());
     }
-    other.space().memory().cloned().ok_or(Errno::ESRCH)
+    space.memory().cloned().ok_or(Errno::ESRCH)
 }
 
 /// Copies between the caller and another until one vector ends or something cannot be had.

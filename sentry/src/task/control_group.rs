@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::events::Waiter;
@@ -27,7 +27,14 @@ pub struct ControlGroup {
     closed: AtomicBool,
     /// Of tasks that ended.
     ended: Mutex<CpuTimes>,
+    /// Processes that the host ended for want of memory.
+    out_of_memory: AtomicU64,
+    /// Who is told that a process was ended from outside.
+    loss: OnceLock<Tell>,
 }
+
+/// Tells something once more.
+type Tell = Box<dyn Fn() + Send + Sync>;
 
 /// How long those that run are waited for when they are to stand still.
 const STANDS_STILL: Duration = Duration::from_secs(2);
@@ -95,6 +102,29 @@ impl ControlGroup {
             Bound::Infinite => *lock(&self.cpu) = None,
             Bound::To(quota) => *lock(&self.cpu) = Some(quota),
         }
+    }
+
+    /// Has `tell` hear of processes that are ended from outside; the first one that is said stays.
+    pub(crate) fn tell_losses(&self, tell: impl Fn() + Send + Sync + 'static) {
+        let _ = self.loss.set(Box::new(tell));
+    }
+
+    /// The host, or its own code, has ended the process in which a guest's process ran.
+    pub(super) fn lost_one(&self) {
+        if let Some(tell) = self.loss.get() {
+            tell();
+        }
+    }
+
+    /// The host says that it ended a process for want of memory.
+    pub(crate) fn count_out_of_memory(&self) {
+        self.out_of_memory.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Processes that the host ended for want of memory.
+    #[must_use]
+    pub fn out_of_memory(&self) -> u64 {
+        self.out_of_memory.load(Ordering::Relaxed)
     }
 
     /// Most bytes of memory, where there is a bound.

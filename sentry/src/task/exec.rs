@@ -44,14 +44,22 @@ impl Credentials {
 
 impl Task {
     /// The point of no return of `execve`: ends all other threads of the process and takes over its number. Afterwards nobody else uses
-    /// what belongs to the process.
+    /// what belongs to the process, and nobody attaches to it until [`finish_exec`](Self::finish_exec). `covered`: what
+    /// [`tracer_covers`](Self::tracer_covers) said when the new credentials were made; `false` where that is so no more: somebody has attached
+    /// since, nothing was done, and they have to be made again.
     ///
     /// # Errors
     /// The process ends, or another thread does the same: the caller gives this on as it is.
-    pub fn begin_exec(&self) -> Result<(), SysError> {
+    pub fn begin_exec(&self, covered: bool) -> Result<bool, SysError> {
         let group = self.group.pid();
-        if !self.tasks.tree().claim_exec(group, self.pid()) {
-            return Err(SysError::Interrupted(Restart::Always));
+        {
+            let mut tree = self.tasks.tree();
+            if covered && !tree.tracer_covers(self) {
+                return Ok(false);
+            }
+            if !tree.claim_exec(group, self.pid()) {
+                return Err(SysError::Interrupted(Restart::Always));
+            }
         }
         loop {
             self.waiter.clear();
@@ -64,19 +72,21 @@ impl Task {
                 return Err(SysError::Interrupted(Restart::Always));
             }
             if state.threads.as_slice() == [self.pid()] {
-                state.execs = None;
+                // Until it is who it will be.
+                state.execs = Some(group);
                 tree.become_leader(self, group);
                 tree.settle(self);
-                return Ok(());
+                return Ok(true);
             }
             drop(tree);
             self.waiter.wait(None);
         }
     }
 
-    /// The rest, once the new program is in place ([`set_space`](Self::set_space), [`replace_thread`](Self::replace_thread)): handlers and
-    /// the other stack are gone, files are closed that are to be, the credentials are the new ones, a caller of `vfork` goes on.
-    pub fn finish_exec(&self, name: &[u8], credentials: Credentials) {
+    /// The rest. The credentials are the new ones; then `put` puts the new program in place ([`set_space`](Self::set_space),
+    /// [`replace_thread`](Self::replace_thread)): who finds that in the task finds those, too. Handlers and the other stack are gone,
+    /// files are closed that are to be, a caller of `vfork` goes on.
+    pub fn finish_exec(&self, name: &[u8], credentials: Credentials, put: impl FnOnce()) {
         {
             let mut tree = self.tasks.tree();
             let privileged = {
@@ -99,6 +109,10 @@ impl Task {
             self.group.set_dumpable(u32::from(!privileged));
         }
         self.set_credentials(credentials);
+        put();
+        if let Some(state) = self.tasks.tree().groups.get_mut(&self.group.pid()) {
+            state.execs = None;
+        }
         self.set_comm(name);
         self.set_clear_child_tid(0);
         self.personality.fetch_and(!PER_CLEAR_ON_EXEC, Ordering::Relaxed);

@@ -81,6 +81,14 @@ impl Task {
     pub fn exit_group(&self, status: i32) {
         self.tasks.tree().begin_group_exit(self.group.pid(), status);
     }
+
+    /// Ends its process, which has lost what it runs in. Whether that was alive until then: who was killed here has lost it by that.
+    pub(super) fn exit_lost(&self) -> bool {
+        let mut tree = self.tasks.tree();
+        let alive = tree.groups.get(&self.group.pid()).is_some_and(|state| state.exiting.is_none());
+        tree.begin_group_exit(self.group.pid(), libc::SIGKILL);
+        alive
+    }
 }
 
 impl Tree {

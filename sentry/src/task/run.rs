@@ -81,7 +81,20 @@ fn set_answers(task: &Task, thread: &mut dyn Thread) {
         tell_answers(task, thread);
     } else if thread.stop_answering().is_err() {
         // Calls would pass by the filter.
-        task.exit_group(libc::SIGKILL);
+        task.end_all_of_space();
+    }
+}
+
+impl Task {
+    /// Ends all processes that have its memory: their code may be broken.
+    pub(super) fn end_all_of_space(&self) {
+        let space = self.space().id();
+        let tasks = self.tasks.select(|task, _| Some(Arc::clone(task)));
+        for task in tasks.iter().filter(|task| task.space().id() == space) {
+            // Who is gone is gone.
+            let _ = task.group().send_from_outside(libc::SIGKILL);
+        }
+        self.exit_group(libc::SIGKILL);
     }
 }
 
@@ -104,7 +117,7 @@ fn speed_up(task: &Task, thread: &mut dyn Thread) {
         Err(Errno::EFAULT) => task.exit_group(libc::SIGKILL),
         Err(errno) => {
             tracing::warn!(%errno, "a page of a guest's code could not be given back its protection");
-            task.exit_group(libc::SIGKILL);
+            task.end_all_of_space();
         }
     }
 }
@@ -164,7 +177,8 @@ fn serve(kernel: &Arc<Kernel>, task: &Arc<Task>, mut thread: Box<dyn Thread>) ->
                 force_fault(task, SignalInfo::fault(signal, code, address));
             }
             Trap::Interrupted => {}
-            Trap::Gone => task.exit_group(libc::SIGKILL),
+            Trap::Gone if task.exit_lost() => group.lost_one(),
+            Trap::Gone => {}
         }
     }
 }

@@ -104,6 +104,10 @@ const TOLD: &[(&str, Tell)] = &[
     }),
     ("cpu.stat", cpu_stat),
     ("memory.current", |of| format!("{}\n", of.group.memory_in_use(of.tasks))),
+    ("memory.events", |of| {
+        let killed = of.group.out_of_memory();
+        format!("low 0\nhigh 0\nmax {killed}\noom {killed}\noom_kill {killed}\noom_group_kill 0\n")
+    }),
     ("memory.max", |of| bound(of.group.most_memory().map(pages))),
     ("memory.stat", |of| format!("anon {}\nfile 0\n", of.group.memory_in_use(of.tasks))),
     ("pids.current", |of| format!("{}\n", of.group.tasks(of.tasks).len())),
@@ -120,7 +124,6 @@ const FIXED: &[(&str, &str)] = &[
     ("cgroup.subtree_control", "\n"),
     ("cgroup.type", "domain\n"),
     ("cpu.weight", "100\n"),
-    ("memory.events", "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0\noom_group_kill 0\n"),
     ("memory.high", "max\n"),
     ("memory.low", "0\n"),
     ("memory.min", "0\n"),
@@ -174,5 +177,8 @@ mod tests {
         assert_eq!([text("memory.max"), text("pids.max")], ["max\n", "7\n"]);
         assert_eq!([text("pids.current"), text("memory.current"), text("cgroup.procs")], ["0\n", "0\n", ""]);
         assert!(text("cpu.stat").starts_with("usage_usec 0\n"));
+        assert!(text("memory.events").ends_with("\noom 0\noom_kill 0\noom_group_kill 0\n"));
+        group.count_out_of_memory();
+        assert!(text("memory.events").ends_with("\noom 1\noom_kill 1\noom_group_kill 0\n"));
     }
 }

@@ -61,6 +61,21 @@ impl Sandbox {
         Self::start_by(folder, command)
     }
 
+    /// After a line of shell: `$0` and what follows are the command of the sandbox.
+    pub(crate) fn start_after(line: &str, options: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let command = command(folder.path(), options);
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg(format!("{line} && exec \"$0\" \"$@\""));
+        shell.arg(command.get_program()).args(command.get_args());
+        shell
+            .env("KATA_CC_LOG", "info")
+            .env_remove("NOTIFY_SOCKET")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        Self::start_by(folder, shell)
+    }
+
     fn start_by(folder: tempfile::TempDir, mut command: Command) -> Self {
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
         let child = command.stderr(log).spawn().unwrap();

@@ -76,17 +76,14 @@ impl Sandbox {
     /// Paths are the host's, and the sentry takes them as they are. The rest of a mount is its business, and its refusals say so.
     async fn create_in_sentry(&self, container: &ContainerSpec) -> Result<(), SandboxError> {
         let Rootfs::HostDir(root) = &container.rootfs else { return Err(SandboxError::NoHostRoot) };
-        let spec = &container.spec;
-        let mounts = common::list(spec, "mounts").iter().map(common::mount).collect();
-        let mut spec = common::specification(&container.id, spec, &root.to_string_lossy(), mounts);
-        if spec.Hooks.is_some() {
+        if container.spec["hooks"].as_object().is_some_and(|hooks| !hooks.is_empty()) {
             self.log.add(
                 Source::Shim,
                 "warn",
                 "hooks that run inside the container are not run by the sentry",
             );
-            spec.Hooks = None.into();
         }
+        let spec = common::for_sentry(&container.id, &container.spec, &root.to_string_lossy());
         let mut request = wire::CreateContainerRequest::new();
         request.container_id.clone_from(&container.id);
         request.exec_id.clone_from(&container.id);

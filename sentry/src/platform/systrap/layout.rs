@@ -156,6 +156,9 @@ pub(super) mod op {
     pub(crate) const RESUME: u32 = 10;
     /// The same, after what [`super::at::LATE`] says was put into its memory.
     pub(crate) const RESUME_LATE: u32 = 11;
+    /// Put vector registers and a signal's frame into the guest's memory: where to and how many bytes of each; the frame is at
+    /// [`super::at::LATE_BYTES`]. The registers are then as after a reset. The result is 0, or -1 where not all could be written.
+    pub(crate) const PUSH: u32 = 12;
 }
 
 /// Why the stub gave the turn away.

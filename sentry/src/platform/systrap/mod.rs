@@ -30,6 +30,7 @@ mod stub_image;
 pub(super) mod thread;
 mod turn;
 pub(super) mod vdso;
+mod vector;
 mod waiting;
 pub(super) mod zygote;
 

@@ -65,26 +65,60 @@ impl StubThread {
         Ok(())
     }
 
-    /// Writes slot and site. Whether the site has been replaced.
+    /// Writes slot and site. Whether the site has been replaced: where the host refuses a change of protection (it may have no room for more
+    /// mappings, `vm.max_map_count` of `man 5 proc_sys_vm`), all is as before.
     fn put(&mut self, site: u64, old: &[u8], plan: &Patch, protection: i32) -> Result<bool, Errno> {
-        if let Some(table) = plan.table_bytes {
-            self.map(SLOTS, SLOTS_SIZE, WRITABLE, libc::MAP_PRIVATE, None)?;
-            self.write(SLOTS, &table);
+        if !self.put_slot(plan)? {
+            return Ok(false);
         }
-        self.protect(SLOTS, SLOTS_SIZE, WRITABLE)?;
-        let slot = self.write(plan.slot, &plan.slot_bytes);
-        self.protect(SLOTS, SLOTS_SIZE, READABLE)?;
-        let page = site & !0xfff;
-        let pages = (page, ((site + old.len() as u64).next_multiple_of(0x1000)) - page);
-        self.protect(pages.0, pages.1, WRITABLE)?;
-        let whole = slot == plan.slot_bytes.len();
-        let written = match whole {
-            true if self.stub.is_single() => self.write(site, &plan.site_bytes) == old.len(),
-            true => self.replace_under_threads(site, old, &plan.site_bytes, pages)?,
-            false => false,
+        let pages = pages_of(site, old.len());
+        if let Err(errno) = self.set(pages, WRITABLE) {
+            // Of two pages the first one may be changed.
+            self.set(pages, protection)?;
+            return refused(errno);
+        }
+        let written = match self.stub.is_single() {
+            true if self.write(site, &plan.site_bytes) == old.len() => Ok(true),
+            true => Err(Errno::EFAULT),
+            false => self.replace_under_threads(site, old, &plan.site_bytes, pages),
         };
-        self.protect(pages.0, pages.1, protection)?;
-        Ok(written)
+        if written.is_err() {
+            // Half of it is there.
+            self.set(pages, WRITABLE)?;
+            self.put_all_back(site, old, pages)?;
+        }
+        self.set(pages, protection)?;
+        Ok(written.unwrap_or(false))
+    }
+
+    /// Writes the slot, and the table where there is none. Whether it is there.
+    fn put_slot(&mut self, plan: &Patch) -> Result<bool, Errno> {
+        if let Some(table) = plan.table_bytes {
+            if let Err(errno) = self.map(SLOTS, SLOTS_SIZE, WRITABLE, libc::MAP_PRIVATE, None) {
+                return refused(errno);
+            }
+            if self.write(SLOTS, &table) != table.len() {
+                return Err(Errno::EFAULT);
+            }
+        }
+        // A mapping of its own: nothing of it is split.
+        self.set((SLOTS, SLOTS_SIZE), WRITABLE)?;
+        let slot = self.write(plan.slot, &plan.slot_bytes);
+        self.set((SLOTS, SLOTS_SIZE), READABLE)?;
+        Ok(slot == plan.slot_bytes.len())
+    }
+
+    /// `mprotect`.
+    fn set(&self, (address, length): (u64, u64), protection: i32) -> Result<(), Errno> {
+        #[cfg(test)]
+        tests::refuse()?;
+        self.protect(address, length, protection).map(drop)
+    }
+
+    /// Whether these bytes are there.
+    fn has(&self, site: u64, bytes: &[u8]) -> bool {
+        let mut now = vec![0; bytes.len()];
+        self.read(site, &mut now) == now.len() && now == bytes
     }
 
     /// Lets no call of this address space be answered without the sentry any more. Words of slots change one by one, each at once, so that
@@ -96,7 +130,7 @@ impl StubThread {
         if plans.is_empty() {
             return Ok(());
         }
-        self.protect(SLOTS, SLOTS_SIZE, WRITABLE)?;
+        self.set((SLOTS, SLOTS_SIZE), WRITABLE)?;
         for (slot, plan) in &plans {
             if self.write(plan.slot, &plan.slot_bytes) != plan.slot_bytes.len() {
                 return Err(Errno::EFAULT);
@@ -105,24 +139,24 @@ impl StubThread {
             let low = |address: u64| u32::try_from(address).map_err(|_| Errno::EFAULT);
             self.swap(*slot, low(slot + 8)?, low(plan.slot + 8)?)?;
         }
-        self.protect(SLOTS, SLOTS_SIZE, READABLE)?;
+        self.set((SLOTS, SLOTS_SIZE), READABLE)?;
         drop(lock);
         Ok(())
     }
 
     /// Puts all sites of this address space back, replaces no more, and has the guest go on in its own code. Slots stay: others may be in them.
+    /// `protection`: of the page of an address that is the guest's alone.
     pub(super) fn restore_sites(&mut self, protection: &dyn Fn(u64) -> Option<i32>) -> Result<(), Errno> {
         let stub = Arc::clone(&self.stub);
         let lock = stub.replacing();
         let replaced = self.stub.patches().show();
         for Replaced { site, old, new } in &replaced {
-            let mut now = vec![0; new.len()];
-            // The guest may have put something else there since.
-            if self.read(*site, &mut now) == now.len()
-                && now == *new
-                && let Some(protection) = protection(*site)
+            let last = site + old.len() as u64 - 1;
+            // The guest may have put something else there since, also what others have, too.
+            if self.has(*site, new)
+                && let (Some(first), Some(last)) = (protection(*site), protection(last))
             {
-                self.put_back(*site, old, protection)?;
+                self.put_back(*site, old, [first, last])?;
             }
         }
         drop(lock);
@@ -133,17 +167,22 @@ impl StubThread {
         Ok(())
     }
 
-    fn put_back(&mut self, site: u64, old: &[u8], protection: i32) -> Result<(), Errno> {
-        let page = site & !0xfff;
-        let pages = (page, ((site + old.len() as u64).next_multiple_of(0x1000)) - page);
-        self.protect(pages.0, pages.1, WRITABLE)?;
-        let written = if self.stub.is_single() {
-            self.put_byte_by_byte(site, old, (0..old.len()).rev())
-        } else {
-            self.put_back_under_threads(site, old, pages)
-        };
-        self.protect(pages.0, pages.1, protection)?;
+    /// Puts a site back on pages that have these protections, the first and the last one.
+    fn put_back(&mut self, site: u64, old: &[u8], protections: [i32; 2]) -> Result<(), Errno> {
+        let pages = pages_of(site, old.len());
+        let written = self.set(pages, WRITABLE).and_then(|()| self.put_all_back(site, old, pages));
+        for (page, protection) in [pages.0, pages.0 + pages.1 - 0x1000].into_iter().zip(protections) {
+            self.set((page, 0x1000), protection)?;
+        }
         written
+    }
+
+    /// Puts back what a site was, on pages that can be written.
+    fn put_all_back(&mut self, site: u64, old: &[u8], pages: (u64, u64)) -> Result<(), Errno> {
+        match self.stub.is_single() {
+            true => self.put_byte_by_byte(site, old, (0..old.len()).rev()),
+            false => self.put_back_under_threads(site, old, pages),
+        }
     }
 
     fn put_byte_by_byte(
@@ -177,8 +216,8 @@ impl StubThread {
 
     /// Has the host interrupt all threads of the guest: these pages lose a permission for a moment.
     fn interrupt_all(&self, pages: (u64, u64)) -> Result<(), Errno> {
-        self.protect(pages.0, pages.1, READABLE)?;
-        self.protect(pages.0, pages.1, WRITABLE).map(|_| ())
+        self.set(pages, READABLE)?;
+        self.set(pages, WRITABLE)
     }
 
     /// Whether the guest met a breakpoint that was there for a moment alone, while a site was put back.
@@ -225,11 +264,150 @@ impl StubThread {
                 return Err(Errno::EFAULT);
             }
             if n == inside {
-                self.protect(pages.0, pages.1, READABLE)?;
-                self.protect(pages.0, pages.1, WRITABLE)?;
+                self.interrupt_all(pages)?;
             }
         }
         self.swap(site, word([0xeb, 0xfe, *g, *h]), word([*e, *f, *g, *h]))?;
         Ok(true)
+    }
+}
+
+/// Pages of a site: where they begin, and their length.
+fn pages_of(site: u64, length: usize) -> (u64, u64) {
+    let page = site & !0xfff;
+    (page, (site + length as u64).next_multiple_of(0x1000) - page)
+}
+
+/// A change that the host refuses for want of room is not made; anything else is the end of the guest.
+fn refused(errno: Errno) -> Result<bool, Errno> {
+    if errno == Errno::ENOMEM { Ok(false) } else { Err(errno) }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may panic")]
+pub(super) mod tests {
+    use std::cell::Cell;
+
+    use super::super::remote::Process;
+    use super::super::tests::{PLATFORM, RX};
+    use super::*;
+    use crate::platform::tests::{TEXT, give_code};
+    use crate::platform::{Memory, MemoryCall, Thread, Trap};
+
+    thread_local! {
+        /// How many changes of protection are still made before the host refuses one, and whether it refuses all after that.
+        static REFUSES: Cell<(Option<u32>, bool)> = const { Cell::new((None, false)) };
+    }
+
+    /// As the host does without room for mappings, when it is this one's turn.
+    pub(in super::super) fn refuse() -> Result<(), Errno> {
+        let (left, all) = REFUSES.get();
+        match left {
+            None => Ok(()),
+            Some(0) => {
+                REFUSES.set((Some(0).filter(|_| all), all));
+                Err(Errno::ENOMEM)
+            }
+            Some(left) => {
+                REFUSES.set((Some(left - 1), all));
+                Ok(())
+            }
+        }
+    }
+
+    /// `1: mov $39, %eax; syscall; jmp 1b`
+    const LOOP: [u8; 9] = [0xb8, 39, 0, 0, 0, 0x0f, 0x05, 0xeb, 0xf7];
+    const RWX: i32 = RX | libc::PROT_WRITE;
+
+    /// A guest with the loop at an address, of which it is time to replace the call; with another thread that never runs, too.
+    fn guest(at: u64, threads: bool) -> (StubThread, Option<StubThread>) {
+        let mut thread = PLATFORM.spare.take().unwrap();
+        give_code(&mut thread, &[0x90]);
+        let map = MemoryCall::Map {
+            address: TEXT,
+            length: 0x2000,
+            protection: RWX,
+            flags: libc::MAP_PRIVATE,
+            file: None,
+        };
+        thread.change_memory(&map).unwrap();
+        assert_eq!(thread.write(at, &LOOP), LOOP.len());
+        protect(&mut thread, TEXT, 0x2000, RX);
+        let other = threads.then(|| thread.spawn_thread().unwrap());
+        thread.regs().rip = at;
+        while thread.replaceable().is_none() {
+            assert_eq!(thread.resume(), Trap::Syscall { number: 39 });
+        }
+        (thread, other)
+    }
+
+    fn protect(thread: &mut StubThread, address: u64, length: u64, protection: i32) {
+        thread.change_memory(&MemoryCall::Protect { address, length, protection }).unwrap();
+    }
+
+    /// How the host has a page of the guest: as in `/proc/PID/maps`.
+    fn shown(thread: &StubThread, page: u64) -> String {
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", thread.stub().pid())).unwrap();
+        let of = |line: &&str| {
+            let (range, _) = line.split_once(' ').unwrap();
+            let (first, last) = range.split_once('-').unwrap();
+            let number = |text| u64::from_str_radix(text, 16).unwrap();
+            (number(first)..number(last)).contains(&page)
+        };
+        maps.lines().find(of).unwrap().split(' ').nth(1).unwrap().to_owned()
+    }
+
+    /// Whatever change of protection the host refuses: the site is replaced or is as it was, and nobody can write to its pages, or the guest
+    /// is to end.
+    #[test]
+    fn a_host_without_room_leaves_a_site_whole() {
+        // Within a page; across two; and with another thread, where the site's first bytes lie in one quadword.
+        for (at, threads) in [(TEXT + 0x100, false), (TEXT + 0xffc, false), (TEXT + 0x100, true)] {
+            let (mut as_before, mut replaced, mut ends) = (0, 0, 0);
+            for (left, all) in (0..16).flat_map(|left| [(left, false), (left, true)]) {
+                let (mut thread, _other) = guest(at, threads);
+                REFUSES.set((Some(left), all));
+                let result = thread.replace(RX);
+                let met = REFUSES.take().0 != Some(left);
+                let mut bytes = [0; SITE_SIZE];
+                assert_eq!(thread.read(at, &mut bytes), SITE_SIZE);
+                if result.is_err() {
+                    ends += 1;
+                    continue;
+                }
+                match bytes[0] {
+                    0xb8 => as_before += 1,
+                    _ => replaced += 1,
+                }
+                assert!(bytes == LOOP[..7] || bytes[..3] == [0xff, 0x24, 0x25], "{left} {all}: {bytes:x?}");
+                assert!(met || bytes[0] == 0xff, "{left} {all}");
+                for page in [TEXT, TEXT + 0x1000] {
+                    assert_eq!(shown(&thread, page), "r-xp", "{left} {all}");
+                }
+                // And it goes on.
+                assert_eq!(thread.resume(), Trap::Syscall { number: 39 });
+                assert_eq!(thread.resume(), Trap::Syscall { number: 39 });
+            }
+            assert!(as_before > 0 && replaced > 0 && ends > 0, "{as_before} {replaced} {ends}");
+        }
+    }
+
+    #[test]
+    fn each_page_of_a_site_keeps_its_protection() {
+        let at = TEXT + 0xffc;
+        let (mut thread, _) = guest(at, false);
+        thread.replace(RX).unwrap();
+        // The guest has changed the second one since.
+        protect(&mut thread, TEXT + 0x1000, 0x1000, RWX);
+        let protection = |address: u64| Some(if address < TEXT + 0x1000 { RX } else { RWX });
+        thread.show_code(&protection).unwrap();
+        assert!(thread.has(at, &LOOP));
+        let all = [TEXT, TEXT + 0x1000].map(|page| shown(&thread, page));
+        assert_eq!(all, ["r-xp", "rwxp"]);
+        // One of which a page is not the guest's alone is left as it is.
+        let (mut thread, _) = guest(at, false);
+        thread.replace(RX).unwrap();
+        thread.show_code(&|address| (address < TEXT + 0x1000).then_some(RX)).unwrap();
+        assert!(!thread.has(at, &LOOP));
     }
 }

@@ -117,6 +117,8 @@ kata_cc_stub_handler:
     je .Lsave
     cmp ${LOAD_VECTOR}, %eax
     je .Lload
+    cmp ${PUSH}, %eax
+    je .Lpush
     cmp ${SPAWN}, %eax
     je .Lspawn
     cmp ${FORK}, %eax
@@ -336,6 +338,39 @@ kata_cc_stub_entry:
     xor %eax, %eax
     jmp .Ldone
 
+    // As `copy_fpstate_to_sigframe` of the host: what there is (`struct _fpx_sw_bytes`), and the mark behind it.
+.Lpush:
+    mov $-1, %eax
+    mov $-1, %edx
+    xsave64 {VECTOR}(%rbx)
+    mov {ARGUMENTS}+8(%rbx), %rcx
+    mov {VECTOR}+512(%rbx), %rax
+    or $3, %rax
+    mov %rax, {VECTOR}+512(%rbx)
+    movl $0x46505853, {VECTOR}+464(%rbx)
+    lea 4(%rcx), %edx
+    mov %edx, {VECTOR}+468(%rbx)
+    mov %rax, {VECTOR}+472(%rbx)
+    mov %rcx, {VECTOR}+480(%rbx)
+    mov {ARGUMENTS}(%rbx), %rdi
+    lea {VECTOR}(%rbx), %rsi
+    cld
+.Lpush_state_faults:
+    rep movsb
+.Lpush_mark_faults:
+    movl $0x46505845, (%rdi)
+    mov {ARGUMENTS}+16(%rbx), %rdi
+    mov {ARGUMENTS}+24(%rbx), %rcx
+    lea {LATE_BYTES}(%rbx), %rsi
+.Lpush_frame_faults:
+    rep movsb
+    lea {VECTOR}+464(%rbx), %rdi
+    mov $14, %ecx
+    xor %eax, %eax
+    rep stosq
+    movl $0x1f80, {VECTOR}+24(%rbx) // MXCSR, which is loaded whatever the header says
+    jmp .Lload
+
 .Lfailed:
     mov $-1, %rax
     jmp .Ldone
@@ -529,6 +564,15 @@ kata_cc_stub_restorer:
     lea .Lload_faults(%rip), %rcx
     cmp %rcx, %rax
     je .Lgo_on_at
+    lea .Lpush_state_faults(%rip), %rcx
+    cmp %rcx, %rax
+    je .Lgo_on_at
+    lea .Lpush_mark_faults(%rip), %rcx
+    cmp %rcx, %rax
+    je .Lgo_on_at
+    lea .Lpush_frame_faults(%rip), %rcx
+    cmp %rcx, %rax
+    je .Lgo_on_at
     lea .Lresume_fault(%rip), %rdi
     call .Lin_resume
     jc .Lset_context
@@ -622,6 +666,7 @@ kata_cc_stub_end:
     COMPARE_EXCHANGE = const op::COMPARE_EXCHANGE,
     SAVE_VECTOR = const op::SAVE_VECTOR,
     LOAD_VECTOR = const op::LOAD_VECTOR,
+    PUSH = const op::PUSH,
     SPAWN = const op::SPAWN,
     FORK = const op::FORK,
     MAP = const op::MAP,

@@ -10,7 +10,7 @@ use crate::platform::tests::{CALLS, DATA, TEXT, for_platform, give_code};
 use crate::platform::{Memory, MemoryCall, Regs, Trap};
 
 /// One for all tests: each is a copy of the test program that waits.
-static PLATFORM: LazyLock<Systrap> = LazyLock::new(|| Systrap::new().unwrap());
+pub(super) static PLATFORM: LazyLock<Systrap> = LazyLock::new(|| Systrap::new().unwrap());
 
 for_platform!(&*PLATFORM);
 
@@ -43,7 +43,7 @@ fn replaced() -> Box<dyn Thread> {
     thread
 }
 
-const RX: i32 = libc::PROT_READ | libc::PROT_EXEC;
+pub(super) const RX: i32 = libc::PROT_READ | libc::PROT_EXEC;
 
 #[test]
 fn a_replaced_call_is_the_same_call() {

@@ -297,27 +297,6 @@ impl StubThread {
         self.pass_state_to(&mut child)?;
         Ok(child)
     }
-
-    /// Where in the context the vector state of a signal frame lies, and its length.
-    fn framed_vector_state(&self) -> Result<(usize, usize), Errno> {
-        let here = context_address(self.slot);
-        let inside = |address: u64| address.checked_sub(here).and_then(|offset| usize::try_from(offset).ok());
-        let frame = inside(self.context.load(at::FRAME)).ok_or(Errno::EFAULT)?;
-        if frame.checked_add(232).is_none_or(|end| end > at::WINDOW) || !frame.is_multiple_of(8) {
-            return Err(Errno::EFAULT);
-        }
-        let state = inside(self.context.load(frame + 224)).ok_or(Errno::EFAULT)?;
-        if state.checked_add(512).is_none_or(|end| end > at::WINDOW) || !state.is_multiple_of(8) {
-            return Err(Errno::EFAULT);
-        }
-        // struct _fpx_sw_bytes at 464: magic1, extended_size, xfeatures, xstate_size.
-        let size = (self.context.load(state + 480) & 0xffff_ffff) as usize;
-        let size = if size < 576 { 512 } else { size };
-        if state.checked_add(size).is_none_or(|end| end > at::WINDOW) {
-            return Err(Errno::EFAULT);
-        }
-        Ok((state, size))
-    }
 }
 
 /// What a system call of the host gave.
@@ -409,41 +388,27 @@ impl Thread for StubThread {
     }
 
     fn vector_state(&mut self) -> Result<Vec<u8>, Errno> {
-        if self.context.load(at::FRAME) != 0 {
-            let (offset, size) = self.framed_vector_state()?;
-            let mut state = vec![0; size];
-            self.context.read(offset, &mut state);
-            return Ok(state);
-        }
-        self.ask(op::SAVE_VECTOR, &[])?;
-        let mut state = vec![0; vector_size()];
-        self.context.read(at::VECTOR, &mut state);
-        Ok(state)
+        self.save_vector()
+    }
+
+    fn pushed_state(&self) -> Option<usize> {
+        self.pushed_vector()
+    }
+
+    fn push_frame(&mut self, vector: u64, place: u64, frame: &[u8]) -> Result<(), Errno> {
+        self.push_vector_and_frame(vector, place, frame)
+    }
+
+    fn loaded_state(&self) -> Option<usize> {
+        self.loaded_vector()
+    }
+
+    fn load_state(&mut self, from: u64) -> Result<(), Errno> {
+        self.load_vector_from(from)
     }
 
     fn set_vector_state(&mut self, state: &[u8]) -> Result<(), Errno> {
-        if state.len() < 512 || state.len() > at::VECTOR_SIZE {
-            return Err(Errno::EINVAL);
-        }
-        let mut whole = state.to_vec();
-        // Bytes 464 to 511 are software's; 512 to 575 the header: without one, only what FXSAVE has is loaded.
-        if whole.len() < 576 {
-            whole.resize(576, 0);
-            whole[512] = 3;
-        }
-        if self.context.load(at::FRAME) != 0 {
-            let (offset, size) = self.framed_vector_state()?;
-            let keep = size.min(whole.len());
-            // The frame's own description of itself stays.
-            self.context.write(offset, &whole[..464]);
-            self.context.write(offset + 512, &whole[512..keep.max(512)]);
-            return Ok(());
-        }
-        self.context.write(at::VECTOR, &whole);
-        match self.ask(op::LOAD_VECTOR, &[])? {
-            0 => Ok(()),
-            _ => Err(Errno::EINVAL),
-        }
+        self.load_vector(state)
     }
 
     fn stop_answering(&mut self) -> Result<(), Errno> {
@@ -567,10 +532,4 @@ impl Drop for StubThread {
         }
         self.stub.free_slot(self.slot);
     }
-}
-
-/// Bytes of this processor's vector state (CPUID 0xd, `ebx` of leaf 0: what the features in force take).
-fn vector_size() -> usize {
-    let size = core::arch::x86_64::__cpuid_count(0xd, 0).ebx as usize;
-    size.clamp(576, at::VECTOR_SIZE)
 }

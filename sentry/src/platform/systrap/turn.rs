@@ -286,6 +286,6 @@ impl StubThread {
     }
 }
 
-fn ends_before_stub(address: u64, length: usize) -> bool {
+pub(super) fn ends_before_stub(address: u64, length: usize) -> bool {
     address.checked_add(length as u64).is_some_and(|end| end <= CODE)
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::super::{Credentials, Task, capability};
+use super::super::{Credentials, Task, Tree, capability};
 
 impl Credentials {
     /// Whether the user alone lets him look into a task of `other`, with his real identity.
@@ -30,12 +30,16 @@ impl Task {
     /// Whether its tracer, if it has one, could have done what a program does that is somebody else's by its file (`ptracer_capable`).
     #[must_use]
     pub fn tracer_covers(&self) -> bool {
-        let tracer = {
-            let tree = self.tasks.tree();
-            let Some(trace) = tree.trace(self.pid()) else { return true };
-            tree.threads.get(&trace.tracer).map(|thread| Arc::clone(&thread.task))
-        };
-        let own = self.credentials();
-        tracer.is_some_and(|tracer| tracer.credentials().capable_in(&own.user_ns, capability::SYS_PTRACE))
+        self.tasks.tree().tracer_covers(self)
+    }
+}
+
+impl Tree {
+    /// See [`Task::tracer_covers`].
+    pub(in super::super) fn tracer_covers(&self, task: &Task) -> bool {
+        let Some(trace) = self.trace(task.pid()) else { return true };
+        let tracer = self.threads.get(&trace.tracer).map(|thread| thread.task.credentials());
+        let own = task.credentials();
+        tracer.is_some_and(|tracer| tracer.capable_in(&own.user_ns, capability::SYS_PTRACE))
     }
 }

@@ -48,10 +48,14 @@ impl Task {
     /// # Errors
     /// EPERM where this task may not, or somebody traces the other one already.
     pub fn attach(&self, other: &Arc<Self>, seize: Option<Options>) -> Result<(), Errno> {
-        if Arc::ptr_eq(self.group(), other.group()) || !self.may_access(other) {
+        if Arc::ptr_eq(self.group(), other.group()) {
             return Err(Errno::EPERM);
         }
         let mut tree = self.tasks.tree();
+        // Under the lock, under which it becomes somebody else.
+        if !self.may_access(other) {
+            return Err(Errno::EPERM);
+        }
         let state = tree.groups.get(&other.group.pid()).ok_or(Errno::ESRCH)?;
         let (ending, stops) = (state.zombie.is_some(), state.stop.is_some());
         if state.execs.is_some() {

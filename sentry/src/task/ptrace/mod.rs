@@ -38,6 +38,7 @@ pub use stop::Shown;
 use super::namespaces::Numbers;
 use super::signal::SignalInfo;
 use super::{Pid, Task, Tree};
+use crate::mm::AreaFlags;
 use crate::platform::{Thread, Trap};
 
 bitflags! {
@@ -201,8 +202,12 @@ pub(super) fn run(task: &Task, thread: &mut dyn Thread) -> Trap {
 /// Has the code be as the program has it, from now on.
 pub(super) fn show_code(task: &Task, thread: &mut dyn Thread) {
     let space = task.space();
-    let protection = |place: u64| space.area_at(place).map(|area| area.protection.bits().cast_signed());
+    // What others have mapped, too, is not written to.
+    let protection = |place: u64| {
+        let area = space.area_at(place).filter(|area| !area.flags.contains(AreaFlags::SHARED))?;
+        Some(area.protection.bits().cast_signed())
+    };
     if thread.show_code(&protection).is_err() {
-        task.exit_group(libc::SIGKILL);
+        task.end_all_of_space();
     }
 }

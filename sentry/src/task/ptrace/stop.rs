@@ -1,12 +1,13 @@
 //! The tracee's side of a stop (`ptrace_stop` in `kernel/signal.c`).
 
+use std::sync::mpsc::{Sender, TryRecvError};
 use std::sync::{Arc, Mutex};
 
 use super::super::signal::{Payload, SignalInfo, Target};
-use super::super::{Pid, Task, Tree, lock};
+use super::super::{Pid, Task, Tree, current, lock};
 use super::{Stop, Trace};
 use crate::error::Errno;
-use crate::events::Events;
+use crate::events::{Events, Waiter};
 use crate::platform::{Regs, Thread};
 
 /// Something that the thread of the sentry which serves a tracee does for its tracer.
@@ -48,25 +49,60 @@ impl Shared {
 }
 
 impl Task {
-    /// Has the thread that serves this one do something, as long as it stands still for its tracer, and waits for what comes of it.
+    /// Has the thread that serves this one do something, as long as it stands still for its tracer, and waits for what comes of it, unless
+    /// who waits is ended.
     ///
     /// # Errors
-    /// ESRCH: it does not stand still, or does no more.
+    /// ESRCH: it does not stand still, or does no more. EINTR: nobody waits any more.
     pub fn ask_tracee<T: Send + 'static>(
         &self,
         job: impl FnOnce(&mut dyn Thread) -> T + Send + 'static,
     ) -> Result<T, Errno> {
+        let asker = current();
+        let waiter = asker.as_ref().map_or_else(Waiter::new, |asker| Arc::clone(asker.waiter()));
         let (sender, receiver) = std::sync::mpsc::channel();
+        let asked = Asked { answer: Some(sender), waiter: Arc::clone(&waiter) };
         {
             let mut open = lock(&self.shared.open);
             let (_, jobs) = open.as_mut().ok_or(Errno::ESRCH)?;
-            jobs.push(Box::new(move |thread| {
-                // Who asked waits for it.
-                let _ = sender.send(job(thread));
-            }));
+            jobs.push(Box::new(move |thread| asked.answer(job(thread))));
         }
         self.waiter.set();
-        receiver.recv().map_err(|_| Errno::ESRCH)
+        loop {
+            waiter.clear();
+            match receiver.try_recv() {
+                Ok(answer) => return Ok(answer),
+                Err(TryRecvError::Disconnected) => return Err(Errno::ESRCH),
+                Err(TryRecvError::Empty) if asker.as_ref().is_some_and(|asker| asker.is_ending()) => {
+                    return Err(Errno::EINTR);
+                }
+                Err(TryRecvError::Empty) => {}
+            }
+            waiter.wait(None);
+        }
+    }
+}
+
+/// Who asked, and is woken whether or not there is an answer.
+struct Asked<T> {
+    answer: Option<Sender<T>>,
+    waiter: Arc<Waiter>,
+}
+
+impl<T> Asked<T> {
+    fn answer(mut self, answer: T) {
+        if let Some(sender) = self.answer.take() {
+            // Who asked may have been ended.
+            let _ = sender.send(answer);
+        }
+    }
+}
+
+impl<T> Drop for Asked<T> {
+    fn drop(&mut self) {
+        // Without a sender there is no answer any more: before who asked looks.
+        self.answer = None;
+        self.waiter.set();
     }
 }
 

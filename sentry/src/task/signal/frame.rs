@@ -31,6 +31,8 @@ const FPSTATE: usize = MCONTEXT + 184;
 const MASK: usize = UCONTEXT + 296;
 /// Of `siginfo`.
 const INFO: usize = UCONTEXT + 304;
+/// Between a frame and its vector state at most, as Linux places them.
+const GAP: usize = 64;
 /// Below `rsp` a function may keep what it likes.
 const RED_ZONE: u64 = 128;
 
@@ -99,6 +101,34 @@ pub fn push_frame(thread: &mut dyn Thread, frame: &Frame<'_>) -> Result<AltStack
     if frame.action.flags & SA_RESTORER == 0 {
         return Err(Errno::EFAULT);
     }
+    let disarm = frame.stack.flags & SS_AUTODISARM != 0;
+    let stack = if disarm { AltStack::default() } else { frame.stack };
+    let place = match thread.pushed_state() {
+        Some(size) => push_at_once(thread, frame, size)?,
+        None => push_by_steps(thread, frame)?,
+    };
+    let regs = thread.regs();
+    regs.rdi = u64::from(frame.info.signal.cast_unsigned());
+    regs.rsi = place + INFO as u64;
+    regs.rdx = place + UCONTEXT as u64;
+    regs.rax = 0;
+    regs.rsp = place;
+    regs.rip = frame.action.handler;
+    regs.eflags &= !CLEARED_FLAGS;
+    Ok(stack)
+}
+
+/// Where the frame is.
+fn push_at_once(thread: &mut dyn Thread, frame: &Frame<'_>, size: usize) -> Result<u64, Errno> {
+    let regs = *thread.regs();
+    let places = places(&regs, frame, size).ok_or(Errno::EFAULT)?;
+    let bytes = frame_bytes(&regs, frame, places.vector);
+    thread.push_frame(places.vector, places.frame, &bytes)?;
+    Ok(places.frame)
+}
+
+/// Where the frame is.
+fn push_by_steps(thread: &mut dyn Thread, frame: &Frame<'_>) -> Result<u64, Errno> {
     let mut vector = thread.vector_state().unwrap_or_default();
     if !(XSAVE_SMALLEST..=XSAVE_LARGEST).contains(&vector.len()) {
         vector.clear();
@@ -118,16 +148,7 @@ pub fn push_frame(thread: &mut dyn Thread, frame: &Frame<'_>) -> Result<AltStack
     if !initial.is_empty() {
         thread.set_vector_state(&initial)?;
     }
-    let regs = thread.regs();
-    regs.rdi = u64::from(frame.info.signal.cast_unsigned());
-    regs.rsi = places.frame + INFO as u64;
-    regs.rdx = places.frame + UCONTEXT as u64;
-    regs.rax = 0;
-    regs.rsp = places.frame;
-    regs.rip = frame.action.handler;
-    regs.eflags &= !CLEARED_FLAGS;
-    let disarm = frame.stack.flags & SS_AUTODISARM != 0;
-    Ok(if disarm { AltStack::default() } else { frame.stack })
+    Ok(places.frame)
 }
 
 fn frame_bytes(regs: &Regs, frame: &Frame<'_>, vector: u64) -> [u8; FRAME] {
@@ -208,11 +229,9 @@ fn mark_vector(state: &mut Vec<u8>) {
 /// EFAULT where there is no frame, EINVAL where the vector state in it is none: the caller gets SIGSEGV.
 pub fn pop_frame(thread: &mut dyn Thread) -> Result<(SignalSet, [u8; AltStack::SIZE]), Errno> {
     let place = thread.regs().rsp.checked_sub(8).ok_or(Errno::EFAULT)?;
-    let mut bytes = [0; FRAME];
-    if thread.read(place, &mut bytes) != FRAME {
-        return Err(Errno::EFAULT);
-    }
-    restore_vector(thread, eight(&bytes, FPSTATE))?;
+    let stack = Stack::read(thread, place, FRAME + GAP + XSAVE_HEADER);
+    let bytes = *stack.bytes.first_chunk().ok_or(Errno::EFAULT)?;
+    restore_vector(thread, &stack, eight(&bytes, FPSTATE))?;
     restore_registers(thread.regs(), &bytes);
     let mask = SignalSet(eight(&bytes, MASK)).without(SignalSet::UNBLOCKABLE);
     let mut stack = [0; AltStack::SIZE];
@@ -226,7 +245,42 @@ fn restore_registers(regs: &mut Regs, bytes: &[u8; FRAME]) {
     *regs = Regs { eflags, ..restored };
 }
 
-fn restore_vector(thread: &mut dyn Thread, place: u64) -> Result<(), Errno> {
+/// The piece of the guest's stack on which a frame mostly is as a whole.
+struct Stack {
+    place: u64,
+    bytes: Vec<u8>,
+}
+
+impl Stack {
+    fn read(thread: &dyn Thread, place: u64, length: usize) -> Self {
+        let mut bytes = vec![0; length];
+        let read = thread.read(place, &mut bytes);
+        bytes.truncate(read);
+        Self { place, bytes }
+    }
+
+    /// As [`Memory::read`](crate::platform::Memory::read): what lies elsewhere is read there.
+    fn get(&self, thread: &dyn Thread, address: u64, to: &mut [u8]) -> usize {
+        let at = address.checked_sub(self.place).and_then(|at| usize::try_from(at).ok());
+        match at.and_then(|at| self.bytes.get(at..at.checked_add(to.len())?)) {
+            Some(bytes) => {
+                to.copy_from_slice(bytes);
+                to.len()
+            }
+            None => thread.read(address, to),
+        }
+    }
+}
+
+fn restore_vector(thread: &mut dyn Thread, stack: &Stack, place: u64) -> Result<(), Errno> {
+    let mut old_part = [0; XSAVE_HEADER];
+    if let Some(size) = thread.loaded_state()
+        && place != 0
+        && stack.get(thread, place, &mut old_part) == XSAVE_HEADER
+        && has_extended(thread, stack, place, &old_part, size)
+    {
+        return thread.load_state(place);
+    }
     let present = thread.vector_state().unwrap_or_default();
     if !(XSAVE_SMALLEST..=XSAVE_LARGEST).contains(&present.len()) {
         return Ok(());
@@ -236,13 +290,13 @@ fn restore_vector(thread: &mut dyn Thread, place: u64) -> Result<(), Errno> {
     }
     let mut state = vec![0; present.len()];
     let legacy = XSAVE_HEADER;
-    if thread.read(place, &mut state[..legacy]) != legacy {
+    if stack.get(thread, place, &mut state[..legacy]) != legacy {
         return Err(Errno::EFAULT);
     }
-    if has_extended(thread, place, &state) {
+    if has_extended(thread, stack, place, &state, state.len()) {
         let rest = place.checked_add(legacy as u64).ok_or(Errno::EFAULT)?;
         let wanted = state.len() - legacy;
-        if thread.read(rest, &mut state[legacy..]) != wanted {
+        if stack.get(thread, rest, &mut state[legacy..]) != wanted {
             return Err(Errno::EFAULT);
         }
     } else {
@@ -255,13 +309,13 @@ fn restore_vector(thread: &mut dyn Thread, place: u64) -> Result<(), Errno> {
 }
 
 /// Whether behind the old area there is the whole one, of the size that this processor has (`check_xstate_in_sigframe`).
-fn has_extended(thread: &dyn Thread, place: u64, state: &[u8]) -> bool {
-    let size = state.len() as u64;
+fn has_extended(thread: &dyn Thread, stack: &Stack, place: u64, state: &[u8], size: usize) -> bool {
+    let size = size as u64;
     let mut mark = [0; 4];
     four(state, SW_RESERVED) == FP_XSTATE_MAGIC1
         && u64::from(four(state, SW_RESERVED + 16)) == size
         && u64::from(four(state, SW_RESERVED + 4)) >= size
-        && place.checked_add(size).is_some_and(|end| thread.read(end, &mut mark) == 4)
+        && place.checked_add(size).is_some_and(|end| stack.get(thread, end, &mut mark) == 4)
         && u32::from_le_bytes(mark) == FP_XSTATE_MAGIC2
 }
 

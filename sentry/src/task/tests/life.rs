@@ -238,8 +238,8 @@ fn execve_ends_other_threads_and_takes_the_number_of_the_process() {
             cpu.clone(THREAD, move |cpu| {
                 let tid = cpu.sys(libc::SYS_gettid, &[]);
                 let task = second.tasks.find(i32::try_from(tid).unwrap()).unwrap();
-                task.begin_exec().unwrap();
-                task.finish_exec(b"program", (*task.credentials()).clone());
+                assert!(task.begin_exec(true).unwrap());
+                task.finish_exec(b"program", (*task.credentials()).clone(), || ());
                 assert_eq!(task.action(libc::SIGUSR1), SigAction::default());
                 assert_eq!((cpu.sys(libc::SYS_gettid, &[]), task.comm()), (own, b"program".to_vec()));
                 cpu.exit(8);

@@ -178,3 +178,73 @@ fn what_a_tracer_leaves_goes_on_or_ends_with_it() {
         }
     });
 }
+
+/// Between what a set-id program's credentials rest on and the program, nobody of the old user becomes its tracer.
+#[test]
+fn nobody_attaches_while_a_program_becomes_somebody_else() {
+    let kernel = Kernel::for_test();
+    let of = Arc::clone(&kernel);
+    run_in(&kernel, move |cpu| {
+        let child = cpu.fork(move |cpu| {
+            assert_eq!(cpu.sys(libc::SYS_setresuid, &[1000, 1000, 1000]), 0);
+            assert_eq!(cpu.sys(libc::SYS_prctl, &[libc::PR_SET_DUMPABLE.into(), 1]), 0);
+            let sleeper = || cpu.fork(|cpu| _ = cpu.pause());
+            let task = |pid: i64| of.tasks.find(i32::try_from(pid).unwrap()).unwrap();
+            let root = Credentials { euid: 0, ..(*task(cpu.pid()).credentials()).clone() };
+            // Somebody attaches when the credentials were made, and they have to be made again.
+            let (pid, eagain) = (sleeper(), -i64::from(libc::EAGAIN));
+            let covered = task(pid).tracer_covers();
+            assert!(covered);
+            assert_eq!(cpu.trace(SEIZE, pid, 0, 0), 0);
+            assert!(!task(pid).begin_exec(covered).unwrap());
+            assert!(!task(pid).tracer_covers() && task(pid).begin_exec(false).unwrap());
+            cpu.kill(pid, libc::SIGKILL);
+            // From there on nobody does, until it is somebody else.
+            let pid = sleeper();
+            assert!(task(pid).begin_exec(true).unwrap());
+            assert_eq!(cpu.trace(SEIZE, pid, 0, 0), eagain);
+            let eperm = -i64::from(libc::EPERM);
+            task(pid).finish_exec(b"su", root.clone(), || assert_eq!(cpu.trace(SEIZE, pid, 0, 0), eperm));
+            assert_eq!(cpu.trace(SEIZE, pid, 0, 0), eperm);
+            cpu.kill(pid, libc::SIGKILL);
+            // One that stays who it is can be attached to again.
+            let pid = sleeper();
+            assert!(task(pid).begin_exec(true).unwrap());
+            let same = (*task(pid).credentials()).clone();
+            task(pid).finish_exec(b"ls", same, || assert_eq!(cpu.trace(SEIZE, pid, 0, 0), eagain));
+            assert_eq!(cpu.trace(SEIZE, pid, 0, 0), 0);
+            cpu.kill(pid, libc::SIGKILL);
+            cpu.exit(7);
+        });
+        assert_eq!(cpu.wait(child, 0), (child, 7 << 8));
+    });
+}
+
+#[test]
+fn a_tracer_that_waits_for_its_tracee_can_be_killed() {
+    let kernel = Kernel::for_test();
+    let of = Arc::clone(&kernel);
+    run_in(&kernel, move |cpu| {
+        let (begun, begins) = std::sync::mpsc::channel();
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let (told, tells) = std::sync::mpsc::channel();
+        let tracer = cpu.fork(move |cpu| {
+            let tracee = cpu.traced(|cpu| _ = cpu.pause());
+            let task = |pid: i64| of.tasks.find(i32::try_from(pid).unwrap()).unwrap();
+            let _serving = Serving::begin(&task(cpu.pid()));
+            let job = move |_: &mut dyn Thread| {
+                begun.send(tracee).unwrap();
+                // A stub that does not answer.
+                let _ = released.recv();
+            };
+            told.send(task(tracee).ask_tracee(job)).unwrap();
+        });
+        let tracee = begins.recv().unwrap();
+        assert!(tells.recv_timeout(Duration::from_millis(50)).is_err());
+        cpu.kill(tracer, libc::SIGKILL);
+        assert_eq!(tells.recv_timeout(Duration::from_secs(20)), Ok(Err(Errno::EINTR)));
+        assert_eq!(cpu.wait(tracer, 0), (tracer, libc::SIGKILL));
+        release.send(()).unwrap();
+        cpu.kill(tracee, libc::SIGKILL);
+    });
+}

@@ -478,10 +478,13 @@ impl Inode for ProcessNode {
 
     fn open(self: Arc<Self>, flags: Flags, caller: &Caller) -> Result<Box<dyn File>, Errno> {
         let view = self.view().map_err(|_| Errno::ENOENT)?;
-        self.guard(caller, &view)?;
         if let Spot::Item(Item { what: What::Memory, .. }) = self.spot {
-            return Ok(Box::new(memory::Mem::of(&view)?));
+            // Looked up first: that of before an `execve` where who it is changes while it is asked.
+            let memory = memory::Mem::of(&view);
+            self.guard(caller, &view)?;
+            return Ok(Box::new(memory?));
         }
+        self.guard(caller, &view)?;
         if let Spot::Item(Item { name: "pagemap", .. }) = self.spot {
             return Err(Errno::EPERM);
         }

@@ -8,7 +8,7 @@ mod node;
 #[cfg(test)]
 mod tests;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 
 pub use node::Node;
@@ -84,6 +84,7 @@ impl Shared {
 pub struct Tmpfs {
     shared: Arc<Shared>,
     root: Arc<Node>,
+    of_many: AtomicBool,
 }
 
 impl Tmpfs {
@@ -99,7 +100,18 @@ impl Tmpfs {
         let shared = Shared::new(limit);
         let new = NewNode { content: Content::Folder, mode, uid, gid };
         let root = Node::first(&shared, &new);
-        Self { shared, root }
+        Self { shared, root, of_many: AtomicBool::new(false) }
+    }
+
+    /// From now on containers have it in common: what is in it is none's own.
+    pub fn become_of_many(&self) {
+        self.of_many.store(true, Ordering::Release);
+    }
+
+    /// Whether containers have, or had, it in common.
+    #[must_use]
+    pub fn is_of_many(&self) -> bool {
+        self.of_many.load(Ordering::Acquire)
     }
 
     /// An empty one, ready to be mounted.
