@@ -214,6 +214,35 @@ pub(super) fn thread_local_storage_has_its_base(platform: &dyn Platform) {
     assert_eq!(*thread.spawn().unwrap().fs_base(), DATA);
 }
 
+pub(super) fn one_instruction_is_run(platform: &dyn Platform) {
+    // nop; mov (%rdi), %ebx; mov $39, %eax; syscall; nop
+    let code = [0x90, 0x8b, 0x1f, 0xb8, 39, 0, 0, 0, 0x0f, 0x05, 0x90];
+    let mut thread = guest(platform, &code);
+    thread.regs().rdi = DATA;
+    assert_eq!(thread.write(DATA, &[7]), 1);
+    let mut step = |behind: u64| {
+        let trap = thread.step();
+        assert_eq!((thread.regs().rip, thread.regs().eflags & 0x100), (TEXT + behind, 0), "{trap:?}");
+        trap
+    };
+    for behind in [1, 3, 8] {
+        assert!(matches!(step(behind), Trap::Fault { signal: libc::SIGTRAP, code: 2, .. }), "{behind}");
+    }
+    assert_eq!(step(10), Trap::Syscall { number: 39 });
+    assert!(matches!(step(11), Trap::Fault { signal: libc::SIGTRAP, code: 2, .. }));
+    assert_eq!(thread.regs().rbx, 7);
+    // As one goes on, all of it is run.
+    thread.regs().rip = TEXT;
+    assert_eq!(thread.resume(), Trap::Syscall { number: 39 });
+    // What faults has not been run.
+    (thread.regs().rip, thread.regs().rdi) = (TEXT + 1, 0x666_000);
+    assert!(matches!(thread.step(), Trap::Fault { signal: libc::SIGSEGV, address: 0x666_000, .. }));
+    assert_eq!((thread.regs().rip, thread.regs().eflags & 0x100), (TEXT + 1, 0));
+    // Who is stopped before runs nothing.
+    thread.interrupt().interrupt();
+    assert_eq!((thread.step(), thread.regs().rip), (Trap::Interrupted, TEXT + 1));
+}
+
 pub(super) fn the_hosts_vdso_is_there_and_its_calls_are_the_guests(platform: &dyn Platform) {
     let header = platform.vdso().unwrap();
     let thread = guest(platform, CALLS);
@@ -241,6 +270,7 @@ macro_rules! of_every_platform {
             threads_share_memory,
             vector_registers_live_through_calls_forks_and_threads,
             thread_local_storage_has_its_base,
+            one_instruction_is_run,
             the_hosts_vdso_is_there_and_its_calls_are_the_guests);
     };
 }

@@ -1,5 +1,8 @@
 //! What the host's `/dev/kvm` is like, asked once.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::told::Told;
 use crate::error::Errno;
 use crate::platform::systrap::layout::{at, context_address};
 use crate::platform::systrap::thread::StubThread;
@@ -9,6 +12,12 @@ use super::tables::{CHUNK, FIRST_ROOM};
 
 /// Most entries of CPUID that the host may tell.
 const CPUID_ENTRIES: u32 = 256;
+
+/// Most gigabytes of a guest that have a slot of memory at a time: each takes the host some KiB...
+const MOST_CHUNKS: u64 = 512;
+
+/// ...and 2.5 MiB where it notes for each page who leads to it, since it has tables of its own.
+const MOST_REMEMBERED: u64 = 32;
 
 /// XCR0: x87, SSE, AVX, MPX, AVX-512. What a guest may have of it is what the host tells.
 const VECTORS: u64 = 0xff;
@@ -32,8 +41,11 @@ pub(super) struct Host {
     pub(super) vector_size: usize,
     /// CR4 of guests.
     pub(super) cr4: u64,
-    /// Most slots of memory of a machine.
-    pub(super) chunks: u64,
+    /// Most gigabytes that have a slot of memory in a machine, as far as the host says.
+    chunks: u64,
+    /// It keeps tables of its own, made of a guest's.
+    remembers: AtomicBool,
+    told: Told,
     /// Most threads of a machine.
     pub(super) threads: usize,
 }
@@ -98,10 +110,50 @@ impl Host {
             xcr0,
             vector_size: vector_size.min(requests::XSAVE_SIZE),
             cr4,
-            chunks: slots.clamp(32, 1 << bits).min((1 << bits) / CHUNK),
+            // Besides there are the stub's own, and one that comes and goes.
+            chunks: slots.clamp(32, 1 << 20).min((1 << bits) / CHUNK) - 2,
+            remembers: AtomicBool::new(false),
+            told: Told::default(),
             threads: usize::try_from(threads).unwrap_or(1).clamp(1, FIRST_ROOM),
             cpuid,
         })
+    }
+}
+
+impl Host {
+    /// Whether the host's kernel has page tables of its own in the place of a guest's, where the processor cannot follow two of them, and
+    /// goes on by those when a guest's are changed from outside. It hears of what a guest itself writes there, and of slots.
+    pub(super) fn remembers(&self) -> bool {
+        self.remembers.load(Ordering::Relaxed)
+    }
+
+    /// What was found out about that.
+    pub(super) fn set_remembers(&self) {
+        self.remembers.store(true, Ordering::Relaxed);
+    }
+
+    /// Most gigabytes of a guest that have a slot of memory at a time.
+    pub(super) fn most_chunks(&self) -> u64 {
+        self.chunks.min(if self.remembers() { MOST_REMEMBERED } else { MOST_CHUNKS })
+    }
+
+    /// The number of a slot that none of them has.
+    pub(super) fn spare_slot(&self) -> u64 {
+        self.chunks + 1
+    }
+
+    /// Tells the operator, once for each reason, of what a machine does not do; `reason`: for which it came out.
+    pub(super) fn warn(&self, reason: Option<u8>, error: Errno, what: &'static str) {
+        if self.told.is_new((what, reason, error)) {
+            let reason = reason.map_or_else(String::new, |reason| format!(" for reason {reason}"));
+            tracing::warn!("the host's /dev/kvm gave up{reason} ({error}): {what} (told once)");
+        }
+    }
+
+    /// Lets machines have so many at a time.
+    #[cfg(test)]
+    pub(super) fn set_chunks(&mut self, chunks: u64) {
+        self.chunks = chunks;
     }
 }
 

@@ -24,6 +24,9 @@ use crate::sync::lock;
 /// Page faults that are looked at one by one after the host did not give what tables said.
 const CAREFUL: u32 = 64;
 
+/// Gigabytes that one instruction may need before it is done: where it cannot have so many at a time, it might never be.
+pub(super) const LEAST_CHUNKS: u64 = 8;
+
 /// The machine of an address space.
 pub(super) struct Machine {
     /// What the host is like.
@@ -51,6 +54,8 @@ struct Made {
     processors: BTreeMap<usize, u64>,
     /// Where in the machine's memory gigabytes of the stub's lie, by their number.
     chunks: HashMap<u64, u64>,
+    /// Most of them at a time: fewer than [`Host::most_chunks`] where the host had no memory for more.
+    most: u64,
     tables: Tables,
 }
 
@@ -127,7 +132,13 @@ impl Machine {
             let mut own = requests::region(0, 0, CHUNK, CODE);
             ask_with(stub, vm, requests::SET_USER_MEMORY_REGION, &mut own)?;
             let tables = Tables::new(&stub.stub)?;
-            state.made = Some(Made { vm, processors: BTreeMap::new(), chunks: HashMap::new(), tables });
+            state.made = Some(Made {
+                vm,
+                processors: BTreeMap::new(),
+                chunks: HashMap::new(),
+                most: self.host.most_chunks(),
+                tables,
+            });
         }
         let made = state.made.as_mut().ok_or(Errno::EFAULT)?;
         if let Some(known) = made.processors.get(&stub.slot) {
@@ -161,30 +172,58 @@ impl Machine {
         };
         if lost {
             // The host does not see to it that what it maps is not run.
-            self.forget(&mut state);
+            self.forget(&mut state, stub)?;
         }
         Ok(value)
     }
 
     /// The host did not give what tables say: they are thrown away, and it is asked about each page for a while.
-    pub(super) fn doubt(&self) {
+    ///
+    /// # Errors
+    /// As [`forget`](Self::forget).
+    pub(super) fn doubt(&self, stub: &StubThread) -> Result<(), Errno> {
         let mut state = lock(&self.state);
         state.careful = CAREFUL;
-        self.forget(&mut state);
+        self.forget(&mut state, stub)
     }
 
     /// Throws tables away, once no processor uses them.
-    fn forget(&self, state: &mut State) {
+    ///
+    /// # Errors
+    /// EFAULT: the host may still know them, so the stub is ended.
+    fn forget(&self, state: &mut State, stub: &StubThread) -> Result<(), Errno> {
         self.changing.store(true, Ordering::SeqCst);
         let threads: Vec<_> = lock(&self.threads).iter().filter_map(Weak::upgrade).collect();
         for thread in threads {
             thread.come_out();
         }
+        let mut forgotten = Ok(());
         if let Some(made) = &mut state.made {
             made.tables.reset();
+            if self.host.remembers() {
+                forgotten = made.have_host_forget(&self.host, stub);
+            }
         }
         self.generation.fetch_add(1, Ordering::SeqCst);
         self.changing.store(false, Ordering::SeqCst);
+        forgotten.map_err(|error| {
+            self.host.warn(None, error, "page tables that the host remembers");
+            stub.stub.kill();
+            Errno::EFAULT
+        })
+    }
+
+    /// Throws tables away and tells the host nothing of it: what it does then says what it is like ([`Host::remembers`]).
+    pub(super) fn forget_quietly(&self) {
+        if let Some(made) = &mut lock(&self.state).made {
+            made.tables.reset();
+        }
+        self.generation.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Whether no page was missed since tables were thrown away.
+    pub(super) fn has_no_tables(&self) -> bool {
+        lock(&self.state).made.as_ref().is_some_and(|made| made.tables.are_empty())
     }
 
     /// A page fault of the guest's.
@@ -213,52 +252,90 @@ impl Machine {
                 });
             }
         }
-        let chunk = self.chunk(&mut state, stub, address)?;
-        let State { ranges, made, .. } = &mut *state;
-        let tables = &mut made.as_mut().ok_or(Errno::EFAULT)?.tables;
-        let filled = if careful || !allowed {
+        // One page of it, as the stub found it; else all that is known around it.
+        let alone = (careful || !allowed).then(|| {
             let read_write = if write { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
-            let run = protection.unwrap_or(0) & libc::PROT_EXEC;
-            tables.page(address, chunk, read_write | run)
-        } else {
-            tables.fill(address, chunk, ranges)
-        };
-        if filled == Err(Errno::ENOMEM) {
-            // No room for tables: the guest goes on with those that it needs now.
-            self.forget(&mut state);
+            read_write | protection.unwrap_or(0) & libc::PROT_EXEC
+        });
+        let mut led = self.lead_to(&mut state, stub, address, alone);
+        if led.is_err() && state.made.as_ref().is_some_and(|made| made.most >= LEAST_CHUNKS) {
+            // No room for tables, or for slots: the guest goes on with those that it needs now.
+            self.give_back(&mut state, stub)?;
+            led = self.lead_to(&mut state, stub, address, alone);
         }
-        Ok(Page::There)
+        Ok(match led {
+            Ok(()) => Page::There,
+            Err(error) => {
+                self.host.warn(None, error, "memory that a guest has and its machine cannot have");
+                Page::Refused(libc::SIGBUS, BUS_ADRERR)
+            }
+        })
     }
 
-    /// Where in the machine's memory the gigabyte of an address lies.
+    /// Has tables lead to an address: to one page with this protection, or to what there is around it.
+    fn lead_to(
+        &self,
+        state: &mut State,
+        stub: &StubThread,
+        address: u64,
+        alone: Option<i32>,
+    ) -> Result<(), Errno> {
+        let chunk = self.chunk(state, stub, address)?;
+        let State { ranges, made, .. } = state;
+        let tables = &mut made.as_mut().ok_or(Errno::EFAULT)?.tables;
+        match alone {
+            Some(protection) => tables.page(address, chunk, protection),
+            None => tables.fill(address, chunk, ranges),
+        }
+    }
+
+    /// Where in the machine's memory the gigabyte of an address lies. ENOSPC: as many as there may be have their place.
     fn chunk(&self, state: &mut State, stub: &StubThread, address: u64) -> Result<u64, Errno> {
         let number = address / CHUNK;
         let made = state.made.as_mut().ok_or(Errno::EFAULT)?;
         if let Some(known) = made.chunks.get(&number) {
             return Ok(*known);
         }
-        if made.chunks.len() as u64 + 1 >= self.host.chunks {
-            self.give_back(state, stub)?;
-        }
-        let made = state.made.as_mut().ok_or(Errno::EFAULT)?;
         let slot = made.chunks.len() as u64 + 1;
+        if slot > made.most {
+            return Err(Errno::ENOSPC);
+        }
         let (host, guest) = (number * CHUNK, slot * CHUNK);
         let size = CHUNK.min(TASK_SIZE - host);
-        let mut region = requests::region(slot as u32, guest, size, host);
-        ask_with(stub, made.vm, requests::SET_USER_MEMORY_REGION, &mut region)?;
+        made.set_slot(stub, slot, size, host).inspect_err(|_| made.most = slot - 1)?;
         made.chunks.insert(number, guest);
         Ok(guest)
     }
 
-    /// All slots of memory are in use: the guest goes on with those that it needs now.
+    /// Gives all slots of memory back.
     fn give_back(&self, state: &mut State, stub: &StubThread) -> Result<(), Errno> {
-        self.forget(state);
-        let made = state.made.as_mut().ok_or(Errno::EFAULT)?;
+        self.forget(state, stub)?;
+        let Some(made) = &mut state.made else { return Ok(()) };
         for guest in std::mem::take(&mut made.chunks).into_values() {
-            let mut region = requests::region((guest / CHUNK) as u32, guest, 0, 0);
-            ask_with(stub, made.vm, requests::SET_USER_MEMORY_REGION, &mut region)?;
+            made.set_slot(stub, guest / CHUNK, 0, 0)?;
         }
         Ok(())
+    }
+
+    /// How many gigabytes have a slot of the machine's memory.
+    #[cfg(test)]
+    pub(super) fn chunks(&self) -> usize {
+        lock(&self.state).made.as_ref().map_or(0, |made| made.chunks.len())
+    }
+}
+
+impl Made {
+    /// A slot of memory: where it lies in the machine follows from its number. Without a size it is given back.
+    fn set_slot(&self, stub: &StubThread, slot: u64, size: u64, host: u64) -> Result<(), Errno> {
+        let number = u32::try_from(slot).map_err(|_| Errno::EINVAL)?;
+        let mut region = requests::region(number, slot * CHUNK, size, host);
+        ask_with(stub, self.vm, requests::SET_USER_MEMORY_REGION, &mut region).map(drop)
+    }
+
+    /// Has the host forget what it knows of page tables: it does when a slot of memory goes.
+    fn have_host_forget(&self, host: &Host, stub: &StubThread) -> Result<(), Errno> {
+        self.set_slot(stub, host.spare_slot(), 4096, CODE)?;
+        self.set_slot(stub, host.spare_slot(), 0, 0)
     }
 }
 

@@ -30,6 +30,8 @@ pub(super) mod place {
     pub(crate) const CR2: usize = 0xe430;
     /// Where the exception came from: a selector.
     pub(crate) const CS: usize = 0xe438;
+    /// Base of `gs`.
+    pub(crate) const GS_BASE: usize = 0xe440;
     /// The shim's code.
     pub(crate) const CODE: usize = 0xf000;
     /// Most bytes of it.
@@ -126,6 +128,8 @@ kata_cc_shim_vectors:
     mov %rcx, .Lshim_context+{REGS}+112(%rip)
     rdfsbase %rax
     mov %rax, .Lshim_context+{FS_BASE}(%rip)
+    rdgsbase %rax
+    mov %rax, .Lshim_context+{GS_BASE}(%rip)
     hlt
 
     // The registers of the context are loaded from here on: who is stopped before the last instruction may begin anew.
@@ -138,6 +142,8 @@ kata_cc_shim_resume:
     movl $0, .Lshim_context+{FLUSH}(%rip)
 1:  mov .Lshim_context+{FS_BASE}(%rip), %rax
     wrfsbase %rax
+    mov .Lshim_context+{GS_BASE}(%rip), %rax
+    wrgsbase %rax
     lea .Lshim_context+{STACK}-40(%rip), %rsp
     mov .Lshim_context+{REGS}+128(%rip), %rax
     mov %rax, (%rsp)
@@ -170,6 +176,7 @@ kata_cc_shim_end:
     CODE = const place::CODE,
     REGS = const at::REGS,
     FS_BASE = const at::FS_BASE,
+    GS_BASE = const place::GS_BASE,
     KIND = const place::KIND,
     FLUSH = const place::FLUSH,
     VECTOR = const place::VECTOR,

@@ -28,6 +28,10 @@ pub(super) const FIRST_ROOM: usize = MAX_THREADS - ROOMS;
 /// Tables that lie in one.
 const IN_ROOM: usize = CONTEXT_SIZE / PAGE as usize;
 
+/// So many are there from the beginning: one instruction may need eight pages, each by three tables of its own, before it is done.
+const LEAST_ROOMS: usize = 2;
+const _: () = assert!(LEAST_ROOMS * IN_ROOM >= FIXED + 8 * 3);
+
 /// Tables that stay: the root, and two that lead to the contexts.
 const FIXED: usize = 3;
 
@@ -72,6 +76,9 @@ impl Tables {
     /// Tables with nothing but the contexts, which ring 3 does not have.
     pub(super) fn new(stub: &Arc<Stub>) -> Result<Self, Errno> {
         let mut tables = Self { stub: Arc::clone(stub), rooms: Vec::new(), used: 0 };
+        for room in FIRST_ROOM..FIRST_ROOM + LEAST_ROOMS {
+            tables.rooms.push(stub.map_context(room)?);
+        }
         for _ in 0..FIXED {
             tables.take()?;
         }
@@ -168,6 +175,11 @@ impl Tables {
         let page = address - address % PAGE;
         self.set(lowest, index(page, 0), (chunk + page % CHUNK) | bits(protection));
         Ok(())
+    }
+
+    /// Whether they lead nowhere but to the contexts.
+    pub(super) fn are_empty(&self) -> bool {
+        self.used == FIXED
     }
 
     /// Forgets all but the contexts. No processor of the machine may use the tables meanwhile.

@@ -10,15 +10,18 @@ use super::{fault, processor, requests};
 use crate::error::Errno;
 use crate::platform::systrap::layout::{FLAGS, TASK_SIZE, at};
 use crate::platform::systrap::remote::Process;
+use crate::platform::systrap::step::TRAP_FLAG;
 use crate::platform::systrap::thread::StubThread;
 use crate::platform::{Interrupt, Memory, MemoryCall, Regs, RemoteMemory, Thread, Trap};
 
 /// A guest thread.
 pub(super) struct KvmThread {
     pub(super) stub: StubThread,
-    machine: Arc<Machine>,
+    pub(super) machine: Arc<Machine>,
     regs: Regs,
     fs_base: u64,
+    /// The guest is to run for one instruction.
+    stepping: bool,
     /// Descriptor of the processor, once there is one.
     processor: Option<u64>,
     /// What its vector state will be: as long as there is no processor.
@@ -69,6 +72,7 @@ impl KvmThread {
             machine,
             regs: Regs::default(),
             fs_base: 0,
+            stepping: false,
             processor: None,
             vector,
             interrupt,
@@ -80,6 +84,8 @@ impl KvmThread {
         let vector = self.vector_state()?;
         let mut child = Self::with(stub, machine, vector);
         (child.regs, child.fs_base) = (self.regs, self.fs_base);
+        // Only the shim has this one. The context may be one that another thread had.
+        child.stub.context.store(place::GS_BASE, self.stub.context.load(place::GS_BASE));
         Ok(child)
     }
 
@@ -100,7 +106,9 @@ impl KvmThread {
 
     /// Puts the registers where the shim takes them from.
     fn put_registers(&self) {
-        let eflags = (self.regs.eflags & FLAGS) | 0x202;
+        // No code of ring 0 runs under it: the processor takes it back where the guest traps.
+        let trap = if self.stepping { TRAP_FLAG } else { 0 };
+        let eflags = (self.regs.eflags & FLAGS) | 0x202 | trap;
         self.stub.context.set_regs(&Regs { eflags, ..self.regs });
         self.stub.context.store(at::FS_BASE, self.fs_base);
     }
@@ -190,9 +198,7 @@ impl KvmThread {
     fn broken(&self, error: Errno) -> Out {
         if !self.stub.stub.is_dead() {
             let reason = self.interrupt.byte(requests::EXIT_REASON);
-            tracing::warn!(
-                "a virtual processor of a guest came out for reason {reason} ({error}): the guest ends"
-            );
+            self.machine.host.warn(Some(reason), error, "a virtual processor, whose guest ends");
         }
         Out::Gone
     }
@@ -276,12 +282,22 @@ impl Thread for KvmThread {
                 }
                 Out::Doubted if doubts < DOUBTS => {
                     doubts += 1;
-                    self.machine.doubt();
+                    if self.machine.doubt(&self.stub).is_err() {
+                        return self.gone();
+                    }
                 }
                 Out::Doubted => return fault::no_memory(),
                 Out::Gone => return self.gone(),
             }
         }
+    }
+
+    fn step(&mut self) -> Trap {
+        self.stepping = true;
+        let trap = self.resume();
+        self.stepping = false;
+        self.regs.eflags &= !TRAP_FLAG;
+        trap
     }
 
     fn regs(&mut self) -> &mut Regs {

@@ -23,7 +23,7 @@ pub(in crate::platform) mod remote;
 mod replace;
 pub(super) mod spare;
 mod stage;
-mod step;
+pub(super) mod step;
 pub(super) mod stub;
 mod stub_code;
 mod stub_image;

@@ -6,7 +6,7 @@ use super::thread::StubThread;
 use crate::platform::{Regs, Thread, Trap};
 
 /// `TF`.
-pub(super) const TRAP_FLAG: u64 = 0x100;
+pub(in crate::platform) const TRAP_FLAG: u64 = 0x100;
 
 /// An address behind the stub's code where no memory ever is.
 const NOWHERE: u64 = CODE + 4 * CODE_SIZE;
