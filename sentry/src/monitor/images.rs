@@ -32,11 +32,17 @@ pub(super) async fn checkpoint(
     let saving = monitor.checkpoint(container, image, goes_on);
     tokio::pin!(saving);
     let saved = tokio::select! {
+        // What is to be given up must have been asked for.
+        biased;
         saved = &mut saving => saved,
         () = interrupted(connection) => {
             // Where it is done in this moment there is nothing to give up but what waits to be kept.
             let _ = monitor.settle(container, false).await;
             let saved = saving.await.map_err(refused);
+            if saved.is_ok() && !goes_on {
+                // Whole before it could be given up: nobody else says that the container goes on.
+                let _ = monitor.settle(container, false).await;
+            }
             let gone = "who asked for the image has gone away, or said something before it was asked".to_owned();
             return saved.and(Err(StreamsError::Request(gone)));
         }
