@@ -4,6 +4,7 @@
 
 use std::io::BufReader;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -36,10 +37,7 @@ pub fn hand_over(folder: &Path, container: &str, image: BorrowedFd<'_>) -> Resul
 /// # Errors
 /// The sentry says no, with all that cannot be kept, or cannot be reached.
 pub fn save(folder: &Path, container: &str, image: BorrowedFd<'_>) -> Result<(), AgentError> {
-    let request = format!("{}\n", json!({"container": container, "image": "leave-running"}));
-    let socket = streams::connect(folder, LIMIT)?;
-    streams::send(&socket, &request, &[image.as_raw_fd()])?;
-    wait(folder, container, socket.as_fd())?;
+    let socket = written(folder, container, image, "leave-running")?;
     streams::said(&streams::receive(&mut BufReader::new(&socket))?, "ok").map(drop)
 }
 
@@ -53,10 +51,7 @@ pub fn save_and_end<E: From<AgentError>>(
     image: BorrowedFd<'_>,
     keep: impl FnOnce() -> Result<(), E>,
 ) -> Result<(), E> {
-    let request = format!("{}\n", json!({"container": container, "image": "checkpoint"}));
-    let socket = streams::connect(folder, LIMIT)?;
-    streams::send(&socket, &request, &[image.as_raw_fd()])?;
-    wait(folder, container, socket.as_fd())?;
+    let socket = written(folder, container, image, "checkpoint")?;
     let mut from = BufReader::new(&socket);
     streams::said(&streams::receive(&mut from)?, "written")?;
     // Where this fails the socket is closed, and the container goes on.
@@ -68,6 +63,20 @@ pub fn save_and_end<E: From<AgentError>>(
         Ok(line) => Ok(streams::said(&line, "ok").map(drop)?),
         Err(_) => Ok(()),
     }
+}
+
+/// Asks for an image to be written, and waits for the answer, which is there to be read.
+fn written(
+    folder: &Path,
+    container: &str,
+    image: BorrowedFd<'_>,
+    what: &str,
+) -> Result<UnixStream, AgentError> {
+    let request = format!("{}\n", json!({"container": container, "image": what}));
+    let socket = streams::connect(folder, LIMIT)?;
+    streams::send(&socket, &request, &[image.as_raw_fd()])?;
+    wait(folder, container, socket.as_fd())?;
+    Ok(socket)
 }
 
 /// Waits until there is something to read, as long as what is done with the container's image goes on.
@@ -122,7 +131,6 @@ fn is_readable(socket: BorrowedFd<'_>, within: Duration) -> Result<bool, AgentEr
 #[cfg(test)]
 mod tests {
     use std::io::Write;
-    use std::os::unix::net::UnixStream;
 
     use super::*;
 

@@ -81,19 +81,28 @@ fn get(from: &Namespace, host: &str, port: u16) -> String {
     finish(shell.arg("-c").arg(asking(host, port))).out
 }
 
-/// A creation that fails when the container has its network already leaves that as it was.
-#[test]
-fn a_creation_that_fails_gives_the_network_back() {
-    let (Some(world), Some(pod), Some(out)) = (World::new(), Namespace::new("pod"), Namespace::new("out"))
-    else {
-        return;
-    };
+/// A pod's namespace whose `eth0` has an address and a route, and the one at the other end.
+fn pod_with_a_network() -> Option<(Namespace, Namespace)> {
+    let (pod, out) = (Namespace::new("pod")?, Namespace::new("out")?);
     assert!(ip(&format!("link add eth0 netns {} type veth peer name out0 netns {}", pod.0, out.0)));
+    assert!(ip(&format!("-n {} address add 10.67.0.1/24 dev out0", out.0)));
     assert!(ip(&format!("-n {} link set out0 up", out.0)));
     assert!(ip(&format!("-n {} address add 10.67.0.2/24 dev eth0", pod.0)));
     assert!(ip(&format!("-n {} link set eth0 up", pod.0)));
     assert!(ip(&format!("-n {} route add default via 10.67.0.1", pod.0)));
-    let seen = || ["ip -4 -o address", "ip route"].map(|words| pod.run(words).out);
+    Some((pod, out))
+}
+
+/// Addresses and routes that the host's kernel has there.
+fn seen(pod: &Namespace) -> [String; 2] {
+    ["ip -4 -o address", "ip route"].map(|words| pod.run(words).out)
+}
+
+/// A creation that fails when the container has its network already leaves that as it was.
+#[test]
+fn a_creation_that_fails_gives_the_network_back() {
+    let (Some(world), Some((pod, _out))) = (World::new(), pod_with_a_network()) else { return };
+    let seen = || seen(&pod);
     let before = seen();
     let bundle = world.bundle_with("one", "sleep 1000", |spec| {
         spec["linux"]["namespaces"] = json!([{"type": "pid"}, {"type": "network", "path": pod.path()}]);
@@ -109,17 +118,8 @@ fn a_creation_that_fails_gives_the_network_back() {
 /// namespace is as it was.
 #[test]
 fn containers_of_a_pod_are_on_its_network() {
-    let (Some(world), Some(pod), Some(out)) = (World::new(), Namespace::new("pod"), Namespace::new("out"))
-    else {
-        return;
-    };
-    assert!(ip(&format!("link add eth0 netns {} type veth peer name out0 netns {}", pod.0, out.0)));
-    assert!(ip(&format!("-n {} address add 10.67.0.1/24 dev out0", out.0)));
-    assert!(ip(&format!("-n {} link set out0 up", out.0)));
-    assert!(ip(&format!("-n {} address add 10.67.0.2/24 dev eth0", pod.0)));
-    assert!(ip(&format!("-n {} link set eth0 up", pod.0)));
-    assert!(ip(&format!("-n {} route add default via 10.67.0.1", pod.0)));
-    let seen = || ["ip -4 -o address", "ip route"].map(|words| pod.run(words).out);
+    let (Some(world), Some((pod, out))) = (World::new(), pod_with_a_network()) else { return };
+    let seen = || seen(&pod);
     let before = seen();
     let bundle = |name: &str, kind: &str, script: &str| {
         world.bundle_with(name, script, |spec| {

@@ -148,6 +148,14 @@ os.kill(child, 9)
 print(os.waitpid(child, 0)[1])
 "#;
 
+/// A container of this image reads its input to its end, and ends well.
+fn goes_on_and_ends(sandbox: &Sandbox, spec: &oci::Spec, image: &File) {
+    save(sandbox, "c", "restore", image);
+    sandbox.run("c", spec);
+    sandbox.close_input("c", "").unwrap();
+    assert_eq!(sandbox.wait("c", "").unwrap(), 0);
+}
+
 #[test]
 fn a_python_goes_on() {
     let spec = python(WORK);
@@ -306,10 +314,7 @@ fn a_broken_image_is_refused_with_words() {
         assert!(error.contains(words), "{words}: {error}");
     }
     // And the sandbox takes the right one.
-    save(&sandbox, "c", "restore", &image);
-    sandbox.run("c", &spec);
-    sandbox.close_input("c", "").unwrap();
-    assert_eq!(sandbox.wait("c", "").unwrap(), 0);
+    goes_on_and_ends(&sandbox, &spec, &image);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use kata_cc_agent_protocol::oci;
 
 use super::harness::Sandbox;
-use super::{ask, python, restore, save};
+use super::{ask, goes_on_and_ends, python, restore, save};
 
 #[test]
 fn a_bundle_that_gives_less_refuses_an_image() {
@@ -31,10 +31,7 @@ fn a_bundle_that_gives_less_refuses_an_image() {
         let error = sandbox.create("c", &less).unwrap_err().to_string();
         assert!(error.contains(words), "{words}: {error}");
     }
-    save(&sandbox, "c", "restore", &image);
-    sandbox.run("c", &spec);
-    sandbox.close_input("c", "").unwrap();
-    assert_eq!(sandbox.wait("c", "").unwrap(), 0);
+    goes_on_and_ends(&sandbox, &spec, &image);
 }
 
 #[test]

@@ -539,40 +539,31 @@ kata_cc_stub_restorer:
     je .Linterrupt_in_stub
     cmp $31, %edi                   // SIGSYS: the filter refused what was asked
     je .Lrefused
+    // Where it may fault goes on with what that means.
     lea .Lcall_post(%rip), %rdi
-    lea .Lstage_faults(%rip), %rcx
+    .irp place, .Lstage_faults, .Lprobe_faults, .Lprobe_faults_too
+    lea \place(%rip), %rcx
     cmp %rcx, %rax
     je .Lgo_on_at
-    lea .Lprobe_faults(%rip), %rcx
-    cmp %rcx, %rax
-    je .Lgo_on_at
-    lea .Lprobe_faults_too(%rip), %rcx
-    cmp %rcx, %rax
-    je .Lgo_on_at
+    .endr
     lea .Lnot_written(%rip), %rdi
-    lea .Llate_faults(%rip), %rcx
+    .irp place, .Llate_faults
+    lea \place(%rip), %rcx
     cmp %rcx, %rax
     je .Lgo_on_at
+    .endr
     lea .Lcopied(%rip), %rdi
-    lea .Lcopy_faults(%rip), %rcx
+    .irp place, .Lcopy_faults
+    lea \place(%rip), %rcx
     cmp %rcx, %rax
     je .Lgo_on_at
+    .endr
     lea .Lfailed(%rip), %rdi
-    lea .Lcompare_faults(%rip), %rcx
+    .irp place, .Lcompare_faults, .Lload_faults, .Lpush_state_faults, .Lpush_mark_faults, .Lpush_frame_faults
+    lea \place(%rip), %rcx
     cmp %rcx, %rax
     je .Lgo_on_at
-    lea .Lload_faults(%rip), %rcx
-    cmp %rcx, %rax
-    je .Lgo_on_at
-    lea .Lpush_state_faults(%rip), %rcx
-    cmp %rcx, %rax
-    je .Lgo_on_at
-    lea .Lpush_mark_faults(%rip), %rcx
-    cmp %rcx, %rax
-    je .Lgo_on_at
-    lea .Lpush_frame_faults(%rip), %rcx
-    cmp %rcx, %rax
-    je .Lgo_on_at
+    .endr
     lea .Lresume_fault(%rip), %rdi
     call .Lin_resume
     jc .Lset_context

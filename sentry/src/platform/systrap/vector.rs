@@ -51,16 +51,13 @@ impl StubThread {
 
     /// Bytes that [`load_vector_from`](Self::load_vector_from) takes.
     pub(super) fn loaded_vector(&self) -> Option<usize> {
-        (self.context.load(at::FRAME) != 0)
-            .then(|| self.framed_vector_state().ok())
-            .flatten()
-            .map(|(_, size)| size)
+        self.framed_vector_state().ok().map(|(_, size)| size)
     }
 
     /// As [`Thread::load_state`](crate::platform::Thread::load_state).
     pub(super) fn load_vector_from(&self, from: u64) -> Result<(), Errno> {
         let (offset, size) = self.framed_vector_state()?;
-        if self.context.load(at::FRAME) == 0 || !ends_before_stub(from, size) || size <= 512 {
+        if !ends_before_stub(from, size) || size <= 512 {
             return Err(Errno::EFAULT);
         }
         let to = context_address(self.slot) + offset as u64;
@@ -96,7 +93,7 @@ impl StubThread {
         }
     }
 
-    /// Where in the context the vector state of a signal frame lies, and its length.
+    /// Where in the context the vector state of a signal frame lies, and its length. EFAULT where there is no frame.
     fn framed_vector_state(&self) -> Result<(usize, usize), Errno> {
         let here = context_address(self.slot);
         let inside = |address: u64| address.checked_sub(here).and_then(|offset| usize::try_from(offset).ok());
