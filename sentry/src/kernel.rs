@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Noted;
 use std::sync::{Arc, Mutex};
 
+use crate::error::Errno;
+use crate::loader::Vdso;
 use crate::net::Net;
 use crate::platform::Platform;
 use crate::syscalls::{self, Entry, NUMBERS};
 use crate::task::{Tasks, Workers, lock};
-use crate::time::{Clocks, Timers};
+use crate::time::{Clocks, Reading, Timers};
 
 /// Programs and calls that are noted as unknown; more are not told apart.
 const NOTED: usize = 4096;
@@ -34,6 +36,8 @@ pub struct Kernel {
     pub net: Arc<Net>,
     /// Who waits for words of guest memory.
     pub futexes: Arc<crate::mm::futex::Table>,
+    /// What programs get that are run from now on.
+    vdso: Mutex<Option<Vdso>>,
 }
 
 impl Kernel {
@@ -47,10 +51,14 @@ impl Kernel {
     #[must_use]
     pub fn with_tasks(platform: Box<dyn Platform>, tasks: Tasks) -> Arc<Self> {
         let net = Arc::clone(tasks.first_namespaces().net.net());
+        let clocks = Clocks::new();
+        let vdso = new_vdso(platform.as_ref(), &clocks).inspect_err(|errno| {
+            tracing::warn!(%errno, "programs get no vDSO: each look at a clock is a system call");
+        });
         Arc::new(Self {
             platform,
             tasks: Arc::new(tasks),
-            clocks: Clocks::new(),
+            clocks,
             timers: Timers::default(),
             workers: Workers::default(),
             futexes: Arc::default(),
@@ -58,7 +66,23 @@ impl Kernel {
             proc: crate::vfs::proc::State::default(),
             calls: Box::new(syscalls::table()),
             unknown_calls: Mutex::default(),
+            vdso: Mutex::new(vdso.ok()),
         })
+    }
+
+    /// The vDSO of programs that are run now.
+    pub(crate) fn vdso(&self) -> Option<Vdso> {
+        lock(&self.vdso).clone()
+    }
+
+    /// Lets clocks go on from what they showed elsewhere ([`Clocks::go_on_from`]). No task is there yet.
+    ///
+    /// # Errors
+    /// EINVAL: no clock shows that. What the host says when it has no memory for a vDSO.
+    pub(crate) fn go_on_from(&self, saved: Reading) -> Result<(), Errno> {
+        self.clocks.go_on_from(saved)?;
+        *lock(&self.vdso) = Some(new_vdso(self.platform.as_ref(), &self.clocks)?);
+        Ok(())
     }
 
     /// Names the machine.
@@ -92,6 +116,10 @@ impl Kernel {
             }
         }
     }
+}
+
+fn new_vdso(platform: &dyn Platform, clocks: &Clocks) -> Result<Vdso, Errno> {
+    Vdso::new(platform.host_vdso(), clocks.coarse(), clocks.differences())
 }
 
 impl Drop for Kernel {

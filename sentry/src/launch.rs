@@ -56,7 +56,7 @@ impl Launch<'_> {
             gid: credentials.gid,
             egid: credentials.egid,
             secure: credentials.uid != credentials.euid || credentials.gid != credentials.egid,
-            vdso: platform.vdso(),
+            vdso: self.kernel.vdso(),
         };
         prepared.load(&space, thread.as_mut(), &limits, &identity)?;
         thread.release();

@@ -315,7 +315,7 @@ impl<S: Source> Reopening<'_, S> {
             SavedKind::EventFd { count, semaphore } => Ok(EventFd::restored(*count, *semaphore, flags)),
             SavedKind::TimerFd { monotonic, value, interval, expirations } => {
                 let clock = if *monotonic { Clock::Monotonic } else { Clock::Realtime };
-                let timer = TimerFd::new(&self.kernel.timers, self.kernel.clocks, &clock);
+                let timer = TimerFd::new(&self.kernel.timers, self.kernel.clocks.clone(), &clock);
                 timer.restore(Setting { value: *value, interval: *interval }, *expirations);
                 Ok(TimerFile::open(timer, flags.nonblocking()))
             }

@@ -23,7 +23,7 @@ use crate::error::Errno;
 /// Beginning of every image.
 const MAGIC: [u8; 16] = *b"kata-cc-sentry\0C";
 /// Changes with the meaning of anything in an image.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// Bytes of the header.
 const HEADER: usize = 192;
 /// Where the bytes begin.
@@ -80,12 +80,13 @@ fn host(what: &'static str) -> impl FnOnce(Errno) -> ImageError {
     move |errno| ImageError::Host { what, errno }
 }
 
-/// Which build this is: its version, and what the code of stubs is.
+/// Which build this is: its version, and what the code of stubs and the vDSO of programs are.
 fn build() -> [u8; 32] {
     let mut context = Context::new(&SHA256);
     context.update(env!("CARGO_PKG_VERSION").as_bytes());
     context.update(&VERSION.to_le_bytes());
     context.update(&crate::platform::systrap::code());
+    context.update(&crate::loader::vdso::image_bytes());
     finish(context)
 }
 
@@ -398,8 +399,6 @@ pub fn examine_state(state: &[u8]) -> Result<(), ImageError> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::time::Duration;
-
     use super::super::state::SavedSpace;
     use super::*;
 
@@ -419,7 +418,7 @@ mod tests {
             kept: Vec::new(),
         };
         State {
-            monotonic: Duration::ZERO,
+            time: crate::time::Reading::default(),
             vdso: Vec::new(),
             vdso_code: [0; 32],
             names: Some((b"host".to_vec(), Vec::new())),

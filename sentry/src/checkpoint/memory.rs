@@ -15,12 +15,10 @@ use super::image::{ImageError, PART, Reader, Source, Writer};
 use super::state::{Extent, SavedBacking, SavedShared, SavedSpace};
 use crate::error::Errno;
 use crate::mm::{AddressSpace, AreaFlags, PAGE};
-use crate::platform::{MemoryCall, RemoteMemory, Thread};
+use crate::platform::RemoteMemory;
 
 /// Most bytes of memory that was shared when it was made: all of it is read.
 const SHARED_MAX: u64 = 8 << 30;
-/// Lowest address that a vDSO is at.
-const VDSO_LOWEST: u64 = 0x7000_0000_0000;
 
 /// Adds bytes to a list of extents, whole pages of zeros apart: as holes, or as zeros that have to be written.
 pub(super) fn put(
@@ -186,52 +184,6 @@ pub(super) fn fill<S: Source>(
             true => Ok(()),
             false => Err(fail(Errno::EFAULT)),
         })?;
-    }
-    Ok(())
-}
-
-/// Moves the vDSO to where the programs of an image know it. Nothing is mapped in the address space yet.
-pub(super) fn move_vdso(
-    thread: &mut dyn Thread,
-    (now, then): (&[Range<u64>], &[Range<u64>]),
-    free: u64,
-) -> Result<(), Errno> {
-    if now == then {
-        return Ok(());
-    }
-    let (Some(first), Some(wanted)) = (now.first(), then.first()) else { return Err(Errno::EINVAL) };
-    let alike = now.len() == then.len()
-        && now.iter().zip(then).all(|(a, b)| {
-            let same = b.start.checked_sub(wanted.start) == a.start.checked_sub(first.start);
-            same && b.end.checked_sub(b.start) == a.end.checked_sub(a.start)
-        });
-    let last = |parts: &[Range<u64>]| parts.last().map_or(0, |part| part.end);
-    let place_fits = wanted.start >= VDSO_LOWEST
-        && wanted.start.is_multiple_of(PAGE)
-        && last(then) <= crate::mm::TASK_SIZE;
-    if !alike || !place_fits {
-        return Err(Errno::EINVAL);
-    }
-    let size = last(now).saturating_sub(first.start);
-    // Where old and new place overlap, by way of a place that is free.
-    let overlaps = first.start < last(then) && wanted.start < last(now);
-    let aside = free.saturating_sub(size);
-    let stops = if overlaps { vec![aside, wanted.start] } else { vec![wanted.start] };
-    let mut from = first.start;
-    for to in stops {
-        for part in now {
-            let offset = part.start - first.start;
-            let (address, length) = (from + offset, part.end - part.start);
-            let (new_address, new_length) = (to + offset, length);
-            thread.change_memory(&MemoryCall::Move {
-                address,
-                length,
-                new_address,
-                new_length,
-                keep: false,
-            })?;
-        }
-        from = to;
     }
     Ok(())
 }

@@ -17,6 +17,7 @@ pub(crate) mod state;
 mod tree;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -34,12 +35,14 @@ use state::{SavedFolders, SavedSpace, SavedTable, SavedThread, State};
 use crate::container::Container;
 use crate::error::Errno;
 use crate::kernel::Kernel;
-use crate::mm::{AddressSpace, MappedFile, Sources};
+use crate::loader::Vdso;
+use crate::mm::{AddressSpace, MappedFile, Sources, VdsoPart};
 use crate::platform::Thread;
 use crate::sync::lock;
 use crate::syscalls::map_again;
 use crate::task::seccomp::Program;
 use crate::task::{self, ControlGroup, Lists, Pid, Task, capability};
+use crate::time::Reading;
 use crate::vfs::{Caller, FdTable, FsContext, Inode, Mount, OpenFile, Place};
 
 /// Most things that one refusal names.
@@ -242,9 +245,9 @@ fn write(subject: &Subject<'_>, image: OwnedFd) -> Result<(), CheckpointError> {
     let uts = lock(container.namespaces().names.uts()).clone();
     let names = Some((uts.host, uts.domain)).filter(|names| names != named);
     let state = State {
-        monotonic: kernel.clocks.monotonic(),
-        vdso: kernel.platform.vdso_parts(),
-        vdso_code: sha256(&kernel.platform.vdso_code()),
+        time: kernel.clocks.reading(),
+        vdso: host_vdso(kernel).0,
+        vdso_code: host_vdso(kernel).1,
         names,
         trees: trees(&mut out, &mounts)?,
         mounts: mounts.into_iter().map(|(path, mount)| (path, mount_name(&mount))).collect(),
@@ -355,6 +358,7 @@ type Served = (Arc<Task>, Box<dyn Thread>);
 struct Shown {
     files: Vec<Arc<OpenFile>>,
     shared: BTreeMap<u64, (Arc<OwnedFd>, u64)>,
+    vdso: Option<Vdso>,
     /// One for each file, so that neighbours are found to be alike.
     mapped: std::sync::Mutex<BTreeMap<(u32, bool), Arc<dyn MappedFile>>>,
 }
@@ -368,6 +372,10 @@ impl Sources for Shown {
         let mapped = map_again(Arc::clone(file.ok_or(Errno::EINVAL)?), runs)?;
         lock(&self.mapped).insert((number, runs), Arc::clone(&mapped));
         Ok(mapped)
+    }
+
+    fn vdso(&self, part: VdsoPart) -> Result<Arc<dyn MappedFile>, Errno> {
+        self.vdso.as_ref().map(|vdso| vdso.part(part)).ok_or(Errno::EINVAL)
     }
 
     fn shared(&self, number: u64) -> Result<(Arc<OwnedFd>, u64), Errno> {
@@ -384,7 +392,8 @@ pub(crate) fn restore(place: &Setting<'_>, image: OwnedFd) -> Result<Restored, C
         return Err(ImageError::Platform(image.platform().to_owned(), platform.to_owned()).into());
     }
     let mut state = image.state()?;
-    if state.vdso_code != sha256(&kernel.platform.vdso_code()) {
+    // A program may have been stopped in it.
+    if (&state.vdso, state.vdso_code) != (&host_vdso(kernel).0, host_vdso(kernel).1) {
         return Err(CheckpointError::Vdso);
     }
     admission::admit(&mut state.processes, ceiling)?;
@@ -392,6 +401,7 @@ pub(crate) fn restore(place: &Setting<'_>, image: OwnedFd) -> Result<Restored, C
     if let Some(names) = state.names.take() {
         restore_names(place, names)?;
     }
+    restore_time(place, state.time)?;
     restore_files(&image, container, &state)?;
     let root = container.root();
     let reopening = Reopening { image: &image, kernel, root: &root, streams };
@@ -399,11 +409,11 @@ pub(crate) fn restore(place: &Setting<'_>, image: OwnedFd) -> Result<Restored, C
     let tables = restore_tables(&state, &files)?;
     let folders = restore_folders(&state, &root)?;
     let shared = memory::restore_shared(&image, &state.shared)?;
-    let shown = Shown { files, shared, mapped: std::sync::Mutex::default() };
+    let shown = Shown { files, shared, vdso: kernel.vdso(), mapped: std::sync::Mutex::default() };
     let mut spaces = Vec::new();
     let mut threads = Vec::new();
     for saved in &state.spaces {
-        let (space, thread) = restore_space(kernel, &image, &state, saved, &shown)?;
+        let (space, thread) = restore_space(kernel, &image, saved, &shown)?;
         spaces.push(Arc::new(space));
         threads.push(Some(thread));
     }
@@ -437,6 +447,25 @@ pub(crate) fn restore(place: &Setting<'_>, image: OwnedFd) -> Result<Restored, C
             .ok_or(CheckpointError::State("its first process is not there"))
     });
     given.inspect_err(|_| task::forget(kernel, &state.processes))
+}
+
+/// Where stubs have the host's vDSO, and the digest of its code.
+fn host_vdso(kernel: &Kernel) -> (Vec<Range<u64>>, [u8; 32]) {
+    let host = kernel.platform.host_vdso();
+    host.map_or((Vec::new(), [0; 32]), |host| (host.parts().to_vec(), sha256(&host.bytes())))
+}
+
+/// Lets clocks go on from what they showed. In a pod of several containers they are the pod's: for this one they jump.
+fn restore_time(place: &Setting<'_>, saved: Reading) -> Result<(), CheckpointError> {
+    if place.alone {
+        return place.kernel.go_on_from(saved).map_err(|errno| match errno {
+            Errno::EINVAL => CheckpointError::State("its clock"),
+            errno => host("the vDSO")(errno),
+        });
+    }
+    let (then, now) = (saved.monotonic, place.kernel.clocks.monotonic());
+    tracing::warn!(?then, ?now, "the monotonic clock is that of other containers, too: it does not go on from the checkpoint's");
+    Ok(())
 }
 
 /// Names the machine as the container had it. In a pod of several containers that is the pod's name, and stays.
@@ -522,7 +551,6 @@ fn restore_folders(state: &State, top: &Place) -> Result<Vec<Arc<FsContext>>, Ch
 fn restore_space<S: Source>(
     kernel: &Kernel,
     image: &Reader<S>,
-    state: &State,
     saved: &SavedSpace,
     shown: &Shown,
 ) -> Result<(AddressSpace, Box<dyn Thread>), CheckpointError> {
@@ -531,8 +559,6 @@ fn restore_space<S: Source>(
     if saved.range != range {
         return Err(CheckpointError::State("an address space"));
     }
-    let parts = kernel.platform.vdso_parts();
-    memory::move_vdso(thread.as_mut(), (&parts, &state.vdso), range.end).map_err(host("the vDSO"))?;
     thread.set_kept(&saved.kept).map_err(host("what the platform keeps"))?;
     let mut failed = None;
     let mut fill = |space: &AddressSpace| {

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::mm::Strings;
+use crate::mm::{Strings, VdsoPart};
 use crate::task::Pid;
+use crate::time::Reading;
 
 /// Bytes that lie elsewhere in the image: of memory or of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,9 +26,9 @@ pub(crate) struct Extent {
 /// A container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct State {
-    /// What the host's monotonic clock showed.
-    pub(crate) monotonic: Duration,
-    /// The vDSO's mappings.
+    /// What the sandbox' clocks showed.
+    pub(crate) time: Reading,
+    /// Mappings of the host's vDSO.
     pub(crate) vdso: Vec<Range<u64>>,
     /// SHA-256 of its code.
     pub(crate) vdso_code: [u8; 32],
@@ -117,6 +118,7 @@ pub(crate) enum SavedBacking {
     Anonymous,
     Shared { id: u64, offset: u64 },
     File { file: u32, offset: u64 },
+    Vdso { part: VdsoPart, offset: u64 },
 }
 
 /// Memory that was shared when it was made.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::elf::{Image, Segment};
 use super::stack::{self, Contents};
-use super::{Prepared, Program, host};
+use super::{Prepared, Program, Vdso, host};
 use crate::error::Errno;
 use crate::mm::{
     AddressSpace, Limits, MapRequest, MappedFile, PAGE, Protection, Source, page_down, page_up, random_pages,
@@ -17,7 +17,7 @@ const HEAP_ROOM: u64 = 32 << 20;
 const EFLAGS: u64 = 0x202;
 
 /// Who runs the program, for the auxiliary vector.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Identity {
     /// Real user.
     pub uid: u32,
@@ -29,8 +29,8 @@ pub struct Identity {
     pub egid: u32,
     /// `AT_SECURE`: it may do more than who started it.
     pub secure: bool,
-    /// `AT_SYSINFO_EHDR`: the vDSO of the platform.
-    pub vdso: Option<u64>,
+    /// The vDSO that it gets.
+    pub vdso: Option<Vdso>,
 }
 
 impl Prepared {
@@ -58,6 +58,7 @@ impl Prepared {
             rests.extend(map_image(space, thread, file, image, bias, limits)?);
             start = (image.entry.checked_add(bias).ok_or(Errno::EINVAL)?, bias);
         }
+        let vdso = identity.vdso.as_ref().map(|vdso| vdso.map(space, thread, limits)).transpose()?;
         thread.gather(false)?;
         for rest in &rests {
             rest.clear(thread)?;
@@ -67,7 +68,8 @@ impl Prepared {
         }
         let mut random = [0; stack::RANDOM_BYTES];
         crate::random::fill(&mut random)?;
-        let auxiliary = self.auxiliary(bias, start.1, entry, identity);
+        let mut auxiliary = self.auxiliary(bias, start.1, entry, identity);
+        auxiliary.extend(vdso.map(|header| (libc::AT_SYSINFO_EHDR, header)));
         let contents = Contents { strings: &self.strings, name: &self.name, random, auxiliary: &auxiliary };
         let stack = stack::build(top, &contents)?;
         if thread.write(stack.pointer, &stack.bytes) != stack.bytes.len() {
@@ -83,7 +85,7 @@ impl Prepared {
     fn auxiliary(&self, bias: u64, base: u64, entry: u64, identity: &Identity) -> Vec<(u64, u64)> {
         let (table, entries) = self.image.table;
         let table = if table == 0 { 0 } else { table.saturating_add(bias) };
-        let mut auxiliary = vec![
+        vec![
             // A signal frame has the processor's whole state.
             (libc::AT_MINSIGSTKSZ, host::auxiliary(libc::AT_MINSIGSTKSZ)),
             (libc::AT_HWCAP, host::auxiliary(libc::AT_HWCAP)),
@@ -102,9 +104,7 @@ impl Prepared {
             (libc::AT_SECURE, u64::from(identity.secure)),
             // Instructions that set fs and gs are not told of: the platform keeps those.
             (libc::AT_HWCAP2, 0),
-        ];
-        auxiliary.extend(identity.vdso.map(|header| (libc::AT_SYSINFO_EHDR, header)));
-        auxiliary
+        ]
     }
 }
 

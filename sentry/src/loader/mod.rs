@@ -4,6 +4,8 @@
 //! caller. [`Prepared::load`] maps what was found into an empty address space and sets the registers; when it fails the program that was
 //! to run cannot, and the old one is gone.
 //!
+//! Each program gets the vDSO ([`vdso`]).
+//!
 //! Parsing is of bytes alone ([`elf`], [`script`], [`stack`]) and never panics, whatever they are.
 
 pub mod elf;
@@ -13,10 +15,12 @@ pub mod script;
 pub mod stack;
 #[cfg(test)]
 mod tests;
+pub mod vdso;
 
 use std::sync::Arc;
 
 pub use map::Identity;
+pub use vdso::Vdso;
 
 use crate::error::Errno;
 use crate::mm::MappedFile;

@@ -93,6 +93,20 @@ pub trait MappedFile: Send + Sync {
 
     /// Whether its mount lets programs run (`MS_NOEXEC`).
     fn executable(&self) -> bool;
+
+    /// Which part of the vDSO it is, where it is one: no file that a program could open.
+    fn vdso_part(&self) -> Option<VdsoPart> {
+        None
+    }
+}
+
+/// A part of the vDSO ([`crate::loader::vdso`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub enum VdsoPart {
+    /// `[vvar]`.
+    Data,
+    /// `[vdso]`.
+    Image,
 }
 
 /// Where the bytes of an area come from.

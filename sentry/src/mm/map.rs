@@ -370,6 +370,7 @@ fn area_flags(request: &MapRequest, layout: &Layout) -> Result<AreaFlags, Errno>
             if !file.readable() {
                 return Err(Errno::EACCES);
             }
+            flags.set(AreaFlags::NEVER_WRITE, file.vdso_part().is_some() && !file.writable());
         }
         (Source::File(file, _), libc::MAP_SHARED | libc::MAP_SHARED_VALIDATE) if !grows => {
             flags |= AreaFlags::SHARED;

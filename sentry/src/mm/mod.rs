@@ -38,7 +38,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub use area::{Area, AreaFlags, Backing, FileIdentity, MappedFile, Protection};
+pub use area::{Area, AreaFlags, Backing, FileIdentity, MappedFile, Protection, VdsoPart};
 pub use map::{MapRequest, Source};
 pub use maps::Summary;
 pub use random::pages_below as random_pages;

@@ -120,6 +120,10 @@ impl Layout {
         if more == 0 {
             return Ok(());
         }
+        // `VM_DONTEXPAND`
+        if matches!(&area.backing, Backing::File { file, .. } if file.vdso_part().is_some()) {
+            return Err(Errno::EFAULT);
+        }
         let offset = area.backing.offset().saturating_add(address - area.start);
         if !anonymous && offset.checked_add(new).is_none_or(|end| end > i64::MAX.unsigned_abs()) {
             return Err(Errno::EINVAL);

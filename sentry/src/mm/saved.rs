@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::area::{Area, AreaFlags, Backing, MappedFile, Protection};
+use super::area::{Area, AreaFlags, Backing, MappedFile, Protection, VdsoPart};
 use super::map::host_protection;
 use super::{AddressSpace, Areas, Layout, MAX_AREAS, PAGE, futex};
 use crate::checkpoint::state::{SavedArea, SavedBacking, SavedSpace};
@@ -16,6 +16,9 @@ use crate::platform::{MemoryCall, Thread};
 pub(crate) trait Sources {
     /// An open file by its number in the image.
     fn file(&self, number: u32, runs: bool) -> Result<Arc<dyn MappedFile>, Errno>;
+
+    /// A part of the vDSO.
+    fn vdso(&self, part: VdsoPart) -> Result<Arc<dyn MappedFile>, Errno>;
 
     /// Memory that was shared when it was made: the file that stands for it, and its number from now on.
     fn shared(&self, number: u64) -> Result<(Arc<OwnedFd>, u64), Errno>;
@@ -38,19 +41,17 @@ impl AddressSpace {
                 Backing::Anonymous => SavedBacking::Anonymous,
                 Backing::SharedAnonymous { id, offset } => SavedBacking::Shared { id: *id, offset: *offset },
                 Backing::File { file: mapped, offset } => {
+                    if let Some(part) = mapped.vdso_part() {
+                        areas.push(saved_area(area, SavedBacking::Vdso { part, offset: *offset }));
+                        continue;
+                    }
                     let private = !area.flags.contains(AreaFlags::SHARED);
                     let name = || String::from_utf8_lossy(&mapped.name()).into_owned();
                     SavedBacking::File { file: file(mapped, private).ok_or_else(name)?, offset: *offset }
                 }
                 Backing::Special(name) => return Err((*name).to_owned()),
             };
-            areas.push(SavedArea {
-                start: area.start,
-                end: area.end,
-                protection: area.protection.bits(),
-                flags: area.flags.bits(),
-                backing,
-            });
+            areas.push(saved_area(area, backing));
         }
         let program = self.program().as_ref().and_then(|program| file(program, true));
         Ok(SavedSpace {
@@ -129,11 +130,13 @@ impl AddressSpace {
                 let (descriptor, id) = sources.shared(*id)?;
                 (Backing::SharedAnonymous { id, offset: *offset }, Some((descriptor, *offset)))
             }
-            SavedBacking::File { file, offset } => {
-                let file = sources.file(*file, false)?;
-                let (descriptor, base) = file.host_file()?;
-                let at = base.checked_add(*offset).ok_or(Errno::EINVAL)?;
-                (Backing::File { file, offset: *offset }, Some((descriptor, at)))
+            SavedBacking::File { file, offset } => shown(sources.file(*file, false)?, *offset)?,
+            SavedBacking::Vdso { part, offset } => {
+                // It is two files of a page each.
+                if *offset != 0 || range.end - range.start != PAGE {
+                    return Err(Errno::EINVAL);
+                }
+                shown(sources.vdso(*part)?, 0)?
             }
         };
         let area = Area {
@@ -157,6 +160,25 @@ impl AddressSpace {
         layout.areas.insert(area);
         Ok(())
     }
+}
+
+fn saved_area(area: &Area, backing: SavedBacking) -> SavedArea {
+    SavedArea {
+        start: area.start,
+        end: area.end,
+        protection: area.protection.bits(),
+        flags: area.flags.bits(),
+        backing,
+    }
+}
+
+/// What shows a file from an offset on, and where that lies on the host.
+type Mapping = (Backing, Option<(Arc<OwnedFd>, u64)>);
+
+fn shown(file: Arc<dyn MappedFile>, offset: u64) -> Result<Mapping, Errno> {
+    let (descriptor, base) = file.host_file()?;
+    let at = base.checked_add(offset).ok_or(Errno::EINVAL)?;
+    Ok((Backing::File { file, offset }, Some((descriptor, at))))
 }
 
 /// The protection of a private area while it is filled.

@@ -9,10 +9,12 @@
 //! The host does what it is good at: page tables, copy-on-write at `fork`, page cache of mapped files. What an address means is kept in
 //! [`crate::mm`].
 
+mod host_vdso;
 pub mod kvm;
 pub mod ptrace;
 pub mod systrap;
 
+pub use host_vdso::HostVdso;
 pub(crate) use systrap::rest;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -226,6 +228,11 @@ pub trait Thread: Memory + Send {
     /// Arguments of the call that it makes.
     fn arguments(&mut self) -> [u64; 6] {
         self.regs().arguments()
+    }
+
+    /// Where its code goes on behind the call that it makes; 0 where that is a place which was replaced, and code of its program.
+    fn called_from(&mut self) -> u64 {
+        self.regs().rip
     }
 
     /// The value that its call has for it (`rax`): as by [`regs`](Self::regs), which costs more.
@@ -490,20 +497,9 @@ pub trait Platform: Send + Sync {
     /// Addresses that guests may use: from the lowest to the first that is not.
     fn guest_range(&self) -> std::ops::Range<u64>;
 
-    /// Where every address space has the ELF header of a vDSO (`AT_SYSINFO_EHDR`), outside of [`guest_range`](Self::guest_range). Its clocks are
-    /// the host's.
-    fn vdso(&self) -> Option<u64> {
+    /// The host's vDSO as every address space has it, outside of [`guest_range`](Self::guest_range).
+    fn host_vdso(&self) -> Option<&HostVdso> {
         None
-    }
-
-    /// The mappings that a vDSO is made of, its data first, as they lie in every new address space.
-    fn vdso_parts(&self) -> Vec<std::ops::Range<u64>> {
-        Vec::new()
-    }
-
-    /// The code of the vDSO: programs keep addresses in it, so who is restored needs the same.
-    fn vdso_code(&self) -> Vec<u8> {
-        Vec::new()
     }
 }
 

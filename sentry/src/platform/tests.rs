@@ -244,15 +244,39 @@ pub(super) fn one_instruction_is_run(platform: &dyn Platform) {
 }
 
 pub(super) fn the_hosts_vdso_is_there_and_its_calls_are_the_guests(platform: &dyn Platform) {
-    let header = platform.vdso().unwrap();
+    let host = platform.host_vdso().unwrap();
+    let code = host.code();
+    // Not where the sentry has its own, which says something of its stack.
+    assert_eq!(host.range().start, super::host_vdso::PLACE, "the host does not let it be moved");
     let thread = guest(platform, CALLS);
     let mut magic = [0; 4];
     // Not through the thread's own memory, which is the guest's range: by the guest's code.
-    assert_eq!(thread.read(header, &mut magic), 0);
+    assert_eq!(thread.read(code.start, &mut magic), 0);
     // mov (%rdi), %eax; syscall
     let mut thread = guest(platform, &[0x8b, 0x07, 0x0f, 0x05]);
-    thread.regs().rdi = header;
+    thread.regs().rdi = code.start;
     assert_eq!(thread.resume(), Trap::Syscall { number: u64::from(u32::from_le_bytes(*b"\x7fELF")) });
+    assert_eq!(thread.called_from(), TEXT + 4);
+    // It shows the time: call *%rdx; syscall
+    let mut thread = guest(platform, &[0xff, 0xd2, 0x0f, 0x05]);
+    let [clock] = host.functions(["__vdso_clock_gettime"]);
+    *thread.regs() = super::Regs { rdi: 1, rsi: DATA, rdx: clock.unwrap(), rip: TEXT, ..*thread.regs() };
+    assert_eq!(thread.resume(), Trap::Syscall { number: 0 });
+    let mut bytes = [0; 8];
+    assert_eq!(thread.read(DATA, &mut bytes), 8);
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap();
+    assert!((0..60).contains(&(now.tv_sec() - i64::from_le_bytes(bytes))));
+    // A call out of it is told to be from there, also after all registers were looked at.
+    let place = host.bytes().windows(2).position(|two| two == [0x0f, 0x05]).unwrap() as u64 + code.start;
+    for all in [false, true] {
+        let mut thread = guest(platform, &[]);
+        (thread.regs().rip, thread.regs().rax) = (place, 228);
+        assert_eq!(thread.resume(), Trap::Syscall { number: 228 });
+        if all {
+            thread.forget_early();
+        }
+        assert_eq!(thread.called_from(), place + 2);
+    }
 }
 
 /// Hands the names of the tests above to the macro `each`, behind what else it is to get.

@@ -84,7 +84,14 @@ pub(super) fn timeval(time: Duration) -> [u8; 16] {
 }
 
 fn sys_clock_gettime(call: &mut Call<'_>, [clock, address, ..]: [u64; 6]) -> SysResult {
-    let now = Clock::of(call.task, int(clock))?.now(&call.kernel.clocks);
+    let (number, clocks) = (int(clock), &call.kernel.clocks);
+    // By the host's vDSO, where it has no clock that it can read: our vDSO adds to it what has to be added.
+    let host = call.kernel.platform.host_vdso();
+    let hosts = host.is_some_and(|host| host.code().contains(&call.thread.called_from()));
+    let now = match clocks.of_number(number, hosts) {
+        Some(now) => now,
+        None => Clock::of(call.task, number)?.now(clocks),
+    };
     call.write(address, &timespec(now))?;
     Ok(0)
 }
@@ -109,7 +116,8 @@ fn sys_clock_getres(call: &mut Call<'_>, [clock, address, ..]: [u64; 6]) -> SysR
     Clock::of(call.task, clock)?;
     let coarse = matches!(clock, libc::CLOCK_REALTIME_COARSE | libc::CLOCK_MONOTONIC_COARSE);
     if address != 0 {
-        call.write(address, &timespec(if coarse { TICK } else { Duration::from_nanos(1) }))?;
+        let fine = Duration::from_nanos(1);
+        call.write(address, &timespec(if coarse { call.kernel.clocks.coarse() } else { fine }))?;
     }
     Ok(0)
 }
@@ -184,7 +192,7 @@ fn sys_time(call: &mut Call<'_>, [address, ..]: [u64; 6]) -> SysResult {
 
 /// Sleeps until the clock shows `until`.
 fn sleep(call: &mut Call<'_>, clock: &Clock, until: Duration) -> Result<(), Unready> {
-    let clocks = call.kernel.clocks;
+    let clocks = call.kernel.clocks.clone();
     loop {
         let deadline = match clock {
             Clock::Realtime => clocks.instant_of_realtime(until),

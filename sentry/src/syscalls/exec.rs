@@ -124,7 +124,7 @@ fn load(call: &Call<'_>, prepared: &loader::Prepared, limits: &Limits) -> Result
         gid: credentials.user_ns.shown_gid(credentials.gid),
         egid: credentials.user_ns.shown_gid(credentials.egid),
         secure: credentials.euid != old.uid || credentials.egid != old.gid,
-        vdso: call.kernel.platform.vdso(),
+        vdso: call.kernel.vdso(),
     };
     let mut thread = call.kernel.platform.new_address_space()?;
     let space = AddressSpace::new(

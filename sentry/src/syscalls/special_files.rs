@@ -54,7 +54,7 @@ fn timerfd_create(call: &mut Call<'_>, [clock, flags, ..]: [u64; 6]) -> SysResul
         _ => return Err(Errno::EINVAL.into()),
     }
     let clock = Clock::of(call.task, number)?;
-    let timer = TimerFd::new(&call.kernel.timers, call.kernel.clocks, &clock);
+    let timer = TimerFd::new(&call.kernel.timers, call.kernel.clocks.clone(), &clock);
     insert(call, TimerFile::open(timer, flags & libc::TFD_NONBLOCK != 0), flags & libc::TFD_CLOEXEC != 0)
 }
 

@@ -127,7 +127,7 @@ fn sys_timer_create(call: &mut Call<'_>, [clock, event, id, ..]: [u64; 6]) -> Sy
         let payload = Payload::Timer { id: timer, overrun: 0, value };
         Some(SignalInfo { signal, errno: 0, code: SI_TIMER, payload })
     };
-    let with = (&call.kernel.timers, call.kernel.clocks);
+    let with = (&call.kernel.timers, call.kernel.clocks.clone());
     let timer = call.task.group().timers().create(with, &clock, signal, to)?;
     if let Err(errno) = call.write(id, &timer.to_le_bytes()) {
         // Nobody knows its number.

@@ -15,7 +15,7 @@ pub(crate) fn watch_cpu_limit(kernel: &Kernel, group: &Arc<ThreadGroup>) {
     let limit = group.limits().of(Resource::Cpu);
     let timer = {
         let mut timers = group.timers();
-        timers.cpu_limit((&kernel.timers, kernel.clocks), group, another_second)
+        timers.cpu_limit((&kernel.timers, kernel.clocks.clone()), group, another_second)
     };
     let setting = if limit.soft == INFINITY {
         Setting::default()

@@ -3,65 +3,23 @@
 //! All timers of a sandbox are served by one host thread, which exists once the first is set and sleeps while none is due.
 
 mod alarm;
+mod clocks;
 mod process;
 mod timer;
 mod timerfd;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
 pub use alarm::{Alarm, Expire, Timers};
+pub use clocks::Clocks;
+pub(crate) use clocks::Reading;
 pub use process::{PosixTimer, ProcessTimers, Receiver, Which};
 pub use timer::{GuestTimer, Setting};
 pub use timerfd::TimerFd;
 
 use crate::error::Errno;
 use crate::task::{Pid, Task, ThreadGroup};
-
-/// The sandbox's clocks. They are the host's: programs read those without a call, by the vDSO ([`crate::platform::Platform::vdso`]).
-#[derive(Debug, Clone, Copy)]
-pub struct Clocks {
-    /// When the host's monotonic clock showed 0.
-    zero: Instant,
-}
-
-impl Clocks {
-    /// Of this host.
-    #[must_use]
-    #[allow(clippy::new_without_default, reason = "it asks the host")]
-    pub fn new() -> Self {
-        let now = Instant::now();
-        let shown = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map(Duration::from);
-        Self { zero: now.checked_sub(shown.unwrap_or_default()).unwrap_or(now) }
-    }
-
-    /// What the host's monotonic clock shows.
-    #[must_use]
-    pub fn monotonic(&self) -> Duration {
-        nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
-            .map_or_else(|_| self.zero.elapsed(), Duration::from)
-    }
-
-    /// Since 1970 began, by the host's clock.
-    #[must_use]
-    pub fn realtime(&self) -> Duration {
-        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
-    }
-
-    /// When the monotonic clock shows `time`, on the host's; what is too far away for it is as far as a century.
-    #[must_use]
-    pub fn instant(&self, time: Duration) -> Instant {
-        const CENTURY: Duration = Duration::from_secs(100 * 366 * 86_400);
-        let far = || self.zero.checked_add(CENTURY).unwrap_or(self.zero);
-        self.zero.checked_add(time.min(CENTURY)).unwrap_or_else(far)
-    }
-
-    /// When this clock of real time shows `time`, on the host's monotonic one; the past is now.
-    #[must_use]
-    pub fn instant_of_realtime(&self, time: Duration) -> Instant {
-        self.instant(self.monotonic().saturating_add(time.saturating_sub(self.realtime())))
-    }
-}
 
 /// What CPU time counts: the low two bits of such a clock's number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +35,7 @@ pub enum Cpu {
 pub enum Clock {
     /// Since 1970. `CLOCK_REALTIME` and what is like it.
     Realtime,
-    /// Since the host began. `CLOCK_MONOTONIC`, `CLOCK_BOOTTIME` and what is like them.
+    /// Since the sandbox began. `CLOCK_MONOTONIC`, `CLOCK_BOOTTIME` and what is like them.
     Monotonic,
     /// CPU time of a process.
     Process(Arc<ThreadGroup>, Cpu),

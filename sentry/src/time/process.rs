@@ -81,7 +81,7 @@ impl ProcessTimers {
                     let _ = group.send_signal(SignalInfo::kernel(signal));
                 }
             });
-            GuestTimer::new(&kernel.timers, kernel.clocks, &clock, send)
+            GuestTimer::new(&kernel.timers, kernel.clocks.clone(), &clock, send)
         };
         Arc::clone(self.intervals.entry(which).or_insert_with(make))
     }

@@ -15,9 +15,9 @@ use super::ranges::Ranges;
 use super::requests;
 use super::tables::{CHUNK, REGION, Tables};
 use crate::error::Errno;
+use crate::platform::host_vdso::HostVdso;
 use crate::platform::systrap::layout::{CODE, TASK_SIZE, at, context_address};
 use crate::platform::systrap::thread::StubThread;
-use crate::platform::systrap::vdso::Vdso;
 use crate::platform::{MemoryCall, Thread as _};
 use crate::sync::lock;
 
@@ -79,10 +79,10 @@ const FETCH: u64 = 1 << 4;
 
 impl Machine {
     /// One of a new address space, which has nothing but the host's vDSO.
-    pub(super) fn new(host: &Arc<Host>, vdso: &Vdso) -> Self {
+    pub(super) fn new(host: &Arc<Host>, vdso: &HostVdso) -> Self {
         let mut ranges = Ranges::default();
-        ranges.set(&(vdso.range.start..vdso.header), libc::PROT_READ);
-        ranges.set(&(vdso.header..vdso.range.end), libc::PROT_READ | libc::PROT_EXEC);
+        ranges.set(&vdso.range(), libc::PROT_READ);
+        ranges.set(&vdso.code(), libc::PROT_READ | libc::PROT_EXEC);
         Self::with(host, ranges)
     }
 

@@ -30,9 +30,9 @@ use host::Host;
 use machine::Machine;
 use thread::KvmThread;
 
+use super::host_vdso::HostVdso;
 use super::systrap::spare::Spare;
 use super::systrap::thread::StubThread;
-use super::systrap::vdso::Vdso;
 use super::systrap::{LOWEST, first_stub, layout};
 use crate::error::Errno;
 use crate::platform::{Memory as _, MemoryCall, Platform, Thread, Trap};
@@ -47,7 +47,7 @@ const LOOKS: u32 = 3;
 pub struct Kvm {
     spare: Arc<Spare>,
     host: Arc<Host>,
-    vdso: Vdso,
+    vdso: HostVdso,
 }
 
 impl Kvm {
@@ -58,8 +58,7 @@ impl Kvm {
     pub fn new() -> Result<Self, Errno> {
         let device = std::fs::File::options().read(true).write(true).open(DEVICE);
         let device = device.map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))?;
-        let vdso = Vdso::of_host()?;
-        let first = first_stub(&vdso, requests::ALL)?;
+        let (first, vdso) = first_stub(requests::ALL)?;
         let [number] = first.give_files([device.as_fd()])?;
         let host = Arc::new(Host::new(&first, number)?);
         let platform = Self { spare: Spare::new(first), host, vdso };
@@ -119,8 +118,8 @@ impl Platform for Kvm {
         LOWEST..layout::CODE
     }
 
-    fn vdso(&self) -> Option<u64> {
-        Some(self.vdso.header)
+    fn host_vdso(&self) -> Option<&HostVdso> {
+        Some(&self.vdso)
     }
 }
 

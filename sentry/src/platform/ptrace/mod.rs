@@ -20,9 +20,9 @@ use nix::unistd::Pid;
 use stub::Stub;
 use thread::Traced;
 
-use super::systrap::vdso::Vdso;
 use super::systrap::zygote::{self, First};
-use super::systrap::{LOWEST, layout, sockets};
+use super::host_vdso::HostVdso;
+use super::systrap::{LOWEST, layout, remote, sockets};
 use crate::error::Errno;
 use crate::platform::{Platform, Thread};
 use crate::sync::lock;
@@ -30,7 +30,7 @@ use crate::sync::lock;
 /// The platform. As long as it lives, one stub waits to be copied.
 pub struct Ptrace {
     first: Mutex<Traced>,
-    vdso: Vdso,
+    vdso: HostVdso,
 }
 
 impl Ptrace {
@@ -40,18 +40,19 @@ impl Ptrace {
     /// What the host says: EPERM where it does not let processes trace their children, ENOMEM, EAGAIN.
     pub fn new() -> Result<Self, Errno> {
         let code = Arc::new(Code::linked());
-        let vdso = Vdso::of_host()?;
+        let vdso = HostVdso::of_host()?;
         let (ours, its) = sockets()?;
         let pid = start(&code, its, &vdso)?;
         let mut first = Traced::new(&code, Arc::new(Stub::new(pid, ours)), pid, 0);
         first.try_out()?;
+        let vdso = vdso.found(|address| remote::word(pid, address));
         Ok(Self { first: Mutex::new(first), vdso })
     }
 }
 
 /// Makes the first stub. Whoever traces a stub learns of its end: the thread that made the first has nothing more to do.
-fn start(code: &Arc<Code>, socket: OwnedFd, vdso: &Vdso) -> Result<Pid, Errno> {
-    let (code, vdso) = (Arc::clone(code), vdso.range.clone());
+fn start(code: &Arc<Code>, socket: OwnedFd, vdso: &HostVdso) -> Result<Pid, Errno> {
+    let (code, vdso) = (Arc::clone(code), vdso.clone());
     let make = move || {
         let pid = zygote::start(&First {
             code: code.bytes,
@@ -61,7 +62,7 @@ fn start(code: &Arc<Code>, socket: OwnedFd, vdso: &Vdso) -> Result<Pid, Errno> {
             contexts: None,
             socket: socket.as_fd(),
             requests: &[],
-            vdso,
+            vdso: &vdso,
         })?;
         Ok((pid, ()))
     };
@@ -90,16 +91,8 @@ impl Platform for Ptrace {
         LOWEST..layout::CODE
     }
 
-    fn vdso(&self) -> Option<u64> {
-        Some(self.vdso.header)
-    }
-
-    fn vdso_parts(&self) -> Vec<std::ops::Range<u64>> {
-        self.vdso.parts.clone()
-    }
-
-    fn vdso_code(&self) -> Vec<u8> {
-        self.vdso.code()
+    fn host_vdso(&self) -> Option<&HostVdso> {
+        Some(&self.vdso)
     }
 }
 

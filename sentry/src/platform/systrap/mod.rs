@@ -29,7 +29,6 @@ mod stub_code;
 mod stub_image;
 pub(super) mod thread;
 mod turn;
-pub(super) mod vdso;
 mod vector;
 mod waiting;
 pub(super) mod zygote;
@@ -49,10 +48,10 @@ use spare::Spare;
 use stub::{Parts, Processes};
 use stub_image::StubCode;
 use thread::{Place, StubThread};
-use vdso::Vdso;
 use zygote::First;
 
 use crate::error::Errno;
+use crate::platform::host_vdso::HostVdso;
 use crate::platform::{Platform, Thread};
 
 /// Lowest address that a guest may use: above the table of replaced call sites.
@@ -66,7 +65,7 @@ pub(crate) fn code() -> Vec<u8> {
 /// The platform. As long as it lives, one stub waits to be copied.
 pub struct Systrap {
     spare: Arc<Spare>,
-    vdso: Vdso,
+    vdso: HostVdso,
 }
 
 impl Systrap {
@@ -76,27 +75,32 @@ impl Systrap {
     /// # Errors
     /// What the host says: no processes left, seccomp or memfd not there.
     pub fn new() -> Result<Self, Errno> {
-        let vdso = Vdso::of_host()?;
-        Ok(Self { spare: Spare::new(first_stub(&vdso, &[])?), vdso })
+        let (first, vdso) = first_stub(&[])?;
+        Ok(Self { spare: Spare::new(first), vdso })
     }
 }
 
-/// Makes a first stub, whose filter lets these requests of `ioctl` through.
-pub(super) fn first_stub(vdso: &Vdso, requests: &'static [u32]) -> Result<StubThread, Errno> {
+/// Makes a first stub, whose filter lets these requests of `ioctl` through; and the host's vDSO as it has it.
+pub(super) fn first_stub(requests: &'static [u32]) -> Result<(StubThread, HostVdso), Errno> {
+    let vdso = HostVdso::of_host()?;
     let parts = Parts::new()?;
     thread::prepare(&Context::map(parts.contexts.as_fd(), 0)?, 0, 0, layout::state::STUB);
     let processes = Arc::new(Processes::default());
-    let (pid, parts) = start(&processes, parts, vdso.range.clone(), requests)?;
+    let (pid, parts) = start(&processes, parts, vdso.clone(), requests)?;
     let (stub, context) = processes.first(pid, parts)?;
     let first = StubThread::begin(&processes, Place { stub, slot: 0, context }, pid, 0);
-    if first.wait(0) { Ok(first) } else { Err(Errno::EAGAIN) }
+    if !first.wait(0) {
+        return Err(Errno::EAGAIN);
+    }
+    let vdso = vdso.found(|address| remote::word(pid, address));
+    Ok((first, vdso))
 }
 
 /// Makes the first stub from a thread that then waits for the end of stubs.
 fn start(
     processes: &Arc<Processes>,
     parts: Parts,
-    vdso: Range<u64>,
+    vdso: HostVdso,
     requests: &'static [u32],
 ) -> Result<(Pid, Parts), Errno> {
     let reaper = Arc::clone(processes);
@@ -110,7 +114,7 @@ fn start(
             contexts: Some(parts.contexts.as_fd()),
             socket: parts.its_socket.as_fd(),
             requests,
-            vdso,
+            vdso: &vdso,
         })?;
         Ok((pid, parts))
     };
@@ -130,16 +134,8 @@ impl Platform for Systrap {
         LOWEST..layout::CODE
     }
 
-    fn vdso(&self) -> Option<u64> {
-        Some(self.vdso.header)
-    }
-
-    fn vdso_parts(&self) -> Vec<std::ops::Range<u64>> {
-        self.vdso.parts.clone()
-    }
-
-    fn vdso_code(&self) -> Vec<u8> {
-        self.vdso.code()
+    fn host_vdso(&self) -> Option<&HostVdso> {
+        Some(&self.vdso)
     }
 }
 

@@ -58,7 +58,7 @@ fn pages(address: u64, length: usize, end: u64) -> Vec<RemoteIoVec> {
 }
 
 /// A word of a process, wherever it lies.
-pub(super) fn word(process: Pid, address: u64) -> Option<u64> {
+pub(in crate::platform) fn word(process: Pid, address: u64) -> Option<u64> {
     let part = RemoteIoVec { base: usize::try_from(address).ok()?, len: 8 };
     let mut bytes = [0; 8];
     let got = process_vm_readv(process, &mut [IoSliceMut::new(&mut bytes)], &[part]).ok()?;

@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 
 use super::context::Context;
 use super::filter::{FORK_FLAGS, SPAWN_FLAGS};
-use super::layout::{CODE, INTERRUPT, at, context_address, op, state};
+use super::layout::{CODE, INTERRUPT, at, context_address, kind, op, state};
 use super::put_off::{Mapping, PutOff};
 use super::remote::{Process, StubMemory};
 use super::stub::{Parts, Processes, Stub};
@@ -364,6 +364,15 @@ impl Thread for StubThread {
 
     fn arguments(&mut self) -> [u64; 6] {
         self.regs.arguments()
+    }
+
+    fn called_from(&mut self) -> u64 {
+        // Not all of them are taken for it, since all would have to be given back.
+        match (self.all, self.came_with & kind::TRAPPED != 0) {
+            (true, _) => self.regs.rip,
+            (false, true) => self.context.load(at::REGS + 8 * 16),
+            (false, false) => 0,
+        }
     }
 
     fn set_result(&mut self, value: u64) {

@@ -12,6 +12,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::{ForkResult, Pid, fork, setpgid};
 
 use super::filter;
+use crate::platform::host_vdso::{self, HostVdso};
 use super::layout::{CODE, CODE_SIZE, CONTEXT_SIZE, CONTEXTS, CONTEXTS_SIZE, INTERRUPT, at, context_address};
 use crate::error::Errno;
 
@@ -49,22 +50,22 @@ pub(in crate::platform) struct First<'a> {
     pub(in crate::platform) socket: BorrowedFd<'a>,
     /// Requests of `ioctl` that its filter lets through.
     pub(in crate::platform) requests: &'static [u32],
-    /// The host's vDSO, which stays.
-    pub(in crate::platform) vdso: Range<u64>,
+    /// The host's vDSO as this process has it, which stays.
+    pub(in crate::platform) vdso: &'a HostVdso,
 }
 
 /// All that the copy needs, made before it is.
-struct Prepared {
+struct Prepared<'a> {
     code: OwnedFd,
     start: u64,
     action: Option<KernelSigaction>,
     filter: Vec<libc::sock_filter>,
     contexts: Option<i32>,
     socket: i32,
-    vdso: Range<u64>,
+    vdso: &'a HostVdso,
 }
 
-fn prepare(first: &First<'_>) -> Result<Prepared, Errno> {
+fn prepare<'a>(first: &First<'a>) -> Result<Prepared<'a>, Errno> {
     assert!(first.code.len() as u64 <= CODE_SIZE, "the stub's code is {} bytes", first.code.len());
     let code = memfd_create(c"stub", MFdFlags::MFD_CLOEXEC)?;
     let mut file = std::fs::File::from(code);
@@ -89,7 +90,7 @@ fn prepare(first: &First<'_>) -> Result<Prepared, Errno> {
         filter: filter::program(first.requests),
         contexts: first.contexts.map(|file| file.as_raw_fd()),
         socket: first.socket.as_raw_fd(),
-        vdso: first.vdso.clone(),
+        vdso: first.vdso,
     })
 }
 
@@ -143,7 +144,27 @@ macro_rules! must {
     };
 }
 
-fn become_stub(prepared: &Prepared) -> ! {
+/// Moves the host's vDSO to the place where stubs have it, part by part. The range that it has then: where the host does not let it be moved, it
+/// stays.
+fn place_vdso(vdso: &HostVdso) -> Range<u64> {
+    let range = vdso.range();
+    for part in vdso.parts() {
+        let (length, to) = (part.end - part.start, host_vdso::PLACE + (part.start - range.start));
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        // SAFETY: nothing in this process uses it any more, and nothing lies at the new place.
+        let moved = unsafe { libc::syscall(libc::SYS_mremap, part.start, length, length, flags, to) };
+        if moved == -1 && part.start == range.start {
+            return range;
+        }
+        if moved == -1 {
+            // SAFETY: ends this process.
+            unsafe { libc::_exit(1) }
+        }
+    }
+    host_vdso::PLACE..host_vdso::PLACE + (range.end - range.start)
+}
+
+fn become_stub(prepared: &Prepared<'_>) -> ! {
     // No name of its own file is left after this: nothing of the sentry's files must stay open.
     let fixed = libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE;
     let code = libc::PROT_READ | libc::PROT_EXEC;
@@ -175,6 +196,7 @@ fn become_stub(prepared: &Prepared) -> ! {
             must!(libc::SYS_rt_sigaction, signal, &raw const *action, 0_u64, 8_u64);
         }
     }
+    let vdso = place_vdso(prepared.vdso);
     must!(libc::SYS_prctl, libc::PR_SET_NO_NEW_PRIVS, 1_u64, 0_u64, 0_u64, 0_u64);
     let program = libc::sock_fprog {
         len: u16::try_from(prepared.filter.len()).unwrap_or(0),
@@ -188,8 +210,8 @@ fn become_stub(prepared: &Prepared) -> ! {
             "jmp rsi",
             in("rdi") context_address(0),
             in("rsi") prepared.start,
-            in("r12") prepared.vdso.start,
-            in("r13") prepared.vdso.end,
+            in("r12") vdso.start,
+            in("r13") vdso.end,
             options(noreturn)
         )
     }
