@@ -16,85 +16,85 @@ core::arch::global_asm!(
     .balign 16
     .globl kata_cc_vdso_begin
 kata_cc_vdso_begin:
-    .set .Ldata, kata_cc_vdso_begin - {TEXT} - {PAGE}
+    .set .Lvdso_data, kata_cc_vdso_begin - {TEXT} - {PAGE}
 
     // int clock_gettime(clockid_t edi, struct timespec *rsi)
     .globl kata_cc_vdso_clock_gettime
 kata_cc_vdso_clock_gettime:
     endbr64
-    lea .Ldata + {MONOTONIC}(%rip), %rdx
+    lea .Lvdso_data + {MONOTONIC}(%rip), %rdx
     cmp $1, %edi                    // CLOCK_MONOTONIC
-    je .Ldiffers
+    je .Lvdso_differs
     test %edi, %edi                 // CLOCK_REALTIME
-    je .Lhost_clock
+    je .Lvdso_host_clock
     cmp $6, %edi                    // CLOCK_MONOTONIC_COARSE
-    je .Ldiffers
+    je .Lvdso_differs
     cmp $5, %edi                    // CLOCK_REALTIME_COARSE
-    je .Lhost_clock
+    je .Lvdso_host_clock
     cmp $7, %edi                    // CLOCK_BOOTTIME: a sandbox does not sleep
-    je .Lboottime
+    je .Lvdso_boottime
     cmp $11, %edi                   // CLOCK_TAI: a sandbox knows of no leap seconds
-    je .Ltai
+    je .Lvdso_tai
     cmp $4, %edi                    // CLOCK_MONOTONIC_RAW
-    jne .Lcall_clock
-    lea .Ldata + {RAW}(%rip), %rdx
-    jmp .Ldiffers
-.Ltai:
+    jne .Lvdso_call_clock
+    lea .Lvdso_data + {RAW}(%rip), %rdx
+    jmp .Lvdso_differs
+.Lvdso_tai:
     xor %edi, %edi
-.Lhost_clock:
-    mov .Ldata + {CLOCK_GETTIME}(%rip), %rax
+.Lvdso_host_clock:
+    mov .Lvdso_data + {CLOCK_GETTIME}(%rip), %rax
     test %rax, %rax
-    jz .Lcall_clock
+    jz .Lvdso_call_clock
     jmp *%rax
-.Lcall_clock:
+.Lvdso_call_clock:
     mov $228, %eax
     syscall
     ret
-.Lboottime:
+.Lvdso_boottime:
     mov $1, %edi
     // edi: a clock of the host's, rdx: what is added to it.
-.Ldiffers:
-    cmpq $0, .Ldata + {CLOCK_GETTIME}(%rip)
-    je .Lcall_clock
+.Lvdso_differs:
+    cmpq $0, .Lvdso_data + {CLOCK_GETTIME}(%rip)
+    je .Lvdso_call_clock
     sub $56, %rsp
     .globl kata_cc_vdso_frame_begin
 kata_cc_vdso_frame_begin:
     mov %rsi, 16(%rsp)
     mov %rdx, 24(%rsp)
     mov %edi, 32(%rsp)
-.Lagain:
-    mov .Ldata + {NUMBER}(%rip), %rax
+.Lvdso_again:
+    mov .Lvdso_data + {NUMBER}(%rip), %rax
     mov %rax, 40(%rsp)
     mov %rsp, %rsi
-    call *.Ldata + {CLOCK_GETTIME}(%rip)
+    call *.Lvdso_data + {CLOCK_GETTIME}(%rip)
     mov 24(%rsp), %rdx
     mov (%rsp), %rcx
     mov 8(%rsp), %r8
     add (%rdx), %rcx                // seconds
     add 8(%rdx), %r8                // nanoseconds
     mov 40(%rsp), %r9
-    cmp .Ldata + {NUMBER}(%rip), %r9
-    jne .Lretry
+    cmp .Lvdso_data + {NUMBER}(%rip), %r9
+    jne .Lvdso_retry
     test %eax, %eax
-    jnz .Lreturn
+    jnz .Lvdso_return
     cmp $1000000000, %r8
-    jb .Lstore
+    jb .Lvdso_store
     sub $1000000000, %r8
     inc %rcx
-.Lstore:
+.Lvdso_store:
     mov 16(%rsp), %rsi
     mov %rcx, (%rsi)
     mov %r8, 8(%rsi)
-.Lreturn:
+.Lvdso_return:
     add $56, %rsp
     .globl kata_cc_vdso_frame_end
 kata_cc_vdso_frame_end:
     ret
     .globl kata_cc_vdso_retry
 kata_cc_vdso_retry:
-.Lretry:
+.Lvdso_retry:
     mov 32(%rsp), %edi
-    jmp .Lagain
+    jmp .Lvdso_again
     .globl kata_cc_vdso_clock_gettime_end
 kata_cc_vdso_clock_gettime_end:
 
@@ -103,7 +103,7 @@ kata_cc_vdso_clock_gettime_end:
     .globl kata_cc_vdso_gettimeofday
 kata_cc_vdso_gettimeofday:
     endbr64
-    mov .Ldata + {GETTIMEOFDAY}(%rip), %rax
+    mov .Lvdso_data + {GETTIMEOFDAY}(%rip), %rax
     test %rax, %rax
     jz 1f
     jmp *%rax
@@ -118,7 +118,7 @@ kata_cc_vdso_gettimeofday_end:
     .globl kata_cc_vdso_time
 kata_cc_vdso_time:
     endbr64
-    mov .Ldata + {TIME}(%rip), %rax
+    mov .Lvdso_data + {TIME}(%rip), %rax
     test %rax, %rax
     jz 1f
     jmp *%rax
@@ -136,7 +136,7 @@ kata_cc_vdso_clock_getres:
     cmp $11, %edi
     ja 2f
     mov ${COARSE_CLOCKS}, %eax
-    mov .Ldata + {COARSE}(%rip), %rdx
+    mov .Lvdso_data + {COARSE}(%rip), %rdx
     bt %edi, %eax
     jc 1f
     mov ${FINE_CLOCKS}, %eax
@@ -160,7 +160,7 @@ kata_cc_vdso_clock_getres_end:
     .globl kata_cc_vdso_getcpu
 kata_cc_vdso_getcpu:
     endbr64
-    mov .Ldata + {GETCPU}(%rip), %rax
+    mov .Lvdso_data + {GETCPU}(%rip), %rax
     test %rax, %rax
     jz 1f
     jmp *%rax
