@@ -75,14 +75,18 @@ impl Kernel {
         lock(&self.vdso).clone()
     }
 
-    /// Lets clocks go on from what they showed elsewhere ([`Clocks::go_on_from`]). No task is there yet.
+    /// Lets clocks go on from what they showed elsewhere ([`Clocks::go_on_from`]). `false` where a program has them as they are.
     ///
     /// # Errors
     /// EINVAL: no clock shows that. What the host says when it has no memory for a vDSO.
-    pub(crate) fn go_on_from(&self, saved: Reading) -> Result<(), Errno> {
+    pub(crate) fn go_on_from(&self, saved: Reading) -> Result<bool, Errno> {
+        let mut vdso = lock(&self.vdso);
+        if vdso.as_ref().is_some_and(Vdso::is_used) {
+            return Ok(false);
+        }
         self.clocks.go_on_from(saved)?;
-        *lock(&self.vdso) = Some(new_vdso(self.platform.as_ref(), &self.clocks)?);
-        Ok(())
+        *vdso = Some(new_vdso(self.platform.as_ref(), &self.clocks)?);
+        Ok(true)
     }
 
     /// Names the machine.
@@ -173,7 +177,23 @@ mod for_test {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    #[test]
+    fn clocks_are_set_as_long_as_no_program_has_them() {
+        let kernel = Kernel::for_test();
+        let saved = Reading { monotonic: Duration::from_secs(1000), raw: Duration::from_secs(1000) };
+        assert_eq!(kernel.go_on_from(saved), Ok(true));
+        assert!(kernel.clocks.monotonic() > saved.monotonic);
+        // One that is about to be loaded, or runs.
+        let loaded = kernel.vdso();
+        assert_eq!(kernel.go_on_from(Reading::default()), Ok(false));
+        assert!(kernel.clocks.monotonic() > saved.monotonic);
+        drop(loaded);
+        assert_eq!(kernel.go_on_from(saved), Ok(true));
+    }
 
     #[test]
     fn calls_that_are_not_there_are_counted_for_each_program() {

@@ -191,6 +191,53 @@ fn gdb_breaks_steps_and_looks() {
     });
 }
 
+/// Its pages are the guest's: symbols are found in them, breakpoints set, and stacks unwound within.
+#[test]
+fn gdb_looks_into_the_vdso() {
+    if !have(&["gdb", "gcc"]) {
+        return;
+    }
+    let program = "#include <time.h>\n#include <stdio.h>
+        int main(void) { struct timespec now; clock_gettime(CLOCK_MONOTONIC, &now); puts(now.tv_sec ? \"read\" : \"\"); return 0; }";
+    let commands = [
+        "file /tmp/clock",
+        "break main",
+        "run",
+        "break __vdso_clock_gettime",
+        "continue",
+        "x/4xb (char *)$pc",
+        "bt",
+        // Into the part that has a frame.
+        "stepi 10",
+        "info symbol $pc",
+        "bt",
+        "delete",
+        "finish",
+        "continue",
+    ];
+    let commands: String = commands.iter().map(|command| format!(" -ex '{command}'")).collect();
+    let script = format!(
+        "cat >/tmp/clock.c <<'END'\n{program}\nEND\ngcc -g -O0 -o /tmp/clock /tmp/clock.c && cd /tmp || exit 1
+        gdb -nx -batch -iex 'set debuginfod enabled off' -iex 'set auto-load off'{commands} 2>&1; true"
+    );
+    shell(&script, |printed| {
+        let wanted = [
+            "Breakpoint 1, main ()",
+            "in clock_gettime ()",
+            "0xf3\t0x0f\t0x1e\t0xfa",
+            "#0 ",
+            "in main ()",
+            "clock_gettime + ",
+            "in clock_gettime ()",
+            "in main ()",
+            "read",
+            "exited normally",
+        ];
+        has_lines(printed, &wanted);
+        assert!(!printed.contains("Can't read pathname"), "{printed}");
+    });
+}
+
 #[test]
 fn gdb_watches_a_variable() {
     if !have(&["gdb", "gcc"]) {

@@ -457,14 +457,19 @@ fn host_vdso(kernel: &Kernel) -> (Vec<Range<u64>>, [u8; 32]) {
 
 /// Lets clocks go on from what they showed. In a pod of several containers they are the pod's: for this one they jump.
 fn restore_time(place: &Setting<'_>, saved: Reading) -> Result<(), CheckpointError> {
-    if place.alone {
-        return place.kernel.go_on_from(saved).map_err(|errno| match errno {
-            Errno::EINVAL => CheckpointError::State("its clock"),
-            errno => host("the vDSO")(errno),
-        });
+    let gone_on = if place.alone { place.kernel.go_on_from(saved) } else { Ok(false) };
+    let gone_on = gone_on.map_err(|errno| match errno {
+        Errno::EINVAL => CheckpointError::State("its clock"),
+        errno => host("the vDSO")(errno),
+    })?;
+    if !gone_on {
+        let (then, now) = (saved.monotonic, place.kernel.clocks.monotonic());
+        tracing::warn!(
+            ?then,
+            ?now,
+            "the monotonic clock is other containers', too, and does not go on from the checkpoint's"
+        );
     }
-    let (then, now) = (saved.monotonic, place.kernel.clocks.monotonic());
-    tracing::warn!(?then, ?now, "the monotonic clock is that of other containers, too: it does not go on from the checkpoint's");
     Ok(())
 }
 

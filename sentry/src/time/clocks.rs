@@ -180,14 +180,20 @@ mod tests {
         let raw = clocks.of_number(libc::CLOCK_MONOTONIC_RAW, false).unwrap();
         let boot = clocks.of_number(libc::CLOCK_BOOTTIME, false).unwrap();
         let after = clocks.of_number(libc::CLOCK_MONOTONIC, false).unwrap();
-        assert!(before >= BEGIN && before <= boot && boot <= after && after < BEGIN * 30, "{before:?} {after:?}");
+        assert!(
+            before >= BEGIN && before <= boot && boot <= after && after < BEGIN * 30,
+            "{before:?} {after:?}"
+        );
         assert!(raw >= BEGIN && raw < after + Duration::from_millis(1), "{raw:?}");
         let coarse = clocks.of_number(libc::CLOCK_MONOTONIC_COARSE, false).unwrap();
         assert!(coarse <= clocks.monotonic() && coarse + clocks.coarse() * 3 > after, "{coarse:?}");
         // The host's own is another.
         let hosts = clocks.of_number(libc::CLOCK_MONOTONIC, true).unwrap();
         assert_eq!(later(hosts, clocks.differences().monotonic).as_secs(), clocks.monotonic().as_secs());
-        assert_eq!(clocks.of_number(libc::CLOCK_REALTIME, true).unwrap().as_secs(), clocks.realtime().as_secs());
+        assert_eq!(
+            clocks.of_number(libc::CLOCK_REALTIME, true).unwrap().as_secs(),
+            clocks.realtime().as_secs()
+        );
         for number in [libc::CLOCK_PROCESS_CPUTIME_ID, libc::CLOCK_THREAD_CPUTIME_ID, 10, 12, -1] {
             assert_eq!(clocks.of_number(number, false), None, "{number}");
         }
@@ -212,13 +218,14 @@ mod tests {
         let clocks = Clocks::new();
         let before = clocks.clone();
         for seconds in [0, 5, 1 << 30] {
-            let saved = Reading {
-                monotonic: Duration::from_secs(seconds),
-                raw: Duration::from_secs(seconds + 7),
-            };
+            let saved =
+                Reading { monotonic: Duration::from_secs(seconds), raw: Duration::from_secs(seconds + 7) };
             clocks.go_on_from(saved).unwrap();
             let now = clocks.reading();
-            assert!(now.monotonic >= saved.monotonic + RESTORED && now.raw >= saved.raw + RESTORED, "{now:?}");
+            assert!(
+                now.monotonic >= saved.monotonic + RESTORED && now.raw >= saved.raw + RESTORED,
+                "{now:?}"
+            );
             assert!(now.monotonic < saved.monotonic + Duration::from_secs(30), "{now:?}");
             // Whoever knew the clocks knows them.
             assert_eq!(before.differences(), clocks.differences());

@@ -74,6 +74,74 @@ fn a_changed_name_of_the_machine_is_kept() {
     assert!(error.contains("processes may more than the bundle lets them"), "{error}");
 }
 
+/// Looks at all clocks all the time, and tells on each line what they show; a wait until a time is under way.
+const CLOCKS: &str = r"
+import sys, threading, time
+began = time.monotonic()
+wrong = []
+def watch():
+    clocks = [1, 4, 6, 7]
+    last = [time.clock_gettime(clock) for clock in clocks]
+    while True:
+        for place, clock in enumerate(clocks):
+            now = time.clock_gettime(clock)
+            if not last[place] <= now < last[place] + 100: wrong.append((clock, last[place], now))
+            last[place] = now
+threading.Thread(target=watch, daemon=True).start()
+waited = []
+def wait():
+    until = time.monotonic() + 4
+    threading.Event().wait(4)
+    waited.append(time.monotonic() - until)
+threading.Thread(target=wait, daemon=True).start()
+for line in sys.stdin:
+    now = time.monotonic()
+    if line == 'age\n':
+        uptime = float(open('/proc/uptime').read().split()[0])
+        print(round(now), -1 < now - uptime < 1, now - began < 100, wrong[:3], flush=True)
+    else:
+        while not waited: time.sleep(0.05)
+        print(0 <= waited[0] < 30, flush=True)
+";
+
+#[test]
+fn clocks_go_on_from_where_they_were() {
+    let spec = python(CLOCKS);
+    let image = tempfile::tempfile().unwrap();
+    let sandbox = Sandbox::start(&[]);
+    let age = |sandbox: &Sandbox| {
+        sandbox.write("c", "", b"age\n").unwrap();
+        let line = sandbox.read_until("c", "", "\n");
+        let (age, rest) = line.split_once(' ').unwrap();
+        assert_eq!(rest, "True True []\n", "{age}");
+        age.parse::<u64>().unwrap()
+    };
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    sandbox.run("c", &spec);
+    // They began with the sandbox.
+    let before = age(&sandbox);
+    assert!((4..80).contains(&before), "{before}");
+    save(&sandbox, "c", "checkpoint", &image);
+    let restored = restore("c", &spec, &image);
+    let after = age(&restored);
+    assert!(after >= before && after < before + 80, "{before} {after}");
+    restored.write("c", "", b"waited\n").unwrap();
+    assert_eq!(restored.read_until("c", "", "\n"), "True\n");
+    // Once more, out of the one that was restored.
+    save(&restored, "c", "leave-running", &image);
+    let again = restore("c", &spec, &image);
+    assert!(age(&again) >= after, "{after}");
+    assert!(age(&restored) >= after, "{after}");
+    // Where another container has the clock, it stays as it is, and the log says so.
+    let sandbox = Sandbox::start(&[]);
+    sandbox.run("o", &spec);
+    save(&sandbox, "c", "restore", &image);
+    sandbox.run("c", &spec);
+    sandbox.write("c", "", b"age\n").unwrap();
+    sandbox.read_until("c", "", "\n");
+    assert!(sandbox.log().contains("does not go on from the checkpoint's"), "{}", sandbox.log());
+}
+
 #[test]
 fn memory_of_the_pod_is_left_alone() {
     const PROGRAM: &str = r"

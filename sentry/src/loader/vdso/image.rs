@@ -120,7 +120,9 @@ fn symbols(functions: &[Function], section: u16) -> Vec<Symbol> {
     const ABSOLUTE: u16 = 0xfff1;
     let mut all = Vec::new();
     for function in functions {
-        for (name, binding) in [(format!("__vdso_{}", function.name), GLOBAL), (function.name.to_owned(), WEAK)] {
+        for (name, binding) in
+            [(format!("__vdso_{}", function.name), GLOBAL), (function.name.to_owned(), WEAK)]
+        {
             let (value, size) = (TEXT + function.start, function.end - function.start);
             all.push(Symbol { name, info: binding | FUNC, section, value, size });
         }
@@ -152,7 +154,8 @@ fn hash_table(symbols: &[Symbol]) -> Bytes {
 fn gnu_hash_table(symbols: &[Symbol]) -> Bytes {
     const SHIFT: u32 = 6;
     let hashes: Vec<u32> = symbols.iter().map(|symbol| gnu_hash(&symbol.name)).collect();
-    let filter = hashes.iter().fold(0_u64, |bits, hash| bits | 1 << (hash % 64) | 1 << ((hash >> SHIFT) % 64));
+    let filter =
+        hashes.iter().fold(0_u64, |bits, hash| bits | 1 << (hash % 64) | 1 << ((hash >> SHIFT) % 64));
     let mut out = Bytes::default();
     out.words(&[BUCKETS, 1, 1, SHIFT]);
     out.u64(filter);
@@ -249,7 +252,8 @@ fn parts(code: &Code) -> Vec<Part> {
         at = part.at + part.bytes.len() as u64;
     }
     let dynamic = dynamic_table(&parts);
-    let place = |parts: &[Part], name: &str| parts.iter().find(|part| part.name == name).map_or(0, |part| part.at);
+    let place =
+        |parts: &[Part], name: &str| parts.iter().find(|part| part.name == name).map_or(0, |part| part.at);
     let (header_at, frames_at) = (place(&parts, ".eh_frame_hdr"), place(&parts, ".eh_frame"));
     let (frames, places) = unwind::frames(frames_at, TEXT, &code.functions);
     let header = unwind::header(header_at, frames_at, TEXT, &code.functions, &places);

@@ -62,14 +62,17 @@ impl Vdso {
         let mut file = std::fs::File::from(file);
         let pages = [data::page(host, number, coarse, differences), image_bytes()].concat();
         file.write_all(&pages).map_err(|_| Errno::ENOMEM)?;
-        let seals = SealFlag::F_SEAL_WRITE
-            | SealFlag::F_SEAL_GROW
-            | SealFlag::F_SEAL_SHRINK
-            | SealFlag::F_SEAL_SEAL;
+        let seals =
+            SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
         fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
         let file = Arc::new(OwnedFd::from(file));
         let part = |part| Arc::new(Mapped { file: Arc::clone(&file), part });
         Ok(Self { data: part(VdsoPart::Data), image: part(VdsoPart::Image) })
+    }
+
+    /// Whether somebody else has it: an address space, or who loads a program.
+    pub(crate) fn is_used(&self) -> bool {
+        Arc::strong_count(&self.data) > 1
     }
 
     /// One of its pages.

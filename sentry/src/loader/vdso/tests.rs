@@ -26,7 +26,8 @@ impl Here {
     fn function(&self, name: &str) -> ClockCall {
         let code = Code::linked();
         let function = code.functions.iter().find(|function| function.name == name).unwrap();
-        let place = std::ptr::with_exposed_provenance::<()>((self.header + image::TEXT + function.start) as usize);
+        let place =
+            std::ptr::with_exposed_provenance::<()>((self.header + image::TEXT + function.start) as usize);
         // SAFETY: the function was mapped there just now, and has two arguments at most that are used.
         unsafe { std::mem::transmute::<*const (), ClockCall>(place) }
     }
@@ -134,7 +135,8 @@ fn who_is_stopped_in_it_goes_on_with_other_data() {
     };
     let mut here = Here::new(&make(0), 0x3300_0000_0000);
     let call = here.function("clock_gettime");
-    let (stop, ended) = (std::sync::atomic::AtomicBool::new(false), Instant::now() + Duration::from_millis(500));
+    let (stop, ended) =
+        (std::sync::atomic::AtomicBool::new(false), Instant::now() + Duration::from_millis(500));
     let begin = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap().tv_sec();
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| {

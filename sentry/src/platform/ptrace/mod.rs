@@ -20,8 +20,8 @@ use nix::unistd::Pid;
 use stub::Stub;
 use thread::Traced;
 
-use super::systrap::zygote::{self, First};
 use super::host_vdso::HostVdso;
+use super::systrap::zygote::{self, First};
 use super::systrap::{LOWEST, layout, remote, sockets};
 use crate::error::Errno;
 use crate::platform::{Platform, Thread};

@@ -12,9 +12,9 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::{ForkResult, Pid, fork, setpgid};
 
 use super::filter;
-use crate::platform::host_vdso::{self, HostVdso};
 use super::layout::{CODE, CODE_SIZE, CONTEXT_SIZE, CONTEXTS, CONTEXTS_SIZE, INTERRUPT, at, context_address};
 use crate::error::Errno;
+use crate::platform::host_vdso::{self, HostVdso};
 
 /// `struct sigaction` as the kernel takes it.
 #[repr(C)]
