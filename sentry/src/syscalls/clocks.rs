@@ -299,6 +299,39 @@ mod tests {
         }
     }
 
+    /// A host whose clock cannot be read without a call: the vDSO of guests adds what is to be added.
+    #[test]
+    fn the_hosts_vdso_is_told_the_hosts_time() {
+        const DATA: u64 = 0x50_0000;
+        let kernel = Kernel::new(crate::platform::Kind::Systrap.start().unwrap());
+        let task = Task::for_test(&kernel);
+        let host = kernel.platform.host_vdso().unwrap();
+        let syscall = host.bytes().windows(2).position(|two| two == [0x0f, 0x05]).unwrap() as u64;
+        let mut thread = kernel.platform.new_address_space().unwrap();
+        let map = crate::platform::MemoryCall::Map {
+            address: DATA,
+            length: 4096,
+            protection: libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC,
+            flags: libc::MAP_PRIVATE,
+            file: None,
+        };
+        thread.change_memory(&map).unwrap();
+        assert_eq!(thread.write(DATA, &[0x0f, 0x05]), 2);
+        for (place, hosts) in [(host.code().start + syscall, true), (DATA, false)] {
+            (thread.regs().rip, thread.regs().rax) = (place, libc::SYS_clock_gettime.unsigned_abs());
+            assert_eq!(thread.resume(), crate::platform::Trap::Syscall { number: 228 });
+            let mut call = Call { kernel: &kernel, task: &task, thread: thread.as_mut() };
+            for clock in [libc::CLOCK_REALTIME, libc::CLOCK_MONOTONIC, libc::CLOCK_MONOTONIC_RAW] {
+                let number = u64::from(clock.unsigned_abs());
+                let before = kernel.clocks.of_number(clock, hosts).unwrap();
+                assert_eq!(sys_clock_gettime(&mut call, [number, DATA + 64, 0, 0, 0, 0]), Ok(0));
+                let shown = read_timespec(&call, DATA + 64).unwrap();
+                let after = kernel.clocks.of_number(clock, hosts).unwrap();
+                assert!(before <= shown && shown <= after, "{clock} {hosts}: {before:?} {shown:?} {after:?}");
+            }
+        }
+    }
+
     #[test]
     fn a_sleep_that_a_signal_ends_tells_what_is_left() {
         let kernel = Kernel::for_test();

@@ -117,6 +117,9 @@ fn clocks_go_on_from_where_they_were() {
         age.parse::<u64>().unwrap()
     };
     std::thread::sleep(std::time::Duration::from_secs(4));
+    // It has the number that the other one's process has below.
+    let other = python("import sys\nsys.stdin.read()");
+    sandbox.run("o", &other);
     sandbox.run("c", &spec);
     // They began with the sandbox.
     let before = age(&sandbox);
@@ -134,7 +137,7 @@ fn clocks_go_on_from_where_they_were() {
     assert!(age(&restored) >= after, "{after}");
     // Where another container has the clock, it stays as it is, and the log says so.
     let sandbox = Sandbox::start(&[]);
-    sandbox.run("o", &spec);
+    sandbox.run("o", &other);
     save(&sandbox, "c", "restore", &image);
     sandbox.run("c", &spec);
     sandbox.write("c", "", b"age\n").unwrap();
