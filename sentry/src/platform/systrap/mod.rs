@@ -27,6 +27,7 @@ pub(super) mod step;
 pub(super) mod stub;
 mod stub_code;
 mod stub_image;
+mod stub_tasks;
 pub(super) mod thread;
 mod turn;
 pub(super) mod vdso;
