@@ -337,6 +337,22 @@ pub trait Thread: Memory + Send {
         self.change_memory(call)
     }
 
+    /// Reads a file of the host into the guest's memory, as the guest itself: it may get hold of the descriptor, and so do with the file whatever
+    /// that allows. How many bytes there are now is the guest's word.
+    ///
+    /// # Errors
+    /// What the host says; ENOSYS where the platform has no such way.
+    fn read_file(
+        &mut self,
+        address: u64,
+        length: usize,
+        file: BorrowedFd<'_>,
+        offset: u64,
+    ) -> Result<usize, Errno> {
+        let _ = (address, length, file, offset);
+        Err(Errno::ENOSYS)
+    }
+
     /// Compares and swaps 32 bits of the guest's memory, atomically against guest code. What was there before.
     ///
     /// # Errors
@@ -364,6 +380,9 @@ pub trait Thread: Memory + Send {
 
     /// A further thread in this address space, with this one's registers.
     fn spawn(&mut self) -> Result<Box<dyn Thread>, Errno>;
+
+    /// The guest thread has ended. Called before anybody hears of that, who may then take away memory in which the host's kernel writes for it.
+    fn retire(&mut self) {}
 
     /// Another thread of the sentry will use it from now on, or for the next time.
     fn release(&mut self) {}

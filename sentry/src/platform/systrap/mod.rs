@@ -27,6 +27,7 @@ pub(super) mod step;
 pub(super) mod stub;
 mod stub_code;
 mod stub_image;
+mod stub_tasks;
 pub(super) mod thread;
 mod turn;
 mod vector;
@@ -89,7 +90,7 @@ pub(super) fn first_stub(requests: &'static [u32]) -> Result<(StubThread, HostVd
     let (pid, parts) = start(&processes, parts, vdso.clone(), requests)?;
     let (stub, context) = processes.first(pid, parts)?;
     let first = StubThread::begin(&processes, Place { stub, slot: 0, context }, pid, 0);
-    if !first.wait(0) {
+    if !first.wait(0, None) {
         return Err(Errno::EAGAIN);
     }
     let vdso = vdso.found(|address| remote::word(pid, address));

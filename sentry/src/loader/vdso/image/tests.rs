@@ -158,8 +158,8 @@ fn frame_at(image: &[u8], address: u64) -> Option<u64> {
     let signed = |at: u64| i64::from(number(image, at, 4) as i32);
     let relative = |at: u64, base: u64| base.wrapping_add_signed(signed(at));
     assert_eq!(image[header.start as usize..][..4], [1, 0x1b, 3, 0x3b]);
-    let rows = (0..number(image, header.start + 8, 4)).map(|n| header.start + 12 + 8 * n);
-    let row = rows.filter(|row| relative(*row, header.start) <= address).next_back()?;
+    let mut rows = (0..number(image, header.start + 8, 4)).map(|n| header.start + 12 + 8 * n);
+    let row = rows.rfind(|row| relative(*row, header.start) <= address)?;
     let entry = relative(row + 4, header.start);
     let start = relative(entry + 8, entry + 8);
     if address >= start + number(image, entry + 12, 4) {
