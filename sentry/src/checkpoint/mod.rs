@@ -9,6 +9,7 @@
 //! An image holds the container's secrets, and is untrusted when it comes back ([`image`]).
 
 mod admission;
+mod clock;
 mod files;
 mod image;
 mod memory;
@@ -17,7 +18,6 @@ pub(crate) mod state;
 mod tree;
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ pub(crate) use admission::Ceiling;
 pub(crate) use files::Streams;
 use files::{Files, Opened, Reopening, pick, walk};
 pub use image::{ImageError, examine, examine_state};
-use image::{Reader, Source, Writer, sha256};
+use image::{Reader, Source, Writer};
 use memory::SharedMemory;
 pub(crate) use progress::Progress;
 use state::{SavedFolders, SavedSpace, SavedTable, SavedThread, State};
@@ -42,7 +42,6 @@ use crate::sync::lock;
 use crate::syscalls::map_again;
 use crate::task::seccomp::Program;
 use crate::task::{self, ControlGroup, Lists, Pid, Task, capability};
-use crate::time::Reading;
 use crate::vfs::{Caller, FdTable, FsContext, Inode, Mount, OpenFile, Place};
 
 /// Most things that one refusal names.
@@ -246,8 +245,8 @@ fn write(subject: &Subject<'_>, image: OwnedFd) -> Result<(), CheckpointError> {
     let names = Some((uts.host, uts.domain)).filter(|names| names != named);
     let state = State {
         time: kernel.clocks.reading(),
-        vdso: host_vdso(kernel).0,
-        vdso_code: host_vdso(kernel).1,
+        vdso: clock::host_vdso(kernel).0,
+        vdso_code: clock::host_vdso(kernel).1,
         names,
         trees: trees(&mut out, &mounts)?,
         mounts: mounts.into_iter().map(|(path, mount)| (path, mount_name(&mount))).collect(),
@@ -393,7 +392,7 @@ pub(crate) fn restore(place: &Setting<'_>, image: OwnedFd) -> Result<Restored, C
     }
     let mut state = image.state()?;
     // A program may have been stopped in it.
-    if (&state.vdso, state.vdso_code) != (&host_vdso(kernel).0, host_vdso(kernel).1) {
+    if (&state.vdso, state.vdso_code) != (&clock::host_vdso(kernel).0, clock::host_vdso(kernel).1) {
         return Err(CheckpointError::Vdso);
     }
     admission::admit(&mut state.processes, ceiling)?;
@@ -401,7 +400,7 @@ pub(crate) fn restore(place: &Setting<'_>, image: OwnedFd) -> Result<Restored, C
     if let Some(names) = state.names.take() {
         restore_names(place, names)?;
     }
-    restore_time(place, state.time)?;
+    clock::restore(place, state.time)?;
     restore_files(&image, container, &state)?;
     let root = container.root();
     let reopening = Reopening { image: &image, kernel, root: &root, streams };
@@ -447,30 +446,6 @@ pub(crate) fn restore(place: &Setting<'_>, image: OwnedFd) -> Result<Restored, C
             .ok_or(CheckpointError::State("its first process is not there"))
     });
     given.inspect_err(|_| task::forget(kernel, &state.processes))
-}
-
-/// Where stubs have the host's vDSO, and the digest of its code.
-fn host_vdso(kernel: &Kernel) -> (Vec<Range<u64>>, [u8; 32]) {
-    let host = kernel.platform.host_vdso();
-    host.map_or((Vec::new(), [0; 32]), |host| (host.parts().to_vec(), sha256(&host.bytes())))
-}
-
-/// Lets clocks go on from what they showed. In a pod of several containers they are the pod's: for this one they jump.
-fn restore_time(place: &Setting<'_>, saved: Reading) -> Result<(), CheckpointError> {
-    let gone_on = if place.alone { place.kernel.go_on_from(saved) } else { Ok(false) };
-    let gone_on = gone_on.map_err(|errno| match errno {
-        Errno::EINVAL => CheckpointError::State("its clock"),
-        errno => host("the vDSO")(errno),
-    })?;
-    if !gone_on {
-        let (then, now) = (saved.monotonic, place.kernel.clocks.monotonic());
-        tracing::warn!(
-            ?then,
-            ?now,
-            "the monotonic clock is other containers', too, and does not go on from the checkpoint's"
-        );
-    }
-    Ok(())
 }
 
 /// Names the machine as the container had it. In a pod of several containers that is the pod's name, and stays.

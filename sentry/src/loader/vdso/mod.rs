@@ -7,6 +7,8 @@
 //!
 //! Both pages are a file in memory that nobody can change any more. Each program gets them mapped as any file ([`Vdso::map`]); a sandbox
 //! whose clocks differ otherwise, since a container was restored into it, gets others.
+//!
+//! `unsafe` is in [`code`] (the assembler's symbols).
 
 mod code;
 mod data;
