@@ -59,11 +59,14 @@ impl Vdso {
     /// # Errors
     /// What the host says when it has no memory or random numbers.
     pub fn new(host: Option<&HostVdso>, coarse: Duration, differences: Differences) -> Result<Self, Errno> {
-        let number = crate::random::number()?;
+        Self::with_data(data::page(host, crate::random::number()?, coarse, differences))
+    }
+
+    /// With this page of data.
+    fn with_data(data: Vec<u8>) -> Result<Self, Errno> {
         let file = memfd_create(c"vdso", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
         let mut file = std::fs::File::from(file);
-        let pages = [data::page(host, number, coarse, differences), image_bytes()].concat();
-        file.write_all(&pages).map_err(|_| Errno::ENOMEM)?;
+        file.write_all(&[data, image_bytes()].concat()).map_err(|_| Errno::ENOMEM)?;
         let seals =
             SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
         fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;

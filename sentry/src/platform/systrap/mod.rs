@@ -10,6 +10,7 @@
 //!
 //! `unsafe` is in [`context`] (shared memory), [`hostile`] (descriptors that came), [`stub_image`] (the assembler's symbols), [`zygote`] (`fork`) and one `tgkill` in [`thread`].
 
+mod apart;
 pub(super) mod context;
 mod copy;
 pub(super) mod filter;
@@ -83,6 +84,7 @@ impl Systrap {
 
 /// Makes a first stub, whose filter lets these requests of `ioctl` through; and the host's vDSO as it has it.
 pub(super) fn first_stub(requests: &'static [u32]) -> Result<(StubThread, HostVdso), Errno> {
+    apart::prepare();
     let vdso = HostVdso::of_host()?;
     let parts = Parts::new()?;
     thread::prepare(&Context::map(parts.contexts.as_fd(), 0)?, 0, 0, layout::state::STUB);
