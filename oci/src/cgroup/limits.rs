@@ -78,7 +78,7 @@ fn one(folder: &Path, setting: &Setting) -> Result<(), CgroupError> {
 }
 
 /// A number that says something: 0 and absent do not.
-fn set(value: &Value) -> Option<i64> {
+pub(super) fn set(value: &Value) -> Option<i64> {
     value.as_i64().filter(|number| *number != 0)
 }
 
@@ -169,8 +169,17 @@ fn or_max(number: i64) -> String {
 }
 
 /// Weights of version 1 (2 to 262144) as those of version 2 (1 to 10000).
-fn weight_of_shares(shares: i64) -> i64 {
+pub(super) fn weight_of_shares(shares: i64) -> i64 {
     1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
+}
+
+/// Version 1 counts memory and swap together, version 2 swap alone.
+pub(super) fn swap_alone(swap: i64, limit: Option<i64>) -> i64 {
+    match limit {
+        _ if swap < 0 => swap,
+        Some(limit @ 1..) => (swap - limit).max(0),
+        _ => swap,
+    }
 }
 
 fn unified(resources: &Value) -> Result<Settings, CgroupError> {
@@ -181,13 +190,7 @@ fn unified(resources: &Value) -> Result<Settings, CgroupError> {
         all.add("memory", "memory.limit", "memory.max", or_max(bytes));
     }
     if let Some(swap) = set(&memory["swap"]) {
-        // Version 1 counts memory and swap together, version 2 swap alone.
-        let alone = match limit {
-            _ if swap < 0 => swap,
-            Some(limit @ 1..) => (swap - limit).max(0),
-            _ => swap,
-        };
-        all.add("memory", "memory.swap", "memory.swap.max", or_max(alone));
+        all.add("memory", "memory.swap", "memory.swap.max", or_max(swap_alone(swap, limit)));
     }
     if let Some(bytes) = set(&memory["reservation"]) {
         all.add("memory", "memory.reservation", "memory.low", or_max(bytes));

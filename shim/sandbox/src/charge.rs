@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 
-use kata_cc_oci::cgroup::{Driver, Groups, Hierarchies};
+use kata_cc_oci::cgroup::{Driver, Groups, Hierarchies, Wanted};
 use serde_json::Value;
 
 use crate::cgroup::Cgroup;

@@ -1,0 +1,406 @@
+//! The systemd driver with a real systemd (`kata-cc-test-systemd`): scopes, their limits, who is in them, and that nothing is left. runc is asked for the same.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use kata_cc_test_systemd::{Layout, within};
+use serde_json::{Value, json};
+use support::{Done, RUNTIME, World, eventually, finish};
+
+const RUNC: &str = "runc";
+/// Slice of the tests' scopes: it lies in `kata.slice`.
+const SLICE: &str = "kata-pod.slice";
+/// What runs in containers.
+const SLEEPER: &str = "trap 'exit 0' TERM; while :; do sleep 0.05; done";
+
+fn systemctl(words: &[&str]) -> Done {
+    finish(Command::new("systemctl").args(words).stdin(std::process::Stdio::null()))
+}
+
+/// A property of a unit.
+fn property(unit: &str, name: &str) -> String {
+    systemctl(&["show", "--property", name, "--value", unit]).ok().trim().to_owned()
+}
+
+fn state(unit: &str) -> String {
+    property(unit, "ActiveState")
+}
+
+/// Where the processes of a unit are, in a controller's tree.
+fn folder(unit: &str, controller: &str) -> PathBuf {
+    let top = Path::new("/sys/fs/cgroup");
+    let tree = if unified() { top.to_owned() } else { top.join(controller) };
+    let group = property(unit, "ControlGroup");
+    assert!(group.ends_with(&format!("/{unit}")), "{unit}: {group:?}");
+    tree.join(group.trim_start_matches('/'))
+}
+
+fn unified() -> bool {
+    Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+}
+
+/// Whether containers can be limited here: a tree of version 2 has no controllers where they are in trees of version 1.
+fn limited() -> bool {
+    let controllers = std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
+    !unified() || controllers.split_whitespace().any(|name| name == "memory")
+}
+
+fn read(folder: &Path, file: &str) -> String {
+    let path = folder.join(file);
+    std::fs::read_to_string(&path)
+        .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+        .trim()
+        .to_owned()
+}
+
+fn bundle(world: &World, name: &str, resources: Value) -> PathBuf {
+    world.bundle_with(name, SLEEPER, |spec| {
+        spec["linux"]["cgroupsPath"] = json!(format!("{SLICE}:kcc:{name}"));
+        if limited() {
+            spec["linux"]["resources"] = resources;
+        }
+    })
+}
+
+/// Runs a line with the systemd driver.
+fn run(world: &World, program: &str, line: &str) -> Done {
+    finish(&mut world.command_of(program, &format!("--systemd-cgroup {line}")))
+}
+
+/// A container that runs; its process.
+fn start(world: &World, program: &str, id: &str, bundle: &Path) -> i32 {
+    let pid = world.path(&format!("{id}.pid"));
+    let log = std::fs::File::create(world.path(&format!("{id}.out"))).unwrap();
+    let line =
+        format!("--systemd-cgroup create --bundle {} --pid-file {} {id}", bundle.display(), pid.display());
+    let mut command = world.command_of(program, &line);
+    command.stdout(log.try_clone().unwrap()).stderr(log);
+    let status = command.status().unwrap();
+    assert!(status.success(), "{program}: {}", world.output(id));
+    run(world, program, &format!("start {id}")).ok();
+    std::fs::read_to_string(pid).unwrap().trim().parse().unwrap()
+}
+
+fn gone(unit: &str) {
+    eventually("the end of the scope", || state(unit) == "inactive");
+    assert_eq!(property(unit, "LoadState"), "not-found", "{unit} stays");
+}
+
+/// No group of a unit is left, in any tree.
+fn no_groups(unit: &str) {
+    let found = Command::new("find").args(["/sys/fs/cgroup", "-name", unit]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&found.stdout), "");
+}
+
+fn processes(unit: &str) -> Vec<i32> {
+    let text = read(&folder(unit, "systemd"), "cgroup.procs");
+    text.lines().map(|line| line.parse().unwrap()).collect()
+}
+
+fn a_scope_lives_as_its_container() {
+    let Some(world) = World::new() else { return };
+    let limits = json!({"memory": {"limit": 268_435_456}, "pids": {"limit": 100}, "cpu": {"shares": 512, "quota": 50_000, "period": 100_000}});
+    let bundle = bundle(&world, "one", limits);
+    let unit = "kcc-one.scope";
+    let pid = start(&world, RUNTIME, "one", &bundle);
+    assert_eq!((state(unit).as_str(), property(unit, "Slice").as_str()), ("active", SLICE));
+    assert_eq!(property(unit, "ControlGroup"), format!("/kata.slice/{SLICE}/{unit}"));
+    assert_eq!(property(unit, "Delegate"), "yes");
+    assert!(processes(unit).contains(&pid), "{pid}: {:?}", processes(unit));
+    let of_host: Vec<i32> = serde_json::from_str(&world.run("ps --format json one").ok()).unwrap();
+    assert!(of_host.contains(&pid) && of_host.len() > 1, "{of_host:?}");
+    for pid in of_host {
+        let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+        // With version 2, trees of version 1 are the machine's.
+        let all = if unified() {
+            groups.lines().filter(|line| line.starts_with("0:")).collect()
+        } else {
+            groups.lines().collect::<Vec<_>>()
+        };
+        assert!(all.iter().all(|line| line.ends_with(&format!("/{unit}"))), "{pid}: {groups}");
+    }
+    // This program was in it for a moment.
+    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap();
+    assert!(!own.contains(unit), "{own}");
+    if limited() {
+        the_limits_are_systemds(&world, unit);
+    }
+    run(&world, RUNTIME, "kill one TERM").ok();
+    eventually("the end of the container", || world.status("one") == "stopped");
+    run(&world, RUNTIME, "delete one").ok();
+    assert_eq!(property(unit, "LoadState"), "not-found", "when delete is done the scope is gone");
+    no_groups(unit);
+    world.nothing_left();
+}
+
+/// Files and what is in them: memory, processes, weight, quota.
+fn files(unit: &str) -> [String; 4] {
+    let of = |controller: &str, one: &str, two: &str| {
+        read(&folder(unit, controller), if unified() { two } else { one })
+    };
+    [
+        of("memory", "memory.limit_in_bytes", "memory.max"),
+        of("pids", "pids.max", "pids.max"),
+        of("cpu", "cpu.shares", "cpu.weight"),
+        of("cpu", "cpu.cfs_quota_us", "cpu.max"),
+    ]
+}
+
+fn properties(unit: &str) -> [String; 4] {
+    let names = if unified() { ["MemoryMax", "CPUWeight"] } else { ["MemoryLimit", "CPUShares"] };
+    [names[0], "TasksMax", names[1], "CPUQuotaPerSecUSec"].map(|name| property(unit, name))
+}
+
+fn the_limits_are_systemds(world: &World, unit: &str) {
+    let weight = if unified() { "20" } else { "512" };
+    let quota = |time: &str| if unified() { format!("{time} 100000") } else { time.to_owned() };
+    let before = ["268435456", "464", weight, &quota("50000")].map(str::to_owned);
+    assert_eq!(properties(unit), ["268435456", "464", weight, "500ms"]);
+    assert_eq!(files(unit), before);
+    // systemd writes what it knows.
+    systemctl(&["daemon-reload"]).ok();
+    assert_eq!(files(unit), before, "after systemd has read its units again");
+
+    let line = "update --memory 134217728 --pids-limit 50 --cpu-share 2048 --cpu-quota 20000 --cpu-period 100000 one";
+    run(world, RUNTIME, line).ok();
+    let weight = if unified() { "79" } else { "2048" };
+    let after = ["134217728", "264", weight, &quota("20000")].map(str::to_owned);
+    assert_eq!(properties(unit), ["134217728", "264", weight, "200ms"]);
+    assert_eq!(files(unit), after);
+    systemctl(&["daemon-reload"]).ok();
+    assert_eq!(files(unit), after);
+    run(world, RUNTIME, "update --cpuset-cpus 0 one").ok();
+    assert_eq!(property(unit, "AllowedCPUs"), "0");
+    assert_eq!(read(&folder(unit, "cpuset"), "cpuset.cpus"), "0");
+    let bad = run(world, RUNTIME, "update --cpuset-cpus nonsense one");
+    assert!(bad.code == 1 && bad.err.contains("cpuset.cpus"), "{bad:?}");
+}
+
+#[test]
+fn scopes_with_version_1() {
+    within(Layout::V1, "scopes_with_version_1", a_scope_lives_as_its_container);
+}
+
+#[test]
+fn scopes_with_version_2() {
+    within(Layout::V2, "scopes_with_version_2", a_scope_lives_as_its_container);
+}
+
+fn killing_leaves_nothing() {
+    let Some(world) = World::new() else { return };
+    let unit = "kcc-killed.scope";
+    for round in 0..3 {
+        let bundle = bundle(&world, "killed", json!({}));
+        let pid = start(&world, RUNTIME, "killed", &bundle);
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+        gone(unit);
+        // In trees of version 1 some groups are not systemd's.
+        if unified() {
+            no_groups(unit);
+        }
+        // The name can be had again, also before the first is deleted from the list.
+        if round == 1 {
+            let again = start(&world, RUNTIME, "again", &bundle);
+            assert!(processes(unit).contains(&again));
+            run(&world, RUNTIME, "delete --force again").ok();
+        }
+        run(&world, RUNTIME, "delete killed").ok();
+        no_groups(unit);
+    }
+    let running = start(&world, RUNTIME, "killed", &bundle(&world, "killed", json!({})));
+    run(&world, RUNTIME, "delete --force killed").ok();
+    assert!(!Path::new(&format!("/proc/{running}/exe")).exists());
+    assert_eq!(property(unit, "LoadState"), "not-found");
+    no_groups(unit);
+    world.nothing_left();
+}
+
+#[test]
+fn killing_with_version_1() {
+    within(Layout::V1, "killing_with_version_1", killing_leaves_nothing);
+}
+
+#[test]
+fn killing_with_version_2() {
+    within(Layout::V2, "killing_with_version_2", killing_leaves_nothing);
+}
+
+/// `run` waits for its container, and is not taken along when its scope is taken away; the program that users call.
+fn run_waits() {
+    let Some(world) = World::new() else { return };
+    let script = |name: &str| {
+        world.bundle_with(name, "echo in $(cat /proc/sys/kernel/hostname); exit 5", |spec| {
+            spec["linux"]["cgroupsPath"] = json!(format!("{SLICE}:kcc:{name}"));
+        })
+    };
+    let ran = run(&world, RUNTIME, &format!("run --bundle {} r", script("r").display()));
+    assert_eq!((ran.code, ran.out.as_str()), (5, "in box\n"), "{ran:?}");
+    assert_eq!(property("kcc-r.scope", "LoadState"), "not-found");
+    let program = Path::new(RUNTIME).with_file_name("kata-cc");
+    if program.is_file() {
+        let mut command = Command::new(&program);
+        command.args(["--tier", "sentry", "--root"]).arg(world.root()).args([
+            "--systemd-cgroup",
+            "run",
+            "--bundle",
+        ]);
+        let ran = finish(command.arg(script("k")).arg("k").stdin(std::process::Stdio::null()));
+        assert_eq!((ran.code, ran.out.as_str()), (5, "in box\n"), "{ran:?}");
+    } else {
+        kata_cc_test_vectors::skip("binaries", &format!("{} is not built", program.display()));
+    }
+    no_groups("kcc-*.scope");
+    world.nothing_left();
+}
+
+#[test]
+fn run_with_version_1() {
+    within(Layout::V1, "run_with_version_1", run_waits);
+}
+
+#[test]
+fn run_with_version_2() {
+    within(Layout::V2, "run_with_version_2", run_waits);
+}
+
+/// `systemctl stop` ends the container, as an administrator may do.
+#[test]
+fn systemd_may_stop_it() {
+    within(Layout::V2, "systemd_may_stop_it", || {
+        let Some(world) = World::new() else { return };
+        start(&world, RUNTIME, "s", &bundle(&world, "s", json!({})));
+        systemctl(&["stop", "kcc-s.scope"]).ok();
+        eventually("the end of the container", || world.status("s") == "stopped");
+        run(&world, RUNTIME, "delete s").ok();
+        no_groups("kcc-s.scope");
+        world.nothing_left();
+    });
+}
+
+#[test]
+fn refusals_leave_no_scope() {
+    within(Layout::V2, "refusals_leave_no_scope", || {
+        let Some(world) = World::new() else { return };
+        let with = |name: &str, change: &dyn Fn(&mut Value)| {
+            let bundle = world.bundle_with(name, "true", |spec| {
+                spec["linux"]["cgroupsPath"] = json!(format!("{SLICE}:kcc:refused"));
+                change(spec);
+            });
+            let done = run(&world, RUNTIME, &format!("create --bundle {} refused", bundle.display()));
+            assert_eq!(done.code, 1, "{done:?}");
+            assert_eq!(property("kcc-refused.scope", "LoadState"), "not-found", "{name}");
+            no_groups("kcc-refused.scope");
+            world.nothing_left();
+            done.err
+        };
+        let told = with("path", &|spec| spec["linux"]["cgroupsPath"] = json!("/a/b"));
+        assert!(told.contains("expected cgroupsPath to be of format"), "{told}");
+        let told = with("slice", &|spec| spec["linux"]["cgroupsPath"] = json!("no slice:kcc:refused"));
+        assert!(told.contains("systemd did not make kcc-refused.scope"), "{told}");
+        let told = with("program", &|spec| spec["process"]["args"] = json!(["nothing-like-this"]));
+        assert!(told.contains("executable file not found"), "{told}");
+        let told =
+            with("unknown", &|spec| spec["annotations"] = json!({"org.systemd.property.NoSuchThing": "5"}));
+        assert!(told.contains("NoSuchThing"), "{told}");
+        let told =
+            with("bad", &|spec| spec["annotations"] = json!({"org.systemd.property.KillSignal": "bare"}));
+        assert!(told.contains("is no property of a systemd unit"), "{told}");
+        if limited() {
+            let told =
+                with("limit", &|spec| spec["linux"]["resources"] = json!({"cpu": {"cpus": "nonsense"}}));
+            assert!(told.contains("cpuset.cpus"), "{told}");
+        }
+    });
+}
+
+#[test]
+fn annotations_are_properties() {
+    within(Layout::V2, "annotations_are_properties", || {
+        let Some(world) = World::new() else { return };
+        let bundle = world.bundle_with("a", SLEEPER, |spec| {
+            spec["linux"]["cgroupsPath"] = json!(":kcc:a");
+            spec["annotations"] = json!({"org.systemd.property.TimeoutStopSec": "uint32 7", "org.systemd.property.CollectMode": "'inactive-or-failed'"});
+        });
+        start(&world, RUNTIME, "a", &bundle);
+        let unit = "kcc-a.scope";
+        assert_eq!(property(unit, "Slice"), "system.slice");
+        assert_eq!(
+            (property(unit, "TimeoutStopUSec"), property(unit, "CollectMode")),
+            ("7s".into(), "inactive-or-failed".into())
+        );
+        run(&world, RUNTIME, "delete --force a").ok();
+        world.nothing_left();
+    });
+}
+
+/// What of a unit's properties a container's resources decide.
+const COMPARED: [&str; 16] = [
+    "Slice",
+    "Delegate",
+    "DelegateControllers",
+    "DefaultDependencies",
+    "MemoryAccounting",
+    "CPUAccounting",
+    "TasksAccounting",
+    "IOAccounting",
+    "MemoryMax",
+    "MemoryLow",
+    "MemorySwapMax",
+    "CPUWeight",
+    "CPUShares",
+    "CPUQuotaPerSecUSec",
+    "CPUQuotaPeriodUSec",
+    "AllowedCPUs",
+];
+
+/// The same bundle by runc and by ours: the same properties, the same files.
+fn runc_has_the_same() {
+    let Some(world) = World::new() else { return };
+    if Command::new(RUNC).arg("--version").output().is_err() {
+        kata_cc_test_vectors::skip("binaries", "there is no runc to compare with: install runc");
+        return;
+    }
+    let limits = json!({"memory": {"limit": 268_435_456, "swap": 402_653_184, "reservation": 134_217_728},
+        "cpu": {"shares": 512, "quota": 33_333, "period": 50_000, "cpus": "0"}});
+    let of = |program: &str, name: &str| {
+        let unit = format!("kcc-{name}.scope");
+        let bundle = bundle(&world, name, limits.clone());
+        start(&world, program, name, &bundle);
+        let look = || -> Vec<String> {
+            let told = COMPARED.iter().map(|name| format!("{name}={}", property(&unit, name)));
+            let written = if limited() { files(&unit).to_vec() } else { Vec::new() };
+            // Our tasks are more than the container's.
+            told.chain(written.into_iter().enumerate().filter(|(index, _)| *index != 1).map(|(_, text)| text))
+                .collect()
+        };
+        let mut seen = look();
+        if limited() {
+            run(
+                &world,
+                program,
+                &format!(
+                    "update --memory 300000000 --memory-swap 400000000 --cpu-share 100 --cpu-quota -1 {name}"
+                ),
+            )
+            .ok();
+            seen.extend(look());
+        }
+        run(&world, program, &format!("delete --force {name}")).ok();
+        gone(&unit);
+        seen
+    };
+    assert_eq!(of(RUNTIME, "ours"), of(RUNC, "theirs"));
+}
+
+#[test]
+fn runc_with_version_1() {
+    within(Layout::V1, "runc_with_version_1", runc_has_the_same);
+}
+
+#[test]
+fn runc_with_version_2() {
+    within(Layout::V2, "runc_with_version_2", runc_has_the_same);
+}
