@@ -14,7 +14,11 @@ const DEEPEST: usize = 24;
 
 /// One group of each tree; they go with this.
 #[derive(Debug)]
-pub(crate) struct Own(Vec<PathBuf>);
+pub(crate) struct Own {
+    folders: Vec<PathBuf>,
+    /// For the process that holds the namespaces: a group of version 2 that passes controllers on has no processes itself.
+    aside: Option<PathBuf>,
+}
 
 /// A mounted tree.
 struct Tree {
@@ -51,25 +55,33 @@ impl Own {
             return Err("this machine's controllers are in control groups of version 2".to_owned());
         }
         let number = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.subsec_nanos());
-        let mut own = Self(Vec::new());
+        let name = format!("{PREFIX}{}-{number}", std::process::id());
+        let mut own = Self { folders: Vec::new(), aside: None };
         for tree in &trees {
             sweep(&tree.mount);
-            let folder = tree.mount.join(format!("{PREFIX}{}-{number}", std::process::id()));
-            std::fs::create_dir(&folder)
-                .map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
+            own.folders.push(made(tree.mount.join(&name))?);
+            if tree.unified {
+                own.aside = Some(made(tree.mount.join(format!("{name}-aside")))?);
+            }
             if tree.cpuset {
                 for file in ["cpuset.cpus", "cpuset.mems"] {
                     let value = std::fs::read_to_string(tree.mount.join(file)).unwrap_or_default();
-                    let _ = std::fs::write(folder.join(file), value.trim());
+                    let _ = std::fs::write(tree.mount.join(&name).join(file), value.trim());
                 }
             }
-            own.0.push(folder);
         }
         Ok(own)
     }
 
+    /// Puts a process aside.
+    pub(crate) fn put_aside(&self, pid: u32) {
+        if let Some(folder) = &self.aside {
+            std::fs::write(folder.join("cgroup.procs"), pid.to_string()).expect("a group");
+        }
+    }
+
     pub(crate) fn folders(&self) -> &[PathBuf] {
-        &self.0
+        &self.folders
     }
 }
 
@@ -77,15 +89,21 @@ impl Drop for Own {
     fn drop(&mut self) {
         let begun = Instant::now();
         while begun.elapsed() < LIMIT {
-            for folder in &self.0 {
-                remove(folder, 0);
-            }
-            if self.0.iter().all(|folder| !folder.exists()) {
+            let all = || self.folders.iter().chain(&self.aside);
+            all().for_each(|folder| remove(folder, 0));
+            if all().all(|folder| !folder.exists()) {
                 return;
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        println!("control groups stay: {:?}", self.0);
+        println!("control groups stay: {self:?}");
+    }
+}
+
+fn made(folder: PathBuf) -> Result<PathBuf, String> {
+    match std::fs::create_dir(&folder) {
+        Ok(()) => Ok(folder),
+        Err(error) => Err(format!("cannot make {}: {error}", folder.display())),
     }
 }
 

@@ -116,6 +116,7 @@ impl Systemd {
             );
             std::thread::sleep(Duration::from_millis(5));
         };
+        groups.put_aside(holder.id());
         let mut systemd = Self { holder, first, _work: work, _groups: groups };
         systemd.await_start(begun);
         Some(systemd)

@@ -73,5 +73,7 @@ cd "$root"
 pivot_root . .machine
 umount -l /.machine
 rmdir /.machine
+# As systemd has it on a machine; in a container it leaves this to who made that. Credentials of services need it.
+mount --make-rshared /
 exec env -i container=kata-cc-test PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     /lib/systemd/systemd --system --unit=kata-cc-test.target --show-status=no --log-target=journal </dev/null
