@@ -8,6 +8,7 @@ use std::process::Command;
 
 use kata_cc_test_systemd::{Layout, within};
 use serde_json::{Value, json};
+use support::podman::Podman;
 use support::{Done, RUNTIME, World, eventually, finish};
 
 const RUNC: &str = "runc";
@@ -172,6 +173,19 @@ fn the_limits_are_systemds(world: &World, unit: &str) {
     assert_eq!(files(unit), after);
     systemctl(&["daemon-reload"]).ok();
     assert_eq!(files(unit), after);
+    // What is not named stays.
+    for (change, time, period, share) in
+        [("--cpu-period 50000", 20_000, 50_000, "400ms"), ("--cpu-quota 10000", 10_000, 50_000, "200ms")]
+    {
+        run(world, RUNTIME, &format!("update {change} one")).ok();
+        systemctl(&["daemon-reload"]).ok();
+        let told = if unified() { format!("{time} {period}") } else { time.to_string() };
+        assert_eq!(
+            (files(unit)[3].as_str(), properties(unit)[3].as_str()),
+            (told.as_str(), share),
+            "{change}"
+        );
+    }
     run(world, RUNTIME, "update --cpuset-cpus 0 one").ok();
     assert_eq!(property(unit, "AllowedCPUs"), "0");
     assert_eq!(read(&folder(unit, "cpuset"), "cpuset.cpus"), "0");
@@ -356,6 +370,13 @@ const COMPARED: [&str; 16] = [
     "AllowedCPUs",
 ];
 
+/// Changes, one after another. A quota without its period is none of them: runc 1.1 tells systemd a share of the kernel's own period then.
+const UPDATES: [&str; 3] = [
+    "--memory 300000000 --memory-swap 400000000 --cpu-share 100",
+    "--cpu-quota 20000 --cpu-period 40000",
+    "--cpu-quota -1 --cpu-period 40000",
+];
+
 /// The same bundle by runc and by ours: the same properties, the same files.
 fn runc_has_the_same() {
     let Some(world) = World::new() else { return };
@@ -369,30 +390,27 @@ fn runc_has_the_same() {
         let unit = format!("kcc-{name}.scope");
         let bundle = bundle(&world, name, limits.clone());
         start(&world, program, name, &bundle);
-        let look = || -> Vec<String> {
-            let told = COMPARED.iter().map(|name| format!("{name}={}", property(&unit, name)));
-            let written = if limited() { files(&unit).to_vec() } else { Vec::new() };
+        let look = |after: &str| {
+            let told = systemctl(&["show", "--property", &COMPARED.join(","), &unit]).ok();
+            let mut told: Vec<&str> = told.lines().collect();
+            told.sort_unstable();
             // Our tasks are more than the container's.
-            told.chain(written.into_iter().enumerate().filter(|(index, _)| *index != 1).map(|(_, text)| text))
-                .collect()
+            let written = if limited() { files(&unit).to_vec() } else { Vec::new() };
+            let written = written.into_iter().enumerate().filter(|(index, _)| *index != 1);
+            (after.to_owned(), told.join(" "), written.map(|(_, text)| text).collect::<Vec<_>>())
         };
-        let mut seen = look();
-        if limited() {
-            run(
-                &world,
-                program,
-                &format!(
-                    "update --memory 300000000 --memory-swap 400000000 --cpu-share 100 --cpu-quota -1 {name}"
-                ),
-            )
-            .ok();
-            seen.extend(look());
+        let mut seen = vec![look("create")];
+        for update in UPDATES.iter().filter(|_| limited()) {
+            run(&world, program, &format!("update {update} {name}")).ok();
+            seen.push(look(update));
         }
         run(&world, program, &format!("delete --force {name}")).ok();
         gone(&unit);
         seen
     };
-    assert_eq!(of(RUNTIME, "ours"), of(RUNC, "theirs"));
+    for (ours, theirs) in of(RUNTIME, "ours").into_iter().zip(of(RUNC, "theirs")) {
+        assert_eq!(ours, theirs);
+    }
 }
 
 #[test]
@@ -403,4 +421,120 @@ fn runc_with_version_1() {
 #[test]
 fn runc_with_version_2() {
     within(Layout::V2, "runc_with_version_2", runc_has_the_same);
+}
+
+/// A user's own systemd, as a session has it; and the line that begins what is run as that user.
+fn of_user(world: &World) -> String {
+    const USER: &str = "4321";
+    let append = |file: &str, line: &str| {
+        let text = std::fs::read_to_string(file).unwrap();
+        std::fs::write(file, text + line).unwrap();
+    };
+    append("/etc/passwd", "kata:x:4321:4321::/home/kata:/bin/sh\n");
+    append("/etc/group", "kata:x:4321:\n");
+    let line = format!(
+        "set -e; install -d -m 755 /run/user /run/bin; install -d -o {USER} -g {USER} -m 700 /home/kata /run/user/{USER}
+         systemd-run --quiet --unit=user@{USER}.service --slice=user-{USER}.slice --property=User=kata --property=Delegate=yes \
+             --property=Type=notify --property=NotifyAccess=all --setenv=XDG_RUNTIME_DIR=/run/user/{USER} --setenv=HOME=/home/kata \
+             /lib/systemd/systemd --user
+         mount --bind {} /run/bin; chown -R {USER}:{USER} {}",
+        Path::new(RUNTIME).parent().unwrap().display(),
+        world.path("").display(),
+    );
+    finish(Command::new("sh").args(["-c", &line])).ok();
+    format!(
+        "setpriv --reuid {USER} --regid {USER} --clear-groups env HOME=/home/kata XDG_RUNTIME_DIR=/run/user/{USER}"
+    )
+}
+
+/// A user without privileges, asking a systemd of their own: from within its groups, and from without, where the runtime cannot go back to.
+#[test]
+fn users_have_scopes_too() {
+    within(Layout::V2, "users_have_scopes_too", || {
+        let Some(world) = World::new() else { return };
+        let bundle =
+            world.bundle_with("u", "trap 'exit 3' TERM; echo begun; while :; do sleep 0.05; done", |spec| {
+                spec["linux"]["cgroupsPath"] = json!(":kcc:u");
+                let namespaces = ["pid", "ipc", "uts", "mount"].map(|kind| json!({"type": kind}));
+                spec["linux"]["namespaces"] = json!(namespaces);
+                if limited() {
+                    spec["linux"]["resources"] = json!({"memory": {"limit": 268_435_456}});
+                }
+            });
+        let user = of_user(&world);
+        let runtime = format!("/run/bin/kata-cc-runc --root {} --systemd-cgroup", world.root().display());
+        for way in ["systemd-run --user --quiet --pipe --wait", ""] {
+            let begun = std::time::Instant::now();
+            let line = format!("{user} {way} {runtime} run --bundle {} u", bundle.display());
+            let out = std::fs::File::create(world.path("out")).unwrap();
+            let mut command = Command::new("sh");
+            command.args(["-c", &format!("exec {line}")]).stdin(std::process::Stdio::null());
+            let mut child = command.stdout(out.try_clone().unwrap()).stderr(out).spawn().unwrap();
+            let said = || std::fs::read_to_string(world.path("out")).unwrap();
+            eventually("its output", || said().contains("begun") || child.try_wait().unwrap().is_some());
+            let show = |name: &str| {
+                let line = format!("{user} systemctl --user show --property {name} --value kcc-u.scope");
+                finish(Command::new("sh").args(["-c", &line])).ok().trim().to_owned()
+            };
+            assert_eq!(show("ActiveState"), "active", "{}", said());
+            let group = show("ControlGroup");
+            assert_eq!(group, "/user.slice/user-4321.slice/user@4321.service/user.slice/kcc-u.scope");
+            let folder = Path::new("/sys/fs/cgroup").join(group.trim_start_matches('/'));
+            assert!(read(&folder, "cgroup.procs").lines().count() > 1);
+            if limited() {
+                assert_eq!(
+                    (show("MemoryMax").as_str(), read(&folder, "memory.max").as_str()),
+                    ("268435456", "268435456")
+                );
+            }
+            let line = format!("{user} {runtime} kill u TERM");
+            finish(Command::new("sh").args(["-c", &line])).ok();
+            assert_eq!(child.wait().unwrap().code(), Some(3), "{}", said());
+            eventually("the end of the scope", || show("LoadState") == "not-found");
+            assert!(
+                limited() || begun.elapsed() < std::time::Duration::from_secs(8),
+                "nobody waits for the runtime itself"
+            );
+            no_groups("kcc-u.scope");
+        }
+        world.nothing_left();
+    });
+}
+
+/// Podman with systemd: its runtime is told `--systemd-cgroup`, and its limits.
+fn podman_asks_systemd() {
+    let Some(podman) = Podman::new("systemd") else { return };
+    let limits: &[&str] = if limited() {
+        &["--memory", "256m", "--cpus", "0.5", "--pids-limit", "100"]
+    } else {
+        &["--pids-limit", "0"]
+    };
+    let options = [&["--detach", "--name", "long"][..], limits].concat();
+    podman.container(&options, &["sh", "-c", "echo begun; exec sleep 1000"]).ok();
+    eventually("its output", || podman.run(&["logs", "long"]).out == "begun\n");
+    let id = podman.run(&["inspect", "--format", "{{.Id}}", "long"]).ok();
+    let unit = format!("libpod-{}.scope", id.trim());
+    assert_eq!((state(&unit).as_str(), property(&unit, "Slice").as_str()), ("active", "machine.slice"));
+    if limited() {
+        assert_eq!(property(&unit, if unified() { "MemoryMax" } else { "MemoryLimit" }), "268435456");
+        assert_eq!(
+            (property(&unit, "CPUQuotaPerSecUSec"), property(&unit, "TasksMax")),
+            ("500ms".into(), "464".into())
+        );
+    }
+    assert_eq!(podman.run(&["exec", "long", "echo", "inside"]).ok(), "inside\n");
+    podman.run(&["rm", "--force", "--time", "0", "long"]).ok();
+    gone(&unit);
+    no_groups(&unit);
+    podman.world.nothing_left();
+}
+
+#[test]
+fn podman_with_version_1() {
+    within(Layout::V1, "podman_with_version_1", podman_asks_systemd);
+}
+
+#[test]
+fn podman_with_version_2() {
+    within(Layout::V2, "podman_with_version_2", podman_asks_systemd);
 }

@@ -280,10 +280,11 @@ impl Groups {
     /// # Errors
     /// One that is set and cannot be.
     pub fn limit(&self, resources: &Value) -> Result<(), CgroupError> {
+        let resources = limits::complete(self, resources);
         if let Some(unit) = &self.unit {
-            systemd::limit(unit, resources, self.is_unified())?;
+            systemd::limit(unit, &resources, self.is_unified())?;
         }
-        limits::apply(self, resources)
+        limits::apply(self, &resources)
     }
 
     /// The processes in them and in those below.
@@ -312,7 +313,8 @@ impl Groups {
         let own: Vec<&PathBuf> = self.folders.values().filter(|folder| self.made.contains(folder)).collect();
         if let Some(unit) = &self.unit {
             // systemd would ask what is still there to end, and wait for that.
-            until(EMPTYING, || self.processes().is_empty());
+            let own = std::process::id();
+            until(EMPTYING, || self.processes().iter().all(|pid| *pid == own));
             systemd::stop(unit);
         }
         let gone = until(EMPTYING, || {
