@@ -107,7 +107,7 @@ impl Hierarchies {
     }
 
     /// The same for a path as `/proc/PID/cgroup` has it: from the root of the tree, of which a part may be mounted.
-    pub(super) fn from_top(&self, path: &Path) -> Vec<(String, PathBuf, PathBuf)> {
+    pub(super) fn at_top(&self, path: &Path) -> Vec<(String, PathBuf, PathBuf)> {
         self.each(|_, tree| Some(tree.mount.join(tree.within(path))))
     }
 

@@ -72,13 +72,12 @@ pub(super) fn complete(groups: &Groups, resources: &Value) -> Value {
         }
     }
     let memory = &resources["memory"];
+    let alone = set(&memory["swap"]).is_some_and(|swap| swap > 0) && set(&memory["limit"]).is_none();
     if groups.is_unified()
-        && set(&memory["swap"]).is_some_and(|swap| swap > 0)
-        && set(&memory["limit"]).is_none()
+        && alone
+        && let Some(limit) = number(read("memory", "memory.max").as_deref())
     {
-        if let Some(limit) = number(read("memory", "memory.max").as_deref()) {
-            resources["memory"]["limit"] = limit.into();
-        }
+        resources["memory"]["limit"] = limit.into();
     }
     resources
 }

@@ -177,7 +177,7 @@ impl Groups {
                 let unit = systemd::Unit::named(wanted)?;
                 let (group, inside) = unit.start(hierarchies.is_unified())?;
                 groups.unit = Some(unit.name);
-                (hierarchies.from_top(Path::new(&group)), inside)
+                (hierarchies.at_top(Path::new(&group)), inside)
             }
         };
         let mut made = groups.make_folders(hierarchies, &folders).and_then(|()| groups.hold());
