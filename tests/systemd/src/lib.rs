@@ -217,8 +217,8 @@ fn said(work: &Path) -> String {
 /// Folders that programs of the tests lie in, which may be mounts of their own.
 fn shared() -> Vec<PathBuf> {
     let own = std::env::current_exe().ok();
-    let named =
-        ["KATA_CC_BIN_DIR", "CARGO_MANIFEST_DIR"].map(|name| std::env::var_os(name).map(PathBuf::from));
+    let named = ["KATA_CC_BIN_DIR", "KATA_CC_SHARE_DIR", "CARGO_MANIFEST_DIR"];
+    let named = named.map(|name| std::env::var_os(name).map(PathBuf::from));
     // `deps`, and what is above it.
     let beside = own.as_deref().and_then(|own| own.ancestors().nth(2)).map(Path::to_path_buf);
     named.into_iter().flatten().chain(beside).filter(|path| path.is_dir()).collect()

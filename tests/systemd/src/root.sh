@@ -17,7 +17,9 @@ mount -o remount,bind,ro "$root/proc/sys"
 mount -t sysfs -o ro sysfs "$root/sys"
 mount -t tmpfs -o mode=755 run "$root/run"
 mount -t tmpfs -o mode=755 dev "$root/dev"
-for device in null zero full random urandom tty; do
+mkdir "$root/dev/net"
+for device in null zero full random urandom tty kvm vhost-vsock net/tun; do
+    [ -e "/dev/$device" ] || continue
     touch "$root/dev/$device"
     mount --bind "/dev/$device" "$root/dev/$device"
 done
