@@ -264,6 +264,28 @@ mod tests {
     }
 
     #[test]
+    fn who_is_woken_under_a_lock_is_woken_after_it() {
+        let now = || Some(Instant::now());
+        let (waiter, queue) = (Waiter::new(), WaitQueue::new());
+        let wake: Arc<dyn Wake> = waiter.clone();
+        queue.add(Events::IN, &wake);
+        let outer = hold_back();
+        {
+            let _inner = hold_back();
+            queue.notify(Events::IN);
+        }
+        assert!(!waiter.wait(now()));
+        drop(outer);
+        assert!(waiter.wait(now()));
+        // What another thread holds back is its own.
+        waiter.clear();
+        let held = hold_back();
+        std::thread::scope(|scope| scope.spawn(|| queue.notify(Events::IN)).join().unwrap());
+        assert!(waiter.wait(now()));
+        drop(held);
+    }
+
+    #[test]
     fn a_sleeping_thread_is_woken() {
         let queue = Arc::new(WaitQueue::new());
         let waiter = Waiter::new();

@@ -19,6 +19,7 @@ pub(super) struct Remains {
 /// Ends a thread, and with the last one its process. `status` counts where the process does not end as a whole.
 pub(super) fn exit(task: &Arc<Task>, mut thread: Box<dyn Thread>, status: i32) {
     hooks::release_robust_futexes(task, thread.as_mut());
+    thread.retire();
     let address = task.clear_child_tid();
     if address != 0 {
         // A bad address is the program's own affair.

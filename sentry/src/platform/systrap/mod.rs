@@ -10,6 +10,7 @@
 //!
 //! `unsafe` is in [`context`] (shared memory), [`hostile`] (descriptors that came), [`stub_image`] (the assembler's symbols), [`zygote`] (`fork`) and one `tgkill` in [`thread`].
 
+mod apart;
 pub(super) mod context;
 mod copy;
 pub(super) mod filter;
@@ -27,6 +28,7 @@ pub(super) mod step;
 pub(super) mod stub;
 mod stub_code;
 mod stub_image;
+mod stub_tasks;
 pub(super) mod thread;
 mod turn;
 pub(super) mod vdso;
@@ -83,13 +85,14 @@ impl Systrap {
 
 /// Makes a first stub, whose filter lets these requests of `ioctl` through.
 pub(super) fn first_stub(vdso: &Vdso, requests: &'static [u32]) -> Result<StubThread, Errno> {
+    apart::prepare();
     let parts = Parts::new()?;
     thread::prepare(&Context::map(parts.contexts.as_fd(), 0)?, 0, 0, layout::state::STUB);
     let processes = Arc::new(Processes::default());
     let (pid, parts) = start(&processes, parts, vdso.range.clone(), requests)?;
     let (stub, context) = processes.first(pid, parts)?;
     let first = StubThread::begin(&processes, Place { stub, slot: 0, context }, pid, 0);
-    if first.wait(0) { Ok(first) } else { Err(Errno::EAGAIN) }
+    if first.wait(0, None) { Ok(first) } else { Err(Errno::EAGAIN) }
 }
 
 /// Makes the first stub from a thread that then waits for the end of stubs.
