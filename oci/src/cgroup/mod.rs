@@ -177,7 +177,11 @@ impl Groups {
                 let unit = systemd::Unit::named(wanted)?;
                 let (group, inside) = unit.start(hierarchies.is_unified())?;
                 groups.unit = Some(unit.name);
-                (hierarchies.at_top(Path::new(&group)), inside)
+                let mut folders = hierarchies.at_top(Path::new(&group));
+                // Devices are not limited, and of what systemd knows of version 1 this is what it does not delegate: it moves all
+                // processes out of such groups, and takes these away, whenever it looks at the slices above.
+                folders.retain(|(controller, ..)| controller != "devices");
+                (folders, inside)
             }
         };
         let mut made = groups.make_folders(hierarchies, &folders).and_then(|()| groups.hold());
