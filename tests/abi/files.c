@@ -10,6 +10,53 @@ static long size_of(int fd) {
     return fstat(fd, &st) ? -1 : st.st_size;
 }
 
+static unsigned sum_of(const unsigned char *bytes, long length) {
+    unsigned sum = 1;
+    for (long n = 0; n < length; n++)
+        sum = sum * 31 + bytes[n];
+    return sum;
+}
+
+/* Many bytes at a time, of a file that is not written: this program. */
+static void large_read_checks(void) {
+    enum { LARGE = 256 * 1024, PAGE_SIZE = 4096 };
+    int fd = open("/proc/self/exe", O_RDONLY);
+    long size = size_of(fd);
+    unsigned char *room = mmap(NULL, 2 * LARGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    yes("large-enough", size > LARGE);
+    val("large-read", read(fd, room, LARGE));
+    unsigned whole = sum_of(room, LARGE);
+    val("large-moved", lseek(fd, 0, SEEK_CUR));
+    val("large-pread", pread(fd, room + 1, LARGE, 0));
+    yes("large-pread-same", sum_of(room + 1, LARGE) == whole);
+    val("large-not-moved", lseek(fd, 0, SEEK_CUR));
+    struct iovec one = {room, LARGE}, two[] = {{room, LARGE / 2}, {room + LARGE / 2, LARGE / 2}};
+    val("large-preadv-one", preadv(fd, &one, 1, 0));
+    yes("large-preadv-one-same", sum_of(room, LARGE) == whole);
+    memset(room, 0, LARGE);
+    val("large-preadv-two", preadv(fd, two, 2, 0));
+    yes("large-preadv-two-same", sum_of(room, LARGE) == whole);
+    yes("large-to-the-end", pread(fd, room, 2 * LARGE, size - LARGE / 2) == LARGE / 2);
+    val("large-at-the-end", pread(fd, room, LARGE, size));
+    val("large-beyond-the-end", pread(fd, room, LARGE, size + 7));
+    /* Memory ends on the way, or is not there at all. */
+    munmap(room + LARGE / 2, LARGE / 2);
+    lseek(fd, 5, SEEK_SET);
+    val("large-partly", read(fd, room, LARGE));
+    val("large-partly-moved", lseek(fd, 0, SEEK_CUR));
+    val("large-fault", read(fd, room + LARGE / 2, LARGE));
+    val("large-fault-not-moved", lseek(fd, 0, SEEK_CUR));
+    mprotect(room, PAGE_SIZE, PROT_READ);
+    val("large-read-only", pread(fd, room, LARGE / 2, 0));
+    val("large-write-only", ({ /* EBADF */
+        int other = open("large", O_WRONLY | O_CREAT, 0600);
+        ftruncate(other, LARGE);
+        read(other, room, LARGE);
+    }));
+    munmap(room, 2 * LARGE);
+    close(fd);
+}
+
 static void open_checks(void) {
     make_file("file", "content", 0644);
     mkdir("dir", 0755);
@@ -375,6 +422,7 @@ static void copy_checks(void) {
 
 int main(int argc, char **argv) {
     static const struct checks groups[] = {{"open", open_checks},       {"offset", offset_checks}, {"vector", vector_checks},
-                                          {"fd", descriptor_checks}, {"size", size_checks},     {"copy", copy_checks}, {0}};
+                                          {"fd", descriptor_checks}, {"size", size_checks},     {"copy", copy_checks},
+                                          {"large", large_read_checks}, {0}};
     return run(argc, argv, groups);
 }

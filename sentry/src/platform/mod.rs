@@ -330,6 +330,22 @@ pub trait Thread: Memory + Send {
         self.change_memory(call)
     }
 
+    /// Reads a file of the host into the guest's memory, as the guest itself: it may get hold of the descriptor, and so do with the file whatever
+    /// that allows. How many bytes there are now is the guest's word.
+    ///
+    /// # Errors
+    /// What the host says; ENOSYS where the platform has no such way.
+    fn read_file(
+        &mut self,
+        address: u64,
+        length: usize,
+        file: BorrowedFd<'_>,
+        offset: u64,
+    ) -> Result<usize, Errno> {
+        let _ = (address, length, file, offset);
+        Err(Errno::ENOSYS)
+    }
+
     /// Compares and swaps 32 bits of the guest's memory, atomically against guest code. What was there before.
     ///
     /// # Errors

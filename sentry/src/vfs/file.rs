@@ -157,6 +157,12 @@ pub trait File: Any + Send + Sync {
         Err(Errno::ENODEV)
     }
 
+    /// The host file that holds the contents, and where in it they begin, where a guest that may read them may have a descriptor of it: one
+    /// that shows nothing else and changes nothing.
+    fn readable_file(&self) -> Option<(Arc<OwnedFd>, u64)> {
+        None
+    }
+
     /// `fallocate`; the range is within what a file can have.
     fn allocate(&self, mode: i32, offset: u64, length: u64) -> Result<(), Errno> {
         let _ = (mode, offset, length);
@@ -355,6 +361,31 @@ impl OpenFile {
         let mut position = lock(&self.position);
         let count = self.read_at(to, *position)?;
         *position = position.saturating_add(count as u64);
+        Ok(count)
+    }
+
+    /// Has `read` read, at the position, which it moves, or elsewhere.
+    ///
+    /// # Errors
+    /// EBADF where it is not open for reading; what `read` says.
+    pub fn read_by(
+        &self,
+        offset: Option<u64>,
+        read: impl FnOnce(u64) -> Result<usize, Errno>,
+    ) -> Result<usize, Errno> {
+        if !self.flags().readable() {
+            return Err(Errno::EBADF);
+        }
+        let count = match offset {
+            Some(offset) => read(offset)?,
+            None => {
+                let mut position = lock(&self.position);
+                let count = read(*position)?;
+                *position = position.saturating_add(count as u64);
+                count
+            }
+        };
+        self.tell(mask::ACCESS, count);
         Ok(count)
     }
 

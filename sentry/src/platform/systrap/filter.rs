@@ -53,6 +53,8 @@ const RULES: &[Rule] = &[
     // Of the one socket that it has: the other end is the sentry's.
     Rule(libc::SYS_recvmsg, &[(2, Check::Is((libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC) as u64))]),
     Rule(libc::SYS_close, &[]),
+    // Of files that the sentry sent: what this process may read.
+    Rule(libc::SYS_pread64, &[]),
     Rule(libc::SYS_clone, &[(0, Check::OneOf(&[SPAWN_FLAGS as u32, FORK_FLAGS as u32]))]),
     Rule(
         libc::SYS_prctl,
@@ -120,6 +122,7 @@ mod tests {
             (libc::SYS_mmap, [0x1000, 0x1000, 7, anonymous, u64::MAX, 0]),
             (libc::SYS_munmap, [0, 1, 0, 0, 0, 0]),
             (libc::SYS_madvise, [0, 0, 23, 0, 0, 0]),
+            (libc::SYS_pread64, [4, 0x1000, 0x1000, 0, 0, 0]),
             (libc::SYS_recvmsg, [3, 0, receive, 0, 0, 0]),
             (libc::SYS_clone, [SPAWN_FLAGS, 0, 0, 0, 0, 0]),
             (libc::SYS_clone, [FORK_FLAGS, 0, 0, 0, 0, 0]),
@@ -148,6 +151,8 @@ mod tests {
             (libc::SYS_prctl, [1, 15, 0, 0, 0, 0]),
             (libc::SYS_prctl, [4, 9, 0, 0, 0, 0]),
             (libc::SYS_openat, [0; 6]),
+            (libc::SYS_read, [0; 6]),
+            (libc::SYS_pwrite64, [0; 6]),
             (libc::SYS_sendmsg, [0; 6]),
             (libc::SYS_ioctl, [0, 0xae80, 0, 0, 0, 0]),
             (libc::SYS_process_vm_readv, [0; 6]),

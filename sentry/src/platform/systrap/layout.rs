@@ -159,6 +159,9 @@ pub(super) mod op {
     /// Put vector registers and a signal's frame into the guest's memory: where to and how many bytes of each; the frame is at
     /// [`super::at::LATE_BYTES`]. The registers are then as after a reset. The result is 0, or -1 where not all could be written.
     pub(crate) const PUSH: u32 = 12;
+    /// Receives a file and reads it into the guest's memory: socket, message header, flags, where to, how many bytes, from which offset on. The
+    /// result is that of `recvmsg` where it failed, else that of `pread64`.
+    pub(crate) const READ_FILE: u32 = 13;
 }
 
 /// Why the stub gave the turn away.

@@ -125,6 +125,8 @@ kata_cc_stub_handler:
     je .Lfork
     cmp ${MAP}, %eax
     je .Lmap
+    cmp ${READ_FILE}, %eax
+    je .Lread_file
     jmp .Lend
 
     // From a replaced call site: rax: number, rcx: where to go on. The rest is the guest's. No signal frame, no trap.
@@ -301,6 +303,27 @@ kata_cc_stub_entry:
     syscall
     jmp 4b
 5:  mov %r13, %rax
+    jmp .Ldone
+
+.Lread_file:
+    mov $47, %eax                   // recvmsg
+    mov {ARGUMENTS}(%rbx), %rdi
+    mov {ARGUMENTS}+8(%rbx), %rsi
+    mov {ARGUMENTS}+16(%rbx), %rdx
+    syscall
+    test %rax, %rax
+    js .Ldone
+    mov {DESCRIPTOR}(%rbx), %edi
+    mov {ARGUMENTS}+24(%rbx), %rsi
+    mov {ARGUMENTS}+32(%rbx), %rdx
+    mov {ARGUMENTS}+40(%rbx), %r10
+    mov $17, %eax                   // pread64
+    syscall
+    mov %rax, %r13
+    mov {DESCRIPTOR}(%rbx), %edi
+    mov $3, %eax                    // close
+    syscall
+    mov %r13, %rax
     jmp .Ldone
 
 .Lcopy:
@@ -661,6 +684,7 @@ kata_cc_stub_end:
     SPAWN = const op::SPAWN,
     FORK = const op::FORK,
     MAP = const op::MAP,
+    READ_FILE = const op::READ_FILE,
     MAPS = const at::WINDOW + at::MAPS,
     DESCRIPTOR = const at::WINDOW + at::DESCRIPTORS,
     INTERRUPT = const INTERRUPT,

@@ -326,6 +326,54 @@ fn a_guest_says_where_it_can_write() {
     assert!(!says(u64::MAX - 4, 8));
 }
 
+#[test]
+fn a_file_is_read_by_the_guests_own_thread() {
+    use std::io::Write;
+    use std::os::fd::AsFd;
+
+    let mut file = tempfile::tempfile().unwrap();
+    let bytes: Vec<u8> = (0..0x3000u32).map(|n| n.to_le_bytes()[1]).collect();
+    file.write_all(&bytes).unwrap();
+    let mut thread = guest(CALLS);
+    let mut read = |address: u64, length: usize, offset: u64| {
+        let count = thread.read_file(address, length, file.as_fd(), offset);
+        let mut seen = vec![0; *count.as_ref().unwrap_or(&0)];
+        assert_eq!(thread.read(address, &mut seen), seen.len());
+        count.map(|_| seen)
+    };
+    assert_eq!(read(DATA + 8, 0x800, 0x1001).unwrap(), bytes[0x1001..0x1801]);
+    // Up to the end of the file, of the memory, and not at all.
+    assert_eq!(read(DATA, 0x1000, 0x2fff).unwrap(), bytes[0x2fff..]);
+    assert_eq!(read(DATA + 0x800, 0x2000, 0).unwrap(), bytes[..0x800]);
+    assert_eq!(read(DATA, 0x1000, 0x3000).unwrap(), []);
+    for bad in [0x666_000, layout::CODE - 8, layout::CODE, layout::CONTEXTS, u64::MAX - 4] {
+        assert_eq!(read(bad, 0x100, 0), Err(Errno::EFAULT), "{bad:#x}");
+    }
+    assert_eq!(read(DATA, 0x100, u64::MAX), Err(Errno::EINVAL));
+    assert_eq!(thread.resume(), Trap::Syscall { number: 39 });
+}
+
+/// A stub that kept them would have no numbers left.
+#[test]
+fn no_descriptor_is_left_of_a_file_that_was_read() {
+    use std::os::fd::AsFd;
+
+    let file = tempfile::tempfile().unwrap();
+    let mut thread = PLATFORM.spare.take().unwrap();
+    give_code(&mut thread, CALLS);
+    let number = |thread: &StubThread| {
+        let [number] = thread.give_files([file.as_fd()]).unwrap();
+        thread.call(libc::SYS_close, [number, 0, 0, 0, 0, 0]).unwrap();
+        number
+    };
+    let before = number(&thread);
+    for offset in [0, u64::MAX] {
+        let _ = thread.read_file(DATA, 8, file.as_fd(), offset);
+        let _ = thread.read_file(0x666_000, 8, file.as_fd(), offset);
+    }
+    assert_eq!(number(&thread), before);
+}
+
 /// `1: movq %rdi, %rax; syscall; cmp $-4095, %rax; setae %sil; jmp 1b`
 const COMPARES: &[u8] = &[
     0x48, 0x89, 0xf8, 0x90, 0x90, 0x0f, 0x05, 0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff, 0x40, 0x0f, 0x93, 0xc6,

@@ -13,7 +13,7 @@ use super::layout::{CODE, INTERRUPT, at, context_address, op, state};
 use super::put_off::{Mapping, PutOff};
 use super::remote::{Process, StubMemory};
 use super::stub::{Parts, Processes, Stub};
-use super::turn::Late;
+use super::turn::{Late, ends_before_stub};
 use super::waiting::{self, Waiting};
 use crate::error::Errno;
 use crate::platform::{
@@ -445,6 +445,24 @@ impl Thread for StubThread {
             Some(address) => Ok(address),
             None => self.change_memory(call),
         }
+    }
+
+    fn read_file(
+        &mut self,
+        address: u64,
+        length: usize,
+        file: BorrowedFd<'_>,
+        offset: u64,
+    ) -> Result<usize, Errno> {
+        if !ends_before_stub(address, length) {
+            return Err(Errno::EFAULT);
+        }
+        let ask = |[socket, header, flags]: [u64; 3]| {
+            self.waiting.expect_copy(length);
+            result(self.ask(op::READ_FILE, &[socket, header, flags, address, length as u64, offset])?)
+        };
+        let count = self.give(&[file], ask)?;
+        usize::try_from(count).ok().filter(|count| *count <= length).ok_or(Errno::EFAULT)
     }
 
     fn restartable(&mut self, arguments: [u64; 4]) -> Result<(), Errno> {

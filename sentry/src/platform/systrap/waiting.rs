@@ -22,6 +22,12 @@ const SHORT: u32 = 200;
 /// ...and where guest code lately ran for long between its calls.
 const LEAST: u32 = 40;
 
+/// Bytes that the host's kernel copies from a file to a process while a side looks once, by a slow guess.
+const COPIED_A_LOOK: usize = 100;
+
+/// Most looks for that: whoever copies for longer than some 100 us may as well be slept for.
+const COPY_MOST: usize = 4000;
+
 /// A turn that came so soon, with the time that it takes to be woken, would have come while the sentry looked.
 const SOON: Duration = Duration::from_micros(60);
 
@@ -127,6 +133,8 @@ pub(super) struct Waiting {
     soon: Cell<bool>,
     /// Looks that the last turn took to come; `u32::MAX` where the sentry slept.
     pub(super) looks: Cell<u32>,
+    /// Looks that the next turn will take because of what is asked.
+    expected: Cell<u32>,
     /// What the stub was told last.
     told: Cell<(u32, u32)>,
 }
@@ -139,6 +147,7 @@ impl Waiting {
             crowd: Cell::new(Crowd::None),
             soon: Cell::new(true),
             looks: Cell::new(0),
+            expected: Cell::new(0),
             told: Cell::new(if spins { (LONG, LONG) } else { (0, 0) }),
         }
     }
@@ -166,7 +175,15 @@ impl Waiting {
         }
         let (awake, woken) = self.crowd.get().looks();
         let most = if stub_slept { woken } else { awake };
-        if self.soon.get() { most } else { most.min(LEAST) }
+        let most = if self.soon.get() { most } else { most.min(LEAST) };
+        let expected = self.expected.take();
+        if self.crowd.get() == Crowd::Other { most } else { most.saturating_add(expected) }
+    }
+
+    /// The stub will be asked to copy so many bytes: the next turn takes that much longer.
+    pub(super) fn expect_copy(&self, bytes: usize) {
+        let looks = (bytes / COPIED_A_LOOK).min(COPY_MOST);
+        self.expected.set(u32::try_from(looks).unwrap_or(0));
     }
 
     /// The turn came at this look.

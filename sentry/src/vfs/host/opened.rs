@@ -61,6 +61,10 @@ impl File for Opened {
         Ok((Arc::clone(&self.fd), 0))
     }
 
+    fn readable_file(&self) -> Option<(Arc<OwnedFd>, u64)> {
+        (!self.writes).then(|| (Arc::clone(&self.fd), 0))
+    }
+
     fn allocate(&self, mode: i32, offset: u64, length: u64) -> Result<(), Errno> {
         let (offset, length) = (position(offset)?, position(length)?);
         fallocate(&self.fd, FallocateFlags::from_bits_retain(mode), offset, length)
