@@ -67,6 +67,14 @@ pub fn watch_folder(open: &OpenFile, (owner, fd): (Owner, i32), wanted: u32, tas
     marks::one_more();
 }
 
+/// Whether anybody has news of a folder by this description.
+#[must_use]
+pub fn watches_folder(open: &OpenFile) -> bool {
+    let watches = lock(&WATCHES);
+    let of_inode = watches.get(&marks::key(open.inode()));
+    of_inode.is_some_and(|watches| watches.iter().any(|watch| watch.description == open.id()))
+}
+
 /// Somebody wants no more news by this description, or has closed a descriptor of it.
 pub fn unwatch_folder(open: &OpenFile, owner: Owner) {
     if marks::any() {

@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, Weak};
 
 pub(super) use folders::description_gone;
-pub use folders::{unwatch_folder, watch_folder};
+pub use folders::{unwatch_folder, watch_folder, watches_folder};
 pub(super) use hooks::{Removal, closed};
 pub use hooks::{attributes_changed, changed, created, deleted, linked, moved, only_changed};
 use marks::Mark;
