@@ -3,9 +3,10 @@
 //! A [`WaitQueue`] belongs to whatever can become ready. Who waits puts a [`Wake`] in it, looks whether it is ready already, and sleeps. A
 //! guest thread has one [`Waiter`] of its own for all it waits for, signals included.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
 use bitflags::bitflags;
@@ -41,7 +42,8 @@ bitflags! {
     }
 }
 
-/// Whoever is told that something may have become ready. It is called with the queue locked: it must not wait, nor change that queue.
+/// Whoever is told that something may have become ready. It is called with the queue locked: it must not wait, nor change that queue. Threads
+/// that it wakes are woken when the queue is free again ([`hold_back`]).
 pub trait Wake: Send + Sync {
     /// Of these events something may have come.
     fn wake(&self, events: Events);
@@ -74,6 +76,7 @@ impl WaitQueue {
 
     /// Tells all who wait for any of these events.
     pub fn notify(&self, events: Events) {
+        let _until_it_is_free = hold_back();
         self.lock().retain(|(wanted, entry)| {
             let Some(entry) = entry.upgrade() else { return false };
             if wanted.intersects(events) {
@@ -108,9 +111,41 @@ fn about_to_wait() {
     });
 }
 
+thread_local! {
+    /// Who is to be woken when the last of the calling thread's [`Held`] is gone, and how many of these there are.
+    static HELD_BACK: HeldBack = const { HeldBack { depth: Cell::new(0), waiters: RefCell::new(Vec::new()) } };
+}
+
+struct HeldBack {
+    depth: Cell<usize>,
+    waiters: RefCell<Vec<Arc<Waiter>>>,
+}
+
+/// As long as there is one, the calling thread wakes nobody ([`hold_back`]).
+pub(crate) struct Held(PhantomData<*const ()>);
+
+/// Holds back what the calling thread wakes until this is dropped. Taken before a lock that those who are woken take first of all, and
+/// dropped after it: who is woken while it is held runs at once, where it can, and sleeps again at the lock.
+pub(crate) fn hold_back() -> Held {
+    HELD_BACK.with(|held| held.depth.set(held.depth.get() + 1));
+    Held(PhantomData)
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let waiters = HELD_BACK.with(|held| {
+            held.depth.set(held.depth.get() - 1);
+            if held.depth.get() == 0 { held.waiters.take() } else { Vec::new() }
+        });
+        for waiter in waiters {
+            waiter.set();
+        }
+    }
+}
+
 /// A thread's own event: set by whoever has news for it, cleared when it goes to look.
-#[derive(Default)]
 pub struct Waiter {
+    me: Weak<Waiter>,
     set: Mutex<bool>,
     sleeps: AtomicBool,
     changed: Condvar,
@@ -120,12 +155,17 @@ impl Waiter {
     /// Nothing has happened yet.
     #[must_use]
     pub fn new() -> Arc<Self> {
-        Arc::default()
+        Arc::new_cyclic(|me| Self {
+            me: Weak::clone(me),
+            set: Mutex::default(),
+            sleeps: AtomicBool::new(false),
+            changed: Condvar::new(),
+        })
     }
 
     /// Forgets what happened so far. Called before a condition is looked at: what happens after is then not missed.
     pub fn clear(&self) {
-        *self.set.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        *self.lock() = false;
     }
 
     /// Sleeps until something happens, or the deadline. `false` when it was the deadline.
@@ -143,7 +183,7 @@ impl Waiter {
     }
 
     fn sleep(&self, deadline: Option<Instant>) -> bool {
-        let mut set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut set = self.lock();
         if !*set {
             about_to_wait();
         }
@@ -164,8 +204,29 @@ impl Waiter {
 
     /// Something happened.
     pub fn set(&self) {
-        *self.set.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        if !self.held_back() {
+            self.wake_up();
+        }
+    }
+
+    /// Whether it is woken later.
+    fn held_back(&self) -> bool {
+        HELD_BACK.with(|held| {
+            let later = held.depth.get() > 0;
+            if later {
+                held.waiters.borrow_mut().extend(self.me.upgrade());
+            }
+            later
+        })
+    }
+
+    fn wake_up(&self) {
+        *self.lock() = true;
         self.changed.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        self.set.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -200,6 +261,28 @@ mod tests {
         waiter.clear();
         queue.notify(Events::IN);
         assert!(!waiter.wait(Some(Instant::now())));
+    }
+
+    #[test]
+    fn who_is_woken_under_a_lock_is_woken_after_it() {
+        let now = || Some(Instant::now());
+        let (waiter, queue) = (Waiter::new(), WaitQueue::new());
+        let wake: Arc<dyn Wake> = waiter.clone();
+        queue.add(Events::IN, &wake);
+        let outer = hold_back();
+        {
+            let _inner = hold_back();
+            queue.notify(Events::IN);
+        }
+        assert!(!waiter.wait(now()));
+        drop(outer);
+        assert!(waiter.wait(now()));
+        // What another thread holds back is its own.
+        waiter.clear();
+        let held = hold_back();
+        std::thread::scope(|scope| scope.spawn(|| queue.notify(Events::IN)).join().unwrap());
+        assert!(waiter.wait(now()));
+        drop(held);
     }
 
     #[test]

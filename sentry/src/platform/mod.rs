@@ -374,6 +374,9 @@ pub trait Thread: Memory + Send {
     /// A further thread in this address space, with this one's registers.
     fn spawn(&mut self) -> Result<Box<dyn Thread>, Errno>;
 
+    /// The guest thread has ended. Called before anybody hears of that, who may then take away memory in which the host's kernel writes for it.
+    fn retire(&mut self) {}
+
     /// Another thread of the sentry will use it from now on, or for the next time.
     fn release(&mut self) {}
 

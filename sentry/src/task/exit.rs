@@ -19,13 +19,17 @@ pub(super) struct Remains {
 /// Ends a thread, and with the last one its process. `status` counts where the process does not end as a whole.
 pub(super) fn exit(task: &Arc<Task>, mut thread: Box<dyn Thread>, status: i32) {
     hooks::release_robust_futexes(task, thread.as_mut());
+    thread.retire();
     let address = task.clear_child_tid();
     if address != 0 {
         // A bad address is the program's own affair.
         let _ = thread.write(address, &0_u32.to_le_bytes());
+        // Before anybody is woken: who waited for this end may have the place of this thread and its stub at the processors.
+        crate::platform::rest();
         hooks::wake_futex(&task.space(), address);
     }
     drop(thread);
+    crate::platform::rest();
     task.finish_vfork();
     // Files are closed before anybody hears of the end: a parent may count on it.
     drop(task.set_files(hooks::no_files()));

@@ -20,6 +20,7 @@ mod robust;
 mod tests;
 
 use std::hash::{BuildHasher as _, RandomState};
+use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -32,7 +33,7 @@ pub use robust::{HEAD_BYTES, exit_robust_list};
 use super::AddressSpace;
 use crate::call::Unready;
 use crate::error::Errno;
-use crate::events::Waiter;
+use crate::events::{Held, Waiter, hold_back};
 use crate::platform::Thread;
 use crate::task::Pid;
 
@@ -162,10 +163,10 @@ impl Default for Table {
     }
 }
 
-/// The word at `address`.
+/// The word at `address`. The host's kernel reads it: a bucket is locked, and the guest's own thread may have to wait for a processor.
 fn word(thread: &dyn Thread, address: u64) -> Result<u32, Errno> {
     let mut bytes = [0; 4];
-    if thread.read(address, &mut bytes) == bytes.len() {
+    if thread.remote().read(address, &mut bytes) == bytes.len() {
         Ok(u32::from_le_bytes(bytes))
     } else {
         Err(Errno::EFAULT)
@@ -332,20 +333,23 @@ impl Table {
         (self.seed.hash_one(key) % BUCKETS as u64) as usize
     }
 
-    fn bucket(&self, key: Key) -> MutexGuard<'_, Bucket> {
+    fn bucket(&self, key: Key) -> Locked<'_> {
         self.lock_index(self.index(key))
     }
 
-    fn lock_index(&self, index: usize) -> MutexGuard<'_, Bucket> {
-        self.buckets[index].lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_index(&self, index: usize) -> Locked<'_> {
+        let later = hold_back();
+        let bucket = self.buckets[index].lock().unwrap_or_else(PoisonError::into_inner);
+        Locked { bucket, _later: later }
     }
 
     /// The buckets of two keys, which may be one.
     fn two(&self, first: Key, second: Key) -> Pair<'_> {
         let (first, second) = (self.index(first), self.index(second));
+        let later = hold_back();
         let low = self.lock_index(first.min(second));
         let high = (first != second).then(|| self.lock_index(first.max(second)));
-        Pair { low, high, first_is_low: first <= second }
+        Pair { low, high, first_is_low: first <= second, _later: later }
     }
 
     /// How many wait now; for tests and for whoever wants to know.
@@ -363,11 +367,32 @@ impl Table {
     }
 }
 
+/// A bucket that is locked. Who is woken meanwhile, is when it no more is.
+struct Locked<'a> {
+    bucket: MutexGuard<'a, Bucket>,
+    _later: Held,
+}
+
+impl Deref for Locked<'_> {
+    type Target = Bucket;
+
+    fn deref(&self) -> &Bucket {
+        &self.bucket
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut Bucket {
+        &mut self.bucket
+    }
+}
+
 /// Two buckets that are locked.
 struct Pair<'a> {
-    low: MutexGuard<'a, Bucket>,
-    high: Option<MutexGuard<'a, Bucket>>,
+    low: Locked<'a>,
+    high: Option<Locked<'a>>,
     first_is_low: bool,
+    _later: Held,
 }
 
 impl Pair<'_> {

@@ -5,8 +5,10 @@
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::sys::time::TimeSpec;
 
 use super::layout::{CONTEXT_SIZE, at};
 use crate::error::Errno;
@@ -104,17 +106,13 @@ impl Drop for Context {
     }
 }
 
-/// Sleeps as long as `word` is `expected`, or until woken.
-pub(super) fn futex_wait(word: &AtomicU32, expected: u32) {
-    // SAFETY: the address is of a word that lives through the call. What comes back does not matter: the caller looks again.
+/// Sleeps as long as `word` is `expected`, or until woken, or for that time.
+pub(super) fn futex_wait(word: &AtomicU32, expected: u32, most: Option<Duration>) {
+    let most = most.map(TimeSpec::from_duration);
+    let most = most.as_ref().map_or(std::ptr::null(), |time| std::ptr::from_ref(time.as_ref()));
+    // SAFETY: the addresses are of a word and a time that live through the call. What comes back does not matter: the caller looks again.
     unsafe {
-        libc::syscall(
-            libc::SYS_futex,
-            word.as_ptr(),
-            libc::FUTEX_WAIT,
-            expected,
-            std::ptr::null::<libc::timespec>(),
-        );
+        libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, expected, most);
     }
 }
 

@@ -27,6 +27,7 @@ pub(super) mod step;
 pub(super) mod stub;
 mod stub_code;
 mod stub_image;
+mod stub_tasks;
 pub(super) mod thread;
 mod turn;
 pub(super) mod vdso;
@@ -89,7 +90,7 @@ pub(super) fn first_stub(vdso: &Vdso, requests: &'static [u32]) -> Result<StubTh
     let (pid, parts) = start(&processes, parts, vdso.range.clone(), requests)?;
     let (stub, context) = processes.first(pid, parts)?;
     let first = StubThread::begin(&processes, Place { stub, slot: 0, context }, pid, 0);
-    if first.wait(0) { Ok(first) } else { Err(Errno::EAGAIN) }
+    if first.wait(0, None) { Ok(first) } else { Err(Errno::EAGAIN) }
 }
 
 /// Makes the first stub from a thread that then waits for the end of stubs.

@@ -374,6 +374,18 @@ fn no_descriptor_is_left_of_a_file_that_was_read() {
     assert_eq!(number(&thread), before);
 }
 
+/// A guest can take its stub's thread away from it, so that it never answers.
+#[test]
+fn a_stub_that_does_not_answer_is_ended() {
+    let mut thread = PLATFORM.spare.take().unwrap();
+    give_code(&mut thread, CALLS);
+    let pid = thread.stub.pid();
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    assert_eq!(thread.swap(DATA, 0, 1), Err(Errno::EFAULT));
+    assert!(thread.stub.is_dead());
+    assert_eq!(thread.resume(), Trap::Gone);
+}
+
 /// `1: movq %rdi, %rax; syscall; cmp $-4095, %rax; setae %sil; jmp 1b`
 const COMPARES: &[u8] = &[
     0x48, 0x89, 0xf8, 0x90, 0x90, 0x0f, 0x05, 0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff, 0x40, 0x0f, 0x93, 0xc6,

@@ -483,6 +483,13 @@ impl Thread for StubThread {
         self.swap(address, expected, new)
     }
 
+    fn retire(&mut self) {
+        if let Some(arguments) = self.restartable.filter(|_| !self.stub.is_single() && self.has_turn()) {
+            // The host's kernel would end the process for what it cannot write.
+            let _ = self.restartable(arguments);
+        }
+    }
+
     fn fork(&mut self) -> Result<Box<dyn Thread>, Errno> {
         Ok(Box::new(self.fork_stub()?))
     }

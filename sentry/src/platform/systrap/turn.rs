@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::context::{futex_wait, futex_wake};
 use super::layout::{CODE, FLAGS, INTERRUPT, at, context_address, kind, op, state};
@@ -24,17 +25,22 @@ pub(super) struct Late {
     failed: Cell<bool>,
 }
 
+/// How long a stub may take for what it is asked. Locks of the sentry may be held meanwhile, and no signal ends who waits for it: a guest that has
+/// got hold of its stub's code shall hold up nobody. In breaths: a sandbox that was frozen meanwhile, stub and all, has lost one.
+const PATIENCE: u32 = if cfg!(test) { 5 } else { 30 };
+const BREATH: Duration = Duration::from_secs(1);
+
 const EFAULT: u64 = (-(libc::EFAULT as i64)).cast_unsigned();
 
 impl StubThread {
     /// Gives the turn to the stub, and waits for it to come back. `false` when the stub is gone.
-    fn pass(&self, what: u32) -> bool {
+    fn pass(&self, what: u32, patience: Option<u32>) -> bool {
         if let Some((awake, woken)) = self.waiting.begin() {
             self.context.u32_at(at::SPIN).store(awake, Ordering::Relaxed);
             self.context.u32_at(at::SPIN_WOKEN).store(woken, Ordering::Relaxed);
         }
         let slept = self.give_turn(what);
-        self.wait(self.waiting.looks_for(slept))
+        self.wait(self.waiting.looks_for(slept), patience)
     }
 
     /// Gives the turn to the stub. Whether it had to be woken.
@@ -50,8 +56,8 @@ impl StubThread {
         slept
     }
 
-    /// Waits for the turn, and looks so often before it sleeps. `false` when the stub is gone.
-    pub(super) fn wait(&self, looks: u32) -> bool {
+    /// Waits for the turn, and looks so often before it sleeps, and for so many breaths at most: then the stub is ended. `false` when it is gone.
+    pub(super) fn wait(&self, looks: u32, patience: Option<u32>) -> bool {
         let word = self.context.u32_at(at::STATE);
         for look in 0..looks {
             if word.load(Ordering::Acquire) != state::STUB {
@@ -64,8 +70,16 @@ impl StubThread {
         let begin = ticks::now();
         let sleeps = self.context.u32_at(at::SENTRY_SLEEPS);
         sleeps.store(1, Ordering::SeqCst);
-        while word.load(Ordering::SeqCst) == state::STUB && !self.stub.is_dead() {
-            futex_wait(word, state::STUB);
+        let waits = || word.load(Ordering::SeqCst) == state::STUB && !self.stub.is_dead();
+        let mut left = patience;
+        while waits() {
+            futex_wait(word, state::STUB, left.map(|_| BREATH));
+            left = left.map(|left| left.saturating_sub(1));
+            if left == Some(0) && waits() {
+                tracing::warn!("a stub does not do what it is asked: its guest is ended");
+                self.stub.kill();
+                left = None;
+            }
         }
         sleeps.store(0, Ordering::SeqCst);
         self.waiting.slept(ticks::now().saturating_sub(begin));
@@ -91,7 +105,9 @@ impl StubThread {
         for (n, argument) in arguments.iter().enumerate() {
             self.context.store(at::ARGUMENTS + 8 * n, *argument);
         }
-        if self.pass(what) && self.what() == kind::DONE {
+        // Of a file that is read nobody knows how long it takes.
+        let patience = (what != op::READ_FILE).then_some(PATIENCE);
+        if self.pass(what, patience) && self.what() == kind::DONE {
             Ok(self.context.load(at::TURN))
         } else {
             Err(Errno::EFAULT)
@@ -179,7 +195,7 @@ impl StubThread {
             op::RESUME
         };
         self.came_with = 0;
-        if !self.pass(what) {
+        if !self.pass(what, None) {
             return Some(Trap::Gone);
         }
         match self.what() {
