@@ -184,6 +184,12 @@ pub(super) const CALLS: &[HostCall] = &[
     any(libc::SYS_gettid, "a thread's own clock; locks"),
     any(libc::SYS_getpid, "`abort`"),
     any(libc::SYS_sched_getaffinity, "which CPUs there are"),
+    only(
+        libc::SYS_sched_setaffinity,
+        &[(0, Natural), (1, Is(size_of::<libc::cpu_set_t>() as u64))],
+        "one thread",
+        "waking a stub on another processor than the sentry's",
+    ),
     any(libc::SYS_sched_yield, "waiting for a moment"),
     any(libc::SYS_getcpu, "`getcpu` of a guest"),
     only(libc::SYS_prctl, &[(0, OneOf(&[libc::PR_SET_NAME as u32]))], "SET_NAME", "names of threads"),

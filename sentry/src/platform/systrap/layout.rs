@@ -43,9 +43,10 @@ pub(in crate::platform) mod at {
     /// To the sentry: `rax` and the arguments of a call (`rdi`, `rsi`, `rdx`, `r10`, `r8`, `r9`), or the result of what was asked. To the stub:
     /// `rax` with which the guest goes on.
     pub(crate) const TURN: usize = 0x008;
-    /// Not 0 while the stub sleeps, or is about to.
+    /// Not 0 while the stub sleeps, or is about to: the processor that it ran on at last, and one more ([`super::CPUNODE`]).
     pub(crate) const STUB_SLEEPS: usize = 0x040;
-    /// Not 0 while the sentry sleeps, or is about to.
+    /// Not 0 while the sentry sleeps, or is about to: as for the stub, where the stub is to sleep at once if it wakes it on its own processor;
+    /// else [`super::ANYWHERE`].
     pub(crate) const SENTRY_SLEEPS: usize = 0x080;
     /// Set by the stub's signal handler when an interrupt came while the stub itself ran.
     pub(crate) const INTERRUPTED: usize = 0x084;
@@ -183,6 +184,13 @@ pub(super) mod kind {
     /// What it points to can be written.
     pub(crate) const WRITABLE: u32 = 4;
 }
+
+/// Selector of the segment whose limit tells number and node of the processor (`__CPUNODE_SEG` in `arch/x86/include/asm/segment.h`): what a
+/// vDSO's `getcpu` asks where there is no RDPID.
+pub(super) const CPUNODE: u32 = 0x7b;
+
+/// No processor.
+pub(super) const ANYWHERE: u32 = u32::MAX;
 
 /// The host's signal by which a running guest thread is interrupted. Guests never see signals of the host.
 pub(crate) const INTERRUPT: i32 = libc::SIGURG;

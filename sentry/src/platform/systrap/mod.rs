@@ -10,6 +10,7 @@
 //!
 //! `unsafe` is in [`context`] (shared memory), [`hostile`] (descriptors that came), [`stub_image`] (the assembler's symbols), [`zygote`] (`fork`) and one `tgkill` in [`thread`].
 
+mod apart;
 pub(super) mod context;
 mod copy;
 pub(super) mod filter;
@@ -84,6 +85,7 @@ impl Systrap {
 
 /// Makes a first stub, whose filter lets these requests of `ioctl` through.
 pub(super) fn first_stub(vdso: &Vdso, requests: &'static [u32]) -> Result<StubThread, Errno> {
+    apart::prepare();
     let parts = Parts::new()?;
     thread::prepare(&Context::map(parts.contexts.as_fd(), 0)?, 0, 0, layout::state::STUB);
     let processes = Arc::new(Processes::default());

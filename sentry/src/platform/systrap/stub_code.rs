@@ -7,7 +7,7 @@
 //! An interrupt ([`super::layout::INTERRUPT`]) that comes while this code runs is not forgotten: the handler notes it in the context, and
 //! `resume` looks at the note in a stretch that the handler restarts as "interrupted" when the signal comes in the middle of it.
 
-use super::layout::{CONTEXTS, CONTEXTS_SIZE, END, INTERRUPT, TASK_SIZE, at, kind, op, state};
+use super::layout::{CONTEXTS, CONTEXTS_SIZE, CPUNODE, END, INTERRUPT, TASK_SIZE, at, kind, op, state};
 use super::let_go::let_go;
 use super::stage;
 use super::stub_tasks::what_it_is_asked;
@@ -71,10 +71,17 @@ kata_cc_stub_handler:
     mov ${SENTRY}, %eax
     xchg %eax, {STATE}(%rbx)
     mov {SPIN}(%rbx), %r8d
-    cmpl $0, {SENTRY_SLEEPS}(%rbx)
-    je .Lwait
+    mov {SENTRY_SLEEPS}(%rbx), %ecx
+    test %ecx, %ecx
+    jz .Lwait
     mov {SPIN_WOKEN}(%rbx), %r8d
-    mov $202, %eax                  // futex(state, FUTEX_WAKE, 1)
+    mov ${CPUNODE}, %eax
+    lsl %eax, %eax
+    inc %eax
+    cmp %eax, %ecx
+    jne 1f
+    xor %r8d, %r8d                  // it needs this processor
+1:  mov $202, %eax                  // futex(state, FUTEX_WAKE, 1)
     lea {STATE}(%rbx), %rdi
     mov $1, %esi
     mov $1, %edx
@@ -88,7 +95,9 @@ kata_cc_stub_handler:
     pause
     sub $1, %r8d
     ja .Lwait
-2:  mov $1, %eax
+2:  mov ${CPUNODE}, %eax
+    lsl %eax, %eax
+    inc %eax
     xchg %eax, {STUB_SLEEPS}(%rbx)
     mov {STATE}(%rbx), %edx
     cmp ${STUB}, %edx
@@ -417,6 +426,7 @@ kata_cc_stub_end:
     STATE = const at::STATE,
     STUB_SLEEPS = const at::STUB_SLEEPS,
     SENTRY_SLEEPS = const at::SENTRY_SLEEPS,
+    CPUNODE = const CPUNODE,
     INTERRUPTED = const at::INTERRUPTED,
     SPIN = const at::SPIN,
     SPIN_WOKEN = const at::SPIN_WOKEN,

@@ -4,8 +4,9 @@ use std::cell::Cell;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::apart::{here, wake_elsewhere};
 use super::context::{futex_wait, futex_wake};
-use super::layout::{CODE, FLAGS, INTERRUPT, at, context_address, kind, op, state};
+use super::layout::{ANYWHERE, CODE, FLAGS, INTERRUPT, at, context_address, kind, op, state};
 use super::patch::flags_of_comparison;
 use super::remote::Process;
 use super::stage;
@@ -49,11 +50,13 @@ impl StubThread {
         let word = self.context.u32_at(at::STATE);
         // A whole barrier: whether the stub sleeps is looked at after this.
         word.swap(state::STUB, Ordering::SeqCst);
-        let slept = self.context.u32_at(at::STUB_SLEEPS).load(Ordering::SeqCst) != 0;
-        if slept {
+        let slept = self.context.u32_at(at::STUB_SLEEPS).load(Ordering::SeqCst);
+        if slept != 0 && slept == here() && self.waiting.is_alone() {
+            wake_elsewhere(self.interrupt.thread, || futex_wake(word));
+        } else if slept != 0 {
             futex_wake(word);
         }
-        slept
+        slept != 0
     }
 
     /// Waits for the turn, and looks so often before it sleeps, and for so many breaths at most: then the stub is ended. `false` when it is gone.
@@ -69,7 +72,7 @@ impl StubThread {
         Waiting::sleeps();
         let begin = ticks::now();
         let sleeps = self.context.u32_at(at::SENTRY_SLEEPS);
-        sleeps.store(1, Ordering::SeqCst);
+        sleeps.store(if self.waiting.is_alone() { here() } else { ANYWHERE }, Ordering::SeqCst);
         let waits = || word.load(Ordering::SeqCst) == state::STUB && !self.stub.is_dead();
         let mut left = patience;
         while waits() {

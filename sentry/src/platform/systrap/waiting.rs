@@ -192,6 +192,11 @@ impl Waiting {
         self.soon.set(true);
     }
 
+    /// Whether there are two processors for each pair that is at work.
+    pub(super) fn is_alone(&self) -> bool {
+        self.spins && self.crowd.get() == Crowd::None
+    }
+
     /// The sentry sleeps until the turn comes.
     pub(super) fn sleeps() {
         OWN.with(Own::look_no_more);
