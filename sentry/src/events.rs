@@ -7,11 +7,12 @@ use std::cell::{Cell, RefCell};
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bitflags::bitflags;
 
 use crate::platform::Interrupt;
+use crate::ticks;
 
 bitflags! {
     /// Readiness of a file, with the numbers of `poll` and `epoll` (`include/uapi/asm-generic/poll.h`).
@@ -102,11 +103,62 @@ pub(crate) fn serves(thread: Option<Arc<dyn Interrupt>>) {
     drop(before);
 }
 
-fn about_to_wait() {
+/// Who is served by the calling thread, which is about to wait.
+fn about_to_wait() -> Option<Arc<dyn Interrupt>> {
     SERVED.with_borrow(|served| match served {
         Some(thread) => thread.rest(),
         None => {
             crate::platform::rest();
+        }
+    });
+    SERVED.with_borrow(Clone::clone)
+}
+
+/// Wake-ups that the calling thread has put off, and whether it may.
+struct PutOff {
+    may: Cell<bool>,
+    since: Cell<u64>,
+    waiters: RefCell<Vec<Arc<Waiter>>>,
+}
+
+impl PutOff {
+    fn is_old(&self, now: u64) -> bool {
+        ticks::duration(now.saturating_sub(self.since.get())) > PUT_OFF_MOST
+    }
+}
+
+thread_local! {
+    static PUT_OFF: PutOff =
+        const { PutOff { may: Cell::new(false), since: Cell::new(0), waiters: RefCell::new(Vec::new()) } };
+}
+
+/// What was put off so long ago is done before anything else is put off.
+const PUT_OFF_MOST: Duration = Duration::from_micros(20);
+
+/// Whether the calling thread may put off waking others, as it serves a call that is quickly done: until its guest makes a call that waits, goes on
+/// for a while ([`crate::platform::Thread::resume`] sees to that), or makes another call. Who hands something to another and then waits for the
+/// answer so gives away its processors to that one, which else stands in line behind both of them, and is in their way.
+pub(crate) fn may_put_off(may: bool) {
+    PUT_OFF.with(|own| {
+        own.may.set(may);
+        if !own.waiters.borrow().is_empty() && (!may || own.is_old(ticks::now())) {
+            wake_put_off(false);
+        }
+    });
+}
+
+/// The call is done: what it has put off stays so.
+pub(crate) fn puts_off_no_more() {
+    PUT_OFF.with(|own| own.may.set(false));
+}
+
+/// Wakes whom the calling thread has put off. `rests`: it is about to wait itself.
+pub(crate) fn wake_put_off(rests: bool) {
+    PUT_OFF.with(|own| {
+        if !own.waiters.borrow().is_empty() {
+            for waiter in own.waiters.take() {
+                waiter.wake_up(rests);
+            }
         }
     });
 }
@@ -146,9 +198,16 @@ impl Drop for Held {
 /// A thread's own event: set by whoever has news for it, cleared when it goes to look.
 pub struct Waiter {
     me: Weak<Waiter>,
-    set: Mutex<bool>,
+    news: Mutex<News>,
     sleeps: AtomicBool,
     changed: Condvar,
+}
+
+#[derive(Default)]
+struct News {
+    set: bool,
+    /// The guest thread of who sleeps.
+    guest: Option<Arc<dyn Interrupt>>,
 }
 
 impl Waiter {
@@ -157,7 +216,7 @@ impl Waiter {
     pub fn new() -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
-            set: Mutex::default(),
+            news: Mutex::default(),
             sleeps: AtomicBool::new(false),
             changed: Condvar::new(),
         })
@@ -165,12 +224,16 @@ impl Waiter {
 
     /// Forgets what happened so far. Called before a condition is looked at: what happens after is then not missed.
     pub fn clear(&self) {
-        *self.lock() = false;
+        self.lock().set = false;
     }
 
     /// Sleeps until something happens, or the deadline. `false` when it was the deadline.
     pub fn wait(&self, deadline: Option<Instant>) -> bool {
         self.sleeps.store(true, Ordering::Relaxed);
+        if PUT_OFF.with(|own| !own.waiters.borrow().is_empty()) {
+            about_to_wait();
+            wake_put_off(true);
+        }
         let happened = self.sleep(deadline);
         self.sleeps.store(false, Ordering::Relaxed);
         happened
@@ -183,19 +246,20 @@ impl Waiter {
     }
 
     fn sleep(&self, deadline: Option<Instant>) -> bool {
-        let mut set = self.lock();
-        if !*set {
-            about_to_wait();
+        let mut news = self.lock();
+        if !news.set {
+            news.guest = about_to_wait();
         }
-        while !*set {
+        while !news.set {
             match deadline {
-                None => set = self.changed.wait(set).unwrap_or_else(PoisonError::into_inner),
+                None => news = self.changed.wait(news).unwrap_or_else(PoisonError::into_inner),
                 Some(deadline) => {
                     let left = deadline.saturating_duration_since(Instant::now());
                     if left.is_zero() {
+                        news.guest = None;
                         return false;
                     }
-                    set = self.changed.wait_timeout(set, left).unwrap_or_else(PoisonError::into_inner).0;
+                    news = self.changed.wait_timeout(news, left).unwrap_or_else(PoisonError::into_inner).0;
                 }
             }
         }
@@ -204,8 +268,8 @@ impl Waiter {
 
     /// Something happened.
     pub fn set(&self) {
-        if !self.held_back() {
-            self.wake_up();
+        if !self.held_back() && !self.put_off() {
+            self.wake_up(!crate::platform::would_crowd());
         }
     }
 
@@ -220,13 +284,39 @@ impl Waiter {
         })
     }
 
-    fn wake_up(&self) {
-        *self.lock() = true;
+    /// Whether it is put off to wake it. Who does not sleep is told at once.
+    fn put_off(&self) -> bool {
+        PUT_OFF.with(|own| {
+            if !own.may.get() || !self.sleeps() || !crate::platform::would_crowd() {
+                return false;
+            }
+            let now = ticks::now();
+            if own.waiters.borrow().is_empty() {
+                own.since.set(now);
+            } else if own.is_old(now) {
+                wake_put_off(false);
+                return false;
+            }
+            own.waiters.borrow_mut().extend(self.me.upgrade());
+            true
+        })
+    }
+
+    /// Wakes it, and its guest thread early, so that it is there when the turn comes: where there are processors for both.
+    fn wake_up(&self, early: bool) {
+        let mut news = self.lock();
+        news.set = true;
+        let guest = news.guest.take();
+        drop(news);
+        if let Some(guest) = guest.filter(|_| early) {
+            // Before the other, which may take this processor at once.
+            guest.goes_on_soon();
+        }
         self.changed.notify_all();
     }
 
-    fn lock(&self) -> MutexGuard<'_, bool> {
-        self.set.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, News> {
+        self.news.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -13,7 +13,7 @@ pub mod kvm;
 pub mod ptrace;
 pub mod systrap;
 
-pub(crate) use systrap::rest;
+pub(crate) use systrap::{rest, would_crowd};
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -374,6 +374,11 @@ pub trait Thread: Memory + Send {
     /// A further thread in this address space, with this one's registers.
     fn spawn(&mut self) -> Result<Box<dyn Thread>, Errno>;
 
+    /// Whether [`resume`](Self::resume) wakes whom the calling thread has put off to wake ([`crate::events::may_put_off`]), while the guest runs.
+    fn wakes_put_off(&self) -> bool {
+        false
+    }
+
     /// The guest thread has ended. Called before anybody hears of that, who may then take away memory in which the host's kernel writes for it.
     fn retire(&mut self) {}
 
@@ -449,6 +454,9 @@ pub trait Interrupt: Send + Sync {
 
     /// The sentry's thread that serves this one is about to wait for something else.
     fn rest(&self) {}
+
+    /// What that one waits for has come: it will go on with the guest.
+    fn goes_on_soon(&self) {}
 
     /// As [`Thread::set_answers`], from elsewhere: of one call that this thread has an answer for.
     fn set_answer(&self, number: u64, value: u64) {

@@ -14,7 +14,7 @@ use super::limits::within_file_size;
 use super::{scratch, sockets};
 use crate::call::Call;
 use crate::error::{Errno, SysError, SysResult};
-use crate::events::Events;
+use crate::events::{self, Events};
 use crate::net::SocketFile;
 use crate::vfs::{FileKind, OpenFile};
 
@@ -61,6 +61,13 @@ pub(super) fn broken_pipe(call: &mut Call<'_>, file: &OpenFile, error: SysError)
         call.task.send_sigpipe();
     }
     error
+}
+
+/// What nobody waits for may take the host long: who was to be woken later is woken now.
+fn wake_before(file: &OpenFile) {
+    if file.file().queue().is_none() {
+        events::wake_put_off(false);
+    }
 }
 
 /// EBADF for what is not open for reading, EINVAL for what has no way to read: before the buffer is looked at (`vfs_read`).
@@ -143,6 +150,7 @@ pub(super) fn read_to(
     nowait: bool,
 ) -> SysResult {
     may_read(file)?;
+    wake_before(file);
     if let Some(target) = sockets::Target::of(file) {
         return sockets::read(call, &target, buffer.parts(), nowait);
     }
@@ -198,6 +206,7 @@ pub(super) fn write_from(
     nowait: bool,
 ) -> SysResult {
     may_write(file)?;
+    wake_before(file);
     if let Some(target) = sockets::Target::of(file) {
         return sockets::write(call, &target, buffer.parts(), nowait);
     }

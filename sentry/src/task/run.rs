@@ -6,6 +6,7 @@ use super::signal::{Flow, SignalInfo, deliver, force_fault, make_call_again};
 use super::{ControlGroup, Pid, Resource, Serving, Task, exit, lock, ptrace};
 use crate::call::Call;
 use crate::error::{Errno, Restart, SysError, SysResult};
+use crate::events;
 use crate::kernel::Kernel;
 use crate::mm;
 use crate::platform::{Thread, Trap};
@@ -33,12 +34,26 @@ pub fn run(kernel: &Arc<Kernel>, task: &Arc<Task>, mut thread: Box<dyn Thread>) 
         ptrace::report_end(task, thread.as_mut(), status);
     }
     *lock(&task.interrupt) = None;
-    crate::events::serves(None);
+    events::wake_put_off(false);
+    events::serves(None);
     exit::exit(task, thread, status);
     crate::platform::rest();
     drop(serving);
     drop(guard);
 }
+
+/// Calls by which guests hand something to each other, and wait for it. Whom they wake is woken a little later ([`events::may_put_off`]).
+const QUICK: [i64; 9] = [
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_readv,
+    libc::SYS_writev,
+    libc::SYS_futex,
+    libc::SYS_sendto,
+    libc::SYS_sendmsg,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+];
 
 /// Calls after which others give another value.
 const CHANGES_ANSWERS: [i64; 10] = [
@@ -123,7 +138,7 @@ fn speed_up(task: &Task, thread: &mut dyn Thread) {
 }
 
 fn attach(task: &Task, thread: &dyn Thread) {
-    crate::events::serves(Some(thread.interrupt()));
+    events::serves(Some(thread.interrupt()));
     *lock(&task.interrupt) = Some(thread.interrupt());
 }
 
@@ -244,7 +259,12 @@ pub(super) fn carry_out(
     let arguments = thread.arguments();
     let entry = usize::try_from(number).ok().and_then(|number| kernel.calls.get(number)).copied().flatten();
     match entry {
-        Some(entry) => (entry.handler)(&mut Call { kernel, task, thread }, arguments),
+        Some(entry) => {
+            events::may_put_off(QUICK.contains(&number.cast_signed()) && thread.wakes_put_off());
+            let result = (entry.handler)(&mut Call { kernel, task, thread }, arguments);
+            events::puts_off_no_more();
+            result
+        }
         None => {
             kernel.note_unknown_call(&task.comm(), number);
             Err(SysError::Errno(Errno::ENOSYS))

@@ -39,7 +39,7 @@ pub(super) mod zygote;
 pub(crate) use layout::INTERRUPT;
 pub(super) use stub::{send_files, sockets};
 pub(super) use thread::{memory_call, result, signal_thread};
-pub(crate) use waiting::rest;
+pub(crate) use waiting::{rest, would_crowd};
 
 use std::ops::Range;
 use std::os::fd::AsFd;

@@ -107,7 +107,14 @@ kata_cc_stub_handler:
     xor %esi, %esi
     xor %r10d, %r10d
     syscall
-    jmp 2b
+    mov {STATE}(%rbx), %eax
+    cmp ${SENTRY}, %eax
+    jne 2b
+    mov {SPIN_WOKEN}(%rbx), %r8d    // woken before its turn, which comes soon
+    test %r8d, %r8d
+    jz 2b
+    movl $0, {STUB_SLEEPS}(%rbx)
+    jmp .Lwait
 3:  movl $0, {STUB_SLEEPS}(%rbx)
 .Lgo:
     mov {WHAT}(%rbx), %eax

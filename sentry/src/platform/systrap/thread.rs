@@ -3,11 +3,12 @@
 use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use nix::unistd::Pid;
 
-use super::context::Context;
+use super::apart::here;
+use super::context::{Context, futex_wake};
 use super::filter::{FORK_FLAGS, SPAWN_FLAGS};
 use super::layout::{CODE, INTERRUPT, at, context_address, op, state};
 use super::put_off::{Mapping, PutOff};
@@ -58,6 +59,8 @@ pub(in crate::platform) struct StubInterrupt {
     pub(in crate::platform) thread: Pid,
     pub(super) requested: AtomicBool,
     pub(super) in_guest: AtomicBool,
+    /// Where the sentry's thread rested at last ([`here`]).
+    rests_at: AtomicU32,
 }
 
 impl StubInterrupt {
@@ -66,6 +69,20 @@ impl StubInterrupt {
         let word = self.context.u32_at(at::STATE);
         if word.load(Ordering::Relaxed) == state::SENTRY {
             word.store(state::LONG, Ordering::Relaxed);
+        }
+    }
+
+    /// Wakes the stub, if it was told that the turn will be long: it comes soon. Called by anybody. Not one that sleeps where the sentry's thread
+    /// does, which needs the processor first.
+    fn wake_early(&self) {
+        let slept = self.context.u32_at(at::STUB_SLEEPS).load(Ordering::SeqCst);
+        if slept == 0 || slept == self.rests_at.load(Ordering::Relaxed) {
+            return;
+        }
+        let word = self.context.u32_at(at::STATE);
+        let was = word.compare_exchange(state::LONG, state::SENTRY, Ordering::SeqCst, Ordering::Relaxed);
+        if was.is_ok() {
+            futex_wake(word);
         }
     }
 }
@@ -84,9 +101,13 @@ impl Interrupt for StubInterrupt {
     }
 
     fn rest(&self) {
-        if waiting::rest() {
-            self.let_sleep();
-        }
+        waiting::rest();
+        self.rests_at.store(here(), Ordering::Relaxed);
+        self.let_sleep();
+    }
+
+    fn goes_on_soon(&self) {
+        self.wake_early();
     }
 
     fn set_answer(&self, number: u64, value: u64) {
@@ -134,6 +155,7 @@ impl StubThread {
             thread,
             requested: AtomicBool::new(false),
             in_guest: AtomicBool::new(false),
+            rests_at: AtomicU32::new(0),
         };
         let memory = Arc::new(StubMemory(Arc::clone(&stub)));
         let thread = Self {
@@ -481,6 +503,10 @@ impl Thread for StubThread {
             return Err(Errno::EFAULT);
         }
         self.swap(address, expected, new)
+    }
+
+    fn wakes_put_off(&self) -> bool {
+        true
     }
 
     fn retire(&mut self) {

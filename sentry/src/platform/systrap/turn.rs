@@ -14,6 +14,7 @@ use super::step::TRAP_FLAG;
 use super::thread::StubThread;
 use super::waiting::Waiting;
 use crate::error::Errno;
+use crate::events;
 use crate::platform::{Regs, Trap};
 use crate::ticks;
 
@@ -29,6 +30,9 @@ pub(super) struct Late {
 /// How long a stub may take for what it is asked. Locks of the sentry may be held meanwhile, and no signal ends who waits for it: a guest that has
 /// got hold of its stub's code shall hold up nobody. In breaths: a sandbox that was frozen meanwhile, stub and all, has lost one.
 const PATIENCE: u32 = if cfg!(test) { 5 } else { 30 };
+/// After so many looks the guest does not seem to wait for anything: others are woken that its call woke.
+const PUT_OFF: u32 = 240;
+
 const BREATH: Duration = Duration::from_secs(1);
 
 const EFAULT: u64 = (-(libc::EFAULT as i64)).cast_unsigned();
@@ -67,8 +71,12 @@ impl StubThread {
                 self.waiting.came(look);
                 return self.has_turn();
             }
+            if look == PUT_OFF {
+                events::wake_put_off(false);
+            }
             std::hint::spin_loop();
         }
+        events::wake_put_off(false);
         Waiting::sleeps();
         let begin = ticks::now();
         let sleeps = self.context.u32_at(at::SENTRY_SLEEPS);

@@ -94,6 +94,11 @@ pub(crate) fn rest() -> bool {
     OWN.with(Own::rest)
 }
 
+/// Whether one pair more at work would be one too many for the processors.
+pub(crate) fn would_crowd() -> bool {
+    (AT_WORK.load(Ordering::Relaxed) + 1) * 2 > crate::outside::cpus()
+}
+
 /// How many want processors.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Crowd {
