@@ -134,7 +134,7 @@ mod tests {
 
     use super::*;
 
-    const TIMES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));
+    const TIMES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(300));
 
     #[test]
     fn what_moves_may_take_long_and_what_stands_still_may_not() {
@@ -147,7 +147,8 @@ mod tests {
             if begin.elapsed() > TIMES.1 * 4 {
                 theirs.write_all(b"x").unwrap();
             }
-            Ok(Value::from(asked))
+            // It has not moved each time, and never stands still for so long.
+            Ok(Value::from(asked / 2))
         };
         wait_while(ours.as_fd(), moved, TIMES).unwrap();
         assert!(asked > 4 && begin.elapsed() > TIMES.1 * 4, "{asked}");

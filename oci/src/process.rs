@@ -68,6 +68,13 @@ impl Known {
     }
 }
 
+/// Whether the root of this namespace of users is not the host's (user_namespaces(7)).
+#[must_use]
+pub fn in_user_namespace() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    map.split_whitespace().collect::<Vec<_>>() != ["0", "0", "4294967295"]
+}
+
 /// Waits until something is so; whether it became so.
 pub fn until(limit: Duration, mut so: impl FnMut() -> bool) -> bool {
     let begun = Instant::now();

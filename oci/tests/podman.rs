@@ -4,68 +4,13 @@
 mod support;
 
 use std::path::Path;
-use std::process::Command;
 
-use support::{Done, RUNTIME, World, eventually, finish};
-
-struct Podman {
-    world: World,
-}
-
-impl Podman {
-    fn new() -> Option<Self> {
-        let there = Command::new("podman").arg("--version").output();
-        if there.is_err() {
-            kata_cc_test_vectors::skip("binaries", "there is no podman: install podman");
-            return None;
-        }
-        let podman = Self { world: World::new()? };
-        let archive = podman.world.path("rootfs.tar");
-        let bundle = podman.world.bundle("image", "true");
-        let tar = Command::new("tar")
-            .arg("-cf")
-            .arg(&archive)
-            .arg("-C")
-            .arg(bundle.join("rootfs"))
-            .arg(".")
-            .status();
-        assert!(tar.unwrap().success());
-        podman.run(&["import", "--change", "ENV PATH=/bin", &archive.to_string_lossy(), "box"]).ok();
-        Some(podman)
-    }
-
-    fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new("podman");
-        for (flag, name) in [("--root", "storage"), ("--runroot", "runroot"), ("--tmpdir", "tmp")] {
-            command.arg(flag).arg(self.world.path(name));
-        }
-        command.args(["--storage-driver", "vfs", "--events-backend", "none", "--cgroup-manager", "cgroupfs"]);
-        command.arg("--runtime").arg(RUNTIME).args(words);
-        command.stdin(std::process::Stdio::null());
-        command
-    }
-
-    fn run(&self, words: &[&str]) -> Done {
-        finish(&mut self.command(words))
-    }
-
-    /// `run`, with what a machine without networks and a systemd needs.
-    fn container(&self, options: &[&str], command: &[&str]) -> Done {
-        let fixed =
-            ["run", "--network=none", "--log-driver=k8s-file", "--security-opt", "seccomp=unconfined"];
-        self.run(&[&fixed, options, &["box"], command].concat())
-    }
-}
-
-impl Drop for Podman {
-    fn drop(&mut self) {
-        let _ = self.run(&["rm", "--all", "--force", "--time", "0"]);
-    }
-}
+use support::podman::Podman;
+use support::{RUNTIME, eventually};
 
 #[test]
 fn podman_runs_containers() {
-    let Some(podman) = Podman::new() else { return };
+    let Some(podman) = Podman::new("cgroupfs") else { return };
     let ran =
         podman.container(&["--rm", "--env", "A=b"], &["sh", "-c", "echo $A; cat /proc/version; exit 6"]);
     assert_eq!(ran.code, 6, "{ran:?}");

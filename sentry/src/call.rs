@@ -164,29 +164,52 @@ impl Call<'_> {
         deadline: Option<Instant>,
         mut attempt: impl FnMut(&mut Self) -> Option<T>,
     ) -> Result<T, Unready> {
-        if let Some(value) = attempt(self) {
-            return Ok(value);
-        }
-        let waiter = Arc::clone(self.task.waiter());
-        let wake: Arc<dyn Wake> = waiter.clone();
-        for (queue, events) in queues {
-            queue.add(*events, &wake);
-        }
-        let result = loop {
-            waiter.clear();
-            if let Some(value) = attempt(self) {
-                break Ok(value);
-            }
-            if self.task.signal_pending() {
-                break Err(Unready::Interrupted);
-            }
-            if !waiter.wait(deadline) {
-                break Err(Unready::TimedOut);
-            }
-        };
-        for (queue, _) in queues {
-            queue.remove(&wake);
-        }
-        result
+        let task = self.task;
+        wait_on(task, queues, deadline, || attempt(self))
     }
+
+    /// As [`block`](Self::block), for what has no need of the guest's memory.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn wait_until<T>(
+        &self,
+        queues: &[(&WaitQueue, Events)],
+        deadline: Option<Instant>,
+        attempt: impl FnMut() -> Option<T>,
+    ) -> Result<T, Unready> {
+        wait_on(self.task, queues, deadline, attempt)
+    }
+}
+
+fn wait_on<T>(
+    task: &Task,
+    queues: &[(&WaitQueue, Events)],
+    deadline: Option<Instant>,
+    mut attempt: impl FnMut() -> Option<T>,
+) -> Result<T, Unready> {
+    if let Some(value) = attempt() {
+        return Ok(value);
+    }
+    let waiter = Arc::clone(task.waiter());
+    let wake: Arc<dyn Wake> = waiter.clone();
+    for (queue, events) in queues {
+        queue.add(*events, &wake);
+    }
+    let result = loop {
+        waiter.clear();
+        if let Some(value) = attempt() {
+            break Ok(value);
+        }
+        if task.signal_pending() {
+            break Err(Unready::Interrupted);
+        }
+        if !waiter.wait(deadline) {
+            break Err(Unready::TimedOut);
+        }
+    };
+    for (queue, _) in queues {
+        queue.remove(&wake);
+    }
+    result
 }

@@ -103,15 +103,14 @@ pub(crate) fn serves(thread: Option<Arc<dyn Interrupt>>) {
     drop(before);
 }
 
-/// Who is served by the calling thread, which is about to wait.
-fn about_to_wait() -> Option<Arc<dyn Interrupt>> {
+/// Lets the guest thread that the calling thread serves sleep.
+fn about_to_wait() {
     SERVED.with_borrow(|served| match served {
         Some(thread) => thread.rest(),
         None => {
             crate::platform::rest();
         }
     });
-    SERVED.with_borrow(Clone::clone)
 }
 
 /// Wake-ups that the calling thread has put off, and whether it may.
@@ -142,7 +141,7 @@ pub(crate) fn may_put_off(may: bool) {
     PUT_OFF.with(|own| {
         own.may.set(may);
         if !own.waiters.borrow().is_empty() && (!may || own.is_old(ticks::now())) {
-            wake_put_off(false);
+            wake_put_off();
         }
     });
 }
@@ -152,12 +151,12 @@ pub(crate) fn puts_off_no_more() {
     PUT_OFF.with(|own| own.may.set(false));
 }
 
-/// Wakes whom the calling thread has put off. `rests`: it is about to wait itself.
-pub(crate) fn wake_put_off(rests: bool) {
+/// Wakes whom the calling thread has put off.
+pub(crate) fn wake_put_off() {
     PUT_OFF.with(|own| {
         if !own.waiters.borrow().is_empty() {
             for waiter in own.waiters.take() {
-                waiter.wake_up(rests);
+                waiter.wake_up(false);
             }
         }
     });
@@ -230,13 +229,26 @@ impl Waiter {
     /// Sleeps until something happens, or the deadline. `false` when it was the deadline.
     pub fn wait(&self, deadline: Option<Instant>) -> bool {
         self.sleeps.store(true, Ordering::Relaxed);
-        if PUT_OFF.with(|own| !own.waiters.borrow().is_empty()) {
-            about_to_wait();
-            wake_put_off(true);
+        let put_off = PUT_OFF.with(|own| own.waiters.take());
+        if !put_off.is_empty() {
+            self.give_way_to(&put_off);
         }
         let happened = self.sleep(deadline);
         self.sleeps.store(false, Ordering::Relaxed);
         happened
+    }
+
+    /// Wakes those, and rests: each gets the processors as soon as it can. Who is woken may take this one at once, so all else is done before.
+    fn give_way_to(&self, others: &[Arc<Self>]) {
+        let served = SERVED.with_borrow(Clone::clone);
+        self.lock().guest = served;
+        for other in others {
+            other.wake_guest();
+        }
+        about_to_wait();
+        for other in others {
+            other.wake_up(false);
+        }
     }
 
     /// Whether somebody sleeps in [`wait`](Self::wait).
@@ -248,7 +260,8 @@ impl Waiter {
     fn sleep(&self, deadline: Option<Instant>) -> bool {
         let mut news = self.lock();
         if !news.set {
-            news.guest = about_to_wait();
+            about_to_wait();
+            news.guest = SERVED.with_borrow(Clone::clone);
         }
         while !news.set {
             match deadline {
@@ -294,7 +307,7 @@ impl Waiter {
             if own.waiters.borrow().is_empty() {
                 own.since.set(now);
             } else if own.is_old(now) {
-                wake_put_off(false);
+                wake_put_off();
                 return false;
             }
             own.waiters.borrow_mut().extend(self.me.upgrade());
@@ -302,17 +315,23 @@ impl Waiter {
         })
     }
 
-    /// Wakes it, and its guest thread early, so that it is there when the turn comes: where there are processors for both.
+    /// Wakes it; and its guest thread `early`, so that it is there when the turn comes: where there are processors for both.
     fn wake_up(&self, early: bool) {
+        if early {
+            self.wake_guest();
+        }
         let mut news = self.lock();
         news.set = true;
-        let guest = news.guest.take();
+        news.guest = None;
         drop(news);
-        if let Some(guest) = guest.filter(|_| early) {
-            // Before the other, which may take this processor at once.
+        self.changed.notify_all();
+    }
+
+    fn wake_guest(&self) {
+        let guest = self.lock().guest.take();
+        if let Some(guest) = guest {
             guest.goes_on_soon();
         }
-        self.changed.notify_all();
     }
 
     fn lock(&self) -> MutexGuard<'_, News> {
@@ -373,6 +392,45 @@ mod tests {
         std::thread::scope(|scope| scope.spawn(|| queue.notify(Events::IN)).join().unwrap());
         assert!(waiter.wait(now()));
         drop(held);
+    }
+
+    /// A thread that sleeps until `waiter` is set.
+    fn sleeper(waiter: &Arc<Waiter>) -> std::thread::JoinHandle<bool> {
+        let own = Arc::clone(waiter);
+        let thread = std::thread::spawn(move || own.wait(Some(Instant::now() + Duration::from_secs(60))));
+        while !waiter.sleeps() {
+            std::thread::yield_now();
+        }
+        thread
+    }
+
+    #[test]
+    fn who_is_woken_later_is_woken() {
+        let may = |waiter: &Waiter| {
+            may_put_off(true);
+            waiter.set();
+            puts_off_no_more();
+        };
+        let put_off = || PUT_OFF.with(|own| own.waiters.borrow().len());
+        let [first, second, third] = std::array::from_fn(|_| Waiter::new());
+        // Not whom nobody waits in.
+        may(&first);
+        assert_eq!((put_off(), first.wait(Some(Instant::now()))), (0, true));
+        first.clear();
+        let threads = [&first, &second, &third].map(sleeper);
+        may(&first);
+        assert_eq!(put_off(), usize::from(crate::platform::would_crowd()));
+        // By a call that puts nothing off, when the caller sleeps itself, and when it is asked for.
+        may_put_off(false);
+        assert_eq!(put_off(), 0);
+        may(&second);
+        assert!(!Waiter::new().wait(Some(Instant::now())));
+        assert_eq!(put_off(), 0);
+        may(&third);
+        wake_put_off();
+        for thread in threads {
+            assert!(thread.join().unwrap());
+        }
     }
 
     #[test]

@@ -251,7 +251,12 @@ f = os.open('/tmp/fifo', os.O_RDWR)
 locked = open('/tmp/locked', 'w')
 fcntl.flock(locked, fcntl.LOCK_EX)
 i = ctypes.CDLL(None).inotify_init()
-print('ready', a.fileno(), f, locked.fileno(), i, flush=True)
+open('/tmp/leased', 'w').close()
+leased = open('/tmp/leased')
+fcntl.fcntl(leased, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+folder = os.open('/tmp', os.O_RDONLY)
+fcntl.fcntl(folder, fcntl.F_NOTIFY, fcntl.DN_ATTRIB)
+print('ready', a.fileno(), f, locked.fileno(), i, leased.fileno(), folder, flush=True)
 for line in sys.stdin: print(line.strip(), flush=True)
 "#;
     let image = tempfile::tempfile().unwrap();
@@ -261,7 +266,15 @@ for line in sys.stdin: print(line.strip(), flush=True)
     let fds: Vec<&str> = ready.trim().split(' ').skip(1).collect();
     sandbox.exec("c", "e", &harness::process(&["sleep", "1000"])).unwrap();
     let answer = ask(&sandbox, "c", "checkpoint", &image);
-    for (fd, what) in fds.iter().zip(["a socket of family 1", "/tmp/fifo", "holds a lock", "inotify"]) {
+    let refused = [
+        "a socket of family 1",
+        "/tmp/fifo",
+        "holds a lock",
+        "inotify",
+        "holds a lock or a lease",
+        "F_NOTIFY",
+    ];
+    for (fd, what) in fds.iter().zip(refused) {
         let at = format!("process 1, descriptor {fd}: ");
         assert!(answer.contains(&at) && answer.contains(what), "{at} {what}: {answer}");
     }

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use kata_cc_test_systemd::{Layout, within};
+
 const SHIM: &str = env!("CARGO_BIN_EXE_containerd-shim-kata-cc-v2");
 /// The runtime type that leads to the shim.
 const SENTRY: [&str; 2] = ["--runtime", "io.containerd.kata-cc-sentry.v2"];
@@ -298,4 +300,88 @@ fn a_killed_sentry_is_told_and_leaves_nothing() {
     containerd.ok(&["container", "delete", "doomed"]);
     assert!(containerd.log().contains("the sentry was killed by signal 9"), "{}", containerd.log());
     containerd.nothing_left();
+}
+
+/// A property of a unit of systemd's.
+fn property(unit: &str, name: &str) -> String {
+    let output =
+        Command::new("systemctl").args(["show", "--property", name, "--value", unit]).output().unwrap();
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+/// What the engine names `slice:prefix:name` is a scope of systemd's, with the pod's limit, as long as the pod.
+fn is_a_scope(containerd: &Containerd, runtime: &[&str], id: &str) {
+    const SLICE: &str = "kata-pod.slice";
+    let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let controllers = std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
+    // A tree of version 2 has no controllers where those are in trees of version 1.
+    let limited = !unified || controllers.contains("memory");
+    let rootfs = containerd.path("rootfs").display().to_string();
+    let (unit, group) = (format!("kcs-{id}.scope"), format!("{SLICE}:kcs:{id}"));
+    let limit: &[&str] = if limited { &["--memory-limit", "268435456"] } else { &[] };
+    let options = [&["--detach", "--cgroup", &group], limit].concat();
+    containerd.ok(&containerd.run_words(runtime, &options, &rootfs, id, &["sleep", "100000"]));
+    let state = (property(&unit, "ActiveState"), property(&unit, "Slice"));
+    assert_eq!(state, ("active".into(), SLICE.into()), "{}", containerd.log());
+    let list = containerd.ok(&["task", "list"]);
+    let line = list.lines().find(|line| line.split_whitespace().next() == Some(id)).unwrap();
+    let pid = line.split_whitespace().nth(1).unwrap();
+    let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let counts = |line: &&str| if unified { line.starts_with("0:") } else { !line.contains(":devices:") };
+    let all = groups.lines().filter(counts);
+    assert!(
+        all.clone().count() > 0 && all.clone().all(|line| line.ends_with(&format!("/{SLICE}/{unit}"))),
+        "{groups}"
+    );
+    let of_shims = processes("-namespace default");
+    for shim in std::fs::read_dir("/proc").unwrap().flatten() {
+        let line = std::fs::read(shim.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        if of_shims.contains(&line) {
+            let groups = std::fs::read_to_string(shim.path().join("cgroup")).unwrap_or_default();
+            assert!(!groups.contains(&unit), "a shim stays outside: {groups}");
+        }
+    }
+    if limited {
+        assert_eq!(property(&unit, if unified { "MemoryMax" } else { "MemoryLimit" }), "268435456");
+        let file = if unified { "memory.max" } else { "memory.limit_in_bytes" };
+        let tree = if unified { "" } else { "memory" };
+        let path =
+            Path::new("/sys/fs/cgroup").join(tree).join("kata.slice").join(SLICE).join(&unit).join(file);
+        let reload = Command::new("systemctl").arg("daemon-reload").status().unwrap();
+        assert!(reload.success());
+        assert_eq!(std::fs::read_to_string(path).unwrap().trim(), "268435456");
+    }
+    containerd.ok(&["task", "kill", "--signal", "SIGKILL", id]);
+    eventually("the end", || containerd.status(id).as_deref() == Some("STOPPED"));
+    let _ = containerd.ctr(&["task", "delete", id]);
+    containerd.ok(&["container", "delete", id]);
+    eventually("the end of the scope", || property(&unit, "LoadState") == "not-found");
+    let left = Command::new("find").args(["/sys/fs/cgroup", "-name", &unit]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&left.stdout), "");
+}
+
+fn scopes_by_both() {
+    let runtime = beside("kata-cc-runc");
+    let Some(containerd) = Containerd::start() else { return };
+    is_a_scope(&containerd, &SENTRY, "shim");
+    // containerd names shares of the processors in any case.
+    let controllers = std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers");
+    if controllers.is_ok_and(|controllers| !controllers.contains("cpu")) {
+        println!("skipped: by the OCI runtime, without controllers");
+        return containerd.nothing_left();
+    }
+    let runtime = runtime.display().to_string();
+    is_a_scope(&containerd, &["--runc-binary", &runtime, "--runc-systemd-cgroup"], "oci");
+    containerd.nothing_left();
+}
+
+#[test]
+fn scopes_with_version_1() {
+    within(Layout::V1, "scopes_with_version_1", scopes_by_both);
+}
+
+#[test]
+fn scopes_with_version_2() {
+    within(Layout::V2, "scopes_with_version_2", scopes_by_both);
 }

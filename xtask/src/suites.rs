@@ -146,10 +146,13 @@ pub(crate) fn prepare_material() -> anyhow::Result<()> {
     run(&mut command(paths::binaries().join("kata-cc-demo"), &["prepare", &material.to_string_lossy()]))
 }
 
-/// Whether a test program starts virtual machines: all of `kata-cc-tests`, and the VMM's boots.
+/// Whether a test program starts virtual machines: all of `kata-cc-tests`, and the VMM's boots. And `systemd`, which runs here as well: here
+/// with the control groups that this machine has, in the lab with all controllers of version 2.
 fn needs_a_machine(message: &serde_json::Value) -> bool {
     let package = message["package_id"].as_str().unwrap_or_default();
-    package.contains("kata-cc-tests") || message["target"]["name"] == "boot"
+    package.contains("kata-cc-tests")
+        || message["target"]["name"] == "boot"
+        || message["target"]["name"] == "systemd"
 }
 
 /// The test programs that need virtual machines, from cargo's own messages.

@@ -18,6 +18,14 @@ struct Tree {
     root: String,
 }
 
+impl Tree {
+    /// A path from the tree's root as one from what is mounted.
+    fn within<'a>(&self, path: &'a Path) -> &'a Path {
+        let path = path.strip_prefix(&self.root).unwrap_or(path);
+        path.strip_prefix("/").unwrap_or(path)
+    }
+}
+
 /// The trees of a host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hierarchies {
@@ -98,6 +106,11 @@ impl Hierarchies {
         self.each(|_, tree| Some(tree.mount.join(path)))
     }
 
+    /// The same for a path as `/proc/PID/cgroup` has it: from the root of the tree, of which a part may be mounted.
+    pub(super) fn at_top(&self, path: &Path) -> Vec<(String, PathBuf, PathBuf)> {
+        self.each(|_, tree| Some(tree.mount.join(tree.within(path))))
+    }
+
     fn each(&self, folder: impl Fn(&str, &Tree) -> Option<PathBuf>) -> Vec<(String, PathBuf, PathBuf)> {
         let mut all = Vec::new();
         for tree in &self.trees {
@@ -126,9 +139,7 @@ impl Hierarchies {
             return Ok(self.below(&path));
         }
         Ok(self.each(|controller, tree| {
-            let own = Path::new(self.own.get(controller)?);
-            let own = own.strip_prefix(&tree.root).unwrap_or(own);
-            let own = own.strip_prefix("/").unwrap_or(own);
+            let own = tree.within(Path::new(self.own.get(controller)?));
             let beside = if self.unified { own.parent().unwrap_or(own) } else { own };
             Some(tree.mount.join(beside).join(&path))
         }))

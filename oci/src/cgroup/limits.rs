@@ -43,6 +43,45 @@ pub fn for_the_host(resources: &Value) -> Value {
     resources
 }
 
+/// Fills in what goes together with what is set, from what holds now: a quota is one of a period, swap one beside memory. So a change of one alone
+/// leaves the other as it is.
+pub(super) fn complete(groups: &Groups, resources: &Value) -> Value {
+    let mut resources = resources.clone();
+    let read = |controller: &str, file: &str| {
+        let folder = groups.folder(controller)?;
+        std::fs::read_to_string(folder.join(file)).ok()
+    };
+    let number = |text: Option<&str>| text?.trim().parse::<i64>().ok();
+    let cpu = &resources["cpu"];
+    let told = [set(&cpu["quota"]), set(&cpu["period"])];
+    if let [Some(_), None] | [None, Some(_)] = told {
+        let (quota, period) = if groups.is_unified() {
+            let text = read("cpu", "cpu.max").unwrap_or_default();
+            let mut fields = text.split_whitespace();
+            (number(fields.next()), number(fields.next()))
+        } else {
+            let of = |file| number(read("cpu", file).as_deref());
+            (of("cpu.cfs_quota_us").filter(|quota| *quota > 0), of("cpu.cfs_period_us"))
+        };
+        let [told_quota, told_period] = told;
+        if let (None, Some(quota)) = (told_quota, quota) {
+            resources["cpu"]["quota"] = quota.into();
+        }
+        if let (None, Some(period)) = (told_period, period) {
+            resources["cpu"]["period"] = period.into();
+        }
+    }
+    let memory = &resources["memory"];
+    let alone = set(&memory["swap"]).is_some_and(|swap| swap > 0) && set(&memory["limit"]).is_none();
+    if groups.is_unified()
+        && alone
+        && let Some(limit) = number(read("memory", "memory.max").as_deref())
+    {
+        resources["memory"]["limit"] = limit.into();
+    }
+    resources
+}
+
 /// Applies what is set.
 pub(super) fn apply(groups: &Groups, resources: &Value) -> Result<(), CgroupError> {
     let settings = if groups.is_unified() { unified(resources)? } else { legacy(resources) };
@@ -78,7 +117,7 @@ fn one(folder: &Path, setting: &Setting) -> Result<(), CgroupError> {
 }
 
 /// A number that says something: 0 and absent do not.
-fn set(value: &Value) -> Option<i64> {
+pub(super) fn set(value: &Value) -> Option<i64> {
     value.as_i64().filter(|number| *number != 0)
 }
 
@@ -169,8 +208,17 @@ fn or_max(number: i64) -> String {
 }
 
 /// Weights of version 1 (2 to 262144) as those of version 2 (1 to 10000).
-fn weight_of_shares(shares: i64) -> i64 {
+pub(super) fn weight_of_shares(shares: i64) -> i64 {
     1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
+}
+
+/// Version 1 counts memory and swap together, version 2 swap alone.
+pub(super) fn swap_alone(swap: i64, limit: Option<i64>) -> i64 {
+    match limit {
+        _ if swap < 0 => swap,
+        Some(limit @ 1..) => (swap - limit).max(0),
+        _ => swap,
+    }
 }
 
 fn unified(resources: &Value) -> Result<Settings, CgroupError> {
@@ -181,13 +229,7 @@ fn unified(resources: &Value) -> Result<Settings, CgroupError> {
         all.add("memory", "memory.limit", "memory.max", or_max(bytes));
     }
     if let Some(swap) = set(&memory["swap"]) {
-        // Version 1 counts memory and swap together, version 2 swap alone.
-        let alone = match limit {
-            _ if swap < 0 => swap,
-            Some(limit @ 1..) => (swap - limit).max(0),
-            _ => swap,
-        };
-        all.add("memory", "memory.swap", "memory.swap.max", or_max(alone));
+        all.add("memory", "memory.swap", "memory.swap.max", or_max(swap_alone(swap, limit)));
     }
     if let Some(bytes) = set(&memory["reservation"]) {
         all.add("memory", "memory.reservation", "memory.low", or_max(bytes));
@@ -320,6 +362,31 @@ mod tests {
     #[test]
     fn weights_keep_their_ends() {
         assert_eq!((weight_of_shares(2), weight_of_shares(262_144), weight_of_shares(0)), (1, 10_000, 1));
+    }
+
+    #[test]
+    fn what_goes_together_is_filled_in() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut groups = Groups::default();
+        groups.folders.insert(String::new(), dir.path().to_owned());
+        let of = |resources: Value| complete(&groups, &resources);
+        let quota = json!({"cpu": {"quota": 5}});
+        assert_eq!(of(quota.clone()), quota, "nothing is known");
+        std::fs::write(dir.path().join("cpu.max"), "33333 50000\n").unwrap();
+        std::fs::write(dir.path().join("memory.max"), "1000\n").unwrap();
+        assert_eq!(of(quota), json!({"cpu": {"quota": 5, "period": 50_000}}));
+        assert_eq!(of(json!({"cpu": {"period": 7}})), json!({"cpu": {"quota": 33_333, "period": 7}}));
+        let whole = json!({"cpu": {"quota": 5, "period": 7}, "memory": {"limit": 5, "swap": 7}});
+        assert_eq!(of(whole.clone()), whole);
+        assert_eq!(of(json!({"memory": {"swap": 1500}})), json!({"memory": {"limit": 1000, "swap": 1500}}));
+        std::fs::write(dir.path().join("cpu.max"), "max 50000\n").unwrap();
+        assert_eq!(of(json!({"cpu": {"period": 7}})), json!({"cpu": {"period": 7}}));
+        groups.folders = [("cpu".to_owned(), dir.path().to_owned())].into();
+        for (file, value) in [("cpu.cfs_quota_us", "-1"), ("cpu.cfs_period_us", "50000")] {
+            std::fs::write(dir.path().join(file), value).unwrap();
+        }
+        assert_eq!(complete(&groups, &json!({"cpu": {"quota": 5}}))["cpu"]["period"], 50_000);
+        assert_eq!(complete(&groups, &json!({"cpu": {"period": 5}})), json!({"cpu": {"period": 5}}));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Control groups: where a container is charged and limited, with version 1 and 2, made here or by systemd.
 //!
 //! The monitor, the sentry and its stubs are in them; limits of the bundle are theirs together. Devices are not limited: the sentry opens none of
-//! the host's. What is made here is noted with the state, so that `delete` takes away just that.
+//! the host's. What is made here is noted with the state, so that `delete` takes away just that. Limits of systemd's units are told to systemd and
+//! written besides: not everything has a property, and properties are coarser.
 
 mod hierarchy;
 mod limits;
@@ -9,7 +10,7 @@ mod name;
 pub mod stats;
 mod systemd;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -22,11 +23,14 @@ use thiserror::Error;
 pub use hierarchy::Hierarchies;
 pub use limits::for_the_host;
 pub use name::below_the_root;
+pub use systemd::Inside;
 
 use crate::process::until;
 
 /// How long what a killed sandbox held may take to be let go of.
 const EMPTYING: Duration = Duration::from_secs(10);
+/// How often groups are made that systemd takes away.
+const TRIES: usize = 10;
 /// The only key of a container's groups with version 2.
 const UNIFIED: &str = "";
 
@@ -53,6 +57,24 @@ pub enum CgroupError {
         unit: String,
         /// What it said.
         reason: String,
+    },
+    /// systemd refuses a limit.
+    #[error("systemd did not take the limits of {unit}: {reason}")]
+    SystemdLimit {
+        /// Whose.
+        unit: String,
+        /// What it said.
+        reason: String,
+    },
+    /// An annotation is no property.
+    #[error(
+        "annotation {key}={value:?} is no property of a systemd unit: letters alone in the name, and a value such as 'text', true, 5 or uint64 5"
+    )]
+    SystemdProperty {
+        /// Which.
+        key: String,
+        /// What it says.
+        value: String,
     },
     /// A file cannot be written.
     #[error("control group: cannot write {value:?} to {path}: {source}")]
@@ -109,6 +131,17 @@ pub enum Driver {
     Systemd,
 }
 
+/// What groups are wanted.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// `linux.cgroupsPath` of the bundle.
+    pub cgroups_path: Option<&'a str>,
+    /// The container.
+    pub id: &'a str,
+    /// Its annotations: some are properties of systemd's unit.
+    pub annotations: &'a Value,
+}
+
 /// The groups of a container.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Groups {
@@ -128,33 +161,51 @@ fn write(path: &Path, value: &str) -> Result<(), CgroupError> {
 }
 
 impl Groups {
-    /// Those that an engine names, made.
+    /// Those that an engine names, made. With systemd this process is in them until what comes with them is dropped.
     ///
     /// # Errors
     /// See [`CgroupError`]; what was made until then is gone again.
     pub fn make(
         hierarchies: &Hierarchies,
         driver: Driver,
-        cgroups_path: Option<&str>,
-        id: &str,
-    ) -> Result<Self, CgroupError> {
+        wanted: &Wanted<'_>,
+    ) -> Result<(Self, Inside), CgroupError> {
         let mut groups = Self::default();
-        let made = match driver {
-            Driver::Cgroupfs => groups.make_folders(hierarchies, &hierarchies.named(cgroups_path, id)?),
+        let (folders, inside) = match driver {
+            Driver::Cgroupfs => (hierarchies.named(wanted.cgroups_path, wanted.id)?, Inside::default()),
             Driver::Systemd => {
-                let unit = systemd::Unit::named(cgroups_path, id)?;
-                let back = unit.start()?;
-                groups.unit = Some(unit.name.clone());
-                let made = groups.make_folders(hierarchies, &hierarchies.below(&unit.path));
-                back.go();
-                made
+                let unit = systemd::Unit::named(wanted)?;
+                let (group, inside) = unit.start(hierarchies.is_unified())?;
+                groups.unit = Some(unit.name);
+                let mut folders = hierarchies.at_top(Path::new(&group));
+                // Devices are not limited, and of what systemd knows of version 1 this is what it does not delegate: it moves all
+                // processes out of such groups, and takes these away, whenever it looks at the slices above.
+                folders.retain(|(controller, ..)| controller != "devices");
+                (folders, inside)
             }
         };
+        let mut made = groups.make_folders(hierarchies, &folders).and_then(|()| groups.hold());
+        for _ in 1..TRIES {
+            // systemd took an empty one away before this process was in it.
+            match &made {
+                Err(CgroupError::Write { source, .. }) if source.kind() == ErrorKind::NotFound => {
+                    made = groups.make_folders(hierarchies, &folders).and_then(|()| groups.hold());
+                }
+                _ => break,
+            }
+        }
         if let Err(error) = made {
+            drop(inside);
             groups.remove();
             return Err(error);
         }
-        Ok(groups)
+        Ok((groups, inside))
+    }
+
+    /// Whether systemd runs, and may be asked for groups.
+    #[must_use]
+    pub fn systemd_runs() -> bool {
+        systemd::booted()
     }
 
     fn make_folders(
@@ -171,7 +222,9 @@ impl Groups {
                 .rev()
                 .collect();
             for path in missing {
+                // What systemd's slices pass on is systemd's to say.
                 if hierarchies.is_unified()
+                    && self.unit.is_none()
                     && let Some(parent) = path.parent()
                 {
                     hierarchy::pass_on(parent);
@@ -188,6 +241,16 @@ impl Groups {
             self.folders.insert(controller.clone(), folder.clone());
         }
         Ok(())
+    }
+
+    /// With systemd and trees of version 1 there are some that it does not put the unit into, and where it takes empty groups of that name away
+    /// whenever it looks at them: this process enters them, too.
+    fn hold(&self) -> Result<(), CgroupError> {
+        if self.unit.is_none() || self.is_unified() {
+            return Ok(());
+        }
+        let folders: BTreeSet<&PathBuf> = self.folders.values().collect();
+        folders.into_iter().try_for_each(|folder| write(&folder.join("cgroup.procs"), "0"))
     }
 
     /// Folder of a controller.
@@ -207,7 +270,7 @@ impl Groups {
     /// # Errors
     /// One cannot be opened.
     pub fn doors(&self) -> Result<Vec<File>, CgroupError> {
-        let folders: std::collections::BTreeSet<&PathBuf> = self.folders.values().collect();
+        let folders: BTreeSet<&PathBuf> = self.folders.values().collect();
         let open = |folder: &PathBuf| {
             let path = folder.join("cgroup.procs");
             let opened = File::options().write(true).open(&path);
@@ -221,7 +284,11 @@ impl Groups {
     /// # Errors
     /// One that is set and cannot be.
     pub fn limit(&self, resources: &Value) -> Result<(), CgroupError> {
-        limits::apply(self, resources)
+        let resources = limits::complete(self, resources);
+        if let Some(unit) = &self.unit {
+            systemd::limit(unit, &resources, self.is_unified())?;
+        }
+        limits::apply(self, &resources)
     }
 
     /// The processes in them and in those below.
@@ -248,6 +315,12 @@ impl Groups {
     /// Takes away what was made, as far as nobody else has put something into it; whether the groups themselves are gone.
     pub fn remove(&self) -> bool {
         let own: Vec<&PathBuf> = self.folders.values().filter(|folder| self.made.contains(folder)).collect();
+        if let Some(unit) = &self.unit {
+            // systemd would ask what is still there to end, and wait for that.
+            let own = std::process::id();
+            until(EMPTYING, || self.processes().iter().all(|pid| *pid == own));
+            systemd::stop(unit);
+        }
         let gone = until(EMPTYING, || {
             for folder in &own {
                 remove_tree(folder, 0);
@@ -256,9 +329,6 @@ impl Groups {
         });
         for folder in self.made.iter().rev() {
             let _ = std::fs::remove_dir(folder);
-        }
-        if let Some(unit) = &self.unit {
-            systemd::stop(unit);
         }
         gone
     }
@@ -297,11 +367,16 @@ mod tests {
     use super::*;
     use serde_json::json;
 
+    fn wanted(path: &str) -> Wanted<'_> {
+        Wanted { cgroups_path: Some(path), id: "x", annotations: &Value::Null }
+    }
+
     /// Groups of this machine, where this process may make some.
     fn here(name: &str) -> Option<Groups> {
         let hierarchies = Hierarchies::of_host().unwrap();
         let path = format!("/kata-cc-oci-test-{}/{name}", std::process::id());
-        match Groups::make(&hierarchies, Driver::Cgroupfs, Some(&path), "x") {
+        let made = Groups::make(&hierarchies, Driver::Cgroupfs, &wanted(&path));
+        match made.map(|(groups, _)| groups) {
             Ok(groups) if !groups.folders.is_empty() => Some(groups),
             other => {
                 println!("skipped: no control groups here that may be written to: {other:?}");
@@ -339,7 +414,7 @@ mod tests {
         let Some(prepared) = here("prepared") else { return };
         let hierarchies = Hierarchies::of_host().unwrap();
         let path = format!("/kata-cc-oci-test-{}/prepared", std::process::id());
-        let groups = Groups::make(&hierarchies, Driver::Cgroupfs, Some(&path), "x").unwrap();
+        let (groups, _) = Groups::make(&hierarchies, Driver::Cgroupfs, &wanted(&path)).unwrap();
         assert!(groups.made.is_empty());
         assert!(groups.remove());
         assert!(prepared.folders.values().all(|folder| folder.exists()));

@@ -14,7 +14,7 @@ use super::{Context, check_terminal, preserved, write_pid};
 use crate::agent::Agent;
 use crate::arguments::Create;
 use crate::bundle::Bundle;
-use crate::cgroup::{Groups, Hierarchies, for_the_host};
+use crate::cgroup::{Groups, Hierarchies, Inside, Wanted, for_the_host};
 use crate::console::{self, Own};
 use crate::error::{OciError, io};
 use crate::grouping::{self, Kind};
@@ -153,8 +153,9 @@ impl Underway<'_> {
         let config = self.locked.folder.file(CONFIG);
         std::fs::write(&config, &self.bundle.text)
             .map_err(io(format!("cannot write {}", config.display())))?;
-        self.charge()?;
+        let inside = self.charge()?;
         let folder = self.start_process()?;
+        drop(inside);
         // Noted before anything else is done: a `create` that is killed now is deleted by what is known here.
         self.state.process =
             self.process.as_ref().and_then(|process| Known::of(process.id())).ok_or_else(|| {
@@ -184,27 +185,35 @@ impl Underway<'_> {
         self.locked.write(&self.state)
     }
 
-    /// Its control groups, and their limits.
-    fn charge(&mut self) -> Result<(), OciError> {
+    /// Its control groups, and their limits. What is given back is kept until its process is in them.
+    fn charge(&mut self) -> Result<Inside, OciError> {
         let linux = &self.bundle.spec["linux"];
-        let made = Hierarchies::of_host().and_then(|hierarchies| {
-            Groups::make(&hierarchies, self.context.driver, linux["cgroupsPath"].as_str(), &self.state.id)
-        });
-        let limited = made.and_then(|groups| match groups.limit(&for_the_host(&linux["resources"])) {
-            Ok(()) => Ok(groups),
-            Err(error) => {
+        let wanted = Wanted {
+            cgroups_path: linux["cgroupsPath"].as_str(),
+            id: &self.state.id,
+            annotations: &self.bundle.spec["annotations"],
+        };
+        let made = Hierarchies::of_host()
+            .and_then(|hierarchies| Groups::make(&hierarchies, self.context.driver, &wanted));
+        let limited = made.and_then(|(groups, inside)| {
+            if let Err(error) = groups.limit(&for_the_host(&linux["resources"])) {
+                drop(inside);
                 groups.remove();
-                Err(error)
+                return Err(error);
             }
+            Ok((groups, inside))
         });
         match limited {
-            Ok(groups) => self.state.groups = Some(groups),
+            Ok((groups, inside)) => {
+                self.state.groups = Some(groups);
+                Ok(inside)
+            }
             Err(error) if error.is_permission() && self.context.may_lack_groups() => {
                 self.context.log.warn(&format!("the container is not limited: {error}"));
+                Ok(Inside::default())
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => Err(error.into()),
         }
-        Ok(())
     }
 
     /// The sentry, or for a further container of its sandbox a process that stands for it; the folder of the sandbox.

@@ -30,6 +30,7 @@ use crate::cgroup::Driver;
 use crate::error::{OciError, io};
 use crate::keeper;
 use crate::log::Log;
+use crate::process::in_user_namespace;
 use crate::store::{CONFIG, Folder, Store};
 
 /// A failure of this runtime itself.
@@ -71,12 +72,6 @@ impl Context {
             Rootless::Auto => !nix::unistd::geteuid().is_root() || in_user_namespace(),
         }
     }
-}
-
-/// Whether the root of this namespace of users is not the host's (user_namespaces(7)).
-fn in_user_namespace() -> bool {
-    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    map.split_whitespace().collect::<Vec<_>>() != ["0", "0", "4294967295"]
 }
 
 /// Runs a command line, the program's name first; gives the exit code.

@@ -1,6 +1,8 @@
 //! A world of its own for each test: a root for states, bundles of the machine's busybox, and the real programs.
 #![allow(dead_code, reason = "each test program uses its part")]
 
+pub(crate) mod podman;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};

@@ -20,7 +20,7 @@ use crate::vfs::signalfd::SignalFd;
 use crate::vfs::timerfd::TimerFile;
 use crate::vfs::{
     AttributeChange, Attributes, Caller, File, FileKind, Flags, FsContext, Inode, OpenFile, Place, Resolve,
-    Walk, anon, device_parts, tmpfs,
+    Walk, anon, device_parts, inotify, tmpfs,
 };
 
 /// What a container's first process has as 0, 1 and 2.
@@ -74,10 +74,13 @@ impl Files {
                 }
             };
             if file.inode().locks().is_some_and(|locks| locks.any()) {
-                refused.push(format!("{place}: a file on which somebody holds a lock"));
+                refused.push(format!("{place}: a file on which somebody holds a lock or a lease"));
             }
             if file.flags().has(libc::O_ASYNC) {
                 refused.push(format!("{place}: a file whose news is told by a signal (O_ASYNC)"));
+            }
+            if inotify::watches_folder(&file) {
+                refused.push(format!("{place}: a folder whose news is told by a signal (F_NOTIFY)"));
             }
             saved.push(SavedFile { flags: file.flags().0, position: file.position(), kind });
             next += 1;

@@ -11,7 +11,7 @@ use crate::sandbox::{Changes, Config, Sandbox};
 use crate::task::{self, Credentials, Limits, NewProcess, Resource, Task, capability};
 use crate::testing::{BASE, FlatThread, flat};
 use crate::vfs::tmpfs::Tmpfs;
-use crate::vfs::{FdTable, FsContext};
+use crate::vfs::{FdTable, FsContext, leases};
 
 /// Bytes of the guest's memory.
 const SIZE: usize = 256 << 10;
@@ -93,7 +93,7 @@ const EDGES: [u64; 24] = [
     u64::MAX,
 ];
 
-/// These do not wait for anything that does not come by itself, and do nothing where a signal is there.
+/// These do not wait for anything that does not come by itself but for holders of leases, and do nothing where a signal is there.
 const WITHOUT_ATTENTION: [i64; 6] = [
     libc::SYS_clone,
     libc::SYS_clone3,
@@ -231,7 +231,8 @@ impl Guest {
         let kernel = Arc::clone(self.sandbox.kernel());
         let entry = kernel.calls.get(number).copied().flatten().ok_or(Errno::ENOSYS)?;
         // What would wait does not: a signal seems to be there.
-        self.task.set_attention(!WITHOUT_ATTENTION.contains(&(number as i64)));
+        let without = WITHOUT_ATTENTION.contains(&(number as i64)) && !leases::any();
+        self.task.set_attention(!without);
         let mut call = Call { kernel: &kernel, task: &self.task, thread: self.thread.as_mut() };
         (entry.handler)(&mut call, arguments)
     }

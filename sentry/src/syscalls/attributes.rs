@@ -6,15 +6,15 @@ use libc::{
     SYS_sync, SYS_sync_file_range, SYS_syncfs, SYS_truncate, SYS_umask, SYS_utime, SYS_utimensat, SYS_utimes,
 };
 
-use super::Entry;
 use super::file_args::{CWD, Target, caller, file, int, moment, place, stamp, target, uint};
 use super::limits::may_have_size;
+use super::{Entry, leases};
 use crate::call::Call;
 use crate::error::{Errno, SysResult};
 use crate::task::namespaces::INVALID;
 use crate::vfs::access::{self, WRITE};
 use crate::vfs::inotify::mask;
-use crate::vfs::{AttributeChange, Caller, FileKind, Timestamp, WriteAccess};
+use crate::vfs::{AttributeChange, Caller, FileKind, Flags, Timestamp, WriteAccess};
 
 /// The family.
 pub(super) const CALLS: &[Entry] = &[
@@ -224,6 +224,7 @@ fn truncate(call: &mut Call<'_>, [path, size, ..]: [u64; 6]) -> SysResult {
         may_have_size(call, size)?;
     }
     let _writes = WriteAccess::write(place.dentry.inode())?;
+    leases::wait(call, place.dentry.inode(), Flags(libc::O_WRONLY.cast_unsigned()))?;
     crate::vfs::open::truncate(&caller, &place, size)?;
     Ok(0)
 }

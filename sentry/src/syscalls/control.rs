@@ -5,16 +5,18 @@ use libc::{SYS_fcntl, SYS_flock, SYS_ioctl};
 use super::Entry;
 use super::file_args::{file, int, uint};
 use super::file_owner::{self as owner, F_GETOWN_EX, F_GETSIG, F_SETOWN_EX, F_SETSIG};
+use super::leases;
 use crate::call::Call;
 use crate::error::{Errno, SysError, SysResult};
 use crate::events::Events;
-use crate::vfs::locks::{FileLocks, Owner, Record};
+use crate::sync::lock;
+use crate::vfs::locks::{FileLocks, Owner, Record, Whole};
 use crate::vfs::pipe::PipeFile;
-use crate::vfs::{FileKind, Flags, OpenFile};
+use crate::vfs::{FileKind, Flags, OpenFile, inotify, lock_list};
 
 /// The family.
 pub(super) const CALLS: &[Entry] = &[
-    Entry::partial(SYS_fcntl, "fcntl", fcntl, "F_SETLEASE, F_NOTIFY, F_SET_RW_HINT; the signal of O_ASYNC"),
+    Entry::partial(SYS_fcntl, "fcntl", fcntl, "F_SET_RW_HINT; the signal of O_ASYNC"),
     Entry::full(SYS_flock, "flock", flock),
     Entry::full(SYS_ioctl, "ioctl", ioctl),
 ];
@@ -40,7 +42,7 @@ fn fcntl(call: &mut Call<'_>, [fd, command, argument, ..]: [u64; 6]) -> SysResul
         }
         libc::F_GETFL => Ok(u64::from(open.flags().0 | large(&open))),
         _ if open.flags().path() => Err(Errno::EBADF.into()),
-        _ => of_file(call, &open, int(command), argument),
+        _ => of_file(call, (int(fd), &open), int(command), argument),
     }
 }
 
@@ -51,7 +53,7 @@ fn large(open: &OpenFile) -> u32 {
     if made || open.flags().path() { 0 } else { 0o100_000 }
 }
 
-fn of_file(call: &mut Call<'_>, open: &OpenFile, command: i32, argument: u64) -> SysResult {
+fn of_file(call: &mut Call<'_>, (fd, open): (i32, &OpenFile), command: i32, argument: u64) -> SysResult {
     let pipe = || open.downcast::<PipeFile>().ok_or(Errno::EBADF);
     match command {
         libc::F_SETFL => {
@@ -82,9 +84,31 @@ fn of_file(call: &mut Call<'_>, open: &OpenFile, command: i32, argument: u64) ->
             call.write(argument, &0u64.to_le_bytes())?;
             Ok(0)
         }
-        libc::F_GETLEASE => Ok(libc::F_UNLCK as u64),
+        libc::F_SETLEASE => leases::set(call, (fd, open), int(argument)),
+        libc::F_NOTIFY => notify(call, (fd, open), uint(argument)),
+        libc::F_GETLEASE => Ok(leases::of(open)),
         _ => Err(Errno::EINVAL.into()),
     }
+}
+
+/// `F_NOTIFY`: news of a folder by signals (`fcntl_dirnotify`).
+fn notify(call: &Call<'_>, (fd, open): (i32, &OpenFile), wanted: u32) -> SysResult {
+    const MULTISHOT: u32 = 0x8000_0000;
+    if call.kernel.proc.number("sys/fs/dir-notify-enable") == Some(0) {
+        return Err(Errno::EINVAL.into());
+    }
+    let owner = call.task.files().owner();
+    if wanted & !MULTISHOT == 0 {
+        inotify::unwatch_folder(open, owner);
+        return Ok(0);
+    }
+    if open.inode().kind() != FileKind::Folder {
+        return Err(Errno::ENOTDIR.into());
+    }
+    let (process, who) = (call.task.group().pid(), call.task.credentials());
+    lock(open.io_signal()).set_owner_if_none(process, &who);
+    inotify::watch_folder(open, (owner, fd), wanted, call.task.tasks());
+    Ok(0)
 }
 
 /// `struct flock`: type, whence, start, length, process.
@@ -177,6 +201,7 @@ fn record_lock(call: &mut Call<'_>, open: &OpenFile, command: i32, address: u64,
     if exclusive && !open.flags().writable() || !exclusive && !open.flags().readable() {
         return Err(Errno::EBADF.into());
     }
+    lock_list::enter(open.inode());
     set_record(call, locks, wanted, command == libc::F_SETLKW)
 }
 
@@ -217,11 +242,13 @@ fn flock(call: &mut Call<'_>, [fd, operation, ..]: [u64; 6]) -> SysResult {
         return Ok(0);
     };
     let locks = open.inode().locks().ok_or(Errno::ENOLCK)?;
-    match locks.lock_whole(owner, exclusive) {
+    let wanted = Whole { owner, process: call.task.group().pid(), exclusive };
+    lock_list::enter(open.inode());
+    match locks.lock_whole(wanted) {
         Err(Errno::EAGAIN) if operation & libc::LOCK_NB == 0 => {}
         done => return Ok(done.map(|()| 0)?),
     }
-    let attempt = |_: &mut Call<'_>| match locks.lock_whole(owner, exclusive) {
+    let attempt = |_: &mut Call<'_>| match locks.lock_whole(wanted) {
         Err(Errno::EAGAIN) => None,
         done => Some(done),
     };

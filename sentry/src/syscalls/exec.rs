@@ -21,7 +21,11 @@ struct AsCaller<'a, 'b>(&'a Call<'b>);
 
 impl Opener for AsCaller<'_, '_> {
     fn open_program(&self, path: &[u8]) -> Result<Arc<dyn Program>, Errno> {
-        rooms::open_program(self.0, libc::AT_FDCWD, path, 0)
+        rooms::open_program(self.0, libc::AT_FDCWD, path, 0).map_err(|error| match error {
+            SysError::Errno(errno) => errno,
+            // Somebody has a lease of it, and a signal came first.
+            _ => Errno::EINTR,
+        })
     }
 }
 

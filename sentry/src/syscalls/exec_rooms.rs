@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use super::leases;
 use crate::call::Call;
 use crate::error::{Errno, SysError};
 use crate::loader::Program;
@@ -10,7 +11,7 @@ use crate::mm::{AddressSpace, FileIdentity, Limits, MappedFile};
 use crate::platform::Thread;
 use crate::task::{Credentials, Resource};
 use crate::vfs::access::{self, EXECUTE};
-use crate::vfs::open::open_place;
+use crate::vfs::open::Ready;
 use crate::vfs::{
     Caller, FileKind, Flags, MountFlags, OpenFile, Place, Resolve, Walk, WriteAccess, device_parts,
 };
@@ -119,13 +120,18 @@ pub(super) fn open_program(
     directory: i32,
     path: &[u8],
     flags: i32,
-) -> Result<Arc<dyn Program>, Errno> {
+) -> Result<Arc<dyn Program>, SysError> {
     let caller = Caller::of(call.task);
+    let run = |place| {
+        let ready = runnable(&caller, place)?;
+        leases::wait(call, ready.inode(), Flags::READ)?;
+        Ok(opened(&caller, ready)?)
+    };
     if path.is_empty() {
         let file = call.task.files().find(directory)?;
         let place = file.place().cloned();
         return match place {
-            Some(place) => run_place(&caller, place),
+            Some(place) => run(place),
             None => Ok(Arc::new(Mapped(file, None))),
         };
     }
@@ -138,20 +144,30 @@ pub(super) fn open_program(
     let follow = flags & libc::AT_SYMLINK_NOFOLLOW == 0;
     let place = Walk::new(&caller, &fs.root(), &start, path, Resolve::default())?.finish(follow)?;
     if place.dentry.inode().kind() == FileKind::Symlink {
-        return Err(Errno::ELOOP);
+        return Err(Errno::ELOOP.into());
     }
-    run_place(&caller, place)
+    run(place)
 }
 
-/// Opens a program that a walk has led to (`do_open_execat` in `fs/exec.c`).
+/// Opens a program that a walk has led to (`do_open_execat` in `fs/exec.c`), whoever has a lease of it.
 pub(crate) fn run_place(caller: &Caller, place: Place) -> Result<Arc<dyn Program>, Errno> {
+    opened(caller, runnable(caller, place)?)
+}
+
+/// A file that may be run.
+fn runnable(caller: &Caller, place: Place) -> Result<Ready, Errno> {
     let attributes = place.dentry.inode().attributes()?;
     if attributes.kind != FileKind::Regular || place.mount.flags().contains(MountFlags::NO_EXEC) {
         return Err(Errno::EACCES);
     }
     access::check(caller, &attributes, EXECUTE)?;
-    let denied = WriteAccess::deny(place.dentry.inode())?;
-    Ok(Arc::new(Mapped(open_place(caller, place, Flags::READ)?, denied)))
+    Ready::new(place, Flags::READ)
+}
+
+/// It is written by nobody now, and as long as it runs.
+fn opened(caller: &Caller, ready: Ready) -> Result<Arc<dyn Program>, Errno> {
+    let denied = WriteAccess::deny(ready.inode())?;
+    Ok(Arc::new(Mapped(ready.finish(caller)?, denied)))
 }
 
 /// Whether a descriptor is closed by `execve`.

@@ -3,7 +3,8 @@
 use super::file_args::int;
 use crate::call::Call;
 use crate::error::{Errno, SysResult};
-use crate::vfs::{OpenFile, SignalOwner};
+use crate::sync::lock;
+use crate::vfs::{IoSignal, OpenFile, SignalOwner};
 
 /// Sets the signal, 0 for SIGIO.
 pub(super) const F_SETSIG: i32 = 10;
@@ -16,7 +17,7 @@ pub(super) const F_GETOWN_EX: i32 = 16;
 
 /// Those commands.
 pub(super) fn fcntl(call: &Call<'_>, open: &OpenFile, command: i32, argument: u64) -> SysResult {
-    let (owner, signal) = open.signal_owner();
+    let IoSignal { owner, signal, .. } = *lock(open.io_signal());
     let shown = |pid| if pid == 0 { 0 } else { call.task.shown(pid) };
     match command {
         libc::F_GETOWN => {
@@ -52,10 +53,10 @@ pub(super) fn fcntl(call: &Call<'_>, open: &OpenFile, command: i32, argument: u6
             set(call, open, owner)?;
         }
         F_SETSIG => {
-            let wanted = u32::try_from(argument).ok().filter(|signal| *signal <= 64).ok_or(Errno::EINVAL)?;
-            open.set_owner_signal(wanted);
+            let wanted = i32::try_from(argument).ok().filter(|signal| *signal <= 64).ok_or(Errno::EINVAL)?;
+            lock(open.io_signal()).signal = wanted;
         }
-        _ => return Ok(u64::from(signal)),
+        _ => return Ok(i64::from(signal).cast_unsigned()),
     }
     Ok(0)
 }
@@ -70,7 +71,7 @@ fn set(call: &Call<'_>, open: &OpenFile, owner: SignalOwner) -> Result<(), Errno
         SignalOwner::Group(pgid) => SignalOwner::Group(named(pgid)?),
     };
     let there = match owner {
-        SignalOwner::Thread(0) | SignalOwner::Process(0) | SignalOwner::Group(0) => true,
+        nobody if nobody.is_nobody() => true,
         SignalOwner::Thread(pid) | SignalOwner::Process(pid) => tasks.find(pid).is_some(),
         SignalOwner::Group(pgid) => {
             let own = call.task.process_group();
@@ -80,6 +81,6 @@ fn set(call: &Call<'_>, open: &OpenFile, owner: SignalOwner) -> Result<(), Errno
     if !there {
         return Err(Errno::ESRCH);
     }
-    open.set_signal_owner(owner);
+    lock(open.io_signal()).set_owner(owner, &call.task.credentials());
     Ok(())
 }

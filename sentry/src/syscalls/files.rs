@@ -9,10 +9,11 @@ use libc::{
 
 use super::Entry;
 use super::file_args::{CWD, caller, file, int, uint, walk_of};
+use super::leases;
 use crate::call::Call;
 use crate::error::{Errno, SysResult};
 use crate::events::Events;
-use crate::vfs::open::open as open_file;
+use crate::vfs::open::{Opening, begin};
 use crate::vfs::pipe::PipeFile;
 use crate::vfs::{Flags, Resolve, SeekTo};
 
@@ -69,7 +70,13 @@ fn do_open(call: &mut Call<'_>, dirfd: u64, path: u64, flags: u32, mode: u32, re
         return Err(Errno::EAGAIN.into());
     }
     let mut walk = walk_of(call, &caller, dirfd, &path, resolve)?;
-    let opened = open_file(&caller, &mut walk, flags, mode)?;
+    let opened = match begin(&caller, &mut walk, flags, mode)? {
+        Opening::Done(opened) => opened,
+        Opening::Ready(ready) => {
+            leases::wait(call, ready.inode(), flags)?;
+            ready.finish(&caller)?
+        }
+    };
     if let Some(pipe) = opened.downcast::<PipeFile>()
         && !flags.nonblocking()
         && let Some(queue) = opened.file().queue()

@@ -66,7 +66,7 @@ pub(super) fn broken_pipe(call: &mut Call<'_>, file: &OpenFile, error: SysError)
 /// What nobody waits for may take the host long: who was to be woken later is woken now.
 fn wake_before(file: &OpenFile) {
     if file.file().queue().is_none() {
-        events::wake_put_off(false);
+        events::wake_put_off();
     }
 }
 

@@ -18,6 +18,7 @@ mod futexes;
 mod identity;
 mod io;
 mod keys;
+mod leases;
 mod limits;
 mod made_files;
 mod memory;

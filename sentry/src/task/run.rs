@@ -34,7 +34,7 @@ pub fn run(kernel: &Arc<Kernel>, task: &Arc<Task>, mut thread: Box<dyn Thread>) 
         ptrace::report_end(task, thread.as_mut(), status);
     }
     *lock(&task.interrupt) = None;
-    events::wake_put_off(false);
+    events::wake_put_off();
     events::serves(None);
     exit::exit(task, thread, status);
     crate::platform::rest();

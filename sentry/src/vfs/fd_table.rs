@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::OpenFile;
+use super::inotify;
 use super::locks::Owner;
 use super::sync::lock;
 use crate::error::Errno;
@@ -251,8 +252,9 @@ impl FdTable {
             .collect()
     }
 
-    /// A process that closes any of its descriptors of a file loses its POSIX locks of that file.
+    /// A process that closes any of its descriptors of a file loses its POSIX locks of that file, and the news of a folder that it has by it.
     fn closed(&self, slot: &Slot) {
+        inotify::unwatch_folder(&slot.file, self.owner());
         if let Some(locks) = slot.file.inode().locks() {
             locks.release(self.owner());
         }

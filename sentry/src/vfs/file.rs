@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use super::inotify::{self, mask};
+use super::io_signal::IoSignal;
 use super::locks::Owner;
 use super::sync::lock;
 use super::{Caller, DirEntry, FileKind, Inode, MountFlags, Place, WriteAccess, access};
@@ -234,21 +235,10 @@ pub struct OpenFile {
     file: Box<dyn File>,
     flags: AtomicU32,
     position: Mutex<u64>,
-    /// Kind and number (`F_SETOWN_EX`), and the signal instead of SIGIO (`F_SETSIG`).
-    signal_owner: Mutex<(SignalOwner, u32)>,
-    /// That it is written, for who would run it.
+    /// Who is told of it by a signal, once somebody said so.
+    io_signal: OnceLock<Arc<Mutex<IoSignal>>>,
+    /// That it is written or read, for who would run it or have a lease of it.
     writes: OnceLock<WriteAccess>,
-}
-
-/// Who is told when a file is ready (`struct f_owner_ex` of `fcntl`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SignalOwner {
-    /// A thread.
-    Thread(i32),
-    /// A process; 0 for nobody.
-    Process(i32),
-    /// A process group.
-    Group(i32),
 }
 
 impl OpenFile {
@@ -290,12 +280,12 @@ impl OpenFile {
             file,
             flags: AtomicU32::new(flags.0 & !once.cast_unsigned()),
             position: Mutex::new(0),
-            signal_owner: Mutex::new((SignalOwner::Process(0), 0)),
+            io_signal: OnceLock::new(),
             writes: OnceLock::new(),
         })
     }
 
-    /// Lets nobody run the file as long as it is open.
+    /// Says as long as it is open what it is open for.
     pub(super) fn keep(&self, writes: WriteAccess) {
         let _ = self.writes.set(writes);
     }
@@ -344,20 +334,10 @@ impl OpenFile {
         self.file.flags_changed(Flags(flags));
     }
 
-    /// `F_GETOWN_EX` and `F_GETSIG`: who gets which signal, 0 for SIGIO.
+    /// Who gets which signal, for `F_SETOWN` and all that tells by one.
     #[must_use]
-    pub fn signal_owner(&self) -> (SignalOwner, u32) {
-        *lock(&self.signal_owner)
-    }
-
-    /// `F_SETOWN_EX`.
-    pub fn set_signal_owner(&self, owner: SignalOwner) {
-        lock(&self.signal_owner).0 = owner;
-    }
-
-    /// `F_SETSIG`.
-    pub fn set_owner_signal(&self, signal: u32) {
-        lock(&self.signal_owner).1 = signal;
+    pub fn io_signal(&self) -> &Arc<Mutex<IoSignal>> {
+        self.io_signal.get_or_init(Arc::default)
     }
 
     /// Takes back what was read at the position and could not be given to the guest.
@@ -584,7 +564,9 @@ impl Drop for OpenFile {
     fn drop(&mut self) {
         if let Some(locks) = self.inode.locks() {
             locks.release(Owner::Description(self.id));
+            let _ = locks.unlease(self.id);
         }
+        inotify::description_gone(&self.inode, self.id);
         if let Some(place) = &self.place {
             let last = place.dentry.opens.fetch_sub(1, Ordering::AcqRel) == 1;
             let flags = self.flags();

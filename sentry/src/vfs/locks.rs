@@ -1,8 +1,10 @@
 //! Locks of files: `flock`, POSIX record locks and those of open file descriptions (`fs/locks.c` of Linux, `man 2 fcntl`).
 
 use std::collections::HashMap;
-use std::sync::{LazyLock, Mutex};
+use std::sync::atomic::AtomicBool;
+use std::sync::{LazyLock, Mutex, OnceLock};
 
+use super::leases::Leases;
 use super::sync::lock;
 use super::write_access::Writers;
 use crate::error::Errno;
@@ -46,11 +48,26 @@ impl Record {
     }
 }
 
+/// A lock of a whole file (`flock`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Whole {
+    /// Who has it.
+    pub owner: Owner,
+    /// Which process took it.
+    pub process: Pid,
+    /// Whether nobody else may have one.
+    pub exclusive: bool,
+}
+
 /// Locks of one file.
 #[derive(Default)]
 pub struct FileLocks {
     state: Mutex<State>,
-    queue: WaitQueue,
+    pub(super) queue: WaitQueue,
+    /// Those who are asked before others open it; there since the first of them.
+    pub(super) leases: OnceLock<Box<Leases>>,
+    /// Whether `/proc/locks` looks here.
+    pub(super) listed: AtomicBool,
     /// Who writes or runs it, which keeps each other out as locks do.
     pub(super) writers: Writers,
 }
@@ -58,17 +75,23 @@ pub struct FileLocks {
 #[derive(Default)]
 struct State {
     records: Vec<Record>,
-    whole: Vec<(Owner, bool)>,
+    whole: Vec<Whole>,
 }
 
 /// Who waits for whom: for EDEADLK.
 static WAITING: LazyLock<Mutex<HashMap<Owner, Owner>>> = LazyLock::new(Mutex::default);
 
 impl FileLocks {
-    /// Whether anybody holds a lock.
+    /// Whether anybody holds a lock or a lease.
     pub(crate) fn any(&self) -> bool {
         let state = lock(&self.state);
-        !state.records.is_empty() || !state.whole.is_empty()
+        !state.records.is_empty() || !state.whole.is_empty() || self.leased()
+    }
+
+    /// All that are held.
+    pub(super) fn all(&self) -> (Vec<Record>, Vec<Whole>) {
+        let state = lock(&self.state);
+        (state.records.clone(), state.whole.clone())
     }
 
     /// Told when a lock goes.
@@ -153,17 +176,18 @@ impl FileLocks {
     ///
     /// # Errors
     /// EAGAIN where another has it. What the owner had is gone then, too.
-    pub fn lock_whole(&self, owner: Owner, exclusive: bool) -> Result<(), Errno> {
+    pub fn lock_whole(&self, wanted: Whole) -> Result<(), Errno> {
         let mut state = lock(&self.state);
-        if state.whole.contains(&(owner, exclusive)) {
+        let own = |lock: &Whole| lock.owner == wanted.owner;
+        if state.whole.iter().any(|lock| own(lock) && lock.exclusive == wanted.exclusive) {
             return Ok(());
         }
         let before = state.whole.len();
-        state.whole.retain(|(other, _)| *other != owner);
+        state.whole.retain(|lock| !own(lock));
         let converted = state.whole.len() != before;
-        let taken = state.whole.iter().any(|(_, other)| exclusive || *other);
+        let taken = state.whole.iter().any(|other| wanted.exclusive || other.exclusive);
         if !taken {
-            state.whole.push((owner, exclusive));
+            state.whole.push(wanted);
         }
         drop(state);
         if converted {
@@ -174,7 +198,7 @@ impl FileLocks {
 
     /// `flock(LOCK_UN)`.
     pub fn unlock_whole(&self, owner: Owner) {
-        lock(&self.state).whole.retain(|(other, _)| *other != owner);
+        lock(&self.state).whole.retain(|lock| lock.owner != owner);
         self.queue.notify(Events::CHANGED);
     }
 
@@ -183,7 +207,7 @@ impl FileLocks {
         let mut state = lock(&self.state);
         let before = state.records.len() + state.whole.len();
         state.records.retain(|record| record.owner != owner);
-        state.whole.retain(|(other, _)| *other != owner);
+        state.whole.retain(|lock| lock.owner != owner);
         let gone = state.records.len() + state.whole.len() != before;
         drop(state);
         if gone {
@@ -265,11 +289,12 @@ mod tests {
     fn whole_files() {
         let locks = FileLocks::default();
         let (one, two) = (Owner::Description(1), Owner::Description(2));
-        assert_eq!(locks.lock_whole(one, false), Ok(()));
-        assert_eq!(locks.lock_whole(two, false), Ok(()));
-        assert_eq!(locks.lock_whole(two, true), Err(Errno::EAGAIN));
-        assert_eq!(locks.lock_whole(one, true), Ok(()));
+        let lock = |owner, exclusive| locks.lock_whole(Whole { owner, process: 1, exclusive });
+        assert_eq!(lock(one, false), Ok(()));
+        assert_eq!(lock(two, false), Ok(()));
+        assert_eq!(lock(two, true), Err(Errno::EAGAIN));
+        assert_eq!(lock(one, true), Ok(()));
         locks.unlock_whole(one);
-        assert_eq!(locks.lock_whole(two, true), Ok(()));
+        assert_eq!(lock(two, true), Ok(()));
     }
 }

@@ -22,7 +22,7 @@
 //! 6. of an overlay: changes, one at a time; then which node a name has (`below` of a folder, `building`);
 //! 7. what a file system keeps for a folder (two at a rename: lower inode number first), then for a file: entries or contents, then
 //!    attributes, then extended attributes;
-//! 8. record locks of a file; parent and name of a dentry; contents of a pipe;
+//! 8. leases of a file; record locks of a file; who is told of an open file by a signal; parent and name of a dentry; contents of a pipe;
 //! 9. a wait queue. Under it only what [`crate::events::Wake`] allows: an epoll's list of ready files, then that epoll's own queue.
 
 pub mod access;
@@ -43,7 +43,10 @@ pub mod host;
 pub mod host_io;
 mod inode;
 pub mod inotify;
+mod io_signal;
 mod kept;
+pub mod leases;
+pub(crate) mod lock_list;
 pub mod locks;
 #[cfg(test)]
 mod model;
@@ -67,8 +70,9 @@ pub use attributes::{AttributeChange, Attributes, FileKind, Timestamp, device, d
 pub use context::{Caller, FsContext};
 pub use dentry::{Dentry, Tree};
 pub use fd_table::FdTable;
-pub use file::{File, Flags, OpenFile, SeekTo, SignalOwner};
+pub use file::{File, Flags, OpenFile, SeekTo};
 pub use inode::{Content, DirEntry, FileSystem, FsStatus, Inode, NewNode, RenameMode, XattrMode};
+pub use io_signal::{IoSignal, SignalOwner};
 pub use mount::{Mount, MountFlags, Place};
 pub use walk::{Last, Resolve, Walk};
 

@@ -7,24 +7,67 @@ use super::folder::Folder;
 use super::inotify::{self, mask};
 use super::names::{may_create, new_node};
 use super::{
-    AttributeChange, Caller, Content, File, FileKind, Flags, Last, MountFlags, OpenFile, Place, Walk,
+    AttributeChange, Caller, Content, File, FileKind, Flags, Inode, Last, MountFlags, OpenFile, Place, Walk,
     WriteAccess, dev,
 };
 use crate::error::Errno;
 
-/// Opens what a walk leads to. `mode` is that of a file which has to be made.
+/// Opens what a walk leads to, whoever has a lease of it. `mode` is that of a file which has to be made.
 ///
 /// A FIFO is opened at once; whoever may wait then waits for the other end ([`super::pipe::PipeFile::met`]).
 ///
 /// # Errors
 /// As the manual page says.
 pub fn open(caller: &Caller, walk: &mut Walk<'_>, flags: Flags, mode: u32) -> Result<Arc<OpenFile>, Errno> {
+    match begin(caller, walk, flags, mode)? {
+        Opening::Done(open) => Ok(open),
+        Opening::Ready(ready) => ready.finish(caller),
+    }
+}
+
+/// How far an `open` comes without waiting.
+pub enum Opening {
+    /// It is open.
+    Done(Arc<OpenFile>),
+    /// Nothing is left but leases of others.
+    Ready(Ready),
+}
+
+/// A file that may be opened and counts as open, of which others may have leases ([`super::leases`]).
+pub struct Ready {
+    place: Place,
+    flags: Flags,
+    counted: Option<WriteAccess>,
+}
+
+impl Ready {
+    /// One at a place.
+    ///
+    /// # Errors
+    /// ETXTBSY.
+    pub fn new(place: Place, flags: Flags) -> Result<Self, Errno> {
+        let counted = WriteAccess::open(place.dentry.inode(), flags)?;
+        Ok(Self { place, flags, counted })
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn inode(&self) -> &Arc<dyn Inode> {
+        self.place.dentry.inode()
+    }
+}
+
+/// Begins to open what a walk leads to.
+///
+/// # Errors
+/// As [`open`].
+pub fn begin(caller: &Caller, walk: &mut Walk<'_>, flags: Flags, mode: u32) -> Result<Opening, Errno> {
     let by_itself = libc::O_TMPFILE & !libc::O_DIRECTORY;
     if flags.has(by_itself) && (!flags.has(libc::O_DIRECTORY) || flags.has(libc::O_CREAT)) {
         return Err(Errno::EINVAL);
     }
     if flags.has(libc::O_TMPFILE) {
-        return temporary(caller, walk, flags, mode);
+        return temporary(caller, walk, flags, mode).map(Opening::Done);
     }
     if flags.has(libc::O_CREAT) && flags.has(libc::O_DIRECTORY) {
         return Err(Errno::EINVAL);
@@ -39,17 +82,17 @@ pub fn open(caller: &Caller, walk: &mut Walk<'_>, flags: Flags, mode: u32) -> Re
         return Err(Errno::ENOTDIR);
     }
     if flags.path() {
-        return Ok(OpenFile::path_only(place, flags));
+        return Ok(Opening::Done(OpenFile::path_only(place, flags)));
     }
     if folder && creates {
         return Err(Errno::EISDIR);
     }
     if created {
         // What is new is empty: nothing is cut off, and nobody told so.
-        return open_place(caller, place, Flags(flags.0 & !libc::O_TRUNC.cast_unsigned()));
+        return Ready::new(place, Flags(flags.0 & !libc::O_TRUNC.cast_unsigned())).map(Opening::Ready);
     }
     may_open(caller, &place, flags)?;
-    open_place(caller, place, flags)
+    Ready::new(place, flags).map(Opening::Ready)
 }
 
 /// Goes to the file, making it where that is wanted.
@@ -143,37 +186,44 @@ fn may_open(caller: &Caller, place: &Place, flags: Flags) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Opens a file that may be opened.
+/// Opens a file that may be opened, whoever has a lease of it.
 ///
 /// # Errors
 /// ENXIO where nothing is behind a device or socket; what the file system says.
 pub fn open_place(caller: &Caller, place: Place, flags: Flags) -> Result<Arc<OpenFile>, Errno> {
-    let inode = Arc::clone(place.dentry.inode());
-    let writes = if flags.writable() { WriteAccess::write(&inode)? } else { None };
-    let file: Box<dyn File> = match inode.kind() {
-        FileKind::Folder => Box::new(Folder::new(Arc::clone(&place.dentry))),
-        FileKind::Fifo => match inode.fifo() {
-            Some(pipe) => Box::new(pipe.open(flags)?),
-            None => Arc::clone(&inode).open(flags, caller)?,
-        },
-        FileKind::CharDevice => match dev::open(inode.attributes()?.rdev, flags) {
-            Err(Errno::ENXIO) => Arc::clone(&inode).open(flags, caller)?,
-            opened => opened?,
-        },
-        _ => {
-            let file = Arc::clone(&inode).open(flags, caller)?;
-            if flags.has(libc::O_TRUNC) && inode.kind() == FileKind::Regular {
-                truncate(caller, &place, 0)?;
-            }
-            file
+    Ready::new(place, flags)?.finish(caller)
+}
+
+impl Ready {
+    /// Opens it, whoever has a lease of it.
+    ///
+    /// # Errors
+    /// As [`open_place`].
+    pub fn finish(self, caller: &Caller) -> Result<Arc<OpenFile>, Errno> {
+        let Self { place, flags, counted } = self;
+        let inode = Arc::clone(place.dentry.inode());
+        let file: Box<dyn File> = match inode.kind() {
+            FileKind::Folder => Box::new(Folder::new(Arc::clone(&place.dentry))),
+            FileKind::Fifo => match inode.fifo() {
+                Some(pipe) => Box::new(pipe.open(flags)?),
+                None => Arc::clone(&inode).open(flags, caller)?,
+            },
+            FileKind::CharDevice => match dev::open(inode.attributes()?.rdev, flags) {
+                Err(Errno::ENXIO) => Arc::clone(&inode).open(flags, caller)?,
+                opened => opened?,
+            },
+            _ => Arc::clone(&inode).open(flags, caller)?,
+        };
+        inotify::changed(&place.dentry, mask::OPEN);
+        if flags.has(libc::O_TRUNC) && inode.kind() == FileKind::Regular {
+            truncate(caller, &place, 0)?;
         }
-    };
-    inotify::changed(&place.dentry, mask::OPEN);
-    let open = OpenFile::new(place, file, flags);
-    if let Some(writes) = writes {
-        open.keep(writes);
+        let open = OpenFile::new(place, file, flags);
+        if let Some(counted) = counted {
+            open.keep(counted);
+        }
+        Ok(open)
     }
-    Ok(open)
 }
 
 /// Sets the size of a file, as its owner may; set-id bits go as at a write.
@@ -208,6 +258,10 @@ fn temporary(caller: &Caller, walk: &mut Walk<'_>, flags: Flags, mode: u32) -> R
         place.dentry.forbid_links();
     }
     let kept = Flags(flags.0 & !(libc::O_TMPFILE & !libc::O_DIRECTORY).cast_unsigned());
-    let file = inode.open(kept, caller)?;
-    Ok(OpenFile::new(place, file, kept))
+    let counted = WriteAccess::open(&inode, kept)?;
+    let open = OpenFile::new(place, inode.open(kept, caller)?, kept);
+    if let Some(counted) = counted {
+        open.keep(counted);
+    }
+    Ok(open)
 }

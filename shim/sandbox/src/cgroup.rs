@@ -3,6 +3,8 @@
 //!
 //! The engine names a group and leaves making it to the runtime (OCI runtime-spec, config-linux "Control groups"). What is
 //! made here, the group and those on the way to it, bears a mark ([`MARK`]), so that whoever finds one empty knows that it may go.
+//!
+//! Where it names a unit of systemd's, systemd makes the group ([`crate::charge`]).
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -53,7 +55,7 @@ fn is_used(path: &Path) -> io::Result<bool> {
 /// What a guest of `memory_mib` and its monitor may take, MiB: its memory; two page tables of it, the monitor's and KVM's,
 /// each a 512th when nothing is mapped by large pages; the monitor itself, which is some ten MiB (`./x bench boot`);
 /// and page cache of its disks, which gives way.
-fn needed_mib(memory_mib: u64) -> u64 {
+pub(crate) fn needed_mib(memory_mib: u64) -> u64 {
     memory_mib + memory_mib / 128 + 128
 }
 
@@ -69,6 +71,11 @@ impl Cgroup {
         }
         let path = cgroups_path.map(below_the_root).transpose()?.flatten();
         Ok(path.map(|path| Self { root: root.to_owned(), path: root.join(path), unmarked: Vec::new() }))
+    }
+
+    /// One that systemd made and takes away, to look at.
+    pub(crate) fn of_systemd(folder: &Path) -> Self {
+        Self { root: ROOT.into(), path: folder.to_owned(), unmarked: Vec::new() }
     }
 
     /// Its folder.
@@ -120,13 +127,19 @@ impl Cgroup {
                 other => other?,
             }
         }
-        Ok(self.narrowest_limit().filter(|(_, mib)| *mib < needed).map(|(path, mib)| {
+        Ok(self.warning(memory_mib))
+    }
+
+    /// Why a guest of so much memory will not fit, if it will not.
+    pub(crate) fn warning(&self, memory_mib: u64) -> Option<String> {
+        let needed = needed_mib(memory_mib);
+        self.narrowest_limit().filter(|(_, mib)| *mib < needed).map(|(path, mib)| {
             format!(
                 "{} allows {mib} MiB and the virtual machine with its monitor may take {needed} MiB: it will be killed \
                  when it does. In Kubernetes, give the RuntimeClass an overhead (docs/design.md)",
                 path.display()
             )
-        }))
+        })
     }
 
     /// The smallest limit of the group and those above it, MiB.

@@ -25,7 +25,7 @@ pub(crate) struct Leftovers {
     /// What is made with it: see [`Cgroup::missing`]. A shim of an earlier version did not note it.
     #[serde(default)]
     pub(crate) missing_cgroups: Vec<PathBuf>,
-    /// Control groups of the sentry.
+    /// Control groups of the sentry, and a scope of systemd's.
     #[serde(default)]
     pub(crate) groups: Option<Groups>,
 }
@@ -65,7 +65,7 @@ pub async fn cleanup_leftovers(id: &str) {
             Cgroup::noted(path, left.missing_cgroups).remove().await;
         }
         if let Some(groups) = left.groups {
-            Charge::Sentry(groups).remove().await;
+            Charge::Groups(groups).remove().await;
         }
     }
     disks::remove_leftovers(&paths::disks(), id);

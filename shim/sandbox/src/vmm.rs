@@ -1,5 +1,6 @@
 //! Runs the monitor of one sandbox and speaks to its control socket.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -8,26 +9,24 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::process::Command;
 
-use crate::cgroup::Cgroup;
 use crate::monitor::{self, Monitor};
 use crate::process::Netns;
 
 /// How long the monitor may take to answer on its control socket.
 const CONTROL_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Start the monitor in a network namespace, and in a control group where there is one.
+/// Start the monitor in a network namespace, and in the control groups of `doors`.
 pub(crate) fn start(
     program: &Path,
     config: &VmConfig,
     dir: &Path,
     netns: &Path,
-    group: Option<&Cgroup>,
+    doors: Vec<File>,
 ) -> std::io::Result<Monitor> {
     let file = dir.join("vmm.json");
     std::fs::write(&file, serde_json::to_vec_pretty(config)?)?;
     let mut command = Command::new(program);
     command.arg("--config").arg(&file).arg("--die-with-parent");
-    let doors = group.map(Cgroup::door).transpose()?.into_iter().collect();
     monitor::start(command, Netns::Of(netns), doors, exit_reason)
 }
 

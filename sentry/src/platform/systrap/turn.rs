@@ -72,11 +72,11 @@ impl StubThread {
                 return self.has_turn();
             }
             if look == PUT_OFF {
-                events::wake_put_off(false);
+                events::wake_put_off();
             }
             std::hint::spin_loop();
         }
-        events::wake_put_off(false);
+        events::wake_put_off();
         Waiting::sleeps();
         let begin = ticks::now();
         let sleeps = self.context.u32_at(at::SENTRY_SLEEPS);

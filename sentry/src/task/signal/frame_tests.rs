@@ -181,11 +181,13 @@ fn a_frame_is_the_hosts_byte_for_byte_and_in_the_same_place() {
     assert_eq!(thread.regs.rsp, host.place);
     let mut made = [0; FRAME];
     assert_eq!(thread.read(host.place, &mut made), FRAME);
-    // Not written by the kernel, so whatever was on the stack: `__reserved1`, and what `kill` has no use for in siginfo.
+    // Not written by the kernel, so whatever was on the stack: `__reserved1`, what `kill` has no use for in siginfo, and the gap behind
+    // `ss_flags`.
     let mut theirs = host.bytes;
     for bytes in [&mut made, &mut theirs] {
         bytes[MCONTEXT + 192..MCONTEXT + 256].fill(0);
         bytes[INFO + 24..INFO + 128].fill(0);
+        bytes[STACK + 12..STACK + 16].fill(0);
     }
     let differing = (0..FRAME).filter(|at| made[*at] != theirs[*at]).collect::<Vec<_>>();
     assert_eq!(differing, Vec::<usize>::new());

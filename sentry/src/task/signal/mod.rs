@@ -7,6 +7,7 @@
 //! | `action` | what a process does about each |
 //! | `send` | from a sender into a queue, and who is woken |
 //! | `kill` | who may send what to whom |
+//! | `io` | of what happens to files (SIGIO) |
 //! | `deliver` | from a queue to the guest: stop, end, or handler |
 //! | `frame` | what a handler finds on its stack, and the way back |
 
@@ -15,6 +16,7 @@ mod api;
 mod deliver;
 mod frame;
 mod info;
+mod io;
 mod kill;
 mod pending;
 mod send;

@@ -120,6 +120,9 @@ fn told(moved: &Arc<dyn Inode>, (from, to): Move<'_>) {
     let (cookie, bit) = (COOKIE.fetch_add(1, Ordering::Relaxed), folder_bit(moved));
     marks::tell(from.0.inode(), mask::MOVED_FROM | bit, cookie, from.1, false);
     marks::tell(to.0.inode(), mask::MOVED_TO | bit, cookie, to.1, false);
+    if Arc::ptr_eq(from.0.inode(), to.0.inode()) {
+        marks::tell(from.0.inode(), mask::RENAME, 0, from.1, false);
+    }
 }
 
 /// A file was renamed, perhaps in place of another or with it (`fsnotify_move`).

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, RwLock};
 
-use super::{Core, Event, WeakCore, mask};
+use super::{Core, Event, WeakCore, folders, mask};
 use crate::vfs::sync::{read, write};
 use crate::vfs::{Dentry, Inode};
 
@@ -18,10 +18,10 @@ pub(super) struct Mark {
 
 /// Marks by the address of their inode, which each of them keeps where it is.
 static MARKS: LazyLock<RwLock<HashMap<usize, Vec<Arc<Mark>>>>> = LazyLock::new(RwLock::default);
-/// How many there are: with none, nobody has to look.
+/// How many there are, with those of [`folders`]: with none, nobody has to look.
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 
-fn key(inode: &Arc<dyn Inode>) -> usize {
+pub(super) fn key(inode: &Arc<dyn Inode>) -> usize {
     Arc::as_ptr(inode).cast::<()>() as usize
 }
 
@@ -56,6 +56,16 @@ impl Mark {
             core.forget(self.watch);
         }
     }
+}
+
+/// One more watch of [`folders`].
+pub(super) fn one_more() {
+    COUNT.fetch_add(1, Ordering::AcqRel);
+}
+
+/// Fewer of them.
+pub(super) fn fewer(gone: usize) {
+    COUNT.fetch_sub(gone, Ordering::AcqRel);
 }
 
 /// Whether anybody watches anything.
@@ -93,6 +103,7 @@ fn of(inode: &Arc<dyn Inode>) -> Vec<Arc<Mark>> {
 
 /// Tells who watches `inode`: of itself, or of `name` in it.
 pub(super) fn tell(inode: &Arc<dyn Inode>, mask: u32, cookie: u32, name: &[u8], unlinked: bool) {
+    folders::tell(inode, mask, !name.is_empty());
     for mark in of(inode) {
         mark.tell(mask, cookie, name, unlinked);
     }

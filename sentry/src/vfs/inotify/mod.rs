@@ -5,18 +5,23 @@
 //! | `mod` | an instance: its queue of events, its watches |
 //! | `marks` | who watches which inode; whoever changes a file asks here |
 //! | `hooks` | what happened to a file, as the places of `vfs` tell it |
+//! | `folders` | who is told of a folder by signals instead (`F_NOTIFY`) |
 //!
 //! Where nobody watches anything, a change costs a look at one counter. A watch holds the dentry that it was set by: so the inode stays
 //! the one that others find by that name.
 //!
 //! **Locks**: the table of marks, then an instance's state, then its wait queue; under none of them anything else is called.
+//! A signal is sent without any of them: whoever tells of a change may hold a position of an open file, never what is locked for tasks.
 
+mod folders;
 mod hooks;
 mod marks;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, Weak};
 
+pub(super) use folders::description_gone;
+pub use folders::{unwatch_folder, watch_folder, watches_folder};
 pub(super) use hooks::{Removal, closed};
 pub use hooks::{attributes_changed, changed, created, deleted, linked, moved, only_changed};
 use marks::Mark;
@@ -43,6 +48,8 @@ pub mod mask {
     pub const MOVE_SELF: u32 = 0x800;
     /// All of the above.
     pub const EVENTS: u32 = 0xfff;
+    /// A file got another name in its folder: for `F_NOTIFY` alone (`FS_RENAME`).
+    pub const RENAME: u32 = 0x1000_0000;
     pub const UNMOUNT: u32 = 0x2000;
     pub const Q_OVERFLOW: u32 = 0x4000;
     pub const IGNORED: u32 = 0x8000;

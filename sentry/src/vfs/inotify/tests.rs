@@ -68,8 +68,8 @@ fn a_folder_tells_of_what_is_in_it() {
             on(mask::OPEN, "a"),
             on(mask::MODIFY, "a"),
             on(mask::CLOSE_WRITE, "a"),
-            on(mask::MODIFY, "a"),
             on(mask::OPEN, "a"),
+            on(mask::MODIFY, "a"),
             on(mask::CLOSE_WRITE, "a"),
             on(mask::CREATE | mask::ISDIR, "d"),
         ]

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use super::super::anon::{self, AnonInode};
 use super::super::nsfs::{self, NamespaceInode};
-use super::super::{Caller, OpenFile, Place};
+use super::super::{Caller, OpenFile, Place, lock_list};
 use super::process::View;
 use crate::error::Errno;
 use crate::kernel::Kernel;
+use crate::task::current;
 use crate::task::namespaces::{AnyNamespace, Kind, of_task};
 
 /// A kind of namespaces.
@@ -128,7 +129,8 @@ pub(super) fn shown(kernel: &Kernel, caller: &Caller, target: &Place) -> Vec<u8>
 /// `fdinfo/N`.
 pub(super) fn info(view: &View, fd: i32) -> Result<Vec<u8>, Errno> {
     let file = file(view, fd)?;
-    let closes = view.living()?.files().is_close_on_exec(fd).unwrap_or(false);
+    let files = view.living()?.files();
+    let closes = files.is_close_on_exec(fd).unwrap_or(false);
     let close = if closes { libc::O_CLOEXEC.cast_unsigned() } else { 0 };
     let large = 0o100_000;
     let mut text = format!(
@@ -138,6 +140,7 @@ pub(super) fn info(view: &View, fd: i32) -> Result<Vec<u8>, Errno> {
         file.place().map_or(15, |place| place.mount.id()),
         file.inode().attributes().map_or(0, |attributes| attributes.inode),
     );
+    let _ = text.write_str(&lock_list::of(&file, files.owner(), current().as_deref()));
     let _ = text.write_str(&file.file().details());
     Ok(text.into_bytes())
 }

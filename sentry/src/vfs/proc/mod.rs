@@ -282,7 +282,13 @@ impl State {
         lock(&self.settings).get(path).cloned()
     }
 
-    fn set(&self, path: &'static str, value: Vec<u8>) {
+    /// A number among them that was written; `None` where it is still what it was at first.
+    pub(crate) fn number(&self, path: &str) -> Option<i64> {
+        std::str::from_utf8(&self.setting(path)?).ok()?.parse().ok()
+    }
+
+    /// Writes one.
+    pub(crate) fn set(&self, path: &'static str, value: Vec<u8>) {
         lock(&self.settings).insert(path, value);
     }
 }

@@ -4,10 +4,12 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::super::generated::cpus;
+use super::super::lock_list;
 use super::super::sync::lock;
 use super::status::ticks;
 use super::{State, SystemText};
 use crate::kernel::Kernel;
+use crate::task::current;
 
 /// Release of the kernel that programs see, as `uname` tells it.
 pub(super) const RELEASE: &str = "6.12.0";
@@ -28,7 +30,7 @@ pub(super) static FILES: &[(&str, u32, SystemText)] = &[
     ("key-users", 0o444, |_| b"    0:     2 2/2 2/1000000 10/25000000\n".to_vec()),
     ("keys", 0o444, |_| Vec::new()),
     ("loadavg", 0o444, loadavg),
-    ("locks", 0o444, |_| Vec::new()),
+    ("locks", 0o444, |_| lock_list::all(current().as_deref())),
     ("misc", 0o444, |_| b"  1 psaux\n".to_vec()),
     ("modules", 0o444, |_| Vec::new()),
     ("pressure/cpu", 0o644, pressure),

@@ -13,8 +13,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kata_cc_agent_protocol::agent_ttrpc::AgentServiceClient;
+use kata_cc_oci::cgroup::Inside;
 use kata_cc_vmm_api::port;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -54,6 +55,8 @@ struct Underway<'a> {
     network: Option<Network>,
     disks: Option<Disks>,
     charge: Option<Charge>,
+    /// Until the monitor is in its group, this process may be.
+    inside: Inside,
     monitor: Option<(u32, u64)>,
     words: LastWords,
     /// Whether the monitor's end is our own doing.
@@ -72,6 +75,7 @@ impl Underway<'_> {
         if let Some(network) = &mut self.network {
             network.remove().await;
         }
+        drop(self.inside);
         if let Some(charge) = &self.charge {
             charge.remove().await;
         }
@@ -80,6 +84,26 @@ impl Underway<'_> {
         }
         if let Some(dir) = self.dir {
             let _ = std::fs::remove_dir_all(dir);
+        }
+    }
+}
+
+/// Asks systemd for the scope that the engine names, with these limits; whether it is there.
+async fn scope(plan: Plan<'_>, limits: Value, underway: &mut Underway<'_>) -> bool {
+    let Some(name) = plan.spec.cgroup.clone() else { return false };
+    let (id, what) = (plan.spec.id.clone(), format!("control group {name:?}"));
+    let made = tokio::task::spawn_blocking(move || Charge::scope(&name, &id, &limits)).await;
+    match made.map_err(std::io::Error::other).and_then(|made| made) {
+        Ok(Some((charge, inside))) => {
+            (underway.charge, underway.inside) = (Some(charge), inside);
+            true
+        }
+        Ok(None) => false,
+        // A node whose systemd cannot be asked from here (no `busctl`, no bus) is served as before.
+        Err(error) => {
+            let beside = format!("{what} is made beside systemd, which may take its limits away: {error}");
+            plan.log.add(Source::Shim, "warn", &beside);
+            false
         }
     }
 }
@@ -114,6 +138,7 @@ pub(crate) async fn launch(plan: Plan<'_>) -> Result<Arc<Sandbox>, SandboxError>
         network: None,
         disks: None,
         charge: None,
+        inside: Inside::default(),
         monitor: None,
         words: LastWords::default(),
         stopping: Arc::default(),

@@ -1,6 +1,7 @@
 //! Launching the sentry: a process in the pod's network namespace and control group. What a container has of the host it is handed by path, and
 //! its agent listens on a Unix socket of the run-time folder.
 
+use kata_cc_oci::cgroup::Inside;
 use serde_json::{Value, json};
 
 use super::{Plan, Started, Underway, note, watch};
@@ -35,6 +36,7 @@ pub(super) async fn start(plan: Plan<'_>, underway: &mut Underway<'_>) -> Result
     let command = sentry::command(&program, &sockets.0, &sockets.1, spec);
     let monitor = monitor::start(command, netns, doors, sentry::exit_reason)
         .map_err(io(format!("cannot start {}", program.display())))?;
+    underway.inside = Inside::default();
     let known = (monitor.pid, monitor.start);
     underway.monitor = Some(known);
     note(plan, &leftovers(plan, underway, Some(known)))?;
@@ -49,6 +51,9 @@ pub(super) async fn start(plan: Plan<'_>, underway: &mut Underway<'_>) -> Result
 async fn charge(plan: Plan<'_>, underway: &mut Underway<'_>) -> Result<(), SandboxError> {
     let Some(name) = plan.spec.cgroup.clone() else { return Ok(()) };
     let (id, limits) = (plan.spec.id.clone(), resources(plan.spec.limits));
+    if super::scope(plan, limits.clone(), underway).await {
+        return Ok(());
+    }
     let what = format!("control group {name:?}");
     // Files of the kernel, which may take milliseconds each.
     let made = tokio::task::spawn_blocking(move || Charge::sentry(&name, &id, &limits)).await;

@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
+use kata_cc_oci::cgroup::Inside;
 use kata_cc_vmm_api::{ControlReply, ControlRequest, VmConfig, port};
 use serde_json::json;
 
 use super::{Ended, Plan, Started, Underway, note, watch};
-use crate::cgroup::Cgroup;
+use crate::cgroup::{self, Cgroup};
 use crate::channel::Address;
 use crate::charge::Charge;
 use crate::disks::Disks;
@@ -74,7 +75,7 @@ async fn describe_vm(
     prepared: &initdata::Prepared,
     underway: &mut Underway<'_>,
 ) -> Result<VmConfig, SandboxError> {
-    let Plan { config, spec, dir, log, .. } = plan;
+    let Plan { config, spec, dir, .. } = plan;
     let root = RootImage::of(config)?;
     let disks = Disks::make(&paths::disks(), &spec.id);
     let disks = disks.map_err(io(format!("cannot make disks in {}", paths::disks().display())))?;
@@ -85,22 +86,7 @@ async fn describe_vm(
         0 => None,
         mib => Some(make_scratch(disks, mib)?),
     };
-    let cgroup = Cgroup::named(spec.cgroup.as_deref());
-    let cgroup = cgroup.map_err(io(format!("control group {:?}", spec.cgroup)))?;
-    underway.charge = cgroup.map(Charge::Vm);
-    if spec.cgroup.is_some() && underway.charge.is_none() {
-        let uncharged = "this node has no cgroup v2: what the guest uses is not charged to its pod";
-        log.add(Source::Shim, "warn", uncharged);
-    }
-    // Noted before they are made: a launch that is broken off is cleaned up after by the note alone.
-    note(plan, &leftovers(plan, underway, None))?;
-    if let Some(cgroup) = underway.charge.as_ref().and_then(Charge::cgroup) {
-        let made = cgroup.make(size.memory_mib);
-        let made = made.map_err(io(format!("cannot make control group {}", cgroup.path().display())))?;
-        if let Some(warning) = made {
-            log.add(Source::Shim, "warn", &warning);
-        }
-    }
+    charge(plan, size, underway).await?;
     let network = Network::prepare(spec.netns.as_deref(), &spec.id).await?;
     let network = underway.network.insert(network);
     let instance = Instance {
@@ -115,6 +101,37 @@ async fn describe_vm(
     Ok(vm_shape::vm_config(config, tier, size, &instance))
 }
 
+/// Where the monitor is charged: systemd's scope, a group of our own, or none.
+async fn charge(plan: Plan<'_>, size: Size, underway: &mut Underway<'_>) -> Result<(), SandboxError> {
+    let Plan { spec, log, .. } = plan;
+    let warn = |warning: &str| log.add(Source::Shim, "warn", warning);
+    let limits = json!({"memory": {"limit": cgroup::needed_mib(size.memory_mib) << 20}});
+    if super::scope(plan, limits, underway).await {
+        let groups = underway.charge.as_ref().and_then(Charge::groups);
+        let folder = groups.filter(|groups| groups.is_unified()).and_then(|groups| groups.folder("memory"));
+        if let Some(warning) = folder.and_then(|folder| Cgroup::of_systemd(folder).warning(size.memory_mib)) {
+            warn(&warning);
+        }
+        return note(plan, &leftovers(plan, underway, None));
+    }
+    let cgroup = Cgroup::named(spec.cgroup.as_deref());
+    let cgroup = cgroup.map_err(io(format!("control group {:?}", spec.cgroup)))?;
+    underway.charge = cgroup.map(Charge::Vm);
+    if spec.cgroup.is_some() && underway.charge.is_none() {
+        warn("this node has no cgroup v2: what the guest uses is not charged to its pod");
+    }
+    // Noted before they are made: a launch that is broken off is cleaned up after by the note alone.
+    note(plan, &leftovers(plan, underway, None))?;
+    if let Some(cgroup) = underway.charge.as_ref().and_then(Charge::cgroup) {
+        let made = cgroup.make(size.memory_mib);
+        let made = made.map_err(io(format!("cannot make control group {}", cgroup.path().display())))?;
+        if let Some(warning) = made {
+            warn(&warning);
+        }
+    }
+    Ok(())
+}
+
 /// What is there to be cleaned up after.
 fn leftovers(plan: Plan<'_>, underway: &Underway<'_>, monitor: Option<(u32, u64)>) -> Leftovers {
     let (netns, own_netns) = Network::place(plan.spec.netns.as_deref(), &plan.spec.id);
@@ -125,7 +142,7 @@ fn leftovers(plan: Plan<'_>, underway: &Underway<'_>, monitor: Option<(u32, u64)
         own_netns,
         cgroup: group.map(|group| group.path().to_owned()),
         missing_cgroups: group.map(Cgroup::missing).unwrap_or_default(),
-        groups: None,
+        groups: underway.charge.as_ref().and_then(Charge::groups).cloned(),
     }
 }
 
@@ -145,9 +162,11 @@ fn start_monitor(
 ) -> Result<((u32, u64), Ended), SandboxError> {
     let Plan { config, spec, dir, record, log } = plan;
     let (netns, _) = Network::place(spec.netns.as_deref(), &spec.id);
-    let cgroup = underway.charge.as_ref().and_then(Charge::cgroup);
-    let monitor = vmm::start(&config.vmm(), vm, dir, &netns, cgroup)
+    let doors = underway.charge.as_ref().map(Charge::doors).transpose();
+    let doors = doors.map_err(io("cannot enter the control groups"))?.unwrap_or_default();
+    let monitor = vmm::start(&config.vmm(), vm, dir, &netns, doors)
         .map_err(io(format!("cannot start {}", config.vmm().display())))?;
+    underway.inside = Inside::default();
     let known = (monitor.pid, monitor.start);
     underway.monitor = Some(known);
     note(plan, &leftovers(plan, underway, Some(known)))?;
