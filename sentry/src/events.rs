@@ -276,6 +276,7 @@ impl Waiter {
                 }
             }
         }
+        news.guest = None;
         true
     }
 

@@ -203,9 +203,9 @@ pub(super) const CALLS: &[HostCall] = &[
     ),
     only(
         libc::SYS_tgkill,
-        &[(0, Natural), (2, OneOf(&[INTERRUPT as u32, libc::SIGABRT as u32]))],
-        "SIGURG, SIGABRT",
-        "interrupting a guest thread; `abort`",
+        &[(0, Natural), (2, OneOf(&[0, INTERRUPT as u32, libc::SIGABRT as u32]))],
+        "none, SIGURG, SIGABRT",
+        "whether a stub has a thread; interrupting a guest thread; `abort`",
     ),
     any(libc::SYS_waitid, "end of stubs"),
     any(libc::SYS_wait4, "end of stubs"),

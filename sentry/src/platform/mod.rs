@@ -465,6 +465,9 @@ pub trait Interrupt: Send + Sync {
     /// What that one waits for has come: it will go on with the guest.
     fn goes_on_soon(&self) {}
 
+    /// The guest is to end, and was [interrupted](Self::interrupt): what serves it may not be held up by it any more.
+    fn ends(&self) {}
+
     /// As [`Thread::set_answers`], from elsewhere: of one call that this thread has an answer for.
     fn set_answer(&self, number: u64, value: u64) {
         let _ = (number, value);

@@ -63,10 +63,10 @@ pub(super) fn broken_pipe(call: &mut Call<'_>, file: &OpenFile, error: SysError)
     error
 }
 
-/// What nobody waits for may take the host long: who was to be woken later is woken now.
+/// What nobody waits for may take the host long: nobody is woken later meanwhile.
 fn wake_before(file: &OpenFile) {
     if file.file().queue().is_none() {
-        events::wake_put_off();
+        events::may_put_off(false);
     }
 }
 
@@ -118,6 +118,8 @@ fn room_for(call: &Call<'_>, file: &OpenFile, at: At, length: u64) -> Result<u64
 
 /// Bytes from which on a guest's own thread reads a file of the host: to hand it the descriptor takes longer than to copy fewer bytes twice.
 const BY_GUEST: u64 = 32 * 1024;
+/// Bytes that it reads at a time: meanwhile nobody gives its stub another descriptor, and nobody else reads at the position.
+const BY_GUEST_MOST: u64 = 4 << 20;
 
 /// Reads by the guest's own thread, where that is possible and pays.
 fn read_by_guest(call: &mut Call<'_>, file: &OpenFile, buffer: &Buffer, at: At) -> Option<SysResult> {
@@ -127,18 +129,32 @@ fn read_by_guest(call: &mut Call<'_>, file: &OpenFile, buffer: &Buffer, at: At) 
     }
     let (descriptor, begin) = file.file().readable_file()?;
     let size = file.inode().attributes().ok()?.size;
-    let offset = if let At::Offset(offset) = at { Some(offset) } else { None };
-    let read = |offset: u64| {
-        let there = length.min(size.saturating_sub(offset));
-        let length = usize::try_from(there).ok().filter(|_| there >= BY_GUEST).ok_or(Errno::ENOSYS)?;
-        let from = begin.checked_add(offset).ok_or(Errno::EINVAL)?;
-        call.thread.read_file(address, length, descriptor.as_fd(), from)
-    };
-    match file.read_by(offset, read) {
-        Ok(count) => Some(Ok(count as u64)),
-        Err(Errno::EFAULT) => Some(Err(Errno::EFAULT.into())),
-        // Whatever it is, it is found out again on the other way.
-        Err(_) => None,
+    let mut done = 0u64;
+    loop {
+        let offset = match at {
+            At::Offset(offset) => Some(offset.checked_add(done)?),
+            _ => None,
+        };
+        let wanted = length.saturating_sub(done).min(BY_GUEST_MOST);
+        let least = if done == 0 { BY_GUEST } else { 1 };
+        let mut asked = 0;
+        let read = |offset: u64| {
+            asked = wanted.min(size.saturating_sub(offset));
+            let length = usize::try_from(asked).ok().filter(|_| asked >= least).ok_or(Errno::ENOSYS)?;
+            let from = begin.checked_add(offset).ok_or(Errno::EINVAL)?;
+            call.thread.read_file(address.saturating_add(done), length, descriptor.as_fd(), from)
+        };
+        match file.read_by(offset, read) {
+            Ok(count) => done = done.saturating_add(count as u64),
+            Err(_) if done > 0 => return Some(Ok(done)),
+            Err(Errno::EFAULT) => return Some(Err(Errno::EFAULT.into())),
+            // Whatever it is, it is found out again on the other way.
+            Err(_) => return None,
+        }
+        let short = asked < BY_GUEST_MOST || !done.is_multiple_of(BY_GUEST_MOST);
+        if short || done >= length || call.task.signal_pending() {
+            return Some(Ok(done));
+        }
     }
 }
 

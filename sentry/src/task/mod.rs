@@ -241,6 +241,14 @@ impl Task {
         }
     }
 
+    /// Its process ends: its platform hears of it.
+    fn told_to_end(&self) {
+        let interrupt = lock(&self.interrupt).clone();
+        if let Some(interrupt) = interrupt {
+            interrupt.ends();
+        }
+    }
+
     /// What it has in common with the other tasks of its container.
     #[must_use]
     pub fn control_group(&self) -> Arc<ControlGroup> {

@@ -254,17 +254,25 @@ pub(super) fn carry_out(
     thread: &mut dyn Thread,
     number: u64,
 ) -> SysResult {
+    // Also of a call that is not made after all: what was put off before is not for longer.
+    events::may_put_off(QUICK.contains(&number.cast_signed()) && thread.wakes_put_off());
+    let result = admit_and_handle(kernel, task, thread, number);
+    events::puts_off_no_more();
+    result
+}
+
+fn admit_and_handle(
+    kernel: &Arc<Kernel>,
+    task: &Arc<Task>,
+    thread: &mut dyn Thread,
+    number: u64,
+) -> SysResult {
     // Registers are fetched for those alone that their arguments decide.
     let number = if task.judges(number) { super::seccomp::admit(task, thread, number)? } else { number };
     let arguments = thread.arguments();
     let entry = usize::try_from(number).ok().and_then(|number| kernel.calls.get(number)).copied().flatten();
     match entry {
-        Some(entry) => {
-            events::may_put_off(QUICK.contains(&number.cast_signed()) && thread.wakes_put_off());
-            let result = (entry.handler)(&mut Call { kernel, task, thread }, arguments);
-            events::puts_off_no_more();
-            result
-        }
+        Some(entry) => (entry.handler)(&mut Call { kernel, task, thread }, arguments),
         None => {
             kernel.note_unknown_call(&task.comm(), number);
             Err(SysError::Errno(Errno::ENOSYS))

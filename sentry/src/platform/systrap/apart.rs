@@ -45,17 +45,24 @@ pub(super) fn here() -> u32 {
     limit.wrapping_add(1)
 }
 
-/// Has `wake` wake a thread of a stub, which sleeps, on any other processor than this.
-pub(super) fn wake_elsewhere(thread: Pid, wake: impl FnOnce()) {
+/// Has `wake` wake a thread of a stub, which sleeps, on any other processor than this. The thread's number is what its guest told.
+pub(super) fn wake_elsewhere(stub: Pid, thread: Pid, wake: impl FnOnce()) {
     let Some(Some(all)) = ALL.get() else { return wake() };
     let mut others = *all;
     let number = here().wrapping_sub(1) & NUMBER;
-    let moved = usize::try_from(number).is_ok_and(|cpu| others.unset(cpu).is_ok())
+    let moved = is_thread_of(stub, thread)
+        && usize::try_from(number).is_ok_and(|cpu| others.unset(cpu).is_ok())
         && sched_setaffinity(thread, &others).is_ok();
     wake();
     if moved {
         let _ = sched_setaffinity(thread, all);
     }
+}
+
+/// Whether a process has a thread of this number.
+fn is_thread_of(process: Pid, thread: Pid) -> bool {
+    // SAFETY: signal 0 is sent to nobody: it is found out whether it could be.
+    unsafe { libc::syscall(libc::SYS_tgkill, process.as_raw(), thread.as_raw(), 0) == 0 }
 }
 
 #[cfg(test)]
@@ -80,14 +87,17 @@ mod tests {
         });
         let thread_id = told.recv().unwrap();
         let mut seen = None;
-        wake_elsewhere(thread_id, || seen = sched_getaffinity(thread_id).ok());
+        wake_elsewhere(Pid::this(), thread_id, || seen = sched_getaffinity(thread_id).ok());
         let after = sched_getaffinity(thread_id).unwrap();
         let own = sched_getaffinity(Pid::from_raw(0)).unwrap();
         let count = |set: &CpuSet| (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap()).count();
         assert_eq!(count(&after), count(&own));
         if ALL.get().is_some_and(Option::is_some) {
-            assert_eq!(count(&seen.unwrap()), count(&own) - 1);
+            assert_eq!(count(seen.as_ref().unwrap()), count(&own) - 1);
         }
+        // Whoever it is, a thread of another process is left where it is.
+        wake_elsewhere(Pid::parent(), thread_id, || seen = sched_getaffinity(thread_id).ok());
+        assert_eq!(count(&seen.unwrap()), count(&own));
         sender.send(()).unwrap();
         thread.join().unwrap();
     }

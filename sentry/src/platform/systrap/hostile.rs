@@ -71,7 +71,7 @@ impl Hostile {
         let mut all = Self { thread: None, ended, other: Some(other) };
         let place = Place { stub, slot: 0, context };
         let thread = StubThread::begin(&processes, place, Pid::from_raw(i32::MAX), 0);
-        let begun = thread.wait(0, None);
+        let begun = thread.wait(0, super::turn::Patience::Guest);
         all.thread = Some(Box::new(thread));
         if begun { Ok(all) } else { Err(Errno::EAGAIN) }
     }

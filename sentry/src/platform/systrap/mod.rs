@@ -92,7 +92,7 @@ pub(super) fn first_stub(requests: &'static [u32]) -> Result<(StubThread, HostVd
     let (pid, parts) = start(&processes, parts, vdso.clone(), requests)?;
     let (stub, context) = processes.first(pid, parts)?;
     let first = StubThread::begin(&processes, Place { stub, slot: 0, context }, pid, 0);
-    if !first.wait(0, None) {
+    if !first.wait(0, turn::Patience::Guest) {
         return Err(Errno::EAGAIN);
     }
     let vdso = vdso.found(|address| remote::word(pid, address));

@@ -66,8 +66,8 @@ pub(super) struct Patches {
     shown: bool,
     /// What was replaced, as long as it is.
     replaced: Vec<Replaced>,
-    /// What was put back under running threads.
-    put_back: HashSet<u64>,
+    /// Sites that began with a breakpoint for a moment, while they were changed under running threads.
+    guarded: HashSet<u64>,
     /// Every slot, with its site.
     places: Vec<(u64, u64, SlotKind)>,
 }
@@ -242,14 +242,14 @@ impl Patches {
         std::mem::take(&mut self.replaced)
     }
 
-    /// A site is about to be put back while threads may run through it.
-    pub(super) fn begin_to_put_back(&mut self, site: u64) {
-        self.put_back.insert(site);
+    /// A site is about to begin with a breakpoint, as it is changed while threads may run through it.
+    pub(super) fn guard(&mut self, site: u64) {
+        self.guarded.insert(site);
     }
 
-    /// Whether it was, or just is.
-    pub(super) fn was_put_back(&self, site: u64) -> bool {
-        self.put_back.contains(&site)
+    /// Whether it did, or just does.
+    pub(super) fn was_guarded(&self, site: u64) -> bool {
+        self.guarded.contains(&site)
     }
 
     /// Where in its own code a program is that is in a slot.

@@ -206,17 +206,22 @@ impl StubThread {
     }
 
     /// Puts a site back that other threads may be running through: its first byte becomes a breakpoint, at which they go on only when
-    /// all is done ([`Patches::was_put_back`](patch::Patches::was_put_back)); then the rest from its end on, so that what is no instruction stays
+    /// all is done ([`Patches::was_guarded`](patch::Patches::was_guarded)); then the rest from its end on, so that what is no instruction stays
     /// so until what follows it is there; at last the first byte. In between the host interrupts all threads, as above.
     fn put_back_under_threads(&mut self, site: u64, old: &[u8], pages: (u64, u64)) -> Result<(), Errno> {
         let inside = if old.len() == COMPARED_SIZE { 2 } else { 5 };
-        self.stub.patches().begin_to_put_back(site);
-        self.put_byte_by_byte(site, &[BREAKPOINT], 0..1)?;
+        self.guard(site)?;
         self.interrupt_all(pages)?;
         let rest = (1..old.len()).rev().filter(|n| *n != inside).chain(std::iter::once(inside));
         self.put_byte_by_byte(site, old, rest)?;
         self.interrupt_all(pages)?;
         self.put_byte_by_byte(site, old, 0..1)
+    }
+
+    /// Makes the first byte a breakpoint, at which threads wait for the end of a change.
+    fn guard(&mut self, site: u64) -> Result<(), Errno> {
+        self.stub.patches().guard(site);
+        self.put_byte_by_byte(site, &[BREAKPOINT], 0..1)
     }
 
     /// Has the host interrupt all threads of the guest: these pages lose a permission for a moment.
@@ -225,10 +230,10 @@ impl StubThread {
         self.set(pages, WRITABLE)
     }
 
-    /// Whether the guest met a breakpoint that was there for a moment alone, while a site was put back.
-    pub(super) fn met_while_put_back(&self, rip: u64) -> bool {
+    /// Whether the guest met a breakpoint that was there for a moment alone, while a site was changed.
+    pub(super) fn met_guard(&self, rip: u64) -> bool {
         let site = rip.wrapping_sub(1);
-        if !self.stub.patches().was_put_back(site) {
+        if !self.stub.patches().was_guarded(site) {
             return false;
         }
         // Until it is done; then there may be a breakpoint of a debugger's.
@@ -242,8 +247,8 @@ impl StubThread {
     /// Replaces a site that other threads may be running through, in steps that each of them may meet: its beginning becomes a jump to
     /// itself, by one store into an aligned quadword (AMD64 Architecture Programmer's Manual, volume 2, 7.6.1); what stood for the second
     /// instruction becomes none that may be executed, byte by byte; then the rest; at last the beginning. Between the steps the host
-    /// interrupts all threads, since pages lose a permission: so none of them has fetched half of what is changed. `false` where the
-    /// beginning lies across quadwords, or was not what was read.
+    /// interrupts all threads, since pages lose a permission: so none of them has fetched half of what is changed. Where the beginning lies
+    /// across quadwords, it is guarded by a breakpoint instead. `false` where it was not what was read.
     fn replace_under_threads(
         &mut self,
         site: u64,
@@ -254,24 +259,27 @@ impl StubThread {
         let (Some([a, b, c, d]), Some([e, f, g, h])) = (old.first_chunk(), new.first_chunk()) else {
             return Ok(false);
         };
+        let inside = if old.len() == COMPARED_SIZE { 2 } else { 5 };
         if site % 8 > 4 {
-            return Ok(false);
+            if !self.has(site, old) {
+                return Ok(false);
+            }
+            self.guard(site)?;
+            self.put_byte_by_byte(site, new, std::iter::once(inside))?;
+            self.interrupt_all(pages)?;
+            self.put_byte_by_byte(site, new, (1..new.len()).filter(|n| *n != inside))?;
+            self.interrupt_all(pages)?;
+            self.put_byte_by_byte(site, new, 0..1)?;
+            return Ok(true);
         }
         let word = u32::from_le_bytes;
         let first = word([*a, *b, *c, *d]);
         if self.swap(site, first, word([0xeb, 0xfe, *c, *d]))? != first {
             return Ok(false);
         }
-        let inside = if old.len() == COMPARED_SIZE { 2 } else { 5 };
-        let order = std::iter::once(inside).chain((2..new.len()).filter(|n| *n != inside));
-        for n in order {
-            if self.write(site + n as u64, &new[n..=n]) != 1 {
-                return Err(Errno::EFAULT);
-            }
-            if n == inside {
-                self.interrupt_all(pages)?;
-            }
-        }
+        self.put_byte_by_byte(site, new, std::iter::once(inside))?;
+        self.interrupt_all(pages)?;
+        self.put_byte_by_byte(site, new, (2..new.len()).filter(|n| *n != inside))?;
         self.swap(site, word([0xeb, 0xfe, *g, *h]), word([*e, *f, *g, *h]))?;
         Ok(true)
     }

@@ -59,6 +59,8 @@ pub(in crate::platform) struct StubInterrupt {
     pub(in crate::platform) thread: Pid,
     pub(super) requested: AtomicBool,
     pub(super) in_guest: AtomicBool,
+    /// The guest is to end.
+    ending: AtomicBool,
     /// Where the sentry's thread rested at last ([`here`]).
     rests_at: AtomicU32,
 }
@@ -67,9 +69,13 @@ impl StubInterrupt {
     /// Tells the stub, which waits for the turn, that it will be long. Called by who has the turn.
     pub(super) fn let_sleep(&self) {
         let word = self.context.u32_at(at::STATE);
-        if word.load(Ordering::Relaxed) == state::SENTRY {
-            word.store(state::LONG, Ordering::Relaxed);
-        }
+        // Not over what the host's kernel writes when the thread ends.
+        let _ = word.compare_exchange(state::SENTRY, state::LONG, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Whether the guest is to end.
+    pub(super) fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::Relaxed)
     }
 
     /// Wakes the stub, if it was told that the turn will be long: it comes soon. Called by anybody. Not one that sleeps where the sentry's thread
@@ -108,6 +114,10 @@ impl Interrupt for StubInterrupt {
 
     fn goes_on_soon(&self) {
         self.wake_early();
+    }
+
+    fn ends(&self) {
+        self.ending.store(true, Ordering::Relaxed);
     }
 
     fn set_answer(&self, number: u64, value: u64) {
@@ -155,6 +165,7 @@ impl StubThread {
             thread,
             requested: AtomicBool::new(false),
             in_guest: AtomicBool::new(false),
+            ending: AtomicBool::new(false),
             rests_at: AtomicU32::new(0),
         };
         let memory = Arc::new(StubMemory(Arc::clone(&stub)));

@@ -27,19 +27,30 @@ pub(super) struct Late {
     failed: Cell<bool>,
 }
 
-/// How long a stub may take for what it is asked. Locks of the sentry may be held meanwhile, and no signal ends who waits for it: a guest that has
-/// got hold of its stub's code shall hold up nobody. In breaths: a sandbox that was frozen meanwhile, stub and all, has lost one.
-const PATIENCE: u32 = if cfg!(test) { 5 } else { 30 };
+/// For what the sentry's thread waits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// For guest code, for ever: it is interrupted by a signal.
+    Guest,
+    /// For what the stub was asked, which may take the host long (files, memory): for [`BREATHS`] once the guest is to end, which no signal brings
+    /// to its stub then. A guest that has got hold of its stub's code can be killed so, and whoever waits for it goes on.
+    Task,
+    /// For what takes no time, and is done under a lock that others want: for [`BREATHS`].
+    Moment,
+}
+
+/// Seconds, of which one that was longer, as the sandbox stood still with stub and all, counts once.
+const BREATHS: u32 = if cfg!(test) { 3 } else { 20 };
+const BREATH: Duration = Duration::from_secs(1);
+
 /// After so many looks the guest does not seem to wait for anything: others are woken that its call woke.
 const PUT_OFF: u32 = 240;
-
-const BREATH: Duration = Duration::from_secs(1);
 
 const EFAULT: u64 = (-(libc::EFAULT as i64)).cast_unsigned();
 
 impl StubThread {
     /// Gives the turn to the stub, and waits for it to come back. `false` when the stub is gone.
-    fn pass(&self, what: u32, patience: Option<u32>) -> bool {
+    fn pass(&self, what: u32, patience: Patience) -> bool {
         if let Some((awake, woken)) = self.waiting.begin() {
             self.context.u32_at(at::SPIN).store(awake, Ordering::Relaxed);
             self.context.u32_at(at::SPIN_WOKEN).store(woken, Ordering::Relaxed);
@@ -55,16 +66,18 @@ impl StubThread {
         // A whole barrier: whether the stub sleeps is looked at after this.
         word.swap(state::STUB, Ordering::SeqCst);
         let slept = self.context.u32_at(at::STUB_SLEEPS).load(Ordering::SeqCst);
-        if slept != 0 && slept == here() && self.waiting.is_alone() {
-            wake_elsewhere(self.interrupt.thread, || futex_wake(word));
+        // Not for a copy of itself, which would be bound as it is for that moment.
+        let copies = matches!(what, op::FORK | op::SPAWN);
+        if slept != 0 && slept == here() && !copies && self.waiting.is_alone() {
+            wake_elsewhere(self.stub.pid(), self.interrupt.thread, || futex_wake(word));
         } else if slept != 0 {
             futex_wake(word);
         }
         slept != 0
     }
 
-    /// Waits for the turn, and looks so often before it sleeps, and for so many breaths at most: then the stub is ended. `false` when it is gone.
-    pub(super) fn wait(&self, looks: u32, patience: Option<u32>) -> bool {
+    /// Waits for the turn, and looks so often before it sleeps. `false` when the stub is gone, or was ended since it did not come back.
+    pub(super) fn wait(&self, looks: u32, patience: Patience) -> bool {
         let word = self.context.u32_at(at::STATE);
         for look in 0..looks {
             if word.load(Ordering::Acquire) != state::STUB {
@@ -82,14 +95,18 @@ impl StubThread {
         let sleeps = self.context.u32_at(at::SENTRY_SLEEPS);
         sleeps.store(if self.waiting.is_alone() { here() } else { ANYWHERE }, Ordering::SeqCst);
         let waits = || word.load(Ordering::SeqCst) == state::STUB && !self.stub.is_dead();
-        let mut left = patience;
+        let (mut breath, mut breaths) = (begin, 0);
         while waits() {
-            futex_wait(word, state::STUB, left.map(|_| BREATH));
-            left = left.map(|left| left.saturating_sub(1));
-            if left == Some(0) && waits() {
+            futex_wait(word, state::STUB, (patience != Patience::Guest).then_some(BREATH));
+            let now = ticks::now();
+            if ticks::duration(now.saturating_sub(breath)) < BREATH * 9 / 10 {
+                continue;
+            }
+            breath = now;
+            breaths += u32::from(patience == Patience::Moment || self.interrupt.is_ending());
+            if patience != Patience::Guest && breaths == BREATHS && waits() {
                 tracing::warn!("a stub does not do what it is asked: its guest is ended");
                 self.stub.kill();
-                left = None;
             }
         }
         sleeps.store(0, Ordering::SeqCst);
@@ -116,8 +133,7 @@ impl StubThread {
         for (n, argument) in arguments.iter().enumerate() {
             self.context.store(at::ARGUMENTS + 8 * n, *argument);
         }
-        // Of a file that is read nobody knows how long it takes.
-        let patience = (what != op::READ_FILE).then_some(PATIENCE);
+        let patience = if what == op::COMPARE_EXCHANGE { Patience::Moment } else { Patience::Task };
         if self.pass(what, patience) && self.what() == kind::DONE {
             Ok(self.context.load(at::TURN))
         } else {
@@ -206,7 +222,7 @@ impl StubThread {
             op::RESUME
         };
         self.came_with = 0;
-        if !self.pass(what, None) {
+        if !self.pass(what, Patience::Guest) {
             return Some(Trap::Gone);
         }
         match self.what() {
@@ -238,7 +254,7 @@ impl StubThread {
                 self.regs.rip += 2;
                 Trap::Syscall { number: self.regs.rax }
             }
-            Ok(libc::SIGTRAP) if self.met_while_put_back(self.regs.rip) => {
+            Ok(libc::SIGTRAP) if self.met_guard(self.regs.rip) => {
                 self.regs.rip -= 1;
                 return None;
             }

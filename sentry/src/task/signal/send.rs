@@ -220,6 +220,9 @@ impl Tree {
         }
         state.killed |= status == libc::SIGKILL;
         self.poke_all(group);
+        for task in self.tasks_of(group) {
+            task.told_to_end();
+        }
     }
 
     /// SIGCHLD for a stop or for going on, unless the parent does not want it, and news for who waits.

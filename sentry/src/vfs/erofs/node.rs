@@ -252,11 +252,6 @@ impl File for Opened {
         Ok((Arc::clone(self.copy.get_or_init(|| copy)), 0))
     }
 
-    fn readable_file(&self) -> Option<(Arc<OwnedFd>, u64)> {
-        let at = self.reads_all.then(|| self.node.in_pages().ok()).flatten().flatten()?;
-        Some((Arc::clone(&self.node.shared.image.fd), at))
-    }
-
     fn sync(&self) -> Result<(), Errno> {
         Ok(())
     }

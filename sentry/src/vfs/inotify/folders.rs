@@ -1,6 +1,7 @@
 //! `F_NOTIFY`: news of a folder by signals (`fs/notify/dnotify`, `man 2 fcntl`), of old before `inotify`.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, Weak};
 
 use super::{marks, mask};
@@ -36,8 +37,14 @@ struct Watch {
 /// By the address of their inode, which its description keeps where it is as long as the watch is here.
 static WATCHES: LazyLock<Mutex<HashMap<usize, Vec<Watch>>>> = LazyLock::new(Mutex::default);
 
+/// How many there are: with none, nobody has to look.
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+
 /// Takes watches out that are not to be `kept`.
 fn retain(inode: &Arc<dyn Inode>, kept: impl FnMut(&mut Watch) -> bool) {
+    if COUNT.load(Ordering::Acquire) == 0 {
+        return;
+    }
     let mut watches = lock(&WATCHES);
     let Some(of_inode) = watches.get_mut(&marks::key(inode)) else { return };
     let before = of_inode.len();
@@ -46,6 +53,7 @@ fn retain(inode: &Arc<dyn Inode>, kept: impl FnMut(&mut Watch) -> bool) {
     if of_inode.is_empty() {
         watches.remove(&marks::key(inode));
     }
+    COUNT.fetch_sub(gone, Ordering::AcqRel);
     marks::fewer(gone);
 }
 
@@ -64,6 +72,7 @@ pub fn watch_folder(open: &OpenFile, (owner, fd): (Owner, i32), wanted: u32, tas
     }
     let (signal, tasks) = (Arc::clone(open.io_signal()), Arc::downgrade(tasks));
     of_inode.push(Watch { owner, description: open.id(), fd, events, goes_on, signal, tasks });
+    COUNT.fetch_add(1, Ordering::AcqRel);
     marks::one_more();
 }
 
