@@ -426,7 +426,7 @@ fn a_comparison_is_replaced_under_running_threads() {
                 std::thread::spawn(move || {
                     for n in 0..2_000u64 {
                         assert_eq!(thread.resume(), Trap::Syscall { number });
-                        assert_eq!(n == 0 || thread.regs().rsi & 0xff == n % 2, true, "{number} {n}");
+                        assert!(n == 0 || thread.regs().rsi & 0xff == n % 2, "{number} {n}");
                         // An error every other time.
                         thread.set_result(if n % 2 == 0 { (-5i64).cast_unsigned() } else { 5 });
                     }
