@@ -127,7 +127,7 @@ fn read_by_guest(call: &mut Call<'_>, file: &OpenFile, buffer: &Buffer, at: At) 
     if length < BY_GUEST {
         return None;
     }
-    let (descriptor, begin) = file.file().readable_file()?;
+    let descriptor = file.file().readable_file()?;
     let size = file.inode().attributes().ok()?.size;
     let mut done = 0u64;
     loop {
@@ -141,8 +141,7 @@ fn read_by_guest(call: &mut Call<'_>, file: &OpenFile, buffer: &Buffer, at: At) 
         let read = |offset: u64| {
             asked = wanted.min(size.saturating_sub(offset));
             let length = usize::try_from(asked).ok().filter(|_| asked >= least).ok_or(Errno::ENOSYS)?;
-            let from = begin.checked_add(offset).ok_or(Errno::EINVAL)?;
-            call.thread.read_file(address.saturating_add(done), length, descriptor.as_fd(), from)
+            call.thread.read_file(address.saturating_add(done), length, descriptor.as_fd(), offset)
         };
         match file.read_by(offset, read) {
             Ok(count) => done = done.saturating_add(count as u64),

@@ -157,9 +157,9 @@ pub trait File: Any + Send + Sync {
         Err(Errno::ENODEV)
     }
 
-    /// The host file that holds the contents, and where in it they begin, where a guest that may read them may have a descriptor of it: one
-    /// that shows nothing else and changes nothing.
-    fn readable_file(&self) -> Option<(Arc<OwnedFd>, u64)> {
+    /// The host file that is the contents, where a guest that may read them may have a descriptor of it: one that shows nothing else and
+    /// changes nothing.
+    fn readable_file(&self) -> Option<Arc<OwnedFd>> {
         None
     }
 

@@ -11,6 +11,7 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::{Pid, SysconfVar, sysconf};
 
 use super::layout::CPUNODE;
+use super::thread::is_thread_of;
 
 /// Bits of the number of the processor in the limit of [`CPUNODE`]'s segment (`VDSO_CPUNODE_BITS`); its node lies above.
 const NUMBER: u32 = 0xfff;
@@ -57,12 +58,6 @@ pub(super) fn wake_elsewhere(stub: Pid, thread: Pid, wake: impl FnOnce()) {
     if moved {
         let _ = sched_setaffinity(thread, all);
     }
-}
-
-/// Whether a process has a thread of this number.
-fn is_thread_of(process: Pid, thread: Pid) -> bool {
-    // SAFETY: signal 0 is sent to nobody: it is found out whether it could be.
-    unsafe { libc::syscall(libc::SYS_tgkill, process.as_raw(), thread.as_raw(), 0) == 0 }
 }
 
 #[cfg(test)]

@@ -6,6 +6,16 @@
 macro_rules! what_it_is_asked {
     () => {
         r#"
+    .macro kata_cc_receive_files
+    mov $47, %eax                   // recvmsg
+    mov {ARGUMENTS}(%rbx), %rdi
+    mov {ARGUMENTS}+8(%rbx), %rsi
+    mov {ARGUMENTS}+16(%rbx), %rdx
+    syscall
+    test %rax, %rax
+    js .Ldone
+    .endm
+
 .Lcall:
     mov {ARGUMENTS}(%rbx), %rax
     mov {ARGUMENTS}+8(%rbx), %rdi
@@ -25,13 +35,7 @@ macro_rules! what_it_is_asked {
     mov {ARGUMENTS}+32(%rbx), %r14  // mappings
     test %r12, %r12
     jz 1f
-    mov $47, %eax                   // recvmsg
-    mov {ARGUMENTS}(%rbx), %rdi
-    mov {ARGUMENTS}+8(%rbx), %rsi
-    mov {ARGUMENTS}+16(%rbx), %rdx
-    syscall
-    test %rax, %rax
-    js .Ldone
+    kata_cc_receive_files
 1:  lea {MAPS}(%rbx), %r15
 2:  mov 40(%r15), %rax
     mov $-1, %r8
@@ -61,13 +65,7 @@ macro_rules! what_it_is_asked {
     jmp .Ldone
 
 .Lread_file:
-    mov $47, %eax                   // recvmsg
-    mov {ARGUMENTS}(%rbx), %rdi
-    mov {ARGUMENTS}+8(%rbx), %rsi
-    mov {ARGUMENTS}+16(%rbx), %rdx
-    syscall
-    test %rax, %rax
-    js .Ldone
+    kata_cc_receive_files
     mov {DESCRIPTOR}(%rbx), %edi
     mov {ARGUMENTS}+24(%rbx), %rsi
     mov {ARGUMENTS}+32(%rbx), %rdx

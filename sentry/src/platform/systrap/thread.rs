@@ -127,10 +127,20 @@ impl Interrupt for StubInterrupt {
     }
 }
 
-/// Sends [`INTERRUPT`] to a thread of a stub.
+/// Sends [`INTERRUPT`] to a thread of a stub. What does not exist any more needs none.
 pub(in crate::platform) fn signal_thread(process: Pid, thread: Pid) {
-    // SAFETY: sends a signal to a thread of our own; what does not exist any more is an error that nobody needs.
-    unsafe { libc::syscall(libc::SYS_tgkill, process.as_raw(), thread.as_raw(), INTERRUPT) };
+    let _ = send(process, thread, INTERRUPT);
+}
+
+/// Whether a process has a thread of this number.
+pub(super) fn is_thread_of(process: Pid, thread: Pid) -> bool {
+    send(process, thread, 0)
+}
+
+/// Sends a signal, or none if it is 0; whether that could be done.
+fn send(process: Pid, thread: Pid, signal: i32) -> bool {
+    // SAFETY: the call reads and writes no memory of ours, and signals a thread of a stub alone: the host looks whether it is of that process.
+    unsafe { libc::syscall(libc::SYS_tgkill, process.as_raw(), thread.as_raw(), signal) == 0 }
 }
 
 /// Where a thread's turn lies, before it is known who it is.
@@ -530,9 +540,8 @@ impl Thread for StubThread {
     }
 
     fn retire(&mut self) {
-        if let Some(arguments) = self.restartable.filter(|_| !self.stub.is_single() && self.has_turn()) {
-            // The host's kernel would end the process for what it cannot write.
-            let _ = self.restartable(arguments);
+        if !self.stub.is_single() {
+            self.take_back_restartable();
         }
     }
 
@@ -583,15 +592,21 @@ impl StubThread {
     }
 }
 
+impl StubThread {
+    /// Other threads of the guest may take away the memory in which the host's kernel would still write, and it ends the process for what it cannot.
+    fn take_back_restartable(&mut self) {
+        if let Some(arguments) = self.restartable.filter(|_| self.has_turn()) {
+            let _ = self.restartable(arguments);
+        }
+    }
+}
+
 impl Drop for StubThread {
     fn drop(&mut self) {
         if self.stub.leave() {
             self.stub.kill();
         } else if self.interrupt.thread == self.stub.pid() && !self.stub.is_dead() {
-            // Other threads of the guest may take away the memory in which the host's kernel would still write.
-            if let Some(arguments) = self.restartable.filter(|_| self.has_turn()) {
-                let _ = self.restartable(arguments);
-            }
+            self.take_back_restartable();
             // The host forgets the memory of a process whose first thread has ended (`mm_access`), and the process may well go on: that
             // thread waits for a turn, in its context, until the last one ends all.
             return;

@@ -61,8 +61,8 @@ impl File for Opened {
         Ok((Arc::clone(&self.fd), 0))
     }
 
-    fn readable_file(&self) -> Option<(Arc<OwnedFd>, u64)> {
-        (!self.writes).then(|| (Arc::clone(&self.fd), 0))
+    fn readable_file(&self) -> Option<Arc<OwnedFd>> {
+        (!self.writes).then(|| Arc::clone(&self.fd))
     }
 
     fn allocate(&self, mode: i32, offset: u64, length: u64) -> Result<(), Errno> {
