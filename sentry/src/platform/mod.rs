@@ -9,6 +9,7 @@
 //! The host does what it is good at: page tables, copy-on-write at `fork`, page cache of mapped files. What an address means is kept in
 //! [`crate::mm`].
 
+pub mod generation;
 mod host_vdso;
 pub mod kvm;
 pub mod ptrace;
@@ -301,6 +302,13 @@ pub trait Thread: Memory + Send {
     /// given is not answered.
     fn set_answers(&mut self, answers: &[(u64, u64)]) {
         let _ = answers;
+    }
+
+    /// Lets the platform answer the call that the guest makes by itself when the same thread makes it again, with the same text and the same other
+    /// numbers: `result`, and before it these bytes for the buffer that the call names. As long as nothing changed since `mark`, and as it may
+    /// answer others ([`set_answers`](Self::set_answers)). For calls that look at a path and change nothing.
+    fn remember(&mut self, mark: generation::Mark, result: i64, bytes: &[u8]) {
+        let _ = (mark, result, bytes);
     }
 
     /// Lets no call of this address space be answered without the sentry from now on ([`set_answers`](Self::set_answers)).

@@ -7,7 +7,8 @@ use crate::call::{Call, Unready};
 use crate::error::{Errno, SysError};
 use crate::events::Events;
 use crate::mm::TASK_SIZE;
-use crate::vfs::{AttributeChange, Caller, Inode, OpenFile, Place, Resolve, Timestamp, Walk, inotify};
+use crate::platform::generation::{self, Mark};
+use crate::vfs::{AttributeChange, Caller, FileKind, Inode, OpenFile, Place, Resolve, Timestamp, Walk, inotify};
 
 /// Bytes that one call moves at most (`MAX_RW_COUNT`).
 pub(super) const COUNT_MAX: u64 = 0x7fff_f000;
@@ -126,6 +127,16 @@ pub(super) fn target(
     path: u64,
     flags: i32,
 ) -> Result<Target, Errno> {
+    reach(call, caller, (dirfd, path, flags), &mut false)
+}
+
+/// As [`target`]; whether all of the way was steady ([`Inode::steady`]).
+fn reach(
+    call: &Call<'_>,
+    caller: &Caller,
+    (dirfd, path, flags): (u64, u64, i32),
+    steady: &mut bool,
+) -> Result<Target, Errno> {
     let empty = flags & libc::AT_EMPTY_PATH != 0;
     let path = if empty && path == 0 { Vec::new() } else { call.read_path(path)? };
     if path.is_empty() && empty {
@@ -135,7 +146,63 @@ pub(super) fn target(
         return Ok(Target::of_file(&*call.task.files().find(int(dirfd))?));
     }
     let mut walk = walk_of(call, caller, dirfd, &path, Resolve::empty())?;
-    Ok(Target::of_place(walk.finish(flags & libc::AT_SYMLINK_NOFOLLOW == 0)?))
+    let place = walk.finish(flags & libc::AT_SYMLINK_NOFOLLOW == 0);
+    *steady = walk.steady;
+    Ok(Target::of_place(place?))
+}
+
+/// A look at a path by a call that changes nothing: what comes of it can be kept ([`Thread::remember`](crate::platform::Thread::remember)).
+pub(super) struct Look {
+    mark: Mark,
+    steady: bool,
+}
+
+impl Look {
+    /// Begins one, before anything is looked at.
+    pub(super) fn begin() -> Self {
+        Self { mark: generation::mark(), steady: false }
+    }
+
+    /// As [`target`]. That there is nothing of that name is kept.
+    pub(super) fn target(
+        &mut self,
+        call: &mut Call<'_>,
+        caller: &Caller,
+        (dirfd, path, flags): (u64, u64, i32),
+    ) -> Result<Target, Errno> {
+        let mut steady = false;
+        let found = reach(call, caller, (dirfd, path, flags), &mut steady);
+        // What other descriptors stand for changes without a trace.
+        self.steady = steady && int(dirfd) == libc::AT_FDCWD;
+        match &found {
+            Ok(target) => {
+                use FileKind::{Folder, Regular, Symlink};
+                let plain = matches!(target.inode.kind(), Regular | Folder | Symlink);
+                self.steady &= plain && target.inode.steady();
+            }
+            Err(errno) => self.nothing(call, *errno),
+        }
+        found
+    }
+
+    /// Keeps that a walk did not find what it looked for.
+    pub(super) fn walk_failed(mut self, call: &mut Call<'_>, dirfd: u64, walk: &Walk<'_>, errno: Errno) {
+        self.steady = walk.steady && int(dirfd) == libc::AT_FDCWD;
+        self.nothing(call, errno);
+    }
+
+    fn nothing(&self, call: &mut Call<'_>, errno: Errno) {
+        if self.steady && errno == Errno::ENOENT {
+            call.thread.remember(self.mark, -i64::from(libc::ENOENT), &[]);
+        }
+    }
+
+    /// Keeps what the call gives, and these bytes for its buffer.
+    pub(super) fn keep(&self, call: &mut Call<'_>, result: u32, bytes: &[u8]) {
+        if self.steady {
+            call.thread.remember(self.mark, result.into(), bytes);
+        }
+    }
 }
 
 /// The place of a path, symbolic links followed.

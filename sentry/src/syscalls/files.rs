@@ -8,11 +8,12 @@ use libc::{
 };
 
 use super::Entry;
-use super::file_args::{CWD, caller, file, int, uint, walk_of};
+use super::file_args::{CWD, Look, caller, file, int, uint, walk_of};
 use super::leases;
 use crate::call::Call;
 use crate::error::{Errno, SysResult};
 use crate::events::Events;
+use crate::platform::generation;
 use crate::vfs::open::{Opening, begin};
 use crate::vfs::pipe::PipeFile;
 use crate::vfs::{Flags, Resolve, SeekTo};
@@ -56,7 +57,26 @@ const OPEN_FLAGS: i32 = libc::O_RDONLY
 /// `__O_SYNC`, which is `O_SYNC` without `O_DSYNC`.
 const SYNC: u32 = (libc::O_SYNC & !libc::O_DSYNC).cast_unsigned();
 
+/// Flags of an `open` that may change something, at once or by what may be written later.
+const CHANGING: u32 = (libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC).cast_unsigned();
+
 fn do_open(call: &mut Call<'_>, dirfd: u64, path: u64, flags: u32, mode: u32, resolve: Resolve) -> SysResult {
+    let result = open_path(call, dirfd, path, flags, mode, resolve);
+    if flags & CHANGING != 0 {
+        generation::changed();
+    }
+    result
+}
+
+fn open_path(
+    call: &mut Call<'_>,
+    dirfd: u64,
+    path: u64,
+    flags: u32,
+    mode: u32,
+    resolve: Resolve,
+) -> SysResult {
+    let look = Look::begin();
     let path = call.read_path(path)?;
     let caller = caller(call);
     let flags = if flags & libc::O_PATH.cast_unsigned() != 0 {
@@ -70,9 +90,15 @@ fn do_open(call: &mut Call<'_>, dirfd: u64, path: u64, flags: u32, mode: u32, re
         return Err(Errno::EAGAIN.into());
     }
     let mut walk = walk_of(call, &caller, dirfd, &path, resolve)?;
-    let opened = match begin(&caller, &mut walk, flags, mode)? {
-        Opening::Done(opened) => opened,
-        Opening::Ready(ready) => {
+    let opened = match begin(&caller, &mut walk, flags, mode) {
+        Err(errno) => {
+            if flags.0 & CHANGING == 0 {
+                look.walk_failed(call, dirfd, &walk, errno);
+            }
+            return Err(errno.into());
+        }
+        Ok(Opening::Done(opened)) => opened,
+        Ok(Opening::Ready(ready)) => {
             leases::wait(call, ready.inode(), flags)?;
             ready.finish(&caller)?
         }

@@ -42,6 +42,7 @@ mod signals;
 mod sockets;
 mod special_files;
 mod stat;
+pub(crate) mod steady;
 mod system;
 mod sysv;
 mod timers;

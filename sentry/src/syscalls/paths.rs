@@ -7,7 +7,7 @@ use libc::{
 };
 
 use super::Entry;
-use super::file_args::{CWD, caller, file, int, place, target, uint, walk};
+use super::file_args::{CWD, Look, caller, file, int, place, target, uint, walk};
 use crate::call::{Call, PATH_MAX};
 use crate::error::{Errno, SysResult};
 use crate::vfs::access::{self, CAP_SYS_CHROOT, EXECUTE};
@@ -148,15 +148,16 @@ fn rename(call: &mut Call<'_>, [old, new, ..]: [u64; 6]) -> SysResult {
 
 fn readlinkat(call: &mut Call<'_>, [dirfd, path, to, size, ..]: [u64; 6]) -> SysResult {
     let size = usize::try_from(int(size)).ok().filter(|size| *size > 0).ok_or(Errno::EINVAL)?;
-    let caller = caller(call);
+    let (caller, mut look) = (caller(call), Look::begin());
     let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH;
     let empty = call.read_path(path)?.is_empty();
-    let link = target(call, &caller, dirfd, path, flags)?.place.ok_or(Errno::ENOENT)?;
+    let link = look.target(call, &caller, (dirfd, path, flags))?.place.ok_or(Errno::ENOENT)?;
     if link.dentry.inode().kind() != FileKind::Symlink {
         return Err(if empty { Errno::ENOENT.into() } else { Errno::EINVAL.into() });
     }
     let text = link.dentry.inode().readlink(&caller)?;
     let part = text.get(..size).unwrap_or(&text);
+    look.keep(call, u32::try_from(part.len()).unwrap_or(u32::MAX), part);
     call.write(to, part)?;
     Ok(part.len() as u64)
 }

@@ -6,7 +6,7 @@ use libc::{
 };
 
 use super::Entry;
-use super::file_args::{CWD, Target, caller, int, place, target, uint};
+use super::file_args::{CWD, Look, Target, caller, int, place, target, uint};
 use crate::call::Call;
 use crate::error::{Errno, SysResult};
 use crate::task::capability;
@@ -92,10 +92,12 @@ fn stat_bytes(file: &Attributes) -> Vec<u8> {
     stamp(stamp(stamp(record, file.accessed), file.modified), file.changed).padded(144)
 }
 
-fn do_stat(call: &Call<'_>, dirfd: u64, path: u64, to: u64, flags: i32) -> SysResult {
-    let caller = caller(call);
-    let target = target(call, &caller, dirfd, path, flags)?;
-    call.write_result(to, &stat_bytes(&seen(&caller, target.inode.attributes()?)))?;
+fn do_stat(call: &mut Call<'_>, dirfd: u64, path: u64, to: u64, flags: i32) -> SysResult {
+    let (caller, mut look) = (caller(call), Look::begin());
+    let target = look.target(call, &caller, (dirfd, path, flags))?;
+    let bytes = stat_bytes(&seen(&caller, target.inode.attributes()?));
+    look.keep(call, 0, &bytes);
+    call.write_result(to, &bytes)?;
     Ok(0)
 }
 
@@ -169,9 +171,11 @@ fn statx(call: &mut Call<'_>, [dirfd, path, flags, mask, to, _]: [u64; 6]) -> Sy
     if flags & !known != 0 || flags & SYNC == SYNC || uint(mask) & 0x8000_0000 != 0 {
         return Err(Errno::EINVAL.into());
     }
-    let caller = caller(call);
-    let target = target(call, &caller, dirfd, path, flags)?;
-    call.write_result(to, &statx_bytes(&seen(&caller, target.inode.attributes()?), &target))?;
+    let (caller, mut look) = (caller(call), Look::begin());
+    let target = look.target(call, &caller, (dirfd, path, flags))?;
+    let bytes = statx_bytes(&seen(&caller, target.inode.attributes()?), &target);
+    look.keep(call, 0, &bytes);
+    call.write_result(to, &bytes)?;
     Ok(0)
 }
 
@@ -185,14 +189,14 @@ fn real(caller: &Caller) -> Caller {
     Caller { credentials: std::sync::Arc::new(who), ..caller.clone() }
 }
 
-fn do_access(call: &Call<'_>, dirfd: u64, path: u64, mode: u64, flags: i32) -> SysResult {
+fn do_access(call: &mut Call<'_>, dirfd: u64, path: u64, mode: u64, flags: i32) -> SysResult {
     let mode = uint(mode);
     if mode & !7 != 0 || flags & !(libc::AT_EACCESS | libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW) != 0 {
         return Err(Errno::EINVAL.into());
     }
-    let caller = caller(call);
+    let (caller, mut look) = (caller(call), Look::begin());
     let caller = if flags & libc::AT_EACCESS == 0 { real(&caller) } else { caller };
-    let target = target(call, &caller, dirfd, path, flags)?;
+    let target = look.target(call, &caller, (dirfd, path, flags))?;
     let attributes = target.inode.attributes()?;
     let no_exec =
         target.place.as_ref().is_some_and(|place| place.mount.flags().contains(MountFlags::NO_EXEC));
@@ -204,6 +208,7 @@ fn do_access(call: &Call<'_>, dirfd: u64, path: u64, mode: u64, flags: i32) -> S
     if mode & WRITE != 0 && !special {
         target.writable()?;
     }
+    look.keep(call, 0, &[]);
     Ok(0)
 }
 

@@ -10,6 +10,7 @@ use crate::events;
 use crate::kernel::Kernel;
 use crate::mm;
 use crate::platform::{Thread, Trap};
+use crate::syscalls::steady;
 
 /// A panic of the sentry is a bug in what keeps guests apart: the sandbox ends, rather than go on with something half done.
 struct EndOnPanic;
@@ -272,7 +273,11 @@ fn admit_and_handle(
     let arguments = thread.arguments();
     let entry = usize::try_from(number).ok().and_then(|number| kernel.calls.get(number)).copied().flatten();
     match entry {
-        Some(entry) => (entry.handler)(&mut Call { kernel, task, thread }, arguments),
+        Some(entry) => {
+            let result = (entry.handler)(&mut Call { kernel, task, thread }, arguments);
+            steady::made(number);
+            result
+        }
         None => {
             kernel.note_unknown_call(&task.comm(), number);
             Err(SysError::Errno(Errno::ENOSYS))

@@ -19,6 +19,8 @@ pub struct Tree {
     /// One rename at a time.
     pub(super) renames: Mutex<()>,
     recent: Mutex<VecDeque<Arc<Dentry>>>,
+    /// Whether its names change by calls of the sandbox's programs alone ([`Inode::steady`]).
+    pub(super) steady: bool,
 }
 
 impl Tree {
@@ -26,7 +28,7 @@ impl Tree {
     #[must_use]
     pub fn of(fs: Box<dyn FileSystem>) -> Arc<Dentry> {
         let inode = fs.root();
-        let tree = Arc::new(Self { fs, renames: Mutex::default(), recent: Mutex::default() });
+        let tree = Arc::new(Self { fs, renames: Mutex::default(), recent: Mutex::default(), steady: inode.steady() });
         Dentry::new(&tree, inode, None, Vec::new())
     }
 

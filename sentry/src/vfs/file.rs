@@ -13,6 +13,7 @@ use super::{Caller, DirEntry, FileKind, Inode, MountFlags, Place, WriteAccess, a
 use crate::call::Call;
 use crate::error::{Errno, SysError, SysResult};
 use crate::events::{Events, WaitQueue};
+use crate::platform::generation;
 
 /// Flags of an open file, with the numbers of `open` (`O_*`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -451,6 +452,9 @@ impl OpenFile {
     /// Tells who watches it that so many bytes were moved.
     fn tell(&self, what: u32, count: usize) {
         if let (Some(place), true) = (&self.place, count > 0) {
+            if what == mask::MODIFY {
+                generation::changed();
+            }
             inotify::changed(&place.dentry, what);
         }
     }
@@ -464,6 +468,7 @@ impl OpenFile {
         {
             let change = super::AttributeChange { mode: Some(mode), ..Default::default() };
             self.inode.change(&change)?;
+            generation::changed();
         }
         Ok(())
     }

@@ -137,6 +137,12 @@ pub trait Inode: Any + Send + Sync {
     /// What is known about it.
     fn attributes(&self) -> Result<Attributes, Errno>;
 
+    /// Whether those, and its names if it is a folder, change by calls of the sandbox's programs alone ([`crate::platform::generation`]). Of the root:
+    /// whether names do in all of the file system.
+    fn steady(&self) -> bool {
+        false
+    }
+
     /// Changes attributes.
     fn change(&self, change: &AttributeChange) -> Result<(), Errno> {
         let _ = change;

@@ -53,6 +53,8 @@ pub struct Walk<'a> {
     resolve: Resolve,
     /// Whether slashes followed the last part: it must be a folder.
     pub trailing: bool,
+    /// Whether it was in such file systems alone whose names change by calls of the sandbox's programs alone ([`super::Inode::steady`]).
+    pub steady: bool,
 }
 
 impl<'a> Walk<'a> {
@@ -80,8 +82,14 @@ impl<'a> Walk<'a> {
             return Err(Errno::EXDEV);
         }
         let at = if absolute { root.clone() } else { start.clone() };
-        let rest = path.to_vec();
-        Ok(Self { caller, root: root.clone(), at, rest, next: 0, links: 0, resolve, trailing: false })
+        let (rest, steady) = (path.to_vec(), at.dentry.tree().steady);
+        let root = root.clone();
+        Ok(Self { caller, root, at, rest, next: 0, links: 0, resolve, trailing: false, steady })
+    }
+
+    fn go(&mut self, to: Place) {
+        self.steady &= to.dentry.tree().steady;
+        self.at = to;
     }
 
     /// Takes the next part; `None` at the end.
@@ -122,7 +130,7 @@ impl<'a> Walk<'a> {
                     if child.dentry.inode().kind() == FileKind::Symlink {
                         self.follow(&child)?;
                     } else {
-                        self.at = child;
+                        self.go(child);
                     }
                 }
             }
@@ -146,7 +154,7 @@ impl<'a> Walk<'a> {
                             continue;
                         }
                     } else {
-                        self.at = child;
+                        self.go(child);
                     }
                 }
             }
@@ -192,7 +200,7 @@ impl<'a> Walk<'a> {
         }
         let above = self.at.up(&self.root);
         self.same_mount(&above)?;
-        self.at = above;
+        self.go(above);
         Ok(())
     }
 
@@ -217,6 +225,7 @@ impl<'a> Walk<'a> {
             }
             let target = target?;
             self.same_mount(&target)?;
+            self.steady = false;
             self.at = target;
             return Ok(false);
         }
@@ -230,7 +239,7 @@ impl<'a> Walk<'a> {
             }
             let root = self.root.clone();
             self.same_mount(&root)?;
-            self.at = root;
+            self.go(root);
         }
         let left = self.rest.get(self.next..).unwrap_or_default();
         let mut rest = target;

@@ -63,6 +63,7 @@ fn start(code: &Arc<Code>, socket: OwnedFd, vdso: &HostVdso) -> Result<Pid, Errn
             socket: socket.as_fd(),
             requests: &[],
             vdso: &vdso,
+            generation: None,
         })?;
         Ok((pid, ()))
     };

@@ -8,7 +8,10 @@
 pub(in crate::platform) const CODE: u64 = 0x6000_0000_0000;
 
 /// Bytes of the stub's code.
-pub(in crate::platform) const CODE_SIZE: u64 = 0x1000;
+pub(in crate::platform) const CODE_SIZE: u64 = 0x2000;
+
+/// A page that stubs can only read: [`crate::platform::generation`].
+pub(in crate::platform) const GENERATION: u64 = CODE + CODE_SIZE;
 
 /// First context.
 pub(in crate::platform) const CONTEXTS: u64 = CODE + 0x10_0000;
@@ -80,6 +83,8 @@ pub(in crate::platform) mod at {
     pub(crate) const ANSWERS: usize = 0x240;
     /// Which of them are there: a bit for each.
     pub(crate) const ANSWERED: usize = 0x2c0;
+    /// Which of its users this context has, in the upper bits: what another one kept is not theirs.
+    pub(crate) const USER: usize = 0x2c8;
     /// What only the sentry and who has this context can know.
     pub(crate) const SECRET: usize = 0x300;
     /// A stack of a few words grows down from here.
@@ -106,6 +111,8 @@ pub(in crate::platform) mod at {
     pub(crate) const LATE_BYTES: usize = LATE + 16;
     /// Most of them.
     pub(crate) const LATE_SIZE: usize = 0x1000;
+    /// Calls whose answers are kept ([`super::super::remember`]).
+    pub(crate) const KEPT: usize = 0xe000;
     /// In the window, where files are received: control data of the message.
     pub(crate) const CONTROL: usize = 128;
     /// Where in that the descriptors are (behind `struct cmsghdr`).

@@ -21,6 +21,7 @@ pub(super) mod let_go;
 mod patch;
 mod put_off;
 pub(in crate::platform) mod remote;
+mod remember;
 mod replace;
 pub(super) mod spare;
 mod stage;
@@ -28,6 +29,7 @@ pub(super) mod step;
 pub(super) mod stub;
 mod stub_code;
 mod stub_image;
+mod stub_kept;
 mod stub_tasks;
 pub(super) mod thread;
 mod turn;
@@ -54,7 +56,7 @@ use zygote::First;
 
 use crate::error::Errno;
 use crate::platform::host_vdso::HostVdso;
-use crate::platform::{Platform, Thread};
+use crate::platform::{Platform, Thread, generation};
 
 /// Lowest address that a guest may use: above the table of replaced call sites.
 pub(super) const LOWEST: u64 = patch::SLOTS + patch::SLOTS_SIZE;
@@ -111,13 +113,14 @@ fn start(
         let code = StubCode::linked();
         let pid = zygote::start(&First {
             code: code.bytes,
-            table: Some((stage::TABLE, stage::table())),
+            table: Some((remember::TABLE, [remember::table(), stage::table()].concat())),
             start: code.start,
             handler: Some((code.handler, code.restorer)),
             contexts: Some(parts.contexts.as_fd()),
             socket: parts.its_socket.as_fd(),
             requests,
             vdso: &vdso,
+            generation: generation::page().map(AsFd::as_fd),
         })?;
         Ok((pid, parts))
     };

@@ -5,11 +5,12 @@
 //! fetched for what it would have read at the moment of the call, so only arguments that Linux reads once are asked for here, never words
 //! that a call looks at again (a futex).
 
-use super::layout::at;
+use super::layout::{CODE_SIZE, at};
+use super::remember;
 use crate::platform::{ANSWERED, Regs};
 
-/// Where the table lies in the page of the stub's code.
-pub(super) const TABLE: usize = 0xc00;
+/// Where the table lies behind the stub's code.
+pub(super) const TABLE: usize = 0x1c00;
 /// Calls that it has a word for.
 pub(super) const CALLS: usize = 512;
 /// Most bytes of a text, which ends before that or at the end of its page, or is fetched otherwise.
@@ -98,7 +99,7 @@ const fn words() -> [u16; CALLS] {
     let mut words = [0; CALLS];
     let mut n = 0;
     while n < PATHS.len() {
-        words[PATHS[n].0 as usize] = TEXT | PATHS[n].1 << 4;
+        words[PATHS[n].0 as usize] = TEXT | PATHS[n].1 << 4 | remember::number_of(PATHS[n].0) << 8;
         n += 1;
     }
     n = 0;
@@ -148,7 +149,7 @@ pub(super) fn range(number: u64, regs: &Regs) -> Option<(u64, usize)> {
 }
 
 const _: () = {
-    assert!(TABLE + CALLS * 2 <= 0x1000);
+    assert!(TABLE + CALLS * 2 <= CODE_SIZE as usize);
     assert!(TEXT_SIZE <= at::STAGE_SIZE && at::STAGE + at::STAGE_SIZE <= at::VECTOR);
     assert!(ANSWERED.len() <= 8);
 };

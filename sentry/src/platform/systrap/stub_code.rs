@@ -1,15 +1,17 @@
 //! The code of a stub: the signal handler into which guest code traps, and the loop that does what the sentry asks.
 //!
 //! It runs in the guest's address space, where it has no stack but the signal stack, no data but its thread's context, and never touches a
-//! vector register, since those are the guest's. `rbx` points to the context everywhere. It lies on one page that guests can
+//! vector register, since those are the guest's. `rbx` points to the context everywhere. It lies on pages that guests can
 //! read and run and not write; nothing secret is in it, and jumping into it gives a guest no call that its filter would not let through.
 //!
 //! An interrupt ([`super::layout::INTERRUPT`]) that comes while this code runs is not forgotten: the handler notes it in the context, and
 //! `resume` looks at the note in a stretch that the handler restarts as "interrupted" when the signal comes in the middle of it.
 
-use super::layout::{CONTEXTS, CONTEXTS_SIZE, CPUNODE, END, INTERRUPT, TASK_SIZE, at, kind, op, state};
+use super::layout::{CODE, CONTEXTS, CONTEXTS_SIZE, CPUNODE, END, GENERATION, INTERRUPT, TASK_SIZE, at, kind, op, state};
 use super::let_go::let_go;
+use super::remember;
 use super::stage;
+use super::stub_kept::what_is_kept;
 use super::stub_tasks::what_it_is_asked;
 
 core::arch::global_asm!(
@@ -186,6 +188,7 @@ kata_cc_stub_entry:
     movzwl (%rcx,%rax,2), %ecx
     test %ecx, %ecx
     jz .Lcall_post
+    xor %r12d, %r12d                // which of those whose answers are kept
     mov %ecx, %edx
     shr $4, %edx
     and $15, %edx
@@ -198,6 +201,8 @@ kata_cc_stub_entry:
     jz .Lcall_post
     cmp ${TEXT}, %eax
     jne .Lsized
+    mov %ecx, %r12d
+    shr $8, %r12d
     mov %esi, %ecx                  // up to the end of the page
     or $-4096, %ecx
     neg %ecx
@@ -229,7 +234,9 @@ kata_cc_stub_entry:
 .Lstage_faults:
     rep movsb
     or ${STAGED}, %ebp
-    jmp .Lcall_post
+    test %r12d, %r12d
+    jz .Lcall_post
+    jmp .Lkept
 .Lprobe:
     mov $4096, %ecx
     cmp %rcx, %rdi
@@ -269,6 +276,7 @@ kata_cc_stub_entry:
     jmp .Lresume_rax
 
 "#,
+    what_is_kept!(),
     what_it_is_asked!(),
     r#"
 .Lresume_late:
@@ -365,7 +373,7 @@ kata_cc_stub_restorer:
     je .Lrefused
     // Where it may fault goes on with what that means.
     lea .Lcall_post(%rip), %rdi
-    .irp place, .Lstage_faults, .Lprobe_faults, .Lprobe_faults_too
+    .irp place, .Lstage_faults, .Lkept_faults, .Lprobe_faults, .Lprobe_faults_too
     lea \place(%rip), %rcx
     cmp %rcx, %rax
     je .Lgo_on_at
@@ -446,6 +454,16 @@ kata_cc_stub_end:
     STAGE_SIZE = const at::STAGE_SIZE,
     LATE = const at::LATE,
     LATE_BYTES = const at::LATE_BYTES,
+    KEPT = const at::KEPT,
+    USER = const at::USER,
+    GENERATION = const GENERATION - CODE,
+    KEEPS_BIT = const remember::KEEPS.trailing_zeros(),
+    KEPT_CALLS = const remember::TABLE,
+    KEPT_TEXT = const remember::TEXT_SIZE,
+    KEPT_BYTES = const remember::entry::BYTES,
+    FACTOR = const remember::FACTOR,
+    PLACE_BITS = const 64 - remember::PLACES.trailing_zeros(),
+    ENTRY_BITS = const remember::entry::SIZE.trailing_zeros(),
     TABLE = const stage::TABLE,
     STAGED_CALLS = const stage::CALLS,
     TEXT_SIZE = const stage::TEXT_SIZE,

@@ -12,11 +12,13 @@ use super::context::{Context, futex_wake};
 use super::filter::{FORK_FLAGS, SPAWN_FLAGS};
 use super::layout::{CODE, INTERRUPT, at, context_address, kind, op, state};
 use super::put_off::{Mapping, PutOff};
+use super::remember::{self, Noted};
 use super::remote::{Process, StubMemory};
 use super::stub::{Parts, Processes, Stub};
 use super::turn::{Late, ends_before_stub};
 use super::waiting::{self, Waiting};
 use crate::error::Errno;
+use crate::platform::generation::{self, Mark};
 use crate::platform::{
     ANSWERED, Interrupt, Memory, MemoryCall, Regs, RemoteMemory, Thread, Trap, taken_back,
 };
@@ -50,6 +52,7 @@ pub(in crate::platform) struct StubThread {
     pub(super) slow_copies: Cell<u32>,
     pub(super) late: Late,
     pub(super) put_off: PutOff,
+    pub(super) noted: Noted,
 }
 
 /// Interrupts a stub's thread.
@@ -156,6 +159,7 @@ pub(super) fn prepare(context: &Context, slot: usize, secret: u64, turn: u32) {
     context.store(at::FRAME, 0);
     context.store(at::NO_SIGNALS, 0);
     context.store(at::ANSWERED, 0);
+    context.store(at::USER, remember::next_user());
     context.store(at::STACK_T, context_address(slot) + at::SIGNAL_STACK as u64);
     context.store(at::STACK_T + 8, 0);
     context.store(at::STACK_T + 16, at::SIGNAL_STACK_SIZE as u64);
@@ -199,6 +203,7 @@ impl StubThread {
             slow_copies: Cell::new(0),
             late: Late::default(),
             put_off: PutOff::default(),
+            noted: Noted::default(),
         };
         let (awake, woken) = thread.waiting.told();
         thread.context.u32_at(at::SPIN).store(awake, Ordering::Relaxed);
@@ -477,7 +482,14 @@ impl Thread for StubThread {
                 self.answered |= 1 << place;
             }
         }
+        if generation::page().is_some() {
+            self.answered |= remember::KEEPS;
+        }
         self.context.store(at::ANSWERED, self.answered);
+    }
+
+    fn remember(&mut self, mark: Mark, result: i64, bytes: &[u8]) {
+        self.keep_answer(mark, result, bytes);
     }
 
     fn change_memory(&mut self, call: &MemoryCall<'_>) -> Result<u64, Errno> {

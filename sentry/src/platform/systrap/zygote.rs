@@ -12,8 +12,9 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::{ForkResult, Pid, fork, setpgid};
 
 use super::filter;
-use super::layout::{CODE, CODE_SIZE, CONTEXT_SIZE, CONTEXTS, CONTEXTS_SIZE, INTERRUPT, at, context_address};
+use super::layout::{CODE, CODE_SIZE, CONTEXT_SIZE, CONTEXTS, CONTEXTS_SIZE, GENERATION, INTERRUPT, at, context_address};
 use crate::error::Errno;
+use crate::platform::generation;
 use crate::platform::host_vdso::{self, HostVdso};
 
 /// `struct sigaction` as the kernel takes it.
@@ -52,6 +53,8 @@ pub(in crate::platform) struct First<'a> {
     pub(in crate::platform) requests: &'static [u32],
     /// The host's vDSO as this process has it, which stays.
     pub(in crate::platform) vdso: &'a HostVdso,
+    /// The page of [`crate::platform::generation`].
+    pub(in crate::platform) generation: Option<BorrowedFd<'a>>,
 }
 
 /// All that the copy needs, made before it is.
@@ -63,6 +66,7 @@ struct Prepared<'a> {
     contexts: Option<i32>,
     socket: i32,
     vdso: &'a HostVdso,
+    generation: Option<i32>,
 }
 
 fn prepare<'a>(first: &First<'a>) -> Result<Prepared<'a>, Errno> {
@@ -91,6 +95,7 @@ fn prepare<'a>(first: &First<'a>) -> Result<Prepared<'a>, Errno> {
         contexts: first.contexts.map(|file| file.as_raw_fd()),
         socket: first.socket.as_raw_fd(),
         vdso: first.vdso,
+        generation: first.generation.map(|page| page.as_raw_fd()),
     })
 }
 
@@ -169,6 +174,9 @@ fn become_stub(prepared: &Prepared<'_>) -> ! {
     let fixed = libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE;
     let code = libc::PROT_READ | libc::PROT_EXEC;
     must!(libc::SYS_mmap, CODE, CODE_SIZE, code, fixed, prepared.code.as_raw_fd(), 0_u64);
+    if let Some(page) = prepared.generation {
+        must!(libc::SYS_mmap, GENERATION, generation::SIZE, libc::PROT_READ, fixed, page, 0_u64);
+    }
     let data = libc::PROT_READ | libc::PROT_WRITE;
     if let Some(contexts) = prepared.contexts {
         must!(libc::SYS_mmap, CONTEXTS, CONTEXTS_SIZE, data, fixed, contexts, 0_u64);

@@ -124,6 +124,10 @@ impl Inode for Node {
         self.inode.kind
     }
 
+    fn steady(&self) -> bool {
+        true
+    }
+
     fn attributes(&self) -> Result<Attributes, Errno> {
         let inode = &self.inode;
         Ok(Attributes {

@@ -343,6 +343,11 @@ impl Inode for Node {
         Ok(Attributes { device: self.shared.device, ..found.attributes })
     }
 
+    fn steady(&self) -> bool {
+        // A mapping writes without a call.
+        self.shared.sharing == Sharing::Exclusive && lock(&self.contents).write.strong_count() == 0
+    }
+
     fn change(&self, change: &AttributeChange) -> Result<(), Errno> {
         self.writable()?;
         let found = self.shared.client.change(self.pinned_handle()?, change)?;

@@ -37,6 +37,8 @@ struct Shared {
     building: Mutex<()>,
     origins: Mutex<HashMap<u64, u64>>,
     caller: Caller,
+    /// Whether all layers are ([`Inode::steady`]).
+    steady: bool,
 }
 
 /// A writable file system over read-only ones.
@@ -65,6 +67,7 @@ impl Overlay {
             building: Mutex::default(),
             origins: Mutex::default(),
             caller: Caller::root(),
+            steady: upper.steady() && lower.iter().all(|layer| layer.steady()),
         });
         let root = Node::root(&shared, upper, lower)?;
         Ok(Self { shared, root })

@@ -263,6 +263,10 @@ impl Inode for Node {
         Ok(Attributes { device: self.shared.device, inode: self.number, links, ..real })
     }
 
+    fn steady(&self) -> bool {
+        self.shared.steady && self.real().is_ok_and(|real| real.steady())
+    }
+
     fn change(&self, change: &AttributeChange) -> Result<(), Errno> {
         self.copied_up()?.change(change)
     }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::contents::Contents;
 use super::{SEAL_SEAL, Shared};
 use crate::error::Errno;
+use crate::platform::generation;
 use crate::vfs::inode::downcast;
 use crate::vfs::locks::FileLocks;
 use crate::vfs::pipe::Pipe;
@@ -274,6 +275,10 @@ impl Inode for Node {
         })
     }
 
+    fn steady(&self) -> bool {
+        true
+    }
+
     fn change(&self, change: &AttributeChange) -> Result<(), Errno> {
         if let Some(size) = change.size {
             lock(self.contents()?).resize(size)?;
@@ -498,7 +503,10 @@ impl File for Opened {
     fn read(&self, to: &mut [u8], offset: u64) -> Result<usize, Errno> {
         let count = lock(self.node.contents()?).read(to, offset)?;
         if self.stamps {
-            lock(&self.node.meta).accessed = Timestamp::now();
+            let now = Timestamp::now();
+            if std::mem::replace(&mut lock(&self.node.meta).accessed, now) != now {
+                generation::changed();
+            }
         }
         Ok(count)
     }
