@@ -224,6 +224,19 @@ static int goes_down_alone(void *unused) {
     return 0;
 }
 
+static void *goes_down_unshared(void *unused) {
+    unshare(CLONE_FS), chdir("d");
+    often("p");
+    return unused;
+}
+
+static void *looks_once(void *name) {
+    char text[512];
+    ask("p", text, sizeof text);
+    say(name, "%s", text);
+    return NULL;
+}
+
 static void place_checks(void) {
     static char stack[65536] __attribute__((aligned(16)));
     mkdir("d", 0755), make_file("d/p", "text", 0644);
@@ -231,6 +244,13 @@ static void place_checks(void) {
     pid_t pid = clone(goes_down_alone, stack + sizeof stack, CLONE_VM | SIGCHLD, NULL);
     await(pid, 20000);
     told("after-own-folder", "d/p"), told("after-own-folder-below", "p");
+    /* A thread with a folder of its own, and then another one, perhaps in its place. */
+    pthread_t thread;
+    for (int i = 0; i < 3; i++) {
+        pthread_create(&thread, NULL, goes_down_unshared, NULL), pthread_join(thread, NULL);
+        static const char *const names[] = {"after-unshared-0", "after-unshared-1", "after-unshared-2"};
+        pthread_create(&thread, NULL, looks_once, (void *)names[i]), pthread_join(thread, NULL);
+    }
     CHILD("chroot") {
         often("/d/p");
         chroot(".");
@@ -285,6 +305,11 @@ static void path_checks(void) {
         at[length - 1] = '/';
         snprintf(name, sizeof name, "page-end-%d-open", length), told(name, at);
     }
+    struct stat st;
+    for (int i = 0; i < OFTEN; i++) stat("d/p", &st);
+    memcpy(end - 2, "d/", 2);
+    ok("page-end-cut", stat(end - 2, &st));
+    ok("page-end-whole", stat("d/p", &st));
     struct stat *room = (struct stat *)(end - sizeof(struct stat));
     for (int i = 0; i < OFTEN; i++) stat("d/p", room);
     yes("buffer-at-end", stat("d/p", room) == 0 && room->st_size == 4);
@@ -292,7 +317,6 @@ static void path_checks(void) {
     ok("buffer-null", stat("d/p", NULL));
     ok("buffer-odd", stat("d/p", (struct stat *)-4096L));
     int d = open("d", O_RDONLY), other = open("/", O_RDONLY);
-    struct stat st;
     for (int i = 0; i < OFTEN; i++) fstatat(d, "p", &st, 0);
     dup2(other, d);
     ok("other-descriptor", fstatat(d, "p", &st, 0));
