@@ -311,6 +311,31 @@ pub trait Thread: Memory + Send {
         let _ = (mark, result, bytes);
     }
 
+    /// One more, or one less, of this address space waits in the sentry for a private word of its memory: to be told before the word is looked at.
+    /// Wake-ups of such words come to the sentry as long as somebody does.
+    fn count_sleeper(&mut self, address: u64, more: bool) {
+        let _ = (address, more);
+    }
+
+    /// Wakes at most so many whose waits for a private word of this address space never came to the sentry, of those whose bits touch `bitset`. How
+    /// many.
+    fn wake_sleepers(&mut self, address: u64, count: usize, bitset: u32) -> usize {
+        let _ = (address, count, bitset);
+        0
+    }
+
+    /// Of those, wakes `wake` who wait for the first word, and has `count` of the others wait for the second. How many of both.
+    fn move_sleepers(&mut self, words: (u64, u64), wake: usize, count: usize) -> usize {
+        let _ = (words, wake, count);
+        0
+    }
+
+    /// Ticks ([`crate::ticks`]) for which guest code slept since this was last asked, so that they are not time of a processor. It is the guest's
+    /// word.
+    fn take_slept(&mut self) -> u64 {
+        0
+    }
+
     /// Lets no call of this address space be answered without the sentry from now on ([`set_answers`](Self::set_answers)).
     ///
     /// # Errors
@@ -472,6 +497,11 @@ pub trait Interrupt: Send + Sync {
 
     /// What that one waits for has come: it will go on with the guest.
     fn goes_on_soon(&self) {}
+
+    /// Ticks for which guest code slept since it was let run, and whether it does so now ([`Thread::take_slept`]).
+    fn slept(&self) -> (u64, bool) {
+        (0, false)
+    }
 
     /// The guest is to end, and was [interrupted](Self::interrupt): what serves it may not be held up by it any more.
     fn ends(&self) {}

@@ -104,6 +104,31 @@ fn sleeping<T>(
     body(call, &sleeper)
 }
 
+/// Whether a word is of one address space, as its callers say: then some of them may wait for it without the sentry.
+fn private(key: Key) -> bool {
+    matches!(key, Key::Private { shared: false, .. })
+}
+
+/// Runs `body`, a wait for these words, with the platform told of it.
+fn counted<T>(
+    call: &mut Call<'_>,
+    words: &[(Key, u64)],
+    body: impl FnOnce(&mut Call<'_>) -> T,
+) -> T {
+    let count = |call: &mut Call<'_>, more| {
+        words.iter().filter(|(key, _)| private(*key)).for_each(|(_, address)| call.thread.count_sleeper(*address, more));
+    };
+    count(call, true);
+    let result = body(call);
+    count(call, false);
+    result
+}
+
+/// Wakes so many at a word of whom the sentry does not know.
+fn wake_others(call: &mut Call<'_>, (key, address): (Key, u64), count: usize, bitset: u32) -> usize {
+    if private(key) { call.thread.wake_sleepers(address, count, bitset) } else { 0 }
+}
+
 fn wait(
     call: &mut Call<'_>,
     (key, address): (Key, u64),
@@ -111,9 +136,11 @@ fn wait(
     bitset: u32,
     deadline: Option<Instant>,
 ) -> SysResult {
-    let result = sleeping(call, deadline, |call, sleeper| {
-        let space = call.task.space();
-        space.futexes().wait(call.thread, sleeper, (key, address), value, bitset)
+    let result = counted(call, &[(key, address)], |call| {
+        sleeping(call, deadline, |call, sleeper| {
+            let space = call.task.space();
+            space.futexes().wait(call.thread, sleeper, (key, address), value, bitset)
+        })
     });
     result.map(|()| 0).map_err(|end| ended(end, wait_again(deadline)))
 }
@@ -200,18 +227,20 @@ fn wait_command(call: &mut Call<'_>, arguments: &Arguments) -> SysResult {
 fn wake_command(call: &mut Call<'_>, arguments: &Arguments) -> SysResult {
     let space = call.task.space();
     let count = at_least_one(arguments.value);
-    let (key, _) = arguments.first(&space)?;
-    let woken = match arguments.command {
-        libc::FUTEX_WAKE_OP => {
-            let operation = Operation::decode(arguments.third)?;
-            let counts = (count, at_least_one(arguments.timeout as u32));
-            let second = arguments.second(&space)?;
-            space.futexes().wake_op(call.thread, key, second, counts, operation)?
-        }
-        libc::FUTEX_WAKE_BITSET => space.futexes().wake(key, count, arguments.third)?,
-        _ => space.futexes().wake(key, count, ANY)?,
-    };
-    Ok(woken as u64)
+    let place = arguments.first(&space)?;
+    if arguments.command == libc::FUTEX_WAKE_OP {
+        let operation = Operation::decode(arguments.third)?;
+        let more = at_least_one(arguments.timeout as u32);
+        let second = arguments.second(&space)?;
+        let (woken, at_second) =
+            space.futexes().wake_op(call.thread, place.0, second, (count, more), operation)?;
+        let woken = woken + wake_others(call, place, count - woken, ANY);
+        let Some(also) = at_second else { return Ok(woken as u64) };
+        return Ok((woken + also + wake_others(call, second, more - also, ANY)) as u64);
+    }
+    let bitset = if arguments.command == libc::FUTEX_WAKE_BITSET { arguments.third } else { ANY };
+    let woken = space.futexes().wake(place.0, count, bitset)?;
+    Ok((woken + wake_others(call, place, count - woken, bitset)) as u64)
 }
 
 fn requeue_command(call: &mut Call<'_>, arguments: &Arguments) -> SysResult {
@@ -229,7 +258,17 @@ fn requeue_command(call: &mut Call<'_>, arguments: &Arguments) -> SysResult {
         }
         command => {
             let compare = (command == libc::FUTEX_CMP_REQUEUE).then_some(compare);
-            space.futexes().requeue(call.thread, keys, (wake, count), compare)?
+            let (woken, moved) = space.futexes().requeue(call.thread, keys, (wake, count), compare)?;
+            if moved > 0 && private(to.0) {
+                // For good: they are counted elsewhere, and nobody tells when they go.
+                call.thread.count_sleeper(to.1, true);
+            }
+            let others = if private(from.0) {
+                call.thread.move_sleepers((from.1, to.1), wake - woken, count - moved)
+            } else {
+                0
+            };
+            woken + moved + others
         }
     };
     Ok(done as u64)
@@ -302,20 +341,24 @@ fn futex_waitv(call: &mut Call<'_>, [waiters, count, flags, timeout, clock_id, _
         let key = Key::of(&space, address, private)?;
         words.push((key, address, value as u32));
     }
-    let result = sleeping(call, deadline, |call, sleeper| {
-        let space = call.task.space();
-        space.futexes().wait_any(call.thread, sleeper, &words)
+    let places: Vec<_> = words.iter().map(|(key, address, _)| (*key, *address)).collect();
+    let result = counted(call, &places, |call| {
+        sleeping(call, deadline, |call, sleeper| {
+            let space = call.task.space();
+            space.futexes().wait_any(call.thread, sleeper, &words)
+        })
     });
     result.map(|index| index as u64).map_err(|end| ended(end, wait_again(deadline)))
 }
 
 fn futex_wake(call: &mut Call<'_>, [address, mask, count, flags, ..]: [u64; 6]) -> SysResult {
     let space = call.task.space();
-    let key = Key::of(&space, address, is_private(flags & 0xffff_ffff)?)?;
+    let place = (Key::of(&space, address, is_private(flags & 0xffff_ffff)?)?, address);
     let mask = u32::try_from(mask).map_err(|_| Errno::EINVAL)?;
     // Unlike the old call, none is none.
     let count = if count as u32 == 0 { 0 } else { at_least_one(count as u32) };
-    Ok(space.futexes().wake(key, count, mask)? as u64)
+    let woken = space.futexes().wake(place.0, count, mask)?;
+    Ok((woken + wake_others(call, place, count - woken, mask)) as u64)
 }
 
 fn futex_wait(call: &mut Call<'_>, [address, value, mask, flags, timeout, clock_id]: [u64; 6]) -> SysResult {

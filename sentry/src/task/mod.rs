@@ -517,7 +517,17 @@ impl Task {
     /// CPU time of this thread.
     #[must_use]
     pub fn cpu_times(&self) -> CpuTimes {
-        self.usage.times()
+        self.usage.times(self.slept().0)
+    }
+
+    fn slept(&self) -> (u64, bool) {
+        lock(&self.interrupt).as_ref().map_or((0, false), |interrupt| interrupt.slept())
+    }
+
+    /// Whether it waits: in a call, or in code of its own that sleeps.
+    #[must_use]
+    pub fn sleeps(&self) -> bool {
+        self.waiter().sleeps() || (self.in_guest() && self.slept().1)
     }
 
     /// Whether its own code runs just now; else it is in a call, which mostly means that it waits.

@@ -180,7 +180,7 @@ fn serve(kernel: &Arc<Kernel>, task: &Arc<Task>, mut thread: Box<dyn Thread>) ->
         }
         task.usage.enter();
         let trap = if task.is_traced() { ptrace::run(task, thread.as_mut()) } else { thread.resume() };
-        task.usage.leave();
+        task.usage.leave(thread.take_slept());
         match trap {
             Trap::Syscall { number } => {
                 if let Some(status) = serve_call(kernel, task, &mut thread, number) {

@@ -85,12 +85,13 @@ impl Usage {
         self.entered.store(ticks::now(), Ordering::Relaxed);
     }
 
-    /// It does so no longer.
-    pub(super) fn leave(&self) {
+    /// It does so no longer, and slept for so many ticks.
+    pub(super) fn leave(&self, slept: u64) {
         let entered = self.entered.load(Ordering::Relaxed);
         if entered != 0 {
             let user = self.user.load(Ordering::Relaxed);
-            self.user.store(user.wrapping_add(ticks::now().saturating_sub(entered)), Ordering::Relaxed);
+            let passed = ticks::now().saturating_sub(entered).saturating_sub(slept);
+            self.user.store(user.wrapping_add(passed), Ordering::Relaxed);
             self.entered.store(0, Ordering::Release);
         }
     }
@@ -108,14 +109,14 @@ impl Usage {
         }
     }
 
-    /// What was used so far.
+    /// What was used so far, where guest code that runs slept for so many ticks since it does.
     #[must_use]
-    pub fn times(&self) -> CpuTimes {
+    pub fn times(&self, slept: u64) -> CpuTimes {
         // First this: what is added meanwhile is at worst not counted yet.
         let user = self.user.load(Ordering::Acquire);
         let running = match self.entered.load(Ordering::Acquire) {
             0 => 0,
-            entered => ticks::now().saturating_sub(entered),
+            entered => ticks::now().saturating_sub(entered).saturating_sub(slept),
         };
         let user = ticks::duration(user.saturating_add(running));
         CpuTimes { user, system: self.system() }
@@ -131,19 +132,19 @@ mod tests {
     #[test]
     fn both_kinds_of_time_are_counted_and_stay_after_the_end() {
         let usage = Usage::default();
-        assert_eq!(usage.times(), CpuTimes::default());
+        assert_eq!(usage.times(0), CpuTimes::default());
         usage.begin();
         usage.enter();
         std::thread::sleep(Duration::from_millis(2));
-        assert!(usage.times().user >= Duration::from_millis(2));
-        usage.leave();
+        assert!(usage.times(0).user >= Duration::from_millis(2));
+        usage.leave(0);
         let start = Instant::now();
         while start.elapsed() < Duration::from_millis(20) {
             std::hint::spin_loop();
         }
         usage.end();
-        let times = usage.times();
+        let times = usage.times(0);
         assert!(times.system > Duration::ZERO && times.user < Duration::from_secs(1), "{times:?}");
-        assert_eq!(usage.times(), times);
+        assert_eq!(usage.times(0), times);
     }
 }

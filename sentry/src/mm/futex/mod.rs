@@ -247,7 +247,7 @@ impl Table {
     }
 
     /// `FUTEX_WAKE_OP`: changes the word of `second` as `operation` says; wakes `count` at `first`, and `more` at `second` where the old
-    /// value passes the operation's comparison. How many.
+    /// value passes the operation's comparison. How many at both, `None` where it does not pass.
     ///
     /// # Errors
     /// EFAULT, EINVAL; EAGAIN where guest code changes the word all the time.
@@ -258,14 +258,13 @@ impl Table {
         (second, address): (Key, u64),
         (count, more): (usize, usize),
         operation: Operation,
-    ) -> Result<usize, Errno> {
+    ) -> Result<(usize, Option<usize>), Errno> {
         let mut pair = self.two(first, second);
         let old = exchange(thread, address, |old| Ok(operation.apply(old)))?;
-        let mut woken = wake_in(pair.first(), first, count, ANY)?;
-        if operation.compare(old) {
-            woken += wake_in(pair.second(), second, more, ANY)?;
-        }
-        Ok(woken)
+        let woken = wake_in(pair.first(), first, count, ANY)?;
+        let passes = operation.compare(old);
+        let also = passes.then(|| wake_in(pair.second(), second, more, ANY)).transpose()?;
+        Ok((woken, also))
     }
 
     /// Puts an entry in where the word holds `value`.

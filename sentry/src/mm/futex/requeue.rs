@@ -29,7 +29,7 @@ impl Table {
         (from, to): (Key, Key),
         (wake, count): (usize, usize),
         compare: Compare,
-    ) -> Result<usize, Errno> {
+    ) -> Result<(usize, usize), Errno> {
         let mut pair = self.two(from, to);
         check(thread, compare)?;
         if pair
@@ -53,12 +53,12 @@ impl Table {
             moved.push(std::sync::Arc::clone(entry));
             false
         });
-        let total = woken + moved.len();
+        let count = moved.len();
         for entry in &moved {
             entry.state().key = to;
         }
         pair.second().append(&mut moved);
-        Ok(total)
+        Ok((woken, count))
     }
 
     /// `FUTEX_CMP_REQUEUE_PI`: the first who waits at `from` gets the lock `to` if that is free; `count` more wait for it from now on.

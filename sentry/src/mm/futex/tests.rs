@@ -102,11 +102,11 @@ fn requeued_threads_are_woken_where_they_went() {
         let keys = (from.0, to.0);
         let stale = world.table.requeue(thread.as_ref(), keys, (1, 5), Some((WORD, 1)));
         assert_eq!(stale, Err(Errno::EAGAIN));
-        assert_eq!(world.table.requeue(thread.as_ref(), keys, (2, 5), Some((WORD, 0))), Ok(7));
+        assert_eq!(world.table.requeue(thread.as_ref(), keys, (2, 5), Some((WORD, 0))), Ok((2, 5)));
         assert_eq!(world.table.wake(from.0, 100, ANY), Ok(3));
         let operation = Operation::decode((1 << 28) | (4 << 24) | (3 << 12) | 0xfff).unwrap();
         let woken = world.table.wake_op(thread.as_mut(), from.0, to, (1, 4), operation);
-        assert_eq!(woken, Ok(4));
+        assert_eq!(woken, Ok((0, Some(4))));
         assert_eq!(word(thread.as_ref(), OTHER), Ok(3));
         assert_eq!(world.table.wake(to.0, 100, ANY), Ok(1));
     });

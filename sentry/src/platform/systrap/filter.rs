@@ -7,6 +7,7 @@
 use libc::{BPF_JEQ, BPF_JGE, SECCOMP_RET_ALLOW, SECCOMP_RET_KILL_PROCESS, SECCOMP_RET_TRAP, sock_filter};
 
 use super::layout::{CODE, CODE_SIZE};
+use super::sleepers::OPERATIONS;
 use crate::bpf::{ARCH, AUDIT_ARCH_X86_64, Check, IP_HIGH, IP_LOW, jump, load, ret, rule};
 
 /// Flags of the `clone` that makes a thread.
@@ -42,8 +43,8 @@ const MAP_FLAGS: u32 = (libc::MAP_SHARED
 const ADVICE: &[u32] = &[0, 1, 2, 3, 4, 8, 9, 10, 11, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23];
 
 const RULES: &[Rule] = &[
-    // FUTEX_WAIT and FUTEX_WAKE
-    Rule(libc::SYS_futex, &[(1, Check::OneOf(&[0, 1]))]),
+    // Its turn, and private words of its guest.
+    Rule(libc::SYS_futex, &[(1, Check::OneOf(OPERATIONS))]),
     Rule(libc::SYS_rt_sigreturn, &[]),
     Rule(libc::SYS_mmap, &[(2, Check::Within(PROTECTION)), (3, Check::Within(MAP_FLAGS))]),
     Rule(libc::SYS_munmap, &[]),
@@ -138,7 +139,8 @@ mod tests {
         let program = program(&[]);
         let huge = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB) as u64;
         for (number, arguments) in [
-            (libc::SYS_futex, [1, 128, 2, 0, 0, 0]),
+            (libc::SYS_futex, [1, 134, 2, 0, 0, 0]),
+            (libc::SYS_futex, [1, 9, 2, 0, 0, 0]),
             (libc::SYS_futex, [1, 1 << 32, 2, 0, 0, 0]),
             (libc::SYS_mmap, [0x1000, 0x1000, 7, huge, u64::MAX, 0]),
             (libc::SYS_mprotect, [0, 0, 8, 0, 0, 0]),

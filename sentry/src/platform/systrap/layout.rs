@@ -57,6 +57,10 @@ pub(in crate::platform) mod at {
     pub(crate) const SPIN: usize = 0x088;
     /// The latter.
     pub(crate) const SPIN_WOKEN: usize = 0x08c;
+    /// Since when the guest sleeps in the host's kernel ([`super::super::sleepers`]), by the processor's clock; 0 while it does not.
+    pub(crate) const WAITS_SINCE: usize = 0x090;
+    /// How long it did before, in ticks of that.
+    pub(crate) const WAITED: usize = 0x098;
     /// Arguments of what is asked: a system call's number and six arguments.
     pub(crate) const ARGUMENTS: usize = 0x0c0;
     /// `siginfo`: number, code, address.
@@ -111,6 +115,11 @@ pub(in crate::platform) mod at {
     pub(crate) const LATE_BYTES: usize = LATE + 16;
     /// Most of them.
     pub(crate) const LATE_SIZE: usize = 0x1000;
+    /// In the first context: how many wait in the sentry for a word whose address has this hash. 32 bits each.
+    pub(crate) const SLEEPERS: usize = 0xd100;
+    /// So many.
+    pub(crate) const SLEEPERS_COUNT: usize = 64;
+    const _: () = assert!(LATE_BYTES + LATE_SIZE <= SLEEPERS && SLEEPERS + 4 * SLEEPERS_COUNT <= KEPT);
     /// Calls whose answers are kept ([`super::super::remember`]).
     pub(crate) const KEPT: usize = 0xe000;
     /// In the window, where files are received: control data of the message.

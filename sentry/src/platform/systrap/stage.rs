@@ -23,6 +23,8 @@ const BYTES: u16 = 2;
 pub(super) const PROBE: u16 = 3;
 /// No memory: a call that is answered by the stub, where the sentry said with what.
 pub(super) const ANSWER: u16 = 4;
+/// No memory that is fetched: `futex`, of which the host does some.
+pub(super) const FUTEX: u16 = 5;
 
 // Places in [`crate::platform::Regs`].
 const R10: u16 = 2;
@@ -117,6 +119,7 @@ const fn words() -> [u16; CALLS] {
         words[ANSWERED[n] as usize] = ANSWER | (n as u16) << 4;
         n += 1;
     }
+    words[libc::SYS_futex as usize] = FUTEX;
     words
 }
 

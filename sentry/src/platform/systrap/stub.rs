@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -84,6 +84,7 @@ pub(in crate::platform) struct Stub {
     socket: Mutex<OwnedFd>,
     dead: AtomicBool,
     slots: Mutex<Slots>,
+    first: OnceLock<Context>,
     patches: Mutex<Patches>,
     replacing: Mutex<()>,
     processes: Weak<Processes>,
@@ -172,6 +173,14 @@ impl Stub {
         };
         slots.put(slot, &context);
         Ok((slot, context))
+    }
+
+    /// The first context, for what lies there of the whole address space.
+    pub(super) fn first_context(&self) -> Option<&Context> {
+        if self.first.get().is_none() {
+            let _ = self.first.set(Context::map(self.contexts.as_fd(), 0).ok()?);
+        }
+        self.first.get()
     }
 
     /// A context that no thread has, for other use of its memory.
@@ -294,6 +303,7 @@ impl Processes {
             socket: Mutex::new(parts.socket),
             dead: AtomicBool::new(false),
             slots: Mutex::new(slots),
+            first: OnceLock::new(),
             patches: Mutex::new(patches),
             replacing: Mutex::new(()),
             processes: Arc::downgrade(self),

@@ -10,7 +10,9 @@
 use super::layout::{CODE, CONTEXTS, CONTEXTS_SIZE, CPUNODE, END, GENERATION, INTERRUPT, TASK_SIZE, at, kind, op, state};
 use super::let_go::let_go;
 use super::remember;
+use super::sleepers;
 use super::stage;
+use super::stub_futex::how_it_waits;
 use super::stub_kept::what_is_kept;
 use super::stub_tasks::what_it_is_asked;
 
@@ -196,6 +198,8 @@ kata_cc_stub_entry:
     and $15, %eax
     cmp ${ANSWER}, %eax
     je .Lanswer
+    cmp ${FUTEX}, %eax
+    je .Lfutex
     mov {REGS}(%rbx,%rdx,8), %rsi
     test %rsi, %rsi
     jz .Lcall_post
@@ -277,6 +281,7 @@ kata_cc_stub_entry:
 
 "#,
     what_is_kept!(),
+    how_it_waits!(),
     what_it_is_asked!(),
     r#"
 .Lresume_late:
@@ -405,6 +410,12 @@ kata_cc_stub_restorer:
     jmp .Lleave
 .Linterrupt_in_stub:
     movl $1, {INTERRUPTED}(%rbx)
+    lea .Lwaits_begin(%rip), %rcx
+    mov %rax, %rsi
+    sub %rcx, %rsi
+    lea .Lwaits_not(%rip), %rdi
+    cmp $(.Lwaits_end - .Lwaits_begin), %rsi
+    jb .Lgo_on_at
     lea .Linterrupted(%rip), %rdi
     call .Lin_resume
     jnc .Lleave
@@ -454,6 +465,11 @@ kata_cc_stub_end:
     STAGE_SIZE = const at::STAGE_SIZE,
     LATE = const at::LATE,
     LATE_BYTES = const at::LATE_BYTES,
+    WAITS_SINCE = const at::WAITS_SINCE,
+    WAITED = const at::WAITED,
+    WAITS_BIT = const sleepers::WAITS.trailing_zeros(),
+    SLEEPERS = const CONTEXTS + at::SLEEPERS as u64,
+    SLEEPERS_COUNT = const at::SLEEPERS_COUNT,
     KEPT = const at::KEPT,
     USER = const at::USER,
     GENERATION = const GENERATION - CODE,
@@ -470,6 +486,7 @@ kata_cc_stub_end:
     TEXT = const stage::TEXT,
     PROBE = const stage::PROBE,
     ANSWER = const stage::ANSWER,
+    FUTEX = const stage::FUTEX,
     SIGNAL = const at::SIGNAL,
     CODE = const at::CODE,
     ADDRESS = const at::ADDRESS,

@@ -13,6 +13,7 @@ use super::filter::{FORK_FLAGS, SPAWN_FLAGS};
 use super::layout::{CODE, INTERRUPT, at, context_address, kind, op, state};
 use super::put_off::{Mapping, PutOff};
 use super::remember::{self, Noted};
+use super::sleepers;
 use super::remote::{Process, StubMemory};
 use super::stub::{Parts, Processes, Stub};
 use super::turn::{Late, ends_before_stub};
@@ -119,6 +120,10 @@ impl Interrupt for StubInterrupt {
         self.wake_early();
     }
 
+    fn slept(&self) -> (u64, bool) {
+        sleepers::slept(&self.context)
+    }
+
     fn ends(&self) {
         self.ending.store(true, Ordering::Relaxed);
     }
@@ -160,6 +165,8 @@ pub(super) fn prepare(context: &Context, slot: usize, secret: u64, turn: u32) {
     context.store(at::NO_SIGNALS, 0);
     context.store(at::ANSWERED, 0);
     context.store(at::USER, remember::next_user());
+    context.store(at::WAITS_SINCE, 0);
+    context.store(at::WAITED, 0);
     context.store(at::STACK_T, context_address(slot) + at::SIGNAL_STACK as u64);
     context.store(at::STACK_T + 8, 0);
     context.store(at::STACK_T + 16, at::SIGNAL_STACK_SIZE as u64);
@@ -482,10 +489,27 @@ impl Thread for StubThread {
                 self.answered |= 1 << place;
             }
         }
+        self.answered |= sleepers::WAITS;
         if generation::page().is_some() {
             self.answered |= remember::KEEPS;
         }
         self.context.store(at::ANSWERED, self.answered);
+    }
+
+    fn count_sleeper(&mut self, address: u64, more: bool) {
+        StubThread::count_sleeper(self, address, more);
+    }
+
+    fn wake_sleepers(&mut self, address: u64, count: usize, bitset: u32) -> usize {
+        self.wake_here(address, count, bitset)
+    }
+
+    fn move_sleepers(&mut self, words: (u64, u64), wake: usize, count: usize) -> usize {
+        self.move_here(words, wake, count)
+    }
+
+    fn take_slept(&mut self) -> u64 {
+        StubThread::take_slept(self)
     }
 
     fn remember(&mut self, mark: Mark, result: i64, bytes: &[u8]) {

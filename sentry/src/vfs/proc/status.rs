@@ -29,7 +29,7 @@ fn state(view: &View, caller: &Caller, info: &ProcessInfo) -> char {
         (Some(task), _) if task.tracer().is_some_and(|(_, stands)| stands) => 't',
         (Some(_), other) if other != 'R' => other,
         // A call that goes on runs; so does a task that has not begun yet.
-        (Some(task), _) if task.waiter().sleeps() && task.pid() != caller.process => 'S',
+        (Some(task), _) if task.sleeps() && task.pid() != caller.process => 'S',
         _ => 'R',
     }
 }
