@@ -65,8 +65,9 @@ fn make_page() -> Result<(&'static AtomicU64, OwnedFd), Errno> {
     let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
     // SAFETY: a new mapping at a place that the kernel chooses.
     let page = unsafe { mmap(None, size, protection, MapFlags::MAP_SHARED, &file, 0) }?;
-    let seals =
-        SealFlag::from_bits_retain(libc::F_SEAL_FUTURE_WRITE) | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK;
+    let seals = SealFlag::from_bits_retain(libc::F_SEAL_FUTURE_WRITE)
+        | SealFlag::F_SEAL_GROW
+        | SealFlag::F_SEAL_SHRINK;
     fcntl(&file, FcntlArg::F_ADD_SEALS(seals | SealFlag::F_SEAL_SEAL))?;
     // SAFETY: the beginning of a page that is never unmapped, and that others can read alone.
     let generation = unsafe { AtomicU64::from_ptr(page.cast().as_ptr()) };
@@ -124,8 +125,7 @@ mod tests {
         let mapped = unsafe { mmap(None, size, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, page, 0) };
         let mapped = mapped.expect("to read");
         // SAFETY: the mapping made above, which nobody else knows.
-        let made_writable =
-            unsafe { nix::sys::mman::mprotect(mapped, SIZE as usize, ProtFlags::PROT_WRITE) };
+        let made_writable = unsafe { nix::sys::mman::mprotect(mapped, SIZE as usize, ProtFlags::PROT_WRITE) };
         assert_eq!(made_writable, Err(Errno::EACCES));
         // SAFETY: as above.
         unsafe { nix::sys::mman::munmap(mapped, SIZE as usize) }.expect("unmapped");

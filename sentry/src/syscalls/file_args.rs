@@ -8,7 +8,9 @@ use crate::error::{Errno, SysError};
 use crate::events::Events;
 use crate::mm::TASK_SIZE;
 use crate::platform::generation::{self, Mark};
-use crate::vfs::{AttributeChange, Caller, FileKind, Inode, OpenFile, Place, Resolve, Timestamp, Walk, inotify};
+use crate::vfs::{
+    AttributeChange, Caller, FileKind, Inode, OpenFile, Place, Resolve, Timestamp, Walk, inotify,
+};
 
 /// Bytes that one call moves at most (`MAX_RW_COUNT`).
 pub(super) const COUNT_MAX: u64 = 0x7fff_f000;

@@ -110,13 +110,12 @@ fn private(key: Key) -> bool {
 }
 
 /// Runs `body`, a wait for these words, with the platform told of it.
-fn counted<T>(
-    call: &mut Call<'_>,
-    words: &[(Key, u64)],
-    body: impl FnOnce(&mut Call<'_>) -> T,
-) -> T {
+fn counted<T>(call: &mut Call<'_>, words: &[(Key, u64)], body: impl FnOnce(&mut Call<'_>) -> T) -> T {
     let count = |call: &mut Call<'_>, more| {
-        words.iter().filter(|(key, _)| private(*key)).for_each(|(_, address)| call.thread.count_sleeper(*address, more));
+        words
+            .iter()
+            .filter(|(key, _)| private(*key))
+            .for_each(|(_, address)| call.thread.count_sleeper(*address, more));
     };
     count(call, true);
     let result = body(call);

@@ -28,7 +28,12 @@ impl Tree {
     #[must_use]
     pub fn of(fs: Box<dyn FileSystem>) -> Arc<Dentry> {
         let inode = fs.root();
-        let tree = Arc::new(Self { fs, renames: Mutex::default(), recent: Mutex::default(), steady: inode.steady() });
+        let tree = Arc::new(Self {
+            fs,
+            renames: Mutex::default(),
+            recent: Mutex::default(),
+            steady: inode.steady(),
+        });
         Dentry::new(&tree, inode, None, Vec::new())
     }
 

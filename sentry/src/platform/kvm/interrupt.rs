@@ -85,4 +85,9 @@ impl Interrupt for KvmInterrupt {
     fn rest(&self) {
         self.its.rest();
     }
+
+    fn ends(&self) {
+        // A processor that runs comes out by the interrupt; a stub that does not answer then is waited for no longer than any other.
+        self.its.ends();
+    }
 }

@@ -134,7 +134,9 @@ impl StubThread {
             return;
         }
         let number = number_of(self.called.cast_signed());
-        let Some((_, _, others)) = usize::from(number).checked_sub(1).and_then(|n| CALLS.get(n)) else { return };
+        let Some((_, _, others)) = usize::from(number).checked_sub(1).and_then(|n| CALLS.get(n)) else {
+            return;
+        };
         let Regs { rdi, rsi, rdx, r10, .. } = self.regs;
         let register = |place: u16| match place {
             RDI => rdi,

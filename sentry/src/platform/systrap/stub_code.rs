@@ -7,7 +7,9 @@
 //! An interrupt ([`super::layout::INTERRUPT`]) that comes while this code runs is not forgotten: the handler notes it in the context, and
 //! `resume` looks at the note in a stretch that the handler restarts as "interrupted" when the signal comes in the middle of it.
 
-use super::layout::{CODE, CONTEXTS, CONTEXTS_SIZE, CPUNODE, END, GENERATION, INTERRUPT, TASK_SIZE, at, kind, op, state};
+use super::layout::{
+    CODE, CONTEXTS, CONTEXTS_SIZE, CPUNODE, END, GENERATION, INTERRUPT, TASK_SIZE, at, kind, op, state,
+};
 use super::let_go::let_go;
 use super::remember;
 use super::sleepers;

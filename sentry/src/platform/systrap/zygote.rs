@@ -12,7 +12,9 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::{ForkResult, Pid, fork, setpgid};
 
 use super::filter;
-use super::layout::{CODE, CODE_SIZE, CONTEXT_SIZE, CONTEXTS, CONTEXTS_SIZE, GENERATION, INTERRUPT, at, context_address};
+use super::layout::{
+    CODE, CODE_SIZE, CONTEXT_SIZE, CONTEXTS, CONTEXTS_SIZE, GENERATION, INTERRUPT, at, context_address,
+};
 use crate::error::Errno;
 use crate::platform::generation;
 use crate::platform::host_vdso::{self, HostVdso};
