@@ -133,7 +133,7 @@ impl Call<'_> {
             let in_page = 4096 - (at % 4096) as usize;
             let mut part = [0; 256];
             let want = in_page.min(part.len()).min(limit - text.len());
-            let got = self.thread.read_early(at, &mut part[..want]);
+            let got = self.thread.read_text(at, &mut part[..want]);
             if let Some(end) = part[..got].iter().position(|byte| *byte == 0) {
                 text.extend_from_slice(&part[..end]);
                 return Ok(text);

@@ -246,6 +246,11 @@ pub trait Thread: Memory + Send {
         self.read(address, to)
     }
 
+    /// As [`read_early`](Self::read_early), of a text: it may be less than would fit where that has a 0 in it.
+    fn read_text(&self, address: u64, to: &mut [u8]) -> usize {
+        self.read_early(address, to)
+    }
+
     /// As [`write`](Memory::write), for the last that a call does: before the guest goes on. Where it turns out then that not all can be
     /// written, the call gives EFAULT, whatever it gave before. `false` where nothing is done and it has to be written now.
     fn write_late(&self, address: u64, from: &[u8]) -> bool {

@@ -199,6 +199,8 @@ pub(super) mod kind {
     pub(crate) const STAGED: u32 = 2;
     /// What it points to can be written.
     pub(crate) const WRITABLE: u32 = 4;
+    /// From this bit on, how many bytes of a text were fetched.
+    pub(crate) const FETCHED_BIT: u32 = 16;
 }
 
 /// Selector of the segment whose limit tells number and node of the processor (`__CPUNODE_SEG` in `arch/x86/include/asm/segment.h`): what a

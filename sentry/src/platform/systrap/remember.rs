@@ -146,7 +146,7 @@ impl StubThread {
             _ => self.called,
         };
         // Behind what was fetched is what another call left.
-        let Some((_, fetched)) = stage::range(self.called, &self.regs) else { return };
+        let Some((_, fetched)) = self.told(kind::STAGED) else { return };
         let mut text = [0; TEXT_SIZE];
         self.context.read(at::STAGE, &mut text);
         let Some(words) = words_of(&text[..fetched.min(TEXT_SIZE)]) else { return };

@@ -130,6 +130,12 @@ pub(super) fn table() -> Vec<u8> {
     WORDS.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
+/// Whether that is a text, of which the stub fetches no more than the word with its end.
+pub(super) fn is_text(number: u64) -> bool {
+    let word = usize::try_from(number).ok().and_then(|number| WORDS.get(number));
+    word.is_some_and(|word| word & 0xf == TEXT)
+}
+
 /// What the stub fetches, or tries, with this call: address and length. The same as its code finds.
 pub(super) fn range(number: u64, regs: &Regs) -> Option<(u64, usize)> {
     let word = *WORDS.get(usize::try_from(number).ok()?)?;

@@ -192,7 +192,6 @@ kata_cc_stub_entry:
     movzwl (%rcx,%rax,2), %ecx
     test %ecx, %ecx
     jz .Lcall_post
-    xor %r12d, %r12d                // which of those whose answers are kept
     mov %ecx, %edx
     shr $4, %edx
     and $15, %edx
@@ -208,14 +207,44 @@ kata_cc_stub_entry:
     cmp ${TEXT}, %eax
     jne .Lsized
     mov %ecx, %r12d
-    shr $8, %r12d
+    shr $8, %r12d                   // which of those whose answers are kept
     mov %esi, %ecx                  // up to the end of the page
     or $-4096, %ecx
     neg %ecx
     mov ${TEXT_SIZE}, %edx
     cmp %edx, %ecx
     cmova %edx, %ecx
-    jmp .Lstage
+    lea {STAGE}(%rbx), %rdi
+    movabs $0x0101010101010101, %r10
+    movabs $0x8080808080808080, %r11
+    cld
+.Ltext:                             // by words, up to the one with a byte of 0: each further line would change its processor
+    cmp $8, %ecx
+    jb .Ltext_end_faults
+.Ltext_faults:
+    mov (%rsi), %rax
+    mov %rax, (%rdi)
+    add $8, %rsi
+    add $8, %rdi
+    sub $8, %ecx
+    mov %rax, %rdx
+    sub %r10, %rdx
+    not %rax
+    and %rax, %rdx
+    test %r11, %rdx
+    jz .Ltext
+    jmp 1f
+.Ltext_end_faults:
+    rep movsb
+1:  lea {STAGE}(%rbx), %rax
+    mov %edi, %ecx
+    sub %eax, %ecx
+    shl ${FETCHED_BIT}, %ecx
+    or %ecx, %ebp
+    or ${STAGED}, %ebp
+    test %r12d, %r12d
+    jz .Lcall_post
+    jmp .Lkept
 .Lsized:
     shr $8, %ecx
     mov %ecx, %edx
@@ -234,15 +263,12 @@ kata_cc_stub_entry:
     cmp ${STAGE_SIZE}, %rdi
     ja .Lcall_post
     mov %edi, %ecx
-.Lstage:
     lea {STAGE}(%rbx), %rdi
     cld
 .Lstage_faults:
     rep movsb
     or ${STAGED}, %ebp
-    test %r12d, %r12d
-    jz .Lcall_post
-    jmp .Lkept
+    jmp .Lcall_post
 .Lprobe:
     mov $4096, %ecx
     cmp %rcx, %rdi
@@ -380,7 +406,7 @@ kata_cc_stub_restorer:
     je .Lrefused
     // Where it may fault goes on with what that means.
     lea .Lcall_post(%rip), %rdi
-    .irp place, .Lstage_faults, .Lkept_faults, .Lprobe_faults, .Lprobe_faults_too
+    .irp place, .Ltext_faults, .Ltext_end_faults, .Lstage_faults, .Lkept_faults, .Lprobe_faults, .Lprobe_faults_too
     lea \place(%rip), %rcx
     cmp %rcx, %rax
     je .Lgo_on_at
@@ -508,6 +534,7 @@ kata_cc_stub_end:
     CALLED = const kind::CALL,
     TRAPPED = const kind::TRAPPED,
     STAGED = const kind::STAGED,
+    FETCHED_BIT = const kind::FETCHED_BIT,
     WRITABLE = const kind::WRITABLE,
     NOT_WRITTEN = const kind::NOT_WRITTEN,
     INTERRUPTED_KIND = const kind::INTERRUPTED,

@@ -1,6 +1,7 @@
 //! The part of a stub's code that answers calls from what it keeps ([`super::remember`]).
 
-/// Assembler for it. Entered at `.Lkept` with the call's registers in the context, its path in `STAGE` and in `r12d` which of the calls it is, from 1 on.
+/// Assembler for it. Entered at `.Lkept` with the call's registers in the context, its path in `STAGE`, `rdi` behind what was fetched
+/// of it, the constants of the search for a 0 in `r10` and `r11`, and in `r12d` which of the calls it is, from 1 on.
 /// Goes on at `.Lresume_rax` where it knows the answer, else at `.Lcall_post`. Names in braces are those of [`super::stub_code`].
 macro_rules! what_is_kept {
     () => {
@@ -38,8 +39,6 @@ macro_rules! what_is_kept {
     kata_cc_hash %r14
     kata_cc_hash %r15
     kata_cc_hash %r8
-    movabs $0x0101010101010101, %r10
-    movabs $0x8080808080808080, %r11
     lea {STAGE}(%rbx), %rsi
 1:  mov (%rsi), %rax                // until there is a byte of 0 in a word
     mov %rax, %rdi

@@ -438,6 +438,10 @@ impl Thread for StubThread {
         if self.staged(address, to) { to.len() } else { self.read(address, to) }
     }
 
+    fn read_text(&self, address: u64, to: &mut [u8]) -> usize {
+        self.staged_text(address, to).unwrap_or_else(|| self.read_early(address, to))
+    }
+
     fn write_late(&self, address: u64, from: &[u8]) -> bool {
         self.put_late(address, from)
     }

@@ -279,8 +279,24 @@ impl StubThread {
     }
 
     /// Where the stub fetched or tried memory of the guest's, if it says that it did: first byte and length.
-    fn told(&self, flag: u32) -> Option<(u64, usize)> {
-        if self.came_with & flag == 0 { None } else { stage::range(self.called, &self.regs) }
+    pub(super) fn told(&self, flag: u32) -> Option<(u64, usize)> {
+        if self.came_with & flag == 0 {
+            return None;
+        }
+        let (start, length) = stage::range(self.called, &self.regs)?;
+        let fetched = if stage::is_text(self.called) {
+            (self.came_with >> kind::FETCHED_BIT) as usize
+        } else {
+            usize::MAX
+        };
+        Some((start, length.min(fetched)))
+    }
+
+    /// Takes of a text that was fetched with the call as much as there is, if that is all of it.
+    pub(super) fn staged_text(&self, address: u64, to: &mut [u8]) -> Option<usize> {
+        let (_, length) = self.told(kind::STAGED).filter(|(start, _)| *start == address)?;
+        let part = to.get_mut(..length)?;
+        (self.staged(address, part) && part.contains(&0)).then_some(length)
     }
 
     /// Takes bytes that were fetched with the call. Whether they were.

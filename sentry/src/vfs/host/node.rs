@@ -10,6 +10,7 @@ use super::{FRESH, Shared, Sharing};
 use crate::error::Errno;
 use crate::gofer::wire::{Access, At, Found, Handle, Made, NAMES_MAX, PATH_MAX};
 use crate::vfs::inode::downcast;
+use crate::vfs::kept::SMALL;
 use crate::vfs::locks::FileLocks;
 use crate::vfs::pipe::Pipe;
 use crate::vfs::sync::lock;
@@ -54,6 +55,8 @@ pub(super) struct Contents {
     new: Option<Arc<OwnedFd>>,
     /// Came when the file was looked up to be opened, to be read.
     pub(super) peeked: Option<Arc<OwnedFd>>,
+    /// What is in it.
+    small: Weak<Vec<u8>>,
 }
 
 impl Node {
@@ -268,6 +271,26 @@ impl Node {
         };
         *slot = Arc::downgrade(&file);
         Ok(file)
+    }
+
+    /// What is in it, where that is little and nobody ever changes it.
+    pub(super) fn small_contents(&self, fd: &OwnedFd) -> Option<Arc<Vec<u8>>> {
+        if self.shared.pinned() {
+            return None;
+        }
+        let size = usize::try_from(lock(&self.seen).attributes.size).ok().filter(|size| *size <= SMALL)?;
+        if let Some(known) = lock(&self.contents).small.upgrade() {
+            return Some(known);
+        }
+        let mut bytes = vec![0; size];
+        // Another length is that of a file that changed after all.
+        if nix::sys::uio::pread(fd, &mut bytes, 0) != Ok(size) {
+            return None;
+        }
+        let contents = Arc::new(bytes);
+        lock(&self.contents).small = Arc::downgrade(&contents);
+        self.shared.kept.keep_small(&contents);
+        Some(contents)
     }
 
     /// How full its file system is.
