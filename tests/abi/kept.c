@@ -2,9 +2,12 @@
  * by the process itself, by a thread of it, and by another process. */
 #include "abi.h"
 
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <pthread.h>
 #include <sys/fsuid.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
@@ -330,6 +333,29 @@ static void path_checks(void) {
     }
 }
 
+/* A filter judges each call, also where it lets some through by what else they say. */
+static void filter_checks(void) {
+    struct stat st, *refused = (struct stat *)shared_page();
+    make_file("f", "text", 0644);
+    for (int i = 0; i < OFTEN; i++) stat("f", &st), access("f", R_OK);
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_access, 4, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_newfstatat, 0, 2),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[2])),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)(uintptr_t)refused, 1, 0),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EXDEV),
+    };
+    struct sock_fprog program = {.len = 7, .filter = code};
+    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    ok("filter", prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program));
+    ok("access", access("f", R_OK));
+    for (int i = 0; i < OFTEN; i++) stat("f", &st);
+    ok("stat", stat("f", &st));
+    ok("stat-refused-there", stat("f", refused));
+}
+
 static void time_checks(void) {
     struct stat before, after;
     char byte;
@@ -350,7 +376,7 @@ static void time_checks(void) {
 
 int main(int argc, char **argv) {
     static const struct checks groups[] = {
-        {"change", change_checks}, {"right", right_checks}, {"place", place_checks}, {"path", path_checks}, {"time", time_checks}, {NULL, NULL},
+        {"change", change_checks}, {"right", right_checks}, {"place", place_checks}, {"path", path_checks}, {"filter", filter_checks}, {"time", time_checks}, {NULL, NULL},
     };
     return run(argc, argv, groups);
 }

@@ -2,9 +2,12 @@
  * wake-ups, time-outs beside waits without, signals, stops, CPU time, ends. */
 #include "abi.h"
 
+#include <linux/filter.h>
 #include <linux/futex.h>
+#include <linux/seccomp.h>
 #include <pthread.h>
 #include <semaphore.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 
 enum { OFTEN = 60, MOST = 12 };
@@ -366,10 +369,52 @@ static void library_checks(void) {
     yes("barrier", pthread_barrier_wait(&barrier) == PTHREAD_BARRIER_SERIAL_THREAD);
 }
 
+/* A filter that refuses futex(), once its call was made often: by the thread itself, and by another one for all. */
+static int refuse_futex(unsigned flags) {
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_futex, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EXDEV),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = {.len = 4, .filter = code};
+    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    return (int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &program);
+}
+
+static volatile int filtered;
+
+static void *refuses_for_all(void *unused) {
+    filtered = refuse_futex(SECCOMP_FILTER_FLAG_TSYNC) ? -1 : 1;
+    for (;;) pause();
+    return unused;
+}
+
+static void filter_checks(void) {
+    CHILD("own") {
+        often();
+        val("before", futex(&none, FUTEX_WAKE_PRIVATE, 1, 0, NULL, 0));
+        ok("filter", refuse_futex(0));
+        val("wake", futex(&none, FUTEX_WAKE_PRIVATE, 1, 0, NULL, 0));
+        val("wait", futex(&none, FUTEX_WAIT_PRIVATE, 1, 0, NULL, 0));
+        often();
+        val("wake-later", futex(&none, FUTEX_WAKE_PRIVATE, 1, 0, NULL, 0));
+    }
+    CHILD("all") {
+        pthread_t thread;
+        often();
+        pthread_create(&thread, NULL, refuses_for_all, NULL);
+        while (!filtered) futex(&none, FUTEX_WAKE_PRIVATE, 1, 0, NULL, 0);
+        val("wake-by-all", futex(&none, FUTEX_WAKE_PRIVATE, 1, 0, NULL, 0));
+        val("filtered", filtered);
+        _exit(0);
+    }
+}
+
 int main(int argc, char **argv) {
     static const struct checks groups[] = {
         {"wake", wake_checks}, {"refusal", refusal_checks}, {"signal", signal_checks}, {"time", time_checks},
-        {"process", process_checks}, {"library", library_checks}, {NULL, NULL},
+        {"process", process_checks}, {"filter", filter_checks}, {"library", library_checks}, {NULL, NULL},
     };
     return run(argc, argv, groups);
 }

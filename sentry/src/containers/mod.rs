@@ -29,6 +29,7 @@ use crate::control::message::{
 use crate::error::Errno;
 use crate::events::{Events, Waiter, Wake};
 use crate::kernel::Kernel;
+use crate::platform::generation;
 use crate::sync::lock;
 use crate::task::seccomp::Program;
 use crate::task::{ControlGroup, ThreadGroup};
@@ -134,6 +135,13 @@ impl Containers {
     /// # Errors
     /// What the monitor is told.
     pub fn carry_out(&self, ask: Ask, passed: Passed) -> Result<Answer, Failure> {
+        let result = self.do_as_asked(ask, passed);
+        // Containers get folders and mounts; what programs of others saw of shared volumes may be so no more.
+        generation::changed();
+        result
+    }
+
+    fn do_as_asked(&self, ask: Ask, passed: Passed) -> Result<Answer, Failure> {
         match ask {
             Ask::Names { host, domain } => {
                 self.name(host, domain);

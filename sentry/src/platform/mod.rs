@@ -183,6 +183,30 @@ pub const ANSWERED: [i64; 7] = [
     libc::SYS_getppid,
 ];
 
+/// Calls that a platform may answer as it was told before ([`Thread::remember`]).
+pub const REMEMBERED: [i64; 11] = [
+    libc::SYS_stat,
+    libc::SYS_lstat,
+    libc::SYS_newfstatat,
+    libc::SYS_statx,
+    libc::SYS_access,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_open,
+    libc::SYS_openat,
+    libc::SYS_readlink,
+    libc::SYS_readlinkat,
+];
+
+/// What a thread may do without the sentry, besides [`ANSWERED`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ByItself {
+    /// Answer calls of [`REMEMBERED`] from what is kept.
+    pub remembers: bool,
+    /// Wait for and wake threads of its address space ([`Thread::count_sleepers`]).
+    pub waits: bool,
+}
+
 /// Arguments of `rseq` that take back what those registered; of a call that takes back, nothing is left to do (`RSEQ_FLAG_UNREGISTER`).
 pub(crate) fn taken_back([address, length, flags, signature]: [u64; 4]) -> Option<[u64; 4]> {
     const UNREGISTER: u64 = 1;
@@ -309,16 +333,21 @@ pub trait Thread: Memory + Send {
         let _ = answers;
     }
 
+    /// What this thread may do without the sentry from now on.
+    fn let_by_itself(&mut self, what: ByItself) {
+        let _ = what;
+    }
+
     /// Lets the platform answer the call that the guest makes by itself when the same thread makes it again, with the same text and the same other
     /// numbers: `result`, and before it these bytes for the buffer that the call names. As long as nothing changed since `mark`, and as it may
-    /// answer others ([`set_answers`](Self::set_answers)). For calls that look at a path and change nothing.
+    /// ([`let_by_itself`](Self::let_by_itself)). For calls of [`REMEMBERED`], which look at a path and change nothing.
     fn remember(&mut self, mark: generation::Mark, result: i64, bytes: &[u8]) {
         let _ = (mark, result, bytes);
     }
 
-    /// One more, or one less, of this address space waits in the sentry for a private word of its memory: to be told before the word is looked at.
+    /// So many more, or less, of this address space wait in the sentry for a private word of its memory: to be told before the word is looked at.
     /// Wake-ups of such words come to the sentry as long as somebody does.
-    fn count_sleeper(&mut self, address: u64, more: bool) {
+    fn count_sleepers(&mut self, address: u64, more: i32) {
         let _ = (address, more);
     }
 
@@ -329,17 +358,21 @@ pub trait Thread: Memory + Send {
         0
     }
 
-    /// Of those, wakes `wake` who wait for the first word, and has `count` of the others wait for the second. How many of both.
-    fn move_sleepers(&mut self, words: (u64, u64), wake: usize, count: usize) -> usize {
-        let _ = (words, wake, count);
+    /// Of those, wakes `wake` who wait for the first word, and has `count` of the others wait for the second, if the first has this value. How many
+    /// of both.
+    fn move_sleepers(&mut self, words: (u64, u64), counts: (usize, usize), value: Option<u32>) -> usize {
+        let _ = (words, counts, value);
         0
     }
 
-    /// Ticks ([`crate::ticks`]) for which guest code slept since this was last asked, so that they are not time of a processor. It is the guest's
-    /// word.
-    fn take_slept(&mut self) -> u64 {
+    /// Ticks ([`crate::ticks`]) for which guest code slept since [`clear_slept`](Self::clear_slept), so that they are not time of a processor. It is
+    /// the guest's word.
+    fn slept(&mut self) -> u64 {
         0
     }
+
+    /// What it slept has been counted.
+    fn clear_slept(&mut self) {}
 
     /// Lets no call of this address space be answered without the sentry from now on ([`set_answers`](Self::set_answers)).
     ///
@@ -503,10 +536,13 @@ pub trait Interrupt: Send + Sync {
     /// What that one waits for has come: it will go on with the guest.
     fn goes_on_soon(&self) {}
 
-    /// Ticks for which guest code slept since it was let run, and whether it does so now ([`Thread::take_slept`]).
+    /// Ticks for which guest code slept since it was let run, and whether it does so now ([`Thread::slept`]).
     fn slept(&self) -> (u64, bool) {
         (0, false)
     }
+
+    /// Takes back what [`Thread::let_by_itself`] allowed, from elsewhere and at once.
+    fn forbid_by_itself(&self) {}
 
     /// The guest is to end, and was [interrupted](Self::interrupt): what serves it may not be held up by it any more.
     fn ends(&self) {}

@@ -109,19 +109,25 @@ fn private(key: Key) -> bool {
     matches!(key, Key::Private { shared: false, .. })
 }
 
-/// Runs `body`, a wait for these words, with the platform told of it.
-fn counted<T>(call: &mut Call<'_>, words: &[(Key, u64)], body: impl FnOnce(&mut Call<'_>) -> T) -> T {
-    let count = |call: &mut Call<'_>, more| {
-        words
-            .iter()
-            .filter(|(key, _)| private(*key))
-            .for_each(|(_, address)| call.thread.count_sleeper(*address, more));
-    };
-    count(call, true);
-    let result = body(call);
-    count(call, false);
+/// Tells the platform how many more wait for these words.
+fn count(call: &mut Call<'_>, keys: &[Key], more: i32) {
+    for key in keys {
+        if let Key::Private { shared: false, address, .. } = *key {
+            call.thread.count_sleepers(address, more);
+        }
+    }
+}
+
+/// Runs `body`, a wait for words of these keys, with the platform told of it. Others may move who waits to other keys: `body` then says so.
+fn counted<T>(call: &mut Call<'_>, keys: &mut [Key], body: impl FnOnce(&mut Call<'_>, &mut [Key]) -> T) -> T {
+    count(call, keys, 1);
+    let result = body(call, keys);
+    count(call, keys, -1);
     result
 }
+
+/// More than ever wait for one word.
+const MANY: i32 = 1 << 24;
 
 /// Wakes so many at a word of whom the sentry does not know.
 fn wake_others(call: &mut Call<'_>, (key, address): (Key, u64), count: usize, bitset: u32) -> usize {
@@ -135,10 +141,10 @@ fn wait(
     bitset: u32,
     deadline: Option<Instant>,
 ) -> SysResult {
-    let result = counted(call, &[(key, address)], |call| {
+    let result = counted(call, &mut [key], |call, keys| {
         sleeping(call, deadline, |call, sleeper| {
             let space = call.task.space();
-            space.futexes().wait(call.thread, sleeper, (key, address), value, bitset)
+            space.futexes().wait(call.thread, sleeper, (&mut keys[0], address), value, bitset)
         })
     });
     result.map(|()| 0).map_err(|end| ended(end, wait_again(deadline)))
@@ -243,7 +249,8 @@ fn wake_command(call: &mut Call<'_>, arguments: &Arguments) -> SysResult {
 }
 
 fn requeue_command(call: &mut Call<'_>, arguments: &Arguments) -> SysResult {
-    let (wake, count) = counts(arguments.value, arguments.timeout as u32)?;
+    let counts = counts(arguments.value, arguments.timeout as u32)?;
+    let (wake, move_on) = counts;
     let space = call.task.space();
     let (from, to) = (arguments.first(&space)?, arguments.second(&space)?);
     let (keys, compare) = ((from.0, to.0), (from.1, arguments.third));
@@ -253,20 +260,21 @@ fn requeue_command(call: &mut Call<'_>, arguments: &Arguments) -> SysResult {
                 return Err(Errno::EINVAL.into());
             }
             let alive = alive(call);
-            space.futexes().requeue_to_lock(call.thread, keys, to.1, count, compare, &alive)?
+            space.futexes().requeue_to_lock(call.thread, keys, to.1, move_on, compare, &alive)?
         }
         command => {
             let compare = (command == libc::FUTEX_CMP_REQUEUE).then_some(compare);
-            let (woken, moved) = space.futexes().requeue(call.thread, keys, (wake, count), compare)?;
-            if moved > 0 && private(to.0) {
-                // For good: they are counted elsewhere, and nobody tells when they go.
-                call.thread.count_sleeper(to.1, true);
-            }
-            let others = if private(from.0) {
-                call.thread.move_sleepers((from.1, to.1), wake - woken, count - moved)
-            } else {
-                0
-            };
+            // Whoever is moved is counted where they come before anybody can look for them there.
+            count(call, &[to.0], MANY);
+            let done = space.futexes().requeue(call.thread, keys, counts, compare);
+            let moved = done.map_or(0, |(_, moved)| moved as i32);
+            count(call, &[from.0], -moved);
+            count(call, &[to.0], moved - MANY);
+            let (woken, moved) = done?;
+            let left = (wake - woken, move_on - moved);
+            let value = compare.map(|(_, value)| value);
+            let others =
+                if private(from.0) { call.thread.move_sleepers((from.1, to.1), left, value) } else { 0 };
             woken + moved + others
         }
     };
@@ -331,20 +339,20 @@ fn futex_waitv(call: &mut Call<'_>, [waiters, count, flags, timeout, clock_id, _
     let mut bytes = vec![0; count as u32 as usize * 24];
     call.read(waiters, &mut bytes)?;
     let space = call.task.space();
-    let mut words = Vec::with_capacity(bytes.len() / 24);
+    let (mut keys, mut words) = (Vec::new(), Vec::new());
     for waiter in bytes.chunks_exact(24) {
         let number = |at: usize| waiter[at..at + 8].try_into().map_or(0, u64::from_le_bytes);
         let (value, address, last) = (number(0), number(8), number(16));
         // The last four bytes are reserved.
         let private = is_private(last)?;
         let key = Key::of(&space, address, private)?;
-        words.push((key, address, value as u32));
+        keys.push(key);
+        words.push((address, value as u32));
     }
-    let places: Vec<_> = words.iter().map(|(key, address, _)| (*key, *address)).collect();
-    let result = counted(call, &places, |call| {
+    let result = counted(call, &mut keys, |call, keys| {
         sleeping(call, deadline, |call, sleeper| {
             let space = call.task.space();
-            space.futexes().wait_any(call.thread, sleeper, &words)
+            space.futexes().wait_any(call.thread, sleeper, keys, &words)
         })
     });
     result.map(|index| index as u64).map_err(|end| ended(end, wait_again(deadline)))

@@ -10,6 +10,7 @@ use crate::error::{Errno, SysError, SysResult};
 use crate::mm::{
     AreaFlags, Backing, MapRequest, PAGE, Protection, RemapRequest, Source, TASK_SIZE, barrier, page_up,
 };
+use crate::platform::generation;
 
 pub(super) const CALLS: &[Entry] = &[
     Entry::partial(libc::SYS_mmap, "mmap", mmap, "huge pages: there are none"),
@@ -114,8 +115,11 @@ fn brk(call: &mut Call<'_>, [address, ..]: [u64; 6]) -> SysResult {
 }
 
 fn madvise(call: &mut Call<'_>, [address, length, advice, ..]: [u64; 6]) -> SysResult {
-    call.task.space().advise(call.thread, address, length, int(advice))?;
-    Ok(0)
+    let result = call.task.space().advise(call.thread, address, length, int(advice));
+    if int(advice) == libc::MADV_REMOVE {
+        generation::changed();
+    }
+    result.map(|()| 0).map_err(Into::into)
 }
 
 fn mincore(call: &mut Call<'_>, [address, length, vector, ..]: [u64; 6]) -> SysResult {

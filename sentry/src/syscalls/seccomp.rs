@@ -94,7 +94,10 @@ fn filter(call: &mut Call<'_>, flags: u32, arguments: u64) -> SysResult {
         call.thread.stop_answering()?;
     }
     match call.task.add_filter(program, flags & TSYNC != 0)? {
-        None => Ok(0),
+        None => {
+            call.thread.let_by_itself(call.task.does_by_itself());
+            Ok(0)
+        }
         Some(_) if flags & TSYNC_ESRCH != 0 => Err(Errno::ESRCH.into()),
         Some(other) => Ok(u64::from(call.task.shown(other).cast_unsigned())),
     }

@@ -379,6 +379,12 @@ impl Task {
         self.poke();
     }
 
+    fn forbid_by_itself(&self) {
+        if let Some(interrupt) = &*lock(&self.interrupt) {
+            interrupt.forbid_by_itself();
+        }
+    }
+
     fn take_stale_answers(&self) -> bool {
         self.stale_answers.swap(false, Ordering::SeqCst)
     }

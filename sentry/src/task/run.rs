@@ -95,6 +95,7 @@ fn set_answers(task: &Task, thread: &mut dyn Thread) {
     }
     if task.lets_answer() && !task.is_traced() {
         tell_answers(task, thread);
+        thread.let_by_itself(task.does_by_itself());
     } else if thread.stop_answering().is_err() {
         // Calls would pass by the filter.
         task.end_all_of_space();
@@ -180,7 +181,8 @@ fn serve(kernel: &Arc<Kernel>, task: &Arc<Task>, mut thread: Box<dyn Thread>) ->
         }
         task.usage.enter();
         let trap = if task.is_traced() { ptrace::run(task, thread.as_mut()) } else { thread.resume() };
-        task.usage.leave(thread.take_slept());
+        task.usage.leave(thread.slept());
+        thread.clear_slept();
         match trap {
             Trap::Syscall { number } => {
                 if let Some(status) = serve_call(kernel, task, &mut thread, number) {

@@ -35,6 +35,9 @@ impl CpuTimes {
     }
 }
 
+/// In place of when guest code was entered, while what it used is added up. No clock shows it.
+const CHANGING: u64 = 1;
+
 /// What a task has used.
 #[derive(Default)]
 pub struct Usage {
@@ -91,7 +94,8 @@ impl Usage {
         if entered != 0 {
             let user = self.user.load(Ordering::Relaxed);
             let passed = ticks::now().saturating_sub(entered).saturating_sub(slept);
-            self.user.store(user.wrapping_add(passed), Ordering::Relaxed);
+            self.entered.store(CHANGING, Ordering::Relaxed);
+            self.user.store(user.wrapping_add(passed), Ordering::Release);
             self.entered.store(0, Ordering::Release);
         }
     }
@@ -109,12 +113,23 @@ impl Usage {
         }
     }
 
+    /// Ticks so far, and since when guest code runs besides.
+    fn seen(&self) -> (u64, u64) {
+        loop {
+            let entered = self.entered.load(Ordering::Acquire);
+            let user = self.user.load(Ordering::Acquire);
+            if entered != CHANGING && entered == self.entered.load(Ordering::Acquire) {
+                return (user, entered);
+            }
+            std::hint::spin_loop();
+        }
+    }
+
     /// What was used so far, where guest code that runs slept for so many ticks since it does.
     #[must_use]
     pub fn times(&self, slept: u64) -> CpuTimes {
-        // First this: what is added meanwhile is at worst not counted yet.
-        let user = self.user.load(Ordering::Acquire);
-        let running = match self.entered.load(Ordering::Acquire) {
+        let (user, entered) = self.seen();
+        let running = match entered {
             0 => 0,
             entered => ticks::now().saturating_sub(entered).saturating_sub(slept),
         };

@@ -452,9 +452,6 @@ impl OpenFile {
     /// Tells who watches it that so many bytes were moved.
     fn tell(&self, what: u32, count: usize) {
         if let (Some(place), true) = (&self.place, count > 0) {
-            if what == mask::MODIFY {
-                generation::changed();
-            }
             inotify::changed(&place.dentry, what);
         }
     }

@@ -192,7 +192,8 @@ fn exchange(
 }
 
 impl Table {
-    /// `FUTEX_WAIT_BITSET`: sleeps while the word holds `value` and until a wake-up whose bits touch `bitset`.
+    /// `FUTEX_WAIT_BITSET`: sleeps while the word holds `value` and until a wake-up whose bits touch `bitset`. The key becomes the one that it waited
+    /// for at last ([`requeue`](Self::requeue)).
     ///
     /// # Errors
     /// EAGAIN (another value), EFAULT, EINVAL (no bits); a signal, the deadline.
@@ -200,18 +201,21 @@ impl Table {
         &self,
         thread: &dyn Thread,
         sleeper: &Sleeper<'_>,
-        (key, address): (Key, u64),
+        (key, address): (&mut Key, u64),
         value: u32,
         bitset: u32,
     ) -> Result<(), Ended> {
         if bitset == 0 {
             return Err(Errno::EINVAL.into());
         }
-        let entry = self.queue_if(thread, sleeper, (key, address), value, (Kind::Plain, bitset))?;
-        self.sleep(&[entry], sleeper).map(|_| ()).map_err(Ended::Unready)
+        let entry = self.queue_if(thread, sleeper, (*key, address), value, (Kind::Plain, bitset))?;
+        let slept = self.sleep(std::slice::from_ref(&entry), sleeper);
+        *key = entry.state().key;
+        slept.map(|_| ()).map_err(Ended::Unready)
     }
 
-    /// `futex_waitv`: sleeps on several words; which was woken. Each is a key, an address and the value that it is to hold.
+    /// `futex_waitv`: sleeps on several words; which was woken. Each has a key, an address and the value that it is to hold. Keys
+    /// become those that it waited for at last.
     ///
     /// # Errors
     /// As [`wait`](Self::wait).
@@ -219,20 +223,27 @@ impl Table {
         &self,
         thread: &dyn Thread,
         sleeper: &Sleeper<'_>,
-        words: &[(Key, u64, u32)],
+        keys: &mut [Key],
+        words: &[(u64, u32)],
     ) -> Result<usize, Ended> {
         let mut entries = Vec::with_capacity(words.len());
-        for (key, address, value) in words {
+        let mut refused = None;
+        for (key, (address, value)) in keys.iter().zip(words) {
             match self.queue_if(thread, sleeper, (*key, *address), *value, (Kind::Plain, ANY)) {
                 Ok(entry) => entries.push(entry),
                 Err(errno) => {
-                    // One that is there already may have been woken: that wake-up counts.
-                    let woken = self.leave(&entries);
-                    return woken.ok_or(Ended::Errno(errno));
+                    refused = Some(errno);
+                    break;
                 }
             }
         }
-        self.sleep(&entries, sleeper).map_err(Ended::Unready)
+        let result = match refused {
+            // One that is there already may have been woken: that wake-up counts.
+            Some(errno) => self.leave(&entries).ok_or(Ended::Errno(errno)),
+            None => self.sleep(&entries, sleeper).map_err(Ended::Unready),
+        };
+        keys.iter_mut().zip(&entries).for_each(|(key, entry)| *key = entry.state().key);
+        result
     }
 
     /// `FUTEX_WAKE_BITSET`: wakes at most `count` whose bits touch `bitset`. How many.

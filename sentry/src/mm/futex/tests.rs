@@ -39,6 +39,17 @@ fn with_sleeper<T>(task: Pid, timeout: Option<Duration>, body: impl FnOnce(&Slee
     body(&Sleeper { task, space: 1, waiter: &waiter, interrupted: &|| false, deadline })
 }
 
+fn wait_at(
+    table: &Table,
+    thread: &dyn Thread,
+    sleeper: &Sleeper<'_>,
+    (mut key, address): (Key, u64),
+    value: u32,
+    bitset: u32,
+) -> Result<(), Ended> {
+    table.wait(thread, sleeper, (&mut key, address), value, bitset)
+}
+
 const WORD: u64 = BASE + 64;
 const OTHER: u64 = BASE + 128;
 
@@ -47,17 +58,18 @@ fn a_wait_ends_by_value_deadline_signal_or_wake() {
     let (world, thread) = World::new();
     let place = world.key(WORD);
     let short = Some(Duration::from_millis(2));
-    let wait =
-        |value, bits| with_sleeper(7, short, |s| world.table.wait(thread.as_ref(), s, place, value, bits));
+    let wait = |value, bits| {
+        with_sleeper(7, short, |s| wait_at(&world.table, thread.as_ref(), s, place, value, bits))
+    };
     assert_eq!(wait(1, ANY), Err(Ended::Errno(Errno::EAGAIN)));
     assert_eq!(wait(0, 0), Err(Ended::Errno(Errno::EINVAL)));
     assert_eq!(wait(0, ANY), Err(Ended::Unready(Unready::TimedOut)));
     let waiter = Waiter::new();
     let sleeper = Sleeper { task: 7, space: 1, waiter: &waiter, interrupted: &|| true, deadline: None };
-    let signal = world.table.wait(thread.as_ref(), &sleeper, place, 0, ANY);
+    let signal = wait_at(&world.table, thread.as_ref(), &sleeper, place, 0, ANY);
     assert_eq!(signal, Err(Ended::Unready(Unready::Interrupted)));
     let nowhere = world.key(BASE - 64);
-    let fault = with_sleeper(7, short, |s| world.table.wait(thread.as_ref(), s, nowhere, 0, ANY));
+    let fault = with_sleeper(7, short, |s| wait_at(&world.table, thread.as_ref(), s, nowhere, 0, ANY));
     assert_eq!(fault, Err(Ended::Errno(Errno::EFAULT)));
     assert_eq!(world.table.waiting(), 0);
     assert_eq!(world.table.wake(place.0, 1, ANY), Ok(0));
@@ -95,7 +107,7 @@ fn requeued_threads_are_woken_where_they_went() {
         for task in 0..10 {
             let (world, mine) = (&world, thread.spawn().unwrap());
             scope.spawn(move || {
-                with_sleeper(task, None, |s| world.table.wait(mine.as_ref(), s, from, 0, ANY)).unwrap()
+                with_sleeper(task, None, |s| wait_at(&world.table, mine.as_ref(), s, from, 0, ANY)).unwrap()
             });
         }
         world.wait_until(10);
@@ -127,7 +139,7 @@ fn no_wake_up_is_lost() {
                     if mine.compare_exchange(WORD, 0, 1).unwrap() != 0 {
                         while exchange(mine.as_mut(), WORD, |_| Ok(2)).unwrap() != 0 {
                             let end = with_sleeper(task, None, |s| {
-                                world.table.wait(mine.as_ref(), s, place, 2, ANY)
+                                wait_at(&world.table, mine.as_ref(), s, place, 2, ANY)
                             });
                             assert!(matches!(end, Ok(()) | Err(Ended::Errno(Errno::EAGAIN))));
                         }
@@ -249,7 +261,8 @@ fn the_locks_of_the_dead_are_marked_and_handed_on() {
         let (world, woken) = (&world, &woken);
         let (mine, mut other) = (thread.spawn().unwrap(), thread.spawn().unwrap());
         scope.spawn(move || {
-            with_sleeper(1, None, |s| world.table.wait(mine.as_ref(), s, plain, 9 | WAITERS, ANY)).unwrap();
+            with_sleeper(1, None, |s| wait_at(&world.table, mine.as_ref(), s, plain, 9 | WAITERS, ANY))
+                .unwrap();
             woken.store(true, Ordering::SeqCst);
         });
         scope.spawn(move || {
@@ -273,17 +286,25 @@ fn the_locks_of_the_dead_are_marked_and_handed_on() {
 #[test]
 fn one_of_several_words_is_told() {
     let (world, mut thread) = World::new();
-    let words: Vec<_> = (0..4u64).map(|at| world.key(WORD + at * 4)).map(|(key, at)| (key, at, 0)).collect();
+    let (keys, words): (Vec<_>, Vec<_>) =
+        (0..4u64).map(|at| world.key(WORD + at * 4)).map(|(key, at)| (key, (at, 0))).unzip();
+    let other = world.key(OTHER);
     std::thread::scope(|scope| {
         let (mine, table, words) = (thread.spawn().unwrap(), &world.table, &words);
-        let waits = scope.spawn(move || with_sleeper(1, None, |s| table.wait_any(mine.as_ref(), s, words)));
+        let mut at_last = keys.clone();
+        let waits = scope.spawn(move || {
+            let woken = with_sleeper(1, None, |s| table.wait_any(mine.as_ref(), s, &mut at_last, words));
+            (woken, at_last)
+        });
         world.wait_until(4);
-        assert_eq!(world.table.wake(words[2].0, 1, ANY), Ok(1));
-        assert_eq!(waits.join().unwrap(), Ok(2));
+        // One who was moved elsewhere is told where.
+        assert_eq!(world.table.requeue(thread.as_ref(), (keys[1], other.0), (0, 9), None), Ok((0, 1)));
+        assert_eq!(world.table.wake(keys[2], 1, ANY), Ok(1));
+        assert_eq!(waits.join().unwrap(), (Ok(2), vec![keys[0], other.0, keys[2], keys[3]]));
     });
     assert_eq!(world.table.waiting(), 0);
     thread.write(WORD + 8, &[1]);
-    let end = with_sleeper(1, None, |s| world.table.wait_any(thread.as_ref(), s, &words));
+    let end = with_sleeper(1, None, |s| world.table.wait_any(thread.as_ref(), s, &mut keys.clone(), &words));
     assert_eq!(end, Err(Ended::Errno(Errno::EAGAIN)));
     assert_eq!(world.table.waiting(), 0);
 }
@@ -316,7 +337,7 @@ fn every_wake_up_reaches_somebody() {
                 for turn in 0..2000 {
                     let timeout = Some(Duration::from_micros((turn * 7 + task * 13) % 150));
                     let place = if turn % 3 == 0 { other } else { one };
-                    let end = with_sleeper(1, timeout, |s| table.wait(&mine, s, place, 0, ANY));
+                    let end = with_sleeper(1, timeout, |s| wait_at(&table, &mine, s, place, 0, ANY));
                     slept.fetch_add(usize::from(end.is_ok()), Ordering::SeqCst);
                     assert!(matches!(end, Ok(()) | Err(Ended::Unready(Unready::TimedOut))), "{end:?}");
                 }

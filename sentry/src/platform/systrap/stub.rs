@@ -84,7 +84,7 @@ pub(in crate::platform) struct Stub {
     socket: Mutex<OwnedFd>,
     dead: AtomicBool,
     slots: Mutex<Slots>,
-    first: OnceLock<Context>,
+    first: OnceLock<Arc<Context>>,
     patches: Mutex<Patches>,
     replacing: Mutex<()>,
     processes: Weak<Processes>,
@@ -178,9 +178,15 @@ impl Stub {
     /// The first context, for what lies there of the whole address space.
     pub(super) fn first_context(&self) -> Option<&Context> {
         if self.first.get().is_none() {
-            let _ = self.first.set(Context::map(self.contexts.as_fd(), 0).ok()?);
+            let known =
+                lock(&self.slots).all.first().and_then(Option::as_ref).map(|slot| Arc::clone(&slot.context));
+            let first = match known {
+                Some(context) => context,
+                None => Arc::new(Context::map(self.contexts.as_fd(), 0).ok()?),
+            };
+            let _ = self.first.set(first);
         }
-        self.first.get()
+        self.first.get().map(Arc::as_ref)
     }
 
     /// A context that no thread has, for other use of its memory.

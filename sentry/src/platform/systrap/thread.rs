@@ -21,7 +21,7 @@ use super::waiting::{self, Waiting};
 use crate::error::Errno;
 use crate::platform::generation::{self, Mark};
 use crate::platform::{
-    ANSWERED, Interrupt, Memory, MemoryCall, Regs, RemoteMemory, Thread, Trap, taken_back,
+    ANSWERED, ByItself, Interrupt, Memory, MemoryCall, Regs, RemoteMemory, Thread, Trap, taken_back,
 };
 
 /// A guest thread. It owns the turn whenever one of its methods is called.
@@ -97,6 +97,9 @@ impl StubInterrupt {
     }
 }
 
+/// Bits of [`at::ANSWERED`] for what a thread may do by itself.
+const BY_ITSELF: u64 = remember::KEEPS | sleepers::WAITS;
+
 /// Where the answer to a call has its place.
 pub(super) fn answer_of(number: u64) -> Option<usize> {
     ANSWERED.iter().position(|answered| answered.unsigned_abs() == number)
@@ -122,6 +125,10 @@ impl Interrupt for StubInterrupt {
 
     fn slept(&self) -> (u64, bool) {
         sleepers::slept(&self.context)
+    }
+
+    fn forbid_by_itself(&self) {
+        self.context.store(at::ANSWERED, self.context.load(at::ANSWERED) & !BY_ITSELF);
     }
 
     fn ends(&self) {
@@ -493,27 +500,35 @@ impl Thread for StubThread {
                 self.answered |= 1 << place;
             }
         }
-        self.answered |= sleepers::WAITS;
-        if generation::page().is_some() {
-            self.answered |= remember::KEEPS;
-        }
         self.context.store(at::ANSWERED, self.answered);
     }
 
-    fn count_sleeper(&mut self, address: u64, more: bool) {
-        StubThread::count_sleeper(self, address, more);
+    fn let_by_itself(&mut self, what: ByItself) {
+        let remembers = what.remembers && generation::page().is_some();
+        self.answered &= !BY_ITSELF;
+        self.answered |= if remembers { remember::KEEPS } else { 0 };
+        self.answered |= if what.waits { sleepers::WAITS } else { 0 };
+        self.context.store(at::ANSWERED, self.answered);
+    }
+
+    fn count_sleepers(&mut self, address: u64, more: i32) {
+        self.count_here(address, more);
     }
 
     fn wake_sleepers(&mut self, address: u64, count: usize, bitset: u32) -> usize {
         self.wake_here(address, count, bitset)
     }
 
-    fn move_sleepers(&mut self, words: (u64, u64), wake: usize, count: usize) -> usize {
-        self.move_here(words, wake, count)
+    fn move_sleepers(&mut self, words: (u64, u64), counts: (usize, usize), value: Option<u32>) -> usize {
+        self.move_here(words, counts, value)
     }
 
-    fn take_slept(&mut self) -> u64 {
-        StubThread::take_slept(self)
+    fn slept(&mut self) -> u64 {
+        sleepers::slept(&self.context).0
+    }
+
+    fn clear_slept(&mut self) {
+        sleepers::clear_slept(&self.context);
     }
 
     fn remember(&mut self, mark: Mark, result: i64, bytes: &[u8]) {

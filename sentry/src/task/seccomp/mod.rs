@@ -16,7 +16,7 @@ pub use program::{DATA, Instruction, LENGTH_MAX, Program};
 use super::signal::{Payload, SignalInfo};
 use super::{Credentials, Pid, Task, capability, lock};
 use crate::error::{Errno, SysError};
-use crate::platform::{ANSWERED, Regs, Thread};
+use crate::platform::{ANSWERED, ByItself, REMEMBERED, Regs, Thread};
 
 /// Instructions of all filters of a task, each counted with four more (`MAX_INSNS_PER_PATH`).
 const ALL_MAX: usize = 32_768;
@@ -273,7 +273,22 @@ impl Task {
     /// Whether calls that a platform may answer by itself are none that a program would refuse.
     #[must_use]
     pub fn lets_answer(&self) -> bool {
-        !self.is_filtered() || ANSWERED.iter().all(|call| self.filtered.always_allows(call.unsigned_abs()))
+        self.lets_all(&ANSWERED)
+    }
+
+    /// What it may do without anybody looking.
+    #[must_use]
+    pub fn does_by_itself(&self) -> ByItself {
+        let looked_at = !self.lets_answer() || self.is_traced();
+        ByItself {
+            remembers: !looked_at && self.lets_all(&REMEMBERED),
+            waits: !looked_at && self.lets_all(&[libc::SYS_futex]),
+        }
+    }
+
+    /// Whether it may make all of these calls, whatever their arguments, and nobody is told of them.
+    fn lets_all(&self, calls: &[i64]) -> bool {
+        !self.is_filtered() || calls.iter().all(|call| self.filtered.always_allows(call.unsigned_abs()))
     }
 
     /// What it lets itself call.
@@ -336,7 +351,8 @@ impl Task {
         let no_new_privileges = self.credentials().no_new_privileges;
         for task in others.iter().filter(|task| !std::ptr::eq(&***task, self)) {
             task.set_filters(new.clone());
-            // Its stub answers numbers in registers until it is told not to.
+            // Its stub answers numbers in registers until it is told not to. What else it does by itself it does no more when this call is over.
+            task.forbid_by_itself();
             task.refresh_answers();
             if no_new_privileges {
                 let mut who = lock(&task.credentials);

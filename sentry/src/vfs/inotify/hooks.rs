@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::{marks, mask};
+use crate::platform::generation;
 use crate::vfs::{AttributeChange, Dentry, FileKind, Inode, RenameMode};
 
 static COOKIE: AtomicU32 = AtomicU32::new(1);
@@ -12,8 +13,16 @@ fn folder_bit(inode: &Arc<dyn Inode>) -> u32 {
     if inode.kind() == FileKind::Folder { mask::ISDIR } else { 0 }
 }
 
+/// Nobody is told of a change as long as what a stub keeps says otherwise.
+fn raise(what: u32) {
+    if what & (mask::MODIFY | mask::ATTRIB) != 0 {
+        generation::changed();
+    }
+}
+
 /// Something happened to a file: told to who watches its folder, then to who watches itself.
 pub fn changed(dentry: &Arc<Dentry>, what: u32) {
+    raise(what);
     if !marks::any() {
         return;
     }
@@ -26,6 +35,7 @@ pub fn changed(dentry: &Arc<Dentry>, what: u32) {
 
 /// Something happened to a file of which no name is known.
 pub fn only_changed(inode: &Arc<dyn Inode>, what: u32) {
+    raise(what);
     if marks::any() {
         marks::tell(inode, what | folder_bit(inode), 0, b"", false);
     }
@@ -51,6 +61,7 @@ pub fn attributes_changed(change: &AttributeChange) -> u32 {
 
 /// A file was made.
 pub fn created(folder: &Arc<Dentry>, name: &[u8], inode: &Arc<dyn Inode>) {
+    generation::changed();
     if marks::any() {
         marks::tell(folder.inode(), mask::CREATE | folder_bit(inode), 0, name, false);
     }
@@ -58,6 +69,7 @@ pub fn created(folder: &Arc<Dentry>, name: &[u8], inode: &Arc<dyn Inode>) {
 
 /// A file got a further name.
 pub fn linked(folder: &Arc<Dentry>, name: &[u8], target: &Arc<dyn Inode>) {
+    generation::changed();
     if marks::any() {
         marks::tell(target, mask::ATTRIB, 0, b"", false);
         marks::tell(folder.inode(), mask::CREATE, 0, name, false);
@@ -80,6 +92,7 @@ impl Removal {
 
     /// The name of `victim` is gone.
     pub(in crate::vfs) fn done(&self, victim: &Arc<Dentry>) {
+        generation::changed();
         if !self.watched {
             return;
         }
@@ -97,6 +110,7 @@ impl Removal {
 
 /// A name was taken out of a folder.
 pub fn deleted(folder: &Arc<Dentry>, name: &[u8], victim: &Arc<dyn Inode>) {
+    generation::changed();
     if marks::any() {
         marks::tell(folder.inode(), mask::DELETE | folder_bit(victim), 0, name, false);
     }
@@ -127,6 +141,7 @@ fn told(moved: &Arc<dyn Inode>, (from, to): Move<'_>) {
 
 /// A file was renamed, perhaps in place of another or with it (`fsnotify_move`).
 pub fn moved(moved: &Arc<Dentry>, target: Option<&Arc<Dentry>>, (from, to): Move<'_>, mode: RenameMode) {
+    generation::changed();
     if !marks::any() {
         return;
     }

@@ -12,6 +12,7 @@ use nix::unistd::{Whence, ftruncate, lseek};
 
 use super::{PAGE, SEAL_SEAL, Shared};
 use crate::error::Errno;
+use crate::platform::generation;
 
 const PAGE_BYTES: usize = PAGE as usize;
 /// More than this is not taken out of the sentry's own memory at one stroke, but from a memfd.
@@ -152,6 +153,9 @@ impl Contents {
             }
         } else {
             self.shared.uncharge(self.charged - used);
+        }
+        if used != self.charged {
+            generation::changed();
         }
         self.charged = used;
     }

@@ -499,14 +499,25 @@ impl Opened {
     }
 }
 
+impl Node {
+    /// A read: noted only where it is the first since a change, or since a day (`relatime`, which Linux does unless asked otherwise).
+    fn stamp_read(&self) {
+        const DAY: i64 = 24 * 60 * 60;
+        let now = Timestamp::now();
+        let mut meta = lock(&self.meta);
+        let since_change = meta.accessed <= meta.modified || meta.accessed <= meta.changed;
+        if since_change && meta.accessed != now || now.seconds.saturating_sub(meta.accessed.seconds) >= DAY {
+            meta.accessed = now;
+            generation::changed();
+        }
+    }
+}
+
 impl File for Opened {
     fn read(&self, to: &mut [u8], offset: u64) -> Result<usize, Errno> {
         let count = lock(self.node.contents()?).read(to, offset)?;
         if self.stamps {
-            let now = Timestamp::now();
-            if std::mem::replace(&mut lock(&self.node.meta).accessed, now) != now {
-                generation::changed();
-            }
+            self.node.stamp_read();
         }
         Ok(count)
     }
