@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 
 use super::Bytes;
 use crate::platform::systrap::hostile::{Answer, Hostile};
-use crate::platform::{MemoryCall, Regs, Thread};
+use crate::platform::{ByItself, MemoryCall, Regs, Thread, generation};
 
 /// Answers and questions of one sequence.
 const ANSWERS: usize = 64;
@@ -74,7 +74,7 @@ fn answer(data: &mut Bytes<'_>) -> Answer {
 fn ask(thread: &mut dyn Thread, data: &mut Bytes<'_>) {
     let address = if data.u8() > 127 { data.one_of(&VALUES) } else { data.u64() };
     let length = usize::from(data.u16());
-    match data.u8() % 16 {
+    match data.u8() % 18 {
         0 | 1 => {
             let _ = thread.resume();
         }
@@ -114,6 +114,18 @@ fn ask(thread: &mut dyn Thread, data: &mut Bytes<'_>) {
             if thread.replaceable().is_some_and(|place| place < 0x6000_0000_0000) {
                 let _ = thread.replace(libc::PROT_READ | libc::PROT_EXEC);
             }
+        }
+        15 => {
+            thread.let_by_itself(ByItself { remembers: true, waits: true });
+            thread.remember(generation::mark(), i64::from(data.u8()), &vec![1; length % 300]);
+            assert!(thread.read_text(address, &mut vec![0; length]) <= length);
+        }
+        16 => {
+            thread.count_sleepers(address, 1);
+            assert!(thread.wake_sleepers(address, length, u32::MAX) <= length);
+            assert!(thread.move_sleepers((address, address), (length, length), Some(1)) <= 2 * length);
+            let _ = thread.slept();
+            thread.clear_slept();
         }
         _ => {
             thread.interrupt().interrupt();

@@ -1,11 +1,12 @@
-//! The generation of what paths lead to: a number that grows when any file, mount, folder or user of the sandbox changes after somebody noted what
-//! a path led to. Answers that a stub keeps ([`super::Thread::remember`]) count as long as it is theirs.
+//! The generation of what paths lead to: a number that grows when any file, mount, folder or user of the sandbox changes, by a call of a program or
+//! of the control plane, after somebody noted what a path led to. Answers that a stub keeps ([`super::Thread::remember`]) count as long as it is theirs.
 //!
 //! It lies on a page of its own that stubs have mapped and cannot write. Changes are many and answers few, so a change looks at first whether
 //! anything was noted since the last ([`Words::noted`]), and only then writes to the line that every stub reads:
 //!
 //! - who notes: [`mark`] (reads the number, says that it is noted), *then* looks at files, then keeps what it saw with that number;
-//! - who changes: changes, *then* calls [`changed`], which raises the number where it is noted, before its own call is over.
+//! - who changes: changes, *then* calls [`changed`], which raises the number where it is noted, before its own call is over and before anybody is told
+//!   of the change (`inotify`, signals).
 //!
 //! All of it is in one order for everybody (`SeqCst`). Where the change is looked at before it is noted, whoever noted saw what was changed.
 //!
