@@ -337,7 +337,7 @@ fn every_wake_up_reaches_somebody() {
                 for turn in 0..2000 {
                     let timeout = Some(Duration::from_micros((turn * 7 + task * 13) % 150));
                     let place = if turn % 3 == 0 { other } else { one };
-                    let end = with_sleeper(1, timeout, |s| wait_at(&table, &mine, s, place, 0, ANY));
+                    let end = with_sleeper(1, timeout, |s| wait_at(table, &mine, s, place, 0, ANY));
                     slept.fetch_add(usize::from(end.is_ok()), Ordering::SeqCst);
                     assert!(matches!(end, Ok(()) | Err(Ended::Unready(Unready::TimedOut))), "{end:?}");
                 }
