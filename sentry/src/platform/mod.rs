@@ -9,12 +9,14 @@
 //! The host does what it is good at: page tables, copy-on-write at `fork`, page cache of mapped files. What an address means is kept in
 //! [`crate::mm`].
 
+mod by_itself;
 pub mod generation;
 mod host_vdso;
 pub mod kvm;
 pub mod ptrace;
 pub mod systrap;
 
+pub use by_itself::{ANSWERED, ByItself, REMEMBERED};
 pub use host_vdso::HostVdso;
 pub(crate) use systrap::{rest, would_crowd};
 
@@ -170,41 +172,6 @@ pub enum MemoryCall<'a> {
         /// `MADV_*`; of these only those that change the caller's pages alone.
         advice: i32,
     },
-}
-
-/// Calls that a platform may answer by itself: their value depends on nothing that the caller says.
-pub const ANSWERED: [i64; 7] = [
-    libc::SYS_getpid,
-    libc::SYS_gettid,
-    libc::SYS_getuid,
-    libc::SYS_geteuid,
-    libc::SYS_getgid,
-    libc::SYS_getegid,
-    libc::SYS_getppid,
-];
-
-/// Calls that a platform may answer as it was told before ([`Thread::remember`]).
-pub const REMEMBERED: [i64; 11] = [
-    libc::SYS_stat,
-    libc::SYS_lstat,
-    libc::SYS_newfstatat,
-    libc::SYS_statx,
-    libc::SYS_access,
-    libc::SYS_faccessat,
-    libc::SYS_faccessat2,
-    libc::SYS_open,
-    libc::SYS_openat,
-    libc::SYS_readlink,
-    libc::SYS_readlinkat,
-];
-
-/// What a thread may do without the sentry, besides [`ANSWERED`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct ByItself {
-    /// Answer calls of [`REMEMBERED`] from what is kept.
-    pub remembers: bool,
-    /// Wait for and wake threads of its address space ([`Thread::count_sleepers`]).
-    pub waits: bool,
 }
 
 /// Arguments of `rseq` that take back what those registered; of a call that takes back, nothing is left to do (`RSEQ_FLAG_UNREGISTER`).

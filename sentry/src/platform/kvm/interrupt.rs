@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::requests;
 use super::shim::place;
 use crate::platform::Interrupt;
+use crate::platform::systrap::interrupt::StubInterrupt;
 use crate::platform::systrap::layout::context_address;
 use crate::platform::systrap::remote::{Process, StubMemory};
 use crate::platform::systrap::signal_thread;
 use crate::platform::systrap::stub::Stub;
-use crate::platform::systrap::thread::{StubInterrupt, StubThread};
+use crate::platform::systrap::thread::StubThread;
 
 /// Interrupts one thread.
 pub(super) struct KvmInterrupt {

@@ -10,8 +10,8 @@ use std::sync::OnceLock;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::{Pid, SysconfVar, sysconf};
 
+use super::interrupt::is_thread_of;
 use super::layout::CPUNODE;
-use super::thread::is_thread_of;
 
 /// Bits of the number of the processor in the limit of [`CPUNODE`]'s segment (`VDSO_CPUNODE_BITS`); its node lies above.
 const NUMBER: u32 = 0xfff;

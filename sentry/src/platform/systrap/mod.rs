@@ -8,13 +8,14 @@
 //! What a stub says is what its guest wants it to say. So it can hurt that guest alone: see [`stub`] for the number of a new process, by
 //! which memory is read and processes are killed. [`hostile`] is a stub for tests that says whatever it is told to.
 //!
-//! `unsafe` is in [`context`] (shared memory), [`hostile`] (descriptors that came), [`stub_image`] (the assembler's symbols), [`zygote`] (`fork`) and one `tgkill` in [`thread`].
+//! `unsafe` is in [`context`] (shared memory), [`hostile`] (descriptors that came), [`stub_image`] (the assembler's symbols), [`zygote`] (`fork`) and one `tgkill` in [`interrupt`].
 
 mod apart;
 pub(super) mod context;
 mod copy;
 pub(super) mod filter;
 pub mod hostile;
+pub(super) mod interrupt;
 mod kept;
 pub(super) mod layout;
 pub(super) mod let_go;
@@ -39,9 +40,10 @@ mod vector;
 mod waiting;
 pub(super) mod zygote;
 
+pub(super) use interrupt::signal_thread;
 pub(crate) use layout::INTERRUPT;
 pub(super) use stub::{send_files, sockets};
-pub(super) use thread::{memory_call, result, signal_thread};
+pub(super) use thread::{memory_call, result};
 pub(crate) use waiting::{rest, would_crowd};
 
 use std::ops::Range;

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use super::interrupt::answer_of;
 use super::layout::{at, kind};
 use super::patch::{self, COMPARED_SIZE, Patch, Replaced, SITE_SIZE, SLOTS, SLOTS_SIZE};
-use super::thread::{StubThread, answer_of};
+use super::thread::StubThread;
 use crate::error::Errno;
 use crate::platform::Memory;
 

@@ -1,0 +1,131 @@
+//! What reaches a guest thread from elsewhere: interrupts and signals of the host, and what others say of its calls and turns.
+//!
+//! `unsafe`: one `tgkill`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use nix::unistd::Pid;
+
+use super::apart::here;
+use super::context::{Context, futex_wake};
+use super::layout::{INTERRUPT, at, state};
+use super::remote::Process;
+use super::stub::Stub;
+use super::{remember, sleepers, waiting};
+use crate::platform::{ANSWERED, Interrupt};
+
+/// Interrupts a stub's thread.
+pub(in crate::platform) struct StubInterrupt {
+    stub: Arc<Stub>,
+    context: Arc<Context>,
+    pub(in crate::platform) thread: Pid,
+    pub(super) requested: AtomicBool,
+    pub(super) in_guest: AtomicBool,
+    /// The guest is to end.
+    ending: AtomicBool,
+    /// Where the sentry's thread rested at last ([`here`]).
+    rests_at: AtomicU32,
+}
+
+impl StubInterrupt {
+    /// Of a thread that does not run yet.
+    pub(super) fn new(stub: &Arc<Stub>, context: &Arc<Context>, thread: Pid) -> Self {
+        Self {
+            stub: Arc::clone(stub),
+            context: Arc::clone(context),
+            thread,
+            requested: AtomicBool::new(false),
+            in_guest: AtomicBool::new(false),
+            ending: AtomicBool::new(false),
+            rests_at: AtomicU32::new(0),
+        }
+    }
+
+    /// Tells the stub, which waits for the turn, that it will be long. Called by who has the turn.
+    pub(super) fn let_sleep(&self) {
+        let word = self.context.u32_at(at::STATE);
+        // Not over what the host's kernel writes when the thread ends.
+        let _ = word.compare_exchange(state::SENTRY, state::LONG, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Whether the guest is to end.
+    pub(super) fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::Relaxed)
+    }
+
+    /// Wakes the stub, if it was told that the turn will be long: it comes soon. Called by anybody. Not one that sleeps where the sentry's thread
+    /// does, which needs the processor first.
+    fn wake_early(&self) {
+        let slept = self.context.u32_at(at::STUB_SLEEPS).load(Ordering::SeqCst);
+        if slept == 0 || slept == self.rests_at.load(Ordering::Relaxed) {
+            return;
+        }
+        let word = self.context.u32_at(at::STATE);
+        let was = word.compare_exchange(state::LONG, state::SENTRY, Ordering::SeqCst, Ordering::Relaxed);
+        if was.is_ok() {
+            futex_wake(word);
+        }
+    }
+}
+
+/// Bits of [`at::ANSWERED`] for what a thread may do by itself.
+pub(super) const BY_ITSELF: u64 = remember::KEEPS | sleepers::WAITS;
+
+/// Where the answer to a call has its place.
+pub(super) fn answer_of(number: u64) -> Option<usize> {
+    ANSWERED.iter().position(|answered| answered.unsigned_abs() == number)
+}
+
+impl Interrupt for StubInterrupt {
+    fn interrupt(&self) {
+        self.requested.store(true, Ordering::SeqCst);
+        if self.in_guest.load(Ordering::SeqCst) && !self.stub.is_dead() {
+            signal_thread(self.stub.pid(), self.thread);
+        }
+    }
+
+    fn rest(&self) {
+        waiting::rest();
+        self.rests_at.store(here(), Ordering::Relaxed);
+        self.let_sleep();
+    }
+
+    fn goes_on_soon(&self) {
+        self.wake_early();
+    }
+
+    fn slept(&self) -> (u64, bool) {
+        sleepers::slept(&self.context)
+    }
+
+    fn forbid_by_itself(&self) {
+        self.context.store(at::ANSWERED, self.context.load(at::ANSWERED) & !BY_ITSELF);
+    }
+
+    fn ends(&self) {
+        self.ending.store(true, Ordering::Relaxed);
+    }
+
+    fn set_answer(&self, number: u64, value: u64) {
+        if let Some(place) = answer_of(number) {
+            self.context.store(at::ANSWERS + 8 * place, value);
+        }
+    }
+}
+
+/// Sends [`INTERRUPT`] to a thread of a stub. What does not exist any more needs none.
+pub(in crate::platform) fn signal_thread(process: Pid, thread: Pid) {
+    let _ = send(process, thread, INTERRUPT);
+}
+
+/// Whether a process has a thread of this number.
+pub(super) fn is_thread_of(process: Pid, thread: Pid) -> bool {
+    send(process, thread, 0)
+}
+
+/// Sends a signal, or none if it is 0; whether that could be done.
+fn send(process: Pid, thread: Pid, signal: i32) -> bool {
+    // SAFETY: the call reads and writes no memory of ours, and signals a thread of a stub alone: the host looks whether it is of that process.
+    unsafe { libc::syscall(libc::SYS_tgkill, process.as_raw(), thread.as_raw(), signal) == 0 }
+}
