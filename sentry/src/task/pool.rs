@@ -39,14 +39,15 @@ impl Workers {
     /// # Errors
     /// EAGAIN when the host gives no thread.
     pub fn run(&self, job: Job) -> Result<(), Errno> {
-        {
-            let mut state = lock(&self.shared.state);
-            if state.idle > state.jobs.len() {
-                state.jobs.push_back(job);
-                self.shared.work.notify_one();
-                return Ok(());
-            }
+        let mut state = lock(&self.shared.state);
+        if state.idle > state.jobs.len() {
+            state.jobs.push_back(job);
+            // Whoever is woken does not meet the lock.
+            drop(state);
+            self.shared.work.notify_one();
+            return Ok(());
         }
+        drop(state);
         let shared = Arc::clone(&self.shared);
         let builder = std::thread::Builder::new().name("guest".into()).stack_size(STACK);
         builder.spawn(move || serve(&shared, job)).map(drop).map_err(|_| Errno::EAGAIN)

@@ -136,6 +136,17 @@ pub(in crate::platform) mod at {
     const _: () = assert!(DESCRIPTORS + 4 * FILES_COUNT <= MAPS && MAPS + 48 * MAPS_COUNT <= WINDOW_SIZE);
 }
 
+/// Places of registers in [`crate::platform::Regs`], as tables of the stub's code name them.
+pub(super) mod register {
+    pub(crate) const R8: u16 = 0;
+    pub(crate) const R10: u16 = 2;
+    pub(crate) const RDI: u16 = 8;
+    pub(crate) const RSI: u16 = 9;
+    pub(crate) const RDX: u16 = 12;
+    /// A call's number.
+    pub(crate) const RAX: u16 = 13;
+}
+
 /// Whose turn it is.
 pub(super) mod state {
     /// The stub's thread is gone: the host's kernel clears the word when it ends.

@@ -6,11 +6,12 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::layout::register::{R8, R10, RAX, RDI, RDX, RSI};
 use super::layout::{CONTEXT_SIZE, at, kind};
 use super::stage;
 use super::thread::StubThread;
+use crate::platform::REMEMBERED;
 use crate::platform::generation::Mark;
-use crate::platform::{REMEMBERED, Regs};
 
 /// Answers that a thread has room for, each at the place that its hash says.
 pub(super) const PLACES: usize = 16;
@@ -41,15 +42,8 @@ pub(super) mod entry {
     pub(crate) const SIZE: usize = 512;
 }
 
-// Places in [`Regs`]. RAX, which holds the call's number, stands for none.
-const R8: u16 = 0;
-const R10: u16 = 2;
-const RDI: u16 = 8;
-const RSI: u16 = 9;
-const RDX: u16 = 12;
-const RAX: u16 = 13;
-
-/// Calls: number, register with the buffer's address, and the registers that decide what is told besides the path.
+/// Calls: number, register with the buffer's address, and the registers that decide what is told besides the path. RAX, which holds the number, stands
+/// for none.
 const CALLS: [(i64, u16, [u16; 3]); REMEMBERED.len()] = [
     (libc::SYS_stat, RSI, [RAX; 3]),
     (libc::SYS_lstat, RSI, [RAX; 3]),
@@ -145,14 +139,8 @@ impl StubThread {
         let Some((_, _, others)) = usize::from(number).checked_sub(1).and_then(|n| CALLS.get(n)) else {
             return;
         };
-        let Regs { rdi, rsi, rdx, r10, .. } = self.regs;
-        let register = |place: u16| match place {
-            RDI => rdi,
-            RSI => rsi,
-            RDX => rdx,
-            R10 => r10,
-            _ => self.called,
-        };
+        let registers = self.regs.to_array();
+        let register = |place: u16| registers.get(usize::from(place)).copied().unwrap_or_default();
         // Behind what was fetched is what another call left.
         let Some((_, fetched)) = self.told(kind::STAGED) else { return };
         let mut text = [0; TEXT_SIZE];

@@ -5,6 +5,7 @@
 //! fetched for what it would have read at the moment of the call, so only arguments that Linux reads once are asked for here, never words
 //! that a call looks at again (a futex).
 
+use super::layout::register::{R10, RDI, RDX, RSI};
 use super::layout::{CODE_SIZE, at};
 use super::remember;
 use crate::platform::{ANSWERED, Regs};
@@ -25,12 +26,6 @@ pub(super) const PROBE: u16 = 3;
 pub(super) const ANSWER: u16 = 4;
 /// No memory that is fetched: `futex`, of which the host does some.
 pub(super) const FUTEX: u16 = 5;
-
-// Places in [`crate::platform::Regs`].
-const R10: u16 = 2;
-const RDI: u16 = 8;
-const RSI: u16 = 9;
-const RDX: u16 = 12;
 
 /// A length that is in a register, in units of `1 << shift` bytes.
 const fn of(register: u16, shift: u16) -> u16 {
@@ -139,13 +134,8 @@ pub(super) fn is_text(number: u64) -> bool {
 /// What the stub fetches, or tries, with this call: address and length. The same as its code finds.
 pub(super) fn range(number: u64, regs: &Regs) -> Option<(u64, usize)> {
     let word = *WORDS.get(usize::try_from(number).ok()?)?;
-    let register = |place: u16| match place & 0xf {
-        R10 => regs.r10,
-        RDI => regs.rdi,
-        RSI => regs.rsi,
-        RDX => regs.rdx,
-        _ => 0,
-    };
+    let registers = regs.to_array();
+    let register = |place: u16| registers.get(usize::from(place & 0xf)).copied().unwrap_or_default();
     let (address, length) = (register(word >> 4), word >> 8);
     let length = match word & 0xf {
         TEXT => (0x1000 - address % 0x1000).min(TEXT_SIZE as u64),
