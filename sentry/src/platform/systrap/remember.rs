@@ -120,12 +120,25 @@ fn hash(words: impl Iterator<Item = u64>) -> u64 {
     words.fold(0, |hash, word| (hash.rotate_left(5) ^ word).wrapping_mul(FACTOR))
 }
 
-/// Words of a path, up to the one with its 0; `None` where there is none.
-fn words_of(text: &[u8]) -> Option<Vec<u64>> {
-    let length = text.iter().position(|byte| *byte == 0)?;
-    let (path, mut padded) = (&text[..length], vec![0; (length / 8 + 1) * 8]);
-    padded[..length].copy_from_slice(path);
-    Some(padded.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word)).collect())
+/// Words of a path, up to the one with its 0, with zeros behind that; `None` where there is none.
+struct Words {
+    all: [u64; TEXT_SIZE / 8],
+    count: usize,
+}
+
+impl Words {
+    fn of(text: &[u8]) -> Option<Self> {
+        let length = text.iter().position(|byte| *byte == 0).filter(|length| *length < TEXT_SIZE)?;
+        let mut bytes = [0; TEXT_SIZE];
+        bytes[..length].copy_from_slice(&text[..length]);
+        let words = bytes.as_chunks::<8>().0;
+        let all = std::array::from_fn(|n| words.get(n).map_or(0, |word| u64::from_le_bytes(*word)));
+        Some(Self { all, count: length / 8 + 1 })
+    }
+
+    fn words(&self) -> &[u64] {
+        &self.all[..self.count]
+    }
 }
 
 impl StubThread {
@@ -141,13 +154,15 @@ impl StubThread {
         };
         let registers = self.regs.to_array();
         let register = |place: u16| registers.get(usize::from(place)).copied().unwrap_or_default();
-        // Behind what was fetched is what another call left.
+        // Behind what was fetched is what another call left, and in lines that the other processor has.
         let Some((_, fetched)) = self.told(kind::STAGED) else { return };
         let mut text = [0; TEXT_SIZE];
-        self.context.read(at::STAGE, &mut text);
-        let Some(words) = words_of(&text[..fetched.min(TEXT_SIZE)]) else { return };
+        let text = &mut text[..fetched.min(TEXT_SIZE)];
+        self.context.read(at::STAGE, text);
+        let Some(words) = Words::of(text) else { return };
+        let words = words.words();
         let key = [self.called, register(others[0]), register(others[1]), register(others[2])];
-        let hash = hash(key.iter().chain(&words).copied());
+        let hash = hash(key.iter().chain(words).copied());
         if !self.noted.again(hash, mark.generation()) {
             return;
         }
@@ -160,7 +175,7 @@ impl StubThread {
         store(entry::KEY, &key);
         store(entry::RESULT, &[result.cast_unsigned()]);
         store(entry::LENGTH, &[bytes.len() as u64]);
-        store(entry::TEXT, &words);
+        store(entry::TEXT, words);
         self.context.write(entry + entry::BYTES, bytes);
     }
 }
@@ -177,10 +192,13 @@ mod tests {
             text
         };
         let word = |bytes: &[u8; 8]| u64::from_le_bytes(*bytes);
-        assert_eq!(words_of(&text(b"/a\0")), Some(vec![word(b"/a\0\0\0\0\0\0")]));
-        assert_eq!(words_of(&text(b"/234567\0")), Some(vec![word(b"/234567\0")]));
-        assert_eq!(words_of(&text(b"/2345678\0")), Some(vec![word(b"/2345678"), 0]));
-        assert_eq!(words_of(&text(b"/no end")), None);
+        let words = |path: &[u8]| Words::of(&text(path)).map(|words| words.words().to_vec());
+        assert_eq!(words(b"/a\0"), Some(vec![word(b"/a\0\0\0\0\0\0")]));
+        assert_eq!(words(b"/234567\0"), Some(vec![word(b"/234567\0")]));
+        assert_eq!(words(b"/2345678\0"), Some(vec![word(b"/2345678"), 0]));
+        assert_eq!(words(b"/no end"), None);
+        let longest = [&[b'x'; TEXT_SIZE - 1][..], &[0]].concat();
+        assert_eq!(words(&longest).map(|words| words.len()), Some(TEXT_SIZE / 8));
     }
 
     #[test]
