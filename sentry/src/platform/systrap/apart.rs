@@ -3,7 +3,9 @@
 //! The host's scheduler wakes a thread where the one runs that wakes it, unless another processor with the same cache is known to be idle: on a
 //! machine whose processors share none (most virtual ones), or whose caches look busy, the two come to lie on one processor while another has
 //! nothing to do. Each looks for its turn then in the way of the other, and a hand-over takes 30 us instead of one third of one. So a stub that sleeps
-//! where the sentry runs is woken elsewhere, as long as there are two processors for each pair that is at work.
+//! where the sentry runs is woken elsewhere, as long as there are two processors for each pair that is at work; and one that is woken early, by a
+//! thread of the sentry that is about to sleep, never where that one runs: who serves the stub will be there. Else two processes that hand something to and fro
+//! were now and then for seconds on processors crosswise, and each message woke a processor that was idle (a pipe 80 us instead of 22).
 
 use std::sync::OnceLock;
 

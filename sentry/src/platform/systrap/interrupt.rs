@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use nix::unistd::Pid;
 
-use super::apart::here;
+use super::apart::{here, wake_elsewhere};
 use super::context::{Context, futex_wake};
 use super::layout::{INTERRUPT, at, state};
 use super::remote::Process;
@@ -63,7 +63,10 @@ impl StubInterrupt {
         }
         let word = self.context.u32_at(at::STATE);
         let was = word.compare_exchange(state::LONG, state::SENTRY, Ordering::SeqCst, Ordering::Relaxed);
-        if was.is_ok() {
+        if was.is_ok() && slept == here() {
+            // The caller leaves this processor to who serves that stub: the two are not to share it.
+            wake_elsewhere(self.stub.pid(), self.thread, || futex_wake(word));
+        } else if was.is_ok() {
             futex_wake(word);
         }
     }
