@@ -38,7 +38,7 @@ pub(super) fn processes(
         let pid = group.pid();
         let info = kernel.tasks.process_info(pid)?;
         let task = kernel.tasks.find(pid);
-        let running = task.as_ref().is_some_and(|task| task.in_guest() && !task.sleeps());
+        let running = task.as_ref().is_some_and(|task| task.runs());
         let state = if info.state == 'R' && !running { 'S' } else { info.state };
         let name = task.map_or_else(|| group.last_comm(), |task| task.comm());
         Some(ProcessEntry {

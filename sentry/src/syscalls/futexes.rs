@@ -104,17 +104,15 @@ fn sleeping<T>(
     body(call, &sleeper)
 }
 
-/// Whether a word is of one address space, as its callers say: then some of them may wait for it without the sentry.
-fn private(key: Key) -> bool {
-    matches!(key, Key::Private { shared: false, .. })
+/// Where a word lies that is of one address space, as its callers say: then some of them may wait for it without the sentry.
+fn private(key: Key) -> Option<u64> {
+    if let Key::Private { shared: false, address, .. } = key { Some(address) } else { None }
 }
 
 /// Tells the platform how many more wait for these words.
 fn count(call: &mut Call<'_>, keys: &[Key], more: i32) {
-    for key in keys {
-        if let Key::Private { shared: false, address, .. } = *key {
-            call.thread.count_sleepers(address, more);
-        }
+    for address in keys.iter().copied().filter_map(private) {
+        call.thread.count_sleepers(address, more);
     }
 }
 
@@ -130,8 +128,8 @@ fn counted<T>(call: &mut Call<'_>, keys: &mut [Key], body: impl FnOnce(&mut Call
 const MANY: i32 = 1 << 24;
 
 /// Wakes so many at a word of whom the sentry does not know.
-fn wake_others(call: &mut Call<'_>, (key, address): (Key, u64), count: usize, bitset: u32) -> usize {
-    if private(key) { call.thread.wake_sleepers(address, count, bitset) } else { 0 }
+fn wake_others(call: &mut Call<'_>, key: Key, count: usize, bitset: u32) -> usize {
+    private(key).map_or(0, |address| call.thread.wake_sleepers(address, count, bitset))
 }
 
 fn wait(
@@ -232,20 +230,20 @@ fn wait_command(call: &mut Call<'_>, arguments: &Arguments) -> SysResult {
 fn wake_command(call: &mut Call<'_>, arguments: &Arguments) -> SysResult {
     let space = call.task.space();
     let count = at_least_one(arguments.value);
-    let place = arguments.first(&space)?;
+    let (key, _) = arguments.first(&space)?;
     if arguments.command == libc::FUTEX_WAKE_OP {
         let operation = Operation::decode(arguments.third)?;
         let more = at_least_one(arguments.timeout as u32);
         let second = arguments.second(&space)?;
         let (woken, at_second) =
-            space.futexes().wake_op(call.thread, place.0, second, (count, more), operation)?;
-        let woken = woken + wake_others(call, place, count - woken, ANY);
+            space.futexes().wake_op(call.thread, key, second, (count, more), operation)?;
+        let woken = woken + wake_others(call, key, count - woken, ANY);
         let Some(also) = at_second else { return Ok(woken as u64) };
-        return Ok((woken + also + wake_others(call, second, more - also, ANY)) as u64);
+        return Ok((woken + also + wake_others(call, second.0, more - also, ANY)) as u64);
     }
     let bitset = if arguments.command == libc::FUTEX_WAKE_BITSET { arguments.third } else { ANY };
-    let woken = space.futexes().wake(place.0, count, bitset)?;
-    Ok((woken + wake_others(call, place, count - woken, bitset)) as u64)
+    let woken = space.futexes().wake(key, count, bitset)?;
+    Ok((woken + wake_others(call, key, count - woken, bitset)) as u64)
 }
 
 fn requeue_command(call: &mut Call<'_>, arguments: &Arguments) -> SysResult {
@@ -273,8 +271,11 @@ fn requeue_command(call: &mut Call<'_>, arguments: &Arguments) -> SysResult {
             let (woken, moved) = done?;
             let left = (wake - woken, move_on - moved);
             let value = compare.map(|(_, value)| value);
-            let others =
-                if private(from.0) { call.thread.move_sleepers((from.1, to.1), left, value) } else { 0 };
+            let others = if private(from.0).is_some() {
+                call.thread.move_sleepers((from.1, to.1), left, value)
+            } else {
+                0
+            };
             woken + moved + others
         }
     };
@@ -360,12 +361,12 @@ fn futex_waitv(call: &mut Call<'_>, [waiters, count, flags, timeout, clock_id, _
 
 fn futex_wake(call: &mut Call<'_>, [address, mask, count, flags, ..]: [u64; 6]) -> SysResult {
     let space = call.task.space();
-    let place = (Key::of(&space, address, is_private(flags & 0xffff_ffff)?)?, address);
+    let key = Key::of(&space, address, is_private(flags & 0xffff_ffff)?)?;
     let mask = u32::try_from(mask).map_err(|_| Errno::EINVAL)?;
     // Unlike the old call, none is none.
     let count = if count as u32 == 0 { 0 } else { at_least_one(count as u32) };
-    let woken = space.futexes().wake(place.0, count, mask)?;
-    Ok((woken + wake_others(call, place, count - woken, mask)) as u64)
+    let woken = space.futexes().wake(key, count, mask)?;
+    Ok((woken + wake_others(call, key, count - woken, mask)) as u64)
 }
 
 fn futex_wait(call: &mut Call<'_>, [address, value, mask, flags, timeout, clock_id]: [u64; 6]) -> SysResult {

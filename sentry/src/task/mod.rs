@@ -530,6 +530,12 @@ impl Task {
         lock(&self.interrupt).as_ref().map_or((0, false), |interrupt| interrupt.slept())
     }
 
+    /// Whether its own code runs just now, and does not sleep.
+    #[must_use]
+    pub fn runs(&self) -> bool {
+        self.in_guest() && !self.slept().1
+    }
+
     /// Whether it waits: in a call, or in code of its own that sleeps.
     #[must_use]
     pub fn sleeps(&self) -> bool {

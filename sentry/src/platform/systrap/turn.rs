@@ -294,14 +294,17 @@ impl StubThread {
 
     /// Takes of a text that was fetched with the call as much as there is, if that is all of it.
     pub(super) fn staged_text(&self, address: u64, to: &mut [u8]) -> Option<usize> {
-        let (_, length) = self.told(kind::STAGED).filter(|(start, _)| *start == address)?;
-        let part = to.get_mut(..length)?;
-        (self.staged(address, part) && part.contains(&0)).then_some(length)
+        let told = self.told(kind::STAGED).filter(|(start, _)| *start == address)?;
+        let part = to.get_mut(..told.1)?;
+        (self.take_staged(told, address, part) && part.contains(&0)).then_some(part.len())
     }
 
     /// Takes bytes that were fetched with the call. Whether they were.
     pub(super) fn staged(&self, address: u64, to: &mut [u8]) -> bool {
-        let Some((start, length)) = self.told(kind::STAGED) else { return false };
+        self.told(kind::STAGED).is_some_and(|told| self.take_staged(told, address, to))
+    }
+
+    fn take_staged(&self, (start, length): (u64, usize), address: u64, to: &mut [u8]) -> bool {
         let Some(skip) = address.checked_sub(start).and_then(|skip| usize::try_from(skip).ok()) else {
             return false;
         };

@@ -117,7 +117,7 @@ fn idle(kernel: &Kernel, busy: Duration) -> Duration {
 
 /// Tasks whose own code runs; whoever asks counts.
 fn running(kernel: &Kernel) -> usize {
-    kernel.tasks.select(|task, _| (task.in_guest() && !task.sleeps()).then_some(())).len().saturating_add(1)
+    kernel.tasks.select(|task, _| task.runs().then_some(())).len().saturating_add(1)
 }
 
 fn stat(kernel: &Kernel) -> Vec<u8> {
