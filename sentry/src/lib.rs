@@ -18,6 +18,7 @@
 //! | [`time`] | clocks and timers |
 //! | [`defence`] | what the sentry gives up before a guest runs: namespaces, capabilities, host calls |
 //! | [`gofer`] | the process that holds the host's files for it |
+//! | [`say`] | lines on standard error, each in one piece |
 //! | [`sandbox`] | a sandbox from outside: root, first process, end |
 //! | [`fuzzing`] | what `fuzz/` drives |
 //! | [`container`] | containers of a sandbox: namespaces, mounts, processes from outside |
@@ -51,6 +52,7 @@ mod outside;
 pub mod platform;
 mod random;
 pub mod sandbox;
+pub mod say;
 pub(crate) mod start;
 mod sync;
 pub mod syscalls;

@@ -20,10 +20,10 @@ use kata_cc_sentry::gofer::{self, Client, Export, Gofer};
 use kata_cc_sentry::link::{self, Network, Opened};
 use kata_cc_sentry::net::stack::LinkConfig;
 use kata_cc_sentry::sandbox::{Changes, Command, Config, DEFAULT_PATH, Sandbox, SandboxError};
-use kata_cc_sentry::syscalls;
 use kata_cc_sentry::vfs::erofs::Erofs;
 use kata_cc_sentry::vfs::host::{HostFs, Sharing};
 use kata_cc_sentry::vfs::{FileSystem, MountFlags};
+use kata_cc_sentry::{say, syscalls};
 use volume::Volume;
 
 /// A user-space kernel: programs of a container run on it instead of on the host's.
@@ -157,7 +157,7 @@ fn main() -> ExitCode {
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("kata-cc-sentry: {error:#}");
+            say::line(format_args!("kata-cc-sentry: {error:#}"));
             let code = error.downcast_ref::<SandboxError>().map_or(125, SandboxError::exit_code);
             ExitCode::from(code)
         }

@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read as _;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -201,8 +202,11 @@ fn a_gofer_is_confined_to_what_it_exports() {
 /// When either goes, both go, and it is said.
 #[test]
 fn gofer_and_sentry_end_together() {
+    // Of datagrams each is one `write`: a line that is written in pieces would mix with what others say.
+    let (said, stderr) = UnixDatagram::pair().unwrap();
+    said.set_nonblocking(true).unwrap();
     let mut command = command(&[]);
-    command.stderr(Stdio::piped());
+    command.stderr(Stdio::from(OwnedFd::from(stderr)));
     let mut running = Running::start(command);
     let (gofer, sentry) = (running.gofer(), running.sentry());
     let gone = |pid: u32| {
@@ -220,9 +224,14 @@ fn gofer_and_sentry_end_together() {
     };
     kill(gofer);
     assert_eq!(running.0.wait().unwrap().code(), Some(125));
-    let mut text = String::new();
-    running.0.stderr.take().unwrap().read_to_string(&mut text).unwrap();
-    assert!(text.contains("the gofer, which holds the sandbox's files, was ended by SIGKILL"), "{text}");
+    let mut buffer = [0; 4096];
+    let lines: Vec<String> =
+        std::iter::from_fn(|| said.recv(&mut buffer).ok().map(|count| buffer[..count].to_vec()))
+            .map(|line| String::from_utf8(line).unwrap())
+            .collect();
+    let expected = "kata-cc-sentry: the gofer, which holds the sandbox's files, was ended by SIGKILL: the sandbox is ended\n";
+    assert!(lines.iter().any(|line| line == expected), "{lines:?}");
+    assert!(lines.iter().all(|line| line.matches('\n').count() == 1 && line.ends_with('\n')), "{lines:?}");
     gone(sentry);
     let mut running = Running::start(self::command(&[]));
     let (gofer, sentry) = (running.gofer(), running.sentry());

@@ -14,6 +14,7 @@ use super::calls::{self, HostCall, name};
 use crate::bpf::{ARCH, AUDIT_ARCH_X86_64, NUMBER, jump, load, ret, rule};
 use crate::error::Errno;
 use crate::platform::Kind;
+use crate::say::Brief;
 
 /// Calls that change the machine: nothing of the sentry's runs after them, not even to say so.
 const DEADLY: &[c_long] = &[
@@ -70,35 +71,16 @@ extern "C" fn forbidden(_: c_int, info: *mut siginfo_t, _: *mut c_void) {
     const CALL: usize = 24;
     // SAFETY: the kernel gives a whole `siginfo_t`, in which a SIGSYS of seccomp has the number of the call there.
     let number = c_long::from(unsafe { info.cast::<u8>().add(CALL).cast::<c_int>().read() });
-    let mut digits = [0; 20];
-    say(if GOFER.load(Ordering::Relaxed) {
-        b"kata-cc-gofer: the host call "
-    } else {
-        b"kata-cc-sentry: the host call "
-    });
-    say(name(number).as_bytes());
-    say(b" (");
-    say(decimal(number.unsigned_abs(), &mut digits));
-    say(b") is not one that it makes: it ends\n");
+    let mut line = Brief::new();
+    line.push(if GOFER.load(Ordering::Relaxed) { b"kata-cc-gofer" } else { b"kata-cc-sentry" });
+    line.push(b": the host call ");
+    line.push(name(number).as_bytes());
+    line.push(b" (");
+    line.push_number(number.unsigned_abs());
+    line.push(b") is not one that it makes: it ends\n");
+    line.say();
     // SAFETY: ends the process. `abort` would not: number 1 of a namespace of processes gets no SIGABRT.
     unsafe { libc::_exit(FORBIDDEN) }
-}
-
-fn say(bytes: &[u8]) {
-    // SAFETY: the bytes are borrowed.
-    unsafe { libc::write(libc::STDERR_FILENO, bytes.as_ptr().cast(), bytes.len()) };
-}
-
-fn decimal(mut number: u64, to: &mut [u8; 20]) -> &[u8] {
-    let mut at = to.len();
-    loop {
-        at -= 1;
-        to[at] = b'0' + (number % 10) as u8;
-        number /= 10;
-        if number == 0 {
-            return &to[at..];
-        }
-    }
 }
 
 /// Puts all threads of the sentry under its filter.
@@ -225,12 +207,5 @@ mod tests {
             assert_eq!(answer(number, arguments), expected, "{} {arguments:x?}", name(number));
         }
         assert_eq!(answer(libc::SYS_clone3, [0; 6]), SECCOMP_RET_ERRNO | libc::ENOSYS.cast_unsigned());
-    }
-
-    #[test]
-    fn numbers_are_said_without_the_heap() {
-        let mut digits = [0; 20];
-        assert_eq!(decimal(0, &mut digits), b"0");
-        assert_eq!(decimal(u64::MAX, &mut digits), b"18446744073709551615");
     }
 }

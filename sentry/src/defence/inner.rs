@@ -14,6 +14,7 @@ use nix::unistd::{ForkResult, Pid, pipe};
 
 use super::{Defence, Helper, Refused, Served, Side, Strength, drop_privileges, namespaces, privileges};
 use crate::error::Errno;
+use crate::say;
 
 fn refused(errno: Errno) -> Refused {
     Refused { step: "a process for the sentry", errno, way_out: "the host has no processes left" }
@@ -161,7 +162,7 @@ fn wait(child: Pid, helpers: &[Helper]) -> Result<u8, Errno> {
         {
             return Ok(code);
         }
-        eprintln!("kata-cc-sentry: {} {how}: the sandbox is ended", helper.what);
+        say::line(format_args!("kata-cc-sentry: {} {how}: the sandbox is ended", helper.what));
         broken = true;
         let _ = kill(child, Signal::SIGKILL);
     }
@@ -186,7 +187,7 @@ fn outcome(status: &WaitStatus) -> Option<u8> {
     match status {
         WaitStatus::Exited(_, code) => Some(u8::try_from(*code).unwrap_or(u8::MAX)),
         WaitStatus::Signaled(_, signal, _) => {
-            eprintln!("kata-cc-sentry: the sentry was ended by {signal}");
+            say::line(format_args!("kata-cc-sentry: the sentry was ended by {signal}"));
             Some(128_u8.saturating_add(u8::try_from(*signal as i32).unwrap_or(0)))
         }
         _ => None,

@@ -13,6 +13,7 @@ use super::wire::Writer;
 use super::{Export, NAME, confine};
 use crate::defence::Strength;
 use crate::error::Errno;
+use crate::say;
 
 /// Whether the program is to be a gofer: that is told by its name.
 #[must_use]
@@ -54,18 +55,18 @@ pub fn run() -> ExitCode {
     }
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let Some((strength, exports)) = parse(&arguments) else {
-        eprintln!("{NAME}: kata-cc-sentry starts it by itself; it is of no use by hand");
+        say::line(format_args!("{NAME}: kata-cc-sentry starts it by itself; it is of no use by hand"));
         return ExitCode::from(2);
     };
     let socket = match take_socket() {
         Ok(socket) => socket,
         Err(errno) => {
-            eprintln!("{NAME}: standard input is no socket of a sentry: {errno}");
+            say::line(format_args!("{NAME}: standard input is no socket of a sentry: {errno}"));
             return ExitCode::from(2);
         }
     };
     if let Err(refused) = crate::defence::privileges::close_all_but(socket.as_raw_fd()) {
-        eprintln!("{NAME}: {refused}");
+        say::line(format_args!("{NAME}: {refused}"));
         return ExitCode::FAILURE;
     }
     let first = |message: &[u8]| match socket.try_clone() {
@@ -103,11 +104,13 @@ pub(super) fn connection_ended(end: &End) {
     match end {
         End::Closed | End::Failed(Errno::EPIPE | Errno::ECONNRESET) => {}
         End::Malformed => {
-            eprintln!("{NAME}: the sentry asks for what is no request: has it been taken over? It ends");
+            say::line(format_args!(
+                "{NAME}: the sentry asks for what is no request: has it been taken over? It ends"
+            ));
             std::process::exit(1);
         }
         End::Failed(errno) => {
-            eprintln!("{NAME}: {errno}: it ends");
+            say::line(format_args!("{NAME}: {errno}: it ends"));
             std::process::exit(1);
         }
     }

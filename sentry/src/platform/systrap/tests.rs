@@ -349,7 +349,7 @@ fn a_file_is_read_by_the_guests_own_thread() {
     // Up to the end of the file, of the memory, and not at all.
     assert_eq!(read(DATA, 0x1000, 0x2fff).unwrap(), bytes[0x2fff..]);
     assert_eq!(read(DATA + 0x800, 0x2000, 0).unwrap(), bytes[..0x800]);
-    assert_eq!(read(DATA, 0x1000, 0x3000).unwrap(), []);
+    assert!(read(DATA, 0x1000, 0x3000).unwrap().is_empty());
     for bad in [0x666_000, layout::CODE - 8, layout::CODE, layout::CONTEXTS, u64::MAX - 4] {
         assert_eq!(read(bad, 0x100, 0), Err(Errno::EFAULT), "{bad:#x}");
     }
