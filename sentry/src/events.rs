@@ -113,22 +113,44 @@ fn about_to_wait() {
     });
 }
 
+/// A thread of the sentry that sleeps, as far as it can be woken later than it could be.
+pub(crate) trait Sleeper {
+    /// Wakes the stub of the guest thread that it serves.
+    fn wake_guest(&self) {}
+
+    /// Wakes it.
+    fn wake_up(&self);
+}
+
 /// Wake-ups that the calling thread has put off, and whether it may.
 struct PutOff {
     may: Cell<bool>,
     since: Cell<u64>,
-    waiters: RefCell<Vec<Arc<Waiter>>>,
+    sleepers: RefCell<Vec<Arc<dyn Sleeper>>>,
 }
 
 impl PutOff {
     fn is_old(&self, now: u64) -> bool {
         ticks::duration(now.saturating_sub(self.since.get())) > PUT_OFF_MOST
     }
+
+    /// Puts one more off, unless the first has been for too long.
+    fn put_off(&self, sleeper: impl FnOnce() -> Option<Arc<dyn Sleeper>>) -> bool {
+        let now = ticks::now();
+        if self.sleepers.borrow().is_empty() {
+            self.since.set(now);
+        } else if self.is_old(now) {
+            wake_put_off();
+            return false;
+        }
+        self.sleepers.borrow_mut().extend(sleeper());
+        true
+    }
 }
 
 thread_local! {
     static PUT_OFF: PutOff =
-        const { PutOff { may: Cell::new(false), since: Cell::new(0), waiters: RefCell::new(Vec::new()) } };
+        const { PutOff { may: Cell::new(false), since: Cell::new(0), sleepers: RefCell::new(Vec::new()) } };
 }
 
 /// What was put off so long ago is done before anything else is put off.
@@ -140,7 +162,7 @@ const PUT_OFF_MOST: Duration = Duration::from_micros(20);
 pub(crate) fn may_put_off(may: bool) {
     PUT_OFF.with(|own| {
         own.may.set(may);
-        if !own.waiters.borrow().is_empty() && (!may || own.is_old(ticks::now())) {
+        if !own.sleepers.borrow().is_empty() && (!may || own.is_old(ticks::now())) {
             wake_put_off();
         }
     });
@@ -151,12 +173,20 @@ pub(crate) fn puts_off_no_more() {
     PUT_OFF.with(|own| own.may.set(false));
 }
 
+/// Wakes `sleeper`, or puts that off if the calling thread may; the call that it serves is to be one of those that are quickly done.
+pub(crate) fn wake_later(sleeper: &Arc<impl Sleeper + 'static>) {
+    let later = || Some(Arc::clone(sleeper) as Arc<dyn Sleeper>);
+    if !PUT_OFF.with(|own| own.may.get() && crate::platform::would_crowd() && own.put_off(later)) {
+        sleeper.wake_up();
+    }
+}
+
 /// Wakes whom the calling thread has put off.
 pub(crate) fn wake_put_off() {
     PUT_OFF.with(|own| {
-        if !own.waiters.borrow().is_empty() {
-            for waiter in own.waiters.take() {
-                waiter.wake_up(false);
+        if !own.sleepers.borrow().is_empty() {
+            for sleeper in own.sleepers.take() {
+                sleeper.wake_up();
             }
         }
     });
@@ -180,6 +210,16 @@ pub(crate) struct Held(PhantomData<*const ()>);
 pub(crate) fn hold_back() -> Held {
     HELD_BACK.with(|held| held.depth.set(held.depth.get() + 1));
     Held(PhantomData)
+}
+
+impl Held {
+    /// Wakes the guest threads of those already who are to be woken, so that these are there when their turns come.
+    pub(crate) fn wake_guests(&self) {
+        let waiters = HELD_BACK.with(|held| held.waiters.borrow().clone());
+        if !crate::platform::would_crowd() {
+            waiters.iter().for_each(|waiter| waiter.wake_guest());
+        }
+    }
 }
 
 impl Drop for Held {
@@ -229,7 +269,7 @@ impl Waiter {
     /// Sleeps until something happens, or the deadline. `false` when it was the deadline.
     pub fn wait(&self, deadline: Option<Instant>) -> bool {
         self.sleeps.store(true, Ordering::Relaxed);
-        let put_off = PUT_OFF.with(|own| own.waiters.take());
+        let put_off = PUT_OFF.with(|own| own.sleepers.take());
         if !put_off.is_empty() {
             self.give_way_to(&put_off);
         }
@@ -239,7 +279,7 @@ impl Waiter {
     }
 
     /// Wakes those, and rests: each gets the processors as soon as it can. Who is woken may take this one at once, so all else is done before.
-    fn give_way_to(&self, others: &[Arc<Self>]) {
+    fn give_way_to(&self, others: &[Arc<dyn Sleeper>]) {
         let served = SERVED.with_borrow(Clone::clone);
         self.lock().guest = served;
         for other in others {
@@ -247,7 +287,7 @@ impl Waiter {
         }
         about_to_wait();
         for other in others {
-            other.wake_up(false);
+            other.wake_up();
         }
     }
 
@@ -283,7 +323,7 @@ impl Waiter {
     /// Something happened.
     pub fn set(&self) {
         if !self.held_back() && !self.put_off() {
-            self.wake_up(!crate::platform::would_crowd());
+            self.wake_both();
         }
     }
 
@@ -300,34 +340,26 @@ impl Waiter {
 
     /// Whether it is put off to wake it. Who does not sleep is told at once.
     fn put_off(&self) -> bool {
+        let later = || self.me.upgrade().map(|me| me as Arc<dyn Sleeper>);
         PUT_OFF.with(|own| {
-            if !own.may.get() || !self.sleeps() || !crate::platform::would_crowd() {
-                return false;
-            }
-            let now = ticks::now();
-            if own.waiters.borrow().is_empty() {
-                own.since.set(now);
-            } else if own.is_old(now) {
-                wake_put_off();
-                return false;
-            }
-            own.waiters.borrow_mut().extend(self.me.upgrade());
-            true
+            own.may.get() && self.sleeps() && crate::platform::would_crowd() && own.put_off(later)
         })
     }
 
-    /// Wakes it; and its guest thread `early`, so that it is there when the turn comes: where there are processors for both.
-    fn wake_up(&self, early: bool) {
-        if early {
+    /// Wakes it; and its guest thread, so that it is there when the turn comes: where there are processors for both.
+    fn wake_both(&self) {
+        if !crate::platform::would_crowd() {
             self.wake_guest();
         }
-        let mut news = self.lock();
-        news.set = true;
-        news.guest = None;
-        drop(news);
-        self.changed.notify_all();
+        self.wake_up();
     }
 
+    fn lock(&self) -> MutexGuard<'_, News> {
+        self.news.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Sleeper for Waiter {
     fn wake_guest(&self) {
         let guest = self.lock().guest.take();
         if let Some(guest) = guest {
@@ -335,8 +367,12 @@ impl Waiter {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, News> {
-        self.news.lock().unwrap_or_else(PoisonError::into_inner)
+    fn wake_up(&self) {
+        let mut news = self.lock();
+        news.set = true;
+        news.guest = None;
+        drop(news);
+        self.changed.notify_all();
     }
 }
 
@@ -412,7 +448,7 @@ mod tests {
             waiter.set();
             puts_off_no_more();
         };
-        let put_off = || PUT_OFF.with(|own| own.waiters.borrow().len());
+        let put_off = || PUT_OFF.with(|own| own.sleepers.borrow().len());
         let [first, second, third] = std::array::from_fn(|_| Waiter::new());
         // Not whom nobody waits in.
         may(&first);

@@ -18,7 +18,7 @@ pub mod systrap;
 
 pub use by_itself::{ANSWERED, ByItself, REMEMBERED};
 pub use host_vdso::HostVdso;
-pub(crate) use systrap::{rest, would_crowd};
+pub(crate) use systrap::{here, rest, wake_here, would_crowd};
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -193,6 +193,12 @@ pub trait Memory {
 pub trait Thread: Memory + Send {
     /// Lets guest code run until it traps.
     fn resume(&mut self) -> Trap;
+
+    /// Lets the guest code of a new thread run already, whom nobody serves yet; the first [`resume`](Self::resume) is then called whatever comes,
+    /// and waits until it traps. Whether it runs.
+    fn start(&mut self) -> bool {
+        false
+    }
 
     /// As [`resume`](Self::resume), for one instruction: [`Trap::Fault`] by SIGTRAP with TRAP_TRACE behind it, unless it traps otherwise. A
     /// `syscall` is [`Trap::Syscall`], and nothing is run behind it.
@@ -426,6 +432,9 @@ pub trait Thread: Memory + Send {
 
     /// The guest thread has ended. Called before anybody hears of that, who may then take away memory in which the host's kernel writes for it.
     fn retire(&mut self) {}
+
+    /// What was to be done when the guest goes on is done now: it may be long until then.
+    fn settle(&mut self) {}
 
     /// Another thread of the sentry will use it from now on, or for the next time.
     fn release(&mut self) {}

@@ -79,7 +79,7 @@ fn sys_clone3(call: &mut Call<'_>, [address, size, ..]: [u64; 6]) -> SysResult {
     }
     let mut bytes = vec![0; usize::try_from(size).map_err(|_| Errno::E2BIG)?.max(KNOWN)];
     let length = usize::try_from(size).map_err(|_| Errno::E2BIG)?;
-    call.read(address, &mut bytes[..length])?;
+    call.read_early(address, &mut bytes[..length])?;
     if bytes[KNOWN..].iter().any(|byte| *byte != 0) {
         return Err(Errno::E2BIG.into());
     }

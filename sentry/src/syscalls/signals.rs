@@ -69,7 +69,7 @@ fn sys_rt_sigprocmask(call: &mut Call<'_>, [how, new, old, size, ..]: [u64; 6]) 
         }
     }
     if old != 0 {
-        call.write(old, &before.0.to_le_bytes())?;
+        call.write_result(old, &before.0.to_le_bytes())?;
     }
     Ok(0)
 }

@@ -142,10 +142,6 @@ pub fn clone(call: &mut Call<'_>, args: &CloneArgs) -> Result<Pid, SysError> {
         drop(forgotten);
         return Err(errno.into());
     }
-    if args.has(flag::PARENT_SETTID) {
-        // As Linux: a bad address is the caller's own affair.
-        let _ = call.write(args.parent_tid, &pid.to_le_bytes());
-    }
     if args.has(flag::CHILD_SETTID) {
         let _ = thread.write(args.child_tid, &task.own_number().to_le_bytes());
     }
@@ -156,9 +152,7 @@ pub fn clone(call: &mut Call<'_>, args: &CloneArgs) -> Result<Pid, SysError> {
         .has(flag::VFORK)
         .then(|| Arc::new(Vfork { done: AtomicBool::new(false), waiter: Arc::clone(call.task.waiter()) }));
     lock(&task.vfork).clone_from(&vfork);
-    let (kernel, served) = (Arc::clone(call.kernel), Arc::clone(&task));
-    thread.release();
-    if let Err(errno) = call.kernel.workers.run(Box::new(move || super::run(&kernel, &served, thread))) {
+    if let Err(errno) = serve_it(call, args, (&task, pid), thread) {
         let forgotten = call.task.tasks().tree().forget(&task);
         drop(forgotten);
         return Err(errno.into());
@@ -169,6 +163,35 @@ pub fn clone(call: &mut Call<'_>, args: &CloneArgs) -> Result<Pid, SysError> {
         call.task.report_vfork_done(call.thread, task.pid());
     }
     Ok(pid)
+}
+
+/// Has a thread of the sentry serve the new task.
+fn serve_it(
+    call: &Call<'_>,
+    args: &CloneArgs,
+    (task, shown): (&Arc<Task>, Pid),
+    mut thread: Box<dyn Thread>,
+) -> Result<(), Errno> {
+    let (kernel, served) = (Arc::clone(call.kernel), Arc::clone(task));
+    // The new one may look for its number there. As in Linux a bad address is the caller's own affair.
+    let number = shown.to_le_bytes();
+    let tell_parent = |late: bool| {
+        if args.has(flag::PARENT_SETTID) && !(late && call.thread.write_late(args.parent_tid, &number)) {
+            let _ = call.write(args.parent_tid, &number);
+        }
+    };
+    // It begins when the caller goes on.
+    let early = args.has(flag::THREAD) && !args.has(flag::VFORK);
+    if let Some(worker) = early.then(|| call.kernel.workers.reserve()).flatten()
+        && super::run::start(task, thread.as_mut())
+    {
+        tell_parent(true);
+        worker.run(Box::new(move || super::run::go_on(&kernel, &served, thread)));
+        return Ok(());
+    }
+    tell_parent(false);
+    thread.release();
+    call.kernel.workers.run(Box::new(move || super::run(&kernel, &served, thread)))
 }
 
 /// A descriptor of the new process, and its number where the caller wants it.

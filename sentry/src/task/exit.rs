@@ -6,7 +6,7 @@ use super::ptrace::Ended;
 use super::signal::{SignalInfo, SignalSet, Target, is_signal};
 use super::tree::{GroupState, Report, ThreadState};
 use super::{Pid, PidNamespace, Task, Tree, hooks, lock};
-use crate::events::Events;
+use crate::events::{self, Events};
 use crate::platform::Thread;
 
 /// What ended and is to be dropped once the tree is let go of.
@@ -26,9 +26,14 @@ pub(super) fn exit(task: &Arc<Task>, mut thread: Box<dyn Thread>, status: i32) {
         let _ = thread.write(address, &0_u32.to_le_bytes());
         // Before anybody is woken: who waited for this end may have the place of this thread and its stub at the processors.
         crate::platform::rest();
+        // And who serves that one is woken after its stub was, which is where this one's still runs.
+        let held = events::hold_back();
         hooks::wake_futex(&task.space(), address);
+        held.wake_guests();
+        drop(thread);
+    } else {
+        drop(thread);
     }
-    drop(thread);
     crate::platform::rest();
     task.finish_vfork();
     // Files are closed before anybody hears of the end: a parent may count on it.

@@ -25,12 +25,27 @@ impl Drop for EndOnPanic {
 
 /// Serves a guest thread until it ended.
 pub fn run(kernel: &Arc<Kernel>, task: &Arc<Task>, mut thread: Box<dyn Thread>) {
+    serve_to_the_end(task, || {
+        attach(task, thread.as_ref());
+        set_answers(task, thread.as_mut());
+        serve(kernel, task, thread, false)
+    });
+}
+
+/// The same for one whose guest runs already ([`start`]).
+pub(super) fn go_on(kernel: &Arc<Kernel>, task: &Arc<Task>, thread: Box<dyn Thread>) {
+    serve_to_the_end(task, || {
+        events::serves(Some(thread.interrupt()));
+        serve(kernel, task, thread, true)
+    });
+}
+
+/// A panic ends all; who hears of the thread's end does when it is over.
+fn serve_to_the_end(task: &Arc<Task>, serve: impl FnOnce() -> (Box<dyn Thread>, i32)) {
     let guard = EndOnPanic;
     let serving = Serving::begin(task);
     task.usage.begin();
-    attach(task, thread.as_ref());
-    set_answers(task, thread.as_mut());
-    let (mut thread, status) = serve(kernel, task, thread);
+    let (mut thread, status) = serve();
     if task.is_traced() {
         ptrace::report_end(task, thread.as_mut(), status);
     }
@@ -43,8 +58,27 @@ pub fn run(kernel: &Arc<Kernel>, task: &Arc<Task>, mut thread: Box<dyn Thread>) 
     drop(guard);
 }
 
+/// Lets the guest of a new thread run before anybody serves it, where nothing is to be done first. Whether it runs: then [`go_on`] is for it.
+///
+/// What comes for the task meanwhile interrupts the guest, as ever, and is seen by who serves it then.
+pub(super) fn start(task: &Arc<Task>, thread: &mut dyn Thread) -> bool {
+    *lock(&task.interrupt) = Some(thread.interrupt());
+    if task.is_traced() || !task.lets_answer() {
+        return false;
+    }
+    set_answers(task, thread);
+    if task.signal_pending() || task.control_group().frozen() {
+        return false;
+    }
+    let started = thread.start();
+    if started {
+        task.usage.enter();
+    }
+    started
+}
+
 /// Calls by which guests hand something to each other, and wait for it. Whom they wake is woken a little later ([`events::may_put_off`]).
-const QUICK: [i64; 9] = [
+const QUICK: [i64; 12] = [
     libc::SYS_read,
     libc::SYS_write,
     libc::SYS_readv,
@@ -54,6 +88,9 @@ const QUICK: [i64; 9] = [
     libc::SYS_sendmsg,
     libc::SYS_recvfrom,
     libc::SYS_recvmsg,
+    libc::SYS_clone,
+    libc::SYS_clone3,
+    libc::SYS_rt_sigprocmask,
 ];
 
 /// Calls after which others give another value.
@@ -165,22 +202,40 @@ fn stand_still(task: &Arc<Task>, thread: &mut dyn Thread, group: &ControlGroup) 
     }
 }
 
-fn serve(kernel: &Arc<Kernel>, task: &Arc<Task>, mut thread: Box<dyn Thread>) -> (Box<dyn Thread>, i32) {
+/// What there is to do before guest code runs.
+fn before_guest(task: &Arc<Task>, thread: &mut dyn Thread, group: &ControlGroup) -> Flow {
+    if task.signal_pending() || group.frozen() {
+        thread.settle();
+    }
+    if task.signal_pending() {
+        if deliver(task, thread, None) == Flow::Exit {
+            return Flow::Exit;
+        }
+        if task.take_stale_answers() {
+            set_answers(task, thread);
+        }
+    }
+    if group.frozen() { stand_still(task, thread, group) } else { Flow::GoOn }
+}
+
+/// Serves a guest thread, whose guest code may run already.
+fn serve(
+    kernel: &Arc<Kernel>,
+    task: &Arc<Task>,
+    mut thread: Box<dyn Thread>,
+    mut runs: bool,
+) -> (Box<dyn Thread>, i32) {
     let group = task.control_group();
     loop {
-        if task.signal_pending() {
-            if deliver(task, thread.as_mut(), None) == Flow::Exit {
+        let trap = if std::mem::take(&mut runs) {
+            thread.resume()
+        } else {
+            if before_guest(task, thread.as_mut(), &group) == Flow::Exit {
                 return (thread, 0);
             }
-            if task.take_stale_answers() {
-                set_answers(task, thread.as_mut());
-            }
-        }
-        if group.frozen() && stand_still(task, thread.as_mut(), &group) == Flow::Exit {
-            return (thread, 0);
-        }
-        task.usage.enter();
-        let trap = if task.is_traced() { ptrace::run(task, thread.as_mut()) } else { thread.resume() };
+            task.usage.enter();
+            if task.is_traced() { ptrace::run(task, thread.as_mut()) } else { thread.resume() }
+        };
         task.usage.leave(thread.slept());
         thread.clear_slept();
         match trap {

@@ -45,13 +45,15 @@ pub fn exit_robust_list(space: &AddressSpace, thread: &mut dyn Thread, (id, task
     table.owner_died(task, of);
 }
 
-fn number(thread: &dyn Thread, address: u64) -> Result<u64, Errno> {
-    let mut bytes = [0; 8];
-    if thread.read(address, &mut bytes) == bytes.len() {
-        Ok(u64::from_le_bytes(bytes))
-    } else {
-        Err(Errno::EFAULT)
+/// So many numbers, at most three.
+fn numbers<const N: usize>(thread: &dyn Thread, address: u64) -> Result<[u64; N], Errno> {
+    let mut bytes = [0; HEAD_BYTES as usize];
+    let bytes = bytes.get_mut(..8 * N).ok_or(Errno::EFAULT)?;
+    if thread.read(address, bytes) < bytes.len() {
+        return Err(Errno::EFAULT);
     }
+    let mut words = bytes.as_chunks().0.iter().copied().map(u64::from_le_bytes);
+    Ok(std::array::from_fn(|_| words.next().unwrap_or_default()))
 }
 
 fn walk(
@@ -61,17 +63,14 @@ fn walk(
     task: Pid,
     head: u64,
 ) -> Result<(), Errno> {
-    let at = |place: u64| head.checked_add(place).ok_or(Errno::EFAULT);
-    let offset = number(thread, at(8)?)?;
-    let pending = number(thread, at(16)?)?;
-    let mut entry = number(thread, head)?;
+    let [mut entry, offset, pending] = numbers(thread, head)?;
     // The lowest bit of a link tells a lock with an owner in its word that the kernel hands on.
     for _ in 0..LIMIT {
         let place = entry & !1;
         if place == head {
             break;
         }
-        let next = number(thread, place);
+        let next = numbers(thread, place).map(|[next]| next);
         if place != pending & !1 {
             owner_died_at(table, space, thread, task, (place.wrapping_add(offset), entry & 1 != 0, false))?;
         }

@@ -41,7 +41,7 @@ fn every() -> CpuSet {
 }
 
 /// The processor that this runs on, as [`super::layout::at::STUB_SLEEPS`] tells it.
-pub(super) fn here() -> u32 {
+pub(crate) fn here() -> u32 {
     let limit: u32;
     // SAFETY: it reads the limit of a segment, whatever there is of it, and changes the flags alone.
     unsafe { core::arch::asm!("lsl {0:e}, {1:e}", inout(reg) 0 => limit, in(reg) CPUNODE) };
@@ -56,6 +56,20 @@ pub(super) fn wake_elsewhere(stub: Pid, thread: Pid, wake: impl FnOnce()) {
     let moved = is_thread_of(stub, thread)
         && usize::try_from(number).is_ok_and(|cpu| others.unset(cpu).is_ok())
         && sched_setaffinity(thread, &others).is_ok();
+    wake();
+    if moved {
+        let _ = sched_setaffinity(thread, all);
+    }
+}
+
+/// Has `wake` wake a thread of the sentry, which slept on that processor ([`here`]), on this one: its caller is about to leave it.
+pub(crate) fn wake_here(thread: Pid, slept_at: u32, wake: impl FnOnce()) {
+    let here = here();
+    let Some(Some(all)) = ALL.get().filter(|_| slept_at != here) else { return wake() };
+    let mut this = CpuSet::new();
+    let number = here.wrapping_sub(1) & NUMBER;
+    let moved = usize::try_from(number).is_ok_and(|cpu| this.set(cpu).is_ok())
+        && sched_setaffinity(thread, &this).is_ok();
     wake();
     if moved {
         let _ = sched_setaffinity(thread, all);

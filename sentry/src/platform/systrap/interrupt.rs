@@ -11,6 +11,7 @@ use super::apart::{here, wake_elsewhere};
 use super::context::{Context, futex_wake};
 use super::layout::{INTERRUPT, at, state};
 use super::remote::Process;
+use super::resting::wake_as_it_leaves;
 use super::stub::Stub;
 use super::{remember, sleepers, waiting};
 use crate::platform::{ANSWERED, Interrupt};
@@ -18,6 +19,7 @@ use crate::platform::{ANSWERED, Interrupt};
 /// Interrupts a stub's thread.
 pub(in crate::platform) struct StubInterrupt {
     stub: Arc<Stub>,
+    slot: usize,
     context: Arc<Context>,
     pub(in crate::platform) thread: Pid,
     pub(super) requested: AtomicBool,
@@ -30,9 +32,10 @@ pub(in crate::platform) struct StubInterrupt {
 
 impl StubInterrupt {
     /// Of a thread that does not run yet.
-    pub(super) fn new(stub: &Arc<Stub>, context: &Arc<Context>, thread: Pid) -> Self {
+    pub(super) fn new(stub: &Arc<Stub>, (slot, context): (usize, &Arc<Context>), thread: Pid) -> Self {
         Self {
             stub: Arc::clone(stub),
+            slot,
             context: Arc::clone(context),
             thread,
             requested: AtomicBool::new(false),
@@ -63,10 +66,13 @@ impl StubInterrupt {
         }
         let word = self.context.u32_at(at::STATE);
         let was = word.compare_exchange(state::LONG, state::SENTRY, Ordering::SeqCst, Ordering::Relaxed);
-        if was.is_ok() && slept == here() {
+        if was.is_err() || wake_as_it_leaves(&self.stub, &self.context, self.slot) {
+            return;
+        }
+        if slept == here() {
             // The caller leaves this processor to who serves that stub: the two are not to share it.
             wake_elsewhere(self.stub.pid(), self.thread, || futex_wake(word));
-        } else if was.is_ok() {
+        } else {
             futex_wake(word);
         }
     }

@@ -157,6 +157,8 @@ pub(super) mod state {
     pub(crate) const SENTRY: u32 = 2;
     /// The sentry's, and it will be long: the stub shall sleep.
     pub(crate) const LONG: u32 = 3;
+    /// The stub's, once the thread that made its guest thread goes on ([`super::super::resting`]).
+    pub(crate) const GIVEN: u32 = 4;
 }
 
 /// What the stub can be asked.
@@ -190,6 +192,15 @@ pub(super) mod op {
     /// Receives a file and reads it into the guest's memory: socket, message header, flags, where to, how many bytes, from which offset on. The
     /// result is that of `recvmsg` where it failed, else that of `pread64`.
     pub(crate) const READ_FILE: u32 = 13;
+    /// Save vector registers to another context, whose address is the argument.
+    pub(crate) const SAVE_FOR: u32 = 14;
+    /// As [`RESUME_LATE`]; then the thread of another context, whose address is the argument, has its turn ([`super::state::GIVEN`]).
+    pub(crate) const RESUME_GIVING: u32 = 15;
+    /// As [`RESUME_ALL`], with the vector registers that are in the context, in a thread that rested.
+    pub(crate) const RESUME_NEW: u32 = 16;
+    /// Forget the guest, wake who sleeps at the word that the argument says (0: nobody), and sleep until there is another guest. No answer: the
+    /// state is then [`super::state::LONG`].
+    pub(crate) const REST: u32 = 17;
 }
 
 /// Why the stub gave the turn away.

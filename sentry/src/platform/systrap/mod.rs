@@ -24,6 +24,7 @@ mod put_off;
 mod remember;
 pub(in crate::platform) mod remote;
 mod replace;
+mod resting;
 mod sleepers;
 pub(super) mod spare;
 mod stage;
@@ -40,6 +41,7 @@ mod vector;
 mod waiting;
 pub(super) mod zygote;
 
+pub(crate) use apart::{here, wake_here};
 pub(super) use interrupt::signal_thread;
 pub(crate) use layout::INTERRUPT;
 pub(super) use stub::{send_files, sockets};

@@ -8,6 +8,9 @@
 //! bytes, that become the jump; the slot makes the comparison before it goes back. The jump is written so that its third byte, where the comparison was, begins an instruction
 //! that no program may execute (`in`): who is about to compare, or jumps there, faults, and the comparison is made for it.
 //!
+//! Where a compiler put the address of an argument between number and call, as glibc has it where threads are made (`lea signals(%rip), %rsi; syscall`), the
+//! `lea` becomes the jump, and what it does is done in the slot. The `syscall` stays where it is: who jumps to it traps, and nobody can be inside.
+//!
 //! **When a site may be replaced.** Its page must be private (a shared one would change the file) and not writable (code that is being made or
 //! changed is let alone), and it has been met [`HITS`] times. Where other threads may run through it, it is changed in steps that each of them
 //! may meet, and only when its beginning lies in one quadword. Code that jumps between the two instructions, or is restarted there after a
@@ -47,6 +50,28 @@ pub(super) fn comparison(site: [u8; COMPARED_SIZE]) -> Option<u64> {
     let [0x0f, 0x05, 0x48, 0x3d, number @ ..] = site else { return None };
     let number = i64::from(i32::from_le_bytes(number));
     ERRORS.contains(&number).then_some(number.cast_unsigned())
+}
+
+/// Bytes of a site where an address is loaded last, its `syscall` included.
+pub(super) const ADDRESS_SIZE: usize = SITE_SIZE + 2;
+
+/// What is done in a slot instead of the `lea` at this site, where that is seven bytes long and a call follows (Intel SDM, volume 2, 2.1.5 and LEA).
+pub(super) fn address(site: u64, bytes: [u8; ADDRESS_SIZE]) -> Option<Vec<u8>> {
+    let [rex @ 0x48..=0x4f, 0x8d, modrm, a, b, c, d, 0x0f, 0x05] = bytes else { return None };
+    let distance = i64::from(i32::from_le_bytes([a, b, c, d]));
+    let (mode, to, base) = (modrm >> 6, modrm >> 3 & 7, modrm & 7);
+    match (mode, base) {
+        // From the next instruction on: `movabs $address, register`.
+        (0, 5) => {
+            let address = site.wrapping_add(SITE_SIZE as u64).wrapping_add_signed(distance);
+            let mut load = vec![0x48 | rex >> 2 & 1, 0xb8 | to];
+            load.extend(address.to_le_bytes());
+            Some(load)
+        }
+        // From a register on, without an index.
+        (2, 0..=3 | 5..=7) => Some(bytes.get(..SITE_SIZE)?.to_vec()),
+        _ => None,
+    }
 }
 
 /// The sites of one address space.
@@ -89,6 +114,8 @@ enum SlotKind {
     Answer,
     /// Compares what came of the call.
     Comparison,
+    /// Loads an address, which it has done from this place on.
+    Address(u64),
 }
 
 /// What has to be written to replace a site.
@@ -142,11 +169,10 @@ impl Patches {
             slot_bytes.extend(number.to_le_bytes());
             jump_by_word(&mut slot_bytes, slot, ENTRY)?;
         }
-        let [a, b, c, d] = u32::try_from(slot).ok()?.to_le_bytes();
         Some(Patch {
             slot,
             slot_bytes,
-            site_bytes: vec![0xff, 0x24, 0x25, a, b, c, d],
+            site_bytes: jump_to(slot)?,
             table_bytes: self.table_bytes(),
             answers: answer.is_some(),
             number,
@@ -173,6 +199,24 @@ impl Patches {
             slot,
             slot_bytes,
             site_bytes,
+            table_bytes: self.table_bytes(),
+            answers: false,
+            number: 0,
+        })
+    }
+
+    /// The same for a site where an address is loaded last, as `load` does.
+    pub(super) fn plan_address(&self, site: u64, load: &[u8]) -> Option<Patch> {
+        let slot = self.free_slot(2 * SLOT_SIZE)?;
+        let mut slot_bytes = (slot + 8).to_le_bytes().to_vec();
+        slot_bytes.extend(load);
+        slot_bytes.extend([0x48, 0xb9]);
+        slot_bytes.extend((site + ADDRESS_SIZE as u64).to_le_bytes());
+        jump_by_word(&mut slot_bytes, slot, ENTRY)?;
+        Some(Patch {
+            slot,
+            slot_bytes,
+            site_bytes: jump_to(slot)?,
             table_bytes: self.table_bytes(),
             answers: false,
             number: 0,
@@ -231,6 +275,12 @@ impl Patches {
         self.remember(site, old, plan, SlotKind::Comparison);
     }
 
+    /// The site that loads an address, as `load` does, has been replaced.
+    pub(super) fn done_address(&mut self, site: u64, old: &[u8], plan: &Patch, load: &[u8]) {
+        self.slots += 2;
+        self.remember(site, old, plan, SlotKind::Address(8 + load.len() as u64));
+    }
+
     fn remember(&mut self, site: u64, old: &[u8], plan: &Patch, kind: SlotKind) {
         self.replaced.push(Replaced { site, old: old.to_vec(), new: plan.site_bytes.clone() });
         self.places.push((plan.slot, site, kind));
@@ -262,6 +312,7 @@ impl Patches {
             (SlotKind::Answer, 27..) => site + 7,
             (SlotKind::Comparison, 32..) => site + 8,
             (SlotKind::Comparison, 26..) => site + 2,
+            (SlotKind::Address(loaded), at) if at >= *loaded => site + SITE_SIZE as u64,
             _ => *site,
         })
     }
@@ -290,6 +341,12 @@ impl Patches {
         let site = address.checked_sub(2)?;
         self.compared.get(&site).map(|with| (site + COMPARED_SIZE as u64, *with))
     }
+}
+
+/// `jmp *slot`, by a word at an address of 32 bits.
+fn jump_to(slot: u64) -> Option<Vec<u8>> {
+    let [a, b, c, d] = u32::try_from(slot).ok()?.to_le_bytes();
+    Some(vec![0xff, 0x24, 0x25, a, b, c, d])
 }
 
 /// `jmp *word(%rip)` at the end of what will lie at `slot`.
@@ -342,6 +399,30 @@ mod tests {
         assert_eq!(number([0xb8, 39, 0, 0, 0, 0x0f, 0x05]), Some(39));
         assert_eq!(number([0xb8, 39, 0, 0, 0, 0x0f, 0x34]), None);
         assert_eq!(number([0x48, 39, 0, 0, 0, 0x0f, 0x05]), None);
+    }
+
+    #[test]
+    fn an_address_is_loaded_in_the_slot_as_it_was_at_the_site() {
+        let of = |rex, modrm, last| address(0x40_0000, [rex, 0x8d, modrm, 0x10, 0, 0, 0x80, 0x0f, last]);
+        // lea -0x7ffffff0(%rip), %rsi; the same into %r9; then from %rbx.
+        let absolute = (0x40_0007_u64 + 0x10).wrapping_sub(1 << 31).to_le_bytes();
+        assert_eq!(of(0x48, 0x35, 5).unwrap(), [&[0x48, 0xbe], &absolute[..]].concat());
+        assert_eq!(of(0x4c, 0x0d, 5).unwrap(), [&[0x49, 0xb9], &absolute[..]].concat());
+        assert_eq!(of(0x48, 0xb3, 5).unwrap(), [0x48, 0x8d, 0xb3, 0x10, 0, 0, 0x80]);
+        // Another instruction, with an index, of another length, without a call.
+        assert_eq!((of(0x40, 0x35, 5), of(0x48, 0xb4, 5), of(0x48, 0x33, 5)), (None, None, None));
+        assert_eq!(of(0x48, 0x35, 0x34), None);
+        let mut patches = Patches::default();
+        for rex in [0x48, 0x4c] {
+            let load = of(rex, 0xb3, 5).unwrap();
+            let plan = patches.plan_address(0x40_0000, &load).unwrap();
+            assert!(plan.slot_bytes.len() as u64 <= 2 * SLOT_SIZE && plan.site_bytes.len() == SITE_SIZE);
+            patches.done_address(0x40_0000, &load, &plan, &load);
+            let place = |at| patches.original(plan.slot + at);
+            assert_eq!([place(8), place(15), place(25)], [0x40_0000, 0x40_0007, 0x40_0007].map(Some));
+        }
+        assert_eq!(patches.table_size(), Some(5 * SLOT_SIZE));
+        assert!(!patches.entered_inside(0x40_0005));
     }
 
     #[test]

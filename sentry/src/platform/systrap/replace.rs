@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::interrupt::answer_of;
 use super::layout::{at, kind};
-use super::patch::{self, COMPARED_SIZE, Patch, Replaced, SITE_SIZE, SLOTS, SLOTS_SIZE};
+use super::patch::{self, ADDRESS_SIZE, COMPARED_SIZE, Patch, Replaced, SITE_SIZE, SLOTS, SLOTS_SIZE};
 use super::thread::StubThread;
 use crate::error::Errno;
 use crate::platform::Memory;
@@ -15,12 +15,12 @@ const BREAKPOINT: u8 = 0xcc;
 const READABLE: i32 = libc::PROT_READ | libc::PROT_EXEC;
 
 impl StubThread {
-    /// The site behind which the guest stopped, when it is time to replace it: as long as the longer of its two kinds begins before that.
+    /// The site behind which the guest stopped, when it is time to replace it: where the longest of its kinds begins.
     pub(super) fn replaceable_site(&self) -> Option<u64> {
         if self.came_with & kind::TRAPPED == 0 {
             return None;
         }
-        let site = self.behind_site().checked_sub(SITE_SIZE as u64)?;
+        let site = self.behind_site().checked_sub(ADDRESS_SIZE as u64)?;
         self.stub.patches().met(site).then_some(site)
     }
 
@@ -31,38 +31,84 @@ impl StubThread {
 
     /// Replaces it; its pages have this protection.
     pub(super) fn replace_site(&mut self, protection: i32) -> Result<(), Errno> {
-        let site = self.behind_site().checked_sub(SITE_SIZE as u64).ok_or(Errno::EFAULT)?;
+        let site = self.behind_site().checked_sub(ADDRESS_SIZE as u64).ok_or(Errno::EFAULT)?;
         // One at a time in an address space: pages are writable meanwhile.
         let stub = Arc::clone(&self.stub);
         let lock = stub.replacing();
-        let mut bytes = [0; SITE_SIZE + COMPARED_SIZE - 2];
-        let read = self.read(site, &mut bytes);
-        let Some(first) = bytes.first_chunk().filter(|_| read >= SITE_SIZE) else {
+        let mut bytes = [0; ADDRESS_SIZE + COMPARED_SIZE - 2];
+        let mut read = self.read(site, &mut bytes);
+        if read == 0 {
+            // The shorter kinds may begin where the program's memory does.
+            read = 2 + self.read(site + 2, &mut bytes[2..]);
+        }
+        let Some(first) = bytes.first_chunk::<ADDRESS_SIZE>().filter(|_| read >= ADDRESS_SIZE) else {
             return Err(Errno::EFAULT);
         };
-        if let Some(number) = patch::number(*first) {
-            let answer = answer_of(u64::from(number)).filter(|place| self.answered >> place & 1 != 0);
-            let answer = answer.map(|place| at::ANSWERS + 8 * place);
-            let Some(plan) = self.stub.patches().plan(site, number, answer) else { return Ok(()) };
-            self.stub.patches().begin(site);
-            if self.put(site, first, &plan, protection)? {
-                self.stub.patches().done(site, first, &plan);
-            } else {
-                self.stub.patches().give_up(site);
-            }
-        } else if let Some(old) = bytes.last_chunk().filter(|_| read == bytes.len())
+        let last = bytes.last_chunk().filter(|_| read == bytes.len());
+        if let Some(old) = first.last_chunk()
+            && let Some(number) = patch::number(*old)
+        {
+            self.replace_numbered(site + 2, old, number, protection)?;
+        } else if let Some(old) = last
             && let Some(with) = patch::comparison(*old)
         {
-            let site = site + 5;
-            let Some(plan) = self.stub.patches().plan_compared(site, *old) else { return Ok(()) };
-            self.stub.patches().begin_compared(site, with);
-            if self.put(site, old, &plan, protection)? {
-                self.stub.patches().done_compared(site, old, &plan);
-            } else {
-                self.stub.patches().give_up(site);
-            }
+            self.replace_compared(site + ADDRESS_SIZE as u64 - 2, old, with, protection)?;
+        } else if let Some(old) = first.first_chunk()
+            && let Some(load) = patch::address(site, *first)
+        {
+            self.replace_address(site, old, &load, protection)?;
         }
         drop(lock);
+        Ok(())
+    }
+
+    fn replace_numbered(
+        &mut self,
+        site: u64,
+        old: &[u8; SITE_SIZE],
+        number: u32,
+        protection: i32,
+    ) -> Result<(), Errno> {
+        let answer = answer_of(u64::from(number)).filter(|place| self.answered >> place & 1 != 0);
+        let answer = answer.map(|place| at::ANSWERS + 8 * place);
+        let Some(plan) = self.stub.patches().plan(site, number, answer) else { return Ok(()) };
+        self.stub.patches().begin(site);
+        if self.put(site, old, &plan, protection)? {
+            self.stub.patches().done(site, old, &plan);
+        } else {
+            self.stub.patches().give_up(site);
+        }
+        Ok(())
+    }
+
+    fn replace_compared(
+        &mut self,
+        site: u64,
+        old: &[u8; COMPARED_SIZE],
+        with: u64,
+        protection: i32,
+    ) -> Result<(), Errno> {
+        let Some(plan) = self.stub.patches().plan_compared(site, *old) else { return Ok(()) };
+        self.stub.patches().begin_compared(site, with);
+        if self.put(site, old, &plan, protection)? {
+            self.stub.patches().done_compared(site, old, &plan);
+        } else {
+            self.stub.patches().give_up(site);
+        }
+        Ok(())
+    }
+
+    fn replace_address(
+        &mut self,
+        site: u64,
+        old: &[u8; SITE_SIZE],
+        load: &[u8],
+        protection: i32,
+    ) -> Result<(), Errno> {
+        let Some(plan) = self.stub.patches().plan_address(site, load) else { return Ok(()) };
+        if self.put(site, old, &plan, protection)? {
+            self.stub.patches().done_address(site, old, &plan, load);
+        }
         Ok(())
     }
 
@@ -306,7 +352,7 @@ pub(super) mod tests {
     use super::super::tests::{PLATFORM, RX};
     use super::*;
     use crate::platform::tests::{TEXT, give_code};
-    use crate::platform::{Memory, MemoryCall, Thread, Trap};
+    use crate::platform::{Memory, MemoryCall, Regs, Thread, Trap};
 
     thread_local! {
         /// How many changes of protection are still made before the host refuses one, and whether it refuses all after that.
@@ -403,6 +449,57 @@ pub(super) mod tests {
                 assert_eq!(thread.resume(), Trap::Syscall { number: 39 });
             }
             assert!(as_before > 0 && replaced > 0 && ends > 0, "{as_before} {replaced} {ends}");
+        }
+    }
+
+    /// `1: mov $39, %eax; lea 0x10(%rip) or 0x10(%rbx), %rsi; syscall; jmp 1b`
+    fn addressed(from: [u8; 2]) -> [u8; 16] {
+        let [rex, modrm] = from;
+        [0xb8, 39, 0, 0, 0, rex, 0x8d, modrm, 0x10, 0, 0, 0, 0x0f, 0x05, 0xeb, 0xf0]
+    }
+
+    /// Wherever it lies, and while others run through it, the call has the address that the program loads.
+    #[test]
+    fn a_call_behind_an_address_is_replaced() {
+        for (place, from) in (0..9).flat_map(|place| [(place, [0x48, 0x35]), (place, [0x48, 0xb3])]) {
+            // The last one lies across two pages.
+            let at = TEXT + if place == 8 { 0xff8 } else { 0x100 + place };
+            let expected = if from[1] == 0x35 { at + 12 + 0x10 } else { 0x7010 };
+            let (mut thread, _) = guest(TEXT + 0x800, false);
+            protect(&mut thread, TEXT, 0x2000, RWX);
+            assert_eq!(thread.write(at, &addressed(from)), 16);
+            protect(&mut thread, TEXT, 0x2000, RX);
+            *thread.regs() = Regs { rip: at, rbx: 0x7000, ..*thread.regs() };
+            let mut other = thread.spawn_thread().unwrap();
+            let (mut child, registers) = (thread.spawn_thread().unwrap(), *thread.regs());
+            for one in [&mut other, &mut child] {
+                *one.regs() = registers;
+            }
+            let other = std::thread::spawn(move || {
+                for _ in 0..2_000 {
+                    assert_eq!(other.resume(), Trap::Syscall { number: 39 });
+                    assert_eq!(other.arguments()[1], expected);
+                }
+            });
+            let mut traps = 0;
+            for _ in 0..100 {
+                assert_eq!(thread.resume(), Trap::Syscall { number: 39 });
+                assert_eq!(thread.arguments()[1], expected);
+                traps += u32::from(thread.came_with & kind::TRAPPED != 0);
+                if thread.replaceable().is_some() {
+                    thread.replace(RX).unwrap();
+                }
+            }
+            other.join().unwrap();
+            assert!(traps < 40 && !thread.has(at, &addressed(from)), "{place} {from:x?}: {traps}");
+            // Who jumps to the call makes it.
+            *child.regs() = Regs { rip: at + 12, rax: 40, rsi: 5, ..*child.regs() };
+            assert_eq!(child.resume(), Trap::Syscall { number: 40 });
+            assert_eq!((child.arguments()[1], child.came_with & kind::TRAPPED), (5, kind::TRAPPED));
+            thread.show_code(&|_| Some(RX)).unwrap();
+            assert!(thread.has(at, &addressed(from)), "{place}");
+            assert_eq!(thread.resume(), Trap::Syscall { number: 39 });
+            assert_eq!(thread.arguments()[1], expected);
         }
     }
 

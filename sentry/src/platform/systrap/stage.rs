@@ -83,6 +83,7 @@ const READ: &[(i64, u16, u16)] = &[
     (libc::SYS_rt_sigprocmask, RSI, fixed(8)),
     (libc::SYS_nanosleep, RDI, fixed(16)),
     (libc::SYS_clock_nanosleep, RDX, fixed(16)),
+    (libc::SYS_clone3, RDI, of(RSI, 0)),
 ];
 
 const WRITTEN: &[(i64, u16, u16)] = &[

@@ -21,6 +21,7 @@ use super::context::{Context, futex_wake};
 use super::layout::{CONTEXTS_SIZE, MAX_THREADS, at, context_address, state};
 use super::patch::Patches;
 use super::remote::{Process, StubMemory, word};
+use super::resting::Resting;
 use crate::error::Errno;
 use crate::sync::lock;
 
@@ -87,6 +88,7 @@ pub(in crate::platform) struct Stub {
     first: OnceLock<Arc<Context>>,
     patches: Mutex<Patches>,
     replacing: Mutex<()>,
+    resting: Mutex<Vec<Resting>>,
     processes: Weak<Processes>,
     /// What its contexts have at [`at::SECRET`] in its first slot; `None` of the first stub, which the sentry made by itself.
     secret: Option<(usize, u64)>,
@@ -192,6 +194,16 @@ impl Stub {
     /// A context that no thread has, for other use of its memory.
     pub(in crate::platform) fn map_context(&self, slot: usize) -> Result<Context, Errno> {
         Context::map(self.contexts.as_fd(), slot)
+    }
+
+    /// Its threads that rest.
+    pub(super) fn resting(&self) -> MutexGuard<'_, Vec<Resting>> {
+        lock(&self.resting)
+    }
+
+    /// One that rested has a guest thread again.
+    pub(super) fn enter(&self) {
+        lock(&self.slots).live += 1;
     }
 
     /// A thread is about to end; `true` when it is the last.
@@ -312,6 +324,7 @@ impl Processes {
             first: OnceLock::new(),
             patches: Mutex::new(patches),
             replacing: Mutex::new(()),
+            resting: Mutex::default(),
             processes: Arc::downgrade(self),
             secret,
             known: AtomicBool::new(secret.is_none()),

@@ -101,7 +101,9 @@ kata_cc_stub_handler:
     pause
     sub $1, %r8d
     ja .Lwait
-2:  mov ${CPUNODE}, %eax
+2:
+.Lsleep:
+    mov ${CPUNODE}, %eax
     lsl %eax, %eax
     inc %eax
     xchg %eax, {STUB_SLEEPS}(%rbx)
@@ -150,6 +152,14 @@ kata_cc_stub_handler:
     je .Lmap
     cmp ${READ_FILE}, %eax
     je .Lread_file
+    cmp ${RESUME_GIVING}, %eax
+    je .Lresume_giving
+    cmp ${RESUME_NEW}, %eax
+    je .Lresume_new
+    cmp ${REST}, %eax
+    je .Lrest
+    cmp ${SAVE_FOR}, %eax
+    je .Lsave_for
     jmp .Lend
 
     // From a replaced call site: rax: number, rcx: where to go on. The rest is the guest's. No signal frame, no trap.
@@ -423,8 +433,14 @@ kata_cc_stub_restorer:
     cmp %rcx, %rax
     je .Lgo_on_at
     .endr
+    lea .Lgive(%rip), %rdi
+    .irp place, .Lgiving_faults
+    lea \place(%rip), %rcx
+    cmp %rcx, %rax
+    je .Lgo_on_at
+    .endr
     lea .Lfailed(%rip), %rdi
-    .irp place, .Lcompare_faults, .Lload_faults, .Lpush_state_faults, .Lpush_mark_faults, .Lpush_frame_faults
+    .irp place, .Lcompare_faults, .Lload_faults, .Lnew_faults, .Lpush_state_faults, .Lpush_mark_faults, .Lpush_frame_faults
     lea \place(%rip), %rcx
     cmp %rcx, %rax
     je .Lgo_on_at
@@ -551,6 +567,12 @@ kata_cc_stub_end:
     FORK = const op::FORK,
     MAP = const op::MAP,
     READ_FILE = const op::READ_FILE,
+    SAVE_FOR = const op::SAVE_FOR,
+    RESUME_GIVING = const op::RESUME_GIVING,
+    RESUME_NEW = const op::RESUME_NEW,
+    REST = const op::REST,
+    LONG = const state::LONG,
+    GIVEN = const state::GIVEN,
     MAPS = const at::WINDOW + at::MAPS,
     DESCRIPTOR = const at::WINDOW + at::DESCRIPTORS,
     INTERRUPT = const INTERRUPT,

@@ -106,6 +106,66 @@ macro_rules! what_it_is_asked {
     xor %eax, %eax
     jmp .Ldone
 
+.Lsave_for:
+    mov {ARGUMENTS}(%rbx), %rdi
+    mov $-1, %eax
+    mov $-1, %edx
+    xsave64 {VECTOR}(%rdi)
+    xor %eax, %eax
+    jmp .Ldone
+
+    // Whom the guest made begins once its number is where it looks for it. Where that cannot be written it begins all the same.
+.Lresume_giving:
+    mov {LATE}(%rbx), %rdi
+    mov {LATE}+8(%rbx), %rcx
+    lea {LATE_BYTES}(%rbx), %rsi
+    cld
+.Lgiving_faults:
+    rep movsb
+.Lgive:
+    mov {ARGUMENTS}(%rbx), %rdi
+    mov ${GIVEN}, %eax
+    mov ${STUB}, %ecx
+    lock cmpxchg %ecx, {STATE}(%rdi)
+    jne .Lresume
+    cmpl $0, {STUB_SLEEPS}(%rdi)
+    je .Lresume
+    mov $202, %eax                  // futex(its state, FUTEX_WAKE, all: the sentry's thread may be there already)
+    add ${STATE}, %rdi
+    mov $1, %esi
+    mov $0x7fffffff, %edx
+    syscall
+    jmp .Lresume
+
+.Lresume_new:
+    mov $-1, %eax
+    mov $-1, %edx
+.Lnew_faults:
+    xrstor64 {VECTOR}(%rbx)
+    jmp .Lresume_all
+
+    // Its guest ended in a signal's frame, or not: neither that frame nor its blocked signals are of any use.
+.Lrest:
+    lea {SCRATCH_STACK}(%rbx), %rsp
+    movq $0, {FRAME}(%rbx)
+    mov $14, %eax                   // rt_sigprocmask(SIG_SETMASK)
+    mov $2, %edi
+    lea {NO_SIGNALS}(%rbx), %rsi
+    xor %edx, %edx
+    mov $8, %r10d
+    syscall
+    mov {ARGUMENTS}(%rbx), %r12
+    mov ${LONG}, %eax
+    xchg %eax, {STATE}(%rbx)
+    test %r12, %r12
+    jz .Lsleep
+    mov $202, %eax                  // futex(of another thread, FUTEX_WAKE, 1)
+    mov %r12, %rdi
+    mov $1, %esi
+    mov $1, %edx
+    syscall
+    jmp .Lsleep
+
 .Lload:
     mov $-1, %eax
     mov $-1, %edx

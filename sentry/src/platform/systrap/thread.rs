@@ -14,6 +14,7 @@ use super::layout::{CODE, at, context_address, kind, op, state};
 use super::put_off::{Mapping, PutOff};
 use super::remember::{self, Noted};
 use super::remote::{Process, StubMemory};
+use super::resting::Rest;
 use super::sleepers;
 use super::stub::{Parts, Processes, Stub};
 use super::turn::{Late, ends_before_stub};
@@ -26,7 +27,7 @@ use crate::platform::{
 
 /// A guest thread. It owns the turn whenever one of its methods is called.
 pub(in crate::platform) struct StubThread {
-    processes: Arc<Processes>,
+    pub(super) processes: Arc<Processes>,
     pub(in crate::platform) stub: Arc<Stub>,
     pub(in crate::platform) slot: usize,
     pub(in crate::platform) context: Arc<Context>,
@@ -34,6 +35,8 @@ pub(in crate::platform) struct StubThread {
     pub(super) regs: Regs,
     pub(super) fs_base: u64,
     pub(super) all: bool,
+    /// The guest runs since [`Thread::start`].
+    pub(super) started: bool,
     /// The guest is to run for one instruction.
     pub(super) stepping: bool,
     /// What came with the guest's call: flags of [`super::layout::kind`].
@@ -41,19 +44,20 @@ pub(in crate::platform) struct StubThread {
     /// Number of that call.
     pub(super) called: u64,
     /// Its descriptor of the socket by which files come.
-    socket: u64,
+    pub(super) socket: u64,
     pub(in crate::platform) interrupt: Arc<StubInterrupt>,
     pub(in crate::platform) memory: Arc<StubMemory<Stub>>,
     /// Which of [`ANSWERED`] the context has answers for.
     pub(super) answered: u64,
     /// Arguments by which the host's kernel forgets the guest's restartable sequences.
-    restartable: Option<[u64; 4]>,
+    pub(super) restartable: Option<[u64; 4]>,
     pub(super) waiting: Waiting,
     /// Copies that the stub is not asked for, since it was slow.
     pub(super) slow_copies: Cell<u32>,
     pub(super) late: Late,
     pub(super) put_off: PutOff,
     pub(super) noted: Noted,
+    pub(super) rest: Rest,
 }
 
 /// Where a thread's turn lies, before it is known who it is.
@@ -65,6 +69,13 @@ pub(super) struct Place {
 
 /// Prepares a context for a thread that will run in it. It begins with the turn in this state ([`super::layout::state`]).
 pub(super) fn prepare(context: &Context, slot: usize, secret: u64, turn: u32) {
+    prepare_again(context, slot, secret);
+    context.u32_at(at::STUB_SLEEPS).store(0, Ordering::Relaxed);
+    context.u32_at(at::STATE).store(turn, Ordering::SeqCst);
+}
+
+/// Prepares one for another guest in the same thread, which sleeps.
+pub(super) fn prepare_again(context: &Context, slot: usize, secret: u64) {
     context.store(at::SECRET, secret);
     context.store(at::FRAME, 0);
     context.store(at::NO_SIGNALS, 0);
@@ -76,16 +87,14 @@ pub(super) fn prepare(context: &Context, slot: usize, secret: u64, turn: u32) {
     context.store(at::STACK_T + 8, 0);
     context.store(at::STACK_T + 16, at::SIGNAL_STACK_SIZE as u64);
     context.u32_at(at::INTERRUPTED).store(0, Ordering::Relaxed);
-    context.u32_at(at::STUB_SLEEPS).store(0, Ordering::Relaxed);
     context.u32_at(at::SENTRY_SLEEPS).store(0, Ordering::Relaxed);
-    context.u32_at(at::STATE).store(turn, Ordering::SeqCst);
 }
 
 impl StubThread {
     /// The thread that runs, or begins to, in a prepared context.
     pub(super) fn begin(processes: &Arc<Processes>, place: Place, thread: Pid, socket: u64) -> Self {
         let Place { stub, slot, context } = place;
-        let interrupt = StubInterrupt::new(&stub, &context, thread);
+        let interrupt = StubInterrupt::new(&stub, (slot, &context), thread);
         let memory = Arc::new(StubMemory(Arc::clone(&stub)));
         let thread = Self {
             processes: Arc::clone(processes),
@@ -95,6 +104,7 @@ impl StubThread {
             regs: Regs::default(),
             fs_base: 0,
             all: true,
+            started: false,
             stepping: false,
             came_with: 0,
             called: 0,
@@ -108,6 +118,7 @@ impl StubThread {
             late: Late::default(),
             put_off: PutOff::default(),
             noted: Noted::default(),
+            rest: Rest::default(),
         };
         let (awake, woken) = thread.waiting.told();
         thread.context.u32_at(at::SPIN).store(awake, Ordering::Relaxed);
@@ -192,10 +203,8 @@ impl StubThread {
     }
 
     /// Copies what a new thread does not have from its clone: registers, and vector state where the guest's lay in a signal frame.
-    fn pass_state_to(&mut self, child: &mut Self) -> Result<(), Errno> {
-        self.take_registers();
-        child.regs = self.regs;
-        child.fs_base = self.fs_base;
+    pub(super) fn pass_state_to(&mut self, child: &mut Self) -> Result<(), Errno> {
+        (child.regs, child.fs_base) = self.peek_registers();
         // Replaced call sites read them there. The values are the caller's until others are set.
         for place in 0..ANSWERED.len() {
             child.context.store(at::ANSWERS + 8 * place, self.context.load(at::ANSWERS + 8 * place));
@@ -292,6 +301,10 @@ pub(in crate::platform) fn memory_call(call: &MemoryCall<'_>) -> (i64, [u64; 6])
 impl Thread for StubThread {
     fn resume(&mut self) -> Trap {
         self.run_guest()
+    }
+
+    fn start(&mut self) -> bool {
+        self.start_guest()
     }
 
     fn step(&mut self) -> Trap {
@@ -487,6 +500,7 @@ impl Thread for StubThread {
     fn retire(&mut self) {
         if !self.stub.is_single() {
             self.take_back_restartable();
+            self.is_about_to_rest();
         }
     }
 
@@ -495,7 +509,13 @@ impl Thread for StubThread {
     }
 
     fn spawn(&mut self) -> Result<Box<dyn Thread>, Errno> {
-        Ok(Box::new(self.spawn_thread()?))
+        let mut child = match self.spawn_resting()? {
+            Some(child) => child,
+            None => self.spawn_thread()?,
+        };
+        child.rest.rests = true;
+        self.has_made(&child);
+        Ok(Box::new(child))
     }
 
     fn replaceable(&mut self) -> Option<u64> {
@@ -510,7 +530,12 @@ impl Thread for StubThread {
         self.take_over(kept)
     }
 
+    fn settle(&mut self) {
+        self.let_begin();
+    }
+
     fn release(&mut self) {
+        self.load_now();
         // Who serves it from now on works; whoever prepared it may never do again.
         waiting::rest();
     }
@@ -548,7 +573,12 @@ impl StubThread {
 
 impl Drop for StubThread {
     fn drop(&mut self) {
-        if self.stub.leave() {
+        self.let_begin();
+        let last = self.stub.leave();
+        if self.let_rest(!last) {
+            return;
+        }
+        if last {
             self.stub.kill();
         } else if self.interrupt.thread == self.stub.pid() && !self.stub.is_dead() {
             self.take_back_restartable();

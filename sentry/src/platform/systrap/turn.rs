@@ -9,6 +9,7 @@ use super::context::{futex_wait, futex_wake};
 use super::layout::{ANYWHERE, CODE, FLAGS, INTERRUPT, at, context_address, kind, op, state};
 use super::patch::flags_of_comparison;
 use super::remote::Process;
+use super::resting::{give, is_away};
 use super::stage;
 use super::step::TRAP_FLAG;
 use super::thread::StubThread;
@@ -24,7 +25,7 @@ pub(super) struct Late {
     /// Where to, and how many; they lie in the context.
     pending: Cell<Option<(u64, usize)>>,
     /// That it could not be done.
-    failed: Cell<bool>,
+    pub(super) failed: Cell<bool>,
 }
 
 /// For what the sentry's thread waits.
@@ -51,12 +52,17 @@ const EFAULT: u64 = (-(libc::EFAULT as i64)).cast_unsigned();
 impl StubThread {
     /// Gives the turn to the stub, and waits for it to come back. `false` when the stub is gone.
     fn pass(&self, what: u32, patience: Patience) -> bool {
+        self.tell_looks();
+        let slept = self.give_turn(what);
+        self.wait(self.waiting.looks_for(slept), patience)
+    }
+
+    /// Tells the stub for how long it is to look for its turn, where that is new.
+    fn tell_looks(&self) {
         if let Some((awake, woken)) = self.waiting.begin() {
             self.context.u32_at(at::SPIN).store(awake, Ordering::Relaxed);
             self.context.u32_at(at::SPIN_WOKEN).store(woken, Ordering::Relaxed);
         }
-        let slept = self.give_turn(what);
-        self.wait(self.waiting.looks_for(slept), patience)
     }
 
     /// Gives the turn to the stub. Whether it had to be woken.
@@ -80,7 +86,7 @@ impl StubThread {
     pub(super) fn wait(&self, looks: u32, patience: Patience) -> bool {
         let word = self.context.u32_at(at::STATE);
         for look in 0..looks {
-            if word.load(Ordering::Acquire) != state::STUB {
+            if !is_away(word.load(Ordering::Acquire)) {
                 self.waiting.came(look);
                 return self.has_turn();
             }
@@ -94,17 +100,23 @@ impl StubThread {
         let begin = ticks::now();
         let sleeps = self.context.u32_at(at::SENTRY_SLEEPS);
         sleeps.store(if self.waiting.is_alone() { here() } else { ANYWHERE }, Ordering::SeqCst);
-        let waits = || word.load(Ordering::SeqCst) == state::STUB && !self.stub.is_dead();
         let (mut breath, mut breaths) = (begin, 0);
-        while waits() {
-            futex_wait(word, state::STUB, (patience != Patience::Guest).then_some(BREATH));
+        let away =
+            || Some(word.load(Ordering::SeqCst)).filter(|state| is_away(*state) && !self.stub.is_dead());
+        while let Some(state) = away() {
+            let has_end = patience != Patience::Guest || state == state::GIVEN;
+            futex_wait(word, state, has_end.then_some(BREATH));
             let now = ticks::now();
             if ticks::duration(now.saturating_sub(breath)) < BREATH * 9 / 10 {
                 continue;
             }
             breath = now;
+            if state == state::GIVEN {
+                // Who was to give it does not, and somebody may want to end this guest.
+                give(&self.context);
+            }
             breaths += u32::from(patience == Patience::Moment || self.interrupt.is_ending());
-            if patience != Patience::Guest && breaths == BREATHS && waits() {
+            if has_end && breaths == BREATHS && away().is_some() {
                 tracing::warn!("a stub does not do what it is asked: its guest is ended");
                 self.stub.kill();
             }
@@ -148,9 +160,18 @@ impl StubThread {
             self.regs.rax = EFAULT;
         }
         if !self.all {
-            let Regs { rax, rdi, rsi, rdx, r10, r8, r9, .. } = self.regs;
+            let called = self.regs;
             self.take_all();
-            self.regs = Regs { rax, rdi, rsi, rdx, r10, r8, r9, ..self.regs };
+            self.regs = with_call(self.regs, &called);
+        }
+    }
+
+    /// Registers and the base of `fs`, as they are: those of this guest stay where they are.
+    pub(super) fn peek_registers(&self) -> (Regs, u64) {
+        if self.all {
+            (self.regs, self.fs_base)
+        } else {
+            (with_call(self.context.regs(), &self.regs), self.context.load(at::FS_BASE))
         }
     }
 
@@ -176,8 +197,42 @@ impl StubThread {
 
     /// Lets the guest run until it stops.
     pub(super) fn run_guest(&mut self) -> Trap {
+        let first = if std::mem::take(&mut self.started) {
+            self.tell_looks();
+            self.stopped(self.wait(self.waiting.looks_for(false), Patience::Guest))
+        } else {
+            if let Err(trap) = self.enter_guest() {
+                return trap;
+            }
+            self.go_on()
+        };
+        let trap = first.unwrap_or_else(|| {
+            loop {
+                if let Some(trap) = self.go_on() {
+                    break trap;
+                }
+            }
+        });
+        self.interrupt.in_guest.store(false, Ordering::SeqCst);
+        trap
+    }
+
+    /// Lets the guest of a new thread run, for [`run_guest`](Self::run_guest) to wait for.
+    pub(super) fn start_guest(&mut self) -> bool {
+        if self.enter_guest().is_err() {
+            return false;
+        }
+        let what = self.lay_out();
+        self.context.u32_at(at::WHAT).store(what, Ordering::Relaxed);
+        self.context.u32_at(at::STATE).store(state::GIVEN, Ordering::SeqCst);
+        self.started = true;
+        true
+    }
+
+    /// From now on interrupts stop the guest. What it stops for already, if it does.
+    fn enter_guest(&self) -> Result<(), Trap> {
         if self.make_mappings().is_err() || !self.has_turn() {
-            return Trap::Gone;
+            return Err(Trap::Gone);
         }
         let interrupted = self.context.u32_at(at::INTERRUPTED);
         if interrupted.load(Ordering::Relaxed) != 0 {
@@ -187,42 +242,54 @@ impl StubThread {
         if self.interrupt.requested.load(Ordering::SeqCst) {
             self.interrupt.requested.store(false, Ordering::SeqCst);
             self.interrupt.in_guest.store(false, Ordering::SeqCst);
-            return Trap::Interrupted;
+            return Err(Trap::Interrupted);
         }
-        let trap = loop {
-            if let Some(trap) = self.go_on() {
-                break trap;
-            }
-        };
-        self.interrupt.in_guest.store(false, Ordering::SeqCst);
-        trap
+        Ok(())
     }
 
     /// Lets the guest run; `None` where it has to go on, since what it stopped for concerns nobody else.
     fn go_on(&mut self) -> Option<Trap> {
+        let what = self.lay_out();
+        let came = self.pass(what, Patience::Guest);
+        self.stopped(came)
+    }
+
+    /// Puts into the context what the guest goes on with, and says how it does.
+    fn lay_out(&mut self) -> u32 {
         if self.all {
+            self.let_begin();
             self.finish_late();
         }
         if self.late.failed.take() {
             self.regs.rax = EFAULT;
         }
         self.context.store(at::TURN, self.regs.rax);
-        let what = if self.all {
+        self.came_with = 0;
+        if self.all {
             // The stub's own code would run under any other flag, too.
             let trap = if self.stepping { TRAP_FLAG } else { 0 };
             let eflags = (self.regs.eflags & FLAGS) | 0x202 | trap;
             self.context.set_regs(&Regs { eflags, ..self.regs });
             self.context.store(at::FS_BASE, self.fs_base);
-            op::RESUME_ALL
+            self.resume_all()
+        } else if let Some(made) = self.take_made() {
+            let (to, length) = self.late.pending.take().unwrap_or_default();
+            self.context.store(at::LATE, to);
+            self.context.store(at::LATE + 8, length as u64);
+            self.context.store(at::ARGUMENTS, made.address());
+            op::RESUME_GIVING
         } else if let Some((to, length)) = self.late.pending.take() {
             self.context.store(at::LATE, to);
             self.context.store(at::LATE + 8, length as u64);
             op::RESUME_LATE
         } else {
             op::RESUME
-        };
-        self.came_with = 0;
-        if !self.pass(what, Patience::Guest) {
+        }
+    }
+
+    /// Why the guest stopped, where the turn came back; `None` where it has to go on.
+    fn stopped(&mut self, came: bool) -> Option<Trap> {
+        if !came {
             return Some(Trap::Gone);
         }
         match self.what() {
@@ -346,6 +413,12 @@ impl StubThread {
             }
         }
     }
+}
+
+/// Registers, with those that a call told.
+fn with_call(all: Regs, called: &Regs) -> Regs {
+    let Regs { rax, rdi, rsi, rdx, r10, r8, r9, .. } = *called;
+    Regs { rax, rdi, rsi, rdx, r10, r8, r9, ..all }
 }
 
 pub(super) fn ends_before_stub(address: u64, length: usize) -> bool {

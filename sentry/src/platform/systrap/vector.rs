@@ -14,6 +14,7 @@ use crate::error::Errno;
 impl StubThread {
     /// As [`Thread::vector_state`](crate::platform::Thread::vector_state).
     pub(super) fn save_vector(&self) -> Result<Vec<u8>, Errno> {
+        self.load_now();
         if self.context.load(at::FRAME) != 0 {
             let (offset, size) = self.framed_vector_state()?;
             let mut state = vec![0; size];
@@ -42,6 +43,7 @@ impl StubThread {
             return Err(Errno::EFAULT);
         }
         self.finish_late();
+        self.load_now();
         self.context.write(at::LATE_BYTES, frame);
         match self.ask(op::PUSH, &[vector, size as u64, place, frame.len() as u64])? {
             0 => Ok(()),
@@ -72,6 +74,7 @@ impl StubThread {
         if state.len() < 512 || state.len() > at::VECTOR_SIZE {
             return Err(Errno::EINVAL);
         }
+        self.load_now();
         let mut whole = state.to_vec();
         // Bytes 464 to 511 are software's; 512 to 575 the header: without one, only what FXSAVE has is loaded.
         if whole.len() < 576 {
