@@ -222,11 +222,14 @@ mod tests {
     /// `mov DATA, %edi; syscall; jmp .`
     const LOOKS: (u64, &[u8]) = (TEXT + 0x240, &[0x8b, 0x3c, 0x25, 0, 0, 0x50, 0, 0x0f, 0x05, 0xeb, 0xfe]);
 
+    /// `ud2`
+    const BREAKS: (u64, &[u8]) = (TEXT + 0x280, &[0x0f, 0x0b]);
+
     /// A guest in the loop, which makes its calls without traps.
     fn guest() -> StubThread {
         let mut thread = PLATFORM.spare.take().unwrap();
         give_code(&mut thread, LOOP);
-        for (place, code) in [TRAPS, LOOKS] {
+        for (place, code) in [TRAPS, LOOKS, BREAKS] {
             assert_eq!(thread.write(place, code), code.len());
         }
         thread.regs().rdi = 0x4321;
@@ -299,9 +302,9 @@ mod tests {
             again.regs().rip = TRAPS.0;
             again.regs().rax = 78;
             assert_eq!(again.resume(), Trap::Syscall { number: 78 });
-            let interrupt = Arc::clone(&again.interrupt);
-            crate::platform::Interrupt::interrupt(&*interrupt);
-            assert_eq!(again.resume(), Trap::Interrupted);
+            // Signals of the host are not blocked as they were where the first one stopped.
+            again.regs().rip = BREAKS.0;
+            assert!(matches!(again.resume(), Trap::Fault { signal: libc::SIGILL, .. }));
         }
     }
 
@@ -323,7 +326,9 @@ mod tests {
         let threads: Vec<_> = (0..MOST + 3).map(|_| spawn(&mut maker)).collect();
         threads.into_iter().for_each(|thread| drop(end(thread)));
         assert_eq!(maker.stub.resting().len(), MOST);
-        let pid = maker.stub.pid();
+        // Somebody may still read its memory.
+        let stub = Arc::clone(&maker.stub);
+        let pid = stub.pid();
         let last = spawn_resting(&mut maker);
         drop(maker);
         assert!(nix::sys::signal::kill(pid, None).is_ok());
@@ -418,6 +423,14 @@ mod tests {
         assert!(child.recv_timeout(LATE).is_ok());
     }
 
+    /// How often the host's thread has gone to sleep.
+    fn times_asleep(thread: &StubThread) -> u64 {
+        let path = format!("/proc/{}/task/{}/status", thread.stub.pid(), thread.interrupt.thread);
+        let status = std::fs::read_to_string(path).unwrap();
+        let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        count.unwrap().trim().parse().unwrap()
+    }
+
     /// One that is about to rest wakes another then; one that cannot rest has it woken.
     #[test]
     fn who_leaves_wakes_who_waits() {
@@ -441,10 +454,11 @@ mod tests {
             crate::platform::Interrupt::goes_on_soon(&*waits.interrupt);
             assert!(LEAVES.with_borrow(|leaves| matches!(leaves, Some((_, Some(_))))));
             std::thread::sleep(SOON);
+            let before = times_asleep(&waits);
             assert!(asleep(), "nobody has woken it yet");
             drop(ends);
             // It looks for its turn for some microseconds, and sleeps again.
-            wait_until(|| waits.context.u32_at(at::STATE).load(Ordering::Relaxed) == state::SENTRY);
+            wait_until(|| times_asleep(&waits) > before);
             assert!(LEAVES.with_borrow(Option::is_none));
             waits.stub.resting().retain(|resting| resting.slot != 99);
         }

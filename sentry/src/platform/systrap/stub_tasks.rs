@@ -144,10 +144,9 @@ macro_rules! what_it_is_asked {
     xrstor64 {VECTOR}(%rbx)
     jmp .Lresume_all
 
-    // Its guest ended in a signal's frame, or not: neither that frame nor its blocked signals are of any use.
+    // Where its guest ended in a signal's frame, neither that frame nor its blocked signals are of any use.
 .Lrest:
     lea {SCRATCH_STACK}(%rbx), %rsp
-    movq $0, {FRAME}(%rbx)
     mov $14, %eax                   // rt_sigprocmask(SIG_SETMASK)
     mov $2, %edi
     lea {NO_SIGNALS}(%rbx), %rsi
