@@ -17,6 +17,7 @@ use super::wire::{
     Access, At, CLOSE_MAX, Found, Handle, Listed, Made, Malformed, Reader, Request, Want, XATTR_MAX, outcome,
 };
 use crate::error::Errno;
+use crate::events;
 use crate::sync::lock;
 use crate::vfs::{AttributeChange, FsStatus, RenameMode, XattrMode};
 
@@ -170,6 +171,7 @@ impl Client {
         request: &Request,
         read: impl FnOnce(&mut Channel) -> Result<Result<T, Errno>, Loss>,
     ) -> Result<T, Errno> {
+        events::wake_put_off();
         let mut channel = self.take()?;
         let answer = self
             .flush(&channel)

@@ -433,6 +433,11 @@ pub trait Thread: Memory + Send {
     /// The guest thread has ended. Called before anybody hears of that, who may then take away memory in which the host's kernel writes for it.
     fn retire(&mut self) {}
 
+    /// Writes when the guest goes on, or now; where that cannot be done it is nothing to the guest.
+    fn write_aside(&self, address: u64, from: &[u8]) {
+        self.write(address, from);
+    }
+
     /// What was to be done when the guest goes on is done now: it may be long until then.
     fn settle(&mut self) {}
 

@@ -175,21 +175,21 @@ fn serve_it(
     let (kernel, served) = (Arc::clone(call.kernel), Arc::clone(task));
     // The new one may look for its number there. As in Linux a bad address is the caller's own affair.
     let number = shown.to_le_bytes();
-    let tell_parent = |late: bool| {
-        if args.has(flag::PARENT_SETTID) && !(late && call.thread.write_late(args.parent_tid, &number)) {
-            let _ = call.write(args.parent_tid, &number);
-        }
-    };
+    let tells_parent = args.has(flag::PARENT_SETTID);
     // It begins when the caller goes on.
     let early = args.has(flag::THREAD) && !args.has(flag::VFORK);
     if let Some(worker) = early.then(|| call.kernel.workers.reserve()).flatten()
         && super::run::start(task, thread.as_mut())
     {
-        tell_parent(true);
+        if tells_parent {
+            call.thread.write_aside(args.parent_tid, &number);
+        }
         worker.run(Box::new(move || super::run::go_on(&kernel, &served, thread)));
         return Ok(());
     }
-    tell_parent(false);
+    if tells_parent {
+        let _ = call.write(args.parent_tid, &number);
+    }
     thread.release();
     call.kernel.workers.run(Box::new(move || super::run(&kernel, &served, thread)))
 }

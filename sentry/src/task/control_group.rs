@@ -208,7 +208,9 @@ impl ControlGroup {
             return true;
         }
         let begin = Instant::now();
-        // A task that is made meanwhile is asked by its first look at `frozen`.
+        // Also those that seem to run no guest code: one may have looked at `frozen` just before, and is stopped as it begins. A task that is made
+        // meanwhile looks after it can be interrupted.
+        self.tasks(tasks).iter().for_each(|task| task.interrupt());
         loop {
             let mut running = false;
             for task in self.tasks(tasks).iter().filter(|task| task.in_guest()) {

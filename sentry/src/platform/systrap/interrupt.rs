@@ -113,7 +113,9 @@ impl Interrupt for StubInterrupt {
     }
 
     fn ends(&self) {
-        self.ending.store(true, Ordering::Relaxed);
+        self.ending.store(true, Ordering::SeqCst);
+        // Who waits for its turn waits no longer for ever.
+        futex_wake(self.context.u32_at(at::STATE));
     }
 
     fn set_answer(&self, number: u64, value: u64) {

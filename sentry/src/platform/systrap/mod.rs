@@ -10,6 +10,7 @@
 //!
 //! `unsafe` is in [`context`] (shared memory), [`hostile`] (descriptors that came), [`stub_image`] (the assembler's symbols), [`zygote`] (`fork`) and one `tgkill` in [`interrupt`].
 
+mod address;
 mod apart;
 pub(super) mod context;
 mod copy;

@@ -21,6 +21,7 @@ use std::collections::{HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::address::Address;
 use super::layout::{CODE, at};
 use super::stub_image::StubCode;
 
@@ -50,28 +51,6 @@ pub(super) fn comparison(site: [u8; COMPARED_SIZE]) -> Option<u64> {
     let [0x0f, 0x05, 0x48, 0x3d, number @ ..] = site else { return None };
     let number = i64::from(i32::from_le_bytes(number));
     ERRORS.contains(&number).then_some(number.cast_unsigned())
-}
-
-/// Bytes of a site where an address is loaded last, its `syscall` included.
-pub(super) const ADDRESS_SIZE: usize = SITE_SIZE + 2;
-
-/// What is done in a slot instead of the `lea` at this site, where that is seven bytes long and a call follows (Intel SDM, volume 2, 2.1.5 and LEA).
-pub(super) fn address(site: u64, bytes: [u8; ADDRESS_SIZE]) -> Option<Vec<u8>> {
-    let [rex @ 0x48..=0x4f, 0x8d, modrm, a, b, c, d, 0x0f, 0x05] = bytes else { return None };
-    let distance = i64::from(i32::from_le_bytes([a, b, c, d]));
-    let (mode, to, base) = (modrm >> 6, modrm >> 3 & 7, modrm & 7);
-    match (mode, base) {
-        // From the next instruction on: `movabs $address, register`.
-        (0, 5) => {
-            let address = site.wrapping_add(SITE_SIZE as u64).wrapping_add_signed(distance);
-            let mut load = vec![0x48 | rex >> 2 & 1, 0xb8 | to];
-            load.extend(address.to_le_bytes());
-            Some(load)
-        }
-        // From a register on, without an index.
-        (2, 0..=3 | 5..=7) => Some(bytes.get(..SITE_SIZE)?.to_vec()),
-        _ => None,
-    }
 }
 
 /// The sites of one address space.
@@ -133,10 +112,12 @@ pub(super) struct Patch {
     number: u32,
 }
 
-/// The number in `mov $number, %eax; syscall`.
-pub(super) fn number(site: [u8; SITE_SIZE]) -> Option<u32> {
-    match site {
-        [0xb8, a, b, c, d, 0x0f, 0x05] => Some(u32::from_le_bytes([a, b, c, d])),
+/// The number in `mov $number, %eax; syscall`, by the byte before it, which may make that another register's (REX.B without REX.W; Intel SDM, volume 2,
+/// 2.2.1). What is no such instruction but looks like it is known by its number, which is not that of the call.
+pub(super) fn number(before: Option<u8>, site: [u8; SITE_SIZE]) -> Option<u32> {
+    match (before, site) {
+        (Some(0x41 | 0x43 | 0x45 | 0x47), _) => None,
+        (_, [0xb8, a, b, c, d, 0x0f, 0x05]) => Some(u32::from_le_bytes([a, b, c, d])),
         _ => None,
     }
 }
@@ -206,12 +187,12 @@ impl Patches {
     }
 
     /// The same for a site where an address is loaded last, as `load` does.
-    pub(super) fn plan_address(&self, site: u64, load: &[u8]) -> Option<Patch> {
+    pub(super) fn plan_address(&self, site: u64, load: &Address) -> Option<Patch> {
         let slot = self.free_slot(2 * SLOT_SIZE)?;
         let mut slot_bytes = (slot + 8).to_le_bytes().to_vec();
-        slot_bytes.extend(load);
+        slot_bytes.extend(load.bytes());
         slot_bytes.extend([0x48, 0xb9]);
-        slot_bytes.extend((site + ADDRESS_SIZE as u64).to_le_bytes());
+        slot_bytes.extend((site + SITE_SIZE as u64 + 2).to_le_bytes());
         jump_by_word(&mut slot_bytes, slot, ENTRY)?;
         Some(Patch {
             slot,
@@ -276,9 +257,9 @@ impl Patches {
     }
 
     /// The site that loads an address, as `load` does, has been replaced.
-    pub(super) fn done_address(&mut self, site: u64, old: &[u8], plan: &Patch, load: &[u8]) {
+    pub(super) fn done_address(&mut self, site: u64, plan: &Patch, load: &Address) {
         self.slots += 2;
-        self.remember(site, old, plan, SlotKind::Address(8 + load.len() as u64));
+        self.remember(site, load.old(), plan, SlotKind::Address(8 + load.bytes().len() as u64));
     }
 
     fn remember(&mut self, site: u64, old: &[u8], plan: &Patch, kind: SlotKind) {
@@ -396,33 +377,12 @@ mod tests {
 
     #[test]
     fn only_a_number_and_a_call_are_a_site() {
-        assert_eq!(number([0xb8, 39, 0, 0, 0, 0x0f, 0x05]), Some(39));
-        assert_eq!(number([0xb8, 39, 0, 0, 0, 0x0f, 0x34]), None);
-        assert_eq!(number([0x48, 39, 0, 0, 0, 0x0f, 0x05]), None);
-    }
-
-    #[test]
-    fn an_address_is_loaded_in_the_slot_as_it_was_at_the_site() {
-        let of = |rex, modrm, last| address(0x40_0000, [rex, 0x8d, modrm, 0x10, 0, 0, 0x80, 0x0f, last]);
-        // lea -0x7ffffff0(%rip), %rsi; the same into %r9; then from %rbx.
-        let absolute = (0x40_0007_u64 + 0x10).wrapping_sub(1 << 31).to_le_bytes();
-        assert_eq!(of(0x48, 0x35, 5).unwrap(), [&[0x48, 0xbe], &absolute[..]].concat());
-        assert_eq!(of(0x4c, 0x0d, 5).unwrap(), [&[0x49, 0xb9], &absolute[..]].concat());
-        assert_eq!(of(0x48, 0xb3, 5).unwrap(), [0x48, 0x8d, 0xb3, 0x10, 0, 0, 0x80]);
-        // Another instruction, with an index, of another length, without a call.
-        assert_eq!((of(0x40, 0x35, 5), of(0x48, 0xb4, 5), of(0x48, 0x33, 5)), (None, None, None));
-        assert_eq!(of(0x48, 0x35, 0x34), None);
-        let mut patches = Patches::default();
-        for rex in [0x48, 0x4c] {
-            let load = of(rex, 0xb3, 5).unwrap();
-            let plan = patches.plan_address(0x40_0000, &load).unwrap();
-            assert!(plan.slot_bytes.len() as u64 <= 2 * SLOT_SIZE && plan.site_bytes.len() == SITE_SIZE);
-            patches.done_address(0x40_0000, &load, &plan, &load);
-            let place = |at| patches.original(plan.slot + at);
-            assert_eq!([place(8), place(15), place(25)], [0x40_0000, 0x40_0007, 0x40_0007].map(Some));
-        }
-        assert_eq!(patches.table_size(), Some(5 * SLOT_SIZE));
-        assert!(!patches.entered_inside(0x40_0005));
+        assert_eq!(number(None, [0xb8, 39, 0, 0, 0, 0x0f, 0x05]), Some(39));
+        assert_eq!(number(Some(0x40), [0xb8, 39, 0, 0, 0, 0x0f, 0x05]), Some(39));
+        // mov $39, %r8d
+        assert_eq!(number(Some(0x41), [0xb8, 39, 0, 0, 0, 0x0f, 0x05]), None);
+        assert_eq!(number(None, [0xb8, 39, 0, 0, 0, 0x0f, 0x34]), None);
+        assert_eq!(number(None, [0x48, 39, 0, 0, 0, 0x0f, 0x05]), None);
     }
 
     #[test]

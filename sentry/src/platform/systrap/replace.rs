@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use super::address::{Address, BEFORE, LOOKED_AT};
 use super::interrupt::answer_of;
 use super::layout::{at, kind};
-use super::patch::{self, ADDRESS_SIZE, COMPARED_SIZE, Patch, Replaced, SITE_SIZE, SLOTS, SLOTS_SIZE};
+use super::patch::{self, COMPARED_SIZE, Patch, Replaced, SITE_SIZE, SLOTS, SLOTS_SIZE};
 use super::thread::StubThread;
 use crate::error::Errno;
 use crate::platform::Memory;
@@ -15,12 +16,12 @@ const BREAKPOINT: u8 = 0xcc;
 const READABLE: i32 = libc::PROT_READ | libc::PROT_EXEC;
 
 impl StubThread {
-    /// The site behind which the guest stopped, when it is time to replace it: where the longest of its kinds begins.
+    /// The site behind which the guest stopped, when it is time to replace it: where most of its kinds begin.
     pub(super) fn replaceable_site(&self) -> Option<u64> {
         if self.came_with & kind::TRAPPED == 0 {
             return None;
         }
-        let site = self.behind_site().checked_sub(ADDRESS_SIZE as u64)?;
+        let site = self.behind_site().checked_sub(SITE_SIZE as u64)?;
         self.stub.patches().met(site).then_some(site)
     }
 
@@ -31,35 +32,41 @@ impl StubThread {
 
     /// Replaces it; its pages have this protection.
     pub(super) fn replace_site(&mut self, protection: i32) -> Result<(), Errno> {
-        let site = self.behind_site().checked_sub(ADDRESS_SIZE as u64).ok_or(Errno::EFAULT)?;
+        let site = self.behind_site().checked_sub(SITE_SIZE as u64).ok_or(Errno::EFAULT)?;
         // One at a time in an address space: pages are writable meanwhile.
         let stub = Arc::clone(&self.stub);
         let lock = stub.replacing();
-        let mut bytes = [0; ADDRESS_SIZE + COMPARED_SIZE - 2];
-        let mut read = self.read(site, &mut bytes);
-        if read == 0 {
-            // The shorter kinds may begin where the program's memory does.
-            read = 2 + self.read(site + 2, &mut bytes[2..]);
-        }
-        let Some(first) = bytes.first_chunk::<ADDRESS_SIZE>().filter(|_| read >= ADDRESS_SIZE) else {
+        let mut bytes = [0; SITE_SIZE + COMPARED_SIZE - 2];
+        let read = self.read(site, &mut bytes);
+        let Some(first) = bytes.first_chunk::<SITE_SIZE>().filter(|_| read >= SITE_SIZE) else {
             return Err(Errno::EFAULT);
         };
         let last = bytes.last_chunk().filter(|_| read == bytes.len());
-        if let Some(old) = first.last_chunk()
-            && let Some(number) = patch::number(*old)
+        // What is on its page is of the same mapping.
+        let before = self.before_site(site);
+        if let Some(number) = patch::number(before.map(|[.., last]| last), *first)
+            && u64::from(number) == self.called
         {
-            self.replace_numbered(site + 2, old, number, protection)?;
+            self.replace_numbered(site, first, number, protection)?;
         } else if let Some(old) = last
             && let Some(with) = patch::comparison(*old)
         {
-            self.replace_compared(site + ADDRESS_SIZE as u64 - 2, old, with, protection)?;
-        } else if let Some(old) = first.first_chunk()
-            && let Some(load) = patch::address(site, *first)
+            self.replace_compared(site + SITE_SIZE as u64 - 2, old, with, protection)?;
+        } else if let Some(before) = before
+            && let Some(load) = Address::read(site - BEFORE as u64, before, *first)
+            && load.is_loaded(&self.peek_registers().0)
         {
-            self.replace_address(site, old, &load, protection)?;
+            self.replace_address(site - BEFORE as u64, &load, protection)?;
         }
         drop(lock);
         Ok(())
+    }
+
+    /// What lies before a site, where that is of its page: so it is of the same mapping.
+    fn before_site(&self, site: u64) -> Option<[u8; LOOKED_AT]> {
+        let mut before = [0; LOOKED_AT];
+        let place = site.checked_sub(LOOKED_AT as u64).filter(|place| place / 0x1000 == site / 0x1000)?;
+        (self.read(place, &mut before) == LOOKED_AT).then_some(before)
     }
 
     fn replace_numbered(
@@ -98,16 +105,10 @@ impl StubThread {
         Ok(())
     }
 
-    fn replace_address(
-        &mut self,
-        site: u64,
-        old: &[u8; SITE_SIZE],
-        load: &[u8],
-        protection: i32,
-    ) -> Result<(), Errno> {
+    fn replace_address(&mut self, site: u64, load: &Address, protection: i32) -> Result<(), Errno> {
         let Some(plan) = self.stub.patches().plan_address(site, load) else { return Ok(()) };
-        if self.put(site, old, &plan, protection)? {
-            self.stub.patches().done_address(site, old, &plan, load);
+        if self.put(site, load.old(), &plan, protection)? {
+            self.stub.patches().done_address(site, &plan, load);
         }
         Ok(())
     }

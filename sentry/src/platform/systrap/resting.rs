@@ -31,6 +31,8 @@ pub(super) struct Resting {
 pub(super) struct Made {
     context: Arc<Context>,
     slot: usize,
+    /// Which of its users the context has: others may follow.
+    user: u64,
 }
 
 impl Made {
@@ -89,8 +91,10 @@ impl Stub {
     /// Takes one out. It rests once its state says so.
     fn take_resting(&self) -> Option<Resting> {
         let mut resting = self.resting();
-        let is_there =
-            |resting: &Resting| resting.context.u32_at(at::STATE).load(Ordering::Acquire) == state::LONG;
+        // The latter where somebody still woke the guest before, by its interrupt.
+        let is_there = |resting: &Resting| {
+            matches!(resting.context.u32_at(at::STATE).load(Ordering::Acquire), state::LONG | state::SENTRY)
+        };
         let place = resting.iter().rposition(is_there)?;
         Some(resting.remove(place))
     }
@@ -116,23 +120,23 @@ impl StubThread {
 
     /// This one was made just now: it may begin when the caller goes on.
     pub(super) fn has_made(&self, child: &Self) {
-        self.rest.made.set(Some(Made { context: Arc::clone(&child.context), slot: child.slot }));
+        let context = Arc::clone(&child.context);
+        let user = context.load(at::USER);
+        self.rest.made.set(Some(Made { context, slot: child.slot, user }));
     }
 
     /// Who is to begin when this one goes on.
     pub(super) fn take_made(&self) -> Option<Made> {
-        self.rest
-            .made
-            .take()
-            .filter(|made| made.context.u32_at(at::STATE).load(Ordering::Relaxed) == state::GIVEN)
+        self.rest.made.take().filter(|made| {
+            made.context.u32_at(at::STATE).load(Ordering::Relaxed) == state::GIVEN
+                && made.context.load(at::USER) == made.user
+        })
     }
 
     /// Lets whom it made begin now, since it may not go on for long.
     pub(super) fn let_begin(&self) {
         if let Some(made) = self.take_made() {
             self.finish_late();
-            // Where its number could not be written: that is nothing to its maker.
-            self.late.failed.set(false);
             made.begin();
         }
     }
@@ -194,11 +198,6 @@ pub(super) fn give(context: &Context) {
     }
 }
 
-/// Whether the turn is the stub's, or about to be.
-pub(super) fn is_away(state: u32) -> bool {
-    matches!(state, state::STUB | state::GIVEN)
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
@@ -211,7 +210,7 @@ mod tests {
     use super::super::tests::{PLATFORM, RX};
     use super::*;
     use crate::platform::tests::{DATA, TEXT, give_code};
-    use crate::platform::{Memory, MemoryCall, Thread, Trap};
+    use crate::platform::{Interrupt as _, Memory, MemoryCall, Thread, Trap};
 
     /// `1: movq %rdi, %xmm3; mov $39, %eax; syscall; movq %xmm3, %rsi; jmp 1b`
     const LOOP: &[u8] = &[
@@ -225,11 +224,14 @@ mod tests {
     /// `ud2`
     const BREAKS: (u64, &[u8]) = (TEXT + 0x280, &[0x0f, 0x0b]);
 
+    /// `jmp .`
+    const SPINS: (u64, &[u8]) = (TEXT + 0x2c0, &[0xeb, 0xfe]);
+
     /// A guest in the loop, which makes its calls without traps.
     fn guest() -> StubThread {
         let mut thread = PLATFORM.spare.take().unwrap();
         give_code(&mut thread, LOOP);
-        for (place, code) in [TRAPS, LOOKS, BREAKS] {
+        for (place, code) in [TRAPS, LOOKS, BREAKS, SPINS] {
             assert_eq!(thread.write(place, code), code.len());
         }
         thread.regs().rdi = 0x4321;
@@ -418,11 +420,35 @@ mod tests {
         assert!(Thread::start(&mut child));
         drop(maker.rest.made.take());
         let context = Arc::clone(&child.context);
+        let interrupt = Arc::clone(&child.interrupt);
         let child = served(child);
         assert_eq!(maker.resume(), Trap::Syscall { number: 39 });
-        assert!(child.recv_timeout(SOON).is_err());
+        let later = Duration::from_millis(1200);
+        assert!(
+            child.recv_timeout(later).is_err(),
+            "it is not for long by itself: its maker may only be slow"
+        );
         assert_eq!(context.u32_at(at::STATE).load(Ordering::Relaxed), state::GIVEN);
-        assert!(child.recv_timeout(LATE).is_ok());
+        interrupt.interrupt();
+        assert_eq!(child.recv_timeout(LATE).unwrap().0, Trap::Interrupted);
+    }
+
+    /// Nor does it help a guest that is to end to have no thread where a turn was given.
+    #[test]
+    fn a_guest_without_a_thread_can_be_ended() {
+        let mut maker = guest();
+        let mut child = spawn(&mut maker);
+        child.regs().rip = SPINS.0;
+        let (interrupt, context) = (Arc::clone(&child.interrupt), Arc::clone(&child.context));
+        let child = served(child);
+        wait_until(|| context.u32_at(at::STATE).load(Ordering::Relaxed) == state::STUB);
+        // What it has instead is stopped by the host, and no signal is heard.
+        let stopped = nix::sys::signal::Signal::SIGSTOP;
+        nix::sys::signal::kill(maker.stub.pid(), stopped).unwrap();
+        assert!(child.recv_timeout(SOON).is_err());
+        interrupt.ends();
+        interrupt.interrupt();
+        assert_eq!(child.recv_timeout(LATE).unwrap().0, Trap::Gone);
     }
 
     /// How often the host's thread has gone to sleep.
@@ -453,7 +479,7 @@ mod tests {
                 }
             }
             ends.retire();
-            crate::platform::Interrupt::goes_on_soon(&*waits.interrupt);
+            waits.interrupt.goes_on_soon();
             assert!(LEAVES.with_borrow(|leaves| matches!(leaves, Some((_, Some(_))))));
             std::thread::sleep(SOON);
             let before = times_asleep(&waits);

@@ -543,6 +543,7 @@ kata_cc_stub_end:
     REGS = const at::REGS,
     SCRATCH_STACK = const at::SCRATCH_STACK,
     VECTOR = const at::VECTOR,
+    SIGNAL_STACK_END = const at::SIGNAL_STACK + at::SIGNAL_STACK_SIZE,
     SENTRY = const state::SENTRY,
     STUB = const state::STUB,
     DONE = const kind::DONE,

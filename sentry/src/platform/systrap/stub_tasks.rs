@@ -212,11 +212,11 @@ macro_rules! what_it_is_asked {
 
 .Lspawn:
     mov {ARGUMENTS}(%rbx), %rdi
-    xor %esi, %esi
+    mov {ARGUMENTS}+40(%rbx), %r12
+    lea {SIGNAL_STACK_END}(%r12), %rsi // an interrupt may come before it has said where its signal stack is
     xor %edx, %edx
     mov {ARGUMENTS}+24(%rbx), %r10
     xor %r8d, %r8d
-    mov {ARGUMENTS}+40(%rbx), %r12
     mov $56, %eax                   // clone
     syscall
     test %rax, %rax

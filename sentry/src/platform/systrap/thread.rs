@@ -356,6 +356,14 @@ impl Thread for StubThread {
         self.put_late(address, from)
     }
 
+    fn write_aside(&self, address: u64, from: &[u8]) {
+        if self.put_late(address, from) {
+            self.put_aside();
+        } else {
+            self.write(address, from);
+        }
+    }
+
     fn says_writable(&self, address: u64, length: usize) -> bool {
         self.is_writable(address, length)
     }

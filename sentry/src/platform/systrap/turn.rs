@@ -9,7 +9,7 @@ use super::context::{futex_wait, futex_wake};
 use super::layout::{ANYWHERE, CODE, FLAGS, INTERRUPT, at, context_address, kind, op, state};
 use super::patch::flags_of_comparison;
 use super::remote::Process;
-use super::resting::{give, is_away};
+use super::resting::give;
 use super::stage;
 use super::step::TRAP_FLAG;
 use super::thread::StubThread;
@@ -25,19 +25,34 @@ pub(super) struct Late {
     /// Where to, and how many; they lie in the context.
     pending: Cell<Option<(u64, usize)>>,
     /// That it could not be done.
-    pub(super) failed: Cell<bool>,
+    failed: Cell<bool>,
+    /// That this is nothing to the guest.
+    aside: Cell<bool>,
 }
 
 /// For what the sentry's thread waits.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Patience {
-    /// For guest code, for ever: it is interrupted by a signal.
+    /// For guest code: it is interrupted by a signal. For ever, but for [`BREATHS`] once it is to end.
     Guest,
+    /// The same for a new thread, whose turn may not have been given yet ([`state::GIVEN`]).
+    NewGuest,
     /// For what the stub was asked, which may take the host long (files, memory): for [`BREATHS`] once the guest is to end, which no signal brings
     /// to its stub then. A guest that has got hold of its stub's code can be killed so, and whoever waits for it goes on.
     Task,
     /// For what takes no time, and is done under a lock that others want: for [`BREATHS`].
     Moment,
+}
+
+impl Patience {
+    fn is_for_guest(self) -> bool {
+        matches!(self, Self::Guest | Self::NewGuest)
+    }
+
+    /// Whether the turn is the stub's, or about to be. What else a stub says is no reason to wait.
+    fn is_away(self, state: u32) -> bool {
+        state == state::STUB || state == state::GIVEN && self == Self::NewGuest
+    }
 }
 
 /// Seconds, of which one that was longer, as the sandbox stood still with stub and all, counts once.
@@ -86,7 +101,7 @@ impl StubThread {
     pub(super) fn wait(&self, looks: u32, patience: Patience) -> bool {
         let word = self.context.u32_at(at::STATE);
         for look in 0..looks {
-            if !is_away(word.load(Ordering::Acquire)) {
+            if !patience.is_away(word.load(Ordering::Acquire)) {
                 self.waiting.came(look);
                 return self.has_turn();
             }
@@ -101,22 +116,23 @@ impl StubThread {
         let sleeps = self.context.u32_at(at::SENTRY_SLEEPS);
         sleeps.store(if self.waiting.is_alone() { here() } else { ANYWHERE }, Ordering::SeqCst);
         let (mut breath, mut breaths) = (begin, 0);
-        let away =
-            || Some(word.load(Ordering::SeqCst)).filter(|state| is_away(*state) && !self.stub.is_dead());
+        let away = || {
+            Some(word.load(Ordering::SeqCst)).filter(|state| patience.is_away(*state) && !self.stub.is_dead())
+        };
         while let Some(state) = away() {
-            let has_end = patience != Patience::Guest || state == state::GIVEN;
-            futex_wait(word, state, has_end.then_some(BREATH));
+            let has_end = !patience.is_for_guest() || self.interrupt.is_ending();
+            futex_wait(word, state, (has_end || state == state::GIVEN).then_some(BREATH));
             let now = ticks::now();
             if ticks::duration(now.saturating_sub(breath)) < BREATH * 9 / 10 {
                 continue;
             }
             breath = now;
-            if state == state::GIVEN {
-                // Who was to give it does not, and somebody may want to end this guest.
+            if state == state::GIVEN && self.interrupt.requested.load(Ordering::Relaxed) {
+                // Who was to give it does not, and somebody wants this guest to stop.
                 give(&self.context);
             }
             breaths += u32::from(patience == Patience::Moment || self.interrupt.is_ending());
-            if has_end && breaths == BREATHS && away().is_some() {
+            if has_end && breaths >= BREATHS && away().is_some() {
                 tracing::warn!("a stub does not do what it is asked: its guest is ended");
                 self.stub.kill();
             }
@@ -199,7 +215,7 @@ impl StubThread {
     pub(super) fn run_guest(&mut self) -> Trap {
         let first = if std::mem::take(&mut self.started) {
             self.tell_looks();
-            self.stopped(self.wait(self.waiting.looks_for(false), Patience::Guest))
+            self.stopped(self.wait(self.waiting.looks_for(false), Patience::NewGuest))
         } else {
             if let Err(trap) = self.enter_guest() {
                 return trap;
@@ -401,14 +417,20 @@ impl StubThread {
         }
         self.context.write(at::LATE_BYTES, from);
         self.late.pending.set(Some((address, from.len())));
+        self.late.aside.set(false);
         true
+    }
+
+    /// What was put last may fail.
+    pub(super) fn put_aside(&self) {
+        self.late.aside.set(true);
     }
 
     /// Has the stub put them there now: somebody wants to see the guest as it will be.
     pub(super) fn finish_late(&self) {
         if let Some((to, length)) = self.late.pending.take() {
             let from = context_address(self.slot) + at::LATE_BYTES as u64;
-            if self.copy(to, from, length) < length {
+            if self.copy(to, from, length) < length && !self.late.aside.get() {
                 self.late.failed.set(true);
             }
         }

@@ -134,6 +134,7 @@ pub(super) fn stand(
     thread: &mut dyn Thread,
     reason: Reason,
 ) -> Option<(i32, Option<SignalInfo>)> {
+    thread.settle();
     thread.forget_early();
     let shown = Shown { regs: *thread.regs(), fs_base: *thread.fs_base(), called: task.called() };
     *lock(&task.shared.open) = Some((shown, Vec::new()));

@@ -9,6 +9,7 @@ use nix::unistd::{Whence, fdatasync, lseek};
 
 use super::node::Node;
 use crate::error::Errno;
+use crate::events;
 use crate::vfs::File;
 use crate::vfs::sync::lock;
 
@@ -45,16 +46,19 @@ impl File for Opened {
             to[..count].copy_from_slice(&left[..count]);
             return Ok(count);
         }
+        events::wake_put_off();
         pread(&self.fd, to, offset)
     }
 
     fn write(&self, from: &[u8], offset: u64) -> Result<usize, Errno> {
+        events::wake_put_off();
         pwrite(&self.fd, from, position(offset)?)
     }
 
     /// One at a time in this sandbox. Somebody else who appends to the same file of a shared tree may be overwritten: a descriptor that
     /// appends could not be written elsewhere, and its flag could not be taken back.
     fn append(&self, from: &[u8]) -> Result<(usize, u64), Errno> {
+        events::wake_put_off();
         let _one_at_a_time = lock(&self.node.append);
         let end = self.node.see_open(&self.fd)?.size;
         let count = pwrite(&self.fd, from, position(end)?)?;
