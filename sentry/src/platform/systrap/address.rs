@@ -122,7 +122,7 @@ mod tests {
 
     #[test]
     fn what_is_not_loaded_is_no_address() {
-        let distance = 0x8000_0010_u32.cast_signed() as i64;
+        let distance = i64::from(0x8000_0010_u32.cast_signed());
         let loaded = |rex, modrm, regs: Regs| of(0x90, rex, modrm, 5).unwrap().is_loaded(&regs);
         let absolute = (SITE + 7).wrapping_add_signed(distance);
         assert!(loaded(0x48, 0x35, Regs { rsi: absolute, ..Regs::default() }));
