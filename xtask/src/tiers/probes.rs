@@ -192,7 +192,8 @@ impl<'a> Sleepers<'a> {
         let running = (0, Instant::now());
         let mut all = Self { place, runtime, names: Vec::new(), children: Vec::new(), running };
         for number in 0..count {
-            let name = format!("sleep-{number}");
+            // None is the beginning of another: runsc takes that for it where that one is not there.
+            let name = format!("sleep-{number:03}");
             let mut command = place.start(runtime, &name, Mode::Detach, &[MEASURE, "sleep"])?;
             all.children.push(command.stdout(writer.try_clone()?).stderr(Stdio::null()).spawn()?);
             all.names.push(name);

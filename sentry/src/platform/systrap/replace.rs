@@ -504,6 +504,35 @@ pub(super) mod tests {
         }
     }
 
+    /// `1: nop...; syscall; jmp 1b`, behind what looks like the number of a call, or like an address that is loaded.
+    #[test]
+    fn what_only_looks_like_a_site_is_left_alone() {
+        // mov $39, %r8d, also where that is the call's number; movabs $0x27b8..., %rbx; the end of a movabs that looks like a lea.
+        let looks: [(&[u8], u64); 4] = [
+            (&[0x41, 0xb8, 39, 0, 0, 0], 40),
+            (&[0x41, 0xb8, 39, 0, 0, 0], 39),
+            (&[0x48, 0xbb, 1, 2, 3, 0xb8, 39, 0, 0, 0], 40),
+            (&[0x48, 0xbb, 1, 0x48, 0x8d, 0x35, 0x10, 0, 0, 0], 40),
+        ];
+        for (look, number) in looks {
+            let (mut thread, _) = guest(TEXT + 0x800, false);
+            protect(&mut thread, TEXT, 0x2000, RWX);
+            let back = (-(look.len() as i8) - 4).cast_unsigned();
+            let code = [look, &[0x0f, 0x05, 0xeb, back]].concat();
+            assert_eq!(thread.write(TEXT + 0x100, &code), code.len());
+            protect(&mut thread, TEXT, 0x2000, RX);
+            *thread.regs() = Regs { rip: TEXT + 0x100, rax: number, r8: 7, ..*thread.regs() };
+            for _ in 0..100 {
+                assert_eq!(thread.resume(), Trap::Syscall { number }, "{look:x?}");
+                if thread.replaceable().is_some() {
+                    thread.replace(RX).unwrap();
+                }
+                thread.set_result(number);
+            }
+            assert!(thread.has(TEXT + 0x100, &code), "{look:x?}");
+        }
+    }
+
     #[test]
     fn each_page_of_a_site_keeps_its_protection() {
         let at = TEXT + 0xffc;

@@ -459,6 +459,38 @@ mod tests {
         count.unwrap().trim().parse().unwrap()
     }
 
+    /// An interrupt may come before a new thread of the host has said where its signal stack is: it must not find its maker's.
+    #[test]
+    fn a_thread_is_interrupted_as_it_begins() {
+        let mut maker = guest();
+        for _ in 0..300 {
+            let mut child = maker.spawn_thread().unwrap();
+            assert!(Thread::start(&mut child));
+            child.interrupt.interrupt();
+            give(&child.context);
+            assert_eq!(child.resume(), Trap::Interrupted);
+            assert_eq!(maker.resume(), Trap::Syscall { number: 39 });
+        }
+    }
+
+    /// A context that another guest thread has by now is not given its turn by the maker of the one before.
+    #[test]
+    fn whom_another_made_is_not_given_its_turn() {
+        let mut maker = guest();
+        let mut other = spawn(&mut maker);
+        assert_eq!(other.resume(), Trap::Syscall { number: 39 });
+        let first = spawn(&mut maker);
+        let slot = first.slot;
+        end(first);
+        let mut child = spawn_resting(&mut other);
+        assert_eq!(child.slot, slot);
+        assert!(Thread::start(&mut child));
+        assert_eq!(maker.resume(), Trap::Syscall { number: 39 });
+        assert_eq!(child.context.u32_at(at::STATE).load(Ordering::Relaxed), state::GIVEN);
+        assert_eq!(other.resume(), Trap::Syscall { number: 39 });
+        assert_eq!(child.resume(), Trap::Syscall { number: 39 });
+    }
+
     /// One that is about to rest wakes another then; one that cannot rest has it woken.
     #[test]
     fn who_leaves_wakes_who_waits() {

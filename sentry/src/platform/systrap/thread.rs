@@ -357,11 +357,7 @@ impl Thread for StubThread {
     }
 
     fn write_aside(&self, address: u64, from: &[u8]) {
-        if self.put_late(address, from) {
-            self.put_aside();
-        } else {
-            self.write(address, from);
-        }
+        self.put_aside(address, from);
     }
 
     fn says_writable(&self, address: u64, length: usize) -> bool {

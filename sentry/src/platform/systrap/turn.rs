@@ -16,7 +16,7 @@ use super::thread::StubThread;
 use super::waiting::Waiting;
 use crate::error::Errno;
 use crate::events;
-use crate::platform::{Regs, Trap};
+use crate::platform::{Memory, Regs, Trap};
 use crate::ticks;
 
 /// Bytes that are put into the guest's memory when it goes on.
@@ -421,9 +421,13 @@ impl StubThread {
         true
     }
 
-    /// What was put last may fail.
-    pub(super) fn put_aside(&self) {
-        self.late.aside.set(true);
+    /// The same, or at once; where it cannot be done that is nothing to the guest.
+    pub(super) fn put_aside(&self, address: u64, from: &[u8]) {
+        if self.put_late(address, from) {
+            self.late.aside.set(true);
+        } else {
+            self.write(address, from);
+        }
     }
 
     /// Has the stub put them there now: somebody wants to see the guest as it will be.
