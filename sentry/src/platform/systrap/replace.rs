@@ -18,7 +18,8 @@ const READABLE: i32 = libc::PROT_READ | libc::PROT_EXEC;
 impl StubThread {
     /// The site behind which the guest stopped, when it is time to replace it: where most of its kinds begin.
     pub(super) fn replaceable_site(&self) -> Option<u64> {
-        if self.came_with & kind::TRAPPED == 0 {
+        // Behind a signal's handler the guest goes on where it was before, not behind this call.
+        if self.came_with & kind::TRAPPED == 0 || self.called == libc::SYS_rt_sigreturn.unsigned_abs() {
             return None;
         }
         let site = self.behind_site().checked_sub(SITE_SIZE as u64)?;
