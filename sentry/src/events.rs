@@ -134,8 +134,11 @@ impl PutOff {
         ticks::duration(now.saturating_sub(self.since.get())) > PUT_OFF_MOST
     }
 
-    /// Puts one more off, unless the first has been for too long.
+    /// Puts one more off, where it may and processors are few, unless the first has been for too long.
     fn put_off(&self, sleeper: impl FnOnce() -> Option<Arc<dyn Sleeper>>) -> bool {
+        if !self.may.get() || !crate::platform::would_crowd() {
+            return false;
+        }
         let now = ticks::now();
         if self.sleepers.borrow().is_empty() {
             self.since.set(now);
@@ -176,7 +179,7 @@ pub(crate) fn puts_off_no_more() {
 /// Wakes `sleeper`, or puts that off if the calling thread may; the call that it serves is to be one of those that are quickly done.
 pub(crate) fn wake_later(sleeper: &Arc<impl Sleeper + 'static>) {
     let later = || Some(Arc::clone(sleeper) as Arc<dyn Sleeper>);
-    if !PUT_OFF.with(|own| own.may.get() && crate::platform::would_crowd() && own.put_off(later)) {
+    if !PUT_OFF.with(|own| own.put_off(later)) {
         sleeper.wake_up();
     }
 }
@@ -341,9 +344,7 @@ impl Waiter {
     /// Whether it is put off to wake it. Who does not sleep is told at once.
     fn put_off(&self) -> bool {
         let later = || self.me.upgrade().map(|me| me as Arc<dyn Sleeper>);
-        PUT_OFF.with(|own| {
-            own.may.get() && self.sleeps() && crate::platform::would_crowd() && own.put_off(later)
-        })
+        self.sleeps() && PUT_OFF.with(|own| own.put_off(later))
     }
 
     /// Wakes it; and its guest thread, so that it is there when the turn comes: where there are processors for both.

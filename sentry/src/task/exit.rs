@@ -21,19 +21,18 @@ pub(super) fn exit(task: &Arc<Task>, mut thread: Box<dyn Thread>, status: i32) {
     hooks::release_robust_futexes(task, thread.as_mut());
     thread.retire();
     let address = task.clear_child_tid();
+    // Who serves whom this end wakes is woken after that one's stub was, which is where this one's still runs.
+    let held = events::hold_back();
     if address != 0 {
         // A bad address is the program's own affair.
         let _ = thread.write(address, &0_u32.to_le_bytes());
         // Before anybody is woken: who waited for this end may have the place of this thread and its stub at the processors.
         crate::platform::rest();
-        // And who serves that one is woken after its stub was, which is where this one's still runs.
-        let held = events::hold_back();
         hooks::wake_futex(&task.space(), address);
         held.wake_guests();
-        drop(thread);
-    } else {
-        drop(thread);
     }
+    drop(thread);
+    drop(held);
     crate::platform::rest();
     task.finish_vfork();
     // Files are closed before anybody hears of the end: a parent may count on it.

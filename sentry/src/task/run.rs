@@ -204,10 +204,8 @@ fn stand_still(task: &Arc<Task>, thread: &mut dyn Thread, group: &ControlGroup) 
 
 /// What there is to do before guest code runs.
 fn before_guest(task: &Arc<Task>, thread: &mut dyn Thread, group: &ControlGroup) -> Flow {
-    if task.signal_pending() || group.frozen() {
-        thread.settle();
-    }
     if task.signal_pending() {
+        thread.settle();
         if deliver(task, thread, None) == Flow::Exit {
             return Flow::Exit;
         }
@@ -215,7 +213,11 @@ fn before_guest(task: &Arc<Task>, thread: &mut dyn Thread, group: &ControlGroup)
             set_answers(task, thread);
         }
     }
-    if group.frozen() { stand_still(task, thread, group) } else { Flow::GoOn }
+    if !group.frozen() {
+        return Flow::GoOn;
+    }
+    thread.settle();
+    stand_still(task, thread, group)
 }
 
 /// Serves a guest thread, whose guest code may run already.

@@ -150,14 +150,8 @@ impl Patches {
             slot_bytes.extend(number.to_le_bytes());
             jump_by_word(&mut slot_bytes, slot, ENTRY)?;
         }
-        Some(Patch {
-            slot,
-            slot_bytes,
-            site_bytes: jump_to(slot)?,
-            table_bytes: self.table_bytes(),
-            answers: answer.is_some(),
-            number,
-        })
+        let patch = self.patch(slot, slot_bytes, jump_to(slot)?);
+        Some(Patch { answers: answer.is_some(), number, ..patch })
     }
 
     /// The same for a site with a [`comparison`]. Where the call is made again, two bytes before the comparison in the slot, there is a `syscall`.
@@ -176,14 +170,7 @@ impl Patches {
         let [a, b, c, d] = u32::try_from(slot).ok()?.to_le_bytes();
         // The same jump as above by another of its encodings: an index register of none may have any scale.
         let site_bytes = vec![0xff, 0x24, 0xe5, a, b, c, d, 0x90];
-        Some(Patch {
-            slot,
-            slot_bytes,
-            site_bytes,
-            table_bytes: self.table_bytes(),
-            answers: false,
-            number: 0,
-        })
+        Some(self.patch(slot, slot_bytes, site_bytes))
     }
 
     /// The same for a site where an address is loaded last, as `load` does.
@@ -194,14 +181,12 @@ impl Patches {
         slot_bytes.extend([0x48, 0xb9]);
         slot_bytes.extend((site + SITE_SIZE as u64 + 2).to_le_bytes());
         jump_by_word(&mut slot_bytes, slot, ENTRY)?;
-        Some(Patch {
-            slot,
-            slot_bytes,
-            site_bytes: jump_to(slot)?,
-            table_bytes: self.table_bytes(),
-            answers: false,
-            number: 0,
-        })
+        Some(self.patch(slot, slot_bytes, jump_to(slot)?))
+    }
+
+    /// For a call that is not answered by its slot.
+    fn patch(&self, slot: u64, slot_bytes: Vec<u8>, site_bytes: Vec<u8>) -> Patch {
+        Patch { slot, slot_bytes, site_bytes, table_bytes: self.table_bytes(), answers: false, number: 0 }
     }
 
     /// Bytes of the table that are in use, its first word included; 0 while there is none.

@@ -323,12 +323,7 @@ kata_cc_stub_entry:
     what_it_is_asked!(),
     r#"
 .Lresume_late:
-    mov {LATE}(%rbx), %rdi
-    mov {LATE}+8(%rbx), %rcx
-    lea {LATE_BYTES}(%rbx), %rsi
-    cld
-.Llate_faults:
-    rep movsb
+    kata_cc_write_late .Llate_faults
 .Lresume:
     mov {TURN}(%rbx), %rax
     mov %rax, {REGS}+104(%rbx)
@@ -408,6 +403,16 @@ kata_cc_stub_restorer:
     mov $15, %eax                   // rt_sigreturn
     syscall
 
+    // A fault at one of these places (it happened at rax) goes on at `next`.
+    .macro kata_cc_faults next, places:vararg
+    lea \next(%rip), %rdi
+    .irp place, \places
+    lea \place(%rip), %rcx
+    cmp %rcx, %rax
+    je .Lgo_on_at
+    .endr
+    .endm
+
     // A signal while the stub's own code ran. rax: where.
 .Lin_stub:
     cmp ${INTERRUPT}, %edi
@@ -415,36 +420,11 @@ kata_cc_stub_restorer:
     cmp $31, %edi                   // SIGSYS: the filter refused what was asked
     je .Lrefused
     // Where it may fault goes on with what that means.
-    lea .Lcall_post(%rip), %rdi
-    .irp place, .Ltext_faults, .Ltext_end_faults, .Lstage_faults, .Lkept_faults, .Lprobe_faults, .Lprobe_faults_too
-    lea \place(%rip), %rcx
-    cmp %rcx, %rax
-    je .Lgo_on_at
-    .endr
-    lea .Lnot_written(%rip), %rdi
-    .irp place, .Llate_faults
-    lea \place(%rip), %rcx
-    cmp %rcx, %rax
-    je .Lgo_on_at
-    .endr
-    lea .Lcopied(%rip), %rdi
-    .irp place, .Lcopy_faults
-    lea \place(%rip), %rcx
-    cmp %rcx, %rax
-    je .Lgo_on_at
-    .endr
-    lea .Lgive(%rip), %rdi
-    .irp place, .Lgiving_faults
-    lea \place(%rip), %rcx
-    cmp %rcx, %rax
-    je .Lgo_on_at
-    .endr
-    lea .Lfailed(%rip), %rdi
-    .irp place, .Lcompare_faults, .Lload_faults, .Lnew_faults, .Lpush_state_faults, .Lpush_mark_faults, .Lpush_frame_faults
-    lea \place(%rip), %rcx
-    cmp %rcx, %rax
-    je .Lgo_on_at
-    .endr
+    kata_cc_faults .Lcall_post, .Ltext_faults, .Ltext_end_faults, .Lstage_faults, .Lkept_faults, .Lprobe_faults, .Lprobe_faults_too
+    kata_cc_faults .Lnot_written, .Llate_faults
+    kata_cc_faults .Lcopied, .Lcopy_faults
+    kata_cc_faults .Lgive, .Lgiving_faults
+    kata_cc_faults .Lfailed, .Lcompare_faults, .Lload_faults, .Lnew_faults, .Lpush_state_faults, .Lpush_mark_faults, .Lpush_frame_faults
     lea .Lresume_fault(%rip), %rdi
     call .Lin_resume
     jc .Lset_context

@@ -16,6 +16,25 @@ macro_rules! what_it_is_asked {
     js .Ldone
     .endm
 
+    // What is to be put into the guest's memory before it goes on; it may fault at the label.
+    .macro kata_cc_write_late faults
+    mov {LATE}(%rbx), %rdi
+    mov {LATE}+8(%rbx), %rcx
+    lea {LATE_BYTES}(%rbx), %rsi
+    cld
+\faults:
+    rep movsb
+    .endm
+
+    .macro kata_cc_block_no_signals
+    mov $14, %eax                   // rt_sigprocmask(SIG_SETMASK)
+    mov $2, %edi
+    lea {NO_SIGNALS}(%rbx), %rsi
+    xor %edx, %edx
+    mov $8, %r10d
+    syscall
+    .endm
+
 .Lcall:
     mov {ARGUMENTS}(%rbx), %rax
     mov {ARGUMENTS}+8(%rbx), %rdi
@@ -99,16 +118,12 @@ macro_rules! what_it_is_asked {
     mov %eax, %eax
     jmp .Ldone
 
-.Lsave:
-    mov $-1, %eax
-    mov $-1, %edx
-    xsave64 {VECTOR}(%rbx)
-    xor %eax, %eax
-    jmp .Ldone
-
 .Lsave_for:
     mov {ARGUMENTS}(%rbx), %rdi
-    mov $-1, %eax
+    jmp 1f
+.Lsave:
+    mov %rbx, %rdi
+1:  mov $-1, %eax
     mov $-1, %edx
     xsave64 {VECTOR}(%rdi)
     xor %eax, %eax
@@ -116,12 +131,7 @@ macro_rules! what_it_is_asked {
 
     // Whom the guest made begins once its number is where it looks for it. Where that cannot be written it begins all the same.
 .Lresume_giving:
-    mov {LATE}(%rbx), %rdi
-    mov {LATE}+8(%rbx), %rcx
-    lea {LATE_BYTES}(%rbx), %rsi
-    cld
-.Lgiving_faults:
-    rep movsb
+    kata_cc_write_late .Lgiving_faults
 .Lgive:
     mov {ARGUMENTS}(%rbx), %rdi
     mov ${GIVEN}, %eax
@@ -147,12 +157,7 @@ macro_rules! what_it_is_asked {
     // Where its guest ended in a signal's frame, neither that frame nor its blocked signals are of any use.
 .Lrest:
     lea {SCRATCH_STACK}(%rbx), %rsp
-    mov $14, %eax                   // rt_sigprocmask(SIG_SETMASK)
-    mov $2, %edi
-    lea {NO_SIGNALS}(%rbx), %rsi
-    xor %edx, %edx
-    mov $8, %r10d
-    syscall
+    kata_cc_block_no_signals
     mov {ARGUMENTS}(%rbx), %r12
     mov ${LONG}, %eax
     xchg %eax, {STATE}(%rbx)
@@ -273,12 +278,7 @@ macro_rules! what_it_is_asked {
     lea {STACK_T}(%rbx), %rdi
     xor %esi, %esi
     syscall
-    mov $14, %eax                   // rt_sigprocmask(SIG_SETMASK)
-    mov $2, %edi
-    lea {NO_SIGNALS}(%rbx), %rsi
-    xor %edx, %edx
-    mov $8, %r10d
-    syscall
+    kata_cc_block_no_signals
     mov {SPIN}(%rbx), %r8d
     jmp .Lwait
 "#
