@@ -16,8 +16,10 @@
 //! | `network`, `addresses` | the pod's interfaces, and how the agent API tells of them |
 //! | `link` | the socket to the sentry |
 //! | `sockets` | sockets that clients come to |
+//! | `idle` | what it lets go of when containers run |
 
 mod addresses;
+mod idle;
 mod images;
 mod link;
 mod memory;

@@ -15,6 +15,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use thiserror::Error;
 use tokio::sync::Notify;
 
+use super::idle;
 use super::link::{CallError, Link};
 use super::memory::Memory as HostMemory;
 use super::network::Network;
@@ -254,7 +255,9 @@ impl Monitor {
     /// Lets the first process of a container run.
     pub(crate) async fn start(&self, id: &str) -> Result<(), WorkError> {
         let container = self.table.container(id)?;
-        self.done(Ask::Start(container.number)).await
+        self.done(Ask::Start(container.number)).await?;
+        idle::rest_later();
+        Ok(())
     }
 
     async fn done(&self, ask: Ask) -> Result<(), WorkError> {
