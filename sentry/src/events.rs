@@ -273,7 +273,9 @@ impl Waiter {
     pub fn wait(&self, deadline: Option<Instant>) -> bool {
         self.sleeps.store(true, Ordering::Relaxed);
         let put_off = PUT_OFF.with(|own| own.sleepers.take());
-        if !put_off.is_empty() {
+        if put_off.is_empty() {
+            self.rest();
+        } else {
             self.give_way_to(&put_off);
         }
         let happened = self.sleep(deadline);
@@ -281,14 +283,27 @@ impl Waiter {
         happened
     }
 
+    /// Rests, unless something has happened already.
+    fn rest(&self) {
+        let mut news = self.lock();
+        if !news.set {
+            about_to_wait();
+            news.guest = SERVED.with_borrow(Clone::clone);
+        }
+    }
+
     /// Wakes those, and rests: each gets the processors as soon as it can. Who is woken may take this one at once, so all else is done before.
     fn give_way_to(&self, others: &[Arc<dyn Sleeper>]) {
         let served = SERVED.with_borrow(Clone::clone);
-        self.lock().guest = served;
-        for other in others {
-            other.wake_guest();
+        self.lock().guest.clone_from(&served);
+        let mut wake_guests = || others.iter().for_each(|other| other.wake_guest());
+        match served {
+            Some(thread) => thread.leave_to(&mut wake_guests),
+            None => {
+                wake_guests();
+                crate::platform::rest();
+            }
         }
-        about_to_wait();
         for other in others {
             other.wake_up();
         }
@@ -302,10 +317,6 @@ impl Waiter {
 
     fn sleep(&self, deadline: Option<Instant>) -> bool {
         let mut news = self.lock();
-        if !news.set {
-            about_to_wait();
-            news.guest = SERVED.with_borrow(Clone::clone);
-        }
         while !news.set {
             match deadline {
                 None => news = self.changed.wait(news).unwrap_or_else(PoisonError::into_inner),

@@ -62,6 +62,11 @@ impl Context {
         self.word64(offset).store(value, Ordering::Relaxed);
     }
 
+    /// Sets a 64-bit word to 0: what was there.
+    pub(super) fn take(&self, offset: usize) -> u64 {
+        self.word64(offset).swap(0, Ordering::SeqCst)
+    }
+
     /// Registers.
     pub(in crate::platform) fn regs(&self) -> Regs {
         Regs::from_array(std::array::from_fn(|n| self.load(at::REGS + 8 * n)))

@@ -45,6 +45,8 @@ const ADVICE: &[u32] = &[0, 1, 2, 3, 4, 8, 9, 10, 11, 14, 15, 16, 17, 18, 19, 20
 const RULES: &[Rule] = &[
     // Its turn, and private words of its guest.
     Rule(libc::SYS_futex, &[(1, Check::OneOf(OPERATIONS))]),
+    // Its turn and its bell, or any other words that its own process can read.
+    Rule(libc::SYS_futex_waitv, &[]),
     Rule(libc::SYS_rt_sigreturn, &[]),
     Rule(libc::SYS_mmap, &[(2, Check::Within(PROTECTION)), (3, Check::Within(MAP_FLAGS))]),
     Rule(libc::SYS_munmap, &[]),

@@ -10,8 +10,8 @@ use nix::unistd::Pid;
 use super::apart::{here, wake_elsewhere};
 use super::context::{Context, futex_wake};
 use super::layout::{INTERRUPT, at, state};
+use super::leaving::{self, wake_as_it_leaves};
 use super::remote::Process;
-use super::resting::wake_as_it_leaves;
 use super::stub::Stub;
 use super::{remember, sleepers, waiting};
 use crate::platform::{ANSWERED, Interrupt};
@@ -28,6 +28,10 @@ pub(in crate::platform) struct StubInterrupt {
     ending: AtomicBool,
     /// Where the sentry's thread rested at last ([`here`]).
     rests_at: AtomicU32,
+    /// Where others can wake the stub ([`leaving`]); 0 for nowhere.
+    bell: u64,
+    /// Another stub, which is about to sleep, was told to wake this one.
+    comes: AtomicBool,
 }
 
 impl StubInterrupt {
@@ -42,7 +46,24 @@ impl StubInterrupt {
             in_guest: AtomicBool::new(false),
             ending: AtomicBool::new(false),
             rests_at: AtomicU32::new(0),
+            bell: leaving::bell(stub.pid(), slot),
+            comes: AtomicBool::new(false),
         }
+    }
+
+    /// Tells the stub on what to sleep.
+    pub(super) fn hang_bell(&self) {
+        leaving::hang(&self.context, self.slot, self.bell);
+    }
+
+    /// Somebody else wakes the stub.
+    pub(super) fn is_to_come(&self) {
+        self.comes.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether somebody else wakes the stub since it sleeps: asked once.
+    pub(super) fn takes_coming(&self) -> bool {
+        self.comes.load(Ordering::Relaxed) && self.comes.swap(false, Ordering::Relaxed)
     }
 
     /// Tells the stub, which waits for the turn, that it will be long. Called by who has the turn.
@@ -66,10 +87,16 @@ impl StubInterrupt {
         }
         let word = self.context.u32_at(at::STATE);
         let was = word.compare_exchange(state::LONG, state::SENTRY, Ordering::SeqCst, Ordering::Relaxed);
-        if was.is_err() || wake_as_it_leaves(&self.stub, &self.context, self.slot) {
+        if was.is_err() {
             return;
         }
-        if slept == here() {
+        let is_elsewhere = slept != here();
+        let bell = if is_elsewhere { self.bell } else { 0 };
+        if wake_as_it_leaves(&self.stub, (self.slot, &self.context), bell) {
+            self.is_to_come();
+            return;
+        }
+        if !is_elsewhere {
             // The caller leaves this processor to who serves that stub: the two are not to share it.
             wake_elsewhere(self.stub.pid(), self.thread, || futex_wake(word));
         } else {
@@ -97,7 +124,25 @@ impl Interrupt for StubInterrupt {
     fn rest(&self) {
         waiting::rest();
         self.rests_at.store(here(), Ordering::Relaxed);
+        self.takes_coming();
         self.let_sleep();
+    }
+
+    fn leave_to(&self, wake: &mut dyn FnMut()) {
+        let sleeps = || self.context.u32_at(at::STUB_SLEEPS).load(Ordering::SeqCst) != 0;
+        if !sleeps() {
+            leaving::begin(&self.stub);
+        }
+        wake();
+        let woken = leaving::end();
+        if let Some(woken) = &woken {
+            self.context.store(at::WAKES, woken.word());
+        }
+        self.rest();
+        // It may be asleep, or about to be. One of the two takes it.
+        if let Some(woken) = woken.filter(|_| sleeps() && self.context.take(at::WAKES) != 0) {
+            woken.wake();
+        }
     }
 
     fn goes_on_soon(&self) {

@@ -48,6 +48,8 @@ pub(in crate::platform) mod at {
     pub(crate) const TURN: usize = 0x008;
     /// Not 0 while the stub sleeps, or is about to: the processor that it ran on at last, and one more ([`super::CPUNODE`]).
     pub(crate) const STUB_SLEEPS: usize = 0x040;
+    /// Where another thread sleeps that the stub wakes when it is about to sleep ([`super::super::leaving`]); 0 for none.
+    pub(crate) const WAKES: usize = 0x048;
     /// Not 0 while the sentry sleeps, or is about to: as for the stub, where the stub is to sleep at once if it wakes it on its own processor;
     /// else [`super::ANYWHERE`].
     pub(crate) const SENTRY_SLEEPS: usize = 0x080;
@@ -89,6 +91,11 @@ pub(in crate::platform) mod at {
     pub(crate) const ANSWERED: usize = 0x2c0;
     /// Which of its users this context has, in the upper bits: what another one kept is not theirs.
     pub(crate) const USER: usize = 0x2c8;
+    /// What the stub sleeps on: two `struct futex_waitv` (`include/uapi/linux/futex.h`: value, address, flags, 0), of its turn and of its bell.
+    pub(crate) const WAITERS: usize = 0x2d0;
+    /// Address of the bell; 0 where there is none.
+    pub(crate) const BELL: usize = WAITERS + 24 + 8;
+    const _: () = assert!(WAITERS + 48 <= SECRET);
     /// What only the sentry and who has this context can know.
     pub(crate) const SECRET: usize = 0x300;
     /// A stack of a few words grows down from here.
@@ -198,8 +205,7 @@ pub(super) mod op {
     pub(crate) const RESUME_GIVING: u32 = 15;
     /// As [`RESUME_ALL`], with the vector registers that are in the context, in a thread that rested.
     pub(crate) const RESUME_NEW: u32 = 16;
-    /// Forget the guest, wake who sleeps at the word that the argument says (0: nobody), and sleep until there is another guest. No answer: the
-    /// state is then [`super::state::LONG`].
+    /// Forget the guest, and sleep until there is another. No answer: the state is then [`super::state::LONG`].
     pub(crate) const REST: u32 = 17;
 }
 

@@ -19,6 +19,7 @@ pub mod hostile;
 pub(super) mod interrupt;
 mod kept;
 pub(super) mod layout;
+mod leaving;
 pub(super) mod let_go;
 mod patch;
 mod put_off;
@@ -94,6 +95,7 @@ impl Systrap {
 /// Makes a first stub, whose filter lets these requests of `ioctl` through; and the host's vDSO as it has it.
 pub(super) fn first_stub(requests: &'static [u32]) -> Result<(StubThread, HostVdso), Errno> {
     apart::prepare();
+    leaving::prepare();
     let vdso = HostVdso::of_host()?;
     let parts = Parts::new()?;
     thread::prepare(&Context::map(parts.contexts.as_fd(), 0)?, 0, 0, layout::state::STUB);

@@ -5,7 +5,7 @@
 //! looks for), gives it the turn ([`state::GIVEN`] until then) and wakes it, on the processor that its maker is about to leave. So nobody has to be woken on another
 //! processor, and the sentry's thread that will serve it need not be there yet ([`crate::platform::Thread::start`]).
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 
 use super::context::{Context, futex_wake};
 use super::layout::{at, context_address, op, state};
+use super::leaving::{self, Woken};
 use super::stub::Stub;
 use super::thread::{Place, StubThread, prepare_again};
 use crate::error::Errno;
@@ -56,35 +57,6 @@ pub(super) struct Rest {
     loads: Cell<bool>,
     /// Whom it made: it may begin when this one goes on.
     made: Cell<Option<Made>>,
-}
-
-/// Another thread of the same stub, which one that is about to rest wakes then.
-pub(super) struct Woken {
-    context: Arc<Context>,
-    slot: usize,
-}
-
-impl Woken {
-    fn wake(&self) {
-        futex_wake(self.context.u32_at(at::STATE));
-    }
-}
-
-thread_local! {
-    /// The stub whose thread is about to rest, served by the calling thread of the sentry; and whom it wakes.
-    static LEAVES: RefCell<Option<(Arc<Stub>, Option<Woken>)>> = const { RefCell::new(None) };
-}
-
-/// Has the thread that is about to rest wake that one, if there is one of this stub. It is where that one is wanted: to wake it from here would take another
-/// processor's interrupt.
-pub(super) fn wake_as_it_leaves(stub: &Arc<Stub>, context: &Arc<Context>, slot: usize) -> bool {
-    LEAVES.with_borrow_mut(|leaves| match leaves {
-        Some((left, woken @ None)) if Arc::ptr_eq(left, stub) => {
-            *woken = Some(Woken { context: Arc::clone(context), slot });
-            true
-        }
-        _ => false,
-    })
 }
 
 impl Stub {
@@ -156,13 +128,13 @@ impl StubThread {
     /// Its guest thread is about to end: who is woken from now on may be woken by it.
     pub(super) fn is_about_to_rest(&self) {
         if self.rest.rests && self.has_turn() {
-            LEAVES.set(Some((Arc::clone(&self.stub), None)));
+            leaving::begin(&self.stub);
         }
     }
 
     /// Its guest thread has ended: it rests if it `may`, unless enough do.
     pub(super) fn let_rest(&self, may: bool) -> bool {
-        let woken = LEAVES.take().and_then(|(_, woken)| woken);
+        let woken = leaving::end();
         let rests = may && self.restartable.is_none() && self.rest(woken.as_ref());
         if let Some(woken) = woken.filter(|_| !rests) {
             woken.wake();
@@ -178,8 +150,9 @@ impl StubThread {
         if resting.len() >= MOST {
             return false;
         }
-        let word = woken.map_or(0, |woken| context_address(woken.slot) + at::STATE as u64);
-        self.context.store(at::ARGUMENTS, word);
+        if let Some(woken) = woken {
+            self.context.store(at::WAKES, woken.word());
+        }
         self.give_turn(op::REST);
         resting.push(Resting {
             slot: self.slot,
@@ -200,7 +173,7 @@ pub(super) fn give(context: &Context) {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may panic")]
-mod tests {
+pub(super) mod tests {
     use std::sync::mpsc;
     use std::time::{Duration, Instant};
 
@@ -228,7 +201,7 @@ mod tests {
     const SPINS: (u64, &[u8]) = (TEXT + 0x2c0, &[0xeb, 0xfe]);
 
     /// A guest in the loop, which makes its calls without traps.
-    fn guest() -> StubThread {
+    pub(in super::super) fn guest() -> StubThread {
         let mut thread = PLATFORM.spare.take().unwrap();
         give_code(&mut thread, LOOP);
         for (place, code) in [TRAPS, LOOKS, BREAKS, SPINS] {
@@ -247,7 +220,7 @@ mod tests {
         thread
     }
 
-    fn spawn(maker: &mut StubThread) -> StubThread {
+    pub(in super::super) fn spawn(maker: &mut StubThread) -> StubThread {
         let mut child = maker.spawn_thread().unwrap();
         child.rest.rests = true;
         maker.has_made(&child);
@@ -261,7 +234,7 @@ mod tests {
         id
     }
 
-    fn wait_until(mut so: impl FnMut() -> bool) {
+    pub(in super::super) fn wait_until(mut so: impl FnMut() -> bool) {
         let begin = Instant::now();
         while !so() {
             assert!(begin.elapsed() < Duration::from_secs(10));
@@ -351,7 +324,7 @@ mod tests {
         receiver
     }
 
-    const SOON: Duration = Duration::from_millis(30);
+    pub(in super::super) const SOON: Duration = Duration::from_millis(30);
     const LATE: Duration = Duration::from_secs(10);
 
     /// A new thread, in a thread of the host that is new or that rested, with the number 7 on its way to where it looks for it.
@@ -452,7 +425,7 @@ mod tests {
     }
 
     /// How often the host's thread has gone to sleep.
-    fn times_asleep(thread: &StubThread) -> u64 {
+    pub(in super::super) fn times_asleep(thread: &StubThread) -> u64 {
         let path = format!("/proc/{}/task/{}/status", thread.stub.pid(), thread.interrupt.thread);
         let status = std::fs::read_to_string(path).unwrap();
         let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
@@ -512,14 +485,14 @@ mod tests {
             }
             ends.retire();
             waits.interrupt.goes_on_soon();
-            assert!(LEAVES.with_borrow(|leaves| matches!(leaves, Some((_, Some(_))))));
+            assert!(leaving::tests::wakes_somebody());
             std::thread::sleep(SOON);
             let before = times_asleep(&waits);
             assert!(asleep(), "nobody has woken it yet");
             drop(ends);
             // It looks for its turn for some microseconds, and sleeps again.
             wait_until(|| times_asleep(&waits) > before);
-            assert!(LEAVES.with_borrow(Option::is_none));
+            assert!(leaving::end().is_none());
             waits.stub.resting().retain(|resting| resting.slot != 99);
         }
     }

@@ -107,15 +107,41 @@ kata_cc_stub_handler:
     lsl %eax, %eax
     inc %eax
     xchg %eax, {STUB_SLEEPS}(%rbx)
-    mov {STATE}(%rbx), %edx
+    cmpq $0, {WAKES}(%rbx)
+    je 4f
+    xor %edi, %edi
+    xchg %rdi, {WAKES}(%rbx)        // the sentry may do it instead
+    test %rdi, %rdi
+    jz 4f
+    mov $202, %eax                  // futex(of another, FUTEX_WAKE, 1)
+    mov $1, %esi
+    mov $1, %edx
+    syscall
+4:  mov {STATE}(%rbx), %edx
     cmp ${STUB}, %edx
     je 3f
-    mov $202, %eax                  // futex(state, FUTEX_WAIT, what it is, no end)
+    xor %r10d, %r10d
+    cmpq $0, {BELL}(%rbx)
+    je 5f
+    mov %rdx, {WAITERS}(%rbx)
+    mov $449, %eax                  // futex_waitv(state and bell, 2, 0, no end)
+    lea {WAITERS}(%rbx), %rdi
+    mov $2, %esi
+    xor %edx, %edx
+    syscall
+    test %rax, %rax
+    jns 6f
+    cmp $-11, %rax                  // EAGAIN: another value
+    je 6f
+    cmp $-4, %rax                   // EINTR
+    je 6f
+    movq $0, {BELL}(%rbx)
+    jmp 4b
+5:  mov $202, %eax                  // futex(state, FUTEX_WAIT, what it is, no end)
     lea {STATE}(%rbx), %rdi
     xor %esi, %esi
-    xor %r10d, %r10d
     syscall
-    mov {STATE}(%rbx), %eax
+6:  mov {STATE}(%rbx), %eax
     cmp ${SENTRY}, %eax
     jne 2b
     mov {SPIN_WOKEN}(%rbx), %r8d    // woken before its turn, which comes soon
@@ -475,6 +501,9 @@ kata_cc_stub_end:
     contexts_size = const CONTEXTS_SIZE,
     STATE = const at::STATE,
     STUB_SLEEPS = const at::STUB_SLEEPS,
+    WAKES = const at::WAKES,
+    WAITERS = const at::WAITERS,
+    BELL = const at::BELL,
     SENTRY_SLEEPS = const at::SENTRY_SLEEPS,
     CPUNODE = const CPUNODE,
     INTERRUPTED = const at::INTERRUPTED,

@@ -158,16 +158,8 @@ macro_rules! what_it_is_asked {
 .Lrest:
     lea {SCRATCH_STACK}(%rbx), %rsp
     kata_cc_block_no_signals
-    mov {ARGUMENTS}(%rbx), %r12
     mov ${LONG}, %eax
     xchg %eax, {STATE}(%rbx)
-    test %r12, %r12
-    jz .Lsleep
-    mov $202, %eax                  // futex(of another thread, FUTEX_WAKE, 1)
-    mov %r12, %rdi
-    mov $1, %esi
-    mov $1, %edx
-    syscall
     jmp .Lsleep
 
 .Lload:

@@ -120,6 +120,7 @@ impl StubThread {
             noted: Noted::default(),
             rest: Rest::default(),
         };
+        thread.interrupt.hang_bell();
         let (awake, woken) = thread.waiting.told();
         thread.context.u32_at(at::SPIN).store(awake, Ordering::Relaxed);
         thread.context.u32_at(at::SPIN_WOKEN).store(woken, Ordering::Relaxed);
@@ -564,9 +565,7 @@ impl StubThread {
     pub(super) fn stub(&self) -> &Stub {
         &self.stub
     }
-}
 
-impl StubThread {
     /// Other threads of the guest may take away the memory in which the host's kernel would still write, and it ends the process for what it cannot.
     fn take_back_restartable(&mut self) {
         if let Some(arguments) = self.restartable.filter(|_| self.has_turn()) {

@@ -62,39 +62,64 @@ const BREATH: Duration = Duration::from_secs(1);
 /// After so many looks the guest does not seem to wait for anything: others are woken that its call woke.
 const PUT_OFF: u32 = 240;
 
+/// After so many looks another stub should have woken this one, as it was told to.
+const COMES: u32 = 160;
+
 const EFAULT: u64 = (-(libc::EFAULT as i64)).cast_unsigned();
 
 impl StubThread {
     /// Gives the turn to the stub, and waits for it to come back. `false` when the stub is gone.
     fn pass(&self, what: u32, patience: Patience) -> bool {
         self.tell_looks();
-        let slept = self.give_turn(what);
-        self.wait(self.waiting.looks_for(slept), patience)
+        let slept = self.put_turn(what);
+        let comes = slept != 0 && self.interrupt.takes_coming();
+        self.waiting.comes.set(comes);
+        if slept != 0 && !comes {
+            self.wake_stub(slept, what);
+        }
+        self.wait(self.waiting.looks_for(slept != 0), patience)
     }
 
     /// Tells the stub for how long it is to look for its turn, where that is new.
-    fn tell_looks(&self) {
+    pub(super) fn tell_looks(&self) {
         if let Some((awake, woken)) = self.waiting.begin() {
             self.context.u32_at(at::SPIN).store(awake, Ordering::Relaxed);
             self.context.u32_at(at::SPIN_WOKEN).store(woken, Ordering::Relaxed);
         }
     }
 
-    /// Gives the turn to the stub. Whether it had to be woken.
-    pub(super) fn give_turn(&self, what: u32) -> bool {
+    /// Gives the turn to the stub.
+    pub(super) fn give_turn(&self, what: u32) {
+        let slept = self.put_turn(what);
+        if slept != 0 {
+            self.wake_stub(slept, what);
+        }
+    }
+
+    /// Makes the turn the stub's, and tells where that sleeps, if it does.
+    fn put_turn(&self, what: u32) -> u32 {
         self.context.u32_at(at::WHAT).store(what, Ordering::Relaxed);
-        let word = self.context.u32_at(at::STATE);
         // A whole barrier: whether the stub sleeps is looked at after this.
-        word.swap(state::STUB, Ordering::SeqCst);
-        let slept = self.context.u32_at(at::STUB_SLEEPS).load(Ordering::SeqCst);
+        self.context.u32_at(at::STATE).swap(state::STUB, Ordering::SeqCst);
+        self.context.u32_at(at::STUB_SLEEPS).load(Ordering::SeqCst)
+    }
+
+    fn wake_stub(&self, slept: u32, what: u32) {
+        let word = self.context.u32_at(at::STATE);
         // Not for a copy of itself, which would be bound as it is for that moment.
         let copies = matches!(what, op::FORK | op::SPAWN);
-        if slept != 0 && slept == here() && !copies && self.waiting.is_alone() {
+        if slept == here() && !copies && self.waiting.is_alone() {
             wake_elsewhere(self.stub.pid(), self.interrupt.thread, || futex_wake(word));
-        } else if slept != 0 {
+        } else {
             futex_wake(word);
         }
-        slept != 0
+    }
+
+    /// Another stub was to wake this one: it is woken if that did not happen.
+    fn wake_if_nobody_did(&self) {
+        if self.waiting.comes.take() && self.context.u32_at(at::STUB_SLEEPS).load(Ordering::SeqCst) != 0 {
+            futex_wake(self.context.u32_at(at::STATE));
+        }
     }
 
     /// Waits for the turn, and looks so often before it sleeps. `false` when the stub is gone, or was ended since it did not come back.
@@ -105,11 +130,15 @@ impl StubThread {
                 self.waiting.came(look);
                 return self.has_turn();
             }
+            if look == COMES {
+                self.wake_if_nobody_did();
+            }
             if look == PUT_OFF {
                 events::wake_put_off();
             }
             std::hint::spin_loop();
         }
+        self.wake_if_nobody_did();
         events::wake_put_off();
         Waiting::sleeps();
         let begin = ticks::now();

@@ -142,6 +142,8 @@ pub(super) struct Waiting {
     expected: Cell<u32>,
     /// What the stub was told last.
     told: Cell<(u32, u32)>,
+    /// The stub, which got the turn, is woken by another one.
+    pub(super) comes: Cell<bool>,
 }
 
 impl Waiting {
@@ -154,6 +156,7 @@ impl Waiting {
             looks: Cell::new(0),
             expected: Cell::new(0),
             told: Cell::new(if spins { (LONG, LONG) } else { (0, 0) }),
+            comes: Cell::new(false),
         }
     }
 
