@@ -113,6 +113,23 @@ fn about_to_wait() {
     });
 }
 
+/// As long as there is one, the calling thread of the sentry waits for a gofer, which answers soon.
+pub(crate) struct Asks(PhantomData<*const ()>);
+
+impl Asks {
+    /// It begins to.
+    pub(crate) fn begin() -> Self {
+        SERVED.with_borrow(|served| served.iter().for_each(|thread| thread.asks()));
+        Self(PhantomData)
+    }
+}
+
+impl Drop for Asks {
+    fn drop(&mut self) {
+        SERVED.with_borrow(|served| served.iter().for_each(|thread| thread.is_answered()));
+    }
+}
+
 /// A thread of the sentry that sleeps, as far as it can be woken later than it could be.
 pub(crate) trait Sleeper {
     /// Wakes the stub of the guest thread that it serves.

@@ -173,6 +173,7 @@ impl Client {
     ) -> Result<T, Errno> {
         events::wake_put_off();
         let mut channel = self.take()?;
+        let _until_it_answers = events::Asks::begin();
         let answer = self
             .flush(&channel)
             .and_then(|()| Ok(channel.send(&request.encode(), None)?))

@@ -14,6 +14,12 @@ pub trait Interrupt: Send + Sync {
         self.rest();
     }
 
+    /// That thread asks a gofer, and waits for the answer.
+    fn asks(&self) {}
+
+    /// It has the answer.
+    fn is_answered(&self) {}
+
     /// What that one waits for has come: it will go on with the guest.
     fn goes_on_soon(&self) {}
 

@@ -68,9 +68,14 @@ impl StubInterrupt {
 
     /// Tells the stub, which waits for the turn, that it will be long. Called by who has the turn.
     pub(super) fn let_sleep(&self) {
-        let word = self.context.u32_at(at::STATE);
         // Not over what the host's kernel writes when the thread ends.
-        let _ = word.compare_exchange(state::SENTRY, state::LONG, Ordering::Relaxed, Ordering::Relaxed);
+        self.tell(state::SENTRY, state::LONG);
+    }
+
+    /// Changes what the stub, which waits for the turn, is told of the time that it takes.
+    fn tell(&self, from: u32, to: u32) {
+        let word = self.context.u32_at(at::STATE);
+        let _ = word.compare_exchange(from, to, Ordering::SeqCst, Ordering::Relaxed);
     }
 
     /// Whether the guest is to end.
@@ -143,6 +148,16 @@ impl Interrupt for StubInterrupt {
         if let Some(woken) = woken.filter(|_| sleeps() && self.context.take(at::WAKES) != 0) {
             woken.wake();
         }
+    }
+
+    fn asks(&self) {
+        if !waiting::is_crowded() {
+            self.tell(state::SENTRY, state::ASKS);
+        }
+    }
+
+    fn is_answered(&self) {
+        self.tell(state::ASKS, state::SENTRY);
     }
 
     fn goes_on_soon(&self) {

@@ -166,6 +166,8 @@ pub(super) mod state {
     pub(crate) const LONG: u32 = 3;
     /// The stub's, once the thread that made its guest thread goes on ([`super::super::resting`]).
     pub(crate) const GIVEN: u32 = 4;
+    /// The sentry's, which waits for the answer of a gofer: it will take longer than a call, and not long.
+    pub(crate) const ASKS: u32 = 5;
 }
 
 /// What the stub can be asked.

@@ -37,6 +37,7 @@ mod stub_futex;
 mod stub_image;
 mod stub_kept;
 mod stub_tasks;
+mod stub_turn;
 pub(super) mod thread;
 mod turn;
 mod vector;

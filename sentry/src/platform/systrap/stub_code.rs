@@ -17,6 +17,8 @@ use super::stage;
 use super::stub_futex::how_it_waits;
 use super::stub_kept::what_is_kept;
 use super::stub_tasks::what_it_is_asked;
+use super::stub_turn::how_it_waits_for_its_turn;
+use super::waiting::ASKS;
 
 core::arch::global_asm!(
     r#"
@@ -72,84 +74,9 @@ kata_cc_stub_handler:
     je .Lcall_made
     movl ${SIGNALLED}, {WHAT}(%rbx)
 
-    // Gives the turn to the sentry, and waits for it to come back.
-.Lpost:
-    mov ${SENTRY}, %eax
-    xchg %eax, {STATE}(%rbx)
-    mov {SPIN}(%rbx), %r8d
-    mov {SENTRY_SLEEPS}(%rbx), %ecx
-    test %ecx, %ecx
-    jz .Lwait
-    mov {SPIN_WOKEN}(%rbx), %r8d
-    mov ${CPUNODE}, %eax
-    lsl %eax, %eax
-    inc %eax
-    cmp %eax, %ecx
-    jne 1f
-    xor %r8d, %r8d                  // it needs this processor
-1:  mov $202, %eax                  // futex(state, FUTEX_WAKE, 1)
-    lea {STATE}(%rbx), %rdi
-    mov $1, %esi
-    mov $1, %edx
-    syscall
-.Lwait:
-    mov {STATE}(%rbx), %eax
-    cmp ${STUB}, %eax
-    je .Lgo
-    cmp ${SENTRY}, %eax
-    jne 2f
-    pause
-    sub $1, %r8d
-    ja .Lwait
-2:
-.Lsleep:
-    mov ${CPUNODE}, %eax
-    lsl %eax, %eax
-    inc %eax
-    xchg %eax, {STUB_SLEEPS}(%rbx)
-    cmpq $0, {WAKES}(%rbx)
-    je 4f
-    xor %edi, %edi
-    xchg %rdi, {WAKES}(%rbx)        // the sentry may do it instead
-    test %rdi, %rdi
-    jz 4f
-    mov $202, %eax                  // futex(of another, FUTEX_WAKE, 1)
-    mov $1, %esi
-    mov $1, %edx
-    syscall
-4:  mov {STATE}(%rbx), %edx
-    cmp ${STUB}, %edx
-    je 3f
-    xor %r10d, %r10d
-    cmpq $0, {BELL}(%rbx)
-    je 5f
-    mov %rdx, {WAITERS}(%rbx)
-    mov $449, %eax                  // futex_waitv(state and bell, 2, 0, no end)
-    lea {WAITERS}(%rbx), %rdi
-    mov $2, %esi
-    xor %edx, %edx
-    syscall
-    test %rax, %rax
-    jns 6f
-    cmp $-11, %rax                  // EAGAIN: another value
-    je 6f
-    cmp $-4, %rax                   // EINTR
-    je 6f
-    movq $0, {BELL}(%rbx)
-    jmp 4b
-5:  mov $202, %eax                  // futex(state, FUTEX_WAIT, what it is, no end)
-    lea {STATE}(%rbx), %rdi
-    xor %esi, %esi
-    syscall
-6:  mov {STATE}(%rbx), %eax
-    cmp ${SENTRY}, %eax
-    jne 2b
-    mov {SPIN_WOKEN}(%rbx), %r8d    // woken before its turn, which comes soon
-    test %r8d, %r8d
-    jz 2b
-    movl $0, {STUB_SLEEPS}(%rbx)
-    jmp .Lwait
-3:  movl $0, {STUB_SLEEPS}(%rbx)
+"#,
+    how_it_waits_for_its_turn!(),
+    r#"
 .Lgo:
     mov {WHAT}(%rbx), %eax
     cmp ${RESUME}, %eax
@@ -554,6 +481,8 @@ kata_cc_stub_end:
     VECTOR = const at::VECTOR,
     SIGNAL_STACK_END = const at::SIGNAL_STACK + at::SIGNAL_STACK_SIZE,
     SENTRY = const state::SENTRY,
+    ASKS = const state::ASKS,
+    ASKS_LOOKS = const ASKS,
     STUB = const state::STUB,
     DONE = const kind::DONE,
     SIGNALLED = const kind::SIGNAL,

@@ -15,8 +15,8 @@ use crate::ticks;
 
 /// Looks at the state, some 25 ns each: as long as it takes to sleep and be woken...
 const LONG: u32 = 1000;
-/// ...as long as it takes a gofer to answer, for a stub...
-const GOFER: u32 = 2000;
+/// ...as long as a gofer takes to answer, which is as long as another processor takes to wake: who then sleeps does so when the answer is there...
+pub(super) const ASKS: u32 = 2000;
 /// ...as long as it takes another processor to wake...
 const MIDDLE: u32 = 600;
 /// ...where processors are few...
@@ -96,6 +96,11 @@ pub(crate) fn rest() -> bool {
     OWN.with(Own::rest)
 }
 
+/// Whether there are fewer than two processors for each pair at work.
+pub(super) fn is_crowded() -> bool {
+    AT_WORK.load(Ordering::Relaxed) * 2 > crate::outside::cpus()
+}
+
 /// Whether one pair more at work would be one too many for the processors.
 pub(crate) fn would_crowd() -> bool {
     (AT_WORK.load(Ordering::Relaxed) + 1) * 2 > crate::outside::cpus()
@@ -114,20 +119,10 @@ enum Crowd {
 
 impl Crowd {
     fn now() -> Self {
-        let crowded = AT_WORK.load(Ordering::Relaxed) * 2 > crate::outside::cpus();
-        match (OWN.with(Own::may_look), crowded) {
+        match (OWN.with(Own::may_look), is_crowded()) {
             (true, false) => Self::None,
             (true, true) => Self::First,
             (false, _) => Self::Other,
-        }
-    }
-
-    /// How often the stub looks. What the sentry does takes no longer than that, or it says so ([`rest`]), but for files of the host: to ask a
-    /// gofer takes as long as another processor takes to wake, and who then sleeps begins to when the answer is there.
-    fn stub_looks(self) -> (u32, u32) {
-        match self {
-            Self::None => (GOFER, GOFER),
-            Self::First | Self::Other => self.looks(),
         }
     }
 
@@ -166,7 +161,7 @@ impl Waiting {
             soon: Cell::new(true),
             looks: Cell::new(0),
             expected: Cell::new(0),
-            told: Cell::new(if spins { (GOFER, GOFER) } else { (0, 0) }),
+            told: Cell::new(if spins { (LONG, LONG) } else { (0, 0) }),
             comes: Cell::new(false),
         }
     }
@@ -183,7 +178,7 @@ impl Waiting {
         }
         OWN.with(Own::work);
         self.crowd.set(Crowd::now());
-        let tell = self.crowd.get().stub_looks();
+        let tell = self.crowd.get().looks();
         (self.told.replace(tell) != tell).then_some(tell)
     }
 
@@ -244,7 +239,7 @@ mod tests {
         assert_eq!(waiting.looks_for(false), SHORT);
         let alone = Waiting { spins: false, ..Waiting::new() };
         assert_eq!((alone.looks_for(false), alone.begin()), (0, None));
-        assert!(waiting.begin().is_some() || waiting.told() == (GOFER, GOFER));
+        assert!(waiting.begin().is_some() || waiting.told() == (LONG, LONG));
         assert!(rest() && !rest());
     }
 
