@@ -11,9 +11,9 @@ const ANSWERS: usize = 64;
 const QUESTIONS: usize = 40;
 
 /// Offsets that mean something: most of them words that the sentry reads back (`platform/systrap/layout.rs`).
-const PLACES: [u16; 20] = [
-    0, 0x40, 0x80, 0x88, 0xc0, 0x100, 0x108, 0x110, 0x118, 0x120, 0x138, 0x140, 0x180, 0x1f0, 0x200, 0x240,
-    0x300, 0x40e0, 0x4000, 0x8090,
+const PLACES: [u16; 23] = [
+    0, 0x40, 0x48, 0x2c8, 0x2f0, 0x80, 0x88, 0xc0, 0x100, 0x108, 0x110, 0x118, 0x120, 0x138, 0x140, 0x180,
+    0x1f0, 0x200, 0x240, 0x300, 0x40e0, 0x4000, 0x8090,
 ];
 
 /// Values that mean something: turns, kinds, signals, errors, addresses of the first context and around it.
@@ -40,6 +40,10 @@ const VALUES: [u64; 20] = [
     0x40_0000,
 ];
 
+/// Why a stub may say that it gives the turn away (`kind` in `platform/systrap/layout.rs`), and what is none.
+const KINDS: [u64; 12] =
+    [0x101, 0x102, 0x103, 0x104, 0x105, 0x200, 0x201, 0x202, 0x204, 0x206, 0x207, 0xffff];
+
 fn words(data: &mut Bytes<'_>) -> Vec<(u16, u64)> {
     let mut word = |_| {
         let place = if data.u8() > 63 { data.one_of(&PLACES) } else { data.u16() };
@@ -57,15 +61,16 @@ fn answer(data: &mut Bytes<'_>) -> Answer {
         answer.writes.extend(words(data));
     }
     if how & 4 != 0 {
-        // why the guest stopped
-        answer.writes.push((0x108, u64::from(data.u8() % 5)));
+        // Why the guest stopped, in the upper half of the turn's word; a call may have any flags.
+        let kind = data.one_of(&KINDS) | if how & 16 != 0 { u64::from(data.u16()) << 16 } else { 0 };
+        answer.writes.push((0, kind << 32 | 1));
         answer.writes.push((0x110, data.one_of(&[31, 11, 7, 8, 5, 4, 23, 0, u64::MAX])));
     }
     if how & 8 != 0 {
         answer.late = words(data);
     }
     if how >= 250 {
-        answer.turn = u32::from(data.u8() % 5);
+        answer.turn = u32::from(data.u8() % 7);
     }
     answer
 }
@@ -74,7 +79,7 @@ fn answer(data: &mut Bytes<'_>) -> Answer {
 fn ask(thread: &mut dyn Thread, data: &mut Bytes<'_>) {
     let address = if data.u8() > 127 { data.one_of(&VALUES) } else { data.u64() };
     let length = usize::from(data.u16());
-    match data.u8() % 18 {
+    match data.u8() % 21 {
         0 | 1 => {
             let _ = thread.resume();
         }
@@ -126,6 +131,36 @@ fn ask(thread: &mut dyn Thread, data: &mut Bytes<'_>) {
             assert!(thread.move_sleepers((address, address), (length, length), Some(1)) <= 2 * length);
             let _ = thread.slept();
             thread.clear_slept();
+        }
+        17 => {
+            // What the kernel says of waits: of its own, of one that another's is over, of a gofer.
+            let interrupt = thread.interrupt();
+            interrupt.asks();
+            interrupt.is_answered();
+            interrupt.rest();
+            interrupt.goes_on_soon();
+            interrupt.leave_to(&mut || interrupt.goes_on_soon());
+        }
+        18 => {
+            if let Ok(mut child) = thread.spawn() {
+                let begins = child.start();
+                thread.settle();
+                if begins {
+                    let _ = child.resume();
+                }
+                child.retire();
+                thread.interrupt().goes_on_soon();
+            }
+        }
+        19 => {
+            let bytes = vec![2; length];
+            thread.write_aside(address, &bytes);
+            let _ = (thread.write_late(address, &bytes), thread.says_writable(address, length));
+            let _ = (thread.read_early(address, &mut vec![0; length]), thread.called_from());
+            let _ = (
+                thread.push_frame(address, address ^ 0x40, &bytes[..length.min(600)]),
+                thread.load_state(address),
+            );
         }
         _ => {
             thread.interrupt().interrupt();

@@ -21,7 +21,7 @@ use crate::error::Errno;
 use crate::platform::Thread;
 
 /// Contexts that it answers in: those of the first threads.
-const PLAYED: usize = 4;
+const PLAYED: usize = 8;
 
 /// What it does when it has the turn.
 #[derive(Debug, Clone, Default)]
