@@ -499,6 +499,41 @@ mod tests {
         }
     }
 
+    /// What a guest thread hears of the thread of the sentry that serves it.
+    #[derive(Default)]
+    struct Hears(Mutex<Vec<&'static str>>);
+
+    impl Interrupt for Hears {
+        fn interrupt(&self) {}
+
+        fn rest(&self) {
+            self.0.lock().unwrap().push("rests");
+        }
+
+        fn asks(&self) {
+            self.0.lock().unwrap().push("asks");
+        }
+
+        fn is_answered(&self) {
+            self.0.lock().unwrap().push("is answered");
+        }
+    }
+
+    #[test]
+    fn a_guest_thread_hears_of_waits() {
+        let hears = Arc::new(Hears::default());
+        serves(Some(Arc::clone(&hears) as Arc<dyn Interrupt>));
+        drop(Asks::begin());
+        let waiter = Waiter::new();
+        assert!(!waiter.wait(Some(Instant::now())));
+        // What has come already is no wait.
+        waiter.set();
+        assert!(waiter.wait(None));
+        serves(None);
+        drop(Asks::begin());
+        assert_eq!(*hears.0.lock().unwrap(), ["asks", "is answered", "rests"]);
+    }
+
     #[test]
     fn a_sleeping_thread_is_woken() {
         let queue = Arc::new(WaitQueue::new());

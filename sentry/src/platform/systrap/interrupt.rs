@@ -200,3 +200,36 @@ fn send(process: Pid, thread: Pid, signal: i32) -> bool {
     // SAFETY: the call reads and writes no memory of ours, and signals a thread of a stub alone: the host looks whether it is of that process.
     unsafe { libc::syscall(libc::SYS_tgkill, process.as_raw(), thread.as_raw(), signal) == 0 }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use super::super::resting::tests::{guest, wait_until};
+    use super::*;
+    use crate::platform::{Thread, Trap};
+
+    #[test]
+    fn a_stub_looks_on_while_a_gofer_is_asked_but_not_for_ever() {
+        let mut thread = guest();
+        let context = Arc::clone(&thread.context);
+        let state = || context.u32_at(at::STATE).load(Ordering::SeqCst);
+        for answered in [true, false] {
+            assert_eq!(thread.resume(), Trap::Syscall { number: 39 });
+            thread.interrupt.tell(state::SENTRY, state::ASKS);
+            assert_eq!(state(), state::ASKS);
+            wait_until(|| context.u32_at(at::STUB_SLEEPS).load(Ordering::SeqCst) != 0);
+            if answered {
+                thread.interrupt.is_answered();
+                assert_eq!(state(), state::SENTRY);
+                assert!(thread.has_turn());
+            }
+        }
+        // Nothing but the turn is what it was told.
+        thread.interrupt.is_answered();
+        thread.interrupt.is_answered();
+        thread.interrupt.rest();
+        thread.interrupt.is_answered();
+        assert_eq!(state(), state::LONG);
+        assert_eq!(thread.resume(), Trap::Syscall { number: 39 });
+    }
+}
