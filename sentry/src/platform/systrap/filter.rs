@@ -45,8 +45,8 @@ const ADVICE: &[u32] = &[0, 1, 2, 3, 4, 8, 9, 10, 11, 14, 15, 16, 17, 18, 19, 20
 const RULES: &[Rule] = &[
     // Its turn, and private words of its guest.
     Rule(libc::SYS_futex, &[(1, Check::OneOf(OPERATIONS))]),
-    // Its turn and its bell, or any other words that its own process can read.
-    Rule(libc::SYS_futex_waitv, &[]),
+    // Its turn and its bell, or any other two words that its own process can read.
+    Rule(libc::SYS_futex_waitv, &[(1, Check::Is(2)), (2, Check::Is(0)), (3, Check::Is(0))]),
     Rule(libc::SYS_rt_sigreturn, &[]),
     Rule(libc::SYS_mmap, &[(2, Check::Within(PROTECTION)), (3, Check::Within(MAP_FLAGS))]),
     Rule(libc::SYS_munmap, &[]),
@@ -122,6 +122,7 @@ mod tests {
         for (number, arguments) in [
             (libc::SYS_futex, [1, 0, 2, 0, 0, 0]),
             (libc::SYS_futex, [1, 1, 1, 0, 0, 0]),
+            (libc::SYS_futex_waitv, [0x1000, 2, 0, 0, 0, 0]),
             (libc::SYS_mmap, [0x1000, 0x1000, 7, anonymous, u64::MAX, 0]),
             (libc::SYS_munmap, [0, 1, 0, 0, 0, 0]),
             (libc::SYS_madvise, [0, 0, 23, 0, 0, 0]),
@@ -142,6 +143,9 @@ mod tests {
         let huge = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB) as u64;
         for (number, arguments) in [
             (libc::SYS_futex, [1, 134, 2, 0, 0, 0]),
+            (libc::SYS_futex_waitv, [0x1000, 128, 0, 0, 0, 0]),
+            (libc::SYS_futex_waitv, [0x1000, 2, 1, 0, 0, 0]),
+            (libc::SYS_futex_waitv, [0x1000, 2, 0, 0x2000, 0, 0]),
             (libc::SYS_futex, [1, 9, 2, 0, 0, 0]),
             (libc::SYS_futex, [1, 1 << 32, 2, 0, 0, 0]),
             (libc::SYS_mmap, [0x1000, 0x1000, 7, huge, u64::MAX, 0]),

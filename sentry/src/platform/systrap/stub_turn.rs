@@ -64,10 +64,10 @@ macro_rules! how_it_waits_for_its_turn {
 4:  mov {STATE}(%rbx), %edx
     cmp ${STUB}, %edx
     je 3f
+    mov %rdx, {WAITERS}(%rbx)
     xor %r10d, %r10d
     cmpq $0, {BELL}(%rbx)
     je 5f
-    mov %rdx, {WAITERS}(%rbx)
     mov $449, %eax                  // futex_waitv(state and bell, 2, 0, no end)
     lea {WAITERS}(%rbx), %rdi
     mov $2, %esi
@@ -75,22 +75,27 @@ macro_rules! how_it_waits_for_its_turn {
     syscall
     test %rax, %rax
     jns 6f
-    cmp $-11, %rax                  // EAGAIN: another value
-    je 6f
     cmp $-4, %rax                   // EINTR
     je 6f
-    movq $0, {BELL}(%rbx)
+    cmp $-11, %rax                  // EAGAIN: another value, of its turn
+    jne 7f
+    mov {STATE}(%rbx), %eax
+    cmp %eax, {WAITERS}(%rbx)
+    jne 6f
+7:  movq $0, {BELL}(%rbx)
     jmp 4b
 5:  mov $202, %eax                  // futex(state, FUTEX_WAIT, what it is, no end)
     lea {STATE}(%rbx), %rdi
     xor %esi, %esi
     syscall
 6:  mov {STATE}(%rbx), %eax
+    cmp %eax, {WAITERS}(%rbx)
+    je .Lsleep                      // nobody who knows of its turn woke it
     cmp ${SENTRY}, %eax
-    jne 2b
+    jne .Lsleep
     mov {SPIN_WOKEN}(%rbx), %r8d    // woken before its turn, which comes soon
     test %r8d, %r8d
-    jz 2b
+    jz .Lsleep
     movl $0, {STUB_SLEEPS}(%rbx)
     jmp .Lwait
 3:  movl $0, {STUB_SLEEPS}(%rbx)

@@ -71,6 +71,7 @@ pub(super) struct Place {
 pub(super) fn prepare(context: &Context, slot: usize, secret: u64, turn: u32) {
     prepare_again(context, slot, secret);
     context.u32_at(at::STUB_SLEEPS).store(0, Ordering::Relaxed);
+    context.store(at::WAKES, 0);
     context.u32_at(at::STATE).store(turn, Ordering::SeqCst);
 }
 
@@ -120,7 +121,6 @@ impl StubThread {
             noted: Noted::default(),
             rest: Rest::default(),
         };
-        thread.interrupt.hang_bell();
         let (awake, woken) = thread.waiting.told();
         thread.context.u32_at(at::SPIN).store(awake, Ordering::Relaxed);
         thread.context.u32_at(at::SPIN_WOKEN).store(woken, Ordering::Relaxed);

@@ -72,9 +72,7 @@ impl StubThread {
     fn pass(&self, what: u32, patience: Patience) -> bool {
         self.tell_looks();
         let slept = self.put_turn(what);
-        let comes = slept != 0 && self.interrupt.takes_coming();
-        self.waiting.comes.set(comes);
-        if slept != 0 && !comes {
+        if self.is_to_be_woken(slept) {
             self.wake_stub(slept, what);
         }
         self.wait(self.waiting.looks_for(slept != 0), patience)
@@ -102,6 +100,13 @@ impl StubThread {
         // A whole barrier: whether the stub sleeps is looked at after this.
         self.context.u32_at(at::STATE).swap(state::STUB, Ordering::SeqCst);
         self.context.u32_at(at::STUB_SLEEPS).load(Ordering::SeqCst)
+    }
+
+    /// Whether a stub that got the turn, and slept there if it slept, is to be woken now, as no other stub does.
+    pub(super) fn is_to_be_woken(&self, slept: u32) -> bool {
+        let comes = self.interrupt.takes_coming() && slept != 0;
+        self.waiting.comes.set(comes);
+        slept != 0 && !comes
     }
 
     fn wake_stub(&self, slept: u32, what: u32) {

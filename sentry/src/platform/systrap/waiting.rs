@@ -98,7 +98,8 @@ pub(crate) fn rest() -> bool {
 
 /// Whether there are fewer than two processors for each pair at work.
 pub(super) fn is_crowded() -> bool {
-    AT_WORK.load(Ordering::Relaxed) * 2 > crate::outside::cpus()
+    // The caller is at work, also where that is not counted: before its stub first gets the turn, or with one processor.
+    AT_WORK.load(Ordering::Relaxed).max(1) * 2 > crate::outside::cpus()
 }
 
 /// Whether one pair more at work would be one too many for the processors.
