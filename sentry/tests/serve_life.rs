@@ -65,6 +65,30 @@ fn children_of(parent: u32) -> Vec<u32> {
     pids.filter(of_parent).collect()
 }
 
+/// KiB of its own program's code that a process maps.
+fn code_of_program(pid: u32) -> u64 {
+    let maps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+    let mut code =
+        maps.lines().skip_while(|line| !(line.contains(" r-xp ") && line.ends_with("/kata-cc-sentry")));
+    let rss = code.find_map(|line| line.strip_prefix("Rss:")).unwrap();
+    rss.trim_end_matches("kB").trim().parse().unwrap()
+}
+
+/// When its containers run the monitor lets go of the code that its start needed, and does all that it did.
+#[test]
+fn a_monitor_at_rest_maps_little_of_its_code() {
+    let sandbox = Sandbox::start(&[]);
+    let monitor = sandbox.child.id();
+    sandbox.run("box", &spec(&["sleep", "100"]));
+    let (before, begin) = (code_of_program(monitor), Instant::now());
+    while code_of_program(monitor) > before / 2 {
+        assert!(begin.elapsed() < Duration::from_secs(20), "{before} KiB, now {}", code_of_program(monitor));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(sandbox.run_in("box", "echo", &["echo", "here"]), (0, "here\n".into()));
+    assert_eq!(sandbox.end(), 0);
+}
+
 fn is_gofer(pid: u32) -> bool {
     fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default().starts_with(b"kata-cc-gofer\0")
 }

@@ -2,7 +2,7 @@
 //!
 //! Whatever is not made by the stub's own code is a call of the guest's: SIGSYS. What the stub's code makes is let through when it can touch
 //! nothing but the calling process: guest code can jump to the stub's `syscall` instructions with registers of its choice, so this
-//! list, and not the code, is what confines a guest.
+//! list, and not the code, is what confines a guest. One exception: whoever rings another one's bell ([`super::leaving`]) wakes it, and it sleeps again.
 
 use libc::{BPF_JEQ, BPF_JGE, SECCOMP_RET_ALLOW, SECCOMP_RET_KILL_PROCESS, SECCOMP_RET_TRAP, sock_filter};
 
