@@ -11,9 +11,9 @@ const ANSWERS: usize = 64;
 const QUESTIONS: usize = 40;
 
 /// Offsets that mean something: most of them words that the sentry reads back (`platform/systrap/layout.rs`).
-const PLACES: [u16; 23] = [
-    0, 0x40, 0x48, 0x2c8, 0x2f0, 0x80, 0x88, 0xc0, 0x100, 0x108, 0x110, 0x118, 0x120, 0x138, 0x140, 0x180,
-    0x1f0, 0x200, 0x240, 0x300, 0x40e0, 0x4000, 0x8090,
+const PLACES: [u16; 22] = [
+    0, 0x40, 0x48, 0x2f0, 0x80, 0x88, 0xc0, 0x100, 0x108, 0x110, 0x118, 0x120, 0x138, 0x140, 0x180, 0x1f0,
+    0x200, 0x240, 0x300, 0x40e0, 0x4000, 0x8090,
 ];
 
 /// Values that mean something: turns, kinds, signals, errors, addresses of the first context and around it.
@@ -146,6 +146,8 @@ fn ask(thread: &mut dyn Thread, data: &mut Bytes<'_>) {
                 let begins = child.start();
                 thread.settle();
                 if begins {
+                    // A stub that keeps its own new thread from its turn is waited for until somebody wants that one to stop.
+                    child.interrupt().interrupt();
                     let _ = child.resume();
                 }
                 child.retire();
