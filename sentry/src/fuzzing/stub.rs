@@ -146,8 +146,6 @@ fn ask(thread: &mut dyn Thread, data: &mut Bytes<'_>) {
                 let begins = child.start();
                 thread.settle();
                 if begins {
-                    // A stub that keeps its own new thread from its turn is waited for until somebody wants that one to stop.
-                    child.interrupt().interrupt();
                     let _ = child.resume();
                 }
                 child.retire();

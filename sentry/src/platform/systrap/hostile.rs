@@ -120,7 +120,10 @@ fn play(mut contexts: Vec<Context>, answers: Vec<Answer>, ended: &AtomicBool, so
     let mut answers = answers.into_iter();
     while !ended.load(Ordering::SeqCst) {
         contexts.extend(sent(socket));
-        let asked = contexts.iter().find(|context| turn(context).load(Ordering::SeqCst) == state::STUB);
+        // It does not wait for a new thread's turn to be given.
+        let is_asked =
+            |context: &&Context| matches!(turn(context).load(Ordering::SeqCst), state::STUB | state::GIVEN);
+        let asked = contexts.iter().find(is_asked);
         let Some(context) = asked else {
             std::thread::yield_now();
             continue;

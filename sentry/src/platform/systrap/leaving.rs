@@ -257,12 +257,16 @@ pub(super) mod tests {
             // It sleeps on what it is told from now on.
             futex_wake(word);
             std::thread::sleep(SOON);
+            let context = Arc::clone(&thread.context);
+            // If it looked, it would do so without end.
+            let looks = context.u32_at(at::SPIN_WOKEN).swap(u32::MAX, Ordering::SeqCst);
             for _ in 0..3 {
                 let before = times_asleep(&thread);
                 futex_wake(word);
                 wait_until(|| times_asleep(&thread) > before);
                 assert!(is_asleep(&thread), "{told}");
             }
+            context.u32_at(at::SPIN_WOKEN).store(looks, Ordering::SeqCst);
             word.store(state::SENTRY, Ordering::SeqCst);
             goes_on_and_looks(&mut thread);
         }
