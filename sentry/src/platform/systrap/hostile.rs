@@ -20,8 +20,8 @@ use super::thread::{self, Place, StubThread};
 use crate::error::Errno;
 use crate::platform::Thread;
 
-/// Contexts that it answers in: those of the first threads.
-const PLAYED: usize = 8;
+/// Contexts that it answers in: those of the first threads, more than anybody makes here.
+const PLAYED: usize = 64;
 
 /// What it does when it has the turn.
 #[derive(Debug, Clone, Default)]
