@@ -35,14 +35,13 @@ unsafe extern "C" fn of_the_program(info: *mut libc::dl_phdr_info, _: usize, byt
         headers.iter().filter(|header| header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_W == 0)
     {
         let (start, end) = whole_pages(base + segment.p_vaddr, segment.p_filesz);
+        let length = end.saturating_sub(start) as usize;
         // SAFETY: private pages of a file that this process has not written show the file's, now and when they are mapped again. (A debugger's breakpoints are
         // written, and lost.)
-        if end > start
-            && unsafe { libc::madvise(start as *mut c_void, (end - start) as usize, libc::MADV_DONTNEED) }
-                == 0
-        {
+        let let_go = unsafe { libc::madvise(start as *mut c_void, length, libc::MADV_DONTNEED) };
+        if let_go == 0 {
             // SAFETY: it is the counter of the caller.
-            unsafe { *bytes.cast::<usize>() += (end - start) as usize };
+            unsafe { *bytes.cast::<usize>() += length };
         }
     }
     1
