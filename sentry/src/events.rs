@@ -318,7 +318,7 @@ impl Waiter {
             Some(thread) => thread.leave_to(&mut wake_guests),
             None => {
                 wake_guests();
-                crate::platform::rest();
+                about_to_wait();
             }
         }
         for other in others {

@@ -83,10 +83,10 @@ impl StubInterrupt {
         self.tell(state::SENTRY, state::LONG);
     }
 
-    /// Changes what the stub, which waits for the turn, is told of the time that it takes.
-    fn tell(&self, from: u32, to: u32) {
+    /// Changes what the stub, which waits for the turn, is told of the time that it takes. Whether it was told `from` until now.
+    fn tell(&self, from: u32, to: u32) -> bool {
         let word = self.context.u32_at(at::STATE);
-        let _ = word.compare_exchange(from, to, Ordering::SeqCst, Ordering::Relaxed);
+        word.compare_exchange(from, to, Ordering::SeqCst, Ordering::Relaxed).is_ok()
     }
 
     /// Whether the guest is to end.
@@ -101,9 +101,7 @@ impl StubInterrupt {
         if slept == 0 || slept == self.rests_at.load(Ordering::Relaxed) {
             return;
         }
-        let word = self.context.u32_at(at::STATE);
-        let was = word.compare_exchange(state::LONG, state::SENTRY, Ordering::SeqCst, Ordering::Relaxed);
-        if was.is_err() {
+        if !self.tell(state::LONG, state::SENTRY) {
             return;
         }
         let is_elsewhere = slept != here();
@@ -112,6 +110,7 @@ impl StubInterrupt {
             self.is_to_come();
             return;
         }
+        let word = self.context.u32_at(at::STATE);
         if !is_elsewhere {
             // The caller leaves this processor to who serves that stub: the two are not to share it.
             wake_elsewhere(self.stub.pid(), self.thread, || futex_wake(word));

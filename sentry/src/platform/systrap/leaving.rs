@@ -11,6 +11,7 @@
 //! `unsafe`: one `futex_waitv` of nothing, to find out whether there is one.
 
 use std::cell::RefCell;
+use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, OnceLock};
 
 use nix::unistd::Pid;
@@ -54,11 +55,11 @@ pub(super) fn bell(stub: Pid, slot: usize) -> u64 {
 pub(super) fn hang(context: &Context, slot: usize, bell: u64) {
     let (turn, second) = (at::WAITERS, at::WAITERS + 24);
     context.store(turn + 8, context_address(slot) + at::STATE as u64);
-    context.u32_at(turn + 16).store(SIZE_U32, std::sync::atomic::Ordering::Relaxed);
-    context.u32_at(second + 16).store(SIZE_U32, std::sync::atomic::Ordering::Relaxed);
+    context.u32_at(turn + 16).store(SIZE_U32, Ordering::Relaxed);
+    context.u32_at(second + 16).store(SIZE_U32, Ordering::Relaxed);
     context.store(second, 0);
     // Last: the stub may be about to sleep.
-    std::sync::atomic::fence(std::sync::atomic::Ordering::Release);
+    fence(Ordering::Release);
     context.store(at::BELL, bell);
 }
 
@@ -122,8 +123,6 @@ pub(super) fn wake_as_it_leaves(
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may panic")]
 pub(super) mod tests {
-    use std::sync::atomic::Ordering;
-
     use super::super::layout::state;
     use super::super::remote::Process as _;
     use super::super::resting::tests::{SOON, guest, spawn, times_asleep, wait_until};
